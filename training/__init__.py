@@ -1,0 +1,1 @@
+"""From data to a proved model file: dataset -> model -> fit -> fold -> export -> verify -> artifact."""

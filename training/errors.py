@@ -1,0 +1,64 @@
+"""What can go wrong on the way from data to a published model, one class for each kind of remedy.
+
+    TrainingError
+    ├── ConfigError      a hyperparameter or a flag cannot be used as given
+    ├── DatasetError     the data was not found, or is not Fashion-MNIST
+    ├── DeviceError      the device that was asked for is not there
+    ├── DivergenceError  the loss became NaN or infinite
+    ├── CheckpointError  a checkpoint cannot be read, or belongs to another run
+    ├── FoldError        a normalisation cannot be folded exactly
+    ├── ExportError      the graph could not be written as ONNX
+    ├── VerifyError      two forms of the network do not agree
+    └── ArtifactError    the version folder cannot be written or read
+
+Every message says what came, what was expected and what to do. The command line prints the message alone and
+ends with exit code 2 for what the caller can mend (`ConfigError`, `DatasetError`, `DeviceError`) and 1 otherwise.
+"""
+
+
+class TrainingError(Exception):
+    """Base of everything that `training` raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(TrainingError):
+    """A hyperparameter or a flag cannot be used as given."""
+
+    exit_code = 2
+
+
+class DatasetError(TrainingError):
+    """The data was not found, could not be written, or is not Fashion-MNIST."""
+
+    exit_code = 2
+
+
+class DeviceError(TrainingError):
+    """The device that was asked for is not there."""
+
+    exit_code = 2
+
+
+class DivergenceError(TrainingError):
+    """The loss became NaN or infinite."""
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint cannot be read, or belongs to another architecture or a finished run."""
+
+
+class FoldError(TrainingError):
+    """A normalisation cannot be folded exactly, or the proof of a fold failed."""
+
+
+class ExportError(TrainingError):
+    """The graph could not be written as ONNX, or what was written is not what was asked for."""
+
+
+class VerifyError(TrainingError):
+    """Two forms of the network do not agree within the stated tolerance."""
+
+
+class ArtifactError(TrainingError):
+    """The version folder cannot be written or read as a whole."""
