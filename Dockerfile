@@ -12,9 +12,6 @@ RUN python -m venv --without-pip /opt/venv \
 FROM dependencies AS cpu-dependencies
 RUN python -m pip --python /opt/venv/bin/python install --no-cache-dir --only-binary=:all: -c constraints.txt -r cpu.txt
 
-FROM dependencies AS gpu-dependencies
-RUN python -m pip --python /opt/venv/bin/python install --no-cache-dir --only-binary=:all: -c constraints.txt -r gpu.txt
-
 FROM ${BASE} AS runtime
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -33,11 +30,15 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
   CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['FOLDSERVE_PORT'] + '/v2/health/ready', timeout=4)"]
 CMD ["python", "-m", "service"]
 
+FROM runtime AS cpu
+ENV FOLDSERVE_PROVIDER=cpu
+COPY --from=cpu-dependencies /opt/venv /opt/venv
+
+# The classic builder runs every stage above its target, so what only the GPU image needs stands last.
+FROM dependencies AS gpu-dependencies
+RUN python -m pip --python /opt/venv/bin/python install --no-cache-dir --only-binary=:all: -c constraints.txt -r gpu.txt
+
 FROM runtime AS gpu
 ENV FOLDSERVE_PROVIDER=cuda \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=gpu-dependencies /opt/venv /opt/venv
-
-FROM runtime AS cpu
-ENV FOLDSERVE_PROVIDER=cpu
-COPY --from=cpu-dependencies /opt/venv /opt/venv
