@@ -1,0 +1,317 @@
+"""Batch normalization written out: the function of the book, a module around it, and exact conversion to PyTorch's.
+
+The networks take it for `--norm scratch`. It equals `nn.BatchNorm` in outputs, gradients and buffers; it does not fold
+and knows no training loop. Source: Ioffe and Szegedy 2015 (arXiv:1502.03167), algorithms 1 and 2.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from training.errors import ConfigError
+
+DEFAULT_MOMENTUM = 0.1  # weight of the new value; the book writes the same thing as decay 0.9
+TORCH_NORMS: dict[int, type[_BatchNorm]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}
+
+
+def batch_norm(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    moving_mean: Tensor | None,
+    moving_var: Tensor | None,
+    *,
+    training: bool,
+    eps: float,
+    momentum: float | Tensor,
+    unbiased: bool = True,
+    moving_gap: Tensor | None = None,
+) -> Tensor:
+    """Return `gamma * (x - mean) / sqrt(variance + eps) + beta`, statistics taken per feature or channel (axis 1).
+
+    In training mean and (biased) variance are those of `x`, and the moving statistics step towards them in place; in
+    evaluation they are the moving statistics. Which of the two is said by `training` alone, never by whether gradients
+    are on. Without moving statistics (None) those of `x` are used in both modes.
+
+    Args:
+        x: (N, C), (N, C, L) or (N, C, H, W), floating point.
+        gamma: scale (C,), or None for 1.
+        beta: shift (C,), or None for 0.
+        moving_mean: (C,), updated in place in training; None keeps no statistics.
+        moving_var: (C,), likewise.
+        training: whether to normalise with the statistics of `x`.
+        eps: added to the variance, inside the root.
+        momentum: weight of the new value in the moving statistics, 0 to 1; a tensor of one value stays on its device.
+        unbiased: whether `moving_var` averages the variance with divisor n - 1 (PyTorch) or n (the book).
+        moving_gap: (C,), averages unbiased minus biased variance, so that either can be had exactly from the other.
+
+    Returns:
+        Same shape and dtype as `x`.
+
+    Raises:
+        ConfigError: `x` has another number of axes, or one value per channel where its statistics are needed.
+    """
+    _check_input(x)
+    axes = [axis for axis in range(x.ndim) if axis != 1]
+    shape = [-1 if axis == 1 else 1 for axis in range(x.ndim)]  # (1, C, 1, 1) beside (N, C, H, W)
+    if training or moving_mean is None or moving_var is None:
+        mean, variance = _batch_moments(x, axes)
+        if training and moving_mean is not None and moving_var is not None:
+            count = x.numel() // x.shape[1]
+            _update(moving_mean, moving_var, moving_gap, mean, variance, count, momentum, unbiased)
+    else:
+        mean, variance = moving_mean, moving_var
+    y = (x - mean.view(shape)) / torch.sqrt(variance.view(shape) + eps)
+    if gamma is not None:
+        y = y * gamma.view(shape)
+    return y if beta is None else y + beta.view(shape)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalization over axis 1 with its parameters and moving statistics; `nn.BatchNorm1d/2d` by hand.
+
+    Args:
+        num_features: C.
+        num_dims: axes of the input: 2 for (N, C), 3 for (N, C, L), 4 for (N, C, H, W).
+        eps: added to the variance, inside the root.
+        momentum: weight of the *new* value, PyTorch's convention; 0.1 when neither it nor `decay` is given. None takes
+            the cumulative average: value k weighs 1/k. That is the Kalman filter x ← x + k·(z − x) with gain
+            k = e_e / (e_e + e_m) for a constant quantity measured with constant error and nothing known at first.
+        decay: weight of the *old* value, the book's convention (0.9); not together with `momentum`.
+        affine: whether gamma and beta exist and are learned; they start at 1 and 0.
+        track_running_stats: whether moving statistics exist; they start at mean 0 and variance 1. Without them every
+            batch is normalised by its own, in evaluation too.
+        unbiased: divisor n - 1 (PyTorch) or n (the book) in the moving variance; batches are normalised with n always.
+
+    Raises:
+        ConfigError: both conventions of averaging are given, or a value is out of range.
+    """
+
+    gamma: nn.Parameter | None
+    beta: nn.Parameter | None
+    moving_mean: Tensor | None
+    moving_var: Tensor | None
+    moving_gap: Tensor | None
+    num_batches_tracked: Tensor | None
+
+    def __init__(
+        self,
+        num_features: int,
+        num_dims: int,
+        *,
+        eps: float = 1e-5,
+        momentum: float | str | None = "default",
+        decay: float | None = None,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        unbiased: bool = True,
+    ) -> None:
+        super().__init__()
+        if num_dims not in TORCH_NORMS:
+            raise ConfigError(f"num_dims {num_dims}: expected 2 for (N, C), 3 for (N, C, L) or 4 for (N, C, H, W)")
+        if num_features < 1:
+            raise ConfigError(f"num_features {num_features}: expected at least 1")
+        self.num_features = num_features
+        self.num_dims = num_dims
+        self.eps = eps
+        self.momentum = _momentum_from(momentum, decay)
+        self.affine = affine
+        self.track_running_stats = track_running_stats
+        self.unbiased = unbiased
+        self.register_parameter("gamma", nn.Parameter(torch.ones(num_features)) if affine else None)
+        self.register_parameter("beta", nn.Parameter(torch.zeros(num_features)) if affine else None)
+        tracked = track_running_stats
+        self.register_buffer("moving_mean", torch.zeros(num_features) if tracked else None)
+        self.register_buffer("moving_var", torch.ones(num_features) if tracked else None)
+        self.register_buffer("moving_gap", torch.zeros(num_features) if tracked and not unbiased else None)
+        self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long) if tracked else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` normalised; in training mode the moving statistics step towards those of `x`.
+
+        Raises:
+            ConfigError: `x` is not (N, C, ...) with `num_dims` axes, or has one value per channel in training.
+        """
+        if x.ndim != self.num_dims or x.shape[1] != self.num_features:
+            raise ConfigError(
+                f"input of shape {tuple(x.shape)}: expected {self.num_dims} axes with {self.num_features} features "
+                "in the second"
+            )
+        return batch_norm(
+            x,
+            self.gamma,
+            self.beta,
+            self.moving_mean,
+            self.moving_var,
+            training=self.training,
+            eps=self.eps,
+            momentum=self._gain(),
+            unbiased=self.unbiased,
+            moving_gap=self.moving_gap,
+        )
+
+    def _gain(self) -> float | Tensor:
+        """Return the weight of the new value, counting this batch; the cumulative one stays on the device."""
+        if not self.training or self.num_batches_tracked is None:
+            return 0.0
+        self.num_batches_tracked.add_(1)
+        return 1.0 / self.num_batches_tracked if self.momentum is None else self.momentum
+
+    def extra_repr(self) -> str:
+        """Return what `print(module)` shows between the brackets."""
+        return f"{self.num_features}, num_dims={self.num_dims}, eps={self.eps}, momentum={self.momentum}"
+
+
+def to_torch(norm: BatchNorm) -> _BatchNorm:
+    """Return the `nn.BatchNorm1d` or `2d` that computes and goes on training exactly as `norm` does; `norm` is kept.
+
+    A biased moving variance becomes unbiased by the gap that the layer kept beside it, whatever the batch sizes were.
+    """
+    twin = TORCH_NORMS[norm.num_dims](norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    twin.to(_reference_tensor(norm)).train(norm.training)
+    with torch.no_grad():
+        _copy(twin.weight, norm.gamma)
+        _copy(twin.bias, norm.beta)
+        _copy(twin.running_mean, norm.moving_mean)
+        _copy(twin.running_var, norm.moving_var if norm.moving_gap is None else _unbiased_var(norm))
+        _copy(twin.num_batches_tracked, norm.num_batches_tracked)
+    return twin
+
+
+def from_torch(
+    norm: _BatchNorm, *, num_dims: int | None = None, unbiased: bool = True, values_per_channel: int | None = None
+) -> BatchNorm:
+    """Return the hand-written layer that computes and goes on training exactly as `norm` does; `norm` is kept.
+
+    Args:
+        norm: `nn.BatchNorm1d` or `nn.BatchNorm2d`.
+        num_dims: axes of the input where `norm` leaves it open (BatchNorm1d takes 2 or 3); 2 or 4 by default.
+        unbiased: convention of the new layer's moving variance.
+        values_per_channel: for `unbiased=False`: how many values each batch gave a channel (N·H·W), the same in all
+            batches so far. PyTorch's layer does not keep it, and without it the conversion would be a guess.
+
+    Raises:
+        ConfigError: a kind of layer other than these, or the biased convention without what it needs.
+    """
+    dims = num_dims or (4 if isinstance(norm, nn.BatchNorm2d) else 2)
+    if type(norm) is not TORCH_NORMS.get(dims):
+        raise ConfigError(
+            f"{type(norm).__name__} over {dims} axes: expected BatchNorm1d over 2 or 3, BatchNorm2d over 4"
+        )
+    twin = BatchNorm(
+        norm.num_features,
+        dims,
+        eps=norm.eps,
+        momentum=norm.momentum,
+        affine=norm.affine,
+        track_running_stats=norm.track_running_stats,
+        unbiased=unbiased,
+    )
+    twin.to(_reference_tensor(norm)).train(norm.training)
+    with torch.no_grad():
+        _copy(twin.gamma, norm.weight)
+        _copy(twin.beta, norm.bias)
+        _copy(twin.moving_mean, norm.running_mean)
+        _copy(twin.moving_var, norm.running_var)
+        _copy(twin.num_batches_tracked, norm.num_batches_tracked)
+        if twin.moving_gap is not None:
+            _make_biased(twin, values_per_channel)
+    return twin
+
+
+def to_torch_model(model: nn.Module) -> nn.Module:
+    """Return a copy of `model` with every hand-written norm converted by `to_torch`; `model` is left as it was."""
+    if isinstance(model, BatchNorm):
+        return to_torch(model)
+    twin = copy.deepcopy(model)
+    for name, module in model.named_modules():
+        if isinstance(module, BatchNorm):
+            twin.set_submodule(name, to_torch(module))
+    return twin
+
+
+def _check_input(x: Tensor) -> None:
+    if x.ndim not in TORCH_NORMS:
+        raise ConfigError(f"batch norm of shape {tuple(x.shape)}: expected (N, C), (N, C, L) or (N, C, H, W)")
+
+
+def _batch_moments(x: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance (C,), in two passes: E[x²] − E[x]² would cancel where the mean is large."""
+    if x.numel() // x.shape[1] < 2:
+        raise ConfigError(
+            f"batch norm in training: shape {tuple(x.shape)} gives one value per channel, whose variance is 0; "
+            "use batches of at least 2, or eval()"
+        )
+    mean = x.mean(axes, keepdim=True)
+    variance = (x - mean).square().mean(axes)
+    return mean.view(-1), variance
+
+
+@torch.no_grad()
+def _update(
+    moving_mean: Tensor,
+    moving_var: Tensor,
+    moving_gap: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    count: int,
+    momentum: float | Tensor,
+    unbiased: bool,
+) -> None:
+    """Step the moving statistics towards a batch's in place, so that captured graphs and state dicts see the step."""
+    gain = torch.as_tensor(momentum, dtype=moving_mean.dtype, device=moving_mean.device)
+    gap = variance / (count - 1)  # unbiased minus biased variance: v·n/(n−1) − v
+    moving_mean.lerp_(mean, gain)
+    moving_var.lerp_(variance + gap if unbiased else variance, gain)
+    if moving_gap is not None:
+        moving_gap.lerp_(gap, gain)
+
+
+def _momentum_from(momentum: float | str | None, decay: float | None) -> float | None:
+    if momentum != "default" and decay is not None:
+        raise ConfigError("momentum weighs the new value and decay the old one: give one of them, not both")
+    if decay is not None:
+        momentum = 1.0 - decay
+    if momentum == "default":
+        return DEFAULT_MOMENTUM
+    if momentum is None or (isinstance(momentum, int | float) and 0.0 <= momentum <= 1.0):
+        return momentum
+    given = f"momentum {momentum!r}" if decay is None else f"decay {decay!r}"
+    raise ConfigError(f"{given}: expected a number from 0 to 1, or momentum=None for the cumulative average")
+
+
+def _unbiased_var(norm: BatchNorm) -> Tensor:
+    assert norm.moving_var is not None
+    assert norm.moving_gap is not None
+    return norm.moving_var + norm.moving_gap
+
+
+def _make_biased(twin: BatchNorm, values_per_channel: int | None) -> None:
+    """Turn an unbiased moving variance into the biased one: all of it but the initial 1 carries Bessel's n/(n−1)."""
+    assert twin.moving_var is not None
+    assert twin.moving_gap is not None
+    assert twin.num_batches_tracked is not None
+    batches = int(twin.num_batches_tracked)
+    if batches == 0:
+        return
+    if values_per_channel is None or values_per_channel < 2:
+        raise ConfigError(
+            f"values_per_channel {values_per_channel}: to keep a biased variance, say how many values (at least 2) "
+            "each batch gave a channel"
+        )
+    initial = 0.0 if twin.momentum is None else (1.0 - twin.momentum) ** batches  # what is left of the 1 at the start
+    twin.moving_gap.copy_((twin.moving_var - initial) / values_per_channel)
+    twin.moving_var.sub_(twin.moving_gap)
+
+
+def _reference_tensor(norm: nn.Module) -> Tensor:
+    """Return a floating tensor of `norm` for `.to()`: its dtype and device."""
+    tensors = [tensor for tensor in (*norm.parameters(), *norm.buffers()) if tensor.is_floating_point()]
+    return tensors[0] if tensors else torch.empty(0)
+
+
+def _copy(target: Tensor | None, source: Tensor | None) -> None:
+    if target is not None and source is not None:
+        target.copy_(source)
