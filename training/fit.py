@@ -6,20 +6,19 @@ same loop serves CPU and GPU. It takes a model and a recipe; it neither builds t
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.config import Recipe
 from training.dataset import FashionMNIST, scale_pixels
-from training.errors import ConfigError, DeviceError, DivergenceError
+from training.device import flushed_denormals, synchronize, to_device
+from training.errors import ConfigError, DivergenceError
 
 EVALUATION_ROWS = 500  # keeps the activations of a chunk (7 MB after the first convolution) in a CPU's last-level cache
 
@@ -174,13 +173,15 @@ class Step:
 
 
 class Epoch:
-    """Passes over the training set in a fresh order: full batches, then one step with the remainder if there is one."""
+    """Passes over the training set in a fresh order: full batches, and one step with the remainder if there is one."""
 
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, recipe: Recipe
     ) -> None:
         full, remainder = divmod(len(labels), recipe.batch_size)
-        self.sizes = [recipe.batch_size] * full + ([remainder] if remainder else [])
+        tail = [remainder] if remainder else []
+        batches = [recipe.batch_size] * full
+        self.sizes = tail + batches if recipe.tail == "first" else batches + tail
         self.model = model
         self.seed = recipe.seed
         self.ledger = Ledger(len(labels), len(self.sizes), images.device)
@@ -196,11 +197,11 @@ class Epoch:
         """
         self.model.train()
         self.ledger.restart(epoch_order(len(self.ledger.order), self.seed, number))
-        _synchronize(self.ledger.order.device)
+        synchronize(self.ledger.order.device)
         start = time.perf_counter()
         for rows in self.sizes:
             self.steps[rows]()
-        _synchronize(self.ledger.order.device)
+        synchronize(self.ledger.order.device)
         seconds = time.perf_counter() - start
         losses = self.ledger.losses.tolist()  # the one read of the epoch
         for step, loss in enumerate(losses, start=1):
@@ -239,50 +240,9 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, rows: int = EV
         model.train(was_training)
 
 
-def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """Return `array` as a tensor on `device`, of the same type."""
-    return torch.as_tensor(array).to(device)
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device that `auto`, `cpu` or `cuda` means on this machine.
-
-    Raises:
-        DeviceError: another name, or `cuda` where PyTorch finds none; the message says which of the two is missing.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise DeviceError(f"--device {name}: expected auto, cpu or cuda")
-    if torch.cuda.is_available():
-        return torch.device("cpu" if name == "cpu" else "cuda")
-    if name == "cuda":
-        missing = (
-            "this build of PyTorch has no CUDA; install one that has"
-            if torch.version.cuda is None
-            else "PyTorch finds no GPU; check that nvidia-smi lists one"
-        )
-        raise DeviceError(f"--device cuda: {missing}, or use --device cpu")
-    return torch.device("cpu")
-
-
-@contextmanager
-def flushed_denormals() -> Iterator[None]:
-    """Let the CPU treat subnormal numbers as 0 inside the block: saturated sigmoids make gradients that underflow."""
-    was_flushed = bool(torch.tensor(2.0**-140) * 1 == 0)
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(was_flushed)
-
-
 def _check_remainder(rows: int, recipe: Recipe) -> None:
     if recipe.norm != "none" and rows % recipe.batch_size == 1:
         raise ConfigError(
-            f"--batch-size {recipe.batch_size}: the last of {rows} rows would be a batch of 1, which norms refuse; "
+            f"--batch-size {recipe.batch_size}: {rows} rows would leave a batch of 1, which norms refuse; "
             "choose another size"
         )
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

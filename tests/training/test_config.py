@@ -63,6 +63,7 @@ def test_as_dict_survives_json_and_gives_the_recipe_again():
         ({"seed": 2**63}, "--seed 9223372036854775808"),
         ({"pool": "min"}, "--pool min"),
         ({"norm": "layer"}, "--norm layer"),
+        ({"tail": "middle"}, "--tail middle"),
         ({"statistics": "batch"}, "--statistics batch"),
         ({"statistics": "none"}, "--statistics none with --norm torch"),
         ({"norm": "none", "statistics": "running"}, "--statistics running with --norm none"),
