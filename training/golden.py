@@ -116,3 +116,12 @@ def differences(expected: Mapping[str, NDArray[Any]], found: Mapping[str, NDArra
         else:
             result[name] = float(np.mean(other != array))
     return result
+
+
+def check(expected: Mapping[str, NDArray[Any]], found: Mapping[str, NDArray[Any]], provider: str = "cpu") -> None:
+    """Raise VerifyError when `found` are not the `expected` answers within the tolerance of `provider`."""
+    limit = TOLERANCE[provider]
+    for name, difference in differences(expected, found).items():
+        allowed = limit if expected[name].dtype.kind == "f" else 0.0
+        if not difference <= allowed:
+            raise VerifyError(f"golden answers: output {name!r} is off by {difference:.1e}, limit {allowed:.0e}")
