@@ -74,11 +74,10 @@ def export(
     model = _trace(ServedNetwork(folded).eval(), image_shape)
     _clear_traces_of_the_machine(model)
     _name_initializers_as_in(model, folded)
-    _check_operators(model)
     _check_parameters(model, folded)
     _set_metadata(model, {**metadata, "foldserve.weights": weights_digest(model)})
     _check_interface(model, image_shape)
-    _check_validity(model)
+    check_graph(model)
     return model
 
 
@@ -101,14 +100,28 @@ def describe(
     """Return the `metadata_props` of docs/architecture.md, structured values as JSON with sorted keys."""
     described = {
         "foldserve.format": FORMAT,
-        "foldserve.labels": _json(labels),
-        "foldserve.recipe": _json(recipe),
+        "foldserve.labels": canonical_json(labels),
+        "foldserve.recipe": canonical_json(recipe),
         "foldserve.seed": str(seed),
-        "foldserve.data": _json(data),
+        "foldserve.data": canonical_json(data),
         "foldserve.statistics": statistics,
         "foldserve.revision": revision,
     }
-    return described if image is None else {**described, "foldserve.image": _json(image)}
+    return described if image is None else {**described, "foldserve.image": canonical_json(image)}
+
+
+def check_graph(model: onnx.ModelProto) -> None:
+    """Raise ExportError when a norm is left in `model`, or ONNX's own full check objects."""
+    for node in model.graph.node:
+        if node.op_type in FORBIDDEN_OPERATORS:
+            raise ExportError(
+                f"node {node.name!r} is a {node.op_type}, expected none of {', '.join(sorted(FORBIDDEN_OPERATORS))} "
+                "in a folded network; fold with strict=True and read why it stayed"
+            )
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
+        raise ExportError(f"the ONNX checker objects: {str(err).strip().splitlines()[0]}") from err
 
 
 def weights_digest(model: onnx.ModelProto) -> str:
@@ -125,7 +138,8 @@ def weights_digest(model: onnx.ModelProto) -> str:
     return digest.hexdigest()
 
 
-def _json(value: object) -> str:
+def canonical_json(value: object) -> str:
+    """Return `value` as the one JSON text that the metadata uses for it."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -196,15 +210,6 @@ def _name_initializers_as_in(model: onnx.ModelProto, folded: nn.Module) -> None:
     graph.value_info.extend(values)
 
 
-def _check_operators(model: onnx.ModelProto) -> None:
-    for node in model.graph.node:
-        if node.op_type in FORBIDDEN_OPERATORS:
-            raise ExportError(
-                f"node {node.name!r} is a {node.op_type}, expected none of {', '.join(sorted(FORBIDDEN_OPERATORS))} "
-                "in a folded network; fold with strict=True and read why it stayed"
-            )
-
-
 def _check_parameters(model: onnx.ModelProto, folded: nn.Module) -> None:
     expected = {name: tensor.detach().cpu().numpy() for name, tensor in folded.state_dict().items()}
     found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
@@ -248,10 +253,3 @@ def _signature(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str, .
     tensor = value.type.tensor_type
     dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
     return value.name, dtype, tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
-
-
-def _check_validity(model: onnx.ModelProto) -> None:
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
-        raise ExportError(f"the ONNX checker objects: {str(err).strip().splitlines()[0]}") from err
