@@ -17,8 +17,11 @@ from torch import Tensor, nn
 
 from training.config import Recipe
 from training.dataset import FashionMNIST, scale_pixels
-from training.device import flushed_denormals, synchronize, to_device
+from training.device import flushed_denormals, resolve_device, synchronize, to_device
 from training.errors import ConfigError, DivergenceError
+
+# Whoever trains chooses a device first, so its two functions are offered here too.
+__all__ = ["EpochRecord", "History", "epoch_order", "evaluate", "fit", "resolve_device", "to_device"]
 
 EVALUATION_ROWS = 500  # keeps the activations of a chunk (7 MB after the first convolution) in a CPU's last-level cache
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from training.batchnorm import BatchNorm, from_torch
+from training.batchnorm import BatchNorm
 from training.config import Recipe
+from training.conversion import from_torch
 from training.errors import ConfigError
 from training.model import build, count_parameters, lenet, lenet_plain
 
