@@ -85,7 +85,7 @@ class Run:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write config.json: what really ran, where and on what data."""
-        self._write(CONFIG_NAME, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+        self.write(CONFIG_NAME, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
 
     def append(self, record: EpochRecord) -> None:
         """Add one epoch's line to metrics.csv and flush it."""
@@ -101,17 +101,22 @@ class Run:
         except OSError as err:
             raise _refused(path, err) from err
 
-    def write_weights(self, weights: Weights) -> Path:
-        """Write model.safetensors and return its path."""
-        return self._write(WEIGHTS_NAME, weights_to_bytes(weights))
+    def write(self, name: str, content: bytes) -> Path:
+        """Write a file of the run whole and return its path.
 
-    def _write(self, name: str, content: bytes) -> Path:
+        Raises:
+            ArtifactError: the disk refuses.
+        """
         path = self.folder / name
         try:
             write_whole(path, content)
         except OSError as err:
             raise _refused(path, err) from err
         return path
+
+    def write_weights(self, weights: Weights) -> Path:
+        """Write model.safetensors and return its path."""
+        return self.write(WEIGHTS_NAME, weights_to_bytes(weights))
 
 
 def default_folder(name: str, seed: int, now: datetime) -> Path:

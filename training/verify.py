@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from training import golden
-from training.dataset import PIXEL_SCALE, scale_pixels
+from training.dataset import PIXEL_SCALE, FashionMNIST, scale_pixels
 from training.errors import VerifyError
 
 TOLERANCE = 1e-5  # of the largest |logit|; LeNet in float32 is typically at 1e-6, a wrong fold at 1e-1
@@ -102,26 +102,26 @@ def verify(
     original: nn.Module,
     folded: nn.Module,
     model: bytes,
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64],
+    dataset: FashionMNIST,
     *,
     algebra: Mapping[str, float | None],
+    oracle: NDArray[np.float64] | None = None,
 ) -> Parity:
-    """Return how well all forms of one network agree on `images`.
+    """Return how well all forms of one network agree on the test images of `dataset`.
 
     Args:
         original: the trained, unfolded network, float32; images in [0, 1] to logits.
         folded: the same without norms; float32 pixels in 0..255 to logits.
         model: content of model.onnx.
-        images: (N, C, H, W) uint8.
-        labels: (N,) true classes; they decide `correct`, not whether the forms agree.
+        dataset: test images (N, C, H, W) uint8; the labels decide `correct`, not whether the forms agree.
         algebra: path of each folded norm -> what the fold's own proof measured there.
+        oracle: `oracle_logits(original, dataset.test_images)` where it is known already.
 
     Raises:
         VerifyError: an error is above its tolerance, or a class differs where the oracle is decided.
     """
-    oracle = oracle_logits(original, images)
-    judge = Judge(oracle, labels)
+    images = dataset.test_images
+    judge = Judge(oracle_logits(original, images) if oracle is None else oracle, dataset.test_labels)
     forms = [
         judge("torch, unfolded", {"logits": _logits(original, images, scale_pixels)}),
         judge("torch, folded", {"logits": _logits(folded, images, torch.Tensor.float)}),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import nn
 
-from training.dataset import default_sources, load_from
+from training.dataset import FashionMNIST, default_sources, load_from
 from training.errors import DatasetError, VerifyError
 from training.export import export, to_bytes
 from training.verify import Parity, oracle_logits, run, verify
@@ -51,7 +51,8 @@ def judge(network, folded, images) -> Callable[..., Parity]:  # type: ignore[no-
 
     def verify_with(model: onnx.ModelProto, folded: nn.Module = folded, algebra: dict = ALGEBRA) -> Parity:
         labels = np.zeros(len(images), np.int64)
-        return verify(network, folded, to_bytes(model), images, labels, algebra=algebra)
+        dataset = FashionMNIST(images[:0], labels[:0], images, labels, source="the test")
+        return verify(network, folded, to_bytes(model), dataset, algebra=algebra)
 
     return verify_with
 
