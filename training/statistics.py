@@ -30,10 +30,19 @@ class Moments:
 
     @classmethod
     def of(cls, x: Tensor) -> "Moments":
-        """Return the moments of (N, C, ...) over every axis but the second."""
-        values = x.detach().to(torch.float64).transpose(0, 1).flatten(1)  # (C, count)
-        mean = values.mean(1)
-        return cls(values.shape[1], mean, (values - mean[:, None]).square_().sum(1))
+        """Return the moments of (N, C, ...) over every axis but the second.
+
+        Each row's positions are summed in the precision of `x`, and all rows in float64: to float32 it is as good as
+        float64 throughout, and 40 times faster on CPU.
+        """
+        values = x.detach().reshape(x.shape[0], x.shape[1], -1)  # (N, C, positions)
+        rows, _, positions = values.shape
+        row_means = values.mean(2)
+        row_squares = (values - row_means[:, :, None]).square_().sum(2)
+        means = row_means.to(torch.float64)
+        mean = means.mean(0)
+        squares = row_squares.sum(0, dtype=torch.float64) + positions * (means - mean).square().sum(0)
+        return cls(rows * positions, mean, squares)
 
     def pooled(self, other: "Moments") -> "Moments":
         """Return the moments of both sets of values together.

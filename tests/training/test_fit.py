@@ -90,8 +90,8 @@ def test_every_epoch_takes_every_row_once_in_another_order():
 
 
 def test_norms_count_every_step_and_the_model_ends_in_evaluation_mode(made_up):
-    """Six steps an epoch: five full ones and the tail; what fit returns is ready to be evaluated."""
-    model = build(RECIPE)
+    """Six steps an epoch: five full ones and the tail; a model given in evaluation mode is trained all the same."""
+    model = build(RECIPE).eval()
     fit(model, made_up, RECIPE, CPU)
     assert int(model.norm1.num_batches_tracked) == 12
     assert not model.training
