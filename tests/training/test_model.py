@@ -8,7 +8,7 @@ from training.batchnorm import BatchNorm
 from training.config import Recipe
 from training.conversion import from_torch
 from training.errors import ConfigError
-from training.model import build, count_parameters, lenet, lenet_plain
+from training.model import build, count_parameters, lenet, lenet_plain, mlp
 
 
 @pytest.mark.parametrize("pool", ["avg", "max"])
@@ -24,6 +24,23 @@ def test_plain_lenet_has_the_published_size():
     """The network that the book compares with is a larger one."""
     assert count_parameters(lenet_plain()) == 61_706
     assert lenet_plain(pool="max")(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(("norm", "parameters"), [("none", 2_338), ("torch", 2_530), ("scratch", 2_530)])
+def test_circles_net_has_the_published_size(norm, parameters):
+    """2-64-32-2, and 192 values of gamma and beta more with norms."""
+    model = mlp((2, 64, 32, 2), norm=norm)
+    assert count_parameters(model) == parameters
+    assert model(torch.zeros(3, 2)).shape == (3, 2)
+
+
+def test_small_mlp_takes_images_and_normalises_before_the_activation():
+    """Linear, norm, ReLU; the logits are neither normalised nor rectified."""
+    model = mlp()
+    assert [name for name, _ in model.named_children()] == ["flatten", "dense1", "norm1", "relu1", "dense2"]
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    with pytest.raises(ConfigError, match="sizes"):
+        mlp((784,))
 
 
 def test_layers_are_named_in_order():
