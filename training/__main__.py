@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(err, file=sys.stderr)
         return err.exit_code
     except KeyboardInterrupt:
-        print("\ninterrupted: nothing was published", file=sys.stderr)
+        print("\ninterrupted; nothing unfinished was published", file=sys.stderr)
         return INTERRUPTED
     return 0
 
@@ -63,22 +63,23 @@ def _add_train_and_export(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "train-and-export",
         help="train, fold, export, verify and publish as the next version",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     recipe = parser.add_argument_group("recipe (what is left out comes from the preset)")
-    recipe.add_argument("--preset", choices=sorted(PRESETS), default="book", help="a named set of good values")
+    recipe.add_argument("--preset", choices=sorted(PRESETS), default="book", help="a named set of good values (book)")
     recipe.add_argument("--pool", choices=POOLS, default=None, help="pooling between the convolutions")
     recipe.add_argument("--norm", choices=NORMS, default=None, help="batch normalization: PyTorch's, by hand, none")
     recipe.add_argument("--epochs", type=int, default=None, help="passes over the training set")
     recipe.add_argument("--lr", type=float, default=None, dest="learning_rate", help="constant step size of SGD")
     recipe.add_argument("--batch-size", type=int, default=None, help="rows of a step")
     recipe.add_argument("--seed", type=int, default=None, help="of initial weights and order of rows")
-    recipe.add_argument("--statistics", choices=("population", "running"), default=None, help="which are exported")
+    recipe.add_argument(
+        "--statistics", choices=("population", "running"), default=None, help="which are exported (population)"
+    )
     places = parser.add_argument_group("places")
-    places.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where it trains")
+    places.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where it trains (auto)")
     places.add_argument("--data-dir", type=Path, default=None, help="folder with Fashion-MNIST's four files")
-    places.add_argument("--models-dir", type=Path, default=Path("models"), help="repository the version appears in")
-    places.add_argument("--name", default="lenet-bn", help="of the model")
+    places.add_argument("--models-dir", type=Path, default=Path("models"), help="where the version appears (models)")
+    places.add_argument("--name", default="lenet-bn", help="of the model (lenet-bn)")
     places.add_argument("--out", type=Path, default=None, help="the run's own folder (runs/NAME-TIME-seedSEED)")
     parser.set_defaults(run=_run_train_and_export)
 

@@ -346,7 +346,7 @@ def test_ctrl_c_ends_with_130_and_publishes_nothing(
     monkeypatch.setattr(Run, "append", interrupted)
     options = ["--models-dir", str(tmp_path / "models"), "--out", str(tmp_path / "run")]
     assert command_line.main(["train-and-export", *RECIPE, *options]) == 130
-    assert "interrupted: nothing was published" in capsys.readouterr().err
+    assert "interrupted; nothing unfinished was published" in capsys.readouterr().err
     assert not (tmp_path / "models").exists()
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 2
 
