@@ -16,11 +16,12 @@ from training.fold.onnx_layers import Change, apply, change_ahead, change_behind
 from training.fold.onnx_norms import Norm, find_norms
 from training.fold.onnx_paths import Landing, landing_ahead, landings_behind
 from training.fold.onnx_proof import Segment, prove_onnx
-from training.fold.onnx_types import subgraphs
+from training.fold.onnx_types import subgraphs, with_output_shapes
 from training.fold.refusals import Refusal, RefusalCode
 from training.fold.report import Report, Site
 
 _WEAK = {RefusalCode.NO_PRODUCER, RefusalCode.ACTIVATION_BETWEEN, RefusalCode.UNKNOWN_OP}
+_AT_A_LAYER = {RefusalCode.PAD, RefusalCode.QUANTISED, RefusalCode.OVERRIDABLE, RefusalCode.OVERFLOW}
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def fold_onnx(model: onnx.ModelProto, *, strict: bool = False) -> FoldedOnnx:
     Raises:
         FoldError: the model is no valid ONNX, strict and a norm stays, or the proof failed.
     """
-    check(model, "the model")
+    model = with_output_shapes(model)
+    check(model, "the model", full=False)
     graph = OnnxGraph(model)
     folds: list[_Fold] = []
     refused: list[Site] = []
@@ -99,14 +101,14 @@ def explain_onnx(model: onnx.ModelProto) -> Report:
     return fold_onnx(model).report
 
 
-def check(model: onnx.ModelProto, what: str) -> None:
-    """Run ONNX's full check.
+def check(model: onnx.ModelProto, what: str, *, full: bool = True) -> None:
+    """Run ONNX's check, with the types and shapes of every node when `full`.
 
     Raises:
         FoldError: naming what ONNX found.
     """
     try:
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(model, full_check=full)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as err:
         first = next((line for line in str(err).splitlines() if line.strip()), type(err).__name__)
         raise FoldError(f"{what} is not valid ONNX: {first.strip()}; expected one that passes onnx.checker") from err
@@ -124,7 +126,8 @@ def _fold_one(graph: OnnxGraph, norm: Norm) -> _Fold | Refusal:
         return _fold_ahead(graph, norm)
     except Refusal as refusal:
         ahead = refusal
-    return ahead if behind.code in _WEAK and ahead.code not in _WEAK else behind
+    is_first = graph.producer(norm.source) is None and ahead.code is not RefusalCode.GRAPH_OUTPUT
+    return ahead if is_first or (behind.code in _WEAK and ahead.code in _AT_A_LAYER) else behind
 
 
 def _fold_behind(graph: OnnxGraph, norm: Norm) -> _Fold:
@@ -133,13 +136,21 @@ def _fold_behind(graph: OnnxGraph, norm: Norm) -> _Fold:
     inputs = [_data_input(change) for change in changes]
     changed = {name for landing in landings for node in (landing.layer, *landing.way) for name in node.output}
     notes = tuple(note for change in changes for note in apply(graph, change))
+    for landing in landings:
+        for step in reversed(landing.absorbed):
+            _bypass(graph, step.source, [step.node])
     source, result = norm.source, norm.result
-    producer = graph.producer(source)
-    assert producer is not None
-    graph.remove(norm.nodes)
-    graph.rename_output(producer, source, result)
+    _bypass(graph, source, norm.nodes)
     segment = Segment(result, tuple(dict.fromkeys(inputs)), frozenset(changed | {source}))
     return _Fold(norm, _site(norm, landings, changes, notes), segment, norm.batch_norms)
+
+
+def _bypass(graph: OnnxGraph, source: str, nodes: list[NodeProto]) -> None:
+    """Remove a run of nodes that reads `source`, and let what makes `source` make the run's result instead."""
+    producer = graph.producer(source)
+    assert producer is not None
+    graph.remove(nodes)
+    graph.rename_output(producer, source, str(nodes[-1].output[0]))
 
 
 def _fold_ahead(graph: OnnxGraph, norm: Norm) -> _Fold:

@@ -115,7 +115,7 @@ class _Window:
 
 
 def _tensors(inputs: Sequence[Values | None]) -> list[Tensor]:
-    return [torch.from_numpy(np.ascontiguousarray(value)) for value in inputs if value is not None]
+    return [torch.from_numpy(np.require(value, requirements=["C", "W"])) for value in inputs if value is not None]
 
 
 def _operands(inputs: Sequence[Values | None]) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -81,6 +81,9 @@ def read_batch_norm(graph: OnnxGraph, node: NodeProto) -> Step:
         raise Refusal(RefusalCode.UNKNOWN_OP, f"BatchNormalization of opset {graph.opset}; opsets 7 to 24 are known")
     if fields.get("training_mode", 0):
         raise Refusal(RefusalCode.TRAINING_MODE, "training_mode is 1: it normalises by each batch's own statistics")
+    shape = graph.shape(node.input[0])
+    if shape is not None and len(shape) < 2:
+        raise Refusal(RefusalCode.AXIS, f"its input has {len(shape)} axes, so that no axis 1 holds its channels")
     if any(node.output[1:]):
         raise Refusal(RefusalCode.TRAINING_MODE, f"it has {len(node.output)} outputs, as in training; expected one")
     if not fields.get("spatial", 1):
@@ -101,7 +104,7 @@ def find_norms(graph: OnnxGraph) -> list[tuple[NodeProto, Norm | Refusal]]:
         if id(node) in taken:
             continue
         try:
-            step = _read_step(graph, node)
+            step = read_step(graph, node)
         except Refusal as refusal:
             if is_batch_norm(node):
                 found.append((node, refusal))
@@ -124,7 +127,7 @@ def _longest_run(graph: OnnxGraph, first: Step) -> Norm:
         if result in graph.outputs or len(uses) != 1 or uses[0].index < 0:
             break
         try:
-            step = _read_step(graph, uses[0].node)
+            step = read_step(graph, uses[0].node)
         except Refusal:
             break  # a BatchNormalization that cannot be read is reported by itself
         if step is None or step.source != result or (None not in (axis, step.axis) and axis != step.axis):
@@ -157,7 +160,7 @@ def _shifts(step: Step) -> bool:
     return step.node.op_type in ("Add", "Sub")
 
 
-def _read_step(graph: OnnxGraph, node: NodeProto) -> Step | None:
+def read_step(graph: OnnxGraph, node: NodeProto) -> Step | None:
     """Return the node as an affine step, or None when it is none; raise Refusal for a norm that cannot be read."""
     if is_batch_norm(node):
         return read_batch_norm(graph, node)
@@ -168,14 +171,16 @@ def _read_step(graph: OnnxGraph, node: NodeProto) -> Step | None:
         return None
     at = 1 if constants[0] is None else 0
     operand = constants[at]
+    source = str(node.input[1 - at])
     if operand is None or operand.dtype is None or (node.op_type == "Div" and at == 0):
         return None
-    source = str(node.input[1 - at])
+    if _enlarges(graph, source, operand.values):
+        return None
     axis = _channel_axis(graph, source, operand.values)
-    if axis is False:
+    if axis is None and operand.values.size != 1:
         return None
     affine = _elementwise(node, operand.values.reshape(-1), is_reversed=at == 0)
-    return Step(node, source, affine, axis if axis is not True else None)
+    return Step(node, source, affine, axis)
 
 
 def _elementwise(node: NodeProto, operand: Array, *, is_reversed: bool) -> Affine:
@@ -191,21 +196,20 @@ def _elementwise(node: NodeProto, operand: Array, *, is_reversed: bool) -> Affin
     return Affine(1.0 / operand, zeros)
 
 
-def _channel_axis(graph: OnnxGraph, source: str, operand: Array) -> int | bool:
-    """Return the one axis of `source` along which `operand` varies, True when it is a scalar, False when neither.
-
-    The operand must not make the result larger than the source: broadcasting it is then no affine of the source.
-    """
-    if operand.size == 1 and operand.ndim == 0:
-        return True
+def _enlarges(graph: OnnxGraph, source: str, operand: Array) -> bool:
+    """True when broadcasting the operand may make the result larger than the source: no affine of the source."""
     shape = graph.shape(source)
     if shape is None or operand.ndim > len(shape):
-        return operand.size == 1 and operand.ndim <= 1 and shape is None
-    if operand.size == 1:
-        return True
+        return operand.ndim > 0
+    facing = shape[len(shape) - operand.ndim :]
+    return any(size not in (1, dim) for size, dim in zip(operand.shape, facing, strict=True))
+
+
+def _channel_axis(graph: OnnxGraph, source: str, operand: Array) -> int | None:
+    """Return the one axis of `source` along which `operand` varies, None for a scalar or when there are several."""
+    shape = graph.shape(source)
     axes = [i for i, size in enumerate(operand.shape) if size != 1]
-    axis = len(shape) - operand.ndim + axes[0]
-    return axis if len(axes) == 1 and shape[axis] == operand.size else False
+    return len(shape) - operand.ndim + axes[0] if shape is not None and len(axes) == 1 else None
 
 
 def _statistic(graph: OnnxGraph, node: NodeProto, index: int) -> Array:

@@ -4,7 +4,7 @@ Fourth in the ONNX flow, after `onnx_norms`. No value on the way may have anothe
 and each operation must let the affine pass (`onnx_passing`, `onnx_axes`). The arithmetic is `onnx_layers`' task.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnx import NodeProto
 
@@ -12,7 +12,7 @@ from training.fold.core import Affine
 from training.fold.onnx_axes import SHAPE_OPERATIONS, through_reshape, through_transpose
 from training.fold.onnx_constants import read_constant
 from training.fold.onnx_graph import OnnxGraph
-from training.fold.onnx_norms import Norm
+from training.fold.onnx_norms import Norm, Step, read_step
 from training.fold.onnx_passing import blocked, require_passing
 from training.fold.onnx_types import attributes
 from training.fold.refusals import Refusal, RefusalCode
@@ -29,14 +29,16 @@ class Landing:
         layer: Conv, ConvTranspose, Gemm or MatMul.
         affine: as the layer's output (backward) or data input (forward) needs it; one channel when it is a scalar.
         axis: channel axis of that output or input, None for a scalar.
-        data: forward, which input of the layer carries the data.
         way: the nodes between norm and layer, the layer left out.
+        absorbed: those of them that are affine themselves, nearest to the norm first; they go with the norm.
+        data: forward, which input of the layer carries the data.
     """
 
     layer: NodeProto
     affine: Affine
     axis: int | None
     way: tuple[NodeProto, ...] = ()
+    absorbed: tuple[Step, ...] = ()
     data: int = 0
 
 
@@ -46,7 +48,7 @@ def landings_behind(graph: OnnxGraph, norm: Norm) -> list[Landing]:
     Raises:
         Refusal: why the norm cannot go backward.
     """
-    return _behind(graph, norm.source, norm.affine, _axis(norm), ())
+    return _behind(graph, norm.source, _Load(norm.affine, _axis(norm)))
 
 
 def landing_ahead(graph: OnnxGraph, norm: Norm) -> Landing:
@@ -62,7 +64,7 @@ def landing_ahead(graph: OnnxGraph, norm: Norm) -> Landing:
         use = graph.uses(value)[0]
         node = use.node
         if node.op_type in LAYERS and node.domain in ("", "ai.onnx"):
-            return Landing(node, affine, axis, tuple(way), use.index)
+            return Landing(node, affine, axis, tuple(way), data=use.index)
         if use.index != 0:
             raise blocked(node)
         affine, axis = _step(graph, node, affine, axis, backward=False)
@@ -70,9 +72,20 @@ def landing_ahead(graph: OnnxGraph, norm: Norm) -> Landing:
         way.append(node)
 
 
-def _behind(
-    graph: OnnxGraph, value: str, affine: Affine, axis: int | None, way: tuple[NodeProto, ...]
-) -> list[Landing]:
+@dataclass(frozen=True)
+class _Load:
+    """What is carried backward: the affine, its axis, and the nodes that it has passed or taken in."""
+
+    affine: Affine
+    axis: int | None
+    way: tuple[NodeProto, ...] = ()
+    absorbed: tuple[Step, ...] = ()
+
+    def past(self, node: NodeProto, affine: Affine, axis: int | None) -> "_Load":
+        return replace(self, affine=affine, axis=axis, way=(node, *self.way))
+
+
+def _behind(graph: OnnxGraph, value: str, load: _Load) -> list[Landing]:
     node = graph.producer(value)
     if node is None:
         what = "an input of the graph" if value in graph.inputs else "no layer's output"
@@ -80,13 +93,27 @@ def _behind(
     _require_private(graph, value)
     if node.domain in ("", "ai.onnx"):
         if node.op_type in LAYERS:
-            return [Landing(node, affine, axis, way)]
+            return [Landing(node, load.affine, load.axis, load.way, load.absorbed)]
         if node.op_type == "Concat":
-            return _behind_concat(graph, node, affine, axis, (node, *way))
+            return _behind_concat(graph, node, load)
+        step = read_step(graph, node)
+        if step is not None:
+            return _behind(graph, step.source, _absorb(step, load))
         if node.op_type in _SUMS:
-            return _behind_sum(graph, node, affine, axis, (node, *way))
-    affine, axis = _step(graph, node, affine, axis, backward=True)
-    return _behind(graph, str(node.input[0]), affine, axis, (node, *way))
+            return _behind_sum(graph, node, load)
+    affine, axis = _step(graph, node, load.affine, load.axis, backward=True)
+    return _behind(graph, str(node.input[0]), load.past(node, affine, axis))
+
+
+def _absorb(step: Step, load: _Load) -> _Load:
+    """Return the load with an affine on the way composed into it, when both run over the same axis."""
+    channels = max(step.affine.channels, load.affine.channels)
+    fits = not {step.affine.channels, load.affine.channels} - {1, channels}
+    if not fits or (None not in (step.axis, load.axis) and step.axis != load.axis):
+        raise Refusal(RefusalCode.AXIS, f"{step.node.op_type} {step.node.name!r} before it runs over another axis")
+    affine = step.affine.spread(channels).then(load.affine.spread(channels))
+    past = load.past(step.node, affine, step.axis if load.axis is None else load.axis)
+    return replace(past, absorbed=(*load.absorbed, step))
 
 
 def _step(
@@ -107,23 +134,20 @@ def _step(
     return affine, axis
 
 
-def _behind_concat(
-    graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None, way: tuple[NodeProto, ...]
-) -> list[Landing]:
+def _behind_concat(graph: OnnxGraph, node: NodeProto, load: _Load) -> list[Landing]:
     """Each input takes its own slice of the channels, or all of them when another axis is joined."""
     shapes = [graph.shape(name) for name in node.input]
-    if axis is None:
-        parts = [affine] * len(shapes)
-    else:
-        rank = next((len(shape) for shape in shapes if shape is not None), 0)
-        joined = int(attributes(node)["axis"])
-        parts = [affine] * len(shapes)
-        if rank == 0 or joined % rank == axis:
-            parts = _slices(node, [None if s is None or rank == 0 else s[axis] for s in shapes], affine)
+    rank = next((len(shape) for shape in shapes if shape is not None), 0)
+    parts = [load.affine] * len(shapes)
+    if load.axis is not None:
+        if rank == 0:
+            raise Refusal(RefusalCode.AXIS, f"Concat {node.name!r} joins values of unknown rank")
+        if int(attributes(node)["axis"]) % rank == load.axis:
+            parts = _slices(node, [None if shape is None else shape[load.axis] for shape in shapes], load.affine)
     return [
         landing
         for name, part in zip(node.input, parts, strict=True)
-        for landing in _behind(graph, str(name), part, axis, way)
+        for landing in _behind(graph, str(name), load.past(node, part, load.axis))
     ]
 
 
@@ -138,19 +162,18 @@ def _slices(node: NodeProto, sizes: list[int | str | None], affine: Affine) -> l
     return [affine.take(start, stop) for start, stop in zip(ends, ends[1:], strict=False)]
 
 
-def _behind_sum(
-    graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None, way: tuple[NodeProto, ...]
-) -> list[Landing]:
+def _behind_sum(graph: OnnxGraph, node: NodeProto, load: _Load) -> list[Landing]:
     """Every summand takes the scale, the first one the shift as well."""
     if any(read_constant(graph, name) is not None for name in node.input):
         raise Refusal(RefusalCode.AXIS, f"{node.op_type} {node.name!r} adds a constant that differs within a channel")
+    axis, affine = load.axis, load.affine
     if axis is not None:
         shapes = [graph.shape(name) for name in (*node.input, node.output[0])]
         if any(s is None or len(s) != len(shapes[-1] or ()) or s[axis] != affine.channels for s in shapes):
             raise Refusal(RefusalCode.AXIS, f"{node.op_type} {node.name!r} adds values of different shapes")
-    landings: list[Landing] = []
-    for i, name in enumerate(node.input):
-        landings += _behind(graph, str(name), affine if i == 0 else affine.without_shift(), axis, way)
+    landings = _behind(graph, str(node.input[0]), load.past(node, affine, axis))
+    for name in node.input[1:]:
+        landings += _behind(graph, str(name), load.past(node, affine.without_shift(), axis))
     return landings
 
 

@@ -53,6 +53,22 @@ def infer(model: onnx.ModelProto) -> tuple[dict[str, Dims], dict[str, int]]:
     return shapes, types
 
 
+def with_output_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return `model`, or a copy with inferred shapes where its outputs lack one, which runtimes allow but ONNX forbids."""
+    lacking = [value for value in model.graph.output if not value.type.tensor_type.HasField("shape")]
+    if not any(value.type.HasField("tensor_type") for value in lacking):
+        return model
+    shapes, _ = infer(model)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for value in copy.graph.output:
+        tensor = value.type.tensor_type
+        if value.type.HasField("tensor_type") and not tensor.HasField("shape") and value.name in shapes:
+            dims = [dim if isinstance(dim, int) or "?" not in dim else None for dim in shapes[value.name]]
+            value.CopyFrom(helper.make_tensor_value_info(value.name, tensor.elem_type, dims))
+    return copy
+
+
 def names_of(graph: onnx.GraphProto) -> Iterator[str]:
     """Yield every name that is taken anywhere in `graph` and its subgraphs: values, nodes, initializers."""
     for node in graph.node:
