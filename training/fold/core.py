@@ -197,6 +197,25 @@ def fold_consumer(
     return require_in_range("folded weight", folded), require_in_range("folded bias", shifted)
 
 
+def border_kernel(weight: npt.NDArray[Any], affine: Affine, groups: int = 1) -> Array:
+    """Return the kernel that makes up for zero padding when `conv(affine(x))` is folded into the conv.
+
+    Convolved with one channel of ones under the same stride, padding and dilation, it gives the share of the shift in
+    every output, which is smaller at the border, where the padding is not shifted.
+
+    Args:
+        weight: of the convolution, (out, in/groups, *kernel), before folding.
+        affine: one channel per input channel.
+        groups: of the convolution.
+
+    Returns:
+        (out, 1, *kernel), float64: the sum of W t over the inputs of each output.
+    """
+    weight64, _ = _parameters(weight, None, Layout.CONV, groups)
+    products = weight64 * _along_inputs(affine.shift, weight64, Layout.CONV, groups)
+    return require_in_range("border kernel", products.sum(axis=1, keepdims=True))
+
+
 def _along_outputs(vector: Array, weight: Array, layout: Layout, groups: int) -> Array:
     """Return `vector` (out,) in a shape that broadcasts over the weight's output channels."""
     if layout is Layout.MATMUL:
