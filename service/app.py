@@ -19,6 +19,7 @@ from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 
 from service.answers import error_json
+from service.budget import BodyBudget
 from service.errors import ServiceError
 from service.metrics import Metrics
 from service.observe import Observe, Trace, failure_sentence
@@ -56,6 +57,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,  # the names that generated clients will have
         lifespan=_lifespan,
         exception_handlers={
             ServiceError: _answer_service_error,
@@ -67,6 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.registry = Registry(settings, metrics)
+    app.state.body_budget = BodyBudget(settings.max_buffered_bytes)
     app.include_router(router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_middleware(Observe, metrics=metrics)
