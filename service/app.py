@@ -103,16 +103,15 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 
 
 async def _answer_service_error(request: Request, err: ServiceError) -> Response:
-    """Answer with the sentence, the status and the headers of one of our own errors; ours go into the log too."""
-    message = str(err)
-    if err.status >= 500:
-        trace: Trace = request.state.trace
-        logger.warning(
-            "request refused", extra={"request_id": trace.request_id, "status": err.status, "reason": message}
-        )
-        if err.status == 500:
-            message = failure_sentence(trace)
-    return _error(err.status, message, dict(err.headers))
+    """Answer with the sentence, status and headers of one of our own errors; of a failure only the log learns more."""
+    trace: Trace = request.state.trace
+    fields = {"request_id": trace.request_id, "status": err.status, "reason": str(err)}
+    if err.status == 500:
+        logger.error("request failed", exc_info=err, extra=fields)
+        return _error(500, failure_sentence(trace), dict(err.headers))
+    if err.status > 500:
+        logger.warning("request refused", extra=fields)
+    return _error(err.status, str(err), dict(err.headers))
 
 
 async def _answer_http_error(request: Request, err: HTTPException) -> Response:
