@@ -13,9 +13,10 @@ import numpy as np
 import onnxruntime
 
 from service.buckets import Profile, check_buckets, profile_buckets
-from service.errors import ArtifactInvalid, BucketsInvalid, EngineError
+from service.errors import ArtifactInvalid, BucketsInvalid, DeviceLost, EngineError
 from service.providers import Device, cpu_session, open_session
 from service.repository import Artifact
+from service.runners import GraphRunner, PlainRunner, Runner
 from service.signature import ImageSpec, Signature, read_signature
 from service.tensors import Array, TensorSpec
 
@@ -32,14 +33,11 @@ class Engine:
         deviations: largest relative difference from the golden answers, for each float output.
     """
 
-    def __init__(
-        self, session: onnxruntime.InferenceSession, device: Device, signature: Signature, buckets: Sequence[int]
-    ) -> None:
+    def __init__(self, runner: Runner, device: Device, signature: Signature, buckets: Sequence[int]) -> None:
         self.device = device
         self.deviations: dict[str, float] = {}
-        self._session = session
+        self._runner = runner
         self._signature = signature
-        self._output_names = [spec.name for spec in signature.outputs]
         self._profile: Profile = Profile(tuple(buckets), False, 0.0, {}, {})
 
     @classmethod
@@ -76,7 +74,12 @@ class Engine:
         _check_golden_inputs(artifact, signature)
         if device.provider == "cpu" and not threads:
             session = _fastest_for_one_row(artifact, session, signature)
-        engine = cls(session, device, signature, _fitting(candidates, signature.fixed_rows))
+        engine = cls(
+            _runner(session, device, signature, device_id),
+            device,
+            signature,
+            _fitting(candidates, signature.fixed_rows),
+        )
         engine._prove(artifact)
         return engine
 
@@ -167,10 +170,21 @@ class Engine:
     def _run_exactly(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run a batch that is exactly as large as a bucket."""
         try:
-            answers = self._session.run(self._output_names, inputs)
+            return self._runner.run(inputs)
         except Exception as err:  # onnxruntime's classes share no base below Exception
-            raise EngineError(f"the run failed: {str(err).strip()[:300]}") from err
-        return dict(zip(self._output_names, answers, strict=True))
+            reason = str(err).strip()[:300]
+            if self.device.provider == "cuda" and not self._still_answers():
+                raise DeviceLost(f"the device does not answer any more: {reason}") from err
+            raise EngineError(f"the run failed: {reason}") from err
+
+    def _still_answers(self) -> bool:
+        """Whether a batch of zeros still runs: a CUDA error stays until the process ends, a bad batch does not."""
+        rows = self.buckets[0]
+        try:
+            self._runner.run({spec.name: np.zeros((rows, *spec.row_shape), spec.dtype) for spec in self.inputs})
+        except Exception:
+            return False
+        return True
 
 
 def _pad(array: Array, rows: int) -> Array:
@@ -215,10 +229,15 @@ def _fastest_for_one_row(
         return session
     wide = cpu_session(artifact.model_path, cores)
     rows = signature.fixed_rows or 1
-    names = [spec.name for spec in signature.outputs]
 
     def seconds(candidate: onnxruntime.InferenceSession) -> float:
-        run = lambda batch: dict(zip(names, candidate.run(names, batch), strict=True))  # noqa: E731
-        return profile_buckets(run, artifact.golden.inputs, (rows,)).seconds[rows]
+        runner = PlainRunner(candidate, signature.outputs)
+        return profile_buckets(runner.run, artifact.golden.inputs, (rows,)).seconds[rows]
 
     return wide if seconds(wide) < seconds(session) else session
+
+
+def _runner(session: onnxruntime.InferenceSession, device: Device, signature: Signature, device_id: int) -> Runner:
+    if device.provider == "cuda":
+        return GraphRunner(session, signature.inputs, signature.outputs, device_id=device_id)
+    return PlainRunner(session, signature.outputs)

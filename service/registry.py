@@ -6,7 +6,10 @@ requests take. A model that fails ends the start. Serves no HTTP.
 
 import asyncio
 import logging
+import os
+import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,6 +22,10 @@ from service.settings import Settings
 from service.signature import ImageSpec
 
 _log = logging.getLogger(__name__)
+
+
+def _terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -57,16 +64,18 @@ class Registry:
     Args:
         settings: where the models are, where they run, what they may hold.
         metrics: told of every load, batch and refusal.
+        end_process: called when a device is lost, which only a new process can mend; asks this one to end.
 
     Attributes:
         ready: whether every model gave its golden answers and still can.
         reasons: why not, a sentence each.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, end_process: Callable[[], None] = _terminate) -> None:
         self.ready = False
         self.reasons: list[str] = ["the models are being loaded"]
         self._settings = settings
+        self._end_process = end_process
         self._metrics = metrics
         self._models: dict[str, Model] = {}
 
@@ -171,11 +180,12 @@ class Registry:
         return batcher
 
     def _device_lost(self, err: DeviceLost) -> None:
-        """Say at once that nothing can be answered; only a new process can."""
+        """Turn ready false and end the process: whoever watches over it starts one with a fresh device."""
         _log.critical("device lost: %s", err)
         self.ready = False
         self.reasons = [str(err)]
         self._metrics.ready.set(0)
+        self._end_process()
 
     def _report(self, model: Model, seconds: float) -> None:
         name, engine, metrics = model.name, model.engine, self._metrics

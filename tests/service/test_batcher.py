@@ -12,6 +12,7 @@ import pytest
 from service.batcher import BatchAnswer, Batcher, Request
 from service.errors import DeadlineExceeded, DeviceLost, EngineError, NotReady, Overloaded
 from service.metrics import Metrics
+from service.pace import Pace
 from service.registry import Registry
 from service.settings import Settings
 
@@ -354,6 +355,28 @@ def test_a_deadline_that_passes_in_the_queue_is_told_in_time_and_costs_no_run():
         await batcher.close()
         assert engine.batches == [[0]]
         assert counted.reasons == ["deadline_passed"]
+
+    run(test())
+
+
+def test_who_would_be_answered_too_late_costs_no_run():
+    """A run that cannot end before the deadline is not begun for it, though the deadline has not passed yet."""
+
+    async def test():
+        engine, counted = Held(), Counted()
+        batcher = Batcher(engine, max_queue_rows=100, observer=counted)
+        first = await arrive(batcher.infer(rows(0)))
+        await engine.has_started()
+        late, patient = await arrive(batcher.infer(rows(1), deadline=soon(PATIENCE)), batcher.infer(rows(2)))
+        batcher._pace = Pace(dict.fromkeys(BUCKETS, 60.0))  # since it was let in, a run has become that slow
+        engine.let_go.release(2)
+        with pytest.raises(DeadlineExceeded):
+            await late
+        assert echoed(await patient) == [2]
+        await asyncio.gather(*first)
+        assert engine.batches == [[0], [2]]
+        assert counted.reasons == ["deadline_passed"]
+        await batcher.close()
 
     run(test())
 

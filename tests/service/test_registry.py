@@ -2,12 +2,14 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
 import pytest
 
-from service.errors import ArtifactInvalid, InvalidInput, ModelNotFound, NotReady, ProviderUnavailable
+from service.batcher import Batcher
+from service.errors import ArtifactInvalid, DeviceLost, InvalidInput, ModelNotFound, NotReady, ProviderUnavailable
 from service.metrics import Metrics
 from service.registry import Registry
 from service.settings import Settings
@@ -122,6 +124,46 @@ def test_a_model_that_does_not_give_its_golden_answers_stops_the_start(fashion):
         assert not registry.ready
         assert "model 'bad'" in registry.reasons[0]
         assert threading.active_count() == before
+
+    asyncio.run(test())
+
+
+class Reversing(Batcher):
+    """A batcher that mixes up its rows."""
+
+    async def infer(self, inputs, *, deadline=None):
+        answer = await super().infer(inputs, deadline=deadline)
+        return replace(answer, outputs={name: rows[::-1] for name, rows in answer.outputs.items()})
+
+
+def test_the_golden_questions_take_the_way_that_requests_take(fashion, monkeypatch):
+    """A right engine behind a batcher that mixes up rows is not ready either."""
+    monkeypatch.setattr("service.registry.Batcher", Reversing)
+    with pytest.raises(ArtifactInvalid, match="model 'fashion'"):
+        asyncio.run(registry_of(fashion).load())
+
+
+def test_a_lost_device_turns_ready_false_and_ends_the_process(fashion):
+    """Nothing else can bring it back, and whoever watches over the process starts another."""
+    ended = []
+
+    async def test():
+        metrics = Metrics()
+        registry = Registry(Settings(models_dir=fashion), metrics, end_process=lambda: ended.append(True))
+        await registry.load()
+        model = registry.get()
+
+        def lose(inputs):
+            raise DeviceLost("CUDA error 700")
+
+        model.engine.run = lose
+        with pytest.raises(DeviceLost):
+            await model.batcher.infer({"image": artifacts.images(1)})
+        assert not registry.ready
+        assert registry.reasons == ["CUDA error 700"]
+        assert metrics.registry.get_sample_value("foldserve_ready") == 0
+        assert ended == [True]
+        await registry.close()
 
     asyncio.run(test())
 
