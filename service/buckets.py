@@ -73,7 +73,7 @@ def profile_buckets(run: Run, asked: Mapping[str, Array], candidates: Sequence[i
             _log.info("bucket %d and above left out: bucket %d runs for %.2f s", bucket, *list(seconds.items())[-1])
             break
         answers[bucket], is_steady = _answers(run, asked, bucket)
-        seconds[bucket] = _median_seconds(run, asked, bucket)
+        seconds[bucket] = median_seconds(run, asked, bucket)
         if is_steady:
             steady.append(bucket)
     served = _agreeing(answers, steady) or tuple(answers)
@@ -139,7 +139,8 @@ def _deviation(first: Mapping[str, Array], other: Mapping[str, Array]) -> float:
     return largest
 
 
-def _median_seconds(run: Run, asked: Mapping[str, Array], bucket: int) -> float:
+def median_seconds(run: Run, asked: Mapping[str, Array], bucket: int) -> float:
+    """Median seconds of one run of `bucket` golden rows, taken in a circle."""
     batch = {name: np.resize(array, (bucket, *array.shape[1:])) for name, array in asked.items()}
     times = []
     for _ in range(_TIMED_RUNS):

@@ -160,6 +160,7 @@ class Registry:
             artifact,
             provider=settings.provider,
             threads=settings.threads,
+            cores=max(1, len(os.sched_getaffinity(0)) // settings.workers),
             buckets=settings.buckets,
             device_id=settings.cuda_device,
             tf32=settings.tf32,

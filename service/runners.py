@@ -1,4 +1,4 @@
-"""Two ways to run a batch of exactly a bucket's size: plainly, or through fixed buffers and a recorded CUDA graph.
+"""Ways to run a batch of exactly a bucket's size: plainly, on more threads, or as a recorded CUDA graph.
 
 A small network on a GPU spends its time on launching kernels one by one; a CUDA graph launches them all at once, but
 only into the memory in which it was recorded. Used by the engine alone, always from the thread that made it.
@@ -34,6 +34,28 @@ class PlainRunner:
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs of one batch."""
         return dict(zip(self._names, self._session.run(self._names, inputs), strict=True))
+
+
+class WideRunner:
+    """Small batches on one thread, large ones on several.
+
+    Waking a thread costs more than it computes in a small batch, and less in a large one.
+
+    Args:
+        narrow: runs batches of fewer than `wide_from` rows.
+        wide: runs the others.
+        wide_from: rows.
+    """
+
+    def __init__(self, narrow: Runner, wide: Runner, wide_from: int) -> None:
+        self.wide_from = wide_from
+        self._narrow = narrow
+        self._wide = wide
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs of one batch."""
+        rows = len(next(iter(inputs.values())))
+        return (self._wide if rows >= self.wide_from else self._narrow).run(inputs)
 
 
 class GraphRunner:

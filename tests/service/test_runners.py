@@ -6,9 +6,9 @@ import pytest
 
 from service.engine import Engine
 from service.errors import DeviceLost, EngineError
-from service.providers import Device, open_session
+from service.providers import Device, cpu_session, open_session
 from service.repository import Repository
-from service.runners import GraphRunner, PlainRunner
+from service.runners import GraphRunner, PlainRunner, WideRunner
 from service.signature import read_signature
 from tests.service import artifacts
 
@@ -46,6 +46,26 @@ def test_a_batch_of_another_shape_is_refused(bound):
     """A copy of fewer bytes would leave the rest of an older batch in the buffer."""
     with pytest.raises(ValueError, match=r"expected \(2, 1, 28, 28\)"):
         bound.run({"image": np.zeros((2, 1, 27, 28), np.uint8)})
+
+
+def test_small_batches_take_one_thread_and_large_ones_more(fashion, session):
+    """The size decides, and nobody can tell from the bytes."""
+    signature, path = read_signature(session), Repository(fashion).open("fashion").model_path
+    ran = []
+
+    class Noted(PlainRunner):
+        def run(self, inputs):
+            ran.append(self)
+            return super().run(inputs)
+
+    narrow = Noted(session, signature.outputs)
+    wide = Noted(cpu_session(path, 2), signature.outputs)
+    runner = WideRunner(narrow, wide, wide_from=8)
+    for rows in (1, 4, 8, 64):
+        asked = {"image": artifacts.images(rows)}
+        answered, expected = runner.run(asked), PlainRunner(session, signature.outputs).run(asked)
+        assert all(answered[name].tobytes() == expected[name].tobytes() for name in expected)
+    assert ran == [narrow, narrow, wide, wide]
 
 
 class Breaking:
