@@ -18,7 +18,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.errors import InvalidInput, TooManyRows, UnsupportedMediaType
-from service.images import decode_image
+from service.images import PixelBudget, decode_image
 
 if TYPE_CHECKING:
     from service.signature import ImageSpec
@@ -41,7 +41,7 @@ class Limits:
 
     Args:
         rows: images in one body.
-        pixels: width x height of one encoded image, checked before it is decoded.
+        pixels: width x height of one encoded image, checked before it is decoded; see `PixelBudget` for their sum.
     """
 
     rows: int
@@ -85,6 +85,7 @@ def read_images(body: bytes, content_type: str | None, spec: ImageSpec, limits: 
         UnsupportedMediaType: the media type is none of `MEDIA_TYPES`.
         InvalidInput: the body is not what its media type says, or does not fit the model.
         TooManyRows: more than `limits.rows` images.
+        BodyTooLarge: more pixels in all its files than one request may have decoded.
     """
     kind = media_type(content_type)
     if not body:
@@ -95,7 +96,7 @@ def read_images(body: bytes, content_type: str | None, spec: ImageSpec, limits: 
         return images_from_octets(body, spec, limits)
     if kind == "multipart/form-data":
         return images_from_form(body, content_type or "", spec, limits)
-    return decode_image(body, spec, limits.pixels)[None]
+    return decode_image(body, spec, PixelBudget(limits.pixels))[None]
 
 
 def images_from_octets(body: bytes, spec: ImageSpec, limits: Limits) -> Images:
@@ -113,7 +114,8 @@ def images_from_form(body: bytes, content_type: str, spec: ImageSpec, limits: Li
     parts = _form_parts(body, content_type, limits)
     if not parts:
         raise InvalidInput("form: no parts, expected one or several PNG or JPEG files")
-    images = [decode_image(bytes(part), spec, limits.pixels, f"form file {index}") for index, part in enumerate(parts)]
+    budget = PixelBudget(limits.pixels)
+    images = [decode_image(bytes(part), spec, budget, f"form file {index}") for index, part in enumerate(parts)]
     return np.stack(images)
 
 
@@ -156,10 +158,11 @@ def images_from_json(body: bytes, spec: ImageSpec, limits: Limits) -> Images:
     instances = _instances(body)
     _check_rows(len(instances), limits)
     out = np.empty((len(instances), spec.channels, spec.height, spec.width), np.uint8)
+    budget = PixelBudget(limits.pixels)
     may_hold_booleans = b"true" in body or b"false" in body
     for index, instance in enumerate(instances):
         if isinstance(instance, dict):
-            out[index] = _from_b64(instance, spec, limits, f"instances[{index}]")
+            out[index] = _from_b64(instance, spec, budget, f"instances[{index}]")
             continue
         octets = None
         if not (may_hold_booleans and _holds_boolean(instance)):  # bytes() and NumPy take true for 1
@@ -296,7 +299,7 @@ def _refuse_pixels_before_shape(instance: list[Any], shape: tuple[int, ...], pla
         _pixel(instance[0], f"{place}[0]")
 
 
-def _from_b64(instance: dict[str, Any], spec: ImageSpec, limits: Limits, place: str) -> Images:
+def _from_b64(instance: dict[str, Any], spec: ImageSpec, budget: PixelBudget, place: str) -> Images:
     """Return the image under "b64", uint8 (C, H, W)."""
     if list(instance) != ["b64"] or not isinstance(instance["b64"], str):
         raise InvalidInput(f'{place}: expected exactly {{"b64": "<PNG or JPEG in base64>"}}')
@@ -304,7 +307,7 @@ def _from_b64(instance: dict[str, Any], spec: ImageSpec, limits: Limits, place: 
         data = base64.b64decode(instance["b64"], validate=True)
     except (binascii.Error, ValueError) as err:
         raise InvalidInput(f"{place}.b64: not base64 (standard alphabet, padded, no line breaks)") from err
-    return decode_image(data, spec, limits.pixels, f"{place}.b64")
+    return decode_image(data, spec, budget, f"{place}.b64")
 
 
 def _shape(node: Any) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.bodies import MEDIA_TYPES, Limits, is_quick, media_type, read_images
-from service.errors import InvalidInput, TooManyRows, UnsupportedMediaType
+from service.errors import BodyTooLarge, InvalidInput, TooManyRows, UnsupportedMediaType
 from service.signature import ImageSpec
 from tests.service.artifacts import images
 
@@ -239,6 +239,23 @@ def test_the_row_limit_is_exact_in_every_form():
             else:
                 with pytest.raises(TooManyRows, match="21 images, expected at most 20"):
                     read_images(body, content_type, SPEC, LIMITS)
+
+
+def test_the_images_of_one_request_share_their_pixels():
+    """In a form and in JSON alike, the ninth image of the largest size is one too many; a plain row costs none."""
+    large = np.zeros((20, 50), np.uint8)
+    limits = Limits(rows=20, pixels=1000)
+    for count, fits in ((8, True), (9, False)):
+        requests = [
+            (json.dumps({"instances": [b64(large)] * count + [ZEROS]}).encode(), "application/json"),
+            form(*[png(large)] * count),
+        ]
+        for body, content_type in requests:
+            if fits:
+                assert len(read_images(body, content_type, SPEC, limits)) >= 8
+            else:
+                with pytest.raises(BodyTooLarge, match="8000 pixels in one request"):
+                    read_images(body, content_type, SPEC, limits)
 
 
 @pytest.mark.parametrize("filling", [b"[],", b"{},", b"0,", b'"",'])
