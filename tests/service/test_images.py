@@ -180,7 +180,7 @@ def test_the_pixel_limit_is_exact():
 
 
 def test_the_pixels_of_a_request_are_bounded_in_their_sum():
-    """Eight images of the limit are read, the ninth refused: ten thousand small files cannot hold a thread for hours."""
+    """Eight images of the limit are read, the ninth refused: ten thousand small files cannot hold a thread long."""
     data = encode(Image.new("L", (100, 50)))
     budget = PixelBudget(5_000)
     for _ in range(8):
