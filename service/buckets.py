@@ -23,7 +23,8 @@ Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 # A batch that runs longer than this gains no throughput worth its wait; larger buckets are not tried.
 LONGEST_RUN_SECONDS = 0.25
 _SHIFTS = 3
-_TIMED_RUNS = 5
+# A bucket is timed at least and at most so often, and not for longer than this once it has been timed often enough.
+_FEWEST_RUNS, _MOST_RUNS, _TIMED_SECONDS = 3, 7, 0.005
 
 
 @dataclass(frozen=True)
@@ -144,10 +145,21 @@ def median_seconds(run: Run, asked: Mapping[str, Array], bucket: int) -> float:
     return float(np.median(_times(run, asked, bucket)))
 
 
+def answer_alike(one: Run, other: Run, asked: Mapping[str, Array], bucket: int) -> bool:
+    """Whether two ways to run `bucket` golden rows give the same bytes."""
+    batch = _batch(asked, bucket)
+    first, second = one(batch), other(batch)
+    return all(array.tobytes() == second[name].tobytes() for name, array in first.items())
+
+
+def _batch(asked: Mapping[str, Array], bucket: int) -> dict[str, Array]:
+    return {name: np.resize(array, (bucket, *array.shape[1:])) for name, array in asked.items()}
+
+
 def _times(run: Run, asked: Mapping[str, Array], bucket: int) -> list[float]:
-    batch = {name: np.resize(array, (bucket, *array.shape[1:])) for name, array in asked.items()}
+    batch = _batch(asked, bucket)
     times: list[float] = []
-    while len(times) < _TIMED_RUNS:
+    while len(times) < _FEWEST_RUNS or (len(times) < _MOST_RUNS and sum(times) < _TIMED_SECONDS):
         started = time.perf_counter()
         run(batch)
         times.append(time.perf_counter() - started)
