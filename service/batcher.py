@@ -4,8 +4,9 @@ An idle engine runs at once what came; a busy one takes everything that waits wh
 There is no delay window. Knows futures and rows; neither HTTP nor ONNX.
 
 A batch that is expected to be short runs on the event loop itself, at the end of the turn in which its requests
-arrived; a longer one runs in the batcher's one thread. A hop to a thread and back costs more than a small network
-computes, and nothing else can use the loop's core in that time.
+arrived; a longer one runs in the batcher's one thread, so that health and metrics never wait behind it. Measured on
+two cores with a convolutional network of 23 microseconds a row: a lone caller is answered in 32 microseconds on the
+loop and 85 through the thread; 32 callers get 52,000 to 54,000 answers a second on the loop and 40,000 through it.
 """
 
 import asyncio
@@ -88,6 +89,7 @@ class Batcher:
         self._in_flight: list[Batch] = []  # prepared or running in the thread
         self._is_running = False
         self._is_scheduled = False
+        self._is_watching = False
         self._is_closed = False
         self._drained: asyncio.Event | None = None
 
@@ -209,7 +211,7 @@ class Batcher:
         else:
             self._in_flight.append(batch)
             self._start(batch)
-            asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
+            self._watch_deadlines()
 
     def _take(self) -> Batch | None:
         """Everything that waits, in order, up to the largest bucket, and no more than its members' deadlines allow.
@@ -288,15 +290,21 @@ class Batcher:
             self._in_flight.append(batch)
             self._prepared.append(batch)
 
+    def _watch_deadlines(self) -> None:
+        if not self._is_watching:
+            self._is_watching = True
+            asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
+
     def _sweep(self) -> None:
         """While the thread runs, tell those whose deadline passes: they need not wait for the run to end."""
+        self._is_watching = False
         if not self._is_running:
             return
         now = time.perf_counter()
         for request in chain(self._queue, *(batch.requests for batch in self._in_flight)):
             if request.deadline is not None and request.deadline < now and not request.is_over:
                 self._expire(request)
-        asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
+        self._watch_deadlines()
 
     def _settle(self, batch: Batch) -> None:
         """Tell the members, count the batch, remember its time."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from service.batcher import Batcher
 from service.engine import Engine
-from service.errors import ArtifactInvalid, DeviceLost, InvalidInput, ModelNotFound, ServiceError
+from service.errors import ArtifactInvalid, DeviceLost, InvalidInput, ModelNotFound, NotReady, ServiceError
 from service.metrics import Metrics
 from service.repository import Artifact, Repository
 from service.settings import Settings
@@ -106,9 +106,12 @@ class Registry:
         """Return a model; the name may be left out when there is only one.
 
         Raises:
+            NotReady: no model has been loaded yet.
             InvalidInput: no name was given and there are several models.
             ModelNotFound: there is no such model, or another version of it is served.
         """
+        if not self._models:
+            raise NotReady("not ready: " + "; ".join(self.reasons))
         if name is None:
             if len(self._models) != 1:
                 raise InvalidInput(f"there are several models, {sorted(self._models)}; name one with ?model=")
@@ -130,8 +133,16 @@ class Registry:
             self.reasons = ["the service is shutting down"]
         self.ready = False
         self._metrics.ready.set(0)
-        for model in self._models.values():
-            await model.batcher.close()
+        await asyncio.gather(*(self._drain(model) for model in self._models.values()))
+
+    async def _drain(self, model: Model) -> None:
+        """Answer what waits for a model, but no longer than the settings allow: a run that hangs must not keep us."""
+        try:
+            await asyncio.wait_for(model.batcher.close(), self._settings.drain_seconds)
+        except TimeoutError:
+            _log.error("model %r still ran after %g s and was left", model.name, self._settings.drain_seconds)
+            model.executor.shutdown(wait=False, cancel_futures=True)
+        else:
             model.executor.shutdown()
 
     async def _load(self, repository: Repository, name: str) -> Model:

@@ -13,9 +13,10 @@ from fastapi.responses import FileResponse, RedirectResponse, Response
 
 from service import schemas
 from service.answers import predictions_json
-from service.bodies import EMPTY_BODY, Images, Limits, clip, is_quick, media_type, read_images
+from service.bodies import EMPTY_BODY, Images, Limits, is_quick, media_type, read_images
 from service.budget import BodyBudget, Share
 from service.errors import BodyTooLarge, InvalidInput, NotReady, Unsupported, UnsupportedMediaType
+from service.limits import clip
 from service.observe import Trace
 from service.openapi import PREDICT, PREDICT_DESCRIPTION, errors
 from service.registry import Model, Registry

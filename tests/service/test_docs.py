@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from service.app import create_app
+from service.bodies import MEDIA_TYPES
 from service.settings import Settings
 from tests.service import artifacts
 from tests.service.live import serve
@@ -136,8 +137,6 @@ def test_every_reference_leads_somewhere(document):
 
 def test_the_body_lists_every_form(document):
     """The media types in the description are those that the service reads."""
-    from service.bodies import MEDIA_TYPES
-
     body = document["paths"]["/predict"]["post"]["requestBody"]
     assert set(body["content"]) == set(MEDIA_TYPES)
 

@@ -128,6 +128,37 @@ def test_a_model_that_does_not_give_its_golden_answers_stops_the_start(fashion):
     asyncio.run(test())
 
 
+def test_before_anything_is_loaded_a_request_hears_so(fashion):
+    """503 rather than a 404 for a model that is on its way."""
+    with pytest.raises(NotReady, match="the models are being loaded"):
+        registry_of(fashion).get()
+
+
+def test_a_run_that_hangs_does_not_keep_the_process(fashion):
+    """The drain has an end, and what hung is left behind."""
+
+    async def test():
+        registry = registry_of(fashion, drain_seconds=0.05, inline_below_ms=0)
+        await registry.load()
+        model = registry.get()
+        started, let_go = threading.Event(), threading.Event()
+
+        def hang(inputs):
+            started.set()
+            assert let_go.wait(10)
+            return {}
+
+        model.engine.run = hang
+        waiting = asyncio.ensure_future(model.batcher.infer({"image": artifacts.images(1)}))
+        assert await asyncio.to_thread(started.wait, 10)
+        await registry.close()
+        assert not waiting.done()
+        waiting.cancel()
+        let_go.set()
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
 class Reversing(Batcher):
     """A batcher that mixes up its rows."""
 
