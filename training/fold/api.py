@@ -163,7 +163,10 @@ def _normalisation(scale: Numbers | None, mean: Numbers | None, std: Numbers | N
 def _unchanged(model: nn.Module, exact: Mapping[str, Array]) -> dict[str, Array]:
     """Return those float64 values whose rounding the model still holds."""
     kept = {}
+    held = {*dict(model.named_parameters(remove_duplicate=False)), *dict(model.named_buffers(remove_duplicate=False))}
     for name, values in exact.items():
+        if name not in held:  # a graph may have taken it under another name
+            continue
         tensor = _tensor(model, name)
         stored = round_once(values, str(tensor.dtype).removeprefix("torch."))
         if torch.equal(tensor.detach().cpu(), torch.from_numpy(stored).reshape(tensor.shape).to(tensor.dtype)):
@@ -230,7 +233,8 @@ def _finish(model: nn.Module, example_inputs: tuple[Any, ...], job: _Job) -> Fol
         writer = GraphWriter(job.graph)
         writer.write(job.graph, job.plan, job.changes)
         form, reason = "graph", str(why)
-    exact = _checked(writer.model, writer.exact())
+    # What an earlier fold rounded and this one left alone keeps the value behind it, in the proof and for a next fold.
+    exact = {**_unchanged(writer.model, job.graph.exact), **_checked(writer.model, writer.exact())}
     proof = _prove(model, writer.model, example_inputs, job, exact)
     report = replace(_report(job, proofs), form=form, form_reason=reason, proof=proof)
     _ORIGINS[writer.model] = _Origin(example_inputs, exact)
