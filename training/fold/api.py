@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from training.errors import FoldError
 from training.fold.core import Array
-from training.fold.float64 import sharing_copy
+from training.fold.float64 import named_tensors, sharing_copy
 from training.fold.graph import Graph, hooked_modules, module_path, read
 from training.fold.inputs import InputNormalisation, Numbers
 from training.fold.norms import Norm, find_norms
@@ -162,9 +162,11 @@ def _normalisation(scale: Numbers | None, mean: Numbers | None, std: Numbers | N
 
 def _unchanged(model: nn.Module, exact: Mapping[str, Array]) -> dict[str, Array]:
     """Return those float64 values whose rounding the model still holds."""
-    kept = {}
+    kept, tensors = {}, dict(named_tensors(model))
     for name, values in exact.items():
-        tensor = _tensor(model, name)
+        tensor = tensors.get(name)
+        if tensor is None or tensor.shape != values.shape:
+            continue
         stored = round_once(values, str(tensor.dtype).removeprefix("torch."))
         if torch.equal(tensor.detach().cpu(), torch.from_numpy(stored).reshape(tensor.shape).to(tensor.dtype)):
             kept[name] = values.reshape(tuple(tensor.shape))
@@ -221,7 +223,9 @@ def _planned(graph: Graph, norms: list[Norm], exact_padding: bool) -> tuple[Plan
 def _finish(model: nn.Module, example_inputs: tuple[Any, ...], job: _Job) -> Folded:
     proofs = prove_sites(job.graph, job.plan, job.changes)
     if not job.plan.folded:
-        return Folded(copy.deepcopy(model), _report(job, proofs))
+        unchanged = copy.deepcopy(model)
+        _ORIGINS[unchanged] = _Origin(example_inputs, {})
+        return Folded(unchanged, _report(job, proofs))
     try:
         writer: ModuleWriter | GraphWriter = ModuleWriter(model)
         writer.write(job.graph, job.plan, job.changes)
@@ -230,7 +234,7 @@ def _finish(model: nn.Module, example_inputs: tuple[Any, ...], job: _Job) -> Fol
         writer = GraphWriter(job.graph)
         writer.write(job.graph, job.plan, job.changes)
         form, reason = "graph", str(why)
-    exact = _checked(writer.model, writer.exact())
+    exact = {**_unchanged(writer.model, job.graph.exact), **_checked(writer.model, writer.exact())}
     proof = _prove(model, writer.model, example_inputs, job, exact)
     report = replace(_report(job, proofs), form=form, form_reason=reason, proof=proof)
     _ORIGINS[writer.model] = _Origin(example_inputs, exact)

@@ -70,6 +70,7 @@ def _cuts(graph: Graph, plan: Plan) -> list[_Cut]:
     cuts: list[tuple[list[Norm], set[Node]]] = []
     for norm, (layers, passed) in plan.folded.items():
         norms, nodes = [norm], {*norm.nodes, *passed, *(layer.node for layer in layers)}
+        nodes |= {a for node in nodes for a in node.all_input_nodes if graph.unexpanded(a) is not None}
         for other in [cut for cut in cuts if cut[1] & nodes]:
             cuts.remove(other)
             norms, nodes = other[0] + norms, other[1] | nodes

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from training.fold.border import with_border
 from training.fold.float64 import named_tensors
-from training.fold.graph import Graph, call_key, module_path
+from training.fold.graph import Graph, call_key, is_tensor, module_path
 from training.fold.layers import Layer
 from training.fold.norms import Norm
 from training.fold.parameters import Replacement, Value
@@ -122,9 +122,13 @@ def _calls(graph: Graph, path: str) -> Mapping[tuple[str, ...], set[Node]]:
     calls: dict[tuple[str, ...], set[Node]] = {}
     for node in graph.nodes:
         stack = [str(entry[0]).split("@")[0] for entry in (node.meta.get("nn_module_stack") or {}).values()]
-        if node.op == "call_function" and path in stack and not graph.is_constant(node):
+        if node.op == "call_function" and path in stack and _is_data(graph, node):
             calls.setdefault(call_key(node)[: stack.index(path) + 1], set()).add(node)
     return calls
+
+
+def _is_data(graph: Graph, node: Node) -> bool:
+    return is_tensor(node) and not graph.is_constant(node) and graph.unexpanded(node) is None
 
 
 def _replace_module(model: nn.Module, path: str, new: nn.Module) -> None:
