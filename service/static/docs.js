@@ -1,0 +1,9 @@
+// validatorUrl: without it, Swagger UI sends the description to a third party to have it checked.
+SwaggerUIBundle({
+  url: "openapi.json",
+  dom_id: "#swagger-ui",
+  deepLinking: true,
+  validatorUrl: null,
+  presets: [SwaggerUIBundle.presets.apis],
+  layout: "BaseLayout",
+});
