@@ -7,6 +7,7 @@ used, 3 for everything else.
 import functools
 import importlib.util
 import logging
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,9 @@ import uvicorn
 from uvicorn.supervisors.multiprocess import Multiprocess
 
 from service.app import create_app
+from service.errors import ArtifactInvalid, ServiceError
 from service.logs import log_config
+from service.repository import Repository
 from service.settings import Settings
 
 logger = logging.getLogger("service")
@@ -32,15 +35,34 @@ def main(argv: Sequence[str] | None = None) -> int:
             return START_FAILURE
     config = server_config(settings)
     try:
+        if settings.workers > 1:
+            check_models(settings)
         listener = bind(settings)
     except OSError as err:
         reason = err.strerror or err
         logger.error("cannot listen on %s:%s: %s; choose another --port", settings.host, settings.port, reason)
         return START_FAILURE
+    except ServiceError as err:
+        logger.error("%s", err)
+        return START_FAILURE
     fields = {"address": address(listener), "workers": settings.workers, "models_dir": str(settings.models_dir)}
     logger.info("starting", extra=fields)
     with listener:
         return run_workers(config, listener) if settings.workers > 1 else run_alone(config, listener)
+
+
+def check_models(settings: Settings) -> None:
+    """Open every version that workers are going to serve, so that what is wrong is said once and not by each of them.
+
+    Raises:
+        ArtifactInvalid: there is no model, or a folder is not what its manifest says.
+    """
+    repository = Repository(settings.models_dir)
+    names = repository.models()
+    if not names:
+        raise ArtifactInvalid(f"{settings.models_dir} holds no <model>/<version>/model.onnx for the workers to serve")
+    for name in names:
+        repository.open(name)
 
 
 def server_config(settings: Settings) -> uvicorn.Config:
@@ -89,12 +111,14 @@ def address(listener: socket.socket) -> str:
 
 
 def run_alone(config: uvicorn.Config, listener: socket.socket) -> int:
-    """Serve in this process."""
+    """Serve in this process; SIGTERM and SIGINT drain it, and it ends with 0."""
+    # uvicorn drains and then raises the signal once more, for whoever had it before: without this, that ends us as -15.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         uvicorn.Server(config).run(sockets=[listener])
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else START_FAILURE
-    except KeyboardInterrupt:  # the server has drained and passes the signal on
+    except KeyboardInterrupt:  # the same for SIGINT
         return 0
     return 0
 

@@ -19,9 +19,9 @@ from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 
 from service.answers import error_json
-from service.errors import ServiceError, StartError
+from service.errors import ServiceError
 from service.metrics import Metrics
-from service.observe import Observe, Trace
+from service.observe import Observe, Trace, failure_sentence
 from service.openapi import describe
 from service.registry import Registry
 from service.routes import STATIC, router
@@ -81,7 +81,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     started = time.perf_counter()
     try:
         await registry.load()
-    except StartError as err:
+    except ServiceError as err:
         app.state.start_failure = str(err)
         raise
     served = [f"{model.name}/{model.version}" for model in registry.models()]
@@ -101,11 +101,15 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 
 async def _answer_service_error(request: Request, err: ServiceError) -> Response:
     """Answer with the sentence, the status and the headers of one of our own errors; ours go into the log too."""
+    message = str(err)
     if err.status >= 500:
         trace: Trace = request.state.trace
-        fields = {"request_id": trace.request_id, "status": err.status, "reason": str(err)}
-        logger.warning("request refused", extra=fields)
-    return _error(err.status, str(err), dict(err.headers))
+        logger.warning(
+            "request refused", extra={"request_id": trace.request_id, "status": err.status, "reason": message}
+        )
+        if err.status == 500:
+            message = failure_sentence(trace)
+    return _error(err.status, message, dict(err.headers))
 
 
 async def _answer_http_error(request: Request, err: HTTPException) -> Response:

@@ -4,12 +4,11 @@ Formatters and a configuration for `logging`, which every module and uvicorn use
 `extra` becomes a field of the line. No event can break a line: control characters are escaped.
 """
 
+import json
 import logging
 import sys
 from datetime import UTC, datetime
 from typing import Any
-
-import orjson
 
 _KNOWN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
@@ -33,7 +32,9 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return orjson.dumps(_plain(line), default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+        return json.dumps(
+            line, default=str
+        )  # in ASCII: no separator, no lone surrogate, no escape sequence gets through
 
 
 class HumanFormatter(logging.Formatter):
@@ -82,12 +83,3 @@ def log_config(level: str, human: bool | None = None) -> dict[str, Any]:
 def _escape(text: str) -> str:
     """Return text in which no character moves the cursor."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
-def _plain(value: Any) -> Any:
-    """Return a value in which lone surrogates, which JSON writers refuse, are replaced."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
-    if isinstance(value, dict):
-        return {_plain(key): _plain(item) for key, item in value.items()}
-    return value

@@ -113,9 +113,14 @@ def _request_id(scope: Scope) -> str:
     return secrets.token_hex(8)
 
 
+def failure_sentence(trace: Trace) -> str:
+    """Return all that a client learns of a failure of ours."""
+    return f"the service failed on request {trace.request_id}; its log has the reason under this id"
+
+
 async def _send_failure(trace: Trace, send: Send) -> None:
     """Answer 500 with nothing in it but the id under which the log has the rest."""
-    body = error_json(f"the service failed on request {trace.request_id}; its log has the reason under this id")
+    body = error_json(failure_sentence(trace))
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 500, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse, PlainTextResponse, RedirectResponse, Response
+from fastapi.responses import FileResponse, RedirectResponse, Response
 
 from service import schemas
 from service.answers import predictions_json
@@ -45,9 +45,8 @@ router = APIRouter()
 )
 async def predict(request: Request) -> Response:
     """Classify the images in the body."""
-    registry: Registry = request.app.state.registry
     trace: Trace = request.state.trace
-    model = registry.get(request.query_params.get("model"))
+    model = _ready_registry(request).get(request.query_params.get("model"))
     spec, labels = _classifier(model)
     deadline = _deadline(request, trace)
     images = await _read_images(request, spec, trace)
@@ -75,9 +74,7 @@ async def live() -> schemas.Live:
 @router.get("/v2/health/ready", tags=["health"], summary="Whether models answer rightly", responses=errors(500, 503))
 async def ready(request: Request) -> schemas.Ready:
     """Answer 200 once every model has given its golden answers, else 503 with the reason."""
-    registry: Registry = request.app.state.registry
-    if not registry.ready:
-        raise NotReady("not ready: " + ("; ".join(registry.reasons) or "models are still being loaded"))
+    _ready_registry(request)
     return schemas.Ready(ready=True)
 
 
@@ -85,8 +82,8 @@ async def ready(request: Request) -> schemas.Ready:
     "/metrics",
     tags=["health"],
     summary="Metrics for Prometheus",
-    response_class=PlainTextResponse,
-    responses=errors(500, 501),
+    response_class=Response,
+    responses={**errors(500, 501), 200: {"content": {"text/plain": {}}}},
 )
 async def metrics(request: Request) -> Response:
     """Give every metric in Prometheus' text format."""
@@ -108,6 +105,14 @@ async def docs() -> Response:
     return FileResponse(STATIC / "docs.html", headers=DOCS_HEADERS)
 
 
+def _ready_registry(request: Request) -> Registry:
+    """Return the registry, or refuse with the reasons why it cannot answer."""
+    registry: Registry = request.app.state.registry
+    if not registry.ready:
+        raise NotReady(f"not ready: {'; '.join(registry.reasons)}")
+    return registry
+
+
 def _classifier(model: Model) -> tuple[ImageSpec, tuple[str, ...]]:
     """Return the image that a model takes and its labels, for models that have both."""
     outputs = {spec.name for spec in model.engine.outputs}
@@ -118,10 +123,15 @@ def _classifier(model: Model) -> tuple[ImageSpec, tuple[str, ...]]:
 
 def _served(model: Model) -> schemas.ServedModel:
     """Return what `/v2` says of one model."""
-    device = model.engine.device
-    labels = list(model.labels or ())
+    engine = model.engine
     return schemas.ServedModel(
-        name=model.name, version=model.version, labels=labels, provider=device.provider, fallback=device.fallback_reason
+        name=model.name,
+        version=model.version,
+        labels=list(model.labels or ()),
+        provider=engine.device.provider,
+        buckets=list(engine.buckets),
+        batch_invariant=engine.batch_invariant,
+        fallback=engine.device.fallback_reason,
     )
 
 
