@@ -104,7 +104,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.since = self.loop.time()  # of this phase
         self.running: RequestResponseCycle | None = None  # whose answer is due next
         self.is_half_closed = False
-        self._is_last = False  # no request may follow the one that is being received
+        self.is_last = False  # no request may follow the one that is being received
         self._refused: ServiceError | None = None  # raised in one of the parser's callbacks
         self._last_answer: bytes | None = None  # a refusal that waits until earlier requests are answered
         self._head_bytes = self._head_count = self._body_bytes = self._partial_bytes = 0
@@ -200,17 +200,10 @@ class GuardedProtocol(HttpToolsProtocol):
         expects_body = self._check_body_headers()
         if expects_body and self.parser.should_upgrade():
             self._refuse_in_parser(Unsupported("Upgrade: no other protocol is spoken here, send the request without"))
-        self._is_last = self.guard.draining_since is not None or self.parser.should_upgrade()
-        super().on_headers_complete()
+        self.is_last = self.guard.draining_since is not None or self.parser.should_upgrade()
+        self.accept(expects_body=expects_body)
         self.phase = Phase.BODY
         self.since = self.loop.time()
-        if self._is_last:
-            self.cycle.keep_alive = False
-        self._is_last = not self.cycle.keep_alive
-        if expects_body:
-            self.cycle.transport = _LastWord(self)  # type: ignore[assignment]
-        if len(self.pipeline) > self.limits.pipelined:
-            self.flow.hold()
 
     def on_body(self, body: bytes) -> None:
         """Count and pass on a piece of the body."""
@@ -222,8 +215,19 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """The request is whole; another may follow unless this was the last."""
         super().on_message_complete()
-        self.phase = Phase.DEAF if self._is_last else Phase.QUIET
+        self.phase = Phase.DEAF if self.is_last else Phase.QUIET
         self.since = self.loop.time()
+
+    def accept(self, *, expects_body: bool) -> None:
+        """Hand a request whose headers have passed to the application."""
+        super().on_headers_complete()
+        if self.is_last:
+            self.cycle.keep_alive = False
+        self.is_last = not self.cycle.keep_alive
+        if expects_body:
+            self.cycle.transport = _LastWord(self)  # type: ignore[assignment]
+        if len(self.pipeline) > self.limits.pipelined:
+            self.flow.hold()
 
     # -- answers -------------------------------------------------------------------------------------------------
 
@@ -255,6 +259,10 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def is_answer_due(self) -> bool:
         """Whether a request that came whole, or is being answered already, waits for its answer."""
+        return self.is_application_due()
+
+    def is_application_due(self) -> bool:
+        """Whether the application works for this connection, or will."""
         return bool(self.pipeline) or (self.running is not None and not self.running.response_complete)
 
     def refuse(self, error: ServiceError) -> None:
@@ -262,7 +270,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.phase >= Phase.DEAF:
             return
         self.guard.count_refusal(error.status)
-        if self.phase is Phase.BODY and not self._disown():
+        if self.phase is Phase.BODY and not self.disown():
             self.transport.close()  # half an answer is out: all that can be said is that there is no more
             return
         self.phase = Phase.DEAF
@@ -273,7 +281,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.since = now
         self.after_answer()
 
-    def _disown(self) -> bool:
+    def disown(self) -> bool:
         """Take the request that is being received away from the application; False when an answer has begun."""
         own = self.cycle
         if own.response_started:
@@ -320,7 +328,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         """The service ends: answer what came, with `Connection: close`, and take nothing new."""
         self.guard.drain(self.loop.time())
-        if self.phase is Phase.QUIET and self.is_answer_due():
+        if self.phase is Phase.QUIET and self.is_application_due():
             self.cycle.keep_alive = False
             self.phase = Phase.DEAF
 

@@ -14,13 +14,13 @@ from service.errors import ServiceError
 
 Headers = Iterable[tuple[bytes, bytes]]
 
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 
 
 def request_id(headers: Headers) -> bytes:
     """Return the client's X-Request-ID where it is at most 64 safe characters, else a new one."""
     for name, value in headers:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+        if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
             return value
     return secrets.token_hex(8).encode()
 
