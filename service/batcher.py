@@ -4,51 +4,29 @@ An idle engine runs at once what came; a busy one takes everything that waits wh
 There is no delay window. Knows futures and rows; neither HTTP nor ONNX.
 
 A batch that is expected to be short runs on the event loop itself, at the end of the turn in which its requests
-arrived; a longer one runs in the batcher's one thread. A hop to a thread and back costs more than a small network
-computes, and nothing else can use the loop's core in that time.
+arrived; a longer one runs in the batcher's one thread, so that health and metrics never wait behind it. Measured on
+two cores with a convolutional network of 23 microseconds a row: a lone caller is answered in 32 microseconds on the
+loop and 85 through the thread; 32 callers get 52,000 to 54,000 answers a second on the loop and 40,000 through it.
 """
 
 import asyncio
 import math
 import time
-from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import chain
-from typing import Protocol
 
-import numpy as np
-
-from service.batch import Answer, Array, Batch, BatchAnswer, BatchEngine, Request, Staging
-from service.errors import DeadlineExceeded, DeviceLost, NotReady, Overloaded, ServiceError
+from service.batch import Batch, BatchEngine, Nobody, Observer, Staging
+from service.errors import DeadlineExceeded, DeviceLost, NotReady, Overloaded
 from service.pace import Pace
+from service.request import Answer, BatchAnswer, Request, future_request, join
+from service.tensors import Array
 
 __all__ = ["Answer", "BatchAnswer", "BatchEngine", "Batcher", "Observer", "Request"]
 
 # While the thread runs, requests whose deadline passes are told so within this time.
 _SWEEP_SECONDS = 0.01
-
-
-class Observer(Protocol):
-    """Who counts; called once per batch and per refusal, always on the event loop."""
-
-    def batch(self, rows: int, bucket: int, queue_seconds: float, infer_seconds: float) -> None:
-        """A batch ran; `queue_seconds` is the longest wait among its members."""
-
-    def batch_failed(self) -> None:
-        """A batch failed, and its members ran alone."""
-
-    def refused(self, reason: str) -> None:
-        """A request got no run: "queue_full", "deadline_ahead", "deadline_passed", "cancelled" or "closed"."""
-
-
-class _Nobody:
-    def batch(self, rows: int, bucket: int, queue_seconds: float, infer_seconds: float) -> None: ...
-
-    def batch_failed(self) -> None: ...
-
-    def refused(self, reason: str) -> None: ...
 
 
 class Batcher:
@@ -74,13 +52,12 @@ class Batcher:
         lost: Callable[[DeviceLost], None] | None = None,
     ) -> None:
         self._engine = engine
-        self._buckets = engine.buckets
         self._largest = engine.buckets[-1]
         self._max_queue_rows = max_queue_rows
         self._inline_seconds = inline_seconds
         self._executor = executor
         self._own_executor: ThreadPoolExecutor | None = None
-        self._observer = observer or _Nobody()
+        self._observer = observer or Nobody()
         self._lost = lost
         self._pace = Pace(engine.bucket_seconds)
         self._staging = Staging()
@@ -90,6 +67,7 @@ class Batcher:
         self._in_flight: list[Batch] = []  # prepared or running in the thread
         self._is_running = False
         self._is_scheduled = False
+        self._is_watching = False
         self._is_closed = False
         self._drained: asyncio.Event | None = None
 
@@ -115,7 +93,7 @@ class Batcher:
         if rows > self._largest:
             return await self._infer_split(inputs, rows, deadline)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        request = _request_for(future, inputs, deadline)
+        request = future_request(future, inputs, deadline)
         self.submit(request)
         try:
             return await future
@@ -149,11 +127,11 @@ class Batcher:
         for start in range(0, rows, self._largest):
             part = {name: array[start : start + self._largest] for name, array in inputs.items()}
             future: asyncio.Future[Answer] = loop.create_future()
-            waiting.append((future, _request_for(future, part, deadline)))
+            waiting.append((future, future_request(future, part, deadline)))
         for _, request in waiting:
             self._enqueue(request)
         try:
-            return _join([await future for future, _ in waiting])
+            return join([await future for future, _ in waiting])
         finally:
             for future, request in waiting:
                 request.cancel()
@@ -173,12 +151,12 @@ class Batcher:
         if deadline is None:
             return
         expected, left = self._pace.seconds_for(ahead + rows, is_idle=is_idle), deadline - time.perf_counter()
-        if expected > left:
+        if not self._pace.can_promise(expected, left):
             self._observer.refused("deadline_ahead")
             message = (
                 f"the answer would take {expected * 1e3:.0f} ms, the deadline leaves {max(0.0, left) * 1e3:.0f} ms"
             )
-            raise Overloaded(message, math.ceil(expected - left))
+            raise Overloaded(message, math.ceil(max(0.0, expected - left)))
 
     def _enqueue(self, request: Request) -> None:
         self._queue.append(request)
@@ -211,18 +189,26 @@ class Batcher:
         else:
             self._in_flight.append(batch)
             self._start(batch)
-            asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
+            self._watch_deadlines()
 
     def _take(self) -> Batch | None:
-        """Everything that waits, in order, up to the largest bucket; who has gone or is too late is left out."""
+        """Everything that waits, in order, up to the largest bucket, and no more than its members' deadlines allow.
+
+        Who has gone is left out, and so is who would be answered too late even alone.
+        """
         requests: list[Request] = []
-        rows, now = 0, time.perf_counter()
+        rows, limit = 0, self._largest
+        start = time.perf_counter() + self._pace.busy_seconds()
+        end = start + self._pace.run_seconds(self._queued_rows)
         while self._queue:
             request = self._queue[0]
-            if request.deadline is not None and request.deadline < now and not request.is_over:
-                self._expire(request)
+            if request.deadline is not None and request.deadline < end and not request.is_over:
+                if start + self._pace.run_seconds(request.rows) > request.deadline:
+                    self._expire(request)
+                else:
+                    limit = min(limit, max(request.rows, self._pace.safe_rows(request.deadline - start)))
             if not request.is_over:
-                if rows + request.rows > self._largest:
+                if rows + request.rows > limit:
                     break
                 requests.append(request)
                 rows += request.rows
@@ -230,7 +216,7 @@ class Batcher:
                 self._observer.refused("cancelled")
             self._queue.popleft()
             self._queued_rows -= request.rows
-        return Batch(requests, rows, self._buckets[bisect_left(self._buckets, rows)]) if requests else None
+        return Batch(requests, rows, self._pace.bucket_for(rows)) if requests else None
 
     def _expire(self, request: Request) -> None:
         request.is_over = request.is_expired = True
@@ -278,18 +264,25 @@ class Batcher:
             return
         batch = self._take()
         if batch is not None:
+            batch.prepare(self._staging)
             self._in_flight.append(batch)
             self._prepared.append(batch)
 
+    def _watch_deadlines(self) -> None:
+        if not self._is_watching:
+            self._is_watching = True
+            asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
+
     def _sweep(self) -> None:
         """While the thread runs, tell those whose deadline passes: they need not wait for the run to end."""
+        self._is_watching = False
         if not self._is_running:
             return
         now = time.perf_counter()
         for request in chain(self._queue, *(batch.requests for batch in self._in_flight)):
             if request.deadline is not None and request.deadline < now and not request.is_over:
                 self._expire(request)
-        asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
+        self._watch_deadlines()
 
     def _settle(self, batch: Batch) -> None:
         """Tell the members, count the batch, remember its time."""
@@ -307,28 +300,3 @@ class Batcher:
     def _tell_if_drained(self) -> None:
         if self._drained is not None and not self._queue and not self._is_running:
             self._drained.set()
-
-
-def _request_for(future: asyncio.Future[Answer], inputs: Mapping[str, Array], deadline: float | None) -> Request:
-    """A request that settles `future`."""
-
-    def answered(batch: BatchAnswer, start: int) -> None:
-        if not future.done():
-            stop = start + request.rows
-            outputs = {name: array[start:stop] for name, array in batch.outputs.items()}
-            waited = batch.started - request.arrived
-            future.set_result(Answer(outputs, waited, batch.infer_seconds, batch.rows))
-
-    def failed(error: ServiceError) -> None:
-        if not future.done():
-            future.set_exception(error)
-
-    request = Request(inputs, answered, failed, deadline)
-    return request
-
-
-def _join(answers: Sequence[Answer]) -> Answer:
-    """One answer from the parts: rows in order, the first part's wait, the runs added up."""
-    outputs = {name: np.concatenate([answer.outputs[name] for answer in answers]) for name in answers[0].outputs}
-    infer_seconds = sum(answer.infer_seconds for answer in answers)
-    return Answer(outputs, answers[0].queue_seconds, infer_seconds, max(answer.batch_rows for answer in answers))

@@ -23,7 +23,8 @@ Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 # A batch that runs longer than this gains no throughput worth its wait; larger buckets are not tried.
 LONGEST_RUN_SECONDS = 0.25
 _SHIFTS = 3
-_TIMED_RUNS = 5
+# A bucket is timed at least and at most so often, and not for longer than this once it has been timed often enough.
+_FEWEST_RUNS, _MOST_RUNS, _TIMED_SECONDS = 3, 7, 0.005
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,14 @@ def profile_buckets(run: Run, asked: Mapping[str, Array], candidates: Sequence[i
         candidates: rising batch sizes.
     """
     answers: dict[int, dict[str, Array]] = {}
-    seconds: dict[int, float] = {}
+    times: dict[int, list[float]] = {}
     steady: list[int] = []
     for bucket in candidates:
-        if seconds and max(seconds.values()) > LONGEST_RUN_SECONDS:
-            _log.info("bucket %d and above left out: bucket %d runs for %.2f s", bucket, *list(seconds.items())[-1])
+        if any(min(taken) > LONGEST_RUN_SECONDS for taken in times.values()):
+            _log.info("buckets from %d on left out: a run of fewer rows takes %.2f s", bucket, LONGEST_RUN_SECONDS)
             break
         answers[bucket], is_steady = _answers(run, asked, bucket)
-        seconds[bucket] = _median_seconds(run, asked, bucket)
+        times[bucket] = _times(run, asked, bucket)
         if is_steady:
             steady.append(bucket)
     served = _agreeing(answers, steady) or tuple(answers)
@@ -81,7 +82,7 @@ def profile_buckets(run: Run, asked: Mapping[str, Array], candidates: Sequence[i
         buckets=served,
         batch_invariant=bool(steady),
         largest_deviation=max(_deviation(answers[candidates[0]], other) for other in answers.values()),
-        seconds={bucket: seconds[bucket] for bucket in served},
+        seconds={bucket: float(np.median(times[bucket])) for bucket in served},
         answers={bucket: answers[bucket] for bucket in served},
     )
 
@@ -139,13 +140,29 @@ def _deviation(first: Mapping[str, Array], other: Mapping[str, Array]) -> float:
     return largest
 
 
-def _median_seconds(run: Run, asked: Mapping[str, Array], bucket: int) -> float:
-    batch = {name: np.resize(array, (bucket, *array.shape[1:])) for name, array in asked.items()}
-    times = []
-    for _ in range(_TIMED_RUNS):
+def median_seconds(run: Run, asked: Mapping[str, Array], bucket: int) -> float:
+    """Median seconds of one run of `bucket` golden rows, taken in a circle."""
+    return float(np.median(_times(run, asked, bucket)))
+
+
+def answer_alike(one: Run, other: Run, asked: Mapping[str, Array], bucket: int) -> bool:
+    """Whether two ways to run `bucket` golden rows give the same bytes."""
+    batch = _batch(asked, bucket)
+    first, second = one(batch), other(batch)
+    return all(array.tobytes() == second[name].tobytes() for name, array in first.items())
+
+
+def _batch(asked: Mapping[str, Array], bucket: int) -> dict[str, Array]:
+    return {name: np.resize(array, (bucket, *array.shape[1:])) for name, array in asked.items()}
+
+
+def _times(run: Run, asked: Mapping[str, Array], bucket: int) -> list[float]:
+    batch = _batch(asked, bucket)
+    times: list[float] = []
+    while len(times) < _FEWEST_RUNS or (len(times) < _MOST_RUNS and sum(times) < _TIMED_SECONDS):
         started = time.perf_counter()
         run(batch)
         times.append(time.perf_counter() - started)
         if times[-1] > LONGEST_RUN_SECONDS:
             break
-    return float(np.median(times))
+    return times

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from service.buckets import check_buckets, profile_buckets
+from service.buckets import answer_alike, check_buckets, profile_buckets
 from service.errors import BucketsInvalid
 
 ASKED = {"x": np.arange(1, 17, dtype=np.float32)[:, None]}
@@ -83,6 +83,13 @@ def test_an_engine_that_never_repeats_itself_is_served_and_said_to_vary():
     assert found.buckets == BUCKETS
     assert not found.batch_invariant
     assert found.largest_deviation > 0
+
+
+def test_two_ways_to_run_are_compared_byte_for_byte():
+    """More threads may only be used where nobody can tell."""
+    alike, other = ({"y": ASKED["x"] * 2}, {"y": np.nextafter(ASKED["x"] * 2, np.float32(1e9))})
+    assert answer_alike(lambda batch: alike, lambda batch: dict(alike), ASKED, 4)
+    assert not answer_alike(lambda batch: alike, lambda batch: other, ASKED, 4)
 
 
 @pytest.mark.parametrize("buckets", [(), (0, 1), (4, 2), (2, 2)])
