@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from service.answers import error_json
 from service.budget import BodyBudget
 from service.errors import ServiceError
-from service.guard import Guard, WireLimits
+from service.guard import Guard, wire_limits
 from service.lane import LANE, Lane
 from service.metrics import Metrics
 from service.observe import Observe, Trace, failure_sentence
@@ -95,7 +95,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     settings: Settings = app.state.settings
     metrics: Metrics = app.state.metrics
     try:
-        yield {GUARD: Guard(WireLimits(body_bytes=settings.max_body_bytes)), LANE: Lane(registry, settings, metrics)}
+        lane = Lane(registry, settings, metrics, app.state.body_budget)
+        yield {GUARD: Guard(wire_limits(settings)), LANE: lane}
     finally:
         await registry.close()
         logger.info("stopped")

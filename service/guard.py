@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-MEBIBYTE = 1024 * 1024
+from service.settings import MEBIBYTE, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,19 @@ class WireLimits:
             self.header_seconds, self.body_seconds, self.write_seconds, self.linger_seconds, self.drain_seconds
         )
         return min(0.25, max(0.005, shortest / 10))
+
+
+def wire_limits(settings: Settings) -> WireLimits:
+    """Return the limits that the settings ask for."""
+    return WireLimits(
+        header_seconds=settings.header_seconds,
+        header_bytes=settings.max_header_bytes,
+        body_seconds=settings.body_seconds,
+        body_bytes=settings.max_body_bytes,
+        write_seconds=settings.write_seconds,
+        connections=settings.max_connections,
+        connections_per_address=settings.max_connections_per_address,
+    )
 
 
 class Connection(Protocol):

@@ -7,6 +7,7 @@ be done for each batch, and a head that was read before is not read again.
 
 import asyncio
 import itertools
+import logging
 import re
 import secrets
 import socket
@@ -21,15 +22,19 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
 from service.answers import error_json
-from service.batch import BatchAnswer, Request
-from service.bodies import Limits
-from service.errors import EngineError, ServiceError, Unsupported
+from service.budget import BodyBudget, Share
+from service.errors import EngineError, Overloaded, ServiceError, Unsupported
+from service.limits import Limits
 from service.metrics import Metrics
+from service.observe import Trace, failure_sentence
 from service.predict import Predict
 from service.protocol import GuardedProtocol, Phase
 from service.registry import Registry
+from service.request import BatchAnswer, Request
 from service.settings import Settings
 from service.wire import REQUEST_ID, answer
+
+logger = logging.getLogger(__name__)
 
 LANE = "lane"  # the key of the lifespan's state
 
@@ -66,9 +71,12 @@ class Lane:
         registry: where the models are, loaded.
         settings: limits and the default deadline.
         metrics: told of answers in bulk.
+        budget: bytes of bodies that may be held while they arrive; those that wait are bounded by their rows.
     """
 
-    def __init__(self, registry: Registry, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, registry: Registry, settings: Settings, metrics: Metrics, budget: BodyBudget) -> None:
+        self.registry = registry
+        self.budget = budget
         self.heads: dict[bytes, Head] = {}
         self._default_deadline = settings.default_deadline_ms / 1000
         self.targets = _targets(registry, Limits(settings.max_rows, settings.max_image_pixels))
@@ -208,18 +216,24 @@ class Exchange(Request):
         )
 
     def failed(self, error: ServiceError) -> None:
-        """Write an error."""
+        """Write an error; of a failure of ours only the log learns more than the id."""
         lane = self.protocol.lane
         total = time.perf_counter() - self.arrived
         lane.count_error(error.status, total)
+        request_id = self.request_id or lane.new_id()
+        message = str(error)
+        if error.status == 500:
+            fields = {"request_id": request_id.decode(), "status": 500, "reason": message}
+            logger.error("request failed", exc_info=error, extra=fields)
+            message = failure_sentence(Trace(request_id.decode(), self.arrived))
         headers = [
             *self.protocol.server_state.default_headers,
             *((name.lower().encode(), value.encode()) for name, value in error.headers.items()),
             (b"content-type", b"application/json"),
-            (b"x-request-id", self.request_id or lane.new_id()),
+            (b"x-request-id", request_id),
             (b"server-timing", b"total;dur=%.3f" % (total * 1e3)),
         ]
-        self.protocol.settle(self, answer(error.status, headers, error_json(str(error)), is_last=self.is_last))
+        self.protocol.settle(self, answer(error.status, headers, error_json(message), is_last=self.is_last))
 
 
 class LaneProtocol(GuardedProtocol):
@@ -242,30 +256,34 @@ class LaneProtocol(GuardedProtocol):
         self.head: Head | None = None  # of the request on the lane that is being received
         self._parts: list[bytes] = []
         self._missing = 0  # bytes of a body whose head was known
+        self._share = Share(self.lane.budget)
         self._started = 0.0
         self._raw_head: bytes | None = None
         self._deferred: tuple[RequestResponseCycle, ASGI3Application] | None = None
 
     def data_received(self, data: bytes) -> None:
         """Take requests whose head is known by its bytes; leave the others to the parser."""
-        while data and self.phase < Phase.DEAF:
-            if self._missing:
-                data = self._fill(data)
-            elif self.phase not in (Phase.OPEN, Phase.QUIET):
-                super().data_received(data)
-                return
-            else:
-                self._started = time.perf_counter()
-                end = data.find(_HEAD_END) + 4
-                raw = data[:end]
-                head = self.lane.heads.get(raw)
-                if head is None or self.is_application_due():
-                    # The parser ends a head at the first empty line too, if the data start with a request at all.
-                    self._raw_head = raw if raw.startswith(_POST) else None
-                    super().data_received(data)
-                    self._raw_head = None
-                    return
-                data = self._begin(head, data, end)
+        try:
+            while data and self.phase < Phase.DEAF:
+                data = self._fill(data) if self._missing else self._receive(data)
+        except Overloaded as err:
+            self.refuse(err)
+
+    def _receive(self, data: bytes) -> bytes:
+        """Take one request, or give the parser everything; returns what came behind the request."""
+        raw = None
+        if self.phase is Phase.QUIET or self.phase is Phase.OPEN:
+            self._started = time.perf_counter()
+            end = data.find(_HEAD_END) + 4
+            raw = data[:end]
+            head = self.lane.heads.get(raw)
+            if head is not None and self.lane.registry.ready and not self.is_application_due():
+                return self._begin(head, data, end)
+        # The parser ends a head at the first empty line too, if the data start with a request at all.
+        self._raw_head = raw if raw is not None and raw.startswith(_POST) else None
+        super().data_received(data)
+        self._raw_head = None
+        return b""
 
     def _begin(self, head: Head, data: bytes, end: int) -> bytes:
         """Take what came of a request whose head was known; returns what came behind it."""
@@ -280,29 +298,49 @@ class LaneProtocol(GuardedProtocol):
         self.phase = Phase.BODY
         self.since = self.loop.time()
         self.headers = []
-        self._parts = [data[end:]]
-        self._body_bytes = len(data) - end
+        self._body_bytes = 0
         self._missing = stop - len(data)
+        self._keep(data[end:])
         return b""
 
     def _fill(self, data: bytes) -> bytes:
         """Take more of such a body; returns what came behind it."""
         part, rest = data[: self._missing], data[self._missing :]
+        self._missing -= len(part)
+        self._keep(part)
+        if not self._missing:
+            self._take_parts()
+        return rest
+
+    def _keep(self, part: bytes) -> None:
+        """Hold a piece of a body that is still arriving.
+
+        Raises:
+            Overloaded: the bodies of all connections together are over the budget.
+        """
         self._parts.append(part)
         self._body_bytes += len(part)
-        self._missing -= len(part)
-        if not self._missing:
-            assert self.head is not None
-            head, self.head = self.head, None
-            self._take(head, b"".join(self._parts))
-            self._parts = []
-        return rest
+        self._share.add(len(part))
+
+    def _take_parts(self) -> None:
+        """Take a request whose last piece has come."""
+        assert self.head is not None
+        head, body = self.head, b"".join(self._parts)
+        self._drop_parts()
+        self._take(head, body)
+
+    def _drop_parts(self) -> None:
+        self.head = None
+        self._missing = 0
+        self._parts = []
+        self._share.release()
 
     def accept(self, *, expects_body: bool) -> None:
         """Keep a request on the lane if it holds nothing unusual, else hand it to the application."""
         raw, self._raw_head = self._raw_head, None  # it belongs to the first request of these data, and to no other
         parser = self.parser
-        if parser.get_method() == b"POST" and parser.get_http_version() == "1.1" and not self.is_application_due():
+        is_usual = parser.get_method() == b"POST" and parser.get_http_version() == "1.1"
+        if is_usual and self.lane.registry.ready and not self.is_application_due():
             self.head = self.lane.read_head(self.url, self.headers, keep_alive=parser.should_keep_alive())
         if self.head is None:
             super().accept(expects_body=expects_body)
@@ -313,19 +351,19 @@ class LaneProtocol(GuardedProtocol):
         """Keep a piece of a body on the lane."""
         if self.head is None:
             super().on_body(body)
-        else:
-            self._body_bytes += len(body)
-            self._parts.append(body)
+            return
+        try:
+            self._keep(body)
+        except Overloaded as err:
+            self.refuse_in_parser(err)
 
     def on_message_complete(self) -> None:
         """A request on the lane is whole."""
         if self.head is None:
             super().on_message_complete()
             return
-        head, self.head = self.head, None
-        body, self._parts = b"".join(self._parts), []
         self.since = self.loop.time()
-        self._take(head, body)
+        self._take_parts()
 
     def _take(self, head: Head, body: bytes) -> None:
         """Put a whole request before the batcher."""
@@ -402,8 +440,7 @@ class LaneProtocol(GuardedProtocol):
     def disown(self) -> bool:
         """Drop the request that is being received."""
         if self.head is not None:
-            self.head = None
-            self._missing = 0
+            self._drop_parts()
             return True
         if self._deferred is not None and self._deferred[0] is self.cycle:
             self._deferred = None
@@ -443,5 +480,6 @@ class LaneProtocol(GuardedProtocol):
         for exchange in self.exchanges:
             exchange.cancel()
         self.exchanges.clear()
+        self._drop_parts()
         self._deferred = None
         super().connection_lost(exc)

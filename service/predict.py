@@ -7,10 +7,11 @@ Pure functions of bytes and arrays: knows no connection and no queue.
 import numpy as np
 import orjson
 
-from service.batch import BatchAnswer
-from service.bodies import INLINE_PIXEL_BYTES, Images, Limits, images_from_json, images_from_octets, is_quick
+from service.bodies import INLINE_PIXEL_BYTES, Images, images_from_json, images_from_octets, is_quick
 from service.errors import EngineError, Unsupported
+from service.limits import Limits
 from service.registry import Model
+from service.request import BatchAnswer
 
 OCTETS = "application/octet-stream"
 JSON = "application/json"

@@ -199,7 +199,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """Refuse by the headers alone what needs no body, then hand the request on."""
         expects_body = self._check_body_headers()
         if expects_body and self.parser.should_upgrade():
-            self._refuse_in_parser(Unsupported("Upgrade: no other protocol is spoken here, send the request without"))
+            self.refuse_in_parser(Unsupported("Upgrade: no other protocol is spoken here, send the request without"))
         self.is_last = self.guard.draining_since is not None or self.parser.should_upgrade()
         self.accept(expects_body=expects_body)
         self.phase = Phase.BODY
@@ -209,7 +209,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """Count and pass on a piece of the body."""
         self._body_bytes += len(body)
         if self._body_bytes > self.limits.body_bytes:
-            self._refuse_in_parser(self._body_too_large(f"{self._body_bytes} or more"))
+            self.refuse_in_parser(self._body_too_large(f"{self._body_bytes} or more"))
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -371,14 +371,14 @@ class GuardedProtocol(HttpToolsProtocol):
     def _count_head(self, length: int) -> None:
         self._head_bytes += length
         if self._head_bytes > self.limits.header_bytes or self._head_count > self.limits.header_count:
-            self._refuse_in_parser(self._headers_too_large())
+            self.refuse_in_parser(self._headers_too_large())
 
     def _check_body_headers(self) -> bool:
         """Refuse a body by its stated length; return whether any body is to come."""
         for name, value in self.headers:
             if name == b"content-length":
                 if int(value) > self.limits.body_bytes:
-                    self._refuse_in_parser(self._body_too_large(value.decode()))
+                    self.refuse_in_parser(self._body_too_large(value.decode()))
                 return int(value) > 0
             if name == b"transfer-encoding":
                 return True
@@ -391,7 +391,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def _body_too_large(self, came: str) -> BodyTooLarge:
         return BodyTooLarge(f"body: {came[:20]} bytes came, expected at most {self.limits.body_bytes}")
 
-    def _refuse_in_parser(self, error: ServiceError) -> NoReturn:
+    def refuse_in_parser(self, error: ServiceError) -> NoReturn:
         """Stop the parser; it wraps what a callback raises, so `data_received` finds the error here."""
         self._refused = error
         raise error
