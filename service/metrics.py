@@ -5,8 +5,10 @@ members, where the sum is the same; no label ever holds what a client sent.
 """
 
 import platform
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 
@@ -102,6 +104,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.before_exposition: list[Callable[[], None]] = []  # whoever counts in bulk brings its counts up to date
         self._by_attribute: dict[str, Any] = {}
         for attribute, kind, name, text, labels, buckets in METRICS:
             options: dict[str, Any] = {"buckets": buckets} if buckets else {}
@@ -128,8 +131,25 @@ class Metrics:
         self.requests.labels(route, known, str(status)).inc()
         self.request_seconds.labels(route).observe(seconds)
 
+    def observe_requests(self, route: str, method: str, status: int, seconds: Sequence[float]) -> None:
+        """Count many answers at once; the arguments are those of `observe_request`.
+
+        The client library takes one observation at a time, a microsecond each; its counters are added to here.
+        """
+        if not seconds:
+            return
+        self.requests.labels(route, method, str(status)).inc(len(seconds))
+        histogram = self.request_seconds.labels(route)
+        places = np.searchsorted(histogram._upper_bounds, seconds)  # bucket i holds what is <= bound i
+        for place, count in enumerate(np.bincount(places)):
+            if count:
+                histogram._buckets[place].inc(int(count))
+        histogram._sum.inc(float(np.sum(seconds)))
+
     def exposition(self) -> bytes:
         """All metrics in the text format of Prometheus."""
+        for bring_up_to_date in self.before_exposition:
+            bring_up_to_date()
         return generate_latest(self.registry)
 
     def for_model(self, name: str) -> "ModelMetrics":
