@@ -34,11 +34,11 @@ def refuse_external_data(path: Path) -> None:
     Raises:
         ArtifactInvalid: such a tensor exists, or the file is not an ONNX model.
     """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        try:
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             external = _points_outside(data, 0, len(data), "Model", 0)
-        except (IndexError, ValueError) as err:
-            raise ArtifactInvalid(f"{path} is not an ONNX model: {err}") from err
+    except (IndexError, ValueError) as err:  # cut off, garbled or empty
+        raise ArtifactInvalid(f"{path} is not an ONNX model: {err}") from err
     if external:
         raise ArtifactInvalid(f"{path} keeps weights in another file; export it as one file without external data")
 

@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     @classmethod
     def _buckets_rise(cls, buckets: tuple[int, ...]) -> tuple[int, ...]:
         if not buckets or buckets[0] < 1 or any(b <= a for a, b in itertools.pairwise(buckets)):
-            raise ValueError(f"came as {list(buckets)}, expected rising batch sizes from 1 up, such as 1,8,32")
+            raise ValueError("expected rising batch sizes from 1 up, such as 1,8,32")
         return buckets
 
     @model_validator(mode="before")
