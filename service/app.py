@@ -26,6 +26,8 @@ from service.openapi import describe
 from service.registry import Registry
 from service.routes import STATIC, router
 from service.settings import Settings
+from service.v2.inference import Readers
+from service.v2.routes import router as v2_router
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +69,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.registry = Registry(settings, metrics)
+    app.state.readers = Readers(settings.max_rows)
     app.include_router(router)
+    app.include_router(v2_router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_middleware(Observe, metrics=metrics)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

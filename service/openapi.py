@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from pydantic.json_schema import models_json_schema
 
 from service.schemas import ErrorResponse, PredictRequest
+from service.v2.schemas import InferenceRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,7 +110,8 @@ def describe(app: FastAPI, models: Sequence[tuple[str, ImageSpec]]) -> dict[str,
     """
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    definitions = models_json_schema([(PredictRequest, "validation")], ref_template="#/components/schemas/{model}")[1]
+    bodies: list[Any] = [(PredictRequest, "validation"), (InferenceRequest, "validation")]
+    definitions = models_json_schema(bodies, ref_template="#/components/schemas/{model}")[1]
     schemas.update(definitions["$defs"])
     document["components"]["headers"] = {
         name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()
@@ -121,7 +123,8 @@ def describe(app: FastAPI, models: Sequence[tuple[str, ImageSpec]]) -> dict[str,
         predict["parameters"][0] |= {"required": True, "example": models[0][0]}
     for path, operations in document["paths"].items():
         for operation in operations.values():
-            _add_headers(operation, answered_by_model=path == "/predict")
+            operation["responses"].pop("422", None)  # declared for every path with a parameter; we answer 400
+            _add_headers(operation, answered_by_model=path == "/predict" or path.endswith("/infer"))
     return document
 
 

@@ -17,6 +17,7 @@ from service.metrics import Metrics
 from service.repository import Artifact, Repository
 from service.settings import Settings
 from service.signature import ImageSpec
+from service.statistics import Observers, Statistics
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class Model:
     engine: Engine
     batcher: Batcher
     executor: ThreadPoolExecutor
+    statistics: Statistics
 
     @property
     def name(self) -> str:
@@ -133,7 +135,9 @@ class Registry:
             loop = asyncio.get_running_loop()
             artifact = await loop.run_in_executor(executor, repository.open, name)
             engine = await loop.run_in_executor(executor, self._load_engine, artifact)
-            model = Model(artifact, engine, self._batcher(name, engine, executor), executor)
+            statistics = Statistics()
+            batcher = self._batcher(name, engine, executor, statistics)
+            model = Model(artifact, engine, batcher, executor, statistics)
             answer = await model.batcher.infer(artifact.golden.inputs)
             artifact.golden.check(answer.outputs, engine.device.provider)
         except ServiceError as err:
@@ -156,7 +160,7 @@ class Registry:
             tf32=settings.tf32,
         )
 
-    def _batcher(self, name: str, engine: Engine, executor: ThreadPoolExecutor) -> Batcher:
+    def _batcher(self, name: str, engine: Engine, executor: ThreadPoolExecutor, statistics: Statistics) -> Batcher:
         """A batcher that stays in the engine's own thread where the device demands it."""
         is_bound_to_thread = engine.device.provider == "cuda"
         batcher = Batcher(
@@ -164,7 +168,7 @@ class Registry:
             max_queue_rows=self._settings.max_queue_rows,
             inline_seconds=0.0 if is_bound_to_thread else self._settings.inline_below_ms / 1000,
             executor=executor,
-            observer=self._metrics.for_model(name),
+            observer=Observers(self._metrics.for_model(name), statistics),
             lost=self._device_lost,
         )
         self._metrics.queued_rows.labels(name).set_function(lambda: batcher.queued_rows)

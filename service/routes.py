@@ -20,6 +20,7 @@ from service.openapi import PREDICT, PREDICT_DESCRIPTION, errors
 from service.registry import Model, Registry
 from service.settings import Settings
 from service.signature import ImageSpec
+from service.v2.metadata import EXTENSIONS
 
 STATIC = Path(__file__).parent / "static"
 
@@ -62,7 +63,9 @@ async def predict(request: Request) -> Response:
 async def server_metadata(request: Request) -> schemas.ServerMetadata:
     """Describe the service and what it serves."""
     served = [_served(model) for model in request.app.state.registry.models()]
-    return schemas.ServerMetadata(name=request.app.title, version=request.app.version, extensions=[], models=served)
+    return schemas.ServerMetadata(
+        name=request.app.title, version=request.app.version, extensions=list(EXTENSIONS), models=served
+    )
 
 
 @router.get("/v2/health/live", tags=["health"], summary="Whether the process answers", responses=errors(500))

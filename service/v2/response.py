@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from service.errors import EngineError, InvalidInput
+from service.errors import InvalidInput
 from service.tensors import Array
 from service.v2.agreement import WantedOutput
 from service.v2.classification import classify
@@ -52,8 +52,8 @@ def format_response(
         labels: class names for `classification`.
 
     Raises:
-        InvalidInput: an FP16 output is wanted as JSON, which has no such form.
-        EngineError: an output wanted as JSON holds NaN or infinity, which JSON cannot say.
+        InvalidInput: an FP16 output is wanted as JSON, which has no such form,
+            or an output wanted as JSON holds NaN or infinity, which JSON cannot say either.
     """
     described: list[dict[str, Any]] = []
     tails: list[bytes] = []
@@ -86,5 +86,5 @@ def _json_data(name: str, array: Array) -> Any:
     if datatype == "FP16":
         raise InvalidInput(f"output {name!r}: FP16 does not travel as JSON, ask for it with binary_data true")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise EngineError(f"output {name!r} holds NaN or infinity, which JSON cannot say: ask for it as binary data")
+        raise InvalidInput(f"output {name!r} holds NaN or infinity, which JSON cannot say: ask for it as binary data")
     return np.ascontiguousarray(array).ravel()

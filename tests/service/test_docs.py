@@ -105,6 +105,8 @@ def test_the_routes_are_exactly_these(document):
     listed = {f"{method.upper()} {path}" for path, method, _ in operations(document)}
     assert listed == {
         "POST /predict", "GET /v2", "GET /v2/health/live", "GET /v2/health/ready", "GET /metrics",
+        "GET /v2/models", "GET /v2/models/stats", "GET /v2/models/{model}", "GET /v2/models/{model}/ready",
+        "GET /v2/models/{model}/config", "GET /v2/models/{model}/stats", "POST /v2/models/{model}/infer",
     }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from service.errors import EngineError, InvalidInput
+from service.errors import InvalidInput
 from service.tensors import TensorSpec
 from service.v2.agreement import WantedOutput
 from service.v2.classification import classify
@@ -91,7 +91,7 @@ def test_binary_and_json_outputs_may_stand_in_one_answer():
 def test_what_json_cannot_say_is_refused_and_travels_as_bytes(bad):
     """NaN never becomes null unnoticed; as binary data it arrives as it is."""
     outputs = {"y": np.array([[1, bad]], np.float32)}
-    with pytest.raises(EngineError, match="output 'y' holds NaN or infinity"):
+    with pytest.raises(InvalidInput, match="output 'y' holds NaN or infinity"):
         answer(outputs, [WantedOutput("y", False)])
     _, read = answer(outputs, [WantedOutput("y", True)])
     assert read["y"].tobytes() == outputs["y"].tobytes()
