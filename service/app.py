@@ -19,7 +19,7 @@ from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 
 from service.answers import error_json
-from service.errors import ServiceError
+from service.errors import ProviderUnavailable, ServiceError
 from service.metrics import Metrics
 from service.observe import Observe, Trace, failure_sentence
 from service.openapi import describe
@@ -69,6 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.registry = Registry(settings, metrics)
+    app.state.grpc = None
     app.state.readers = Readers(settings.max_rows)
     app.include_router(router)
     app.include_router(v2_router)
@@ -85,7 +86,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     started = time.perf_counter()
     try:
         await registry.load()
-    except ServiceError as err:
+        await _start_grpc(app)
+    except (ServiceError, OSError) as err:
         app.state.start_failure = str(err)
         raise
     served = [f"{model.name}/{model.version}" for model in registry.models()]
@@ -93,8 +95,29 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         yield
     finally:
+        if app.state.grpc is not None:
+            await app.state.grpc.stop()
         await registry.close()
         logger.info("stopped")
+
+
+async def _start_grpc(app: FastAPI) -> None:
+    """Open the gRPC port where the settings name one; only then is its library needed.
+
+    Raises:
+        OSError: the port cannot be had.
+        ProviderUnavailable: the library is not installed.
+    """
+    settings: Settings = app.state.settings
+    if settings.grpc_port is None:
+        return
+    try:
+        from service.v2.rpc.server import GrpcServer
+    except ImportError as err:
+        raise ProviderUnavailable(f"--grpc-port needs the extra grpc: pip install 'foldserve[grpc]' ({err})") from err
+    server = GrpcServer(app.state.registry, settings, app.state.metrics, app.title, app.version)
+    await server.start()
+    app.state.grpc = server
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -26,6 +26,9 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on; only this machine unless said otherwise")
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
+    grpc_port: int | None = Field(
+        None, ge=0, le=65535, description="TCP port for gRPC; 0 takes a free one; unset: none"
+    )
     models_dir: Path = Field(Path("models"), description="folder that holds <model>/<version>/model.onnx")
     workers: int = Field(1, ge=1, le=256, description="processes that share the port")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line written")

@@ -134,7 +134,7 @@ class RequestReader:
     def _check_head(self, data: bytes) -> _Head:
         document = _object(_json(data), "body")
         parameters = _parameters(document.get("parameters"), "parameters")
-        _refuse_sequences(parameters)
+        check_parameters(parameters)
         tensors = tuple(
             _tensor(item, f"inputs[{position}]")
             for position, item in enumerate(_list(document.get("inputs"), "inputs", len(self._inputs)))
@@ -203,6 +203,32 @@ def timeout_seconds(value: Any) -> float | None:
     return value / 1e6 if value else None
 
 
+def check_parameters(parameters: Mapping[str, Parameter]) -> None:
+    """Refuse request parameters that would change the meaning of a request if they were passed over.
+
+    Raises:
+        Unsupported: the request belongs to a sequence.
+        InvalidInput: a name is one of those that Triton keeps for itself.
+    """
+    if parameters.get("sequence_id"):
+        raise Unsupported("parameters.sequence_id: sequences are not offered, send each request for itself")
+    for name in parameters:
+        if name.startswith("triton_"):
+            raise InvalidInput(f"parameters: {clip(name)!r}, expected no name beginning with triton_ (reserved)")
+
+
+def class_count(parameters: Mapping[str, Parameter], place: str) -> int:
+    """Return the parameter `classification` of an output; 0 where the tensor itself is wanted.
+
+    Raises:
+        InvalidInput: it is not a number of classes.
+    """
+    classes = parameters.get("classification", 0)
+    if type(classes) is not int or not 0 <= classes <= _MAX_CLASSES:
+        raise InvalidInput(f"{place}.parameters.classification: {describe(classes)}, expected a number of classes")
+    return classes
+
+
 def _head_bytes(body: bytes, length: int | None) -> bytes:
     if length is None:
         return body
@@ -266,21 +292,10 @@ def _wanted_output(item: Any, binary: bool, place: str) -> WantedOutput:
     item = _object(item, place)
     parameters = _parameters(item.get("parameters"), f"{place}.parameters")
     refuse_shared_memory(parameters, place)
-    classes = parameters.get("classification", 0)
-    if type(classes) is not int or not 0 <= classes <= _MAX_CLASSES:
-        raise InvalidInput(f"{place}.parameters.classification: {describe(classes)}, expected a number of classes")
+    classes = class_count(parameters, place)
     if "binary_data" in parameters:
         binary = _boolean(parameters, "binary_data", f"{place}.parameters")
     return WantedOutput(_text(item.get("name"), f"{place}.name"), binary, classes)
-
-
-def _refuse_sequences(parameters: Mapping[str, Parameter]) -> None:
-    """Refuse what would change the meaning of a request if it were passed over."""
-    if parameters.get("sequence_id"):
-        raise Unsupported("parameters.sequence_id: sequences are not offered, send each request for itself")
-    for name in parameters:
-        if name.startswith("triton_"):
-            raise InvalidInput(f"parameters: {clip(name)!r}, expected no name beginning with triton_ (reserved)")
 
 
 def _object(value: Any, place: str) -> Mapping[str, Any]:
