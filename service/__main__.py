@@ -25,6 +25,8 @@ logger = logging.getLogger("service")
 
 START_FAILURE = 3  # uvicorn's own code, by which its supervisor knows not to try again
 
+BACKLOG = 2048  # connections that wait to be accepted, as in uvicorn
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal ends the process; returns its exit code."""
@@ -85,7 +87,7 @@ def server_config(settings: Settings) -> uvicorn.Config:
 
 
 def bind(settings: Settings) -> socket.socket:
-    """Return a socket that owns the port but does not listen yet: nobody connects before the models are loaded.
+    """Return a socket that listens: from here on the port is ours, and who connects before all is loaded waits.
 
     Raises:
         OSError: the address is in use or not of this machine.
@@ -95,6 +97,7 @@ def bind(settings: Settings) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(info[4])
+        listener.listen(BACKLOG)
     except OSError:
         listener.close()
         raise

@@ -19,6 +19,7 @@ from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 
 from service.answers import error_json
+from service.budget import BodyBudget
 from service.errors import ProviderUnavailable, ServiceError
 from service.metrics import Metrics
 from service.observe import Observe, Trace, failure_sentence
@@ -58,6 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,  # the names that generated clients will have
         lifespan=_lifespan,
         exception_handlers={
             ServiceError: _answer_service_error,
@@ -69,6 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.registry = Registry(settings, metrics)
+    app.state.body_budget = BodyBudget(settings.max_buffered_bytes)
     app.state.grpc = None
     app.state.readers = Readers(settings.max_rows)
     app.include_router(router)
@@ -127,16 +130,15 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 
 
 async def _answer_service_error(request: Request, err: ServiceError) -> Response:
-    """Answer with the sentence, the status and the headers of one of our own errors; ours go into the log too."""
-    message = str(err)
-    if err.status >= 500:
-        trace: Trace = request.state.trace
-        logger.warning(
-            "request refused", extra={"request_id": trace.request_id, "status": err.status, "reason": message}
-        )
-        if err.status == 500:
-            message = failure_sentence(trace)
-    return _error(err.status, message, dict(err.headers))
+    """Answer with the sentence, status and headers of one of our own errors; of a failure only the log learns more."""
+    trace: Trace = request.state.trace
+    fields = {"request_id": trace.request_id, "status": err.status, "reason": str(err)}
+    if err.status == 500:
+        logger.error("request failed", exc_info=err, extra=fields)
+        return _error(500, failure_sentence(trace), dict(err.headers))
+    if err.status > 500:
+        logger.warning("request refused", extra=fields)
+    return _error(err.status, str(err), dict(err.headers))
 
 
 async def _answer_http_error(request: Request, err: HTTPException) -> Response:

@@ -3,6 +3,7 @@
 Used by the batcher, which decides who shares a batch and where it runs. Nothing here waits or queues.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -125,6 +126,11 @@ class Batch:
         self.answer: BatchAnswer | None = None
         self._alone: list[BatchAnswer | EngineError] = []
 
+    def prepare(self, staging: Staging) -> None:
+        """Assemble ahead of the run; if that fails, the run will, and find out whose fault it is."""
+        with contextlib.suppress(Exception):
+            self.assemble(staging)
+
     def assemble(self, staging: Staging) -> None:
         """Copy all rows into arrays of the bucket's size; a lone request that fills its bucket is taken as it is."""
         first = self.requests[0].inputs
@@ -132,9 +138,13 @@ class Batch:
             self.inputs = first
             return
         arrays = staging.borrow(self.bucket, first)
-        for name, array in arrays.items():
-            parts = [request.inputs[name] for request in self.requests]
-            np.concatenate(parts, out=array[: self.rows], casting="no")
+        try:
+            for name, array in arrays.items():
+                parts = [request.inputs[name] for request in self.requests]
+                np.concatenate(parts, out=array[: self.rows], casting="no")
+        except Exception:
+            staging.give_back(self.bucket, arrays)
+            raise
         self.inputs = arrays
 
     def run(self, engine: BatchEngine, staging: Staging) -> None:

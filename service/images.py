@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from service.errors import InvalidInput
+from service.errors import BodyTooLarge, InvalidInput
 
 if TYPE_CHECKING:
     from service.signature import ImageSpec
@@ -25,7 +25,43 @@ FORMATS = ("PNG", "JPEG")  # by content; every decoder more is a door more
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
-def decode_image(data: bytes, spec: ImageSpec, max_pixels: int, place: str = "image") -> NDArray[np.uint8]:
+class PixelBudget:
+    """The pixels that one request may have decoded: a file of 6 KB can hold 49 million, and a body 10,000 such files.
+
+    Args:
+        per_image: width x height of one image; all images of a request together may have `IMAGES` times as many.
+    """
+
+    IMAGES = 8
+
+    def __init__(self, per_image: int) -> None:
+        self.per_image = per_image
+        self.left = per_image * self.IMAGES
+
+    @property
+    def expected(self) -> str:
+        """The limit of one image, for a message."""
+        return f"expected at most {self.per_image} in one image: send it smaller"
+
+    def take(self, image: Image.Image, place: str) -> None:
+        """Count an image that is about to be decoded.
+
+        Raises:
+            InvalidInput: it has too many pixels.
+            BodyTooLarge: it has too many together with those before it.
+        """
+        pixels = image.width * image.height
+        if pixels > self.per_image:
+            raise InvalidInput(f"{place}: {image.width}x{image.height} pixels, {self.expected}")
+        if pixels > self.left:
+            most = self.per_image * self.IMAGES
+            raise BodyTooLarge(
+                f"{place}: more than {most} pixels in one request, send the images in several or smaller"
+            )
+        self.left -= pixels
+
+
+def decode_image(data: bytes, spec: ImageSpec, budget: PixelBudget, place: str = "image") -> NDArray[np.uint8]:
     """Return the pixels of an image file, fitted to what the model takes.
 
     The steps, each left out where it has nothing to do: EXIF orientation, transparency over `spec.background`, grey
@@ -35,16 +71,17 @@ def decode_image(data: bytes, spec: ImageSpec, max_pixels: int, place: str = "im
     Args:
         data: the file, PNG or JPEG; the content decides, not a name.
         spec: the model's height, width, channels (1 or 3) and background (0-255).
-        max_pixels: width x height that is still decoded; a 20 KB file can hold 169 million.
+        budget: the pixels that the request may still have decoded.
         place: how a message names this image, for example "instances[3]".
 
     Returns:
         uint8 array (C, H, W).
 
     Raises:
-        InvalidInput: not a PNG or JPEG, more than `max_pixels`, truncated or damaged.
+        InvalidInput: not a PNG or JPEG, too many pixels, truncated or damaged.
+        BodyTooLarge: too many pixels together with the images before it.
     """
-    image = open_image(data, max_pixels, place)
+    image = open_image(data, budget, place)
     try:
         ImageOps.exif_transpose(image, in_place=True)
         pixels = _fit(_flatten(image, spec), spec)
@@ -54,23 +91,22 @@ def decode_image(data: bytes, spec: ImageSpec, max_pixels: int, place: str = "im
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))  # (C, H, W)
 
 
-def open_image(data: bytes, max_pixels: int, place: str = "image") -> Image.Image:
+def open_image(data: bytes, budget: PixelBudget, place: str = "image") -> Image.Image:
     """Return the opened file with only its header read, once its format and its size are acceptable.
 
     Raises:
-        InvalidInput: empty, not a PNG or JPEG, or more than `max_pixels`.
+        InvalidInput: empty, not a PNG or JPEG, or too many pixels.
+        BodyTooLarge: too many pixels together with the images before it.
     """
     if not data:
         raise InvalidInput(f"{place}: 0 bytes, expected a PNG or JPEG file")
-    expected = f"expected at most {max_pixels} in one image: send it smaller"
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
-        raise InvalidInput(f"{place}: more than 89 million pixels, {expected}") from err
+        raise InvalidInput(f"{place}: more than 89 million pixels, {budget.expected}") from err
     except Exception as err:
         raise InvalidInput(f"{place}: not a PNG or JPEG image, expected the bytes of one") from err
-    if image.width * image.height > max_pixels:
-        raise InvalidInput(f"{place}: {image.width}x{image.height} pixels, {expected}")
+    budget.take(image, place)
     return image
 
 

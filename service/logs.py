@@ -32,9 +32,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(
-            line, default=str
-        )  # in ASCII: no separator, no lone surrogate, no escape sequence gets through
+        return json.dumps(line, default=str)  # in ASCII: no separator, lone surrogate or escape sequence gets through
 
 
 class HumanFormatter(logging.Formatter):

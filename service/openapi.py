@@ -80,7 +80,7 @@ PREDICT: dict[str, Any] = {
 }
 
 PREDICT_DESCRIPTION = """
-The body is one of five things:
+The body is one of these:
 
 * `application/json`: `{"instances": [...]}`, each image as rows, as flat values 0-255, or as `{"b64": "..."}`;
 * `image/png` or `image/jpeg`: one file of any size and colour. Its orientation is applied, transparency is laid over

@@ -7,6 +7,9 @@ import time
 from bisect import bisect_left
 from collections.abc import Mapping
 
+# A promise uses at most this much of the time that is left. Under overload the queue is always as long as admission
+# lets it be: without a margin every accepted request would be answered at its deadline, half of them just after it.
+_SAFE_SHARE = 0.7
 # Weight of the newest run. About ten runs change the mind; one that was disturbed does not.
 _WEIGHT = 0.2
 
@@ -29,6 +32,27 @@ class Pace:
         """Expected seconds of one run of `bucket`."""
         return self._expected[bucket]
 
+    def bucket_for(self, rows: int) -> int:
+        """The smallest bucket that holds `rows`, or the largest there is."""
+        return self._buckets[bisect_left(self._buckets, min(rows, self._largest))]
+
+    def can_promise(self, seconds: float, left: float) -> bool:
+        """Whether work of `seconds` can be promised when `left` seconds are left until its deadline."""
+        return seconds <= left * _SAFE_SHARE
+
+    def run_seconds(self, rows: int) -> float:
+        """Seconds that a batch of `rows`, or the largest if they are more, needs at least."""
+        bucket = self.bucket_for(rows)
+        return min(self._expected[bucket], self._measured[bucket])
+
+    def safe_rows(self, left: float) -> int:
+        """The largest batch that can be promised when `left` seconds are left; 0 when not even the smallest can."""
+        return max((bucket for bucket in self._buckets if self.can_promise(self.run_seconds(bucket), left)), default=0)
+
+    def busy_seconds(self) -> float:
+        """Expected seconds until the running batch ends; 0 when none runs."""
+        return max(0.0, self._busy_until - time.perf_counter())
+
     def started(self, bucket: int) -> None:
         """A run of `bucket` starts now."""
         self._busy_until = time.perf_counter() + self._expected[bucket]
@@ -47,12 +71,11 @@ class Pace:
         full, rest = divmod(rows, self._largest)
         seconds = full * self._expected[self._largest]
         if rest:
-            bucket = self._buckets[bisect_left(self._buckets, rest)]
-            seconds += self._expected[bucket]
+            seconds += self._expected[self.bucket_for(rest)]
         if is_idle:
             return min(seconds, self._at_load(full, rest))
-        return seconds + max(0.0, self._busy_until - time.perf_counter())
+        return seconds + self.busy_seconds()
 
     def _at_load(self, full: int, rest: int) -> float:
         seconds = full * self._measured[self._largest]
-        return seconds + (self._measured[self._buckets[bisect_left(self._buckets, rest)]] if rest else 0.0)
+        return seconds + (self._measured[self.bucket_for(rest)] if rest else 0.0)

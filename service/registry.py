@@ -6,13 +6,16 @@ requests take. A model that fails ends the start. Serves no HTTP.
 
 import asyncio
 import logging
+import os
+import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from service.batcher import Batcher
 from service.engine import Engine
-from service.errors import ArtifactInvalid, DeviceLost, InvalidInput, ModelNotFound, ServiceError
+from service.errors import ArtifactInvalid, DeviceLost, InvalidInput, ModelNotFound, NotReady, ServiceError
 from service.metrics import Metrics
 from service.repository import Artifact, Repository
 from service.settings import Settings
@@ -20,6 +23,10 @@ from service.signature import ImageSpec
 from service.statistics import Observers, Statistics
 
 _log = logging.getLogger(__name__)
+
+
+def _terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -59,16 +66,18 @@ class Registry:
     Args:
         settings: where the models are, where they run, what they may hold.
         metrics: told of every load, batch and refusal.
+        end_process: called when a device is lost, which only a new process can mend; asks this one to end.
 
     Attributes:
         ready: whether every model gave its golden answers and still can.
         reasons: why not, a sentence each.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, end_process: Callable[[], None] = _terminate) -> None:
         self.ready = False
         self.reasons: list[str] = ["the models are being loaded"]
         self._settings = settings
+        self._end_process = end_process
         self._metrics = metrics
         self._models: dict[str, Model] = {}
 
@@ -99,9 +108,12 @@ class Registry:
         """Return a model; the name may be left out when there is only one.
 
         Raises:
+            NotReady: no model has been loaded yet.
             InvalidInput: no name was given and there are several models.
             ModelNotFound: there is no such model, or another version of it is served.
         """
+        if not self._models:
+            raise NotReady("not ready: " + "; ".join(self.reasons))
         if name is None:
             if len(self._models) != 1:
                 raise InvalidInput(f"there are several models, {sorted(self._models)}; name one with ?model=")
@@ -123,8 +135,16 @@ class Registry:
             self.reasons = ["the service is shutting down"]
         self.ready = False
         self._metrics.ready.set(0)
-        for model in self._models.values():
-            await model.batcher.close()
+        await asyncio.gather(*(self._drain(model) for model in self._models.values()))
+
+    async def _drain(self, model: Model) -> None:
+        """Answer what waits for a model, but no longer than the settings allow: a run that hangs must not keep us."""
+        try:
+            await asyncio.wait_for(model.batcher.close(), self._settings.drain_seconds)
+        except TimeoutError:
+            _log.error("model %r still ran after %g s and was left", model.name, self._settings.drain_seconds)
+            model.executor.shutdown(wait=False, cancel_futures=True)
+        else:
             model.executor.shutdown()
 
     async def _load(self, repository: Repository, name: str) -> Model:
@@ -155,6 +175,7 @@ class Registry:
             artifact,
             provider=settings.provider,
             threads=settings.threads,
+            cores=max(1, len(os.sched_getaffinity(0)) // settings.workers),
             buckets=settings.buckets,
             device_id=settings.cuda_device,
             tf32=settings.tf32,
@@ -175,11 +196,12 @@ class Registry:
         return batcher
 
     def _device_lost(self, err: DeviceLost) -> None:
-        """Say at once that nothing can be answered; only a new process can."""
+        """Turn ready false and end the process: whoever watches over it starts one with a fresh device."""
         _log.critical("device lost: %s", err)
         self.ready = False
         self.reasons = [str(err)]
         self._metrics.ready.set(0)
+        self._end_process()
 
     def _report(self, model: Model, seconds: float) -> None:
         name, engine, metrics = model.name, model.engine, self._metrics

@@ -13,8 +13,10 @@ from fastapi.responses import FileResponse, RedirectResponse, Response
 
 from service import schemas
 from service.answers import predictions_json
-from service.bodies import EMPTY_BODY, Images, Limits, clip, is_quick, media_type, read_images
+from service.bodies import EMPTY_BODY, Images, Limits, is_quick, media_type, read_images
+from service.budget import BodyBudget, Share
 from service.errors import BodyTooLarge, InvalidInput, NotReady, Unsupported, UnsupportedMediaType
+from service.limits import clip
 from service.observe import Trace
 from service.openapi import PREDICT, PREDICT_DESCRIPTION, errors
 from service.registry import Model, Registry
@@ -50,8 +52,10 @@ async def predict(request: Request) -> Response:
     model = _ready_registry(request).get(request.query_params.get("model"))
     spec, labels = _classifier(model)
     deadline = _deadline(request, trace)
-    images = await _read_images(request, spec, trace)
-    answer = await model.batcher.infer({spec.input: images}, deadline=deadline)
+    budget: BodyBudget = request.app.state.body_budget
+    with budget.hold() as share:
+        images = await _read_images(request, spec, share)
+        answer = await model.batcher.infer({spec.input: images}, deadline=deadline)
     trace.stages |= {"queue": answer.queue_seconds, "infer": answer.infer_seconds}
     trace.model_version = model.version
     body = predictions_json(model.name, model.version, labels, answer.outputs)
@@ -138,26 +142,27 @@ def _served(model: Model) -> schemas.ServedModel:
     )
 
 
-async def _read_images(request: Request, spec: ImageSpec, trace: Trace) -> Images:
+async def _read_images(request: Request, spec: ImageSpec, share: Share) -> Images:
     """Return the images of the body; what would hold up the event loop is read in a thread."""
     settings: Settings = request.app.state.settings
     content_type = request.headers.get("content-type")
-    if content_type is None and not await _read_body(request, settings.max_body_bytes):
+    if content_type is None and not await _read_body(request, share):
         raise InvalidInput(EMPTY_BODY)
     kind = media_type(content_type)
-    body = await _read_body(request, settings.max_body_bytes)
+    body = await _read_body(request, share)
     limits = Limits(rows=settings.max_rows, pixels=settings.max_image_pixels)
     started = time.perf_counter()
     if is_quick(body, kind):
         images = read_images(body, content_type, spec, limits)
     else:
         images = await asyncio.to_thread(read_images, body, content_type, spec, limits)
-    trace.stages["parse"] = time.perf_counter() - started
+    request.state.trace.stages["parse"] = time.perf_counter() - started
     return images
 
 
-async def _read_body(request: Request, max_bytes: int) -> bytes:
+async def _read_body(request: Request, share: Share) -> bytes:
     """Return the whole body, refused as soon as it is known to be too large: by its header, or by what has arrived."""
+    max_bytes = request.app.state.settings.max_body_bytes
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise UnsupportedMediaType(f"Content-Encoding: {clip(encoding)!r}, expected none: send the body as it is")
@@ -167,6 +172,7 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
     chunks = []
     received = 0
     async for chunk in request.stream():
+        share.add(len(chunk))
         received += len(chunk)
         if received > max_bytes:
             raise BodyTooLarge(f"body: more than {max_bytes} bytes, expected at most that many")

@@ -45,7 +45,7 @@ class Prediction(BaseModel):
     """What the model says of one image."""
 
     class_id: int = Field(ge=0, description="index of the most probable class")
-    label: str = Field(description="name of that class, as the model file has it")
+    label: str = Field(description="name of that class, as the model file has it", examples=["Ankle boot"])
     confidence: float = Field(ge=0, le=1, description="probability of that class")
     probabilities: list[float] = Field(description="probability of each class, in the order of their ids")
 
@@ -53,8 +53,8 @@ class Prediction(BaseModel):
 class PredictResponse(BaseModel):
     """One prediction for each image, in the order of the request."""
 
-    model: str
-    version: int
+    model: str = Field(examples=["lenet-bn"])
+    version: int = Field(examples=[1])
     predictions: list[Prediction]
 
 

@@ -38,7 +38,9 @@ class Settings(BaseSettings):
     )
     cuda_device: int = Field(0, ge=0, description="which GPU, in CUDA's own order")
     tf32: bool = Field(False, description="let CUDA round products to TF32: faster, and off by 1e-3")
-    threads: int = Field(0, ge=0, le=256, description="threads of one run on the CPU; 0 measures them at load")
+    threads: int = Field(
+        0, ge=0, le=256, description="threads of a run on the CPU; 0 measures which batches gain by more than one"
+    )
     buckets: Annotated[tuple[int, ...], NoDecode] = Field(
         (1, 2, 4, 8, 16, 32, 64, 128, 256), description="batch sizes in rows, rising; each batch is padded to one"
     )

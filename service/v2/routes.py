@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from service.budget import BodyBudget, Share
 from service.errors import BodyTooLarge, InvalidInput
 from service.observe import Trace
 from service.openapi import errors
@@ -61,14 +62,14 @@ async def list_models(request: Request) -> schemas.ModelList:
 
 
 @router.get("/stats", summary="Statistics of all models", responses=errors(500))
-async def all_statistics(request: Request) -> dict[str, Any]:
+async def statistics_of_all(request: Request) -> dict[str, Any]:
     """Count requests, rows and batches, and the time they took."""
     return _statistics(_registry(request).models())
 
 
 @router.get("/{model}", summary="What a model takes and gives", responses=errors(404, 500, 503))
 @router.get("/{model}/versions/{version}", include_in_schema=False)
-async def metadata(request: Request, model: str, version: str | None = None) -> schemas.ModelMetadata:
+async def metadata_of_model(request: Request, model: str, version: str | None = None) -> schemas.ModelMetadata:
     """Describe inputs and outputs; the batch is the first axis of each."""
     found = _model(request, model, version)
     versions = [other.version for other in _registry(request).models() if other.name == found.name]
@@ -77,14 +78,14 @@ async def metadata(request: Request, model: str, version: str | None = None) -> 
 
 @router.get("/{model}/ready", summary="Whether a model answers", responses=errors(404, 500, 503))
 @router.get("/{model}/versions/{version}/ready", include_in_schema=False)
-async def ready(request: Request, model: str, version: str | None = None) -> schemas.ModelReady:
+async def model_ready(request: Request, model: str, version: str | None = None) -> schemas.ModelReady:
     """Answer 200 for a model that has given its golden answers."""
     return schemas.ModelReady(name=_model(request, model, version).name, ready=True)
 
 
 @router.get("/{model}/config", summary="Configuration in Triton's form", responses=errors(404, 500, 503))
 @router.get("/{model}/versions/{version}/config", include_in_schema=False)
-async def config(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
+async def config_of_model(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
     """Describe how a model is batched and where it runs."""
     settings: Settings = request.app.state.settings
     return model_config(_model(request, model, version), settings.max_rows)
@@ -92,7 +93,7 @@ async def config(request: Request, model: str, version: str | None = None) -> di
 
 @router.get("/{model}/stats", summary="Statistics of a model", responses=errors(404, 500, 503))
 @router.get("/{model}/versions/{version}/stats", include_in_schema=False)
-async def statistics(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
+async def statistics_of_model(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
     """Count requests, rows and batches of one model, and the time they took."""
     return _statistics([_model(request, model, version)])
 
@@ -114,10 +115,12 @@ async def infer(request: Request, model: str, version: str | None = None) -> Res
     trace: Trace = request.state.trace
     found = _model(request, model, version)
     settings: Settings = request.app.state.settings
-    asked = await _read(request, found, settings, trace)
-    limit = _deadline_header(request.headers.get("x-deadline-ms"))
-    deadline = deadline_of(trace, settings.default_deadline_ms / 1000, limit, asked.timeout_seconds)
-    result = await answer(found, asked, deadline, trace)
+    budget: BodyBudget = request.app.state.body_budget
+    with budget.hold() as share:
+        asked = await _read(request, found, share)
+        limit = _deadline_header(request.headers.get("x-deadline-ms"))
+        deadline = deadline_of(trace, settings.default_deadline_ms / 1000, limit, asked.timeout_seconds)
+        result = await answer(found, asked, deadline, trace)
     started = time.perf_counter()
     response = await _format(found, asked, result.outputs)
     count(found, result, trace, time.perf_counter() - started)
@@ -138,23 +141,24 @@ def _statistics(models: list[Model]) -> dict[str, Any]:
     return {"model_stats": [model.statistics.to_json(model.name, model.version) for model in models]}
 
 
-async def _read(request: Request, model: Model, settings: Settings, trace: Trace) -> InferRequest:
+async def _read(request: Request, model: Model, share: Share) -> InferRequest:
     """Return the request in the body; what would hold up the event loop is read in a thread."""
     readers: Readers = request.app.state.readers
     length = header_length(request.headers.get(HEADER_LENGTH))
-    body = await _body(request, settings.max_body_bytes)
+    body = await _body(request, share)
     started = time.perf_counter()
     reader = readers.of(model)
     if (len(body) if length is None else length) <= QUICK_JSON_BYTES:
         asked = reader.read(body, length)
     else:
         asked = await asyncio.to_thread(reader.read, body, length)
-    trace.stages["parse"] = time.perf_counter() - started
+    request.state.trace.stages["parse"] = time.perf_counter() - started
     return asked
 
 
-async def _body(request: Request, max_bytes: int) -> bytes:
+async def _body(request: Request, share: Share) -> bytes:
     """Return the whole body, inflated; refused as soon as it is known to be too large, before and after."""
+    max_bytes = request.app.state.settings.max_body_bytes
     coding = content_encoding(request.headers.get("content-encoding"))
     stated = request.headers.get("content-length", "0")
     if stated.isdigit() and int(stated) > max_bytes:
@@ -162,6 +166,7 @@ async def _body(request: Request, max_bytes: int) -> bytes:
     chunks = []
     received = 0
     async for chunk in request.stream():
+        share.add(len(chunk))
         received += len(chunk)
         if received > max_bytes:
             raise BodyTooLarge(f"body: more than {max_bytes} bytes, expected at most that many")
@@ -170,8 +175,11 @@ async def _body(request: Request, max_bytes: int) -> bytes:
     if coding is None:
         return body
     if len(body) <= QUICK_BYTES:
-        return inflate(body, coding, max_bytes)
-    return await asyncio.to_thread(inflate, body, coding, max_bytes)
+        inflated = inflate(body, coding, max_bytes)
+    else:
+        inflated = await asyncio.to_thread(inflate, body, coding, max_bytes)
+    share.add(len(inflated))
+    return inflated
 
 
 async def _format(model: Model, asked: InferRequest, outputs: Any) -> InferResponse:

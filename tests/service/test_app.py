@@ -148,3 +148,13 @@ def test_no_answer_is_ever_422(fashion):
     assert list(answer.json()) == ["error"]
     assert answer.json()["error"].startswith("query.number: ")
     assert "xxx" not in answer.text
+
+
+def test_bodies_are_bounded_in_their_sum_and_given_back(fashion):
+    """A body over the budget of all bodies is 503 with Retry-After, and afterwards nothing is held any more."""
+    app = create_app(settings(fashion, max_buffered_bytes=1000))
+    with serve(app) as url:
+        answers = [httpx.post(f"{url}/predict", content=bytes(size), headers=OCTETS) for size in (784, 1568, 784)]
+    assert [answer.status_code for answer in answers] == [200, 503, 200]
+    assert int(answers[1].headers["retry-after"]) >= 1
+    assert app.state.body_budget.held_bytes == 0

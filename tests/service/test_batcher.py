@@ -12,6 +12,7 @@ import pytest
 from service.batcher import BatchAnswer, Batcher, Request
 from service.errors import DeadlineExceeded, DeviceLost, EngineError, NotReady, Overloaded
 from service.metrics import Metrics
+from service.pace import Pace
 from service.registry import Registry
 from service.settings import Settings
 
@@ -175,6 +176,10 @@ def test_exactly_one_full_batch_is_prepared_while_one_runs():
         await engine.has_started()
         later = await arrive(*(batcher.infer(rows(n)) for n in range(1, 21)))
         assert batcher.queued_rows == 20 - BUCKETS[-1]
+        engine.let_go.release()
+        await engine.has_started()  # the second batch runs and the third is put together: in other arrays
+        await asyncio.sleep(0)
+        assert batcher.queued_rows == 20 - 2 * BUCKETS[-1]
         engine.let_go.release(10)
         answers = await asyncio.gather(*first, *later)
         assert [echoed(answer) for answer in answers] == [[n] for n in range(21)]
@@ -263,15 +268,16 @@ def test_an_engine_error_reaches_every_caller():
     run(test())
 
 
-def test_rows_of_another_shape_cannot_spoil_a_batch():
+def test_rows_of_another_shape_or_type_cannot_spoil_a_batch():
     """Should validation ever let one through, it fails alone, and is not cast into the neighbours' type."""
 
     async def test():
         batcher = Batcher(Echo(), max_queue_rows=100)
-        strange = {"identity": np.array([[1.5, 2.5]])}
-        good, bad = await asyncio.gather(batcher.infer(rows(1)), batcher.infer(strange))
-        assert echoed(good) == [1]
-        assert echoed(bad) == [[1.5, 2.5]]
+        for strange in ([[1.5, 2.5]], [1.5]):
+            calls = batcher.infer(rows(1)), batcher.infer({"identity": np.array(strange)})
+            good, bad = await asyncio.gather(*calls)
+            assert echoed(good) == [1]
+            assert echoed(bad) == strange
 
     run(test())
 
@@ -314,7 +320,7 @@ def test_a_caller_that_goes_while_its_batch_runs_leaves_its_neighbours_answered(
 
 
 def test_a_deadline_that_cannot_be_kept_is_refused_at_once():
-    """With two runs of a second ahead, a request for half a second is told so before it waits."""
+    """With one run of a second going on and its own to come, two seconds are too little to promise anything."""
 
     async def test():
         engine, counted = Held(), Counted()
@@ -322,8 +328,8 @@ def test_a_deadline_that_cannot_be_kept_is_refused_at_once():
         first = await arrive(batcher.infer(rows(0)))
         await engine.has_started()
         with pytest.raises(Overloaded, match="the deadline leaves") as refusal:
-            await batcher.infer(rows(1), deadline=soon(0.5))
-        assert refusal.value.retry_after in (1, 2)
+            await batcher.infer(rows(1), deadline=soon(2.0))
+        assert refusal.value.retry_after == 1
         patient = await arrive(batcher.infer(rows(1), deadline=soon(5)))
         assert counted.reasons == ["deadline_ahead"]
         engine.let_go.release(2)
@@ -349,6 +355,48 @@ def test_a_deadline_that_passes_in_the_queue_is_told_in_time_and_costs_no_run():
         await batcher.close()
         assert engine.batches == [[0]]
         assert counted.reasons == ["deadline_passed"]
+
+    run(test())
+
+
+def test_who_would_be_answered_too_late_costs_no_run():
+    """A run that cannot end before the deadline is not begun for it, though the deadline has not passed yet."""
+
+    async def test():
+        engine, counted = Held(), Counted()
+        batcher = Batcher(engine, max_queue_rows=100, observer=counted)
+        first = await arrive(batcher.infer(rows(0)))
+        await engine.has_started()
+        late, patient = await arrive(batcher.infer(rows(1), deadline=soon(PATIENCE)), batcher.infer(rows(2)))
+        batcher._pace = Pace(dict.fromkeys(BUCKETS, 60.0))  # since it was let in, a run has become that slow
+        engine.let_go.release(2)
+        with pytest.raises(DeadlineExceeded):
+            await late
+        assert echoed(await patient) == [2]
+        await asyncio.gather(*first)
+        assert engine.batches == [[0], [2]]
+        assert counted.reasons == ["deadline_passed"]
+        await batcher.close()
+
+    run(test())
+
+
+def test_a_batch_is_no_larger_than_its_members_deadlines_allow():
+    """Two rows that have time would make it a run of ten seconds; they leave with the next batch instead."""
+
+    async def test():
+        engine = Held()
+        engine.bucket_seconds = {1: 0.001, 2: 0.001, 4: 0.001, 8: 10.0}
+        batcher = Batcher(engine, max_queue_rows=100, inline_seconds=0.0)
+        first = await arrive(batcher.infer(rows(0)))
+        await engine.has_started()
+        hurried = [batcher.infer(rows(n), deadline=soon(PATIENCE)) for n in range(1, 5)]
+        later = await arrive(*hurried, batcher.infer(rows(5)), batcher.infer(rows(6)))
+        engine.let_go.release(10)
+        answers = await asyncio.gather(*first, *later)
+        assert [echoed(answer) for answer in answers] == [[n] for n in range(7)]
+        assert engine.batches == [[0], [1, 2, 3, 4], [5, 6]]
+        await batcher.close()
 
     run(test())
 

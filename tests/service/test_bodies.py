@@ -7,13 +7,14 @@ from contextlib import suppress
 from itertools import product
 
 import numpy as np
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from service.bodies import MEDIA_TYPES, Limits, is_quick, media_type, read_images
-from service.errors import InvalidInput, TooManyRows, UnsupportedMediaType
+from service.errors import BodyTooLarge, InvalidInput, TooManyRows, UnsupportedMediaType
 from service.signature import ImageSpec
 from tests.service.artifacts import images
 
@@ -238,6 +239,43 @@ def test_the_row_limit_is_exact_in_every_form():
             else:
                 with pytest.raises(TooManyRows, match="21 images, expected at most 20"):
                     read_images(body, content_type, SPEC, LIMITS)
+
+
+def test_the_images_of_one_request_share_their_pixels():
+    """In a form and in JSON alike, the ninth image of the largest size is one too many; a plain row costs none."""
+    large = np.zeros((20, 50), np.uint8)
+    limits = Limits(rows=20, pixels=1000)
+    for count, fits in ((8, True), (9, False)):
+        requests = [
+            (json.dumps({"instances": [b64(large)] * count + [ZEROS]}).encode(), "application/json"),
+            form(*[png(large)] * count),
+        ]
+        for body, content_type in requests:
+            if fits:
+                assert len(read_images(body, content_type, SPEC, limits)) >= 8
+            else:
+                with pytest.raises(BodyTooLarge, match="8000 pixels in one request"):
+                    read_images(body, content_type, SPEC, limits)
+
+
+@pytest.mark.parametrize("filling", [b"[],", b"{},", b"0,", b'"",'])
+def test_a_document_that_would_fill_the_memory_is_refused_unparsed(filling, monkeypatch):
+    """Parsed, empty lists take twenty times their size: more of them than any right document has are only counted."""
+    monkeypatch.setattr(orjson, "loads", lambda _: pytest.fail("it was parsed"))
+    body = b'{"instances": [[' + filling * 1_000_000 + b"0]]}"
+    with pytest.raises(TooManyRows, match="more values than 20 images have"):
+        read_json(body)
+
+
+def test_the_heaviest_right_document_is_not_refused():
+    """As many images as the limit allows, in the longest writing, with spaces and whole floats."""
+    rows = 300  # 1.7 MB
+    body = json.dumps({"instances": [[[255.0] * 28] * 28] * rows}, indent=0).encode()
+    assert len(body) > 1_048_576
+    assert (read_json(body, limits=Limits(rows=rows, pixels=1)) == 255).all()
+    files = json.dumps({"instances": [{"b64": "A" * 100_000}] * 20}).encode()
+    with pytest.raises(InvalidInput, match="not a PNG or JPEG"):
+        read_json(files)
 
 
 @pytest.mark.parametrize("content_type", [None, "", "text/csv", "application/x-www-form-urlencoded", "x" * 9000])

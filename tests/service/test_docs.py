@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from service.app import create_app
+from service.bodies import MEDIA_TYPES
 from service.settings import Settings
 from tests.service import artifacts
 from tests.service.live import serve
@@ -112,6 +113,7 @@ def test_the_routes_are_exactly_these(document):
 
 def test_every_operation_describes_its_answers_and_its_errors(document):
     """Summary, description and success everywhere; every error is an `ErrorResponse`; 422 is none of them."""
+    assert len({operation["operationId"] for _, _, operation in operations(document)}) == 5
     for path, method, operation in operations(document):
         assert operation["summary"], (path, method)
         assert operation["description"], (path, method)
@@ -137,8 +139,6 @@ def test_every_reference_leads_somewhere(document):
 
 def test_the_body_lists_every_form(document):
     """The media types in the description are those that the service reads."""
-    from service.bodies import MEDIA_TYPES
-
     body = document["paths"]["/predict"]["post"]["requestBody"]
     assert set(body["content"]) == set(MEDIA_TYPES)
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.errors import InvalidInput
-from service.images import decode_image
+from service.errors import BodyTooLarge, InvalidInput
+from service.images import PixelBudget, decode_image
 from service.signature import ImageSpec
 
 GREY = ImageSpec("image", 28, 28, 1, (0, 255), "light-on-dark", 0, "ITU-R 601")
@@ -28,7 +28,7 @@ def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def decode(image: Image.Image, target: ImageSpec = GREY, kind: str = "PNG", **options: object) -> np.ndarray:
-    return decode_image(encode(image, kind, **options), target, MAX_PIXELS)
+    return decode_image(encode(image, kind, **options), target, PixelBudget(MAX_PIXELS))
 
 
 def noise(height: int, width: int, *channels: int) -> np.ndarray:
@@ -150,7 +150,7 @@ def test_every_kind_of_jpeg_is_read(mode):
 def test_what_is_not_a_png_or_jpeg_is_refused(data):
     """The content decides, so a text called .png is a text."""
     with pytest.raises(InvalidInput, match=r"^image: not a PNG or JPEG image"):
-        decode_image(data, GREY, MAX_PIXELS)
+        decode_image(data, GREY, PixelBudget(MAX_PIXELS))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -159,7 +159,7 @@ def test_a_truncated_file_is_refused(kind, part):
     """Half an image is no image; it is not filled up with grey."""
     data = encode(Image.fromarray(noise(200, 200)), kind)
     with pytest.raises(InvalidInput, match="truncated or damaged"):
-        decode_image(data[: int(len(data) * part)], GREY, MAX_PIXELS)
+        decode_image(data[: int(len(data) * part)], GREY, PixelBudget(MAX_PIXELS))
 
 
 @pytest.mark.parametrize("side", [13_000, 14_000, 9_000, 7_100])
@@ -168,24 +168,34 @@ def test_a_bomb_is_refused_before_it_is_decoded(side):
     data = bomb(side)
     assert len(data) < 25_000
     with pytest.raises(InvalidInput, match="pixels, expected at most 50000000"):
-        decode_image(data, GREY, MAX_PIXELS)
+        decode_image(data, GREY, PixelBudget(MAX_PIXELS))
 
 
 def test_the_pixel_limit_is_exact():
     """An image of exactly the limit is read, one pixel more is not."""
     data = encode(Image.new("L", (100, 50)))
-    assert decode_image(data, GREY, 5_000).shape == (1, 28, 28)
+    assert decode_image(data, GREY, PixelBudget(5_000)).shape == (1, 28, 28)
     with pytest.raises(InvalidInput, match="100x50 pixels"):
-        decode_image(data, GREY, 4_999)
+        decode_image(data, GREY, PixelBudget(4_999))
+
+
+def test_the_pixels_of_a_request_are_bounded_in_their_sum():
+    """Eight images of the limit are read, the ninth refused: ten thousand small files cannot hold a thread long."""
+    data = encode(Image.new("L", (100, 50)))
+    budget = PixelBudget(5_000)
+    for _ in range(8):
+        decode_image(data, GREY, budget)
+    with pytest.raises(BodyTooLarge, match="more than 40000 pixels in one request"):
+        decode_image(data, GREY, budget)
 
 
 def test_an_empty_file_is_refused():
     """Nothing is named as nothing."""
     with pytest.raises(InvalidInput, match="0 bytes"):
-        decode_image(b"", GREY, MAX_PIXELS)
+        decode_image(b"", GREY, PixelBudget(MAX_PIXELS))
 
 
 def test_the_message_names_the_image():
     """With many images in a request, the sentence says which one it is."""
     with pytest.raises(InvalidInput, match=r"^instances\[3\]\.b64: "):
-        decode_image(b"text", GREY, MAX_PIXELS, "instances[3].b64")
+        decode_image(b"text", GREY, PixelBudget(MAX_PIXELS), "instances[3].b64")

@@ -65,6 +65,20 @@ def test_it_starts_answers_and_ends(fashion):
         assert process.wait(20) == 0
 
 
+def test_a_stuck_upload_does_not_hold_up_the_end(fashion):
+    """A client that sends half a body and stops is cut off after the drain time, and the exit code is still 0."""
+    with started("--models-dir", str(fashion), "--drain-seconds", "1") as (process, address):
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as stuck:
+            stuck.sendall(
+                b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
+                b"Content-Length: 784\r\nExpect: 100-continue\r\n\r\n"
+            )
+            assert stuck.recv(100).startswith(b"HTTP/1.1 100 ")  # the application is waiting for the body
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+
+
 @pytest.mark.slow
 def test_two_workers_share_the_port(fashion):
     """Both workers load and answer; metrics that nobody could add up are refused with the remedy."""

@@ -2,12 +2,14 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
 import pytest
 
-from service.errors import ArtifactInvalid, InvalidInput, ModelNotFound, NotReady, ProviderUnavailable
+from service.batcher import Batcher
+from service.errors import ArtifactInvalid, DeviceLost, InvalidInput, ModelNotFound, NotReady, ProviderUnavailable
 from service.metrics import Metrics
 from service.registry import Registry
 from service.settings import Settings
@@ -122,6 +124,77 @@ def test_a_model_that_does_not_give_its_golden_answers_stops_the_start(fashion):
         assert not registry.ready
         assert "model 'bad'" in registry.reasons[0]
         assert threading.active_count() == before
+
+    asyncio.run(test())
+
+
+def test_before_anything_is_loaded_a_request_hears_so(fashion):
+    """503 rather than a 404 for a model that is on its way."""
+    with pytest.raises(NotReady, match="the models are being loaded"):
+        registry_of(fashion).get()
+
+
+def test_a_run_that_hangs_does_not_keep_the_process(fashion):
+    """The drain has an end, and what hung is left behind."""
+
+    async def test():
+        registry = registry_of(fashion, drain_seconds=0.05, inline_below_ms=0)
+        await registry.load()
+        model = registry.get()
+        started, let_go = threading.Event(), threading.Event()
+
+        def hang(inputs):
+            started.set()
+            assert let_go.wait(10)
+            return {}
+
+        model.engine.run = hang
+        waiting = asyncio.ensure_future(model.batcher.infer({"image": artifacts.images(1)}))
+        assert await asyncio.to_thread(started.wait, 10)
+        await registry.close()
+        assert not waiting.done()
+        waiting.cancel()
+        let_go.set()
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+class Reversing(Batcher):
+    """A batcher that mixes up its rows."""
+
+    async def infer(self, inputs, *, deadline=None):
+        answer = await super().infer(inputs, deadline=deadline)
+        return replace(answer, outputs={name: rows[::-1] for name, rows in answer.outputs.items()})
+
+
+def test_the_golden_questions_take_the_way_that_requests_take(fashion, monkeypatch):
+    """A right engine behind a batcher that mixes up rows is not ready either."""
+    monkeypatch.setattr("service.registry.Batcher", Reversing)
+    with pytest.raises(ArtifactInvalid, match="model 'fashion'"):
+        asyncio.run(registry_of(fashion).load())
+
+
+def test_a_lost_device_turns_ready_false_and_ends_the_process(fashion):
+    """Nothing else can bring it back, and whoever watches over the process starts another."""
+    ended = []
+
+    async def test():
+        metrics = Metrics()
+        registry = Registry(Settings(models_dir=fashion), metrics, end_process=lambda: ended.append(True))
+        await registry.load()
+        model = registry.get()
+
+        def lose(inputs):
+            raise DeviceLost("CUDA error 700")
+
+        model.engine.run = lose
+        with pytest.raises(DeviceLost):
+            await model.batcher.infer({"image": artifacts.images(1)})
+        assert not registry.ready
+        assert registry.reasons == ["CUDA error 700"]
+        assert metrics.registry.get_sample_value("foldserve_ready") == 0
+        assert ended == [True]
+        await registry.close()
 
     asyncio.run(test())
 

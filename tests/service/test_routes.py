@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import httpx
 import numpy as np
 import pytest
 
+from service import routes
 from service.app import create_app
+from service.bodies import read_images
 from service.settings import Settings
 from tests.service import artifacts
 from tests.service.live import serve
@@ -254,6 +257,23 @@ def test_a_client_that_leaves_in_mid_body_harms_nobody(narrow, caplog):
         )
     assert narrow.post("/predict", content=bytes(784), headers=OCTETS).status_code == 200
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_a_large_file_is_decoded_off_the_event_loop(service, monkeypatch):
+    """While a picture of many pixels is decoded the loop goes on: the decoding has a thread of its own."""
+    threads = []
+
+    def spy(*arguments: object) -> np.ndarray:
+        threads.append(threading.current_thread().name)
+        return read_images(*arguments)
+
+    monkeypatch.setattr(routes, "read_images", spy)
+    noise = np.random.default_rng(0).integers(0, 256, (600, 600), dtype=np.uint8)
+    for body in (png(noise), png(artifacts.images(1)[0, 0])):
+        assert service.post("/predict", content=body, headers={"Content-Type": "image/png"}).status_code == 200
+    large, small = threads
+    assert large != small
+    assert "(run)" in small  # the thread in which the server's loop runs
 
 
 # Headers and the other routes ---------------------------------------------------------------------------------------
