@@ -63,8 +63,21 @@ def check_models(settings: Settings) -> None:
     names = repository.models()
     if not names:
         raise ArtifactInvalid(f"{settings.models_dir} holds no <model>/<version>/model.onnx for the workers to serve")
-    for name in names:
-        repository.open(name)
+    for name, versions in names.items():
+        _open_any(repository, name, versions)
+
+
+def _open_any(repository: Repository, name: str, versions: Sequence[int]) -> None:
+    """Open the newest version that can be opened; where none can, the newest has the reason."""
+    refused: list[ServiceError] = []
+    for version in reversed(versions):
+        try:
+            repository.open(name, version)
+        except ServiceError as err:
+            refused.append(err)
+        else:
+            return
+    raise refused[0]
 
 
 def server_config(settings: Settings) -> uvicorn.Config:

@@ -30,6 +30,15 @@ class Settings(BaseSettings):
         None, ge=0, le=65535, description="TCP port for gRPC; 0 takes a free one; unset: none"
     )
     models_dir: Path = Field(Path("models"), description="folder that holds <model>/<version>/model.onnx")
+    state_dir: Path | None = Field(
+        None,
+        description="writable folder for labels, rollbacks and shadows; unset: latest is always the newest version",
+    )
+    poll_seconds: float = Field(1.0, ge=0, description="seconds between two looks for new versions; 0 never looks")
+    promote_new: bool = Field(True, description="let a new version that is proved become latest by itself")
+    keep_warm: int = Field(
+        1, ge=0, le=16, description="versions that were latest before and stay loaded for a rollback"
+    )
     workers: int = Field(1, ge=1, le=256, description="processes that share the port")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line written")
 

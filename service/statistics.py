@@ -80,6 +80,12 @@ class Statistics:
     def refused(self, reason: str) -> None:
         """A refused request is counted by `failed`."""
 
+    def forget(self) -> None:
+        """Begin again at zero: the questions that proved a model are not those of its users."""
+        fresh = Statistics()
+        for name in self.__slots__:
+            setattr(self, name, getattr(fresh, name))
+
     def to_json(self, model: str, version: int) -> dict[str, Any]:
         """One element of `model_stats`."""
         nothing = Duration().to_json()
