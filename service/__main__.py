@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import uvicorn
 from uvicorn.supervisors.multiprocess import Multiprocess
 
+from service.access import Access
 from service.app import create_app
 from service.errors import ArtifactInvalid, ServiceError
 from service.logs import log_config
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return START_FAILURE
     config = server_config(settings)
     try:
+        Access(settings.keys_file)  # a damaged file is said here once, and not by each worker
         if settings.workers > 1:
             check_models(settings)
         listener = bind(settings)

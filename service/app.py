@@ -18,9 +18,12 @@ from fastapi.staticfiles import StaticFiles
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 
+from service.access import Access
 from service.answers import error_json
 from service.budget import BodyBudget
+from service.control import Control
 from service.errors import ProviderUnavailable, ServiceError
+from service.gate import Gate
 from service.metrics import Metrics
 from service.observe import Observe, Trace, failure_sentence
 from service.openapi import describe
@@ -28,6 +31,7 @@ from service.registry import Registry
 from service.routes import STATIC, router
 from service.settings import Settings
 from service.v2.inference import Readers
+from service.v2.repository import router as repository_router
 from service.v2.routes import router as v2_router
 
 logger = logging.getLogger(__name__)
@@ -72,12 +76,16 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.metrics = metrics
     app.state.registry = Registry(settings, metrics)
     app.state.body_budget = BodyBudget(settings.max_buffered_bytes)
+    app.state.access = Access(settings.keys_file, settings.closed_scopes, settings.key_rate)
+    app.state.control = Control(app.state.registry, promotes_new=settings.promote_new)
     app.state.grpc = None
     app.state.readers = Readers(settings.max_rows)
     app.include_router(router)
     app.include_router(v2_router)
+    app.include_router(repository_router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
-    app.add_middleware(Observe, metrics=metrics)
+    app.add_middleware(Gate, access=app.state.access)
+    app.add_middleware(Observe, metrics=metrics)  # added last, so outermost
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
@@ -118,7 +126,8 @@ async def _start_grpc(app: FastAPI) -> None:
         from service.v2.rpc.server import GrpcServer
     except ImportError as err:
         raise ProviderUnavailable(f"--grpc-port needs the extra grpc: pip install 'foldserve[grpc]' ({err})") from err
-    server = GrpcServer(app.state.registry, settings, app.state.metrics, app.title, app.version)
+    parts = app.state
+    server = GrpcServer(parts.registry, parts.control, parts.access, settings, parts.metrics, app.title, app.version)
     await server.start()
     app.state.grpc = server
 

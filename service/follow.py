@@ -113,9 +113,16 @@ class Follower:
         async with self._one_pass:
             if again:
                 self.refusals = {key: refusal for key, refusal in self.refusals.items() if key[0] != name}
-            on_disk = await asyncio.to_thread(self.repository.models)
-            state = self.state.read().get(name, ModelState())
-            await self._bring_in_step(name, on_disk.get(name, []), state)
+            on_disk = self.repository.models().get(name, [])
+            await self._bring_in_step(name, on_disk, self.state.read().get(name, ModelState()))
+
+    def previous(self, name: str) -> int | None:
+        """Return the version that `latest` pointed at before, else the next older one on disk; None where none is."""
+        table = self._registry.tables.get(name)
+        warm = self._warm.get(name)
+        if table is None or warm:
+            return warm[-1] if warm else None
+        return max((v for v in self.repository.models().get(name, []) if v < table.latest), default=None)
 
     async def _poll(self) -> None:
         while True:
@@ -147,6 +154,7 @@ class Follower:
         wanted = {*state.labels.values(), *state.loaded, *([state.shadow.version] if state.shadow else [])}
         for version in sorted(wanted & set(on_disk)):
             await self._load(name, version, loaded)
+        self._registry.shadows.follow(name, state.shadow, loaded)
         keep = wanted | {latest, *self._warm.get(name, [])}
         self._replace(name, _table(name, latest, state, {v: model for v, model in loaded.items() if v in keep}))
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _REASONS = {
     400: "The request cannot be read as what the model takes; the sentence names the place.",
+    401: "No API key came, or one that is not known.",
+    403: "The API key does not open this door.",
     404: "There is no such path, or no such model.",
     413: "More bytes or more images than one request may hold.",
     415: "The content type or the content encoding is none that the route reads.",

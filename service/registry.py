@@ -15,6 +15,7 @@ from service.loading import Loader, Model
 from service.metrics import Metrics
 from service.repository import Repository
 from service.settings import Settings
+from service.shadow import Shadows
 from service.state import StateDir
 from service.versions import Versions
 
@@ -38,6 +39,7 @@ class Registry:
     Attributes:
         ready: whether every model gave its golden answers and still can.
         reasons: why not, a sentence each.
+        shadows: candidates that get a copy of live inputs.
         follower: loads, unloads and moves pointers.
         changed: called after any pointer has moved or any version has come or gone.
     """
@@ -51,6 +53,7 @@ class Registry:
         self._tables: dict[str, Versions] = {}
         repository = Repository(settings.models_dir)
         loader = Loader(repository, settings, metrics, self._device_lost)
+        self.shadows = Shadows(settings.state_dir)
         self.follower = Follower(repository, StateDir(settings.state_dir), loader, self, settings, metrics)
 
     async def load(self) -> None:

@@ -23,6 +23,7 @@ from service.registry import Model, Registry
 from service.settings import Settings
 from service.signature import ImageSpec
 from service.v2.metadata import EXTENSIONS
+from service.versions import version_number
 
 STATIC = Path(__file__).parent / "static"
 
@@ -49,13 +50,14 @@ router = APIRouter()
 async def predict(request: Request) -> Response:
     """Classify the images in the body."""
     trace: Trace = request.state.trace
-    model = _ready_registry(request).get(request.query_params.get("model"))
+    model = _chosen(request)
     spec, labels = _classifier(model)
     deadline = _deadline(request, trace)
     budget: BodyBudget = request.app.state.body_budget
-    with budget.hold() as share:
+    with budget.hold() as share, model.in_use():
         images = await _read_images(request, spec, share)
         answer = await model.batcher.infer({spec.input: images}, deadline=deadline)
+    request.app.state.registry.shadows.offer(model, {spec.input: images}, answer)
     trace.stages |= {"queue": answer.queue_seconds, "infer": answer.infer_seconds}
     trace.model_version = model.version
     body = predictions_json(model.name, model.version, labels, answer.outputs)
@@ -118,6 +120,15 @@ def _ready_registry(request: Request) -> Registry:
     if not registry.ready:
         raise NotReady(f"not ready: {'; '.join(registry.reasons)}")
     return registry
+
+
+def _chosen(request: Request) -> Model:
+    """Return the model, and the version of it, that the query names."""
+    query = request.query_params
+    name, version, label = query.get("model"), query.get("version"), query.get("label")
+    if version is not None and label is not None:
+        raise InvalidInput("query: both version and label came, expected at most one of them")
+    return _ready_registry(request).get(name, version_number(version), label)
 
 
 def _classifier(model: Model) -> tuple[ImageSpec, tuple[str, ...]]:

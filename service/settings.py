@@ -39,6 +39,14 @@ class Settings(BaseSettings):
     keep_warm: int = Field(
         1, ge=0, le=16, description="versions that were latest before and stay loaded for a rollback"
     )
+    keys_file: Path | None = Field(
+        None,
+        description="file of API keys, one a line: <name> <scope,scope> <SHA-256>; unset: open, and no admin calls",
+    )
+    closed_scopes: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("infer", "metrics"), description="scopes that need a key once there is a keys file: infer, metrics, read"
+    )
+    key_rate: float = Field(0.0, ge=0, description="requests a second of one key in one worker; 0 does not limit")
     workers: int = Field(1, ge=1, le=256, description="processes that share the port")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line written")
 
@@ -72,9 +80,16 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(20.0, gt=0, description="seconds that running requests get when the service ends")
     keep_alive_seconds: int = Field(75, ge=1, description="seconds an idle connection stays open")
 
-    @field_validator("buckets", mode="before")
+    @field_validator("closed_scopes")
     @classmethod
-    def _split_buckets(cls, value: Any) -> Any:
+    def _scopes_exist(cls, scopes: tuple[str, ...]) -> tuple[str, ...]:
+        if not set(scopes) <= {"infer", "metrics", "read"}:
+            raise ValueError("expected scopes among infer, metrics and read, such as infer,metrics")
+        return scopes
+
+    @field_validator("buckets", "closed_scopes", mode="before")
+    @classmethod
+    def _split_list(cls, value: Any) -> Any:
         return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @field_validator("buckets")

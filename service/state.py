@@ -140,6 +140,7 @@ def check_label(label: object) -> str:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; the file is never removed, so that all hold the same one."""
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / "state.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

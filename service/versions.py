@@ -54,3 +54,16 @@ class Versions:
             known = [LATEST, *sorted(self.labels)]
             raise ModelNotFound(f"model {self.name!r} has no label {label[:64]!r}; there are {known}")
         return self.labels[label]
+
+
+def version_number(text: str | None) -> int | None:
+    """Return a version that a request names, as a number; None where it names none.
+
+    Raises:
+        ModelNotFound: it is no positive whole number, so there cannot be such a version.
+    """
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 18 and not text.startswith("0")):
+        raise ModelNotFound(f"there is no version {text[:40]!r}; versions are positive whole numbers")
+    return int(text)

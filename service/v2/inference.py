@@ -8,12 +8,12 @@ from weakref import WeakKeyDictionary
 
 from service.batch import Answer
 from service.engine import Engine
-from service.errors import ModelNotFound, NotReady, ServiceError
+from service.errors import NotReady, ServiceError
 from service.observe import Trace
 from service.registry import Model, Registry
 from service.statistics import Stages
-from service.v2.agreement import clip
 from service.v2.request import InferRequest, RequestReader
+from service.versions import version_number
 
 
 class Readers:
@@ -36,13 +36,14 @@ class Readers:
         return reader
 
 
-def served_model(registry: Registry, name: str, version: str | None = None) -> Model:
+def served_model(registry: Registry, name: str, version: str | None = None, label: str | None = None) -> Model:
     """Return the model that a path or a message names.
 
     Args:
         registry: where it is loaded.
         name: as it came.
-        version: as it came; None or an empty string leave it to the service.
+        version: as it came; None or an empty string leave it to the label.
+        label: as it came; None means `latest`.
 
     Raises:
         NotReady: the service has not proved its models yet, or is ending.
@@ -50,24 +51,13 @@ def served_model(registry: Registry, name: str, version: str | None = None) -> M
     """
     if not registry.ready:
         raise NotReady(f"not ready: {'; '.join(registry.reasons)}")
-    return registry.get(name, version_number(name, version))
+    return registry.get(name, version_number(version), label)
 
 
-def version_number(name: str, text: str | None) -> int | None:
-    """Return a version as a number; None where none is named.
-
-    Raises:
-        ModelNotFound: it is no positive whole number, so there cannot be such a version.
-    """
-    if not text:
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) <= 18 and not text.startswith("0")):
-        raise ModelNotFound(f"model {clip(name)!r} has no version {clip(text)!r}; versions are positive whole numbers")
-    return int(text)
-
-
-async def answer(model: Model, request: InferRequest, deadline: float, trace: Trace) -> Answer:
+async def answer(registry: Registry, model: Model, request: InferRequest, deadline: float, trace: Trace) -> Answer:
     """Return the model's answer to a request; `deadline` is on the clock of `time.perf_counter`.
+
+    A candidate that is being compared gets the same inputs afterwards.
 
     Raises:
         ServiceError: what the batcher raises; it is counted as a failed request.
@@ -79,6 +69,7 @@ async def answer(model: Model, request: InferRequest, deadline: float, trace: Tr
         model.statistics.failed(time.perf_counter() - trace.started)
         raise
     trace.stages |= {"queue": found.queue_seconds, "infer": found.infer_seconds}
+    registry.shadows.offer(model, request.inputs, found)
     return found
 
 

@@ -17,7 +17,7 @@ PLATFORM = "onnxruntime_onnx"  # what Triton calls it
 BACKEND = "onnxruntime"
 
 # Only what is honoured: clients choose their way by this list.
-EXTENSIONS = ("classification", "binary_tensor_data", "model_configuration", "statistics")
+EXTENSIONS = ("classification", "binary_tensor_data", "model_repository", "model_configuration", "statistics")
 
 
 def model_metadata(model: "Model", versions: Sequence[int]) -> dict[str, Any]:

@@ -64,23 +64,28 @@ async def list_models(request: Request) -> schemas.ModelList:
 @router.get("/stats", summary="Statistics of all models", responses=errors(500))
 async def statistics_of_all(request: Request) -> dict[str, Any]:
     """Count requests, rows and batches, and the time they took."""
-    return _statistics(_registry(request).models())
+    return _statistics(_registry(request).all_versions())
 
 
 @router.get("/{model}", summary="What a model takes and gives", responses=errors(404, 500, 503))
 @router.get("/{model}/versions/{version}", include_in_schema=False)
-async def metadata_of_model(request: Request, model: str, version: str | None = None) -> schemas.ModelMetadata:
+@router.get("/{model}/labels/{label}", include_in_schema=False)
+async def metadata_of_model(
+    request: Request, model: str, version: str | None = None, label: str | None = None
+) -> schemas.ModelMetadata:
     """Describe inputs and outputs; the batch is the first axis of each."""
-    found = _model(request, model, version)
-    versions = [other.version for other in _registry(request).models() if other.name == found.name]
-    return schemas.ModelMetadata(**model_metadata(found, versions))
+    found = _model(request, model, version, label)
+    return schemas.ModelMetadata(**model_metadata(found, sorted(_registry(request).tables[found.name].loaded)))
 
 
 @router.get("/{model}/ready", summary="Whether a model answers", responses=errors(404, 500, 503))
 @router.get("/{model}/versions/{version}/ready", include_in_schema=False)
-async def model_ready(request: Request, model: str, version: str | None = None) -> schemas.ModelReady:
+@router.get("/{model}/labels/{label}/ready", include_in_schema=False)
+async def model_ready(
+    request: Request, model: str, version: str | None = None, label: str | None = None
+) -> schemas.ModelReady:
     """Answer 200 for a model that has given its golden answers."""
-    return schemas.ModelReady(name=_model(request, model, version).name, ready=True)
+    return schemas.ModelReady(name=_model(request, model, version, label).name, ready=True)
 
 
 @router.get("/{model}/config", summary="Configuration in Triton's form", responses=errors(404, 500, 503))
@@ -95,7 +100,9 @@ async def config_of_model(request: Request, model: str, version: str | None = No
 @router.get("/{model}/versions/{version}/stats", include_in_schema=False)
 async def statistics_of_model(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
     """Count requests, rows and batches of one model, and the time they took."""
-    return _statistics([_model(request, model, version)])
+    found = _model(request, model, version)
+    loaded = _registry(request).tables[found.name].loaded
+    return _statistics([found] if version else [loaded[number] for number in sorted(loaded)])
 
 
 @router.post(
@@ -106,21 +113,22 @@ async def statistics_of_model(request: Request, model: str, version: str | None 
     responses=errors(400, 404, 413, 415, 500, 501, 503, 504),
 )
 @router.post("/{model}/versions/{version}/infer", include_in_schema=False)
-async def infer(request: Request, model: str, version: str | None = None) -> Response:
+@router.post("/{model}/labels/{label}/infer", include_in_schema=False)
+async def infer(request: Request, model: str, version: str | None = None, label: str | None = None) -> Response:
     """Answer with the outputs, as JSON or as bytes behind it; any number of rows up to the limit.
 
     The body is JSON, or JSON followed by the bytes of its tensors, or the bytes of the only input. It may be
     compressed with gzip or deflate.
     """
     trace: Trace = request.state.trace
-    found = _model(request, model, version)
+    found = _model(request, model, version, label)
     settings: Settings = request.app.state.settings
     budget: BodyBudget = request.app.state.body_budget
-    with budget.hold() as share:
+    with budget.hold() as share, found.in_use():
         asked = await _read(request, found, share)
         limit = _deadline_header(request.headers.get("x-deadline-ms"))
         deadline = deadline_of(trace, settings.default_deadline_ms / 1000, limit, asked.timeout_seconds)
-        result = await answer(found, asked, deadline, trace)
+        result = await answer(_registry(request), found, asked, deadline, trace)
     started = time.perf_counter()
     response = await _format(found, asked, result.outputs)
     count(found, result, trace, time.perf_counter() - started)
@@ -133,8 +141,8 @@ def _registry(request: Request) -> Registry:
     return registry
 
 
-def _model(request: Request, name: str, version: str | None) -> Model:
-    return served_model(_registry(request), name, version)
+def _model(request: Request, name: str, version: str | None, label: str | None = None) -> Model:
+    return served_model(_registry(request), name, version, label)
 
 
 def _statistics(models: list[Model]) -> dict[str, Any]:

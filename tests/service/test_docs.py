@@ -108,6 +108,10 @@ def test_the_routes_are_exactly_these(document):
         "POST /predict", "GET /v2", "GET /v2/health/live", "GET /v2/health/ready", "GET /metrics",
         "GET /v2/models", "GET /v2/models/stats", "GET /v2/models/{model}", "GET /v2/models/{model}/ready",
         "GET /v2/models/{model}/config", "GET /v2/models/{model}/stats", "POST /v2/models/{model}/infer",
+        "POST /v2/repository/index", "GET /v2/repository/models/{model}", "POST /v2/repository/models/{model}/load",
+        "POST /v2/repository/models/{model}/unload", "POST /v2/repository/models/{model}/promote",
+        "POST /v2/repository/models/{model}/rollback", "POST /v2/repository/models/{model}/shadow",
+        "DELETE /v2/repository/models/{model}/shadow",
     }  # fmt: skip
 
 
@@ -119,7 +123,7 @@ def test_every_operation_describes_its_answers_and_its_errors(document):
         assert operation["description"], (path, method)
         statuses = set(operation["responses"])
         assert {"200", "500"} <= statuses
-        assert statuses <= {"200", "400", "404", "413", "415", "500", "501", "503", "504"}
+        assert statuses <= {"200", "400", "401", "403", "404", "413", "415", "500", "501", "503", "504"}
         for status, response in operation["responses"].items():
             assert {"X-Request-ID", "Server-Timing"} <= set(response["headers"])
             if status != "200":

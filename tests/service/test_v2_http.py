@@ -268,7 +268,7 @@ def test_models_are_listed_and_say_that_they_are_ready(service):
 def test_only_what_is_honoured_is_advertised(service):
     """The list of extensions is the one that the tests of this file walk through."""
     assert set(service.get("/v2").json()["extensions"]) == {
-        "classification", "binary_tensor_data", "model_configuration", "statistics",
+        "classification", "binary_tensor_data", "model_repository", "model_configuration", "statistics",
     }  # fmt: skip
 
 

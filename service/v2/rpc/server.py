@@ -12,6 +12,8 @@ from typing import Any
 
 import grpc
 
+from service.access import ADMIN, INFER, OPEN, READ, Access
+from service.control import Control
 from service.errors import (
     DeadlineExceeded,
     Forbidden,
@@ -46,6 +48,12 @@ _STATUSES: tuple[tuple[type[ServiceError], grpc.StatusCode], ...] = (
     (DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
 )
 
+# What is not named here reads.
+_SCOPES = {
+    "ServerLive": OPEN, "ServerReady": OPEN, "Check": OPEN, "Watch": OPEN, "ModelInfer": INFER,
+    "ModelStreamInfer": INFER, "RepositoryModelLoad": ADMIN, "RepositoryModelUnload": ADMIN,
+}  # fmt: skip
+
 
 def status_of(err: ServiceError) -> grpc.StatusCode:
     """Return the status that an error has in gRPC; what may pass (503) is UNAVAILABLE, which clients retry."""
@@ -60,6 +68,8 @@ class GrpcServer:
 
     Args:
         registry: the models.
+        control: what an operator may ask of them.
+        access: who may ask.
         settings: host, `grpc_port` and the limits.
         metrics: where calls are counted.
         name: of the service, for its metadata.
@@ -69,12 +79,22 @@ class GrpcServer:
         port: where it listens once it has started; that of the settings, or a free one where they say 0.
     """
 
-    def __init__(self, registry: Registry, settings: Settings, metrics: Metrics, name: str, version: str) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        control: Control,
+        access: Access,
+        settings: Settings,
+        metrics: Metrics,
+        name: str,
+        version: str,
+    ) -> None:
         self.port = 0
+        self._access = access
         self._registry = registry
         self._settings = settings
         self._metrics = metrics
-        self._calls = InferenceService(registry, settings, name, version)
+        self._calls = InferenceService(registry, control, settings, name, version)
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> None:
@@ -150,6 +170,7 @@ class GrpcServer:
         async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             trace = Trace(secrets.token_hex(8), time.perf_counter())
             try:
+                self._check(route, context)
                 response = await call(request, trace, context.time_remaining())
             except Exception as err:
                 await self._abort(route, err, context, trace)
@@ -163,6 +184,7 @@ class GrpcServer:
         async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             trace = Trace(secrets.token_hex(8), time.perf_counter())
             try:
+                self._check(route, context)
                 async for response in call(request, trace, context.time_remaining()):
                     yield response
             except Exception as err:
@@ -170,6 +192,12 @@ class GrpcServer:
             self._count(route, 200, trace)
 
         return answer
+
+    def _check(self, route: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """Ask for the key, which comes in the metadata under the names that HTTP's headers have."""
+        given = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
+        scope = _SCOPES.get(route.rpartition("/")[2], READ)
+        self._access.check(scope, given.get("authorization"), given.get("x-api-key"), route)
 
     async def _abort(
         self, route: str, err: Exception, context: grpc.aio.ServicerContext[Any, Any], trace: Trace

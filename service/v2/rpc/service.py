@@ -9,10 +9,12 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from service.errors import NotReady, ServiceError
+from service.control import Control, body_version
+from service.errors import NotReady, ServiceError, Unsupported
 from service.observe import Trace
 from service.registry import Model, Registry
 from service.settings import Settings
+from service.v2.agreement import clip
 from service.v2.inference import answer, count, deadline_of, served_model
 from service.v2.metadata import EXTENSIONS, model_config, model_metadata
 from service.v2.rpc.messages import INFERENCE, from_dict, read_request, write_response
@@ -27,13 +29,15 @@ class InferenceService:
 
     Args:
         registry: the models.
+        control: what an operator may ask of them.
         settings: the limits.
         name: of the service, for its metadata.
         version: of the service.
     """
 
-    def __init__(self, registry: Registry, settings: Settings, name: str, version: str) -> None:
+    def __init__(self, registry: Registry, control: Control, settings: Settings, name: str, version: str) -> None:
         self._registry = registry
+        self._control = control
         self._settings = settings
         self._name = name
         self._version = version
@@ -61,7 +65,7 @@ class InferenceService:
     async def ModelMetadata(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
         """Describe inputs and outputs; the batch is the first axis of each."""
         model = self._model(request.name, request.version)
-        versions = [other.version for other in self._registry.models() if other.name == model.name]
+        versions = sorted(self._registry.tables[model.name].loaded)
         return from_dict("ModelMetadataResponse", model_metadata(model, versions))
 
     async def ModelConfig(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
@@ -71,17 +75,18 @@ class InferenceService:
 
     async def ModelStatistics(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
         """Count requests, rows and batches; of all models where none is named."""
-        models = [self._model(request.name, request.version)] if request.name else self._registry.models()
+        models = [self._model(request.name, request.version)] if request.name else self._registry.all_versions()
         stats = [model.statistics.to_json(model.name, model.version) for model in models]
         return from_dict("ModelStatisticsResponse", {"model_stats": stats})
 
     async def ModelInfer(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
         """Answer with the outputs, raw where the inputs came raw."""
         model = self._model(request.model_name, request.model_version)
-        asked = await self._read(request, model, trace)
-        default = self._settings.default_deadline_ms / 1000
-        deadline = deadline_of(trace, default, remaining, asked.timeout_seconds)
-        found = await answer(model, asked, deadline, trace)
+        with model.in_use():
+            asked = await self._read(request, model, trace)
+            default = self._settings.default_deadline_ms / 1000
+            deadline = deadline_of(trace, default, remaining, asked.timeout_seconds)
+            found = await answer(self._registry, model, asked, deadline, trace)
         started = time.perf_counter()
         response = write_response(model.name, model.version, asked, found.outputs, model.labels)
         count(model, found, trace, time.perf_counter() - started)
@@ -110,11 +115,23 @@ class InferenceService:
                     task.cancel()
 
     async def RepositoryIndex(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
-        """List the versions that are served."""
-        models = [
-            {"name": model.name, "version": str(model.version), "state": "READY"} for model in self._registry.models()
-        ]
-        return from_dict("RepositoryIndexResponse", {"models": models})
+        """List every version, on disk or in memory, with the reason where one does not serve."""
+        return from_dict("RepositoryIndexResponse", {"models": self._control.index(ready_only=request.ready)})
+
+    async def RepositoryModelLoad(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
+        """Load the newest version, or the one that the parameter `version` names."""
+        version = None
+        for name, value in request.parameters.items():
+            if name != "version":
+                raise Unsupported(f"parameters.{clip(name)}: a model is loaded from the models folder as it is")
+            version = body_version({"version": getattr(value, value.WhichOneof("parameter_choice") or "", None)})
+        await self._control.load(request.model_name, version)
+        return _MESSAGES["RepositoryModelLoadResponse"]()
+
+    async def RepositoryModelUnload(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
+        """Let a model answer nothing any more until it is loaded again."""
+        await self._control.unload(request.model_name)
+        return _MESSAGES["RepositoryModelUnloadResponse"]()
 
     async def _stream_answer(self, request: Any, request_id: str, remaining: float | None) -> Any:
         trace = Trace(request_id, time.perf_counter())
