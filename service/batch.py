@@ -6,18 +6,16 @@ Used by the batcher, which decides who shares a batch and where it runs. Nothing
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from service.errors import DeviceLost, EngineError, ServiceError
+from service.errors import DeviceLost, EngineError
+from service.request import BatchAnswer, Request
+from service.tensors import Array
 
 _log = logging.getLogger(__name__)
-
-Array = npt.NDArray[Any]
 
 
 class BatchEngine(Protocol):
@@ -35,64 +33,30 @@ class BatchEngine(Protocol):
         """Answer one batch; must neither keep nor return views of `inputs`, whose memory is used again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Outputs of one request, rows as asked, and where its time went."""
+class Observer(Protocol):
+    """Who counts; called once per batch and per refusal, always on the event loop."""
 
-    outputs: Mapping[str, Array]
-    queue_seconds: float
-    infer_seconds: float
-    batch_rows: int
+    def batch(self, rows: int, bucket: int, queue_seconds: float, infer_seconds: float) -> None:
+        """A batch ran; `queue_seconds` is the longest wait among its members."""
 
+    def batch_failed(self) -> None:
+        """A batch failed, and its members ran alone."""
 
-class BatchAnswer:
-    """Outputs of a whole batch, shared by its members.
-
-    `started` is on the clock of `time.perf_counter`. `formatted` is for the members: what the first of them makes of
-    the outputs, the others need not make again.
-    """
-
-    __slots__ = ("formatted", "infer_seconds", "outputs", "rows", "started")
-
-    def __init__(self, outputs: Mapping[str, Array], rows: int, started: float, infer_seconds: float) -> None:
-        self.outputs = outputs
-        self.rows = rows
-        self.started = started
-        self.infer_seconds = infer_seconds
-        self.formatted: Any = None
+    def refused(self, reason: str) -> None:
+        """A request got no run: "queue_full", "deadline_ahead", "deadline_passed", "cancelled" or "closed"."""
 
 
-class Request:
-    """Rows that wait for an answer. Callbacks, since a future for each request costs more than its share of a run.
+class Nobody:
+    """An observer that counts nothing."""
 
-    Args:
-        inputs: each input by name, all with the same number of rows; validated by whoever took them.
-        answered: called once with the batch's answer and the place of this request's first row in it.
-        failed: called once instead, with the reason.
-        deadline: on the clock of `time.perf_counter`; None waits for ever.
-    """
+    def batch(self, rows: int, bucket: int, queue_seconds: float, infer_seconds: float) -> None:
+        """Forget a batch."""
 
-    __slots__ = ("answered", "arrived", "deadline", "failed", "inputs", "is_expired", "is_over", "rows")
+    def batch_failed(self) -> None:
+        """Forget a failure."""
 
-    def __init__(
-        self,
-        inputs: Mapping[str, Array],
-        answered: Callable[[BatchAnswer, int], None],
-        failed: Callable[[ServiceError], None],
-        deadline: float | None = None,
-    ) -> None:
-        self.inputs = inputs
-        self.rows = len(next(iter(inputs.values())))
-        self.answered = answered
-        self.failed = failed
-        self.deadline = deadline
-        self.arrived = time.perf_counter()
-        self.is_over = False  # nobody waits any more: answered, cancelled or expired
-        self.is_expired = False
-
-    def cancel(self) -> None:
-        """Say that nobody waits any more; neither callback is called afterwards."""
-        self.is_over = True
+    def refused(self, reason: str) -> None:
+        """Forget a refusal."""
 
 
 class Staging:

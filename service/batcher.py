@@ -13,42 +13,20 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import chain
-from typing import Protocol
 
-import numpy as np
-
-from service.batch import Answer, Array, Batch, BatchAnswer, BatchEngine, Request, Staging
-from service.errors import DeadlineExceeded, DeviceLost, NotReady, Overloaded, ServiceError
+from service.batch import Batch, BatchEngine, Nobody, Observer, Staging
+from service.errors import DeadlineExceeded, DeviceLost, NotReady, Overloaded
 from service.pace import Pace
+from service.request import Answer, BatchAnswer, Request, future_request, join
+from service.tensors import Array
 
 __all__ = ["Answer", "BatchAnswer", "BatchEngine", "Batcher", "Observer", "Request"]
 
 # While the thread runs, requests whose deadline passes are told so within this time.
 _SWEEP_SECONDS = 0.01
-
-
-class Observer(Protocol):
-    """Who counts; called once per batch and per refusal, always on the event loop."""
-
-    def batch(self, rows: int, bucket: int, queue_seconds: float, infer_seconds: float) -> None:
-        """A batch ran; `queue_seconds` is the longest wait among its members."""
-
-    def batch_failed(self) -> None:
-        """A batch failed, and its members ran alone."""
-
-    def refused(self, reason: str) -> None:
-        """A request got no run: "queue_full", "deadline_ahead", "deadline_passed", "cancelled" or "closed"."""
-
-
-class _Nobody:
-    def batch(self, rows: int, bucket: int, queue_seconds: float, infer_seconds: float) -> None: ...
-
-    def batch_failed(self) -> None: ...
-
-    def refused(self, reason: str) -> None: ...
 
 
 class Batcher:
@@ -79,7 +57,7 @@ class Batcher:
         self._inline_seconds = inline_seconds
         self._executor = executor
         self._own_executor: ThreadPoolExecutor | None = None
-        self._observer = observer or _Nobody()
+        self._observer = observer or Nobody()
         self._lost = lost
         self._pace = Pace(engine.bucket_seconds)
         self._staging = Staging()
@@ -115,7 +93,7 @@ class Batcher:
         if rows > self._largest:
             return await self._infer_split(inputs, rows, deadline)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        request = _request_for(future, inputs, deadline)
+        request = future_request(future, inputs, deadline)
         self.submit(request)
         try:
             return await future
@@ -149,11 +127,11 @@ class Batcher:
         for start in range(0, rows, self._largest):
             part = {name: array[start : start + self._largest] for name, array in inputs.items()}
             future: asyncio.Future[Answer] = loop.create_future()
-            waiting.append((future, _request_for(future, part, deadline)))
+            waiting.append((future, future_request(future, part, deadline)))
         for _, request in waiting:
             self._enqueue(request)
         try:
-            return _join([await future for future, _ in waiting])
+            return join([await future for future, _ in waiting])
         finally:
             for future, request in waiting:
                 request.cancel()
@@ -322,28 +300,3 @@ class Batcher:
     def _tell_if_drained(self) -> None:
         if self._drained is not None and not self._queue and not self._is_running:
             self._drained.set()
-
-
-def _request_for(future: asyncio.Future[Answer], inputs: Mapping[str, Array], deadline: float | None) -> Request:
-    """A request that settles `future`."""
-
-    def answered(batch: BatchAnswer, start: int) -> None:
-        if not future.done():
-            stop = start + request.rows
-            outputs = {name: array[start:stop] for name, array in batch.outputs.items()}
-            waited = batch.started - request.arrived
-            future.set_result(Answer(outputs, waited, batch.infer_seconds, batch.rows))
-
-    def failed(error: ServiceError) -> None:
-        if not future.done():
-            future.set_exception(error)
-
-    request = Request(inputs, answered, failed, deadline)
-    return request
-
-
-def _join(answers: Sequence[Answer]) -> Answer:
-    """One answer from the parts: rows in order, the first part's wait, the runs added up."""
-    outputs = {name: np.concatenate([answer.outputs[name] for answer in answers]) for name in answers[0].outputs}
-    infer_seconds = sum(answer.infer_seconds for answer in answers)
-    return Answer(outputs, answers[0].queue_seconds, infer_seconds, max(answer.batch_rows for answer in answers))

@@ -22,10 +22,9 @@ Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 # A batch that runs longer than this gains no throughput worth its wait; larger buckets are not tried.
 LONGEST_RUN_SECONDS = 0.25
-# A bucket is worth its wait when it needs at most this many times the best time per row.
-AS_FAST = 1.25
 _SHIFTS = 3
-_TIMED_RUNS = 5
+# A bucket is timed at least and at most so often, and not for longer than this once it has been timed often enough.
+_FEWEST_RUNS, _MOST_RUNS, _TIMED_SECONDS = 3, 7, 0.005
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def check_buckets(buckets: Sequence[int]) -> tuple[int, ...]:
 
 
 def profile_buckets(run: Run, asked: Mapping[str, Array], candidates: Sequence[int]) -> Profile:
-    """Run every candidate on the golden inputs and choose those that agree byte for byte and are worth their wait.
+    """Run every candidate on the golden inputs and choose those that agree byte for byte.
 
     The buckets that agree with the first (bucket 1, usually) are served; if that one stands alone, the largest set
     that agrees among itself is, and smaller batches are padded up to it. When not even one bucket gives the same
@@ -78,8 +77,7 @@ def profile_buckets(run: Run, asked: Mapping[str, Array], candidates: Sequence[i
         times[bucket] = _times(run, asked, bucket)
         if is_steady:
             steady.append(bucket)
-    agreeing = _agreeing(answers, steady) or tuple(answers)
-    served = worth_their_wait({bucket: min(times[bucket]) for bucket in agreeing})
+    served = _agreeing(answers, steady) or tuple(answers)
     return Profile(
         buckets=served,
         batch_invariant=bool(steady),
@@ -87,21 +85,6 @@ def profile_buckets(run: Run, asked: Mapping[str, Array], candidates: Sequence[i
         seconds={bucket: float(np.median(times[bucket])) for bucket in served},
         answers={bucket: answers[bucket] for bucket in served},
     )
-
-
-def worth_their_wait(seconds: Mapping[int, float]) -> tuple[int, ...]:
-    """The buckets up to the largest that answers a row about as fast as the best of them.
-
-    A batch that does not fit the processor's caches gets slower per row: 256 images took 8.2 milliseconds where twice
-    128 took 3.8, on two cores that other programs used too. Such a bucket only makes everybody in it wait longer.
-
-    Args:
-        seconds: shortest time of one run of each bucket, buckets rising.
-    """
-    per_row = {bucket: time / bucket for bucket, time in seconds.items()}
-    best = min(per_row.values())
-    largest = max(bucket for bucket, time in per_row.items() if time <= best * AS_FAST)
-    return tuple(bucket for bucket in seconds if bucket <= largest)
 
 
 def _answers(run: Run, asked: Mapping[str, Array], bucket: int) -> tuple[dict[str, Array], bool]:
@@ -162,10 +145,21 @@ def median_seconds(run: Run, asked: Mapping[str, Array], bucket: int) -> float:
     return float(np.median(_times(run, asked, bucket)))
 
 
+def answer_alike(one: Run, other: Run, asked: Mapping[str, Array], bucket: int) -> bool:
+    """Whether two ways to run `bucket` golden rows give the same bytes."""
+    batch = _batch(asked, bucket)
+    first, second = one(batch), other(batch)
+    return all(array.tobytes() == second[name].tobytes() for name, array in first.items())
+
+
+def _batch(asked: Mapping[str, Array], bucket: int) -> dict[str, Array]:
+    return {name: np.resize(array, (bucket, *array.shape[1:])) for name, array in asked.items()}
+
+
 def _times(run: Run, asked: Mapping[str, Array], bucket: int) -> list[float]:
-    batch = {name: np.resize(array, (bucket, *array.shape[1:])) for name, array in asked.items()}
+    batch = _batch(asked, bucket)
     times: list[float] = []
-    while len(times) < _TIMED_RUNS:
+    while len(times) < _FEWEST_RUNS or (len(times) < _MOST_RUNS and sum(times) < _TIMED_SECONDS):
         started = time.perf_counter()
         run(batch)
         times.append(time.perf_counter() - started)

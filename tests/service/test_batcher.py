@@ -135,7 +135,7 @@ def test_short_batches_run_on_the_loop_and_long_ones_in_one_thread():
     async def test():
         short, long = Echo(seconds=1e-5), Echo(seconds=0.5)
         for engine in (short, long):
-            batcher = Batcher(engine, max_queue_rows=100, inline_seconds=0.001)
+            batcher = Batcher(engine, max_queue_rows=100, inline_seconds=0.1)
             for n in range(5):
                 await batcher.infer(rows(n))
             await batcher.close()
@@ -349,7 +349,7 @@ def test_a_deadline_that_passes_in_the_queue_is_told_in_time_and_costs_no_run():
         first = await arrive(batcher.infer(rows(0)))
         await engine.has_started()
         with pytest.raises(DeadlineExceeded, match="the deadline passed"):
-            await batcher.infer(rows(1), deadline=soon(0.02))
+            await batcher.infer(rows(1), deadline=soon(0.2))
         engine.let_go.release(2)
         await asyncio.gather(*first)
         await batcher.close()

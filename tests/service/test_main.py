@@ -48,7 +48,7 @@ def started(*flags: str, ready_lines: int = 1) -> Iterator[tuple[subprocess.Pope
 
 def failed(*flags: str) -> tuple[int, list[str]]:
     """Exit code and lines of a service that does not start."""
-    done = subprocess.run(command(*flags), capture_output=True, text=True, env=environment(), timeout=60)
+    done = subprocess.run(command(*flags), capture_output=True, text=True, env=environment(), timeout=120)
     assert done.stdout == ""
     return done.returncode, [
         line for line in done.stderr.splitlines() if '"level":' not in line or '"info"' not in line
@@ -62,7 +62,7 @@ def test_it_starts_answers_and_ends(fashion):
         assert len(answer.json()["predictions"]) == 1
         assert httpx.get(f"{address}/v2/health/ready").status_code == 200
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def test_a_stuck_upload_does_not_hold_up_the_end(fashion):
@@ -76,7 +76,7 @@ def test_a_stuck_upload_does_not_hold_up_the_end(fashion):
             )
             assert stuck.recv(100).startswith(b"HTTP/1.1 100 ")  # the application is waiting for the body
             process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
 
 
 @pytest.mark.slow
@@ -89,7 +89,7 @@ def test_two_workers_share_the_port(fashion):
         assert refused.status_code == 501
         assert "one worker" in refused.json()["error"]
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def test_a_port_in_use_is_one_line(fashion):
