@@ -71,6 +71,7 @@ class Follower:
         self._settings = settings
         self._metrics = metrics
         self._warm: dict[str, list[int]] = {}  # versions that were latest before, newest last
+        self._is_started = False
         self._one_pass = asyncio.Lock()
         self._unloading: set[asyncio.Task[None]] = set()
         self._polling: asyncio.Task[None] | None = None
@@ -92,6 +93,9 @@ class Follower:
             await self.follow(name)
             if name not in self._registry.tables and not states.get(name, ModelState()).is_unloaded:
                 self._raise_refusal(name, names[name])
+        self._is_started = True
+        for name, version in self.refusals:  # those of a start that fails are its last words instead
+            self._log_refusal(name, version)
         if self._settings.poll_seconds:
             self._polling = asyncio.create_task(self._poll())
 
@@ -200,7 +204,12 @@ class Follower:
     def _refuse(self, name: str, version: int, error: ServiceError, files: Fingerprint) -> None:
         self.refusals[name, version] = Refusal(error, files)
         self._metrics.refused_versions.labels(name).inc()
-        _log.error("version refused", extra={"model": name, "version": version, "reason": str(error)})
+        if self._is_started:
+            self._log_refusal(name, version)
+
+    def _log_refusal(self, name: str, version: int) -> None:
+        reason = self.refusals[name, version].reason
+        _log.error("version refused", extra={"model": name, "version": version, "reason": reason})
 
     def _move_latest(
         self, name: str, before: int | None, latest: int, loaded: dict[int, Model], state: ModelState

@@ -23,6 +23,7 @@ class Gate:
         self.access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Ask first; what is refused never reaches the application."""
         if scope["type"] == "http":
             try:
                 check_http(self.access, scope)

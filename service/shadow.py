@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from service.batch import Answer
 from service.errors import ServiceError
 from service.loading import Model
+from service.request import Answer
 from service.state import Shadow
 from service.tensors import Array
 

@@ -6,11 +6,11 @@ Knows the registry and the batchers; neither bytes nor messages.
 import time
 from weakref import WeakKeyDictionary
 
-from service.batch import Answer
 from service.engine import Engine
 from service.errors import NotReady, ServiceError
 from service.observe import Trace
 from service.registry import Model, Registry
+from service.request import Answer
 from service.statistics import Stages
 from service.v2.request import InferRequest, RequestReader
 from service.versions import version_number

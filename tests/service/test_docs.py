@@ -117,7 +117,9 @@ def test_the_routes_are_exactly_these(document):
 
 def test_every_operation_describes_its_answers_and_its_errors(document):
     """Summary, description and success everywhere; every error is an `ErrorResponse`; 422 is none of them."""
-    assert len({operation["operationId"] for _, _, operation in operations(document)}) == len(list(operations(document)))
+    assert len({operation["operationId"] for _, _, operation in operations(document)}) == len(
+        list(operations(document))
+    )
     for path, method, operation in operations(document):
         assert operation["summary"], (path, method)
         assert operation["description"], (path, method)
