@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import uvicorn
 from uvicorn.supervisors.multiprocess import Multiprocess
 
+from service.access import Access
 from service.app import create_app
 from service.errors import ArtifactInvalid, ServiceError
 from service.lane import LaneProtocol
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return START_FAILURE
     config = server_config(settings)
     try:
+        Access(settings.keys_file)  # a damaged file is said here once, and not by each worker
         if settings.workers > 1:
             check_models(settings)
         listener = bind(settings)
@@ -64,8 +66,21 @@ def check_models(settings: Settings) -> None:
     names = repository.models()
     if not names:
         raise ArtifactInvalid(f"{settings.models_dir} holds no <model>/<version>/model.onnx for the workers to serve")
-    for name in names:
-        repository.open(name)
+    for name, versions in names.items():
+        _open_any(repository, name, versions)
+
+
+def _open_any(repository: Repository, name: str, versions: Sequence[int]) -> None:
+    """Open the newest version that can be opened; where none can, the newest has the reason."""
+    refused: list[ServiceError] = []
+    for version in reversed(versions):
+        try:
+            repository.open(name, version)
+        except ServiceError as err:
+            refused.append(err)
+        else:
+            return
+    raise refused[0]
 
 
 def server_config(settings: Settings) -> uvicorn.Config:
