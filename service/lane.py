@@ -192,6 +192,8 @@ class Exchange(Request):
 
     __slots__ = ("answer", "head", "is_last", "parsed", "protocol", "request_id", "route")
 
+    route: Predict  # chosen when the request is whole
+
     def __init__(self, protocol: "LaneProtocol", head: Head, started: float) -> None:
         self.protocol = protocol
         self.head = head
