@@ -84,7 +84,7 @@ class Lane:
         self._default_deadline = settings.default_deadline_ms / 1000
         self._limits = Limits(settings.max_rows, settings.max_image_pixels)
         self._is_open = is_open
-        self._targets: dict[bytes, Predict] = {}
+        self.targets: dict[bytes, Predict] = {}
         self.find_targets()
         registry.changed.append(self.find_targets)
         self._metrics = metrics
@@ -98,7 +98,7 @@ class Lane:
     def find_targets(self) -> None:
         """Look again at what answers: a pointer has moved, or a version has come or gone."""
         self.heads.clear()
-        self._targets = _targets(self.registry, self._limits) if self._is_open else {}
+        self.targets = _targets(self.registry, self._limits) if self._is_open else {}
 
     def route_for(self, head: Head) -> Predict:
         """Return what answers a request now; another version may, since its head was read.
@@ -106,7 +106,7 @@ class Lane:
         Raises:
             NotReady: nothing on the lane does any more.
         """
-        route = self._targets.get(head.target)
+        route = self.targets.get(head.target)
         if route is None:
             raise NotReady("the models changed while the request arrived; send it again")
         return route
@@ -119,7 +119,7 @@ class Lane:
             headers: names in lower case.
             keep_alive: whether the connection goes on afterwards.
         """
-        route = self._targets.get(target)
+        route = self.targets.get(target)
         if route is None:
             return None
         found = dict(headers)
