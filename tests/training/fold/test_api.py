@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantize
 
 from tests.training.fold.cases import Forward, randomise
 from tests.training.fold.networks import BookNorm, build
@@ -82,6 +83,8 @@ def test_lazy_meta_and_other_unfit_models_are_refused() -> None:
     lazy = nn.Sequential(nn.LazyConv2d(5, 3), nn.LazyBatchNorm2d()).eval()
     with pytest.raises(Refusal, match="lazy: the module '0'"):
         fold(lazy, (IMAGES,))
+    with pytest.raises(Refusal, match="quantised: the module '0' is FakeQuantize"):
+        fold(nn.Sequential(FakeQuantize(), pair()).eval(), (IMAGES,))
     with pytest.raises(FoldError, match=r"'0\.weight' is on the meta device"):
         fold(pair().to("meta"), (IMAGES,))
     with pytest.raises(FoldError, match="with these inputs"):
