@@ -177,7 +177,7 @@ def _affine_chain(graph: Graph, first: Node) -> Norm | None:
         last = following[0]
         nodes.append(last)
         steps.append(following[1])
-    if not _is_norm(steps):
+    if not _is_norm(steps) or (_is_scalar(steps) and not any(operation(n) in _NORMALISES for n in nodes)):
         return None
     return _unwrapped(graph, _composed(graph, steps, tuple(nodes)))
 
@@ -210,6 +210,14 @@ def _next_step(graph: Graph, last: Node) -> tuple[Node, Step] | None:
         return None
     step = affine_step(graph, readers[0])
     return (readers[0], step) if step is not None and not _is_reciprocal(graph, readers[0]) else None
+
+
+_NORMALISES = {f"aten::{name}" for name in ("sub", "div", "sub_", "div_")}
+
+
+def _is_scalar(steps: list[Step]) -> bool:
+    """True when all constants are single numbers, as in activations with a learned scale and shift."""
+    return all(part.numel() == 1 for step in steps for part in (step.scale, step.shift))
 
 
 def _is_norm(steps: list[Step]) -> bool:
