@@ -86,7 +86,7 @@ class Lane:
         self._ids = itertools.count(secrets.randbelow(1 << 31))
         self._default_headers: list[tuple[bytes, bytes]] | None = None
         self._default_lines = b""
-        metrics.before_exposition.append(self.count)
+        metrics.before_reading.append(self.count)
 
     def read_head(self, target: bytes, headers: list[tuple[bytes, bytes]], *, keep_alive: bool) -> Head | None:
         """Return what a POST asks for, or None when the application has to see it.
