@@ -36,7 +36,7 @@ class Peer:
 
     Args:
         name: in the report.
-        command: words with {port}, {workers}, {models} and {python} to fill in.
+        command: words with {port}, {workers}, {models}, {python} and its folder {bin} to fill in.
         forms: by the name under which they are compared.
         workers: how many are tried; the better one is reported.
         venv: folder under the peers' folder, None for the interpreter that runs the benchmark.
@@ -91,7 +91,7 @@ PEERS = (
     ),
     Peer(
         "MLServer",
-        "{python} -m mlserver start {mlserver}",
+        "{bin}/mlserver start {mlserver}",
         {"json": Form("/v2/models/lenet/infer", JSON, "v2")},
         workers=(1,),
         venv="mlserver",
@@ -185,7 +185,9 @@ def start(peer: Peer, workers: int, models: Path, peers_dir: Path, probe: bytes,
     model = next(models.glob("*/*/model.onnx"))
     settings = _mlserver_folder(log.parent, port) if peer.venv == "mlserver" else ""
     words = [
-        word.format(port=port, workers=workers, models=models, python=python, mlserver=settings)
+        word.format(
+            port=port, workers=workers, models=models, python=python, bin=Path(python).parent, mlserver=settings
+        )
         for word in peer.command.split()
     ]
     env = os.environ | peer.env | {"BENCH_MODEL": str(model), "BENCH_PORT": str(port), "BENCH_WORKERS": str(workers)}

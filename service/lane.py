@@ -93,7 +93,7 @@ class Lane:
         self._ids = itertools.count(secrets.randbelow(1 << 31))
         self._default_headers: list[tuple[bytes, bytes]] | None = None
         self._default_lines = b""
-        metrics.before_exposition.append(self.count)
+        metrics.before_reading.append(self.count)
 
     def find_targets(self) -> None:
         """Look again at what answers: a pointer has moved, or a version has come or gone."""
