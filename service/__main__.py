@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import uvicorn
 from uvicorn.supervisors.multiprocess import Multiprocess
 
+from service import models_cli
 from service.access import Access
 from service.app import create_app
 from service.errors import ArtifactInvalid, ServiceError
@@ -31,7 +32,10 @@ BACKLOG = 2048  # connections that wait to be accepted, as in uvicorn
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until a signal ends the process; returns its exit code."""
+    """Serve until a signal ends the process, or run one of the operator's commands; returns the exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] in (["models"], ["keys"]):
+        return models_cli.main(words)
     settings = Settings.from_command_line(argv)
     for package in ("uvloop", "httptools"):
         if importlib.util.find_spec(package) is None:

@@ -14,14 +14,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.errors import ArtifactInvalid, Forbidden, NotFound, TooManyRequests, Unauthorized
+from service.errors import ArtifactInvalid, Forbidden, InvalidInput, NotFound, TooManyRequests, Unauthorized
 
 _log = logging.getLogger(__name__)
 
 INFER, METRICS, ADMIN, READ, OPEN = "infer", "metrics", "admin", "read", "open"
 SCOPES = (INFER, METRICS, ADMIN, READ)
 
-_LINE = re.compile(r"([A-Za-z0-9_.-]{1,64})\s+([a-z,]+)\s+([0-9a-f]{64})")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_LINE = re.compile(rf"({_NAME.pattern})\s+([a-z,]+)\s+([0-9a-f]{{64}})")
 _LOOK_SECONDS = 1.0
 _KEY_BYTES = 32
 _MAX_KEY_LENGTH = 256  # of what came; no key that was given out is longer
@@ -183,7 +184,14 @@ def read_keys(path: Path) -> tuple[Key, ...]:
 
 
 def new_key(name: str, scopes: Iterable[str]) -> tuple[str, str]:
-    """Return a new key and the line that makes it known; only its owner ever sees the former."""
+    """Return a new key and the line that makes it known; only its owner ever sees the former.
+
+    Raises:
+        InvalidInput: the name or a scope could not stand in a key file.
+    """
+    scopes = list(scopes)
+    if not set(scopes) <= set(SCOPES) or not _NAME.fullmatch(name):
+        raise InvalidInput(f"key {name[:64]!r} with {scopes}, expected letters, digits, _ . - and some of {SCOPES}")
     key = secrets.token_urlsafe(_KEY_BYTES)
     return key, f"{name} {','.join(scopes)} {hashlib.sha256(key.encode()).hexdigest()}"
 
