@@ -175,6 +175,7 @@ class Registry:
             buckets=settings.buckets,
             device_id=settings.cuda_device,
             tf32=settings.tf32,
+            is_specialised=settings.specialise,
         )
 
     def _batcher(self, name: str, engine: Engine, executor: ThreadPoolExecutor) -> Batcher:

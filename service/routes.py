@@ -135,6 +135,7 @@ def _served(model: Model) -> schemas.ServedModel:
         provider=engine.device.provider,
         buckets=list(engine.buckets),
         batch_invariant=engine.batch_invariant,
+        specialised=engine.rewrite is not None,
         fallback=engine.device.fallback_reason,
     )
 
