@@ -18,7 +18,7 @@ from service.providers import Device, Source, cpu_session, open_session
 from service.repository import Artifact
 from service.runners import GraphRunner, PlainRunner, Runner, WideRunner
 from service.signature import ImageSpec, Signature, read_signature
-from service.specialise import REWRITES, Choice, specialise
+from service.specialise import REWRITES, Choice, Decide, decide_alone, specialise
 from service.tensors import Array, TensorSpec
 
 _log = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ class Engine:
         device_id: int = 0,
         tf32: bool = False,
         is_specialised: bool = True,
+        decide: Decide = decide_alone,
     ) -> "Engine":
         """Load, warm and prove a model; nothing is served that did not give its golden answers.
 
@@ -77,6 +78,7 @@ class Engine:
             device_id: which GPU.
             tf32: let CUDA round products to TF32.
             is_specialised: on the CPU, run a rewritten graph where that is exact and measured to pay.
+            decide: has the graph chosen once for all processes that have to give the same bytes.
 
         Raises:
             ProviderUnavailable: "cuda" was asked for and cannot be had.
@@ -96,7 +98,7 @@ class Engine:
             return cls(runner, device, signature, fitting)._proven(artifact)
         choice = Choice(artifact.model_path)
         if is_specialised and signature.fixed_rows is None:
-            choice = specialise(artifact, session, fitting, REWRITES)
+            choice = specialise(artifact, session, fitting, REWRITES, decide)
         if choice.rewrite is not None:
             rewritten = cpu_session(choice.source, threads or 1)
             runner = _cpu_runner(artifact, choice.source, rewritten, signature, fitting, cores)

@@ -20,6 +20,8 @@ from service.metrics import Metrics
 from service.repository import Artifact, Repository
 from service.settings import Settings
 from service.signature import ImageSpec
+from service.specialise import decide_alone
+from service.workers import Workers
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class Registry:
     Args:
         settings: where the models are, where they run, what they may hold.
         metrics: told of every load, batch and refusal.
+        workers: shares with other processes what was measured; None when there are none.
         end_process: called when a device is lost, which only a new process can mend; asks this one to end.
 
     Attributes:
@@ -71,12 +74,19 @@ class Registry:
         reasons: why not, a sentence each.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, end_process: Callable[[], None] = _terminate) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        workers: Workers | None = None,
+        end_process: Callable[[], None] = _terminate,
+    ) -> None:
         self.ready = False
         self.reasons: list[str] = ["the models are being loaded"]
         self._settings = settings
         self._end_process = end_process
         self._metrics = metrics
+        self._workers = workers
         self._models: dict[str, Model] = {}
 
     async def load(self) -> None:
@@ -176,6 +186,7 @@ class Registry:
             device_id=settings.cuda_device,
             tf32=settings.tf32,
             is_specialised=settings.specialise,
+            decide=self._workers.decide if self._workers is not None else decide_alone,
         )
 
     def _batcher(self, name: str, engine: Engine, executor: ThreadPoolExecutor) -> Batcher:
@@ -189,7 +200,8 @@ class Registry:
             observer=self._metrics.for_model(name),
             lost=self._device_lost,
         )
-        self._metrics.queued_rows.labels(name).set_function(lambda: batcher.queued_rows)
+        waiting = self._metrics.queued_rows.labels(name)
+        self._metrics.before_exposition.append(lambda: waiting.set(batcher.queued_rows))
         return batcher
 
     def _device_lost(self, err: DeviceLost) -> None:
