@@ -5,6 +5,7 @@ members, where the sum is the same; no label ever holds what a client sent.
 """
 
 import platform
+from collections.abc import Callable
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -96,12 +97,18 @@ METRICS: tuple[tuple[str, type[MetricWrapperBase], str, str, tuple[str, ...], tu
 
 
 class Metrics:
-    """The metrics of one application; each stands under its attribute in `METRICS`."""
+    """The metrics of one application; each stands under its attribute in `METRICS`.
+
+    Args:
+        totals: gives the sums over all worker processes; None when there is only this one.
+    """
 
     content_type = CONTENT_TYPE_LATEST
 
-    def __init__(self) -> None:
+    def __init__(self, totals: CollectorRegistry | None = None) -> None:
         self.registry = CollectorRegistry()
+        self.before_exposition: list[Callable[[], None]] = []  # whoever counts in bulk brings its counts up to date
+        self._totals = totals
         self._by_attribute: dict[str, Any] = {}
         for attribute, kind, name, text, labels, buckets in METRICS:
             options: dict[str, Any] = {"buckets": buckets} if buckets else {}
@@ -130,7 +137,13 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """All metrics in the text format of Prometheus."""
-        return generate_latest(self.registry)
+        self.bring_up_to_date()
+        return generate_latest(self.registry if self._totals is None else self._totals)
+
+    def bring_up_to_date(self) -> None:
+        """Have everything counted that is known so far; other workers' scrapes see no more than that."""
+        for bring_up_to_date in self.before_exposition:
+            bring_up_to_date()
 
     def for_model(self, name: str) -> "ModelMetrics":
         """The counters of one model, ready to be given to its batcher."""

@@ -87,13 +87,10 @@ async def ready(request: Request) -> schemas.Ready:
     tags=["health"],
     summary="Metrics for Prometheus",
     response_class=Response,
-    responses={**errors(500, 501), 200: {"content": {"text/plain": {}}}},
+    responses={**errors(500), 200: {"content": {"text/plain": {}}}},
 )
 async def metrics(request: Request) -> Response:
     """Give every metric in Prometheus' text format."""
-    settings: Settings = request.app.state.settings
-    if settings.workers > 1:
-        raise Unsupported(f"each of {settings.workers} workers counts for itself: run one worker to scrape /metrics")
     return Response(request.app.state.metrics.exposition(), media_type=request.app.state.metrics.content_type)
 
 
