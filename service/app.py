@@ -36,6 +36,7 @@ from service.settings import Settings
 from service.v2.inference import Readers
 from service.v2.repository import router as repository_router
 from service.v2.routes import router as v2_router
+from service.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +52,19 @@ NO_TELEMETRY: TelemetryConfig = {
 DESCRIPTION = "Serves models that were trained, folded and proven equal before they were published."
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, workers: Workers | None = None) -> FastAPI:
     """Return an application that serves the models under `settings.models_dir`.
 
     Nothing is loaded yet: that happens when a server starts the application's lifespan, and a model that cannot be
     loaded, or does not give its golden answers, ends the start.
+
+    Args:
+        settings: every knob.
+        workers: what this process shares with others that serve the same port; None when it is alone.
     """
-    metrics = Metrics()
+    if workers is not None:
+        workers.join(settings.drain_seconds)
+    metrics = Metrics(workers.totals() if workers is not None else None)
     app = FastAPI(
         title="foldserve",
         version=_release(),
@@ -77,7 +84,8 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.metrics = metrics
-    app.state.registry = Registry(settings, metrics)
+    app.state.workers = workers
+    app.state.registry = Registry(settings, metrics, workers)
     app.state.body_budget = BodyBudget(settings.max_buffered_bytes)
     app.state.access = Access(settings.keys_file, settings.closed_scopes, settings.key_rate)
     app.state.control = Control(app.state.registry, promotes_new=settings.promote_new)
@@ -102,7 +110,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         await registry.load()
         await _start_grpc(app)
     except (ServiceError, OSError) as err:
-        app.state.start_failure = str(err)
+        is_news = app.state.workers is None or app.state.workers.is_first("start-failure")
+        app.state.start_failure = str(err) if is_news else ""
         raise
     served = [f"{model.name}/{model.version}" for model in registry.models()]
     logger.info("ready", extra={"models": served, "seconds": round(time.perf_counter() - started, 3)})
@@ -116,6 +125,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         if app.state.grpc is not None:
             await app.state.grpc.stop()
         await registry.close()
+        metrics.bring_up_to_date()
         logger.info("stopped")
 
 

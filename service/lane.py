@@ -159,6 +159,7 @@ class Lane:
     def count_answer(self, seconds: float) -> None:
         """Remember to count an answer with status 200."""
         self._answered.append(seconds)
+        self._metrics.has_news()
         if len(self._answered) >= 4_096:
             self.count()
 

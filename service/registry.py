@@ -16,8 +16,10 @@ from service.metrics import Metrics
 from service.repository import Repository
 from service.settings import Settings
 from service.shadow import Shadows
+from service.specialise import decide_alone
 from service.state import StateDir
 from service.versions import Versions
+from service.workers import Workers
 
 __all__ = ["Model", "Registry"]
 
@@ -34,6 +36,7 @@ class Registry:
     Args:
         settings: where the models are, where they run, what they may hold.
         metrics: told of every load, batch and refusal.
+        workers: shares with other processes what was measured; None when there are none.
         end_process: called when a device is lost, which only a new process can mend; asks this one to end.
 
     Attributes:
@@ -44,7 +47,13 @@ class Registry:
         changed: called after any pointer has moved or any version has come or gone.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, end_process: Callable[[], None] = _terminate) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        workers: Workers | None = None,
+        end_process: Callable[[], None] = _terminate,
+    ) -> None:
         self.ready = False
         self.reasons: list[str] = ["the models are being loaded"]
         self.changed: list[Callable[[], None]] = []
@@ -52,7 +61,8 @@ class Registry:
         self._metrics = metrics
         self._tables: dict[str, Versions] = {}
         repository = Repository(settings.models_dir)
-        loader = Loader(repository, settings, metrics, self._device_lost)
+        decide = decide_alone if workers is None else workers.decide
+        loader = Loader(repository, settings, metrics, self._device_lost, decide)
         self.shadows = Shadows(settings.state_dir)
         self.follower = Follower(repository, StateDir(settings.state_dir), loader, self, settings, metrics)
 

@@ -58,6 +58,9 @@ class Settings(BaseSettings):
     threads: int = Field(
         0, ge=0, le=256, description="threads of a run on the CPU; 0 measures which batches gain by more than one"
     )
+    specialise: bool = Field(
+        True, description="on the CPU, run a rewritten graph where it gives the golden answers and is measured faster"
+    )
     buckets: Annotated[tuple[int, ...], NoDecode] = Field(
         (1, 2, 4, 8, 16, 32, 64, 128, 256), description="batch sizes in rows, rising; each batch is padded to one"
     )
