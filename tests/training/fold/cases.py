@@ -572,6 +572,13 @@ def _() -> nn.Module:
     return model.eval()
 
 
+@case("residual with a learned scale onto a constant", IMAGE, 0)
+def _() -> nn.Module:
+    model = Forward(lambda m, x: m.b(m.scale * m.a(x) + m.token), a=C(3, 4, 3), b=C(4, 5, 3))
+    model.scale, model.token = nn.Parameter(torch.randn(4, 1, 1)), nn.Parameter(torch.randn(4, 1, 1))
+    return model.eval()
+
+
 @case("input normalised by hand", IMAGE, 1, form="graph")
 def _() -> nn.Module:
     model = Forward(lambda m, x: m.conv((x - m.mean) / m.std), conv=C(3, 5, 3))
