@@ -90,7 +90,7 @@ class Graph:
         return self._is_constant[node]
 
     def constant(self, node: Node) -> Tensor:
-        """Return the float64 value of a constant node, on the CPU; parameters are widened anew each time, to hold them once."""
+        """Return the float64 value of a constant node, on the CPU; parameters are widened anew each time."""
         target = self.target(node)
         if target is not None:
             known = self.exact.get(target)
