@@ -405,6 +405,26 @@ class Frozen(nn.Module):
 plain("frozen norm", IMAGE, 1, (), make(C, 3, 5, 3), make(Frozen, 5))
 
 
+class FlatNorm(nn.Module):
+    """A hand-written norm that works on flattened positions and expands its statistics itself."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.gamma, self.beta = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.register_buffer("moving_mean", torch.zeros(channels))
+        self.register_buffer("moving_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = x.reshape(x.shape[0], x.shape[1], -1)
+        rows = lambda v: v.view(1, -1, 1).expand(values.shape[0], -1, 1)
+        scale = torch.rsqrt(self.moving_var + 1e-5) * self.gamma
+        return ((values - rows(self.moving_mean)) * rows(scale) + rows(self.beta)).view(x.shape)
+
+
+plain("norm on flattened positions", IMAGE, 1, (), make(C, 3, 5, 3), make(FlatNorm, 5), make(nn.Sigmoid))
+plain("norm on flattened positions, linear", (3, 4), 1, (), make(nn.Linear, 4, 5), make(FlatNorm, 5))
+
+
 @case("frozen norm, eps 0 and variance 0", IMAGE, 0, "zero-denominator")
 def _() -> nn.Module:
     model = randomise(nn.Sequential(C(3, 5, 3), Frozen(5, eps=0.0)))
