@@ -54,8 +54,8 @@ def find_norms(graph: Graph) -> tuple[list[Norm], list[Site]]:
     refused: list[Site] = []
     claimed: set[Node] = set()
     for node in graph.nodes:
-        if node in claimed or node.op != "call_function":
-            continue
+        if node in claimed or node.op != "call_function" or graph.is_constant(node):
+            continue  # a norm of weights (weight standardisation) is a constant like any other
         reader = _READERS.get(operation(node))
         try:
             norm = reader(graph, node) if reader else _affine_chain(graph, node)

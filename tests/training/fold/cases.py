@@ -387,6 +387,17 @@ class WeightStandardised(nn.Conv2d):
 plain("conv that computes its weight", IMAGE, 1, (), make(WeightStandardised, 3, 5, 3), make(BN, 5), form="graph")
 
 
+class NormStandardised(nn.Conv2d):
+    """Weight standardisation by batch_norm of the weights, as NFNets write it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = F.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, training=True)
+        return F.conv2d(x, weight.reshape_as(self.weight), self.bias)
+
+
+plain("conv that normalises its weight", IMAGE, 1, (), make(NormStandardised, 3, 5, 3), make(BN, 5), form="graph")
+
+
 class Frozen(nn.Module):
     """A frozen norm as detection networks write it."""
 
