@@ -19,6 +19,7 @@ from service import models_cli
 from service.access import Access
 from service.app import create_app
 from service.errors import ArtifactInvalid, ServiceError
+from service.lane import LaneProtocol
 from service.logs import log_config
 from service.repository import Repository
 from service.settings import Settings
@@ -92,7 +93,7 @@ def server_config(settings: Settings) -> uvicorn.Config:
         functools.partial(create_app, settings),
         factory=True,
         loop="uvloop",
-        http="httptools",  # refuses a request with two lengths; h11 lets it through
+        http=LaneProtocol,  # on httptools, which refuses a request with two lengths; h11 lets it through
         ws="none",
         lifespan="on",
         workers=settings.workers,

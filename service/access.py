@@ -114,6 +114,10 @@ class Access:
             self._spend(key)
         return key.name
 
+    def needs_key(self, scope: str) -> bool:
+        """Return whether a door with this scope opens to nobody without a key."""
+        return scope in self._closed
+
     def _current(self) -> tuple[Key, ...]:
         """Return the keys; the file is looked at once a second, and a damaged one changes nothing."""
         if self._file is not None and time.monotonic() - self._looked_at > _LOOK_SECONDS:

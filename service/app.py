@@ -18,15 +18,18 @@ from fastapi.staticfiles import StaticFiles
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 
-from service.access import Access
+from service.access import INFER, Access
 from service.answers import error_json
 from service.budget import BodyBudget
 from service.control import Control
 from service.errors import ProviderUnavailable, ServiceError
 from service.gate import Gate
+from service.guard import Guard, wire_limits
+from service.lane import LANE, Lane
 from service.metrics import Metrics
 from service.observe import Observe, Trace, failure_sentence
 from service.openapi import describe
+from service.protocol import GUARD
 from service.registry import Registry
 from service.routes import STATIC, router
 from service.settings import Settings
@@ -91,7 +94,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     """Load before the first request, drain after the last one."""
     registry: Registry = app.state.registry
     started = time.perf_counter()
@@ -103,8 +106,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         raise
     served = [f"{model.name}/{model.version}" for model in registry.models()]
     logger.info("ready", extra={"models": served, "seconds": round(time.perf_counter() - started, 3)})
+    settings: Settings = app.state.settings
+    metrics: Metrics = app.state.metrics
     try:
-        yield
+        is_open = not app.state.access.needs_key(INFER)
+        lane = Lane(registry, settings, metrics, app.state.body_budget, is_open=is_open)
+        yield {GUARD: Guard(wire_limits(settings)), LANE: lane}
     finally:
         if app.state.grpc is not None:
             await app.state.grpc.stop()

@@ -79,6 +79,20 @@ class Settings(BaseSettings):
     )
     drain_seconds: float = Field(20.0, gt=0, description="seconds that running requests get when the service ends")
     keep_alive_seconds: int = Field(75, ge=1, description="seconds an idle connection stays open")
+    header_seconds: float = Field(10.0, gt=0, description="seconds in which all headers of a request have to come")
+    max_header_bytes: int = Field(
+        32_768, ge=256, description="bytes of all headers of a request; more are answered 431"
+    )
+    body_seconds: float = Field(
+        30.0, gt=0, description="seconds that a body may take, and one more for each 16 KiB that have come"
+    )
+    write_seconds: float = Field(
+        30.0, gt=0, description="seconds that an answer may take to be read, and one more for each 16 KiB"
+    )
+    max_connections: int = Field(8_192, ge=1, description="open connections; one more is answered 503")
+    max_connections_per_address: int = Field(
+        4_096, ge=1, description="open connections of one address; one more is answered 503"
+    )
 
     @field_validator("closed_scopes")
     @classmethod

@@ -115,6 +115,10 @@ class Shadows:
         elif current is None or current.shadow != shadow or current.model is not model:
             self._candidates[name] = _Candidate(shadow, model)
 
+    def watches(self, name: str) -> bool:
+        """Return whether a candidate may want a copy of what a model is asked."""
+        return name in self._candidates
+
     def offer(self, model: Model, inputs: Mapping[str, Array], answer: Answer) -> None:
         """Let the candidate answer the same inputs, if there is one and it keeps up; returns at once."""
         candidate = self._candidates.get(model.name)
