@@ -1,28 +1,18 @@
-"""The client for coroutines; `sync` is the same for ordinary code."""
+"""The client for coroutines; what its calls do and raise stands with `sync.Client`."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
-from urllib.parse import quote
+from typing import Any, Self, Unpack
 
 import httpx
 
-from foldserve_client.errors import Unavailable, Unreachable
-from foldserve_client.messages import HEADER_LENGTH, Array, Result, infer_path, read_answer, read_refusal, write_request
-from foldserve_client.patience import Patience
+from foldserve_client.calls import Calls, Flow, InferOptions, Pause
+from foldserve_client.messages import Array, Result
 
 
 class AsyncClient:
-    """Asks one server; keeps its connections until it is closed, and may be shared by the tasks of one loop.
-
-    Args:
-        url: of the server, such as "http://127.0.0.1:8000".
-        api_key: sent as a bearer token with every call.
-        deadline: seconds within which an answer is of use, where a call does not say; None waits.
-        retries: further attempts after one that the server put off or that broke.
-        transport: another way to reach the server, for httpx.
-    """
+    """`Client`, awaited; may be shared by the tasks of one event loop."""
 
     def __init__(
         self,
@@ -35,53 +25,21 @@ class AsyncClient:
     ) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.AsyncClient(base_url=url, headers=headers, transport=transport)
-        self._deadline = deadline
-        self._retries = retries
+        self._calls = Calls(deadline, retries)
 
-    async def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, Array],
-        *,
-        outputs: Sequence[str] | None = None,
-        version: int | str | None = None,
-        label: str | None = None,
-        deadline: float | None = None,
-        request_id: str = "",
-    ) -> Result:
-        """Ask a model.
-
-        Args:
-            model: its name.
-            inputs: each input by name, with the batch as its first axis; types are the model's own, nothing is cast.
-            outputs: the names that are wanted; None means all.
-            version: which version; neither this nor a label means the latest.
-            label: which label.
-            deadline: seconds within which the answer is of use.
-            request_id: comes back with the answer.
-
-        Raises:
-            Refused: the server said no, with its sentence.
-            Unavailable: it stayed too busy, or not ready.
-            DeadlineExceeded: the time was over.
-            Unreachable: there was no server, or the connection broke.
-        """
-        body, length = write_request(inputs, outputs, request_id)
-        headers = {HEADER_LENGTH: length, "Content-Type": "application/octet-stream"}
-        answer = await self._call("POST", infer_path(model, version, label), deadline, body, headers)
-        return read_answer(answer.content, answer.headers.get(HEADER_LENGTH))
+    async def infer(self, model: str, inputs: Mapping[str, Array], **options: Unpack[InferOptions]) -> Result:
+        """Ask a model."""
+        result: Result = await self._run(self._calls.infer(model, inputs, options))
+        return result
 
     async def metadata(self, model: str) -> dict[str, Any]:
-        """Return what the server says of a model; raises as `infer` does."""
-        metadata: dict[str, Any] = (await self._call("GET", f"/v2/models/{quote(model, safe='')}", None)).json()
+        """Return what the server says of a model."""
+        metadata: dict[str, Any] = await self._run(self._calls.metadata(model))
         return metadata
 
     async def is_ready(self) -> bool:
-        """Return whether the server answers and its models do; never raises for one that does not."""
-        try:
-            return (await self._http.get("/v2/health/ready")).is_success
-        except httpx.HTTPError:
-            return False
+        """Return whether the server's models answer."""
+        return bool(await self._run(self._calls.is_ready()))
 
     async def close(self) -> None:
         """Close the connections."""
@@ -95,30 +53,22 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _call(
-        self,
-        method: str,
-        path: str,
-        deadline: float | None,
-        body: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> httpx.Response:
-        """Return the answer of status 200, after as many attempts as there is patience for."""
-        patience = Patience(self._deadline if deadline is None else deadline, self._retries)
-        while True:
-            sent = {**(headers or {}), **patience.headers()}
-            try:
-                answer = await self._http.request(method, path, content=body, headers=sent, timeout=patience.left())
-            except httpx.TimeoutException as err:
-                patience.left()
-                pause = patience.pause(Unreachable(f"no answer from {self._http.base_url}: {err!r}"))
-            except httpx.TransportError as err:
-                pause = patience.pause(Unreachable(f"no answer from {self._http.base_url}: {err!r}"))
-            else:
-                if answer.is_success:
-                    return answer
-                refusal = read_refusal(answer.status_code, answer.content)
-                if not isinstance(refusal, Unavailable):
-                    raise refusal
-                pause = patience.pause(refusal, answer.headers)
-            await asyncio.sleep(pause)
+    async def _run(self, flow: Flow) -> Any:
+        """Carry out the steps of a call; returns what it ends with."""
+        try:
+            step = next(flow)
+            while True:
+                if isinstance(step, Pause):
+                    await asyncio.sleep(step.seconds)
+                    step = next(flow)
+                    continue
+                try:
+                    answer = await self._http.request(
+                        step.method, step.path, content=step.body, headers=step.headers, timeout=step.timeout
+                    )
+                except httpx.TransportError as err:
+                    step = flow.throw(err)
+                else:
+                    step = flow.send(answer)
+        except StopIteration as end:
+            return end.value

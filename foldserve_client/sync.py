@@ -1,16 +1,14 @@
-"""The client for ordinary code; `aio` is the same for a coroutine."""
+"""The client for ordinary code."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
-from urllib.parse import quote
+from typing import Any, Self, Unpack
 
 import httpx
 
-from foldserve_client.errors import Unavailable, Unreachable
-from foldserve_client.messages import HEADER_LENGTH, Array, Result, infer_path, read_answer, read_refusal, write_request
-from foldserve_client.patience import Patience
+from foldserve_client.calls import Calls, Flow, InferOptions, Pause
+from foldserve_client.messages import Array, Result
 
 
 class Client:
@@ -35,30 +33,15 @@ class Client:
     ) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.Client(base_url=url, headers=headers, transport=transport)
-        self._deadline = deadline
-        self._retries = retries
+        self._calls = Calls(deadline, retries)
 
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, Array],
-        *,
-        outputs: Sequence[str] | None = None,
-        version: int | str | None = None,
-        label: str | None = None,
-        deadline: float | None = None,
-        request_id: str = "",
-    ) -> Result:
+    def infer(self, model: str, inputs: Mapping[str, Array], **options: Unpack[InferOptions]) -> Result:
         """Ask a model.
 
         Args:
             model: its name.
             inputs: each input by name, with the batch as its first axis; types are the model's own, nothing is cast.
-            outputs: the names that are wanted; None means all.
-            version: which version; neither this nor a label means the latest.
-            label: which label.
-            deadline: seconds within which the answer is of use.
-            request_id: comes back with the answer.
+            **options: see `InferOptions`.
 
         Raises:
             Refused: the server said no, with its sentence.
@@ -66,22 +49,17 @@ class Client:
             DeadlineExceeded: the time was over.
             Unreachable: there was no server, or the connection broke.
         """
-        body, length = write_request(inputs, outputs, request_id)
-        headers = {HEADER_LENGTH: length, "Content-Type": "application/octet-stream"}
-        answer = self._call("POST", infer_path(model, version, label), deadline, body, headers)
-        return read_answer(answer.content, answer.headers.get(HEADER_LENGTH))
+        result: Result = self._run(self._calls.infer(model, inputs, options))
+        return result
 
     def metadata(self, model: str) -> dict[str, Any]:
         """Return what the server says of a model; raises as `infer` does."""
-        metadata: dict[str, Any] = self._call("GET", f"/v2/models/{quote(model, safe='')}", None).json()
+        metadata: dict[str, Any] = self._run(self._calls.metadata(model))
         return metadata
 
     def is_ready(self) -> bool:
-        """Return whether the server answers and its models do; never raises for one that does not."""
-        try:
-            return self._http.get("/v2/health/ready").is_success
-        except httpx.HTTPError:
-            return False
+        """Return whether the server's models answer; never raises for a server that is not there."""
+        return bool(self._run(self._calls.is_ready()))
 
     def close(self) -> None:
         """Close the connections."""
@@ -95,30 +73,22 @@ class Client:
     ) -> None:
         self.close()
 
-    def _call(
-        self,
-        method: str,
-        path: str,
-        deadline: float | None,
-        body: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> httpx.Response:
-        """Return the answer of status 200, after as many attempts as there is patience for."""
-        patience = Patience(self._deadline if deadline is None else deadline, self._retries)
-        while True:
-            sent = {**(headers or {}), **patience.headers()}
-            try:
-                answer = self._http.request(method, path, content=body, headers=sent, timeout=patience.left())
-            except httpx.TimeoutException as err:
-                patience.left()
-                pause = patience.pause(Unreachable(f"no answer from {self._http.base_url}: {err!r}"))
-            except httpx.TransportError as err:
-                pause = patience.pause(Unreachable(f"no answer from {self._http.base_url}: {err!r}"))
-            else:
-                if answer.is_success:
-                    return answer
-                refusal = read_refusal(answer.status_code, answer.content)
-                if not isinstance(refusal, Unavailable):
-                    raise refusal
-                pause = patience.pause(refusal, answer.headers)
-            time.sleep(pause)
+    def _run(self, flow: Flow) -> Any:
+        """Carry out the steps of a call; returns what it ends with."""
+        try:
+            step = next(flow)
+            while True:
+                if isinstance(step, Pause):
+                    time.sleep(step.seconds)
+                    step = next(flow)
+                    continue
+                try:
+                    answer = self._http.request(
+                        step.method, step.path, content=step.body, headers=step.headers, timeout=step.timeout
+                    )
+                except httpx.TransportError as err:
+                    step = flow.throw(err)
+                else:
+                    step = flow.send(answer)
+        except StopIteration as end:
+            return end.value
