@@ -33,7 +33,7 @@ from service.protocol import GUARD
 from service.registry import Registry
 from service.routes import STATIC, router
 from service.settings import Settings
-from service.v2.inference import Readers
+from service.v2.readers import Readers
 from service.v2.repository import router as repository_router
 from service.v2.routes import router as v2_router
 from service.workers import Workers
