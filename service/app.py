@@ -18,9 +18,12 @@ from fastapi.staticfiles import StaticFiles
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 
+from service.access import INFER, Access
 from service.answers import error_json
 from service.budget import BodyBudget
-from service.errors import ServiceError
+from service.control import Control
+from service.errors import ProviderUnavailable, ServiceError
+from service.gate import Gate
 from service.guard import Guard, wire_limits
 from service.lane import LANE, Lane
 from service.metrics import Metrics
@@ -30,6 +33,9 @@ from service.protocol import GUARD
 from service.registry import Registry
 from service.routes import STATIC, router
 from service.settings import Settings
+from service.v2.inference import Readers
+from service.v2.repository import router as repository_router
+from service.v2.routes import router as v2_router
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +79,16 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.metrics = metrics
     app.state.registry = Registry(settings, metrics)
     app.state.body_budget = BodyBudget(settings.max_buffered_bytes)
+    app.state.access = Access(settings.keys_file, settings.closed_scopes, settings.key_rate)
+    app.state.control = Control(app.state.registry, promotes_new=settings.promote_new)
+    app.state.grpc = None
+    app.state.readers = Readers(settings.max_rows)
     app.include_router(router)
+    app.include_router(v2_router)
+    app.include_router(repository_router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
-    app.add_middleware(Observe, metrics=metrics)
+    app.add_middleware(Gate, access=app.state.access)
+    app.add_middleware(Observe, metrics=metrics)  # added last, so outermost
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
@@ -87,7 +100,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     started = time.perf_counter()
     try:
         await registry.load()
-    except ServiceError as err:
+        await _start_grpc(app)
+    except (ServiceError, OSError) as err:
         app.state.start_failure = str(err)
         raise
     served = [f"{model.name}/{model.version}" for model in registry.models()]
@@ -95,11 +109,34 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     settings: Settings = app.state.settings
     metrics: Metrics = app.state.metrics
     try:
-        lane = Lane(registry, settings, metrics, app.state.body_budget)
+        is_open = not app.state.access.needs_key(INFER)
+        lane = Lane(registry, settings, metrics, app.state.body_budget, is_open=is_open)
         yield {GUARD: Guard(wire_limits(settings)), LANE: lane}
     finally:
+        if app.state.grpc is not None:
+            await app.state.grpc.stop()
         await registry.close()
         logger.info("stopped")
+
+
+async def _start_grpc(app: FastAPI) -> None:
+    """Open the gRPC port where the settings name one; only then is its library needed.
+
+    Raises:
+        OSError: the port cannot be had.
+        ProviderUnavailable: the library is not installed.
+    """
+    settings: Settings = app.state.settings
+    if settings.grpc_port is None:
+        return
+    try:
+        from service.v2.rpc.server import GrpcServer
+    except ImportError as err:
+        raise ProviderUnavailable(f"--grpc-port needs the extra grpc: pip install 'foldserve[grpc]' ({err})") from err
+    parts = app.state
+    server = GrpcServer(parts.registry, parts.control, parts.access, settings, parts.metrics, app.title, app.version)
+    await server.start()
+    app.state.grpc = server
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -23,14 +23,14 @@ from uvicorn.server import ServerState
 
 from service.answers import error_json
 from service.budget import BodyBudget, Share
-from service.errors import EngineError, Overloaded, ServiceError, Unsupported
+from service.errors import EngineError, NotReady, Overloaded, ServiceError, Unsupported
 from service.limits import Limits
 from service.metrics import Metrics
 from service.observe import Trace, failure_sentence
 from service.predict import Predict
 from service.protocol import GuardedProtocol, Phase
 from service.registry import Registry
-from service.request import BatchAnswer, Request
+from service.request import Answer, BatchAnswer, Request
 from service.settings import Settings
 from service.wire import REQUEST_ID, answer
 
@@ -56,7 +56,7 @@ _DEADLINE = re.compile(rb"[0-9]{1,9}")
 class Head:
     """What the headers of a request say, all of it; equal bytes mean an equal head."""
 
-    route: Predict
+    target: bytes
     media_type: str
     length: int
     deadline_seconds: float
@@ -72,14 +72,21 @@ class Lane:
         settings: limits and the default deadline.
         metrics: told of answers in bulk.
         budget: bytes of bodies that may be held while they arrive; those that wait are bounded by their rows.
+        is_open: whether a request may predict without a key; if not, all go by the application, which asks for it.
     """
 
-    def __init__(self, registry: Registry, settings: Settings, metrics: Metrics, budget: BodyBudget) -> None:
+    def __init__(
+        self, registry: Registry, settings: Settings, metrics: Metrics, budget: BodyBudget, *, is_open: bool = True
+    ) -> None:
         self.registry = registry
         self.budget = budget
         self.heads: dict[bytes, Head] = {}
         self._default_deadline = settings.default_deadline_ms / 1000
-        self.targets = _targets(registry, Limits(settings.max_rows, settings.max_image_pixels))
+        self._limits = Limits(settings.max_rows, settings.max_image_pixels)
+        self._is_open = is_open
+        self.targets: dict[bytes, Predict] = {}
+        self.find_targets()
+        registry.changed.append(self.find_targets)
         self._metrics = metrics
         self._answered: list[float] = []  # seconds of requests that were answered 200 and not counted yet
         self._id_start = secrets.token_hex(4).encode()
@@ -87,6 +94,22 @@ class Lane:
         self._default_headers: list[tuple[bytes, bytes]] | None = None
         self._default_lines = b""
         metrics.before_reading.append(self.count)
+
+    def find_targets(self) -> None:
+        """Look again at what answers: a pointer has moved, or a version has come or gone."""
+        self.heads.clear()
+        self.targets = _targets(self.registry, self._limits) if self._is_open else {}
+
+    def route_for(self, head: Head) -> Predict:
+        """Return what answers a request now; another version may, since its head was read.
+
+        Raises:
+            NotReady: nothing on the lane does any more.
+        """
+        route = self.targets.get(head.target)
+        if route is None:
+            raise NotReady("the models changed while the request arrived; send it again")
+        return route
 
     def read_head(self, target: bytes, headers: list[tuple[bytes, bytes]], *, keep_alive: bool) -> Head | None:
         """Return what a POST asks for, or None when the application has to see it.
@@ -113,7 +136,7 @@ class Lane:
         request_id = found.get(b"x-request-id")
         if request_id is not None and not REQUEST_ID.fullmatch(request_id):
             request_id = None
-        return Head(route, media_type, length, seconds, request_id, keep_alive)
+        return Head(target, media_type, length, seconds, request_id, keep_alive)
 
     def remember(self, raw: bytes, head: Head) -> None:
         """Know these very bytes again."""
@@ -167,7 +190,9 @@ def _targets(registry: Registry, limits: Limits) -> dict[bytes, Predict]:
 class Exchange(Request):
     """One request on the lane and, in the end, its answer; the batcher calls `answered` or `failed`."""
 
-    __slots__ = ("answer", "head", "is_last", "parsed", "protocol", "request_id")
+    __slots__ = ("answer", "head", "is_last", "parsed", "protocol", "request_id", "route")
+
+    route: Predict  # chosen when the request is whole
 
     def __init__(self, protocol: "LaneProtocol", head: Head, started: float) -> None:
         self.protocol = protocol
@@ -182,18 +207,20 @@ class Exchange(Request):
 
     def read(self, body: bytes) -> None:
         """Take the rows out of the body. Raises what `Predict.read` raises."""
-        self.inputs = self.head.route.read(body, self.head.media_type)
+        self.inputs = self.route.read(body, self.head.media_type)
         self.rows = len(next(iter(self.inputs.values())))
         self.parsed = time.perf_counter()
 
     def answered(self, batch: BatchAnswer, start: int) -> None:
         """Write the answer of these rows."""
-        lane, head = self.protocol.lane, self.head
+        lane, route = self.protocol.lane, self.route
         try:
-            body = head.route.write(batch, start, self.rows)
+            body = route.write(batch, start, self.rows)
         except EngineError as err:
             self.failed(err)
             return
+        if lane.registry.shadows.watches(route.model.name):
+            self._show_candidate(batch, start)
         total = time.perf_counter() - self.arrived
         lane.count_answer(total)
         self.protocol.settle(
@@ -209,11 +236,17 @@ class Exchange(Request):
                 (batch.started - self.parsed) * 1e3,
                 batch.infer_seconds * 1e3,
                 total * 1e3,
-                head.route.model.version,
+                route.model.version,
                 b"connection: close\r\n" if self.is_last else b"",
                 body,
             ),
         )
+
+    def _show_candidate(self, batch: BatchAnswer, start: int) -> None:
+        """Let the model's candidate answer the same rows."""
+        outputs = {name: array[start : start + self.rows] for name, array in batch.outputs.items()}
+        answer = Answer(outputs, batch.started - self.arrived, batch.infer_seconds, batch.rows)
+        self.protocol.lane.registry.shadows.offer(self.route.model, self.inputs, answer)
 
     def failed(self, error: ServiceError) -> None:
         """Write an error; of a failure of ours only the log learns more than the id."""
@@ -373,10 +406,11 @@ class LaneProtocol(GuardedProtocol):
         self.phase = Phase.DEAF if exchange.is_last else Phase.QUIET
         self.exchanges.append(exchange)
         try:
-            if head.route.is_quick(body, head.media_type):
+            exchange.route = route = self.lane.route_for(head)
+            if route.is_quick(body, head.media_type):
                 exchange.read(body)
-            if 0 < exchange.rows <= head.route.most_rows:
-                head.route.model.batcher.submit(exchange)
+            if 0 < exchange.rows <= route.most_rows:
+                route.model.batcher.submit(exchange)
             else:
                 task = self.loop.create_task(self._take_slowly(exchange, body))
                 self.tasks.add(task)
@@ -388,12 +422,13 @@ class LaneProtocol(GuardedProtocol):
 
     async def _take_slowly(self, exchange: Exchange, body: bytes) -> None:
         """Read a body that would hold up the event loop in a thread; split one that fills several batches."""
-        batcher = exchange.head.route.model.batcher
+        model = exchange.route.model
         try:
-            if not exchange.rows:
-                await asyncio.to_thread(exchange.read, body)
-            asked = time.perf_counter()
-            answer = await batcher.infer(exchange.inputs, deadline=exchange.deadline)
+            with model.in_use():
+                if not exchange.rows:
+                    await asyncio.to_thread(exchange.read, body)
+                asked = time.perf_counter()
+                answer = await model.batcher.infer(exchange.inputs, deadline=exchange.deadline)
         except ServiceError as err:
             if not exchange.is_over:
                 exchange.failed(err)

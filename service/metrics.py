@@ -58,6 +58,22 @@ METRICS: tuple[tuple[str, type[MetricWrapperBase], str, str, tuple[str, ...], tu
         None,
     ),
     (
+        "latest_version",
+        Gauge,
+        "foldserve_latest_version",
+        "The version of each model that answers where none is named.",
+        ("model",),
+        None,
+    ),
+    (
+        "refused_versions",
+        Counter,
+        "foldserve_refused_versions",
+        "Versions that were not loaded, because they were damaged or answered wrongly.",
+        ("model",),
+        None,
+    ),
+    (
         "device_fallback",
         Gauge,
         "foldserve_device_fallback",

@@ -46,7 +46,7 @@ class Stack:
     def __init__(self, compose: list[str]) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.environment = os.environ | CLASSIC_BUILDER | {"FOLDSERVE_PUBLISH_PORT": str(self.port)}
+        self.environment = os.environ | CLASSIC_BUILDER | {"PUBLISH_PORT": str(self.port)}
         self.prefix = [*compose, "-p", f"foldserve-test-{self.port}"]
         self.container = ""
 

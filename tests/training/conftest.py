@@ -1,0 +1,34 @@
+"""Small made-up data that every training test can share; nothing here touches the network or the real data set."""
+
+import numpy as np
+import pytest
+import torch
+
+from training.dataset import FashionMNIST
+
+
+def made_up_images(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return images whose class is the place of a bright bar, with noise: learnable in a few steps, not trivially."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 10, rows)
+    images = generator.integers(0, 80, (rows, 1, 28, 28))
+    for row, label in enumerate(labels):
+        images[row, 0, 2 * label + 4 : 2 * label + 8, 4:24] += 150
+    return images.astype(np.uint8), labels.astype(np.int64)
+
+
+@pytest.fixture(scope="session")
+def made_up() -> FashionMNIST:
+    """A data set of 352 training rows (5 batches of 64 and a tail of 32) and 100 test rows."""
+    train_images, train_labels = made_up_images(352, seed=1)
+    test_images, test_labels = made_up_images(100, seed=2)
+    return FashionMNIST(train_images, train_labels, test_images, test_labels, source="made up")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Sums in a fixed order, and no fight for cores between parallel test workers."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,139 @@
+"""The training loop against a textbook loop, its measurements, its determinism and its refusals."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from training.config import Recipe
+from training.dataset import scale_pixels
+from training.errors import ConfigError, DivergenceError
+from training.fit import epoch_order, evaluate, fit
+from training.model import build
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(epochs=2, batch_size=64, learning_rate=0.5, seed=3)
+
+
+def batches(order, recipe):
+    """Return the rows of each step: the remainder first or last."""
+    remainder = len(order) % recipe.batch_size if recipe.tail == "first" else 0
+    return [part for part in (order[:remainder], *order[remainder:].split(recipe.batch_size)) if len(part)]
+
+
+def textbook_loop(model, dataset, recipe):
+    """Train with nothing but slices, autograd and `p -= lr * grad`; return the last epoch's loss and accuracy."""
+    images, labels = scale_pixels(torch.as_tensor(dataset.train_images)), torch.as_tensor(dataset.train_labels)
+    for epoch in range(1, recipe.epochs + 1):
+        model.train()
+        loss_sum = hits = 0.0
+        for rows in batches(epoch_order(len(labels), recipe.seed, epoch), recipe):
+            logits = model(images[rows])
+            loss = F.cross_entropy(logits, labels[rows])
+            model.zero_grad()
+            loss.backward()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter -= recipe.learning_rate * parameter.grad
+            loss_sum += loss.item() * len(rows)
+            hits += (logits.argmax(1) == labels[rows]).sum().item()
+    return loss_sum / len(labels), hits / len(labels)
+
+
+@pytest.mark.parametrize(("norm", "tail"), [("torch", "first"), ("torch", "last"), ("scratch", "first")])
+def test_equals_a_textbook_loop(made_up, norm, tail):
+    """Weights, buffers, loss and accuracy after two epochs with a tail are those of the plain loop."""
+    recipe = Recipe(epochs=2, batch_size=64, learning_rate=0.5, seed=3, norm=norm, tail=tail)
+    ours, plain = build(recipe), build(recipe)
+    history = fit(ours, made_up, recipe, CPU)
+    loss, accuracy = textbook_loop(plain, made_up, recipe)
+    for name, expected in plain.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], expected, rtol=1e-5, atol=1e-6, msg=name)
+    assert history.last.loss == pytest.approx(loss, rel=1e-5)
+    assert history.last.train_accuracy == pytest.approx(accuracy)
+
+
+def test_learns_and_reports_each_epoch(made_up):
+    """The made-up classes are learnt, and the callback sees every record as it is measured."""
+    seen = []
+    recipe = Recipe(epochs=3, batch_size=32, learning_rate=0.5)
+    history = fit(build(recipe), made_up, recipe, CPU, on_epoch=seen.append)
+    assert seen == history.epochs
+    assert [record.epoch for record in seen] == [1, 2, 3]
+    assert seen[-1].loss < 0.5 * seen[0].loss
+    assert seen[-1].train_accuracy > 0.9
+    assert all(0 < record.wall_examples_per_second < record.examples_per_second for record in seen)
+    assert set(seen[0].as_dict()) >= {"loss", "train_accuracy", "test_accuracy"}
+
+
+def test_same_seed_gives_the_same_weights_bit_for_bit(made_up):
+    """Two runs of one recipe cannot be told apart; another seed can."""
+    first, second, other = build(RECIPE), build(RECIPE), build(RECIPE)
+    fit(first, made_up, RECIPE, CPU)
+    fit(second, made_up, RECIPE, CPU)
+    fit(other, made_up, Recipe(**{**RECIPE.as_dict(), "seed": 4}), CPU)
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+    assert not torch.equal(first.conv1.weight, other.conv1.weight)
+
+
+def test_every_epoch_takes_every_row_once_in_another_order():
+    """The order is a permutation, changes with epoch and seed, and repeats when asked again."""
+    first = epoch_order(1000, seed=0, epoch=1)
+    assert torch.equal(first.sort().values, torch.arange(1000))
+    assert torch.equal(first, epoch_order(1000, seed=0, epoch=1))
+    assert not torch.equal(first, epoch_order(1000, seed=0, epoch=2))
+    assert not torch.equal(first, epoch_order(1000, seed=1, epoch=1))
+
+
+def test_norms_count_every_step_and_the_model_ends_in_evaluation_mode(made_up):
+    """Six steps an epoch: five full ones and the tail; a model given in evaluation mode is trained all the same."""
+    model = build(RECIPE).eval()
+    fit(model, made_up, RECIPE, CPU)
+    assert int(model.norm1.num_batches_tracked) == 12
+    assert not model.training
+
+
+def test_evaluate_equals_one_forward_pass_and_restores_the_mode(made_up):
+    """Chunks change nothing, statistics stay, and a model in training goes on in training."""
+    model = build(RECIPE).train()
+    images, labels = torch.as_tensor(made_up.test_images), torch.as_tensor(made_up.test_labels)
+    before = model.norm1.running_mean.clone()
+    found = evaluate(model, images, labels, rows=33)
+    assert model.training
+    assert torch.equal(model.norm1.running_mean, before)
+    with torch.no_grad():
+        expected = (model.eval()(scale_pixels(images)).argmax(1) == labels).double().mean().item()
+    assert found == pytest.approx(expected)
+
+
+def test_divergence_names_epoch_and_step(made_up):
+    """A loss that is no number any more ends the run with the place where it happened first."""
+    recipe = Recipe(epochs=2, batch_size=64, learning_rate=1e38, norm="none", statistics="none")
+    with pytest.raises(DivergenceError, match=r"nan|inf") as divergence:
+        fit(build(recipe), made_up, recipe, CPU)
+    assert "in epoch 1 at step " in str(divergence.value)
+    assert "--lr" in str(divergence.value)
+
+
+def test_remainder_of_one_is_refused_before_training(made_up):
+    """352 rows in batches of 117 leave one row, whose variance norms cannot use; without norms it is a step."""
+    model = build(RECIPE)
+    before = model.conv1.weight.clone()
+    with pytest.raises(ConfigError, match="--batch-size 117: 352 rows would leave a batch of 1"):
+        fit(model, made_up, Recipe(epochs=1, batch_size=117), CPU)
+    assert torch.equal(model.conv1.weight, before)
+    bare = Recipe(epochs=1, batch_size=117, norm="none", statistics="none", learning_rate=0.1)
+    assert math.isfinite(fit(build(bare), made_up, bare, CPU).last.loss)
+
+
+def test_batch_larger_than_the_data_is_one_step(made_up):
+    """The remainder is then the whole set."""
+    few = dataclasses.replace(made_up, train_images=made_up.train_images[:20], train_labels=made_up.train_labels[:20])
+    recipe = Recipe(epochs=1, batch_size=256)
+    model = build(recipe)
+    fit(model, few, recipe, CPU)
+    assert int(model.norm1.num_batches_tracked) == 1

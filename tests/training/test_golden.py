@@ -1,0 +1,99 @@
+"""Golden answers: clear examples of every class, exact encoding, and a comparison that lets nothing by."""
+
+import base64
+
+import numpy as np
+import pytest
+import torch
+
+from training import golden
+from training.errors import ArtifactError, VerifyError
+
+
+def random_logits(rows: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(0, 4, (rows, 10))
+
+
+def test_the_chosen_images_cover_every_class() -> None:
+    """Sixteen rows, in order, none twice, all ten classes among them, though one class is rare."""
+    labels = np.sort(np.random.default_rng(1).integers(0, 9, 500))
+    labels[-1] = 9
+    chosen = golden.choose(labels, np.eye(10)[labels] * 8)
+    assert len(chosen) == len(set(chosen.tolist())) == 16
+    assert chosen.tolist() == sorted(chosen.tolist())
+    assert set(labels[chosen]) == set(range(10))
+
+
+def test_a_near_tie_is_never_chosen() -> None:
+    """An image on which another processor might rightly name another class proves nothing."""
+    labels = np.arange(40) % 10
+    logits = np.eye(10)[labels] * 8
+    logits[:10] = 0.0  # the first of each class are ties
+    assert golden.choose(labels, logits).min() >= 10
+
+
+def test_too_few_clear_answers_are_refused() -> None:
+    """A network that decides nothing cannot be told from a broken one by its answers."""
+    with pytest.raises(VerifyError, match="clear answer"):
+        golden.choose(np.arange(40) % 10, np.zeros((40, 10)))
+
+
+def test_expected_answers_are_the_float64_ones_rounded_once() -> None:
+    """Compared with PyTorch's softmax in double precision; huge logits do not overflow."""
+    logits = random_logits(20) * 100
+    answers = golden.answers(logits)
+    exact = torch.softmax(torch.from_numpy(logits), dim=1).numpy()
+    np.testing.assert_array_equal(answers["logits"], logits.astype(np.float32))
+    np.testing.assert_allclose(answers["probabilities"], exact, rtol=2**-23, atol=1e-37)
+    np.testing.assert_array_equal(answers["class_id"], logits.argmax(1)[:, None])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "float32"])
+def test_a_tensor_survives_the_manifest(dtype: str) -> None:
+    """Type, shape and every bit come back, and the bytes are little-endian."""
+    array = (np.arange(6) * 3).astype(dtype).reshape(2, 3)
+    encoded = golden.encode_tensor(array)
+    assert base64.b64decode(encoded["data"]) == array.astype(array.dtype.newbyteorder("<")).tobytes()
+    decoded = golden.decode_tensor(encoded)
+    assert decoded.dtype == array.dtype
+    np.testing.assert_array_equal(decoded, array)
+
+
+@pytest.mark.parametrize("change", [{"datatype": "FP8"}, {"shape": [7]}, {"data": "?"}, {"data": None}])
+def test_a_garbled_tensor_is_refused(change: dict[str, object]) -> None:
+    """A cut or edited manifest is said to be one."""
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        golden.decode_tensor({**golden.encode_tensor(np.zeros((2, 3), np.float32)), **change})
+
+
+def test_answers_within_the_tolerance_pass() -> None:
+    """A few units in the last place are no difference."""
+    answers = golden.answers(random_logits(16))
+    nudged = {name: np.nextafter(a, np.float32(9)) if a.dtype.kind == "f" else a for name, a in answers.items()}
+    golden.check(answers, nudged)
+
+
+@pytest.mark.parametrize("output", ["logits", "probabilities", "class_id"])
+def test_a_wrong_output_is_named(output: str) -> None:
+    """One value of one output beyond the tolerance is enough, and the message says which output."""
+    answers = golden.answers(random_logits(16))
+    changed = answers[output].copy()
+    changed[3, 0] += 1e-3 if changed.dtype.kind == "f" else 1
+    with pytest.raises(VerifyError, match=output):
+        golden.check(answers, {**answers, output: changed})
+
+
+def test_not_a_number_is_no_agreement() -> None:
+    """NaN compares false with everything; that must not read as within the tolerance."""
+    answers = golden.answers(random_logits(16))
+    broken = answers["logits"].copy()
+    broken[0, 0] = np.nan
+    with pytest.raises(VerifyError, match="logits"):
+        golden.check(answers, {**answers, "logits": broken})
+
+
+def test_a_missing_output_is_named() -> None:
+    """A model that answers with less than was promised does not pass."""
+    answers = golden.answers(random_logits(16))
+    with pytest.raises(VerifyError, match="'class_id': got nothing"):
+        golden.check(answers, {name: answers[name] for name in ("logits", "probabilities")})

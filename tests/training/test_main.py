@@ -1,0 +1,369 @@
+"""The command line, through its own entry: a whole run on little data, its version checked again, and every refusal."""
+
+import json
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+
+from training import __main__ as command_line
+from training.dataset import FashionMNIST
+from training.golden import decode_tensor
+from training.run import Run, read_weights
+
+RECIPE = ["--epochs", "2", "--batch-size", "32", "--lr", "0.5", "--seed", "5"]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What one `train-and-export` left: the version folder, the run folder, and what it printed."""
+
+    version: Path
+    run: Path
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def module_patch():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def small(made_up: FashionMNIST, module_patch: pytest.MonkeyPatch) -> FashionMNIST:
+    """Give the command line a small data set in place of the real one, which only its loader could refuse."""
+    data = FashionMNIST(
+        made_up.train_images,
+        made_up.train_labels,
+        made_up.test_images,
+        made_up.test_labels,
+        source="made up",
+        digests={"train-images-idx3-ubyte": "0" * 64},
+    )
+    module_patch.setattr(command_line, "load", lambda folder: data)
+    # An edit or a commit while the tests run is no difference between two trainings.
+    module_patch.setattr(command_line.provenance, "revision", lambda: "0" * 40)
+    return data
+
+
+@pytest.fixture(scope="module")
+def made(small: FashionMNIST, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("main")
+    places = ["--models-dir", str(folder / "models"), "--out", str(folder / "run"), "--name", "small"]
+    printed = folder / "printed"
+    torch.set_num_threads(1)  # as each test has it: another number sums in another order
+    with printed.open("w") as out, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdout", out)
+        assert command_line.main(["train-and-export", *RECIPE, *places]) == 0
+    return Made(folder / "models" / "small" / "1", folder / "run", printed.read_text())
+
+
+def metadata(model: onnx.ModelProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def test_it_says_what_it_did_from_the_first_epoch_to_the_version(made: Made) -> None:
+    """Progress, both accuracies and which is exported, the fold, the comparison and the place are printed in order."""
+    parts = [
+        "epoch 1/2",
+        "epoch 2/2",
+        "with running",
+        "with population",
+        "<- exported",
+        "folded",
+        "float64",
+        "published",
+    ]
+    places = [made.printed.index(part) for part in parts]
+    assert places == sorted(places)
+    assert made.printed.count("<- exported") == 1
+    assert str(made.version) in made.printed
+
+
+def test_the_version_answers_as_the_trained_network_does(made: Made, small: FashionMNIST) -> None:
+    """The run's unfolded weights through PyTorch and the published file through onnxruntime give the same logits."""
+    network = read_weights(made.run / "model.safetensors").network("population")
+    with torch.no_grad():
+        expected = network(torch.from_numpy(small.test_images).float() / 255).numpy()
+    session = onnxruntime.InferenceSession(str(made.version / "model.onnx"), providers=["CPUExecutionProvider"])
+    logits, _, class_id = session.run(None, {"image": small.test_images})
+    np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
+    manifest = json.loads((made.version / "manifest.json").read_text())
+    correct = int((class_id[:, 0] == small.test_labels).sum())
+    assert manifest["accuracy"]["correct"] == correct
+    assert manifest["accuracy"]["test"] == correct / len(small.test_labels)
+
+
+def test_the_graph_says_what_made_it_and_nothing_of_the_machine(made: Made) -> None:
+    """Recipe, seed, data and statistics come from the flags; the paths of the run do not appear."""
+    content = (made.version / "model.onnx").read_bytes()
+    stated = metadata(onnx.ModelProto.FromString(content))
+    recipe = json.loads(stated["foldserve.recipe"])
+    assert (recipe["epochs"], recipe["batch_size"], recipe["learning_rate"]) == (2, 32, 0.5)
+    assert (stated["foldserve.seed"], stated["foldserve.statistics"]) == ("5", "population")
+    assert json.loads(stated["foldserve.data"]) == {"train-images-idx3-ubyte": "0" * 64}
+    assert json.loads(stated["foldserve.labels"])[9] == "Ankle boot"
+    manifest = (made.version / "manifest.json").read_bytes()
+    for private in (str(made.run), str(Path.home()), str(Path.cwd())):
+        assert private.encode() not in content + manifest
+
+
+def test_the_manifest_keeps_golden_answers_parity_fold_and_environment(made: Made, small: FashionMNIST) -> None:
+    """Everything that the contract names is there, and the golden images are real rows of the test set."""
+    manifest = json.loads((made.version / "manifest.json").read_text())
+    assert list(manifest) == [
+        *("format", "name", "version", "created", "golden", "accuracy", "parity", "fold", "training", "environment"),
+        "files",
+    ]
+    images = decode_tensor(manifest["golden"]["inputs"]["image"])
+    assert images.shape == (16, 1, 28, 28)
+    assert all((small.test_images == image).all(axis=(1, 2, 3)).any() for image in images)
+    assert [len(manifest["fold"][key]) for key in ("folded", "refused")] == [4, 0]
+    assert len(manifest["parity"]["algebra"]) == 4
+    assert len(manifest["training"]["epochs"]) == 2
+
+
+def test_the_run_folder_holds_configuration_figures_and_weights(made: Made) -> None:
+    """config.json says what really ran, metrics.csv has one line for each epoch, the card states the accuracy."""
+    assert {path.name for path in made.run.iterdir()} == {
+        *("config.json", "metrics.csv", "model.safetensors"),
+        *("curves.png", "confusion.png", "MODEL_CARD.md"),
+    }
+    config = json.loads((made.run / "config.json").read_text())
+    assert (config["recipe"]["epochs"], config["device"], config["data"]["source"]) == (2, "cpu", "made up")
+    assert config["environment"]["packages"]["torch"] == torch.__version__
+    assert len((made.run / "metrics.csv").read_text().splitlines()) == 3
+    accuracy = json.loads((made.version / "manifest.json").read_text())["accuracy"]
+    assert f"({accuracy['correct']} of {accuracy['images']})" in (made.run / "MODEL_CARD.md").read_text()
+
+
+def test_the_same_recipe_gives_the_same_model_again(made: Made, small: FashionMNIST, tmp_path: Path) -> None:
+    """Trained, folded and exported anew, the file is the same to the byte, under the next version."""
+    places = ["--models-dir", str(made.version.parents[1]), "--name", "small", "--out", str(tmp_path / "run")]
+    assert command_line.main(["train-and-export", *RECIPE, *places]) == 0
+    again = made.version.parent / "2"
+    assert (again / "model.onnx").read_bytes() == (made.version / "model.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "options", [["--norm", "none"], ["--norm", "scratch"], ["--statistics", "running"], ["--pool", "max"]]
+)
+def test_the_other_networks_go_the_whole_way(small: FashionMNIST, tmp_path: Path, options: list[str]) -> None:
+    """Without norms, with those by hand, with running statistics and maximum pooling: each is published."""
+    places = ["--models-dir", str(tmp_path / "models"), "--out", str(tmp_path / "run")]
+    assert command_line.main(["train-and-export", *RECIPE, *options, *places]) == 0
+    stated = metadata(onnx.load(tmp_path / "models" / "lenet-bn" / "1" / "model.onnx"))
+    expected = {"none": "none", "running": "running"}.get(options[1], "population")
+    assert stated["foldserve.statistics"] == expected
+
+
+def test_verify_repeats_the_whole_proof(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    """With data and weights at hand all five checks pass, for the folder as for the file in it."""
+    for model in (made.version, made.version / "model.onnx"):
+        assert command_line.main(["verify", str(model), "--weights", str(made.run / "model.safetensors")]) == 0
+        assert "5 of 5 checks passed, 0 not checked" in capsys.readouterr().out
+
+
+def test_verify_says_what_it_could_not_check(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without the weights the chain is said to be unchecked, not passed."""
+    assert command_line.main(["verify", str(made.version)]) == 0
+    printed = capsys.readouterr().out
+    assert "not checked  whole chain" in printed
+    assert "4 of 5 checks passed, 1 not checked" in printed
+
+
+def test_verify_does_not_judge_by_other_data(
+    made: Made, made_up: FashionMNIST, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An accuracy on other images than the model's own says nothing."""
+    monkeypatch.setattr(command_line, "load", lambda folder: made_up)
+    assert command_line.main(["verify", str(made.version)]) == 0
+    assert "not checked  test accuracy" in capsys.readouterr().out
+
+
+def copy_of(made: Made, folder: Path) -> Path:
+    """Return a copy of the version whose files a test may spoil."""
+    copied = folder / "small" / "1"
+    copied.mkdir(parents=True)
+    for path in made.version.iterdir():
+        (copied / path.name).write_bytes(path.read_bytes())
+    return copied
+
+
+def spoil(version: Path, change) -> None:
+    """Change the graph of `version` and make its digest right again, as someone who means harm would."""
+    import hashlib
+
+    model = onnx.load(version / "model.onnx")
+    change(model)
+    content = model.SerializeToString()
+    (version / "model.onnx").write_bytes(content)
+    manifest = json.loads((version / "manifest.json").read_text())
+    manifest["files"]["model.onnx"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (version / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_verify_finds_one_changed_byte(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A flipped bit in the file ends the check with exit code 1 before anything is run."""
+    version = copy_of(made, tmp_path)
+    content = bytearray((version / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (version / "model.onnx").write_bytes(bytes(content))
+    assert command_line.main(["verify", str(version)]) == 1
+    assert "the manifest says" in capsys.readouterr().err
+
+
+def test_verify_finds_changed_weights_behind_a_right_digest(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Digest of the weights, golden answers and the chain each notice on their own."""
+
+    def shift_bias(model: onnx.ModelProto) -> None:
+        tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "dense3.bias")
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(0.5), tensor.name))
+
+    version = copy_of(made, tmp_path)
+    spoil(version, shift_bias)
+    assert command_line.main(["verify", str(version), "--weights", str(made.run / "model.safetensors")]) == 1
+    printed, message = capsys.readouterr()
+    for what in ("graph", "golden answers", "whole chain"):
+        assert f"FAILED       {what}" in printed
+        assert what in message
+
+
+def test_verify_finds_a_wrong_accuracy(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A manifest that promises more than the model keeps is refused."""
+    version = copy_of(made, tmp_path)
+    manifest = json.loads((version / "manifest.json").read_text())
+    manifest["accuracy"]["correct"] += 5
+    (version / "manifest.json").write_text(json.dumps(manifest))
+    assert command_line.main(["verify", str(version)]) == 1
+    assert "FAILED       test accuracy" in capsys.readouterr().out
+
+
+def test_verify_of_something_else_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder without a manifest is not a version."""
+    assert command_line.main(["verify", str(tmp_path)]) == 1
+    assert "expected a version folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--lr", "nan"], "--lr nan"),
+        (["--epochs", "0"], "--epochs 0"),
+        (["--batch-size", "1"], "--batch-size 1"),
+        (["--batch-size", "351"], "batch of 1"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--norm", "none", "--statistics", "running"], "--statistics running with --norm none"),
+    ],
+)
+def test_flags_that_cannot_be_used_end_with_2_and_one_sentence(
+    small: FashionMNIST, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    """The message stands alone on stderr and names the flag; nothing is published."""
+    places = ["--models-dir", str(tmp_path / "models"), "--out", str(tmp_path / "run")]
+    assert command_line.main(["train-and-export", *places, *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_gpu_that_is_not_there_ends_with_2(
+    small: FashionMNIST, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--device cuda` never falls back in silence."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert command_line.main(["train-and-export", "--device", "cuda", "--out", str(tmp_path / "run")]) == 2
+    assert "--device cuda" in capsys.readouterr().err
+
+
+def test_no_data_ends_with_2_and_every_place_that_was_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The real loader, given an empty folder, says so; no run folder is left."""
+    from training.dataset import load
+
+    monkeypatch.setattr(command_line, "load", load)
+    options = ["--data-dir", str(tmp_path), "--out", str(tmp_path / "run")]
+    assert command_line.main(["train-and-export", *options]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_existing_run_ends_with_2(small: FashionMNIST, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is refused before anything is trained."""
+    assert command_line.main(["train-and-export", "--out", str(made.run)]) == 2
+    assert "never overwritten" in capsys.readouterr().err
+
+
+def test_a_name_that_cannot_be_a_model_is_refused_before_training(
+    small: FashionMNIST, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A minute of training is not lost to a slash."""
+    assert command_line.main(["train-and-export", "--name", "a/b", "--out", str(tmp_path / "run")]) == 2
+    assert "--name: model name 'a/b'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_diverging_training_publishes_nothing(
+    small: FashionMNIST, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A loss that is no number ends the run with exit code 1 and the step at which it happened."""
+    options = [
+        "--norm",
+        "none",
+        "--lr",
+        "1e38",
+        "--models-dir",
+        str(tmp_path / "models"),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    assert command_line.main(["train-and-export", *options]) == 1
+    assert "at step" in capsys.readouterr().err
+    assert not (tmp_path / "models").exists()
+
+
+def test_ctrl_c_ends_with_130_and_publishes_nothing(
+    small: FashionMNIST, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A real SIGINT after the first epoch: a clear line, the shell's exit code, what was measured is kept."""
+    append = Run.append
+
+    def interrupted(run: Run, record) -> None:
+        append(run, record)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Run, "append", interrupted)
+    options = ["--models-dir", str(tmp_path / "models"), "--out", str(tmp_path / "run")]
+    assert command_line.main(["train-and-export", *RECIPE, *options]) == 130
+    assert "interrupted; nothing unfinished was published" in capsys.readouterr().err
+    assert not (tmp_path / "models").exists()
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 2
+
+
+def test_fold_is_a_subcommand(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    """A published model has no norm left to fold, and the report says so."""
+    assert command_line.main(["fold", str(made.version / "model.onnx")]) == 0
+    assert "0 folded, 0 refused" in capsys.readouterr().out
+
+
+def test_the_console_script_passes_its_flags_on(
+    small: FashionMNIST, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`train-and-export --lr nan` is the subcommand of the same name."""
+    monkeypatch.setattr("sys.argv", ["train-and-export", "--lr", "nan", "--out", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as ended:
+        command_line.train_and_export()
+    assert ended.value.code == 2

@@ -1,0 +1,95 @@
+"""The networks: sizes, shapes, initial weights, and the same function whichever norm stands in them."""
+
+import pytest
+import torch
+from torch import nn
+
+from training.batchnorm import BatchNorm
+from training.config import Recipe
+from training.conversion import from_torch
+from training.errors import ConfigError
+from training.model import build, count_parameters, lenet, lenet_plain, mlp
+
+
+@pytest.mark.parametrize("pool", ["avg", "max"])
+@pytest.mark.parametrize(("norm", "parameters"), [("torch", 44_878), ("scratch", 44_878), ("none", 44_426)])
+def test_lenet_has_the_published_size(pool, norm, parameters):
+    """The counts that the literature gives, for either pooling."""
+    model = lenet(pool=pool, norm=norm)
+    assert count_parameters(model) == parameters
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+def test_plain_lenet_has_the_published_size():
+    """The network that the book compares with is a larger one."""
+    assert count_parameters(lenet_plain()) == 61_706
+    assert lenet_plain(pool="max")(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(("norm", "parameters"), [("none", 2_338), ("torch", 2_530), ("scratch", 2_530)])
+def test_circles_net_has_the_published_size(norm, parameters):
+    """2-64-32-2, and 192 values of gamma and beta more with norms."""
+    model = mlp((2, 64, 32, 2), norm=norm)
+    assert count_parameters(model) == parameters
+    assert model(torch.zeros(3, 2)).shape == (3, 2)
+
+
+def test_small_mlp_takes_images_and_normalises_before_the_activation():
+    """Linear, norm, ReLU; the logits are neither normalised nor rectified."""
+    model = mlp()
+    assert [name for name, _ in model.named_children()] == ["flatten", "dense1", "norm1", "relu1", "dense2"]
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    with pytest.raises(ConfigError, match="sizes"):
+        mlp((784,))
+
+
+def test_layers_are_named_in_order():
+    """State dict keys say which layer they belong to."""
+    names = [name for name, _ in lenet().named_children()]
+    assert names[:4] == ["conv1", "norm1", "sigmoid1", "pool1"]
+    assert names[-3:] == ["norm4", "sigmoid4", "dense3"]
+    assert "dense1.weight" in lenet(norm="none").state_dict()
+
+
+def test_pooling_is_the_one_asked_for():
+    """--pool changes the layer and nothing else."""
+    assert isinstance(lenet(pool="max").pool1, nn.MaxPool2d)
+    assert isinstance(lenet(pool="avg").pool2, nn.AvgPool2d)
+
+
+def test_weights_are_xavier_uniform():
+    """Bounded by √(6 / (fan in + fan out)) and filling that range, for convolutions and linear layers."""
+    model = lenet()
+    for layer, fans in [(model.conv2, 6 * 25 + 16 * 25), (model.dense1, 256 + 120)]:
+        bound = (6 / fans) ** 0.5
+        assert bound * 0.95 < layer.weight.abs().max() <= bound
+
+
+def test_build_depends_on_the_seed_alone():
+    """Equal seeds give equal weights, others other ones, and the caller's random numbers go on undisturbed."""
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first, second = build(Recipe(seed=1)), build(Recipe(seed=1))
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert not torch.equal(first.conv1.weight, build(Recipe(seed=2)).conv1.weight)
+
+
+def test_scratch_and_torch_start_as_the_same_function():
+    """From one seed both networks have the same weights, and give the same logits in both modes."""
+    by_torch, by_hand = build(Recipe(norm="torch")), build(Recipe(norm="scratch"))
+    assert isinstance(by_hand.norm3, BatchNorm)
+    images = torch.rand(8, 1, 28, 28)
+    for training in (True, False):
+        expected, found = by_torch.train(training)(images), by_hand.train(training)(images)
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    converted = from_torch(by_torch.norm1)
+    torch.testing.assert_close(by_hand.norm1.moving_var, converted.moving_var)
+
+
+@pytest.mark.parametrize("options", [{"pool": "min"}, {"norm": "layer"}])
+def test_unknown_kind_is_refused(options):
+    """A pool or norm that does not exist is named in the error."""
+    with pytest.raises(ConfigError, match=next(iter(options.values()))):
+        lenet(**options)

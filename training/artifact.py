@@ -1,0 +1,222 @@
+"""Writes a version folder whole or not at all, and reads it back with its digests checked.
+
+Last step of the training half: `models/<name>/<version>/` is the only thing that the service will see. It knows files
+and digests; what stands in the graph and in the manifest was decided before.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from training.errors import ArtifactError
+from training.triton import companion_files
+
+MODEL_NAME = "model.onnx"
+MANIFEST_NAME = "manifest.json"
+FORMAT = 1
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_VERSION = re.compile(r"[1-9][0-9]*")
+_TEMPORARY = ".tmp-"
+
+
+def publish(
+    models_dir: Path, name: str, model: bytes, manifest: Mapping[str, Any], *, version: int | None = None
+) -> Path:
+    """Write `model` and its manifest as a new version of `name` and return the version's folder.
+
+    The folder appears by one rename, after everything in it is on the disk: a crash or a full disk at any moment leaves
+    the earlier versions and nothing else to be seen. Publishers of one model wait for each other.
+
+    Args:
+        models_dir: the model repository; made when it is not there.
+        name: 1 to 64 of A-Z, a-z, 0-9, dot, underscore, hyphen; not starting with a dot.
+        model: content of model.onnx.
+        manifest: the manifest without `format`, `name`, `version` and `files`, which are added here.
+        version: the wanted number; by default one above the highest there is.
+
+    Raises:
+        ArtifactError: the name or version is not allowed, the version exists, labels or config of the model's earlier
+            versions differ, or the disk refuses.
+    """
+    check_name(name)
+    if version is not None and version < 1:
+        raise ArtifactError(f"version {version}: expected a whole number above 0")
+    companions = companion_files(name, onnx.ModelProto.FromString(model))
+    folder = models_dir / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _sync_folder(models_dir)
+        with _alone_in(folder):
+            _remove_left_behind(folder)
+            _check_companions(folder, companions)
+            return _publish_next(folder, model, manifest, companions, version)
+    except OSError as err:
+        _remove_if_empty(folder)
+        raise ArtifactError(
+            f"{folder} cannot be written ({err.strerror or err}); nothing was published, free the disk or choose "
+            "another --models-dir"
+        ) from err
+
+
+def check_name(name: str) -> None:
+    """Raise ArtifactError when `name` cannot be the name of a model, which is a folder and part of an URL."""
+    if not _NAME.fullmatch(name) or name.startswith("."):
+        raise ArtifactError(
+            f"model name {name!r}: expected 1 to 64 of A-Z, a-z, 0-9, dot, underscore and hyphen, no dot in front"
+        )
+
+
+def versions(folder: Path) -> list[int]:
+    """Return the version numbers in a model's `folder`, ascending."""
+    return sorted(int(entry.name) for entry in folder.iterdir() if _VERSION.fullmatch(entry.name))
+
+
+def read(folder: Path) -> tuple[bytes, dict[str, Any]]:
+    """Return model.onnx and the manifest of a version folder, the bytes checked against the manifest's digests.
+
+    Raises:
+        ArtifactError: a file is missing, cut off or not what the manifest says.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST_NAME).read_bytes())
+        model = (folder / MODEL_NAME).read_bytes()
+    except OSError as err:
+        raise ArtifactError(f"{err.filename} cannot be read ({err.strerror}); expected a version folder") from err
+    except ValueError as err:
+        raise ArtifactError(f"{folder / MANIFEST_NAME} is not JSON ({err}); publish the model again") from err
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ArtifactError(f"{folder / MANIFEST_NAME} is not a manifest of format {FORMAT}")
+    try:
+        expected = manifest["files"][MODEL_NAME]
+    except (KeyError, TypeError) as err:
+        raise ArtifactError(f"{folder / MANIFEST_NAME} states no digest of {MODEL_NAME}") from err
+    if expected != _digest(model):
+        raise ArtifactError(
+            f"{folder / MODEL_NAME} is {_digest(model)}, the manifest says {expected}; publish it again"
+        )
+    return model, manifest
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write `content` to `path` so that `path` is the old file or the new one at every moment.
+
+    Raises:
+        OSError: as the system says; the temporary file is gone again.
+    """
+    handle, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(file.fileno(), 0o666 & ~_umask())  # mkstemp makes files for their owner alone
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _publish_next(
+    folder: Path, model: bytes, manifest: Mapping[str, Any], companions: Mapping[str, str], version: int | None
+) -> Path:
+    while True:
+        target = folder / str(version or 1 + max(versions(folder), default=0))
+        if target.exists():
+            raise ArtifactError(
+                f"{target} exists and a version is never overwritten; leave the number out for a new one"
+            )
+        try:
+            _publish_as(target, {MODEL_NAME: model, MANIFEST_NAME: _manifest(target, model, manifest)}, companions)
+            return target
+        except OSError:
+            # Somebody who does not take our lock may have filled `target` meanwhile; then the next number is ours.
+            if version is not None or not target.exists():
+                raise
+
+
+def _publish_as(target: Path, files: Mapping[str, bytes], companions: Mapping[str, str]) -> None:
+    folder = target.parent
+    with contextlib.ExitStack() as undo:
+        temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder))
+        undo.callback(shutil.rmtree, temporary, ignore_errors=True)
+        for name, content in files.items():
+            write_whole(temporary / name, content)
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders for their owner alone
+        for path in (folder / name for name in companions if not (folder / name).exists()):
+            undo.callback(path.unlink, missing_ok=True)
+            write_whole(path, companions[path.name].encode())
+        os.rename(temporary, target)  # the system refuses when `target` is there and not empty
+        undo.pop_all()
+    _sync_folder(folder)
+
+
+def _manifest(target: Path, model: bytes, rest: Mapping[str, Any]) -> bytes:
+    head = {"format": FORMAT, "name": target.parent.name, "version": int(target.name)}
+    whole = {**head, **rest, **head, "files": {MODEL_NAME: _digest(model)}}
+    return (json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the system's lock on `folder`, which ends with the process however the process ends."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _remove_left_behind(folder: Path) -> None:
+    """Remove what publishers that were killed have left; under the lock nobody living owns any of it."""
+    for entry in folder.glob(f"{_TEMPORARY}*"):
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def _check_companions(folder: Path, companions: Mapping[str, str]) -> None:
+    for name, content in companions.items():
+        path = folder / name
+        if path.exists() and path.read_text(encoding="utf-8") != content:
+            raise ArtifactError(
+                f"{path} belongs to the versions there and differs from what this model needs; "
+                "publish under another --name"
+            )
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _digest(content: bytes) -> dict[str, Any]:
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _umask() -> int:
+    """Return the process's umask, which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

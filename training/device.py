@@ -1,0 +1,56 @@
+"""The device that training runs on: its choice, the way onto it, and the arithmetic mode of a CPU.
+
+It knows nothing of networks or recipes.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from training.errors import DeviceError
+
+
+def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """Return `array` as a tensor on `device`, of the same type."""
+    return torch.as_tensor(array).to(device)
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device that `auto`, `cpu` or `cuda` means on this machine.
+
+    Raises:
+        DeviceError: another name, or `cuda` where PyTorch finds none; the message says which of the two is missing.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise DeviceError(f"--device {name}: expected auto, cpu or cuda")
+    if torch.cuda.is_available():
+        return torch.device("cpu" if name == "cpu" else "cuda")
+    if name == "cuda":
+        missing = (
+            "this build of PyTorch has no CUDA; install one that has"
+            if torch.version.cuda is None
+            else "PyTorch finds no GPU; check that nvidia-smi lists one"
+        )
+        raise DeviceError(f"--device cuda: {missing}, or use --device cpu")
+    return torch.device("cpu")
+
+
+@contextmanager
+def flushed_denormals() -> Iterator[None]:
+    """Let the CPU treat subnormal numbers as 0 inside the block: saturated sigmoids make gradients that underflow."""
+    was_flushed = bool(torch.tensor(2.0**-140) * 1 == 0)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(was_flushed)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until `device` has done all it was given; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

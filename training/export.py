@@ -1,0 +1,255 @@
+"""Folded module -> one self-describing ONNX graph that takes raw pixels and answers with classes.
+
+Comes after the fold, which has left nothing for the exporter to fold by its own rules; comes before `verify`, which
+judges the numbers. This module checks form only (interface, operators, parameters bit for bit); it writes no file.
+"""
+
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from training.errors import ExportError
+
+OPSET = 20
+INPUT_NAME = "image"
+OUTPUT_NAMES = ("logits", "probabilities", "class_id")
+BATCH_AXIS = "batch"
+FORMAT = "1"
+
+# A folded network computes; these only remain when a step before this one failed to do its work.
+FORBIDDEN_OPERATORS = frozenset({"BatchNormalization", "InstanceNormalization", "Dropout", "Identity"})
+
+_PREFIX = "network."
+_REGISTRATION_LOGGER = "torch.onnx._internal.exporter._registration"
+
+
+class ServedNetwork(nn.Module):
+    """The exported interface: raw pixels in, logits, probabilities and class out.
+
+    Args:
+        network: takes pixels as float32 (N, C, H, W) in 0..255, returns logits (N, classes), float32.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits (N, classes), probabilities (N, classes), class id (N, 1) for `image`, uint8 (N, C, H, W)."""
+        logits = self.network(image.to(torch.float32))
+        return logits, torch.softmax(logits, dim=1), logits.argmax(dim=1, keepdim=True)
+
+
+def export(
+    folded: nn.Module, *, metadata: Mapping[str, str], image_shape: tuple[int, int, int] = (1, 28, 28)
+) -> onnx.ModelProto:
+    """Return the ONNX graph of `folded`, the same bytes for the same weights on any path and in any process.
+
+    Args:
+        folded: network in eval mode without norms; float32 pixels (N, C, H, W) in 0..255 -> logits (N, classes).
+        metadata: `metadata_props` of the graph, see docs/architecture.md; `foldserve.weights` is added here.
+        image_shape: channels, height and width of one image.
+
+    Returns:
+        A graph with input `image` uint8 [batch, C, H, W] and outputs `logits` and `probabilities` float32
+        [batch, classes] and `class_id` int64 [batch, 1]; its initializers carry the names of `folded`'s state dict.
+
+    Raises:
+        ExportError: `folded` is in training mode or cannot be captured; a norm is left; the graph's parameters are not
+            those of `folded` bit for bit; the labels do not match the outputs; the ONNX checker objects.
+    """
+    if any(module.training for module in folded.modules()):
+        raise ExportError("the network is in training mode, expected eval mode; call .eval() before export")
+    model = _trace(ServedNetwork(folded).eval(), image_shape)
+    _clear_traces_of_the_machine(model)
+    _name_initializers_as_in(model, folded)
+    _check_parameters(model, folded)
+    _set_metadata(model, {**metadata, "foldserve.weights": weights_digest(model)})
+    _check_interface(model, image_shape)
+    check_graph(model)
+    return model
+
+
+def to_bytes(model: onnx.ModelProto) -> bytes:
+    """Return the file content of `model`, the same in every process."""
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
+def describe(
+    *,
+    labels: tuple[str, ...],
+    image: Mapping[str, Any] | None,
+    recipe: Mapping[str, Any],
+    seed: int,
+    data: Mapping[str, str],
+    statistics: str,
+    revision: str,
+) -> dict[str, str]:
+    """Return the `metadata_props` of docs/architecture.md, structured values as JSON with sorted keys."""
+    described = {
+        "foldserve.format": FORMAT,
+        "foldserve.labels": canonical_json(labels),
+        "foldserve.recipe": canonical_json(recipe),
+        "foldserve.seed": str(seed),
+        "foldserve.data": canonical_json(data),
+        "foldserve.statistics": statistics,
+        "foldserve.revision": revision,
+    }
+    return described if image is None else {**described, "foldserve.image": canonical_json(image)}
+
+
+def check_graph(model: onnx.ModelProto) -> None:
+    """Raise ExportError when a norm is left in `model`, or ONNX's own full check objects."""
+    for node in model.graph.node:
+        if node.op_type in FORBIDDEN_OPERATORS:
+            raise ExportError(
+                f"node {node.name!r} is a {node.op_type}, expected none of {', '.join(sorted(FORBIDDEN_OPERATORS))} "
+                "in a folded network; fold with strict=True and read why it stayed"
+            )
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
+        raise ExportError(f"the ONNX checker objects: {str(err).strip().splitlines()[0]}") from err
+
+
+def weights_digest(model: onnx.ModelProto) -> str:
+    """Return the SHA-256 over the initializers in graph order: name, dtype, shape, each NUL-ended, and raw bytes.
+
+    The dtype is numpy's name (`float32`), the shape decimals with commas (`6,1,5,5`), the bytes little-endian.
+    """
+    digest = hashlib.sha256()
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        shape = ",".join(str(size) for size in array.shape)
+        digest.update(f"{tensor.name}\0{array.dtype.name}\0{shape}\0".encode())
+        digest.update(_little_endian(array))
+    return digest.hexdigest()
+
+
+def canonical_json(value: object) -> str:
+    """Return `value` as the one JSON text that the metadata uses for it."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _little_endian(array: NDArray[Any]) -> bytes:
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def _trace(served: ServedNetwork, image_shape: tuple[int, int, int]) -> onnx.ModelProto:
+    sample = torch.zeros((2, *image_shape), dtype=torch.uint8)
+    try:
+        with torch.no_grad(), _quiet_exporter():
+            program = torch.onnx.export(
+                served,
+                (sample,),
+                dynamo=True,
+                opset_version=OPSET,
+                external_data=False,
+                optimize=True,  # tidies shapes; with no norm left it has nothing to fold, and parameters are compared
+                verbose=False,
+                input_names=[INPUT_NAME],
+                output_names=list(OUTPUT_NAMES),
+                dynamic_shapes=({0: BATCH_AXIS},),
+            )
+    except (torch.onnx.OnnxExporterError, RuntimeError) as err:
+        reason = str(err.__cause__ or err).strip().splitlines()
+        raise ExportError(
+            f"the network cannot be captured for images of shape {image_shape}: {reason[0] if reason else err!r}"
+        ) from err
+    assert program is not None  # only the legacy exporter returns nothing
+    proto: onnx.ModelProto = program.model_proto
+    return proto
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Hold back what PyTorch's exporter says about itself: its own deprecations, and torchvision not being there."""
+    logger = logging.getLogger(_REGISTRATION_LOGGER)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _clear_traces_of_the_machine(model: onnx.ModelProto) -> None:
+    """Drop source paths and versions, which would give each machine its own digest."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    model.producer_name, model.producer_version, model.domain = "foldserve", "", ""
+    graph.name = "network"
+
+
+def _name_initializers_as_in(model: onnx.ModelProto, folded: nn.Module) -> None:
+    graph = model.graph
+    names = {_PREFIX + name: name for name in folded.state_dict()}
+    for tensor in graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+    values = [value for value in graph.value_info if value.name not in names]
+    del graph.value_info[:]
+    graph.value_info.extend(values)
+
+
+def _check_parameters(model: onnx.ModelProto, folded: nn.Module) -> None:
+    expected = {name: tensor.detach().cpu().numpy() for name, tensor in folded.state_dict().items()}
+    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for name, array in expected.items():
+        # The exporter keeps one of several equal tensors and drops a bias of zeros: no bit of the answer depends on it.
+        candidates = [found[name]] if name in found else list(found.values())
+        is_dropped = name not in found and not array.any()
+        if not is_dropped and not any(_same_bits(array, candidate) for candidate in candidates):
+            raise ExportError(f"the graph holds another value for {name!r} than the folded network; it was rewritten")
+    for name, array in found.items():
+        if name not in expected and array.dtype.kind == "f" and array.ndim:
+            raise ExportError(f"initializer {name!r} {array.shape} is no parameter of the folded network")
+
+
+def _same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+
+
+def _set_metadata(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
+    for key in sorted(metadata):
+        model.metadata_props.add(key=key, value=metadata[key])
+
+
+def _check_interface(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> None:
+    found = [_signature(value) for value in (*model.graph.input, *model.graph.output)]
+    classes = found[1][2][-1] if len(found) > 1 and found[1][2] else 0
+    expected: list[tuple[str, str, tuple[int | str, ...]]] = [
+        (INPUT_NAME, "uint8", (BATCH_AXIS, *image_shape)),
+        ("logits", "float32", (BATCH_AXIS, classes)),
+        ("probabilities", "float32", (BATCH_AXIS, classes)),
+        ("class_id", "int64", (BATCH_AXIS, 1)),
+    ]
+    if found != expected or not isinstance(classes, int):
+        raise ExportError(f"the graph's interface is {found}, expected {expected}")
+    labels = next((p.value for p in model.metadata_props if p.key == "foldserve.labels"), None)
+    if labels is not None and len(json.loads(labels)) != classes:
+        raise ExportError(f"{len(json.loads(labels))} labels for {classes} outputs; expected one label for each output")
+
+
+def _signature(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str, ...]]:
+    tensor = value.type.tensor_type
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
+    return value.name, dtype, tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)

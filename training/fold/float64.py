@@ -1,0 +1,129 @@
+"""Run any model or any aten operation in float64, whatever dtype its parameters and casts ask for.
+
+Used to evaluate constants of the graph and, in the proof, both forms of a model. Tensors are widened where they enter
+an operation, so hooks, hand-written classes and plain-tensor statistics need no `.double()`; a cast to float32 that is
+written into a model's forward stays in float64 as well.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from training.errors import FoldError
+
+NARROW = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class _Widening:
+    """What both modes share: which value takes an argument's place."""
+
+    def __init__(self, exact: Mapping[int, Tensor]):
+        super().__init__()
+        self._exact = exact
+
+    def widened(self, value: Any) -> Any:
+        if isinstance(value, Tensor) and id(value) in self._exact:
+            return self._exact[id(value)]
+        return torch.float64 if isinstance(value, torch.dtype) and value in NARROW else widen(value)
+
+
+class _Functions(_Widening, TorchFunctionMode):
+    """Widens the arguments of calls from Python, before an operation compares their dtypes."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name == "__set__":
+            return func(*args, **(kwargs or {}))
+        if name.endswith("_") and not name.endswith("__") and args:
+            _refuse_narrow_writes(name, args[:1])
+        return func(*tree_map(self.widened, args), **tree_map(self.widened, kwargs or {}))
+
+
+class _Operations(_Widening, TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Widens what operations make by themselves: new tensors, and casts on the way down."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        written = (a for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write)
+        if next(written, None) is not None:
+            _refuse_narrow_writes(str(func), args[:1])
+        return tree_map(widen, func(*tree_map(self.widened, args), **tree_map(self.widened, kwargs or {})))
+
+
+def widen(value: Any) -> Any:
+    """Return a narrow floating-point tensor as float64; anything else as it is."""
+    return value.detach().to(torch.float64) if isinstance(value, Tensor) and value.dtype in NARROW else value
+
+
+def _refuse_narrow_writes(name: str, written: Iterable[Any]) -> None:
+    """Raise when an operation writes into a float32 tensor: the write would go to a widened copy and be lost."""
+    if any(isinstance(value, Tensor) and value.dtype in NARROW for value in written):
+        raise FoldError(
+            f"the model writes into one of its own tensors ({name}); expected a forward without side effects: "
+            "put the model in eval mode and call it under torch.no_grad()"
+        )
+
+
+def run_in_float64(
+    function: Callable[..., Any], args: tuple[Any, ...], exact: Mapping[int, Tensor] | None = None
+) -> Any:
+    """Return what `function(*args)` gives when evaluated in float64, without gradients.
+
+    Args:
+        function: a module or any callable on tensors.
+        args: its arguments; float tensors are widened.
+        exact: float64 tensors to use in place of the function's own, by `id` of the tensor that they replace.
+    """
+    wide = tree_map(widen, args)
+    with torch.no_grad(), _Operations(exact or {}), _Functions(exact or {}):
+        return function(*wide)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors of a model's output (tensor, tuple, list, dict or data class), depth first."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [tensor for item in value.values() for tensor in tensors_in(item)]
+    if isinstance(value, list | tuple):
+        return [tensor for item in value for tensor in tensors_in(item)]
+    return tensors_in(vars(value)) if hasattr(value, "__dataclass_fields__") else []
+
+
+def sharing_copy(model: nn.Module, keep: Iterable[int] = ()) -> nn.Module:
+    """Return a copy of the module tree around the very same parameters, to run without a trace on the model itself.
+
+    Norms update buffers, or assign their statistics anew, even when nobody trains; these are the copy's own.
+
+    Args:
+        model: what to copy.
+        keep: `id` of tensors to share although they are no parameters.
+    """
+    shared = set(keep)
+    named = [tensor for _, tensor in named_tensors(model)]
+    memo: dict[int, Any] = {id(t): t for t in named if isinstance(t, nn.Parameter) or id(t) in shared}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # copying a GraphModule warns about pytrees of torch's own
+        return copy.deepcopy(model, memo)
+
+
+def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return parameters, buffers and plain tensor attributes with their qualified names, each under its first name."""
+    seen: set[int] = set()
+    found = []
+    for path, module in model.named_modules():
+        for name, value in [*module._parameters.items(), *module._buffers.items(), *vars(module).items()]:
+            if isinstance(value, Tensor) and id(value) not in seen:
+                seen.add(id(value))
+                found.append((f"{path}.{name}" if path else name, value))
+    return found

@@ -1,0 +1,139 @@
+"""Float64 forms of the ONNX operators whose reference implementation is slow or wrong.
+
+Used by `onnx_evaluate` only. Convolutions and pools call PyTorch's double kernels, which share no code with the fold;
+batch normalization is written out, because ONNX's own reference takes opset 9 to 13 for training. A kernel that does
+not know an attribute returns None, and the reference takes over.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Values = npt.NDArray[Any]
+Kernel = Callable[[Sequence[Values | None], dict[str, Any]], Values | None]
+
+
+def _batch_norm(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
+    x, gamma, beta, mean, var = (np.asarray(v) for v in inputs)
+    if fields.get("training_mode", 0) or not fields.get("spatial", 1):
+        return None
+    shape = (1, -1) + (1,) * (x.ndim - 2)
+    deviation = np.sqrt(var + fields.get("epsilon", float(np.float32(1e-5))))
+    normalised = (x - mean.reshape(shape)) / deviation.reshape(shape)
+    return np.asarray(normalised * gamma.reshape(shape) + beta.reshape(shape))
+
+
+def _conv(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
+    x, weight, bias = _operands(inputs)
+    kernel = _Window(fields, weight.shape[2:])
+    if kernel.pads is None or x.ndim - 2 not in (1, 2, 3):
+        return None
+    function = (F.conv1d, F.conv2d, F.conv3d)[x.ndim - 3]
+    begins, ends = kernel.pads
+    pads = begins if begins == ends else 0
+    x = x if begins == ends else kernel.pad(x, 0.0)
+    result = function(x, weight, bias, kernel.strides, pads, kernel.dilations, fields.get("group", 1))
+    return np.asarray(result.numpy())
+
+
+def _conv_transpose(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
+    x, weight, bias = _operands(inputs)
+    kernel = _Window(fields, weight.shape[2:])
+    if kernel.pads is None or "output_shape" in fields or x.ndim - 2 not in (1, 2, 3):
+        return None
+    function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[x.ndim - 3]
+    extra = fields.get("output_padding", [0] * (x.ndim - 2))
+    begins, ends = kernel.pads
+    if any(extra) and any(e >= s and e >= d for e, s, d in zip(extra, kernel.strides, kernel.dilations, strict=True)):
+        return None
+    full = function(x, weight, bias, kernel.strides, 0, extra, fields.get("group", 1), kernel.dilations)
+    cut = tuple(slice(b, size - e) for b, e, size in zip(begins, ends, full.shape[2:], strict=True))
+    return np.asarray(full[(slice(None), slice(None), *cut)].numpy())
+
+
+def _max_pool(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
+    (x,) = _tensors(inputs)
+    kernel = _Window(fields, fields["kernel_shape"])
+    if kernel.pads is None or fields.get("ceil_mode", 0) or fields.get("storage_order", 0) or x.ndim not in (3, 4, 5):
+        return None
+    function = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[x.ndim - 3]
+    padded = kernel.pad(x, -torch.inf)
+    return np.asarray(function(padded, kernel.sizes, kernel.strides, 0, kernel.dilations).numpy())
+
+
+def _average_pool(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
+    (x,) = _tensors(inputs)
+    kernel = _Window(fields, fields["kernel_shape"])
+    plain = kernel.pads is not None and not fields.get("ceil_mode", 0) and set(kernel.dilations) == {1}
+    if not plain or x.ndim not in (3, 4, 5):
+        return None
+    function: Any = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[x.ndim - 3]
+    summed = function(kernel.pad(x, 0.0), kernel.sizes, kernel.strides)
+    if fields.get("count_include_pad", 0):
+        return np.asarray(summed.numpy())
+    inside = function(kernel.pad(torch.ones_like(x), 0.0), kernel.sizes, kernel.strides)
+    return np.asarray((summed / inside).numpy())
+
+
+def _global_average_pool(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
+    x = np.asarray(inputs[0])
+    return np.asarray(x.mean(axis=tuple(range(2, x.ndim)), keepdims=True))
+
+
+def _matmul(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
+    return np.asarray(np.matmul(np.asarray(inputs[0]), np.asarray(inputs[1])))
+
+
+def _gemm(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
+    a, b = np.asarray(inputs[0]), np.asarray(inputs[1])
+    product = (a.T if fields.get("transA", 0) else a) @ (b.T if fields.get("transB", 0) else b)
+    result = fields.get("alpha", 1.0) * product
+    c = inputs[2] if len(inputs) > 2 else None
+    return np.asarray(result if c is None else result + fields.get("beta", 1.0) * c)
+
+
+class _Window:
+    """Kernel, strides, dilations and pads of a convolution or pool, as PyTorch wants them."""
+
+    def __init__(self, fields: dict[str, Any], sizes: Sequence[int]):
+        rank = len(sizes)
+        self.sizes = [int(size) for size in sizes]
+        self.strides = [int(s) for s in fields.get("strides", [1] * rank)]
+        self.dilations = [int(d) for d in fields.get("dilations", [1] * rank)]
+        pads = [int(p) for p in fields.get("pads", [0] * 2 * rank)]
+        known = fields.get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID") and min(pads, default=0) >= 0
+        self.pads = (pads[:rank], pads[rank:]) if known else None
+
+    def pad(self, x: Tensor, value: float) -> Tensor:
+        """Return `x` with `value` around its last axes."""
+        assert self.pads is not None
+        if not any(map(any, self.pads)):
+            return x
+        both = [side for begin, end in reversed(list(zip(*self.pads, strict=True))) for side in (begin, end)]
+        return F.pad(x, both, value=value)
+
+
+def _tensors(inputs: Sequence[Values | None]) -> list[Tensor]:
+    return [torch.from_numpy(np.require(value, requirements=["C", "W"])) for value in inputs if value is not None]
+
+
+def _operands(inputs: Sequence[Values | None]) -> tuple[Tensor, Tensor, Tensor | None]:
+    tensors = _tensors(inputs)
+    return tensors[0], tensors[1], tensors[2] if len(tensors) > 2 else None
+
+
+KERNELS: dict[str, Kernel] = {
+    "AveragePool": _average_pool,
+    "BatchNormalization": _batch_norm,
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Gemm": _gemm,
+    "GlobalAveragePool": _global_average_pool,
+    "MatMul": _matmul,
+    "MaxPool": _max_pool,
+}

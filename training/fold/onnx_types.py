@@ -1,0 +1,168 @@
+"""Facts about an ONNX model that can be read without changing it: types, shapes, names, captures of subgraphs.
+
+First in the ONNX flow; `onnx_graph` builds its editable view from these. Shapes come from ONNX's own inference on a
+skeleton without the weights, so that a large model is not serialised for it.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
+
+from training.errors import FoldError
+from training.fold.core import Array
+from training.fold.rounding import BFLOAT16
+
+Dims = tuple[int | str, ...]
+
+FLOAT_TYPES = {
+    int(TensorProto.FLOAT16): "float16",
+    int(TensorProto.BFLOAT16): BFLOAT16,
+    int(TensorProto.FLOAT): "float32",
+    int(TensorProto.DOUBLE): "float64",
+}
+TYPE_NUMBERS = {name: number for number, name in FLOAT_TYPES.items()}
+_SMALL = 1024  # initializers up to this many elements may be shapes or axes, which inference wants to see
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Return the version of the default operator set, 0 when the model imports none."""
+    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    return int(versions[0]) if versions else 0
+
+
+def infer(model: onnx.ModelProto) -> tuple[dict[str, Dims], dict[str, int]]:
+    """Return shape and element type of each value of the main graph, as far as ONNX can tell them.
+
+    A dimension is an int, the name that the model gives it, or a name of its own ("value?axis") when nothing is known:
+    two dimensions are equal only if these are.
+    """
+    inferred = shape_inference.infer_shapes(_skeleton(model), strict_mode=False, data_prop=True)
+    shapes: dict[str, Dims] = {}
+    types: dict[str, int] = {}
+    for value in (*inferred.graph.value_info, *inferred.graph.output, *inferred.graph.input):
+        tensor = value.type.tensor_type
+        types[value.name] = int(tensor.elem_type)
+        if tensor.HasField("shape"):
+            shapes[value.name] = tuple(_dimension(d, value.name, i) for i, d in enumerate(tensor.shape.dim))
+    for tensor in model.graph.initializer:
+        types[tensor.name], shapes[tensor.name] = int(tensor.data_type), tuple(tensor.dims)
+    return shapes, types
+
+
+def with_output_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return `model`, or a copy with inferred shapes where its outputs have none: runtimes do not mind, ONNX does."""
+    lacking = [value for value in model.graph.output if not value.type.tensor_type.HasField("shape")]
+    if not any(value.type.HasField("tensor_type") for value in lacking):
+        return model
+    shapes, _ = infer(model)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for value in copy.graph.output:
+        tensor = value.type.tensor_type
+        if value.type.HasField("tensor_type") and not tensor.HasField("shape") and value.name in shapes:
+            dims = [dim if isinstance(dim, int) or "?" not in dim else None for dim in shapes[value.name]]
+            value.CopyFrom(helper.make_tensor_value_info(value.name, tensor.elem_type, dims))
+    return copy
+
+
+def names_of(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield every name that is taken anywhere in `graph` and its subgraphs: values, nodes, initializers."""
+    for node in graph.node:
+        yield node.name
+        yield from node.input
+        yield from node.output
+        for body in subgraphs(node):
+            yield from names_of(body)
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        yield value.name
+    for tensor in graph.initializer:
+        yield tensor.name
+    for sparse in graph.sparse_initializer:
+        yield sparse.values.name
+
+
+def subgraphs(node: NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yield the bodies that a node such as If, Loop or Scan carries."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def captures(node: NodeProto) -> set[str]:
+    """Return the names that the node's bodies read from outside themselves."""
+    return {name for body in subgraphs(node) for name in _free_names(body)}
+
+
+def attributes(node: NodeProto) -> dict[str, Any]:
+    """Return the node's attributes as Python values; a float has its float32 value exactly."""
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def set_attribute(node: NodeProto, name: str, value: Any) -> None:
+    """Give the node's attribute `name` the value `value`, replacing the one it has."""
+    kept = [attribute for attribute in node.attribute if attribute.name != name]
+    fresh = [AttributeProto.FromString(attribute.SerializeToString()) for attribute in kept]
+    del node.attribute[:]
+    node.attribute.extend([*fresh, helper.make_attribute(name, value)])
+
+
+def to_array(tensor: TensorProto) -> npt.NDArray[Any]:
+    """Return the tensor's values.
+
+    Raises:
+        FoldError: its data lies in a file beside the model, which was not read.
+    """
+    if tensor.data_location == TensorProto.EXTERNAL:
+        raise FoldError(
+            f"initializer {tensor.name!r}: its data is in an external file; load the model with its external data"
+        )
+    return np.asarray(numpy_helper.to_array(tensor))
+
+
+def to_tensor(name: str, rounded: npt.NDArray[Any], dtype: str) -> TensorProto:
+    """Return `rounded`, values of `dtype` as `round_once` gives them, as a tensor with raw little-endian bytes."""
+    if dtype != BFLOAT16:
+        return numpy_helper.from_array(np.ascontiguousarray(rounded), name)
+    bits = (np.ascontiguousarray(rounded, "<f4").view("<u4") >> 16).astype("<u2")
+    return helper.make_tensor(name, TensorProto.BFLOAT16, rounded.shape, bits.tobytes(), raw=True)
+
+
+def as_float64(tensor: TensorProto) -> Array:
+    """Return the tensor's values in float64, which holds each float type exactly."""
+    return np.asarray(to_array(tensor), np.float64)
+
+
+def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with its large initializers turned into inputs of the same type."""
+    graph = model.graph
+    large = [t for t in graph.initializer if int(np.prod(t.dims)) > _SMALL]
+    gone = {tensor.name for tensor in large}
+    inputs = [value for value in graph.input if value.name not in gone]
+    inputs += [helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in large]
+    small = [t for t in graph.initializer if t.name not in gone]
+    bare = helper.make_graph(
+        graph.node, graph.name or "graph", inputs, graph.output, small, value_info=graph.value_info
+    )
+    result = helper.make_model(bare, opset_imports=model.opset_import, functions=model.functions)
+    result.ir_version = model.ir_version
+    return result
+
+
+def _dimension(dim: onnx.TensorShapeProto.Dimension, value: str, axis: int) -> int | str:
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value)
+    return dim.dim_param or f"{value}?{axis}"
+
+
+def _free_names(body: onnx.GraphProto) -> set[str]:
+    own = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
+    own |= {name for node in body.node for name in node.output}
+    read = {name for node in body.node for name in node.input if name} | {value.name for value in body.output}
+    for node in body.node:
+        read |= captures(node)
+    return read - own

@@ -1,0 +1,226 @@
+"""The whole way as two functions of values: a recipe and data become trained weights, these a proved version.
+
+`train` measures and `package` proves; neither prints, reads a flag or writes a file. The command line and the tests put
+them together with a run folder before and the artifact behind.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from training import export, golden
+from training.config import Recipe
+from training.dataset import CLASS_NAMES, PIXEL_SCALE, FashionMNIST, scale_pixels
+from training.device import to_device
+from training.errors import FoldError
+from training.fit import EpochRecord, History, evaluate, fit
+from training.fold import fold, fold_input
+from training.fold.report import Report
+from training.model import build, count_parameters
+from training.run import Weights, buffers_of, parameters_of
+from training.statistics import Norm, population_statistics
+from training.verify import Parity, oracle_logits, run, verify
+
+PROOF_ROWS = 8  # images that the fold proves each site on; verify takes them all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a training gave.
+
+    Attributes:
+        network: unfolded, on the CPU, in eval mode, with the statistics that the recipe names.
+        weights: the same as tensors, with every set of statistics.
+        history: one record for each epoch.
+        test_accuracy: kind of statistics -> share of right answers on the test images.
+        device: `cpu` or `cuda`.
+        seconds: wall clock of training and statistics.
+    """
+
+    network: nn.Sequential
+    weights: Weights
+    history: History
+    test_accuracy: Mapping[str, float]
+    device: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """A proved version, ready for `artifact.publish`.
+
+    Attributes:
+        model: content of model.onnx.
+        manifest: the manifest but for what publishing adds.
+        report: what the fold did.
+        parity: what the verification measured.
+    """
+
+    model: bytes
+    manifest: Mapping[str, Any]
+    report: Report
+    parity: Parity
+
+
+def train(
+    recipe: Recipe,
+    dataset: FashionMNIST,
+    device: torch.device,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+) -> Trained:
+    """Return the network that `recipe` makes of `dataset`, with running and with population statistics.
+
+    Raises:
+        DivergenceError: the loss was NaN or infinite.
+        ConfigError: recipe and data do not fit together.
+    """
+    start = time.perf_counter()
+    network = build(recipe)
+    history = fit(network, dataset, recipe, device, on_epoch)
+    statistics, accuracy = {}, {}
+    if recipe.norm == "none":
+        accuracy["none"] = history.last.test_accuracy
+    else:
+        statistics["running"], accuracy["running"] = buffers_of(network), history.last.test_accuracy
+        population_statistics(network, to_device(dataset.train_images, device))
+        statistics["population"] = buffers_of(network)
+        test_images, test_labels = (to_device(a, device) for a in (dataset.test_images, dataset.test_labels))
+        accuracy["population"] = evaluate(network, test_images, test_labels)
+    weights = Weights(recipe=recipe, parameters=parameters_of(network), statistics=statistics)
+    return Trained(
+        network=weights.network(recipe.statistics),
+        weights=weights,
+        history=history,
+        test_accuracy=accuracy,
+        device=device.type,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def fold_network(network: nn.Module, images: NDArray[np.uint8]) -> tuple[nn.Module, Report]:
+    """Return `network` for pixels in 0..255, without norms, and the report of the fold.
+
+    Args:
+        network: eval mode; images in [0, 1] to logits.
+        images: uint8 (N, C, H, W), at least 2; the fold's own proof runs on them.
+
+    Raises:
+        FoldError: a norm cannot be folded exactly.
+    """
+    example = (scale_pixels(torch.as_tensor(images)),)
+    folded = fold(network, example, strict=True)
+    _require_all_found(network, folded.report)
+    return fold_input(folded, scale=1 / PIXEL_SCALE, example_inputs=example), folded.report
+
+
+def _require_all_found(network: nn.Module, report: Report) -> None:
+    """Raise FoldError for a norm that the fold took for something else: `strict` knows only those that it saw."""
+    found = {site.path for site in report.folded}
+    lost = [name for name, module in network.named_modules() if isinstance(module, Norm) and name not in found]
+    if lost:
+        raise FoldError(f"the fold did not see the norms {', '.join(lost)}; expected each of the network's to go")
+
+
+def package(
+    trained: Trained, dataset: FashionMNIST, *, revision: str, environment: Mapping[str, Any], created: datetime
+) -> Package:
+    """Return the folded, exported and verified form of `trained`.
+
+    Raises:
+        FoldError, ExportError, VerifyError: a step did not give what it must; there is nothing to publish then.
+    """
+    channels, height, width = dataset.test_images.shape[1:]
+    folded, report = fold_network(trained.network, dataset.test_images[:PROOF_ROWS])
+    metadata = describe(trained.weights.recipe, dataset, revision)
+    model = export.to_bytes(export.export(folded, metadata=metadata, image_shape=(channels, height, width)))
+    oracle = oracle_logits(trained.network, dataset.test_images)
+    parity = verify(trained.network, folded, model, dataset, algebra=algebra_of(report), oracle=oracle)
+    manifest = {
+        "created": f"{created:%Y-%m-%dT%H:%M:%SZ}",
+        "golden": golden_answers(oracle, model, dataset),
+        "accuracy": accuracy_of(trained, parity),
+        "parity": parity.as_dict(),
+        "fold": report.as_dict(),
+        "training": training_of(trained, len(dataset.train_labels)),
+        "environment": dict(environment),
+    }
+    return Package(model=model, manifest=manifest, report=report, parity=parity)
+
+
+def describe(recipe: Recipe, dataset: FashionMNIST, revision: str) -> dict[str, str]:
+    """Return the graph's metadata: what is known of the model wherever it is exported."""
+    channels, height, width = dataset.test_images.shape[1:]
+    image = {
+        "input": export.INPUT_NAME,
+        "channels": channels,
+        "height": height,
+        "width": width,
+        "range": [0, 255],
+        "polarity": "light-on-dark",
+        "background": 0,
+        "grey": "ITU-R 601",
+    }
+    hyperparameters = recipe.as_dict()
+    return export.describe(
+        labels=CLASS_NAMES,
+        image=image,
+        seed=hyperparameters.pop("seed"),
+        statistics=hyperparameters.pop("statistics"),
+        recipe=hyperparameters,
+        data=dataset.digests,
+        revision=revision,
+    )
+
+
+def algebra_of(report: Report) -> dict[str, float | None]:
+    """Return path -> proof error of each folded norm."""
+    return {site.path or site.node: site.proof_error for site in report.folded}
+
+
+def golden_answers(oracle: NDArray[np.float64], model: bytes, dataset: FashionMNIST) -> dict[str, Any]:
+    """Return the manifest's `golden`, after seeing that `model` gives these answers here.
+
+    Args:
+        oracle: (N, classes), logits of the unfolded network in float64 for the test images.
+        model: content of model.onnx.
+        dataset: its test images are chosen from.
+
+    Raises:
+        VerifyError: it does not, or no clear examples are found.
+    """
+    rows = golden.choose(dataset.test_labels, oracle)
+    images = np.ascontiguousarray(dataset.test_images[rows])
+    expected = golden.answers(oracle[rows])
+    golden.check(expected, run(model, images))
+    return golden.encode(images, expected)
+
+
+def accuracy_of(trained: Trained, parity: Parity) -> dict[str, Any]:
+    """Return the manifest's `accuracy`: that of the served form, and what the training measured before."""
+    return {
+        "test": parity.served.correct / parity.images,
+        "correct": parity.served.correct,
+        "images": parity.images,
+        "statistics": trained.weights.recipe.statistics,
+        "test_by_statistics": dict(trained.test_accuracy),
+        "train": trained.history.last.train_accuracy,
+        "train_loss": trained.history.last.loss,
+    }
+
+
+def training_of(trained: Trained, train_images: int) -> dict[str, Any]:
+    """Return the manifest's `training`: how it went, not what was asked for, which the graph states."""
+    return {
+        "device": trained.device,
+        "seconds": round(trained.seconds, 3),
+        "parameters": count_parameters(trained.network),
+        "train_images": train_images,
+        "epochs": [record.as_dict() for record in trained.history.epochs],
+    }

@@ -1,0 +1,67 @@
+"""The two pictures of a run: its curves, and which classes it takes for which.
+
+Drawn after the last epoch from what the run has measured; nothing is computed here but a count of pairs.
+"""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from training.fit import EpochRecord
+
+
+def confusion(labels: NDArray[np.int64], named: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+    """Return how often true class (row) was named as class (column): (classes, classes).
+
+    Args:
+        labels: (N,) true classes.
+        named: (N,) classes that the network named.
+        classes: how many there are.
+    """
+    pairs = np.bincount(labels * classes + named, minlength=classes * classes)
+    return pairs.reshape(classes, classes).astype(np.int64)
+
+
+def curves_png(epochs: Sequence[EpochRecord]) -> bytes:
+    """Return a PNG of loss and of train and test accuracy over the epochs."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    numbers = [record.epoch for record in epochs]
+    loss.plot(numbers, [record.loss for record in epochs], marker="o", markersize=3)
+    loss.set(xlabel="epoch", ylabel="train loss", ylim=(0, None))
+    accuracy.plot(numbers, [record.train_accuracy for record in epochs], marker="o", markersize=3, label="train")
+    accuracy.plot(
+        numbers, [record.test_accuracy for record in epochs], marker="o", markersize=3, label="test, running statistics"
+    )
+    accuracy.set(xlabel="epoch", ylabel="accuracy", ylim=(None, 1))
+    accuracy.legend(loc="lower right")
+    for axes in (loss, accuracy):
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return _png(figure)
+
+
+def confusion_png(counts: NDArray[np.int64], class_names: Sequence[str]) -> bytes:
+    """Return a PNG of `counts` (classes, classes) with names and numbers; colour is the share of the true class."""
+    figure = Figure(figsize=(7.2, 6.6), layout="constrained")
+    axes = figure.subplots()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    ticks = range(len(class_names))
+    axes.set_xticks(ticks, class_names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(ticks, class_names)
+    axes.set(xlabel="named", ylabel="true")
+    for row, column in np.argwhere(counts):
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        text = str(counts[row, column])
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    return buffer.getvalue()

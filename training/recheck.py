@@ -1,0 +1,200 @@
+"""Repeats later, on a published version, what was proved when it was made; says what it could not repeat, and why.
+
+The command line's `verify`. It trusts nothing but the bytes before it: digests first, then the graph, its answers, its
+accuracy on the real test images and, with the run's weights at hand, the whole chain from the unfolded network.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from training import artifact, export, golden
+from training.dataset import FashionMNIST
+from training.errors import ArtifactError, ExportError, TrainingError, VerifyError
+from training.pipeline import PROOF_ROWS, algebra_of, fold_network
+from training.run import Weights, read_weights
+from training.verify import RUNTIME_LEVELS, TOLERANCE, run, verify
+
+
+class Outcome(StrEnum):
+    """What became of a check."""
+
+    PASSED = "passed"
+    FAILED = "FAILED"
+    NOT_CHECKED = "not checked"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: what, how it ended, and the figures or the reason."""
+
+    what: str
+    outcome: Outcome
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.outcome:<11}  {self.what:<16}  {self.detail}"
+
+
+@dataclass(frozen=True)
+class Version:
+    """A published version as read from its folder."""
+
+    model: bytes
+    graph: onnx.ModelProto
+    manifest: dict[str, Any]
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The graph's `metadata_props`."""
+        return {entry.key: entry.value for entry in self.graph.metadata_props}
+
+
+def version_folder(path: Path) -> Path:
+    """Return the version folder that `path` means: the folder itself, or the one that model.onnx lies in.
+
+    Raises:
+        ArtifactError: it is neither.
+    """
+    folder = path.parent if path.name == artifact.MODEL_NAME else path
+    if not (folder / artifact.MANIFEST_NAME).is_file():
+        raise ArtifactError(
+            f"{path}: no {artifact.MANIFEST_NAME} there; expected a version folder such as models/lenet-bn/1, or the "
+            f"{artifact.MODEL_NAME} in one"
+        )
+    return folder
+
+
+def recheck(
+    path: Path,
+    load_dataset: Callable[[], FashionMNIST],
+    weights: Path | None = None,
+    on_check: Callable[[Check], None] = lambda _: None,
+) -> list[Check]:
+    """Return one `Check` for each part of the proof, calling `on_check` as each ends; a failure does not end the rest.
+
+    Args:
+        path: a version folder, or model.onnx in one.
+        load_dataset: gives the real data; a TrainingError from it means that it is not at hand.
+        weights: the run's model.safetensors, for the whole chain.
+        on_check: told of each check as it ends.
+
+    Raises:
+        ArtifactError: the version cannot be read, or its digests are wrong: then there is nothing to check.
+    """
+    model, manifest = artifact.read(version_folder(path))
+    version = Version(model, _parsed(model), manifest)
+    files = f"{artifact.MODEL_NAME}, {len(model)} bytes, is the file that the manifest was written for"
+    data = _dataset_for(version, load_dataset)
+    steps: dict[str, Callable[[], str]] = {
+        "digests": lambda: files,
+        "graph": lambda: _check_graph(version),
+        "golden answers": lambda: _check_golden(version),
+        "test accuracy": lambda: _check_accuracy(version, data),
+        "whole chain": lambda: _check_chain(version, data, weights),
+    }
+    checks = []
+    for what, step in steps.items():
+        checks.append(_outcome(what, step))
+        on_check(checks[-1])
+    return checks
+
+
+class _CannotCheck(Exception):  # noqa: N818 -- no error: something that the check needs is not at hand
+    """Says what is missing."""
+
+
+def _outcome(what: str, step: Callable[[], str]) -> Check:
+    try:
+        return Check(what, Outcome.PASSED, step())
+    except _CannotCheck as reason:
+        return Check(what, Outcome.NOT_CHECKED, str(reason))
+    except TrainingError as err:
+        return Check(what, Outcome.FAILED, str(err))
+    except (KeyError, TypeError, ValueError) as err:
+        return Check(what, Outcome.FAILED, f"the manifest or the metadata lacks or garbles an entry: {err!r}")
+
+
+def _parsed(model: bytes) -> onnx.ModelProto:
+    try:
+        graph: onnx.ModelProto = onnx.ModelProto.FromString(model)
+    except Exception as err:  # protobuf's DecodeError has no public home common to its versions
+        raise ArtifactError(f"{artifact.MODEL_NAME} is no ONNX file ({err}), although its digest is right") from err
+    return graph
+
+
+def _dataset_for(version: Version, load_dataset: Callable[[], FashionMNIST]) -> FashionMNIST | str:
+    """Return the data the model was made from, or why it is not at hand."""
+    try:
+        dataset = load_dataset()
+    except TrainingError as err:
+        return f"the test images are not at hand: {err}"
+    if export.canonical_json(dataset.digests) != version.metadata.get("foldserve.data"):
+        return f"the data from {dataset.source} is not what the model was trained on"
+    return dataset
+
+
+def _check_graph(version: Version) -> str:
+    export.check_graph(version.graph)
+    found, stated = export.weights_digest(version.graph), version.metadata.get("foldserve.weights")
+    if found != stated:
+        raise ExportError(f"the weights' digest is {found}, the graph's metadata says {stated}")
+    return f"valid ONNX, {len(version.graph.graph.node)} nodes, no norm, weights {found[:12]}"
+
+
+def _check_golden(version: Version) -> str:
+    tensors = version.manifest["golden"]
+    images = golden.decode_tensor(tensors["inputs"][export.INPUT_NAME])
+    expected = {name: golden.decode_tensor(tensor) for name, tensor in tensors["outputs"].items()}
+    worst = 0.0
+    for level in RUNTIME_LEVELS.values():
+        found = run(version.model, images, level)
+        golden.check(expected, found)
+        worst = max(worst, *golden.differences(expected, found).values())
+    return f"{len(images)} images, off by {worst:.1e} of the largest value, limit {golden.TOLERANCE['cpu']:.0e}"
+
+
+def _check_accuracy(version: Version, dataset: FashionMNIST | str) -> str:
+    if isinstance(dataset, str):
+        raise _CannotCheck(dataset)
+    outputs = run(version.model, dataset.test_images)
+    logits = outputs["logits"].astype(np.float64)
+    undecided = int((golden.margins(logits) < 2 * TOLERANCE * np.abs(logits).max()).sum())
+    correct = int((outputs["class_id"][:, 0] == dataset.test_labels).sum())
+    stated = version.manifest["accuracy"]
+    if abs(correct - stated["correct"]) > undecided or stated["images"] != len(logits):
+        raise VerifyError(
+            f"{correct} of {len(logits)} test images are right, the manifest says {stated['correct']} of "
+            f"{stated['images']}, and only {undecided} are near a tie"
+        )
+    return f"{correct} of {len(logits)} test images, as the manifest says"
+
+
+def _check_chain(version: Version, dataset: FashionMNIST | str, path: Path | None) -> str:
+    if path is None:
+        raise _CannotCheck("the unfolded weights were not given; add --weights RUN/model.safetensors")
+    if isinstance(dataset, str):
+        raise _CannotCheck(dataset)
+    weights = read_weights(path)
+    network = weights.network(version.metadata["foldserve.statistics"])
+    folded, report = fold_network(network, dataset.test_images[:PROOF_ROWS])
+    _check_same_weights(version, folded.state_dict(), weights, path)
+    parity = verify(network, folded, version.model, dataset, algebra=algebra_of(report))
+    return (
+        f"folded anew, bit for bit; {parity.served.agreeing} of {parity.images} classes as in float64, "
+        f"logits off by {parity.served.max_error:.1e} of the largest"
+    )
+
+
+def _check_same_weights(version: Version, folded: dict[str, Any], weights: Weights, path: Path) -> None:
+    found = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in version.graph.graph.initializer}
+    for name, tensor in folded.items():
+        if name not in found or found[name].tobytes() != tensor.numpy().tobytes():
+            raise VerifyError(
+                f"{path} (seed {weights.recipe.seed}) does not fold to the model's {name!r}; other weights"
+            )

@@ -1,0 +1,175 @@
+"""What a run leaves in its own folder: configuration, figures epoch by epoch, and the trained weights.
+
+The pipeline's record for people and for `verify --weights`; the service never sees it. Every file appears whole, except
+`metrics.csv`, which grows by one flushed line an epoch so that a killed run still shows how far it came.
+"""
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from training.artifact import write_whole
+from training.config import Recipe
+from training.errors import ArtifactError, CheckpointError, ConfigError, TrainingError
+from training.fit import EpochRecord
+from training.model import build
+
+CONFIG_NAME = "config.json"
+METRICS_NAME = "metrics.csv"
+WEIGHTS_NAME = "model.safetensors"
+MANIFEST_KEY = "foldserve"
+
+# safetensors keeps its header's entries in no fixed order: one entry, holding JSON, gives the same bytes every time.
+_STATISTICS = ("running", "population")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The trained, unfolded network with each set of statistics that was measured.
+
+    Attributes:
+        recipe: what made it.
+        parameters: state-dict name -> learned values.
+        statistics: `running` and, where there are norms, `population` -> state-dict name -> buffer.
+    """
+
+    recipe: Recipe
+    parameters: Mapping[str, Tensor]
+    statistics: Mapping[str, Mapping[str, Tensor]]
+
+    def network(self, statistics: str) -> nn.Sequential:
+        """Return the unfolded network in eval mode on the CPU, serving with `statistics`.
+
+        Raises:
+            CheckpointError: these statistics are not there, or the tensors do not fit the recipe's network.
+        """
+        if statistics != "none" and statistics not in self.statistics:
+            raise CheckpointError(f"the weights hold statistics {sorted(self.statistics)}, not {statistics!r}")
+        network = build(self.recipe)
+        try:
+            network.load_state_dict({**self.parameters, **self.statistics.get(statistics, {})})
+        except RuntimeError as err:
+            raise CheckpointError(f"the weights do not fit the network of their recipe: {err}") from err
+        return network.eval()
+
+
+class Run:
+    """A run's own folder, made new.
+
+    Args:
+        folder: where; must not exist, or be empty.
+
+    Raises:
+        ConfigError: something is there already.
+        ArtifactError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()):
+                raise ConfigError(
+                    f"--out {folder}: is not empty, and a run is never overwritten; choose another folder"
+                )
+        except OSError as err:
+            raise ArtifactError(f"--out {folder}: cannot be made ({err.strerror or err}); choose another") from err
+        self.folder = folder
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write config.json: what really ran, where and on what data."""
+        self.write(CONFIG_NAME, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def append(self, record: EpochRecord) -> None:
+        """Add one epoch's line to metrics.csv and flush it."""
+        values = record.as_dict()
+        path = self.folder / METRICS_NAME
+        try:
+            is_new = not path.exists()
+            with path.open("a", newline="", encoding="utf-8") as file:
+                rows = csv.DictWriter(file, values)
+                if is_new:
+                    rows.writeheader()
+                rows.writerow(values)
+        except OSError as err:
+            raise _refused(path, err) from err
+
+    def write(self, name: str, content: bytes) -> Path:
+        """Write a file of the run whole and return its path.
+
+        Raises:
+            ArtifactError: the disk refuses.
+        """
+        path = self.folder / name
+        try:
+            write_whole(path, content)
+        except OSError as err:
+            raise _refused(path, err) from err
+        return path
+
+    def write_weights(self, weights: Weights) -> Path:
+        """Write model.safetensors and return its path."""
+        return self.write(WEIGHTS_NAME, weights_to_bytes(weights))
+
+
+def default_folder(name: str, seed: int, now: datetime) -> Path:
+    """Return runs/<name>-<time>-seed<seed>."""
+    return Path("runs") / f"{name}-{now:%Y%m%dT%H%M%S}-seed{seed}"
+
+
+def weights_to_bytes(weights: Weights) -> bytes:
+    """Return the content of model.safetensors: parameters by name, buffers as `<statistics>/<name>`."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.parameters.items()}
+    for kind, buffers in weights.statistics.items():
+        tensors |= {f"{kind}/{name}": buffer.detach().cpu().contiguous() for name, buffer in buffers.items()}
+    header = {MANIFEST_KEY: json.dumps({"format": 1, "recipe": weights.recipe.as_dict()}, sort_keys=True)}
+    return safetensors.torch.save(tensors, header)
+
+
+def read_weights(path: Path) -> Weights:
+    """Return what `weights_to_bytes` wrote to `path`.
+
+    Raises:
+        CheckpointError: the file cannot be read, was cut off, or was not written by a run.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping, only keys()
+        recipe = Recipe(**json.loads(header[MANIFEST_KEY])["recipe"])
+    except (OSError, SafetensorError) as err:
+        raise CheckpointError(f"{path} cannot be read as safetensors ({err}); expected a run's {WEIGHTS_NAME}") from err
+    except (KeyError, TypeError, ValueError, TrainingError) as err:
+        raise CheckpointError(f"{path} names no recipe of ours ({err}); expected a run's {WEIGHTS_NAME}") from err
+    statistics = {
+        kind: {name.removeprefix(f"{kind}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{kind}/")}
+        for kind in _STATISTICS
+    }
+    return Weights(
+        recipe=recipe,
+        parameters={name: tensor for name, tensor in tensors.items() if "/" not in name},
+        statistics={kind: buffers for kind, buffers in statistics.items() if buffers},
+    )
+
+
+def buffers_of(network: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of the buffers that `network`'s state dict holds."""
+    learned = {name for name, _ in network.named_parameters()}
+    state = network.state_dict()
+    return {name: tensor.detach().cpu().clone() for name, tensor in state.items() if name not in learned}
+
+
+def parameters_of(network: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of what `network` has learned."""
+    return {name: parameter.detach().cpu().clone() for name, parameter in network.named_parameters()}
+
+
+def _refused(path: Path, err: OSError) -> ArtifactError:
+    return ArtifactError(f"{path} cannot be written ({err.strerror or err}); free the disk or choose another --out")

@@ -1,0 +1,246 @@
+"""Every form of the network over the same images, each judged by a float64 run of the unfolded one.
+
+Comes after the export and before the artifact, which publishes only what passed here. The oracle is the network as
+trained, in double precision; nothing of the fold, the exporter or the runtime takes part in it.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from training import golden
+from training.dataset import PIXEL_SCALE, FashionMNIST, scale_pixels
+from training.errors import VerifyError
+
+TOLERANCE = 1e-5  # of the largest |logit|; LeNet in float32 is typically at 1e-6, a wrong fold at 1e-1
+ALGEBRA_TOLERANCE = 1e-11  # of the layer on absolute values, float64 on both sides; typically 1e-15
+ROWS = 500
+
+# Both levels are judged: with optimisations the runtime rewrites the graph before it runs it.
+RUNTIME_LEVELS: Mapping[str, onnxruntime.GraphOptimizationLevel] = {
+    "onnxruntime, optimisations off": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "onnxruntime, default": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How one form of the network compares with the oracle.
+
+    Attributes:
+        form: which form, in words.
+        max_error: largest |difference of a logit| over the largest |logit| of the oracle.
+        mean_error: mean |difference of a logit|, relative to the same.
+        probability_error: largest |difference of a probability|; None where the form gives logits only.
+        agreeing: images on which the named class is the oracle's.
+        undecided: images on which it is not, but the oracle's two best logits lie within twice the error.
+        correct: images on which it is the true class.
+    """
+
+    form: str
+    max_error: float
+    mean_error: float
+    probability_error: float | None
+    agreeing: int
+    undecided: int
+    correct: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """What `verify` measured; the manifest's `parity`.
+
+    Attributes:
+        images: how many went through every form.
+        largest_logit: largest |logit| of the oracle, what the errors are relative to.
+        tolerance: limit of each form's `max_error`.
+        forms: in the order of the way to the service, the last as it is served.
+        algebra: path of each folded norm -> error of the fold's algebra in float64.
+        algebra_tolerance: limit of these.
+    """
+
+    images: int
+    largest_logit: float
+    tolerance: float
+    forms: tuple[Agreement, ...]
+    algebra: Mapping[str, float]
+    algebra_tolerance: float
+
+    @property
+    def served(self) -> Agreement:
+        """The form that the service runs."""
+        return self.forms[-1]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain JSON values."""
+        return asdict(self)
+
+    def table(self) -> str:
+        """Return the figures as text for a terminal."""
+        width = max(len(form.form) for form in self.forms)
+        lines = [f"{'against float64, unfolded':<{width}}  same class     max error  mean error"]
+        for form in self.forms:
+            same = f"{form.agreeing}/{self.images}"
+            lines.append(f"{form.form:<{width}}  {same:<13}  {form.max_error:.1e}    {form.mean_error:.1e}")
+        lines.append(
+            f"errors are relative to the largest |logit| ({self.largest_logit:.1f}), limit {self.tolerance:.0e}"
+        )
+        if self.algebra:
+            worst, limit = max(self.algebra.values()), self.algebra_tolerance
+            lines.append(f"algebra of {len(self.algebra)} folds in float64: {worst:.1e} at most, limit {limit:.0e}")
+        return "\n".join(lines)
+
+
+def verify(
+    original: nn.Module,
+    folded: nn.Module,
+    model: bytes,
+    dataset: FashionMNIST,
+    *,
+    algebra: Mapping[str, float | None],
+    oracle: NDArray[np.float64] | None = None,
+) -> Parity:
+    """Return how well all forms of one network agree on the test images of `dataset`.
+
+    Args:
+        original: the trained, unfolded network, float32; images in [0, 1] to logits.
+        folded: the same without norms; float32 pixels in 0..255 to logits.
+        model: content of model.onnx.
+        dataset: test images (N, C, H, W) uint8; the labels decide `correct`, not whether the forms agree.
+        algebra: path of each folded norm -> what the fold's own proof measured there.
+        oracle: `oracle_logits(original, dataset.test_images)` where it is known already.
+
+    Raises:
+        VerifyError: an error is above its tolerance, or a class differs where the oracle is decided.
+    """
+    images = dataset.test_images
+    judge = Judge(oracle_logits(original, images) if oracle is None else oracle, dataset.test_labels)
+    forms = [
+        judge("torch, unfolded", {"logits": _logits(original, images, scale_pixels)}),
+        judge("torch, folded", {"logits": _logits(folded, images, torch.Tensor.float)}),
+    ]
+    forms += [judge(form, run(model, images, level)) for form, level in RUNTIME_LEVELS.items()]
+    parity = Parity(
+        images=len(images),
+        largest_logit=judge.largest,
+        tolerance=TOLERANCE,
+        forms=tuple(forms),
+        algebra=_proved(algebra),
+        algebra_tolerance=ALGEBRA_TOLERANCE,
+    )
+    check(parity)
+    return parity
+
+
+def check(parity: Parity) -> None:
+    """Raise VerifyError, naming every form and site at fault, when `parity` is not good enough to publish."""
+    faults = [fault for form in parity.forms for fault in _faults(form, parity)]
+    faults += [
+        f"fold of {site}: algebra off by {error:.1e}, limit {parity.algebra_tolerance:.0e}"
+        for site, error in parity.algebra.items()
+        if not error <= parity.algebra_tolerance
+    ]
+    if faults:
+        raise VerifyError("the forms of the network do not agree, nothing is published: " + "; ".join(faults))
+
+
+def oracle_logits(original: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return the logits (N, classes) of a copy of the unfolded network in float64, with float64 pixels."""
+    double = copy.deepcopy(original).cpu().double().eval()
+    return _forward(double, (chunk.double() / PIXEL_SCALE for chunk in _chunks(images))).astype(np.float64)
+
+
+def run(
+    model: bytes,
+    images: NDArray[np.uint8],
+    level: onnxruntime.GraphOptimizationLevel = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+) -> dict[str, NDArray[Any]]:
+    """Return every output of `model` by name, as onnxruntime computes it on the CPU for `images` (N, C, H, W)."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = level
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        parts = [session.run(None, {name: chunk.numpy()}) for chunk in _chunks(images)]
+    except Exception as err:  # onnxruntime's errors share no base below Exception
+        raise VerifyError(f"onnxruntime cannot run the model: {str(err).strip().splitlines()[0]}") from err
+    return {
+        output.name: np.concatenate(arrays)
+        for output, arrays in zip(session.get_outputs(), zip(*parts, strict=True), strict=True)
+    }
+
+
+class Judge:
+    """Compares the outputs of one form after another with the oracle's.
+
+    Args:
+        oracle: (N, classes) float64 logits.
+        labels: (N,) true classes.
+    """
+
+    def __init__(self, oracle: NDArray[np.float64], labels: NDArray[np.int64]) -> None:
+        self.oracle = oracle
+        self.labels = labels
+        self.largest = float(np.abs(oracle).max())
+        self.expected = golden.answers(oracle)
+        self.margins = golden.margins(oracle)
+
+    def __call__(self, form: str, outputs: Mapping[str, NDArray[Any]]) -> Agreement:
+        """Return the figures of `form`, from its `logits` and, where it gives them, `probabilities` and `class_id`."""
+        error = np.abs(outputs["logits"].astype(np.float64) - self.oracle)
+        # A NaN is further away than any number.
+        error = np.where(np.isnan(error), np.inf, error)
+        named = outputs["class_id"][:, 0] if "class_id" in outputs else outputs["logits"].argmax(axis=1)
+        differs = named != self.expected["class_id"][:, 0]
+        probabilities = outputs.get("probabilities")
+        return Agreement(
+            form=form,
+            max_error=float(error.max() / self.largest),
+            mean_error=float(error.mean() / self.largest),
+            probability_error=None
+            if probabilities is None
+            else float(np.abs(probabilities - self.expected["probabilities"]).max()),
+            agreeing=int((~differs).sum()),
+            undecided=int((differs & (self.margins < 2 * error.max(axis=1))).sum()),
+            correct=int((named == self.labels).sum()),
+        )
+
+
+def _faults(form: Agreement, parity: Parity) -> Iterator[str]:
+    if not form.max_error <= parity.tolerance:
+        yield f"{form.form}: logits off by {form.max_error:.1e} of the largest, limit {parity.tolerance:.0e}"
+    if form.agreeing + form.undecided < parity.images:
+        wrong = parity.images - form.agreeing - form.undecided
+        yield f"{form.form}: another class on {wrong} of {parity.images} images on which the oracle is decided"
+    # |dp| <= 2 p (1 - p) max |d logit| <= max |d logit| / 2; the other half is for float32's own rounding.
+    limit = parity.tolerance * max(1.0, parity.largest_logit)
+    if form.probability_error is not None and not form.probability_error <= limit:
+        yield f"{form.form}: probabilities off by {form.probability_error:.1e}, limit {limit:.1e}"
+
+
+def _proved(algebra: Mapping[str, float | None]) -> dict[str, float]:
+    for site, error in algebra.items():
+        if error is None:
+            raise VerifyError(f"the fold of {site} comes without a proof of its algebra; fold the network again")
+    return {site: error for site, error in algebra.items() if error is not None}
+
+
+def _logits(network: nn.Module, images: NDArray[np.uint8], to_input: Any) -> NDArray[Any]:
+    copied = copy.deepcopy(network).cpu().eval()
+    return _forward(copied, (to_input(chunk) for chunk in _chunks(images)))
+
+
+@torch.no_grad()
+def _forward(network: nn.Module, batches: Iterable[torch.Tensor]) -> NDArray[Any]:
+    return np.concatenate([network(batch).numpy() for batch in batches])
+
+
+def _chunks(images: NDArray[np.uint8]) -> Iterator[torch.Tensor]:
+    return iter(torch.split(torch.as_tensor(images), ROWS))
