@@ -35,7 +35,7 @@ from benchmarks.serving_setup import PEERS, Form, Peer, Running, start, triton  
 CONNECTIONS = (1, 32, 128)
 BATCHES = (1, 4, 16, 64, 256)
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
-QUICK = {"foldserve": (1, 2), "foldserve, V2": (2,), "bare ASGI echo": (1, 2), "plain FastAPI": (2,)}  # others: 1
+QUICK = {"foldserve": (1, 2), "foldserve V2": (2,), "bare ASGI echo": (1, 2), "plain FastAPI": (2,)}  # others: 1
 SLOWED_CAPACITY = 2_000  # of slowed_service.py, images a second
 
 

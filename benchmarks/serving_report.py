@@ -20,10 +20,10 @@ TARGETS = (
     ("JSON, against mosec", "json", ("32", "128"), "mosec (JSON)", "at least 3"),
     ("JSON, against plain FastAPI, as many workers", "json", ("32", "128"), "plain FastAPI", "at least 4"),
     ("JSON, against Triton", "json", ("32", "128"), "Triton", "at least 1.5"),
-    ("`/predict` against the infer route of V2, binary", "binary", ("32", "128"), "foldserve, V2", "at most 1.1"),
-    ("the same, JSON", "json", ("32", "128"), "foldserve, V2", "at most 1.1"),
+    ("`/predict` against the infer route of V2, binary", "binary", ("32", "128"), "foldserve V2", "at most 1.1"),
+    ("the same, JSON", "json", ("32", "128"), "foldserve V2", "at most 1.1"),
 )
-SAME_WORKERS = ("plain FastAPI", "bare ASGI echo", "foldserve, V2")
+SAME_WORKERS = ("plain FastAPI", "bare ASGI echo", "foldserve V2")
 
 
 def write_report(document: dict[str, Any], folder: Path) -> None:

@@ -63,7 +63,7 @@ PEERS = (
         env={"FOLDSERVE_LOG_LEVEL": "warning"},
     ),
     Peer(
-        "foldserve, V2",
+        "foldserve V2",
         "{python} -m service --port {port} --models-dir {models} --workers {workers}",
         {
             "binary": Form("/v2/models/lenet-bn/infer", OCTETS, "binary", "Inference-Header-Content-Length: 0"),

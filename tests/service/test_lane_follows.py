@@ -47,7 +47,7 @@ async def test_a_candidate_gets_a_copy_of_what_the_lane_answers(fashion: Path, t
         await control.shadow("fashion", 1, 60.0)
         await client.send(ask(ONE))
         await client.answer()
-        while not control.shadow_report("fashion")["rows"]:
+        while not control.shadow_report("fashion")["rows"]:  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0)
         assert server.seen == []
 
