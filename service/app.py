@@ -119,7 +119,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     metrics: Metrics = app.state.metrics
     try:
         is_open = not app.state.access.needs_key(INFER)
-        lane = Lane(registry, settings, metrics, app.state.body_budget, is_open=is_open)
+        lane = Lane(registry, settings, metrics, app.state.body_budget, app.state.readers, is_open=is_open)
         yield {GUARD: Guard(wire_limits(settings)), LANE: lane}
     finally:
         if app.state.grpc is not None:
