@@ -88,6 +88,8 @@ class Registry:
         self._metrics = metrics
         self._workers = workers
         self._models: dict[str, Model] = {}
+        self._doubts: dict[str, str] = {}
+        self._is_closing = False
 
     async def load(self) -> None:
         """Load the newest version of every model.
@@ -137,10 +139,33 @@ class Registry:
         """The models that are served, by name."""
         return [self._models[name] for name in sorted(self._models)]
 
+    def doubt(self, name: str, reason: str | None) -> None:
+        """Turn ready false because of one model, or true again once no model is in doubt."""
+        if self._is_closing:
+            return
+        if reason is None:
+            self._doubts.pop(name, None)
+        else:
+            self._doubts[name] = reason
+        self.reasons = list(self._doubts.values())
+        self.ready = not self._doubts
+        self._metrics.ready.set(int(self.ready))
+
+    def end(self, reason: str) -> None:
+        """End the process, since only a new one can help."""
+        _log.critical("the process ends: %s", reason)
+        self._end_process()
+
+    def running_batches(self) -> dict[str, int]:
+        """The number of the batch that each model runs in its thread now; models whose thread is idle are left out."""
+        running = {model.name: model.batcher.running_batch for model in self.models()}
+        return {name: number for name, number in running.items() if number is not None}
+
     async def close(self) -> None:
         """Answer what waits, refuse what comes, and end every engine's thread."""
         if self.ready:
             self.reasons = ["the service is shutting down"]
+        self._is_closing = True
         self.ready = False
         self._metrics.ready.set(0)
         await asyncio.gather(*(self._drain(model) for model in self._models.values()))
