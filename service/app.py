@@ -4,6 +4,7 @@ The end of the flow: repository, engine and batcher live in the registry, which 
 drained after the last one. Keeps no state outside the application it returns, so that two can live in one process.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -20,6 +21,7 @@ from starlette.exceptions import HTTPException
 
 from service.answers import error_json
 from service.budget import BodyBudget
+from service.canary import Canary
 from service.errors import ServiceError
 from service.metrics import Metrics
 from service.observe import Observe, Trace, failure_sentence
@@ -27,6 +29,7 @@ from service.openapi import describe
 from service.registry import Registry
 from service.routes import STATIC, router
 from service.settings import Settings
+from service.watchdog import Watchdog
 from service.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -98,10 +101,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         raise
     served = [f"{model.name}/{model.version}" for model in registry.models()]
     logger.info("ready", extra={"models": served, "seconds": round(time.perf_counter() - started, 3)})
-    try:
-        yield
-    finally:
-        await registry.close()
+    settings: Settings = app.state.settings
+    on_beat = [app.state.metrics.bring_up_to_date]
+    canary = asyncio.create_task(Canary(registry, settings.canary_seconds).run())
+    async with Watchdog(settings.hang_seconds, registry.running_batches, on_beat).watch():
+        try:
+            yield
+        finally:
+            canary.cancel()
+            await registry.close()
         logger.info("stopped")
 
 
