@@ -1,8 +1,8 @@
 """The convolutional stages of a network in a formulation that a CPU computes faster; the mathematics stays the same.
 
 The training loop calls `faster(model)` where it would call `model`: convolution, batch norm, sigmoid and average
-pooling become one step of autograd with few passes over memory. It holds no parameters and no state of its own; evaluation,
-folding and everything after them see the model alone.
+pooling become one step of autograd with few passes over memory. It holds no parameters and no state of its own;
+evaluation, folding and everything after them see the model alone.
 """
 
 import functools
@@ -91,7 +91,7 @@ class _StageFunction(torch.autograd.Function):
         return pooled, mean, variance
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, kernel, gamma, flat, mean, inverse, active = ctx.saved_tensors
         is_blocked = ctx.stride == BLOCK
@@ -215,9 +215,8 @@ def _is_plain(conv: nn.Conv2d, norm: nn.BatchNorm2d, pool: nn.AvgPool2d) -> bool
 
 def _is_watched(model: nn.Module) -> bool:
     """True when a layer has hooks: they expect to be called, and to see every value between the layers."""
-    return any(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks for module in model.modules()
-    )
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind) for module in model.modules() for kind in hooks)
 
 
 def _chain(steps: list[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
