@@ -6,7 +6,7 @@ same loop serves CPU and GPU. It takes a model and a recipe; it neither builds t
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from training.config import Recipe
 from training.dataset import FashionMNIST, scale_pixels
 from training.device import flushed_denormals, resolve_device, synchronize, to_device
-from training.errors import ConfigError, DivergenceError
+from training.errors import CheckpointError, ConfigError, DivergenceError
 from training.stages import faster
 
 # Whoever trains chooses a device first, so its two functions are offered here too.
@@ -68,12 +68,32 @@ class History:
         return self.epochs[-1]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """Where a training stands after an epoch: with the recipe and the data, all that the next epoch depends on.
+
+    Attributes:
+        epochs: the records so far.
+        seconds: wall clock so far.
+        model: state dict of the model.
+        optimizer: state dict of the optimizer.
+    """
+
+    epochs: tuple[EpochRecord, ...]
+    seconds: float
+    model: Mapping[str, Any]
+    optimizer: Mapping[str, Any]
+
+
 def fit(
     model: nn.Module,
     dataset: FashionMNIST,
     recipe: Recipe,
     device: torch.device,
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    *,
+    resumed: Snapshot | None = None,
+    on_snapshot: Callable[[Snapshot], None] | None = None,
 ) -> History:
     """Train `model` in place and return one record for each epoch; the model ends on `device`, in evaluation mode.
 
@@ -85,10 +105,14 @@ def fit(
         recipe: the hyperparameters.
         device: where data, model and every step live.
         on_epoch: called with each epoch's record as soon as it is measured.
+        resumed: where an earlier training with this recipe stood; the epochs after it follow as they would have there.
+        on_snapshot: called after each epoch, before `on_epoch`, with what `resumed` takes. Its tensors are the live
+            ones: whoever keeps them copies them.
 
     Raises:
         ConfigError: the last batch of an epoch would hold one row, which norms refuse.
-        DivergenceError: a loss was NaN or infinite; the message names epoch and step.
+        CheckpointError: `resumed` does not fit the model.
+        DivergenceError: a loss or a weight was NaN or infinite; the message names epoch and step.
     """
     _check_remainder(len(dataset.train_labels), recipe)
     model.to(device)
@@ -97,9 +121,13 @@ def fit(
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.learning_rate)
     epoch_of = Epoch(model, optimizer, images, labels, recipe)
     history = History()
+    if resumed is not None:
+        _restore(model, optimizer, resumed)
+        history.epochs.extend(resumed.epochs)
     with flushed_denormals():
-        train_seconds, start = 0.0, time.perf_counter()
-        for number in range(1, recipe.epochs + 1):
+        train_seconds = sum(record.train_seconds for record in history.epochs)
+        start = time.perf_counter() - (0.0 if resumed is None else resumed.seconds)
+        for number in range(len(history.epochs) + 1, recipe.epochs + 1):
             loss, accuracy, seconds = epoch_of.run(number)
             train_seconds += seconds
             test_accuracy = evaluate(model, test_images, test_labels)
@@ -113,10 +141,33 @@ def fit(
                 wall_examples_per_second=number * len(labels) / (time.perf_counter() - start),
             )
             history.epochs.append(record)
+            _require_finite(model, number)
+            if on_snapshot is not None:
+                on_snapshot(_snapshot(model, optimizer, history, time.perf_counter() - start))
             if on_epoch is not None:
                 on_epoch(record)
     model.eval()
     return history
+
+
+def _snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, history: History, seconds: float) -> Snapshot:
+    return Snapshot(
+        epochs=tuple(history.epochs), seconds=seconds, model=model.state_dict(), optimizer=optimizer.state_dict()
+    )
+
+
+def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, snapshot: Snapshot) -> None:
+    try:
+        model.load_state_dict(snapshot.model)
+        optimizer.load_state_dict(dict(snapshot.optimizer))
+    except (RuntimeError, ValueError, KeyError) as err:
+        raise CheckpointError(f"the checkpoint is of another architecture: {' '.join(str(err).split())}") from err
+
+
+def _require_finite(model: nn.Module, epoch: int) -> None:
+    """Raise DivergenceError when the last step broke the weights: its own loss was still finite."""
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+        raise DivergenceError(f"the weights became infinite in the last step of epoch {epoch}; lower --lr")
 
 
 class Ledger:
