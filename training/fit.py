@@ -15,16 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.capture import capture
 from training.config import Recipe
 from training.dataset import FashionMNIST, scale_pixels
-from training.device import flushed_denormals, resolve_device, synchronize, to_device
+from training.device import exact_convolutions, flushed_denormals, resolve_device, synchronize, to_device
 from training.errors import CheckpointError, ConfigError, DivergenceError
 from training.stages import faster
 
 # Whoever trains chooses a device first, so its two functions are offered here too.
 __all__ = ["EpochRecord", "History", "epoch_order", "evaluate", "fit", "resolve_device", "to_device"]
 
-EVALUATION_ROWS = 500  # keeps the activations of a chunk (7 MB after the first convolution) in a CPU's last-level cache
+# 500 keep the activations of a chunk (7 MB after the first convolution) in a CPU's last-level cache; a GPU takes all.
+EVALUATION_ROWS = {"cpu": 500, "cuda": 10_000}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,7 @@ def fit(
     *,
     resumed: Snapshot | None = None,
     on_snapshot: Callable[[Snapshot], None] | None = None,
+    captures: bool = True,
 ) -> History:
     """Train `model` in place and return one record for each epoch; the model ends on `device`, in evaluation mode.
 
@@ -108,6 +111,7 @@ def fit(
         resumed: where an earlier training with this recipe stood; the epochs after it follow as they would have there.
         on_snapshot: called after each epoch, before `on_epoch`, with what `resumed` takes. Its tensors are the live
             ones: whoever keeps them copies them.
+        captures: on a GPU, whether steps are captured in CUDA graphs, one for each batch size. The CPU has none.
 
     Raises:
         ConfigError: the last batch of an epoch would hold one row, which norms refuse.
@@ -118,13 +122,13 @@ def fit(
     model.to(device)
     images, labels = to_device(dataset.train_images, device), to_device(dataset.train_labels, device)
     test_images, test_labels = to_device(dataset.test_images, device), to_device(dataset.test_labels, device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.learning_rate)
-    epoch_of = Epoch(model, optimizer, images, labels, recipe)
+    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.learning_rate, fused=device.type == "cuda")
+    epoch_of = Epoch(model, optimizer, images, labels, recipe, captures=captures and device.type == "cuda")
     history = History()
     if resumed is not None:
         _restore(model, optimizer, resumed)
         history.epochs.extend(resumed.epochs)
-    with flushed_denormals():
+    with flushed_denormals(), exact_convolutions():
         train_seconds = sum(record.train_seconds for record in history.epochs)
         start = time.perf_counter() - (0.0 if resumed is None else resumed.seconds)
         for number in range(len(history.epochs) + 1, recipe.epochs + 1):
@@ -183,6 +187,10 @@ class Ledger:
     def restart(self, order: Tensor) -> None:
         """Begin an epoch that takes its rows in `order`."""
         self.order.copy_(order)
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Go back to the first row and the first step."""
         self.row.zero_()
         self.step.zero_()
 
@@ -231,7 +239,14 @@ class Epoch:
     """Passes over the training set in a fresh order: full batches, and one step with the remainder if there is one."""
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, recipe: Recipe
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        images: Tensor,
+        labels: Tensor,
+        recipe: Recipe,
+        *,
+        captures: bool = False,
     ) -> None:
         full, remainder = divmod(len(labels), recipe.batch_size)
         tail = [remainder] if remainder else []
@@ -241,9 +256,19 @@ class Epoch:
         self.seed = recipe.seed
         self.ledger = Ledger(len(labels), len(self.sizes), images.device)
         forward = faster(model) if images.device.type == "cpu" else model
-        self.steps = {
+        self.optimizer = optimizer
+        self.captures = captures
+        self.steps: dict[int, Callable[[], None]] = {
             rows: Step(forward, optimizer, images, labels, self.ledger, rows) for rows in dict.fromkeys(self.sizes)
         }
+
+    def prepare(self) -> None:
+        """Capture each kind of step, once, where that is wanted; the ledger must hold an order of rows by then."""
+        if self.captures:
+            rewind = self.ledger.rewind
+            graphs = {rows: capture(step, rewind, self.model, self.optimizer) for rows, step in self.steps.items()}
+            self.steps = {rows: graph.replay for rows, graph in graphs.items()}
+            self.captures = False
 
     def run(self, number: int) -> tuple[float, float, float]:
         """Train epoch `number` (from 1) and return mean loss, accuracy and the seconds of its steps.
@@ -253,6 +278,7 @@ class Epoch:
         """
         self.model.train()
         self.ledger.restart(epoch_order(len(self.ledger.order), self.seed, number))
+        self.prepare()
         synchronize(self.ledger.order.device)
         start = time.perf_counter()
         for rows in self.sizes:
@@ -276,15 +302,16 @@ def epoch_order(rows: int, seed: int, epoch: int) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, rows: int = EVALUATION_ROWS) -> float:
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, rows: int | None = None) -> float:
     """Return the share of `images` that `model` classifies rightly in evaluation mode; its mode is restored.
 
     Args:
         model: on the device of the images.
         images: (N, 1, 28, 28) uint8.
         labels: (N,) int64.
-        rows: images of one forward pass.
+        rows: images of one forward pass; what suits the device by default.
     """
+    rows = rows or EVALUATION_ROWS[images.device.type]
     was_training = model.training
     model.eval()
     try:
