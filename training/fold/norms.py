@@ -6,13 +6,14 @@ norms become. Where a norm goes is not decided here.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
+from training.fold.axes import RESHAPES, axis_before
 from training.fold.core import Affine, Array
 from training.fold.graph import Graph, arguments, call_key, dtype, is_tensor, module_path, operation, same_shape, shape
 from training.fold.refusals import Refusal, RefusalCode
@@ -53,8 +54,8 @@ def find_norms(graph: Graph) -> tuple[list[Norm], list[Site]]:
     refused: list[Site] = []
     claimed: set[Node] = set()
     for node in graph.nodes:
-        if node in claimed or node.op != "call_function":
-            continue
+        if node in claimed or node.op != "call_function" or graph.is_constant(node):
+            continue  # a norm of weights (weight standardisation) is a constant like any other
         reader = _READERS.get(operation(node))
         try:
             norm = reader(graph, node) if reader else _affine_chain(graph, node)
@@ -131,6 +132,7 @@ def affine_step(graph: Graph, node: Node) -> Step | None:
     if name not in _STEPS or not is_tensor(node) or not dtype(node).is_floating_point:
         return None
     operands: list[Any] = list(node.args[:2]) if name != "aten::neg" else [node.args[0]]
+    operands = [graph.unexpanded(a) or a if isinstance(a, Node) else a for a in operands]
     moving = [a for a in operands if is_tensor(a) and not graph.is_constant(a)]
     if len(moving) != 1 or node.kwargs.get("rounding_mode") is not None:
         return None
@@ -175,15 +177,31 @@ def _affine_chain(graph: Graph, first: Node) -> Norm | None:
         last = following[0]
         nodes.append(last)
         steps.append(following[1])
-    if not _is_norm(steps):
+    normalises = any(operation(node) in _NORMALISES for node in nodes)
+    if not _is_norm(steps) or not (normalises or _has_own_module(graph, nodes)):
         return None
-    return _composed(graph, steps, tuple(nodes))
+    return _unwrapped(graph, _composed(graph, steps, tuple(nodes)))
+
+
+def _unwrapped(graph: Graph, norm: Norm) -> Norm:
+    """Return the norm together with a reshape before it and one behind it that restores the shape."""
+    before, readers = norm.source, graph.readers(norm.output)
+    if operation(before) not in RESHAPES or len(readers) != 1 or operation(readers[0]) not in RESHAPES:
+        return norm
+    source, after = before.all_input_nodes[0], readers[0]
+    alone = graph.readers(before) == [norm.nodes[0]] and not graph.outputs & {before, norm.output}
+    if not alone or not same_shape(source, after) or call_key(before) != call_key(after):
+        return norm
+    axis = axis_before(before, norm.axis)
+    return replace(norm, source=source, output=after, nodes=(before, *norm.nodes, after), axis=axis)
 
 
 def _is_reciprocal(graph: Graph, node: Node) -> bool:
     """True for constant / x, which no affine describes."""
     return operation(node).removesuffix("_") == "aten::div" and (
-        not isinstance(node.args[0], Node) or graph.is_constant(node.args[0])
+        not isinstance(node.args[0], Node)
+        or graph.is_constant(node.args[0])
+        or graph.unexpanded(node.args[0]) is not None
     )
 
 
@@ -193,6 +211,18 @@ def _next_step(graph: Graph, last: Node) -> tuple[Node, Step] | None:
         return None
     step = affine_step(graph, readers[0])
     return (readers[0], step) if step is not None and not _is_reciprocal(graph, readers[0]) else None
+
+
+_NORMALISES = {f"aten::{name}" for name in ("sub", "div", "sub_", "div_")}
+
+
+def _has_own_module(graph: Graph, nodes: list[Node]) -> bool:
+    """True when a module does nothing but these steps: a frozen norm, not a residual with a learned scale."""
+    key, inside = call_key(nodes[0]), set(nodes)
+    others = (n for n in graph.nodes if n not in inside and n.op == "call_function" and call_key(n) == key)
+    return module_path(nodes[0]) != "" and all(
+        not is_tensor(n) or graph.is_constant(n) or graph.unexpanded(n) is not None for n in others
+    )
 
 
 def _is_norm(steps: list[Step]) -> bool:
