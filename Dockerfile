@@ -1,0 +1,44 @@
+# Two targets: `cpu` (the default of docker-compose.yml) and `gpu` (CUDA 13, host driver >= 580).
+# Only the service and its dependencies go in: no training code, no torch, no compiler, no pip.
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS dependencies
+WORKDIR /build
+COPY pyproject.toml constraints.txt ./
+RUN python -m venv --without-pip /opt/venv \
+ && python -c "import sys, tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+[open(f'{e}.txt', 'w').write('\n'.join(p['dependencies'] + p['optional-dependencies'][e])) for e in ('cpu', 'gpu')]"
+
+FROM dependencies AS cpu-dependencies
+RUN python -m pip --python /opt/venv/bin/python install --no-cache-dir --only-binary=:all: -c constraints.txt -r cpu.txt
+
+FROM ${BASE} AS runtime
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    FOLDSERVE_HOST=0.0.0.0 \
+    FOLDSERVE_PORT=8000 \
+    FOLDSERVE_MODELS_DIR=/models
+WORKDIR /app
+COPY service ./service
+# The root file system is read-only at run time, so bytecode is compiled here.
+RUN python -m compileall -q service
+EXPOSE 8000
+USER 10001:10001
+# slim images have no curl; each check starts a Python, hence the long interval.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
+  CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['FOLDSERVE_PORT'] + '/v2/health/ready', timeout=4)"]
+CMD ["python", "-m", "service"]
+
+FROM runtime AS cpu
+ENV FOLDSERVE_PROVIDER=cpu
+COPY --from=cpu-dependencies /opt/venv /opt/venv
+
+# The classic builder runs every stage above its target, so what only the GPU image needs stands last.
+FROM dependencies AS gpu-dependencies
+RUN python -m pip --python /opt/venv/bin/python install --no-cache-dir --only-binary=:all: -c constraints.txt -r gpu.txt
+
+FROM runtime AS gpu
+ENV FOLDSERVE_PROVIDER=cuda \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY --from=gpu-dependencies /opt/venv /opt/venv

@@ -1,0 +1,66 @@
+# One definition of every task; pre-commit and continuous integration call these targets.
+VENV    ?= .venv
+PYTHON  := $(VENV)/bin/python
+# Which onnxruntime: cpu or gpu (CUDA 13, driver >= 580). Never both in one environment.
+ORT     ?= cpu
+STAMP   := $(VENV)/.installed-$(ORT)
+JOBS    ?= auto
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo train verify serve test lint format typecheck unit container-test image constraints clean
+
+help:            ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## set up .venv with everything (a second time: nothing to do)
+
+$(STAMP): pyproject.toml constraints.txt
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, python3 is $$(python3 -V)"; exit 1; }
+	@test -x $(PYTHON) || python3 -m venv $(VENV) || { echo "No virtual environment: on Debian, apt-get install python3-venv"; exit 1; }
+	@rm -f $(VENV)/.installed-*
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[training,$(ORT),dev]'
+	@touch $@
+
+demo: install    ## data, train-and-export, verify, serve on :8000 and print one real prediction
+	$(PYTHON) examples/demo.py
+
+train: install   ## train the book recipe and publish it as the next version of models/lenet-bn
+	$(PYTHON) -m training train-and-export $(ARGS)
+
+verify: install  ## prove again that the newest version answers as it should (MODEL=models/lenet-bn/1)
+	$(PYTHON) -m training verify $(or $(MODEL),models/lenet-bn)
+
+serve: install   ## serve what lies in models/ on :8000, without training
+	$(PYTHON) -m service $(ARGS)
+
+test: lint typecheck unit ## ruff, strict types and the whole test suite
+
+lint: install
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m codespell_lib .
+
+format: install  ## let ruff rewrite what it can
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+typecheck: install
+	$(PYTHON) -m mypy
+
+unit: install
+	$(PYTHON) -m pytest -n $(JOBS) -m 'not container' $(ARGS)
+
+container-test: install ## build the image, start it with compose, ask it (needs a Docker engine and docker-compose)
+	$(PYTHON) -m pytest -m container -v tests/test_container.py
+
+image:           ## build the CPU image
+	docker build --target cpu -t foldserve:cpu .
+
+constraints:     ## write today's newest versions that fit pyproject.toml into constraints.txt
+	rm -rf .venv-constraints && python3 -m venv .venv-constraints
+	.venv-constraints/bin/python -m pip install --quiet -e '.[training,cpu,dev]'
+	{ sed -n '/^#/p' constraints.txt; .venv-constraints/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; grep '^onnxruntime-gpu==' constraints.txt; } > constraints.new
+	mv constraints.new constraints.txt && rm -rf .venv-constraints
+
+clean:           ## remove the environment and caches; trained versions and runs stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
