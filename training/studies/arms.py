@@ -31,13 +31,17 @@ class Arm:
 
     Attributes:
         name: unique in its store; it begins with the study it belongs to.
-        options: the recipe's values that differ from the preset `book`.
+        options: the recipe's values that differ from the preset.
         network: which of `NETWORKS` is trained.
+        preset: the recipe to start from.
+        is_selection: whether it is tested on training images held out, and not on the test set.
     """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
     network: str = "lenet"
+    preset: str = "book"
+    is_selection: bool = False
 
     def recipe(self, seed: int) -> Recipe:
         """Return the recipe of this arm for `seed`.
@@ -45,7 +49,7 @@ class Arm:
         Raises:
             ConfigError: an option that a recipe refuses.
         """
-        return Recipe.from_preset("book", **self.options, seed=seed)
+        return Recipe.from_preset(self.preset, **self.options, seed=seed)
 
     def build(self, recipe: Recipe) -> nn.Sequential:
         """Return the untrained network, its weights decided by the recipe's seed; the random state is left as it was.

@@ -17,6 +17,7 @@ from training.fit import EpochRecord, evaluate, fit
 from training.statistics import population_statistics
 from training.studies.arms import Case
 from training.studies.compiled import CompiledSteps
+from training.studies.selection import held_out
 
 EPOCH_ROWS = 5_000  # training images behind the population statistics of every epoch; the last figures take them all
 SATURATION_ROWS = 2_000  # test images on which saturation is measured
@@ -42,6 +43,7 @@ def measure(case: Case, dataset: FashionMNIST, device: torch.device, *, compiled
         saturated sigmoids in each layer.
     """
     recipe = case.arm.recipe(case.seed)
+    dataset = held_out(dataset) if case.arm.is_selection else dataset
     network = case.arm.build(recipe)
     test_images = to_device(dataset.test_images, device)
     epochs: list[dict[str, Any]] = []
