@@ -35,6 +35,7 @@ class Arm:
         network: which of `NETWORKS` is trained.
         preset: the recipe to start from.
         is_selection: whether it is tested on training images held out, and not on the test set.
+        train_rows: how many training images it takes, from the first; None takes all.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Arm:
     network: str = "lenet"
     preset: str = "book"
     is_selection: bool = False
+    train_rows: int | None = None
 
     def recipe(self, seed: int) -> Recipe:
         """Return the recipe of this arm for `seed`.
@@ -63,10 +65,14 @@ class Arm:
             torch.manual_seed(recipe.seed)
             return NETWORKS[self.network](recipe)
 
-    def shortened(self, epochs: int) -> "Arm":
-        """Return the arm with no more than `epochs` epochs."""
-        planned = int(self.recipe(0).epochs)
-        return replace(self, options={**self.options, "epochs": min(planned, epochs)})
+    def shortened(self, *, epochs: int, rows: int) -> "Arm":
+        """Return the arm with no more than `epochs` epochs on no more than `rows` training images."""
+        planned = self.recipe(0).epochs
+        return replace(
+            self,
+            options={**self.options, "epochs": min(planned, epochs)},
+            train_rows=rows if self.train_rows is None else min(self.train_rows, rows),
+        )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,9 @@ statistics run the network itself, whose parameters and buffers both share.
 import torch
 from torch import Tensor, nn
 
+# Below it, compiling takes longer than it saves; what one training compiled, the next finds in PyTorch's cache.
+WORTH_COMPILING_EPOCHS = 5
+
 
 class CompiledSteps(nn.Module):
     """`network` with its training step on `rows` rows compiled; the state is the network's own.

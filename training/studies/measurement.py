@@ -16,8 +16,8 @@ from training.errors import DivergenceError
 from training.fit import EpochRecord, evaluate, fit
 from training.statistics import population_statistics
 from training.studies.arms import Case
-from training.studies.compiled import CompiledSteps
-from training.studies.selection import held_out
+from training.studies.compiled import WORTH_COMPILING_EPOCHS, CompiledSteps
+from training.studies.selection import first_rows, held_out
 
 EPOCH_ROWS = 5_000  # training images behind the population statistics of every epoch; the last figures take them all
 SATURATION_ROWS = 2_000  # test images on which saturation is measured
@@ -33,17 +33,17 @@ def measure(case: Case, dataset: FashionMNIST, device: torch.device, *, compiled
         case: what to train.
         dataset: to train and test on.
         device: of every step.
-        compiled: whether training steps go through `torch.compile`, which rounds otherwise and is faster.
+        compiled: whether steps of longer trainings go through `torch.compile`, which rounds otherwise and is faster.
 
     Returns:
-        `arm`, `seed`, `recipe`, `network`, `threads`, `compiled`, `seconds`, and `diverged` with the reason or None;
-        `epochs`: one record each, with `population_accuracy` where there are norms; `test_accuracy` and
-        `train_accuracy` in evaluation mode by kind of statistics (`running` for the test alone, `population`, or `none`
-        without norms); `saturated`: `before` training, norms on a batch, and `after`, as it serves, the share of
+        `arm`, `seed`, `recipe`, `network`, `train_rows`, `threads`, `compiled`, `seconds`, and `diverged` with the
+        reason or None; `epochs`: one record each, with `population_accuracy` where there are norms; `test_accuracy`
+        and `train_accuracy` in evaluation mode by kind of statistics (`running` for the test alone, `population`, or
+        `none` without norms); `saturated`: `before` training, norms on a batch, and `after`, as it serves, the share of
         saturated sigmoids in each layer.
     """
     recipe = case.arm.recipe(case.seed)
-    dataset = held_out(dataset) if case.arm.is_selection else dataset
+    dataset = _rows_of(case, dataset)
     network = case.arm.build(recipe)
     test_images = to_device(dataset.test_images, device)
     epochs: list[dict[str, Any]] = []
@@ -51,14 +51,15 @@ def measure(case: Case, dataset: FashionMNIST, device: torch.device, *, compiled
         "arm": case.arm.name,
         "seed": case.seed,
         "network": case.arm.network,
+        "train_rows": len(dataset.train_labels),
         "recipe": recipe.as_dict(),
         "threads": torch.get_num_threads(),
-        "compiled": compiled,
+        "compiled": compiled and recipe.epochs >= WORTH_COMPILING_EPOCHS,
         "diverged": None,
         "epochs": epochs,
         "saturated": {"before": saturated(copy.deepcopy(network).to(device).train(), test_images)},
     }
-    trained = CompiledSteps(network, recipe.batch_size) if compiled else network
+    trained = CompiledSteps(network, recipe.batch_size) if found["compiled"] else network
     start = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(case.seed)  # of dropout and noise; weights and order have the recipe's seed already
@@ -113,6 +114,12 @@ def saturated(network: nn.Module, images: Tensor, *, rows: int = SATURATION_ROWS
         for handle in handles:
             handle.remove()
     return shares
+
+
+def _rows_of(case: Case, dataset: FashionMNIST) -> FashionMNIST:
+    if case.arm.is_selection:
+        dataset = held_out(dataset)
+    return dataset if case.arm.train_rows is None else first_rows(dataset, case.arm.train_rows)
 
 
 def _record(record: EpochRecord, network: nn.Module, dataset: FashionMNIST) -> dict[str, Any]:

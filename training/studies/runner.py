@@ -6,26 +6,23 @@ A study that was killed goes on with the cases that are not there yet. What is m
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from training.dataset import FashionMNIST, load
+from training.dataset import FashionMNIST
 from training.errors import ConfigError
 from training.studies.arms import Case
 from training.studies.measurement import measure
 from training.studies.store import Store
-
-_loaded: dict[str, FashionMNIST] = {}  # a worker process loads the data once, not for each case
 
 
 def run(
     cases: Sequence[Case],
     store: Store,
     device: torch.device,
+    dataset: FashionMNIST,
     *,
-    data_dir: Path | None = None,
     jobs: int = 1,
     compiled: bool = False,
     tell: Callable[[str], None] = print,
@@ -36,7 +33,7 @@ def run(
         cases: in the order in which they are begun.
         store: where measurements are and go.
         device: of every training.
-        data_dir: as for `dataset.load`.
+        dataset: that every case takes its images from.
         jobs: processes side by side, each with one thread.
         compiled: as for `measure`.
         tell: takes a line about each finished case.
@@ -49,7 +46,7 @@ def run(
     _check_same(cases, kept)
     missing = [case for case in cases if case.key not in kept]
     tell(f"{len(cases) - len(missing)} of {len(cases)} cases are in {store.path}")
-    for done, (case, measurement) in enumerate(_measured(missing, (device.type, data_dir, compiled), jobs), start=1):
+    for done, (case, measurement) in enumerate(_measured(missing, device, dataset, jobs, compiled), start=1):
         store.add(case.key, measurement)
         tell(f"{done}/{len(missing)}  {summary(measurement)}")
     held = store.read()
@@ -69,17 +66,15 @@ def summary(measurement: dict[str, Any]) -> str:
 
 
 def _measured(
-    cases: Sequence[Case], how: tuple[str, Path | None, bool], jobs: int
+    cases: Sequence[Case], device: torch.device, dataset: FashionMNIST, jobs: int, compiled: bool
 ) -> Iterator[tuple[Case, dict[str, Any]]]:
     if jobs == 1:
         for case in cases:
-            yield case, _work(case, *how)
+            yield case, measure(case, dataset, device, compiled=compiled)
         return
     # Started afresh rather than forked: a forked process inherits PyTorch's threads in an unknown state.
-    with ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        running = {pool.submit(_work, case, *how): case for case in cases}
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (dataset, device.type, compiled)) as pool:
+        running = {pool.submit(_work, case): case for case in cases}
         try:
             for future in as_completed(running):
                 yield running[future], future.result()
@@ -88,11 +83,17 @@ def _measured(
             raise
 
 
-def _work(case: Case, device: str, data_dir: Path | None, compiled: bool) -> dict[str, Any]:
-    place = str(data_dir)
-    if place not in _loaded:
-        _loaded[place] = load(data_dir)
-    return measure(case, _loaded[place], torch.device(device), compiled=compiled)
+_begun: list[tuple[FashionMNIST, str, bool]] = []  # in a worker process: what all its cases share, sent once
+
+
+def _begin(dataset: FashionMNIST, device: str, compiled: bool) -> None:
+    torch.set_num_threads(1)
+    _begun.append((dataset, device, compiled))
+
+
+def _work(case: Case) -> dict[str, Any]:
+    dataset, device, compiled = _begun[0]
+    return measure(case, dataset, torch.device(device), compiled=compiled)
 
 
 def _check_same(cases: Sequence[Case], kept: dict[str, dict[str, Any]]) -> None:

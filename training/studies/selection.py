@@ -22,12 +22,16 @@ def held_out(dataset: FashionMNIST, rows: int = HELD_OUT) -> FashionMNIST:
     if not 0 < rows < len(dataset.train_labels):
         raise ConfigError(f"{rows} rows held out of {len(dataset.train_labels)}: expected at least 1, and some left")
     return dataclasses.replace(
-        dataset,
-        train_images=dataset.train_images[:-rows],
-        train_labels=dataset.train_labels[:-rows],
+        first_rows(dataset, len(dataset.train_labels) - rows),
         test_images=dataset.train_images[-rows:],
         test_labels=dataset.train_labels[-rows:],
-        source=f"{dataset.source}, last {rows} training images for testing",
+    )
+
+
+def first_rows(dataset: FashionMNIST, rows: int) -> FashionMNIST:
+    """Return `dataset` with the first `rows` training images alone."""
+    return dataclasses.replace(
+        dataset, train_images=dataset.train_images[:rows], train_labels=dataset.train_labels[:rows]
     )
 
 

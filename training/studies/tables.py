@@ -77,9 +77,7 @@ def origin_text(come_from: Mapping[str, Any]) -> str:
     """Return `origin` as a paragraph of Markdown."""
     machine = come_from["environment"]
     versions = ", ".join(f"{name} {machine['packages'][name]}" for name in ("torch", "numpy"))
-    where = (
-        machine["gpu"] or f"{machine['cpu']}, {machine['cpu_count']} cores, {machine['threads']} thread(s) a process"
-    )
+    where = machine["gpu"] or f"{machine['cpu']}, {machine['cpu_count']} cores"
     return (
         f"Made by `{come_from['command']}` at revision {come_from['revision']}; "
         f"Python {machine['python']}, {versions}; {where}.\n"

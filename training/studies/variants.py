@@ -40,9 +40,9 @@ class ShiftingNoise(nn.Module):
 def norms_after_activations(model: nn.Sequential) -> nn.Sequential:
     """Return `model` with each norm behind the sigmoid that followed it; the layers are moved, not copied."""
     layers = list(model.named_children())
-    for at in range(len(layers) - 1):
-        if layers[at][0].startswith("norm"):
-            layers[at], layers[at + 1] = layers[at + 1], layers[at]
+    places = [at for at, (name, _) in enumerate(layers) if name.startswith("norm")]
+    for at in places:
+        layers[at], layers[at + 1] = layers[at + 1], layers[at]
     return nn.Sequential(OrderedDict(layers))
 
 
