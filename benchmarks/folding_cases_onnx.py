@@ -31,17 +31,21 @@ class Net:
     extra_opsets: tuple[tuple[str, int], ...] = ()
 
     def input(self, name: str, *dims: int | str) -> str:
+        """Declare a graph input and return its name."""
         self.inputs.append(helper.make_tensor_value_info(name, _type(self.dtype), list(dims)))
         return name
 
     def constant(self, name: str, *shape: int, scale: float = 1.0) -> str:
+        """Add a random initializer and return its name."""
         return self.put(name, self.rng.normal(0, scale, shape).astype(self.dtype))
 
     def put(self, name: str, values: npt.ArrayLike, dtype: type | None = None) -> str:
+        """Add an initializer with these values and return its name."""
         self.tensors[name] = np.asarray(values, dtype)
         return name
 
     def node(self, op: str, inputs: list[str], output: str = "", n_outputs: int = 1, **attributes: object) -> str:
+        """Add a node and return the name of its first output."""
         output = output or f"{op.lower()}{len(self.nodes)}"
         outputs = [output] + [f"{output}_{i}" for i in range(1, n_outputs)]
         self.nodes.append(helper.make_node(op, inputs, outputs, name=f"{op}_{len(self.nodes)}", **attributes))
@@ -61,10 +65,12 @@ class Net:
         return names
 
     def norm(self, x: str, channels: int, output: str = "", prefix: str = "", **attributes: object) -> str:
+        """Add a BatchNormalization with random statistics and return its output."""
         prefix = prefix or f"bn{len(self.nodes)}"
         return self.node("BatchNormalization", [x, *self.statistics(prefix, channels)], output, **attributes)
 
     def output(self, name: str, rank: int | None = None) -> None:
+        """Declare a graph output; `rank` serves where inference cannot tell it."""
         self.outputs.append((name, rank))
 
     def model(self, ir_version: int = 10) -> onnx.ModelProto:
@@ -114,8 +120,16 @@ def _type(dtype: type) -> int:
 
 
 def _conv(
-    rank: int = 2, groups: int = 1, inside: int = 4, outside: int = 6, bias: bool = True, transposed: bool = False,
-    opset: int = 20, padding: int = 1, kernel: int = 3, ir_version: int = 10,
+    rank: int = 2,
+    groups: int = 1,
+    inside: int = 4,
+    outside: int = 6,
+    bias: bool = True,
+    transposed: bool = False,
+    opset: int = 20,
+    padding: int = 1,
+    kernel: int = 3,
+    ir_version: int = 10,
 ) -> onnx.ModelProto:
     net = Net(opset=opset)
     x = net.input("x", "N", inside, *[9] * rank)
@@ -162,7 +176,9 @@ def _empty_bias() -> onnx.ModelProto:
     return net.model()
 
 
-def _gemm(c_shape: tuple[int, ...] | None = None, rows: int | str = "N", opset: int = 20, **attributes: object) -> onnx.ModelProto:
+def _gemm(
+    c_shape: tuple[int, ...] | None = None, rows: int | str = "N", opset: int = 20, **attributes: object
+) -> onnx.ModelProto:
     net = Net(opset=opset)
     a = net.input("x", *((5, rows) if attributes.get("transA") else (rows, 5)))
     b = net.constant("w", *((4, 5) if attributes.get("transB") else (5, 4)))
@@ -409,10 +425,11 @@ def _local_function() -> onnx.ModelProto:
     net.output("y", 4)
     model = net.model()
     names = ["a", "w", "s", "b", "m", "v"]
-    body = [helper.make_node("Conv", ["a", "w"], ["c"]), helper.make_node("BatchNormalization", ["c", *names[2:]], ["o"])]
-    model.functions.append(
-        helper.make_function("local", "ConvNorm", names, ["o"], body, [helper.make_opsetid("", 20)])
-    )
+    body = [
+        helper.make_node("Conv", ["a", "w"], ["c"]),
+        helper.make_node("BatchNormalization", ["c", *names[2:]], ["o"]),
+    ]
+    model.functions.append(helper.make_function("local", "ConvNorm", names, ["o"], body, [helper.make_opsetid("", 20)]))
     return model
 
 
@@ -459,7 +476,9 @@ def _between() -> Iterator[Case]:
     yield Case("Dropout between", lambda: _between_nodes("Dropout"))
     yield Case("AveragePool between", lambda: _between_nodes("AveragePool", **pool))
     yield Case("AveragePool, padding not counted", lambda: _between_nodes("AveragePool", **padded))
-    yield Case("AveragePool, padding counted", lambda: _between_nodes("AveragePool", count_include_pad=1, **padded), "pool", 1)
+    yield Case(
+        "AveragePool, padding counted", lambda: _between_nodes("AveragePool", count_include_pad=1, **padded), "pool", 1
+    )
     yield Case("GlobalAveragePool between", lambda: _between_nodes("GlobalAveragePool"))
     yield Case("MaxPool, scales positive", lambda: _between_nodes("MaxPool", positive=True, **pool))
     yield Case("MaxPool, scales of both signs", lambda: _between_nodes("MaxPool", **pool), "sign", 1)
@@ -718,7 +737,9 @@ def _dialects() -> Iterator[Case]:
     yield Case("Cast between", _cast_between, "dtype", 1, tolerance=2e-2)
     for opset in (7, 9, 14, 15, 22, 24):
         ir_version = 3 if opset == 7 else 10
-        yield Case(f"opset {opset}", lambda o=opset, i=ir_version: _conv_ir3(o) if i == 3 else _conv(opset=o, ir_version=i))
+        yield Case(
+            f"opset {opset}", lambda o=opset, i=ir_version: _conv_ir3(o) if i == 3 else _conv(opset=o, ir_version=i)
+        )
     yield Case("training_mode, 3 outputs", lambda: _training(14, 3, training_mode=1), "training-mode", 1)
     yield Case("training_mode, 1 output", lambda: _training(14, 1, training_mode=1), "training-mode", 1)
     yield Case("opset 9 with 5 outputs", lambda: _training(9, 5), "training-mode", 1)

@@ -18,6 +18,7 @@ from training.dataset import CLASS_NAMES, FashionMNIST, load
 from training.device import resolve_device
 from training.errors import TrainingError, VerifyError
 from training.fit import EpochRecord
+from training.fold import cli as fold_command
 from training.pipeline import Package, Trained, package, train
 from training.recheck import Outcome, recheck
 from training.run import Run, default_folder
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train_and_export(subparsers)
     _add_verify(subparsers)
+    fold_command.add_parser(subparsers)
     return parser
 
 

@@ -113,8 +113,9 @@ def fold_network(network: nn.Module, images: NDArray[np.uint8]) -> tuple[nn.Modu
     Raises:
         FoldError: a norm cannot be folded exactly.
     """
-    folded = fold(network, (scale_pixels(torch.as_tensor(images)),), strict=True)
-    return fold_input(folded, scale=1 / PIXEL_SCALE), folded.report
+    example = (scale_pixels(torch.as_tensor(images)),)
+    folded = fold(network, example, strict=True)
+    return fold_input(folded, scale=1 / PIXEL_SCALE, example_inputs=example), folded.report
 
 
 def package(

@@ -351,6 +351,12 @@ def test_ctrl_c_ends_with_130_and_publishes_nothing(
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 2
 
 
+def test_fold_is_a_subcommand(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    """A published model has no norm left to fold, and the report says so."""
+    assert command_line.main(["fold", str(made.version / "model.onnx")]) == 0
+    assert "0 folded, 0 refused" in capsys.readouterr().out
+
+
 def test_the_console_script_passes_its_flags_on(
     small: FashionMNIST, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

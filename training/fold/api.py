@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from training.errors import FoldError
 from training.fold.core import Array
 from training.fold.float64 import sharing_copy
-from training.fold.graph import Graph, module_path, read
+from training.fold.graph import Graph, hooked_modules, module_path, read
 from training.fold.inputs import InputNormalisation, Numbers
 from training.fold.norms import Norm, find_norms
 from training.fold.parameters import Replacement, Value, replacements
@@ -197,14 +197,25 @@ def _prepare(
     if not isinstance(example_inputs, tuple):
         raise FoldError(f"example_inputs is a {type(example_inputs).__name__}; expected a tuple of arguments")
     require_foldable(model)
-    graph = Graph(read(sharing_copy(model), example_inputs, dynamic), exact or {})
+    graph = Graph(read(sharing_copy(model), example_inputs, dynamic), exact or {}, hooked_modules(model))
     norms, unreadable = ([], []) if input_only else find_norms(graph)
     if normalisation is not None:
         norms = [normalisation.norm(graph), *norms]
-    plan = make_plan(graph, norms, padding == "exact")
+    plan, changes = _planned(graph, norms, padding == "exact")
     if normalisation is not None and norms[0] in plan.refused:
         raise plan.refused[norms[0]]
-    return _Job(graph, norms, plan, unreadable, replacements(graph, plan), normalisation)
+    return _Job(graph, norms, plan, unreadable, changes, normalisation)
+
+
+def _planned(graph: Graph, norms: list[Norm], exact_padding: bool) -> tuple[Plan, list[Replacement]]:
+    """Return a plan whose parameters all fit their dtypes."""
+    banned: dict[Norm, Refusal] = {}
+    while True:
+        plan = make_plan(graph, norms, exact_padding, banned)
+        changes, misfits = replacements(graph, plan)
+        if not misfits:
+            return plan, changes
+        banned.update(misfits)
 
 
 def _finish(model: nn.Module, example_inputs: tuple[Any, ...], job: _Job) -> Folded:
@@ -219,7 +230,7 @@ def _finish(model: nn.Module, example_inputs: tuple[Any, ...], job: _Job) -> Fol
         writer = GraphWriter(job.graph)
         writer.write(job.graph, job.plan, job.changes)
         form, reason = "graph", str(why)
-    exact = _checked(writer.model, writer.exact)
+    exact = _checked(writer.model, writer.exact())
     proof = _prove(model, writer.model, example_inputs, job, exact)
     report = replace(_report(job, proofs), form=form, form_reason=reason, proof=proof)
     _ORIGINS[writer.model] = _Origin(example_inputs, exact)

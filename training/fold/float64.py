@@ -6,6 +6,7 @@ written into a model's forward stays in float64 as well.
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -99,11 +100,30 @@ def tensors_in(value: Any) -> list[Tensor]:
     return tensors_in(vars(value)) if hasattr(value, "__dataclass_fields__") else []
 
 
-def sharing_copy(model: nn.Module) -> nn.Module:
-    """Return a copy of the module tree around the very same tensors.
+def sharing_copy(model: nn.Module, keep: Iterable[int] = ()) -> nn.Module:
+    """Return a copy of the module tree around the very same parameters, to run without a trace on the model itself.
 
-    Hand-written norms assign their statistics anew in every forward; on this copy that leaves the model itself alone.
+    Norms update buffers, or assign their statistics anew, even when nobody trains; these are the copy's own.
+
+    Args:
+        model: what to copy.
+        keep: `id` of tensors to share although they are no parameters.
     """
-    plain = [t for module in model.modules() for t in vars(module).values() if isinstance(t, Tensor)]
-    memo = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers(), *plain]}
-    return copy.deepcopy(model, memo)
+    shared = set(keep)
+    named = [tensor for _, tensor in named_tensors(model)]
+    memo: dict[int, Any] = {id(t): t for t in named if isinstance(t, nn.Parameter) or id(t) in shared}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # copying a GraphModule warns about pytrees of torch's own
+        return copy.deepcopy(model, memo)
+
+
+def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return parameters, buffers and plain tensor attributes with their qualified names, each under its first name."""
+    seen: set[int] = set()
+    found = []
+    for path, module in model.named_modules():
+        for name, value in [*module._parameters.items(), *module._buffers.items(), *vars(module).items()]:
+            if isinstance(value, Tensor) and id(value) not in seen:
+                seen.add(id(value))
+                found.append((f"{path}.{name}" if path else name, value))
+    return found

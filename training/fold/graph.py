@@ -29,6 +29,10 @@ _READS_ONLY_METADATA = {
     "aten::sym_numel",
     "aten::sym_storage_offset",
     "aten::_assert_tensor_metadata",
+    "aten::new_zeros",
+    "aten::new_ones",
+    "aten::new_empty",
+    "aten::new_full",
     "prim::device",
     "prim::dtype",
 }
@@ -41,10 +45,12 @@ class Graph:
     Attributes:
         program: what `torch.export` returned.
         exact: float64 values behind parameters that an earlier fold rounded, by qualified name.
+        hooked: paths of modules with forward hooks of the user's.
     """
 
     program: ExportedProgram
     exact: Mapping[str, Array] = field(default_factory=dict)
+    hooked: frozenset[str] = frozenset()
     _constants: dict[Node, Tensor] = field(default_factory=dict, repr=False)
     _is_constant: dict[Node, bool] = field(default_factory=dict, repr=False)
 
@@ -70,7 +76,7 @@ class Graph:
 
     def readers(self, node: Node) -> list[Node]:
         """Return the nodes that read the values of `node`; asking for its shape does not count."""
-        return [user for user in node.users if user.op == "output" or operation(user) not in _READS_ONLY_METADATA]
+        return [user for user in node.users if not _reads_only_metadata(user, node)]
 
     def is_constant(self, node: Node) -> bool:
         """True when the node's value does not depend on the model's inputs."""
@@ -106,10 +112,24 @@ class Graph:
             raise Refusal(RefusalCode.MULTI_USE, f"the value '{node.name}' is also read by {', '.join(others[:3])}")
 
 
+def hooked_modules(model: nn.Module) -> frozenset[str]:
+    """Return the paths of modules with forward hooks; those of weight_norm and spectral_norm compute weights only."""
+    paths = set()
+    for path, module in model.named_modules(remove_duplicate=False):
+        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        if any(type(hook).__name__ not in {"WeightNorm", "SpectralNorm"} for hook in hooks):
+            paths.add(path)
+    return frozenset(paths)
+
+
+def module_stack(node: Node) -> list[str]:
+    """Return the paths of the modules that the node was called in, outermost first."""
+    return [str(entry[0]).split("@")[0] for entry in (node.meta.get("nn_module_stack") or {}).values()]
+
+
 def module_path(node: Node) -> str:
     """Return the path of the innermost module that the node was called in, "" for the model itself."""
-    stack = node.meta.get("nn_module_stack")
-    return str(list(stack.values())[-1][0]).split("@")[0] if stack else ""
+    return (module_stack(node) or [""])[-1]
 
 
 def call_key(node: Node) -> tuple[str, ...]:
@@ -168,6 +188,14 @@ def same_shape(one: Node, other: Node) -> bool:
     return len(left) == len(right) and all(same(a, b) for a, b in zip(left, right, strict=True))
 
 
+def _reads_only_metadata(user: Node, node: Node) -> bool:
+    """True when the user asks for shape, dtype or device alone; folding changes none of them."""
+    name = operation(user)
+    if name in {"aten::view_as", "aten::reshape_as", "aten::expand_as", "aten::type_as"}:
+        return user.args[0] is not node
+    return user.op == "call_function" and (name in _READS_ONLY_METADATA or name.endswith("_like"))
+
+
 def _draws_random_numbers(node: Node) -> bool:
     tags = getattr(node.target, "tags", ())
     return torch.Tag.nondeterministic_seeded in tags
@@ -190,7 +218,7 @@ def read(model: nn.Module, example_inputs: tuple[Any, ...], dynamic: Any) -> Exp
         attempts.append((example_inputs, None))
     for number, (sample, shapes) in enumerate(attempts, start=1):
         try:
-            with _quiet(), torch.no_grad():
+            with quiet(), torch.no_grad():
                 return torch.export.export(model, sample, dynamic_shapes=shapes, strict=False)
         except Exception as err:  # torch.export raises nearly every type there is
             if number == len(attempts):
@@ -219,7 +247,7 @@ def _batch_of_two(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence what torch.export says about hand-written norms and single-size axes; errors still come through."""
     logger = logging.getLogger("torch")
     exporters = [logging.getLogger(n) for n in ("torch._export", "torch.export", "torch.fx", "torch._dynamo")]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from training.fold.core import Layout
-from training.fold.graph import Graph, arguments, is_tensor, operation, shape
+from training.fold.graph import Graph, arguments, is_tensor, operation, same_shape, shape
 from training.fold.refusals import Refusal, RefusalCode
 
 
@@ -50,6 +50,21 @@ def read_layer(graph: Graph, node: Node) -> Layer | None:
     if layer.bias is not None and not graph.is_constant(layer.bias):
         return None
     return layer
+
+
+def read_vector(graph: Graph, node: Node, axis: int | None, channels: int) -> Layer | None:
+    """Return value + parameter as a layer with a bias alone, when the parameter varies along `axis` alone."""
+    if operation(node).removesuffix("_") != "aten::add" or node.kwargs.get("alpha", 1) != 1 or axis is None:
+        return None
+    parameters = [a for a in node.args[:2] if isinstance(a, Node) and graph.target(a) and graph.is_constant(a)]
+    values = [a for a in node.args[:2] if is_tensor(a) and a not in parameters]
+    if len(parameters) != 1 or len(values) != 1 or not same_shape(values[0], node):  # type: ignore[arg-type]
+        return None
+    offset = len(shape(node)) - len(shape(parameters[0]))
+    varying = [offset + place for place, size in enumerate(shape(parameters[0])) if size > 1]
+    if varying != [axis] or channels != shape(parameters[0])[axis - offset]:
+        return None
+    return Layer(node, values[0], Layout.LINEAR, 1, None, parameters[0], axis, axis, False)  # type: ignore[arg-type]
 
 
 def _convolution(node: Node) -> Layer | None:

@@ -105,7 +105,12 @@ def _cast(node: NodeProto, operands: list[Constant]) -> Constant | None:
     """Widening changes no value; narrowing rounds, which the exact algebra must not skip."""
     target = FLOAT_TYPES.get(attributes(node)["to"]) if node.op_type == "Cast" else operands[1].dtype
     source = operands[0].dtype
-    if source is None or target is None or _WIDTH[target] < _WIDTH[source] or {source, target} == {"float16", "bfloat16"}:
+    if (
+        source is None
+        or target is None
+        or _WIDTH[target] < _WIDTH[source]
+        or {source, target} == {"float16", "bfloat16"}
+    ):
         return None
     return Constant(operands[0].values, target)
 

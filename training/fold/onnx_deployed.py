@@ -40,11 +40,11 @@ def deployed_errors(
     """
     try:
         unfolded = _run(original, feeds)
-    except _CannotRun as err:
+    except _CannotRunError as err:
         return _stored_in_float64(folded, feeds, truth, amplification, str(err))
     try:
         found = _run(folded, feeds)
-    except _CannotRun as err:
+    except _CannotRunError as err:
         raise FoldError(f"proof failed: onnxruntime runs the model but not the folded one: {err}") from err
     floats = [name for name, value in unfolded.items() if value.dtype.kind == "f"]
     expected = {name: np.asarray(truth.get(name, unfolded[name]), np.float64) for name in floats}
@@ -53,11 +53,13 @@ def deployed_errors(
     unit = max((_ROUNDOFF[unfolded[name].dtype.name] for name in floats), default=0.0)
     limit = max(4 * usual, unit * max(64.0, 16.0 * min(amplification, 1e4)))
     if not error <= limit:
-        raise FoldError(f"proof failed: deployed error {error:.2e}, expected at most {limit:.2e} (unfolded {usual:.2e})")
+        raise FoldError(
+            f"proof failed: deployed error {error:.2e}, expected at most {limit:.2e} (unfolded {usual:.2e})"
+        )
     return error, usual, limit
 
 
-class _CannotRun(Exception):
+class _CannotRunError(Exception):
     """onnxruntime has no kernel, or no room, for a model."""
 
 
@@ -75,7 +77,7 @@ def _run(model: onnx.ModelProto, feeds: Mapping[str, Values]) -> dict[str, Value
         names = [output.name for output in session.get_outputs()]
         results = session.run(names, stored_form(feeds, model))
     except Exception as err:  # onnxruntime's own exceptions share no public base
-        raise _CannotRun(str(err).splitlines()[0]) from err
+        raise _CannotRunError(str(err).splitlines()[0]) from err
     return {name: value for name, value in zip(names, results, strict=True) if isinstance(value, np.ndarray)}
 
 

@@ -19,7 +19,9 @@ from training.fold.onnx_kernels import KERNELS
 from training.fold.onnx_types import FLOAT_TYPES, attributes, captures, subgraphs, to_array
 
 Values = npt.NDArray[Any]
-_RANDOM = frozenset("Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split())
+_RANDOM = frozenset(
+    ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+)
 _FEW = 64  # values up to this many elements are kept anyway: they are shapes, which any part of the graph may read
 
 

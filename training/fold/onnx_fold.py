@@ -226,4 +226,3 @@ def _batch_norms_within(body: onnx.GraphProto) -> list[NodeProto]:
 
 def _label(node: NodeProto) -> str:
     return str(node.name or node.output[0])
-

@@ -19,12 +19,13 @@ Kernel = Callable[[Sequence[Values | None], dict[str, Any]], Values | None]
 
 
 def _batch_norm(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
-    x, gamma, beta, mean, var = (np.asarray(v) for v in inputs)
+    x, gamma, beta, mean, var = (np.asarray(v, np.float64) for v in inputs)
     if fields.get("training_mode", 0) or not fields.get("spatial", 1):
         return None
     shape = (1, -1) + (1,) * (x.ndim - 2)
     deviation = np.sqrt(var + fields.get("epsilon", float(np.float32(1e-5))))
-    return (x - mean.reshape(shape)) / deviation.reshape(shape) * gamma.reshape(shape) + beta.reshape(shape)
+    normalised = (x - mean.reshape(shape)) / deviation.reshape(shape)
+    return np.asarray(normalised * gamma.reshape(shape) + beta.reshape(shape))
 
 
 def _conv(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
@@ -82,7 +83,7 @@ def _global_average_pool(inputs: Sequence[Values | None], fields: dict[str, Any]
 
 
 def _matmul(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
-    return np.matmul(np.asarray(inputs[0]), np.asarray(inputs[1]))
+    return np.asarray(np.matmul(np.asarray(inputs[0]), np.asarray(inputs[1])))
 
 
 def _gemm(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
@@ -90,7 +91,7 @@ def _gemm(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | N
     product = (a.T if fields.get("transA", 0) else a) @ (b.T if fields.get("transB", 0) else b)
     result = fields.get("alpha", 1.0) * product
     c = inputs[2] if len(inputs) > 2 else None
-    return result if c is None else result + fields.get("beta", 1.0) * c
+    return np.asarray(result if c is None else result + fields.get("beta", 1.0) * c)
 
 
 class _Window:

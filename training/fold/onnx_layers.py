@@ -179,7 +179,9 @@ def _weight(graph: OnnxGraph, layer: NodeProto, index: int) -> Constant:
     if layer.op_type in ("MatMul", "Gemm") and constant.values.ndim != 2:
         raise Refusal(RefusalCode.AXIS, f"weight {name!r} of {layer.op_type} has {constant.values.ndim} axes, not 2")
     if constant.dtype is None:
-        raise Refusal(RefusalCode.DTYPE, f"weight {name!r} of {layer.op_type} {layer.name!r} is no floating-point tensor")
+        raise Refusal(
+            RefusalCode.DTYPE, f"weight {name!r} of {layer.op_type} {layer.name!r} is no floating-point tensor"
+        )
     return constant
 
 
@@ -189,7 +191,9 @@ def _bias(graph: OnnxGraph, layer: NodeProto) -> Constant | None:
         return None
     constant = read_constant(graph, layer.input[2])
     if constant is None or constant.dtype is None:
-        raise Refusal(RefusalCode.NO_PRODUCER, f"bias {layer.input[2]!r} of {layer.op_type} {layer.name!r} is no constant")
+        raise Refusal(
+            RefusalCode.NO_PRODUCER, f"bias {layer.input[2]!r} of {layer.op_type} {layer.name!r} is no constant"
+        )
     return constant
 
 

@@ -21,7 +21,7 @@ _BATCH_NORM = "BatchNormalization"
 
 @dataclass(frozen=True)
 class Step:
-    """One node of a norm: `node` reads `source` and computes `affine` along `axis`; axis None is every element alike."""
+    """One node of a norm: `node` reads `source` and computes `affine` along `axis`; None is every element alike."""
 
     node: NodeProto
     source: str

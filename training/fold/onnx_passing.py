@@ -19,11 +19,44 @@ from training.fold.refusals import Refusal, RefusalCode
 Rule = Callable[[OnnxGraph, NodeProto, Affine, int | None], None]
 
 ACTIVATIONS = frozenset(
-    "Abs Celu Clip Elu Erf Exp Gelu HardSigmoid HardSwish LeakyRelu Log LogSoftmax Mish PRelu Pow Relu Selu Sigmoid "
-    "Softmax Softplus Softsign Sqrt Swish Tanh ThresholdedRelu".split()
+    {
+        "Abs",
+        "Celu",
+        "Clip",
+        "Elu",
+        "Erf",
+        "Exp",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "LeakyRelu",
+        "Log",
+        "LogSoftmax",
+        "Mish",
+        "PRelu",
+        "Pow",
+        "Relu",
+        "Selu",
+        "Sigmoid",
+        "Softmax",
+        "Softplus",
+        "Softsign",
+        "Sqrt",
+        "Swish",
+        "Tanh",
+        "ThresholdedRelu",
+    }
 )
 QUANTISED = frozenset(
-    "QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul ConvInteger MatMulInteger".split()
+    {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "QLinearConv",
+        "QLinearMatMul",
+        "ConvInteger",
+        "MatMulInteger",
+    }
 )
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 

@@ -5,6 +5,7 @@ and each operation must let the affine pass (`onnx_passing`, `onnx_axes`). The a
 """
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from onnx import NodeProto
 
@@ -159,7 +160,7 @@ def _slices(node: NodeProto, sizes: list[int | str | None], affine: Affine) -> l
         ends.append(ends[-1] + size)
     if ends[-1] != affine.channels:
         raise Refusal(RefusalCode.AXIS, f"Concat {node.name!r} makes {ends[-1]} channels, not {affine.channels}")
-    return [affine.take(start, stop) for start, stop in zip(ends, ends[1:], strict=False)]
+    return [affine.take(start, stop) for start, stop in pairwise(ends)]
 
 
 def _behind_sum(graph: OnnxGraph, node: NodeProto, load: _Load) -> list[Landing]:
@@ -191,4 +192,3 @@ def _require_private(graph: OnnxGraph, value: str) -> None:
 
 def _axis(norm: Norm) -> int | None:
     return None if norm.affine.channels == 1 else norm.axis
-

@@ -35,7 +35,9 @@ def probe_inputs(
     """
     wanted, starts = set(wanted), set(starts)
     shapes, types = infer(evaluator.model)
-    inputs = [v for v in evaluator.model.graph.input if v.name not in {t.name for t in evaluator.model.graph.initializer}]
+    inputs = [
+        v for v in evaluator.model.graph.input if v.name not in {t.name for t in evaluator.model.graph.initializer}
+    ]
     best: tuple[dict[str, Values], dict[str, Values]] | None = None
     for size in _SIZES if any(_is_free(shapes.get(v.name)) for v in inputs) else _SIZES[:1]:
         rng = np.random.default_rng(0)

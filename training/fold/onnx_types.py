@@ -54,7 +54,7 @@ def infer(model: onnx.ModelProto) -> tuple[dict[str, Dims], dict[str, int]]:
 
 
 def with_output_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return `model`, or a copy with inferred shapes where its outputs lack one, which runtimes allow but ONNX forbids."""
+    """Return `model`, or a copy with inferred shapes where its outputs have none: runtimes do not mind, ONNX does."""
     lacking = [value for value in model.graph.output if not value.type.tensor_type.HasField("shape")]
     if not any(value.type.HasField("tensor_type") for value in lacking):
         return model

@@ -13,7 +13,9 @@ from torch.fx import Node
 from training.fold.core import Affine, Array, Layout, border_kernel, fold_consumer, fold_producer, out_channels
 from training.fold.graph import Graph, dtype
 from training.fold.layers import Layer
+from training.fold.norms import Norm
 from training.fold.plan import Edit, Plan
+from training.fold.refusals import Refusal
 from training.fold.rounding import max_ulp, round_once
 
 
@@ -64,23 +66,28 @@ class Replacement:
         return max((value.max_ulp for value in (self.weight, self.bias, self.border) if value is not None), default=0.0)
 
 
-def replacements(graph: Graph, plan: Plan) -> list[Replacement]:
+def replacements(graph: Graph, plan: Plan) -> tuple[list[Replacement], dict[Norm, Refusal]]:
     """Return the new parameters for every edit of the plan, one entry per set of shared weights.
 
-    Raises:
-        Refusal: a value does not fit its dtype; `culprit` on it names the layer's node.
+    Returns:
+        The parameters, and the norms that must stay because theirs do not fit the layer's dtype, with the reason.
     """
     made: dict[tuple[Node | None, Node | None], Replacement] = {}
-    for node, edit in plan.edits.items():
+    misfits: dict[Norm, Refusal] = {}
+    for edit in plan.edits.values():
         key = (edit.layer.weight, edit.layer.bias)
-        if key[0] is None and key[1] is None:
-            continue
-        if key in made and _is_plain(edit.layer):
-            made[key].layers.append(edit.layer)
-        else:
-            made[key] = _replacement(graph, edit)
-        assert node is edit.layer.node
-    return list(made.values())
+        try:
+            if key in made and _is_plain(edit.layer):
+                made[key].layers.append(edit.layer)
+            else:
+                made[key] = _replacement(graph, edit)
+        except Refusal as refusal:
+            misfits.update(dict.fromkeys(_norms_in(plan, edit.layer), refusal))
+    return list(made.values()), misfits
+
+
+def _norms_in(plan: Plan, layer: Layer) -> list[Norm]:
+    return [norm for norm, (layers, _) in plan.folded.items() if any(one.node is layer.node for one in layers)]
 
 
 def _is_plain(layer: Layer) -> bool:
@@ -89,9 +96,10 @@ def _is_plain(layer: Layer) -> bool:
 
 def _replacement(graph: Graph, edit: Edit) -> Replacement:
     layer = edit.layer
-    assert layer.weight is not None
-    weight = graph.constant(layer.weight).numpy()
     bias = None if layer.bias is None else graph.constant(layer.bias).numpy().reshape(-1)
+    if layer.weight is None:
+        return _vector(edit, bias)
+    weight = graph.constant(layer.weight).numpy()
     kind = str(dtype(layer.weight)).removeprefix("torch.")
     new_weight, new_bias, border = _folded(edit, weight, bias)
     keeps_none = bias is None and not np.any(new_bias)
@@ -102,6 +110,16 @@ def _replacement(graph: Graph, edit: Edit) -> Replacement:
         None if border is None else Value(border, kind),
         _cancellation(edit, bias, new_bias),
     )
+
+
+def _vector(edit: Edit, bias: Array | None) -> Replacement:
+    """Return the new values of a vector that is added: s v + t."""
+    assert bias is not None
+    assert edit.layer.bias is not None
+    assert edit.after is not None
+    kind = str(dtype(edit.layer.bias)).removeprefix("torch.")
+    moved = edit.after.scale * bias + edit.after.shift
+    return Replacement([edit.layer], None, Value(moved, kind), None, _cancellation(edit, bias, moved))
 
 
 def _folded(edit: Edit, weight: Array, bias: Array | None) -> tuple[Array, Array, Array | None]:

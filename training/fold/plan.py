@@ -6,14 +6,14 @@ calls share gets the same change from each of them.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch.fx import Node
 
 from training.fold.core import Affine, in_channels, out_channels
-from training.fold.graph import Graph, is_in_place, operation
-from training.fold.layers import Layer, read_layer, require_axis
+from training.fold.graph import Graph, is_in_place, module_stack, operation
+from training.fold.layers import Layer, read_layer, read_vector, require_axis
 from training.fold.norms import Norm
 from training.fold.refusals import Refusal, RefusalCode
 from training.fold.through import Flow, backward, forward
@@ -57,7 +57,7 @@ class _Walk:
     passed: list[Node] = field(default_factory=list)
 
 
-def make_plan(graph: Graph, norms: list[Norm], exact_padding: bool) -> Plan:
+def make_plan(graph: Graph, norms: list[Norm], exact_padding: bool, banned: dict[Norm, Refusal]) -> Plan:
     """Return where each norm goes.
 
     Norms whose layers are shared in a way that does not allow it are refused and the rest is planned again, because
@@ -67,42 +67,53 @@ def make_plan(graph: Graph, norms: list[Norm], exact_padding: bool) -> Plan:
         graph: the model.
         norms: its norms in order of evaluation.
         exact_padding: allow a norm before a zero-padded convolution, which then needs a correction at the border.
+        banned: norms that are known to have to stay, with the reason; grows by those that are found here.
     """
-    banned: dict[Norm, Refusal] = {}
     while True:
         plan = Plan(refused=dict(banned))
         for norm in norms:
             if norm not in banned:
-                _place(graph, norm, plan, exact_padding)
+                _place(graph, norm, norms, plan, exact_padding)
         conflicts = _conflicts(graph, plan)
         if not conflicts:
             return plan
         banned.update(conflicts)
 
 
-def _place(graph: Graph, norm: Norm, plan: Plan, exact_padding: bool) -> None:
+def _place(graph: Graph, norm: Norm, norms: list[Norm], plan: Plan, exact_padding: bool) -> None:
     """Put one norm into the plan: into its producers, else into its consumers, else among the refused."""
     try:
         walk = _walk_back(graph, norm, plan)
-        for layer, affine in walk.takes:
-            edit = plan.edits.setdefault(layer.node, Edit(layer))
-            edit.after = affine if edit.after is None else edit.after.then(affine)
+        _require_no_hooks(graph, norm, walk)
+        edits = [_behind(plan.edits.get(layer.node, Edit(layer)), affine) for layer, affine in walk.takes]
     except Refusal as backwards:
         try:
-            walk = _walk_forward(graph, norm, plan, exact_padding)
+            walk = _walk_forward(graph, norm, norms, exact_padding)
+            _require_no_hooks(graph, norm, walk)
+            edits = [_ahead(plan.edits.get(layer.node, Edit(layer)), affine) for layer, affine in walk.takes]
         except Refusal as forwards:
             plan.refused[norm] = _told(backwards, forwards)
             return
-        for layer, affine in walk.takes:
-            edit = plan.edits.setdefault(layer.node, Edit(layer))
-            edit.before = affine if edit.before is None else affine.then(edit.before)
+    plan.edits.update({edit.layer.node: edit for edit in edits})
     plan.folded[norm] = (tuple(layer for layer, _ in walk.takes), tuple(walk.passed))
+
+
+def _behind(edit: Edit, affine: Affine) -> Edit:
+    """Return the edit with one more affine behind all that the layer's outputs take already."""
+    return replace(edit, after=affine if edit.after is None else edit.after.then(affine))
+
+
+def _ahead(edit: Edit, affine: Affine) -> Edit:
+    """Return the edit with one more affine ahead of all that the layer's inputs take already."""
+    return replace(edit, before=affine if edit.before is None else affine.then(edit.before))
 
 
 def _told(backwards: Refusal, forwards: Refusal) -> Refusal:
     """Return the refusal of the direction in which less is missing, with both reasons."""
-    less = forwards if forwards.code is RefusalCode.PAD or backwards.code is RefusalCode.NO_PRODUCER else backwards
-    if forwards.code is RefusalCode.NO_PRODUCER:
+    nothing = {RefusalCode.NO_PRODUCER, RefusalCode.ACTIVATION_BETWEEN}
+    forwards_is_nearer = backwards.code is RefusalCode.NO_PRODUCER and forwards.code not in nothing
+    less = forwards if forwards.code in {RefusalCode.PAD, RefusalCode.HOOK} or forwards_is_nearer else backwards
+    if backwards.code is RefusalCode.HOOK:
         less = backwards
     return Refusal(less.code, f"into the layer before: {backwards.reason}; into the one behind: {forwards.reason}")
 
@@ -125,8 +136,16 @@ def _walk_back(graph: Graph, norm: Norm, plan: Plan) -> _Walk:
         if layer is not None:
             walk.takes.append((layer, _taken(graph, layer, flow, "output")))
             continue
+        vector = read_vector(graph, flow.value, flow.axis, flow.affine.channels)
+        if vector is not None:
+            walk.takes.append((vector, flow.affine))
+            pending.append((Flow(vector.source, flow.axis, flow.affine.without_shift()), vector.node))
+            continue
         for source in backward(graph, flow.value, flow.axis, flow.affine):
-            pending.append((source, _reader_of(source.value, flow.value)))
+            reader = _reader_of(source.value, flow.value)
+            pending.append((source, reader))
+            if reader is not flow.value:
+                walk.passed.extend([reader, *(part for part in reader.users if part is not flow.value)])
         walk.passed.append(flow.value)
     return walk
 
@@ -136,8 +155,9 @@ def _reader_of(source: Node, node: Node) -> Node:
     return node if source in node.all_input_nodes else node.all_input_nodes[0]
 
 
-def _walk_forward(graph: Graph, norm: Norm, plan: Plan, exact_padding: bool) -> _Walk:
+def _walk_forward(graph: Graph, norm: Norm, norms: list[Norm], exact_padding: bool) -> _Walk:
     _require_unwritten(graph, norm)
+    kept = {other.nodes[0]: other for other in norms if other.nodes and other is not norm}
     walk = _Walk()
     pending = [Flow(norm.output, norm.axis, norm.affine)]
     while pending:
@@ -150,6 +170,10 @@ def _walk_forward(graph: Graph, norm: Norm, plan: Plan, exact_padding: bool) -> 
         for reader in readers:
             if is_in_place(reader):
                 raise Refusal(RefusalCode.MULTI_USE, f"'{reader.name}' writes into the normalised value")
+            if reader in kept:
+                pending.append(_through_norm(kept[reader], flow))
+                walk.passed.extend(kept[reader].nodes)
+                continue
             layer = read_layer(graph, reader)
             if layer is not None and layer.source is flow.value and not _is_norm_layer(layer):
                 walk.takes.append((layer, _taken(graph, layer, flow, "input")))
@@ -159,6 +183,25 @@ def _walk_forward(graph: Graph, norm: Norm, plan: Plan, exact_padding: bool) -> 
             walk.passed.append(reader)
     _require_once(walk)
     return walk
+
+
+def _through_norm(norm: Norm, flow: Flow) -> Flow:
+    """Return what the output of another norm carries: a(x) becomes b(a(x)) = c(b(x)) with the c returned here."""
+    if norm.axis != flow.axis and norm.axis is not None and flow.axis is not None:
+        raise Refusal(RefusalCode.AXIS, f"the norm '{norm.output.name}' behind it runs over another axis")
+    channels = max(norm.affine.channels, flow.affine.channels)
+    own, carried = norm.affine.spread(channels), flow.affine.spread(channels)
+    shift = own.scale * carried.shift + own.shift - carried.scale * own.shift
+    return Flow(norm.output, flow.axis if norm.axis is None else norm.axis, Affine(carried.scale, shift))
+
+
+def _require_no_hooks(graph: Graph, norm: Norm, walk: _Walk) -> None:
+    """Refuse when a user's hook sees a value that changes: it is on a module that holds only a part of the site."""
+    changed = [*norm.nodes, *walk.passed, *(layer.node for layer, _ in walk.takes)]
+    stacks = [module_stack(node) for node in changed]
+    for path in graph.hooked:
+        if any(path in stack for stack in stacks) and not all(path in stack for stack in stacks):
+            raise Refusal(RefusalCode.HOOK, f"the module '{path}' has a forward hook, which sees a value that changes")
 
 
 def _forward(graph: Graph, reader: Node, flow: Flow) -> Flow:

@@ -75,7 +75,7 @@ def _require(holds: bool, where: str, error: float, limit: float) -> None:
 def _outputs(
     what: str, model: nn.Module, inputs: Inputs, prepared: Callable[[Inputs], Inputs] | None = None, exact: Any = None
 ) -> list[Tensor]:
-    runnable = sharing_copy(model)
+    runnable = sharing_copy(model, keep=exact or ())
 
     def call(*values: Any) -> Any:
         return runnable(*(prepared(values) if prepared else values))

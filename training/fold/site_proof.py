@@ -198,7 +198,8 @@ class _Run:
 
     def _layer(self, node: Node, known: dict[Node, Any], absolute: bool, stored: bool) -> Any:
         layer, change = self._changed[node]
-        kind = getattr(torch, change.weight.dtype) if stored and change.weight else torch.float64
+        some = change.weight or change.bias
+        kind = getattr(torch, some.dtype) if stored and some else torch.float64
         new = {layer.weight: change.weight, layer.bias: change.bias}
 
         def tensor(value: Value, like: Tensor | None) -> Tensor:
@@ -210,7 +211,7 @@ class _Run:
             value = new.get(source)
             if value is not None:
                 return tensor(value, self._graph.constant(source))
-            result = known[source] if source in known else self._graph.constant(source)
+            result = known[source] if source in known else self._constant(source, layer, change, stored)
             result = result.abs() if absolute and source not in known else result
             return result.to(kind) if isinstance(result, Tensor) and result.is_floating_point() else result
 
@@ -221,6 +222,14 @@ class _Run:
         if change.border is not None:
             out = out + _border(node, args, tensor(change.border, None))
         return out
+
+    def _constant(self, source: Node, layer: Layer, change: Replacement, stored: bool) -> Tensor:
+        """Return a constant argument; the transpose of a changed weight is that of the new one."""
+        if layer.weight is not None and change.weight is not None and source.all_input_nodes == [layer.weight]:
+            weight = torch.from_numpy(change.weight.stored if stored else change.weight.exact)
+            transposed: Tensor = source.target(weight, *source.args[1:])  # type: ignore[operator]
+            return transposed
+        return self._graph.constant(source)
 
 
 _WITH_WEIGHTS = {f"aten::conv{n}d" for n in (1, 2, 3)} | {"aten::linear", "aten::addmm", "aten::mm", "aten::matmul"}

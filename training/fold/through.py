@@ -47,8 +47,7 @@ _SUMS = {"aten::add", "aten::sub"}
 _ACTIVATIONS = {
     "relu", "relu6", "sigmoid", "tanh", "gelu", "silu", "mish", "elu", "selu", "celu", "leaky_relu", "prelu", "rrelu",
     "hardtanh", "hardswish", "hardsigmoid", "softplus", "softsign", "softmax", "log_softmax", "log_sigmoid", "clamp",
-    "clamp_min", "clamp_max", "glu", "threshold", "hardshrink", "softshrink", "exp", "abs", "sqrt", "rsqrt", "square",
-    "sin", "pow", "where", "maximum", "minimum",
+    "clamp_min", "clamp_max", "glu", "threshold", "hardshrink", "softshrink",
 }
 # fmt: on
 

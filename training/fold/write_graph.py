@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from training.fold.graph import Graph
+from training.fold.graph import Graph, quiet
 from training.fold.layers import Layer
 from training.fold.parameters import Replacement, Value
 from training.fold.plan import Plan
-from training.fold.write_module import stored_like
+from training.fold.write_module import names_of, stored_like
 
 
 class GraphWriter:
@@ -23,13 +23,14 @@ class GraphWriter:
 
     Attributes:
         model: the GraphModule.
-        exact: float64 values of the changed parameters, by qualified name.
     """
 
     def __init__(self, graph: Graph):
         exported = graph.program.module(check_guards=False)
-        self.model = copy.deepcopy(GraphModule(exported, exported.graph))  # it shares the user's tensors until here
-        self.exact: dict[str, Value] = {}
+        shared = GraphModule(exported, exported.graph)  # its tensors are the user's
+        with quiet():
+            self.model = copy.deepcopy(shared)
+        self._values: list[tuple[Tensor, Value]] = []
         self._nodes = {n.name: n for n in self.model.graph.nodes}
         placeholders = [n for n in self.model.graph.nodes if n.op == "placeholder"]
         own = [n for n in graph.nodes if n.op == "placeholder" and graph.target(n) is None]
@@ -47,6 +48,10 @@ class GraphWriter:
         self.model.delete_all_unused_submodules()
         self.model.recompile()
         self.model.eval()
+
+    def exact(self) -> dict[str, Value]:
+        """Return the float64 values of the changed parameters, by qualified name."""
+        return names_of(self.model, self._values)
 
     def _node(self, node: Node) -> Node:
         found: Node = self._inputs[node.name] if node.op == "placeholder" else self._nodes[node.name]
@@ -71,7 +76,7 @@ class GraphWriter:
             path, _, attribute = name.rpartition(".")
             tensor = getattr(self.model.get_submodule(path), attribute)
             tensor.data = stored_like(tensor, value)
-            self.exact[name] = value
+            self._values.append((tensor, value))
         else:
             call.replace_input_with(self._nodes[old.name], self._new(call, value, fresh, like=graph.constant(old)))
 
@@ -80,8 +85,9 @@ class GraphWriter:
         while hasattr(self.model, name):
             name += "_"
         stored = torch.from_numpy(value.stored).to(getattr(torch, value.dtype))
-        self.model.register_parameter(name, nn.Parameter(stored if like is None else stored.to(like.device)))
-        self.exact[name] = value
+        parameter = nn.Parameter(stored if like is None else stored.to(like.device))
+        self.model.register_parameter(name, parameter)
+        self._values.append((parameter, value))
         with self.model.graph.inserting_before(before):
             return self.model.graph.get_attr(name)
 
@@ -114,3 +120,4 @@ class GraphWriter:
             total = self.model.graph.call_function(torch.ops.aten.add.Tensor, (call, addend))
         for user in users:
             user.replace_input_with(call, total)
+        self._nodes[call.name] = total  # what now stands for the layer's output

@@ -5,6 +5,7 @@ it raises `CannotExpress` where the tree has no place for a change; then the gra
 """
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -13,6 +14,7 @@ from torch.fx import Node
 from torch.nn.utils import parametrize
 
 from training.fold.border import with_border
+from training.fold.float64 import named_tensors
 from training.fold.graph import Graph, call_key, module_path
 from training.fold.layers import Layer
 from training.fold.norms import Norm
@@ -29,12 +31,11 @@ class ModuleWriter:
 
     Attributes:
         model: the copy.
-        exact: float64 values of the changed parameters, by qualified name.
     """
 
     def __init__(self, model: nn.Module):
         self.model = copy.deepcopy(model)
-        self.exact: dict[str, Value] = {}
+        self._values: list[tuple[Tensor, Value]] = []
 
     def write(self, graph: Graph, plan: Plan, changes: Iterable[Replacement]) -> None:
         """Apply a whole plan to the copy.
@@ -49,6 +50,10 @@ class ModuleWriter:
             if norm.nodes:
                 self._remove(graph, norm, plan)
 
+    def exact(self) -> dict[str, Value]:
+        """Return the float64 values of the changed parameters, by qualified name."""
+        return names_of(self.model, self._values)
+
     def _write_layer(self, graph: Graph, layer: Layer, change: Replacement) -> None:
         if layer.weight is not None and change.weight is not None:
             self._store(graph.target(layer.weight) or self._materialise(layer), change.weight)
@@ -58,7 +63,7 @@ class ModuleWriter:
         if change.border is not None:
             path = self._owner(graph, layer)
             _replace_module(self.model, path, with_border(self.model.get_submodule(path), change.border.stored))
-            self.exact[f"{path}.border_kernel"] = change.border
+            self._values.append((self.model.get_buffer(f"{path}.border_kernel"), change.border))
 
     def _owner(self, graph: Graph, layer: Layer) -> str:
         """Return the path of the module whose own weight this is: a convolution or linear layer of PyTorch's kind."""
@@ -73,7 +78,7 @@ class ModuleWriter:
         path = module_path(layer.node)
         owner = self.model.get_submodule(path)
         if parametrize.is_parametrized(owner, "weight"):
-            parametrize.remove_parametrizations(owner, "weight")
+            _remove_parametrization(owner, path)
         elif not _remove_weight_hooks(owner):
             raise CannotExpress(f"the forward of {type(owner).__name__} '{path}' computes its weight")
         return f"{path}.weight"
@@ -94,7 +99,7 @@ class ModuleWriter:
         tensor = getattr(self.model.get_submodule(path), attribute)
         assert isinstance(tensor, Tensor)
         tensor.data = stored_like(tensor, value)
-        self.exact[name] = value
+        self._values.append((tensor, value))
 
     def _remove(self, graph: Graph, norm: Norm, plan: Plan) -> None:
         """Put an Identity in place of the module that computes this norm and nothing else."""
@@ -103,10 +108,13 @@ class ModuleWriter:
         gone = {node for other in plan.folded for node in other.nodes}
         if not path:
             raise CannotExpress(f"the norm '{norm.output.name}' is written out in the model's own forward")
-        if any(not nodes <= gone for nodes in calls.values()):
-            kept = next(node for nodes in calls.values() for node in nodes if node not in gone)
-            raise CannotExpress(f"the module '{path}' does more than its norm ('{kept.name}')")
-        _replace_module(self.model, path, nn.Identity().train(self.model.training))
+        owner = self.model.get_submodule(path)
+        rest = [node for nodes in calls.values() for node in nodes if node not in gone]
+        if any(module_path(node) == path for node in rest):
+            raise CannotExpress(f"the module '{path}' does more than its norm ('{rest[0].name}')")
+        # A norm with an activation inside keeps its children, which run one after the other.
+        left = nn.Sequential(OrderedDict(owner.named_children())) if rest else nn.Identity()
+        _replace_module(self.model, path, left.train(self.model.training))
 
 
 def _calls(graph: Graph, path: str) -> Mapping[tuple[str, ...], set[Node]]:
@@ -128,6 +136,21 @@ def _replace_module(model: nn.Module, path: str, new: nn.Module) -> None:
                 parent._modules[name] = new
 
 
+def _remove_parametrization(owner: nn.Module, path: str) -> None:
+    """Turn a parametrized weight into a plain one; torch's own removal would also change the user's module.
+
+    A parametrized module has a class made for it alone, which its copies share; torch takes the property off that.
+    """
+    if len(owner.parametrizations) > 1:  # type: ignore[arg-type]
+        raise CannotExpress(f"'{path}' has more parametrized tensors than its weight")
+    with torch.no_grad():
+        weight = nn.Parameter(owner.weight.detach().clone())  # type: ignore[operator]
+    weight.requires_grad_(any(p.requires_grad for p in owner.parametrizations.parameters()))  # type: ignore[union-attr]
+    owner.__class__ = type(owner).__bases__[0]
+    del owner._modules["parametrizations"]
+    owner.register_parameter("weight", weight)
+
+
 def _remove_weight_hooks(owner: nn.Module) -> bool:
     """Remove the hook of the old weight_norm or spectral_norm, leaving a plain weight; False when there is none."""
     for key, hook in list(owner._forward_pre_hooks.items()):
@@ -137,6 +160,12 @@ def _remove_weight_hooks(owner: nn.Module) -> bool:
             del owner._forward_pre_hooks[key]
             return True
     return False
+
+
+def names_of(model: nn.Module, values: Iterable[tuple[Tensor, Value]]) -> dict[str, Value]:
+    """Return the values by the names that their tensors have in the model."""
+    names = {id(tensor): name for name, tensor in named_tensors(model)}
+    return {names[id(tensor)]: value for tensor, value in values}
 
 
 def stored_like(tensor: Tensor, value: Value) -> Tensor:

@@ -1,0 +1,608 @@
+"""Small adversarial models with the verdict each must get: folds (how many norms) and refusals (which codes)."""
+
+# ruff: noqa: E731 -- a forward of one line reads best as a lambda beside the modules that it uses
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    folded: int
+    refused: tuple[str, ...] = ()
+    form: str = "module"
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+class Forward(nn.Module):
+    """A model whose forward is given as a function of itself and its input."""
+
+    def __init__(self, forward: Callable[..., Any], **modules: Any):
+        super().__init__()
+        self._forward = forward
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+    def forward(self, x: Tensor) -> Any:
+        return self._forward(self, x)
+
+
+def randomise(model: nn.Module, seed: int = 0, lowest_variance: float = 0.05) -> nn.Module:
+    """Fill norms with statistics and affine parameters of both signs; a fresh BatchNorm is the identity."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator).to(like)
+
+    with torch.no_grad():
+        for module in model.modules():
+            for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+                if not tensor.is_floating_point():
+                    continue
+                if "var" in name:
+                    tensor.copy_(torch.rand(tensor.shape, generator=generator).to(tensor) * 2 + lowest_variance)
+                elif (name in {"weight", "bias", "gamma", "beta"} and tensor.squeeze().ndim <= 1) or "mean" in name:
+                    tensor.copy_(draw(tensor))
+    return model.eval()
+
+
+CASES: list[Case] = []
+
+
+def case(
+    name: str,
+    shape: tuple[int, ...],
+    folded: int,
+    refused: tuple[str, ...] | str = (),
+    form: str = "module",
+    **options: Any,
+) -> Callable[[Callable[[], nn.Module]], Callable[[], nn.Module]]:
+    codes = (refused,) if isinstance(refused, str) else refused
+
+    def add(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+        CASES.append(Case(name, build, shape, folded, codes, form, tuple(options.items())))
+        return build
+
+    return add
+
+
+def plain(name: str, shape: tuple[int, ...], folded: int, refused: tuple[str, ...] | str, *layers: Any, **options: Any):
+    """Add a sequential model; modules are given as functions, so that each build has its own."""
+    case(name, shape, folded, refused, **options)(lambda: randomise(nn.Sequential(*(make() for make in layers))))
+
+
+def make(kind: Any, *args: Any, **kwargs: Any) -> Callable[[], nn.Module]:
+    return lambda: kind(*args, **kwargs)
+
+
+C, BN = nn.Conv2d, nn.BatchNorm2d
+IMAGE = (2, 3, 9, 9)
+
+# Producers ----------------------------------------------------------------------------------------------------------
+for rank, (conv, norm) in enumerate([(nn.Conv1d, nn.BatchNorm1d), (C, BN), (nn.Conv3d, nn.BatchNorm3d)], start=1):
+    size = (2, 4) + (7,) * rank
+    for bias in (False, True):
+        plain(f"conv{rank}d bias={bias}", size, 1, (), make(conv, 4, 6, 3, padding=1, bias=bias), make(norm, 6))
+    plain(f"conv{rank}d grouped", size, 1, (), make(conv, 4, 6, 3, groups=2), make(norm, 6))
+    plain(f"conv{rank}d depthwise", size, 1, (), make(conv, 4, 4, 3, groups=4), make(norm, 4))
+    plain(f"conv{rank}d depthwise, multiplier 2", size, 1, (), make(conv, 4, 8, 3, groups=4), make(norm, 8))
+for rank, (conv, norm) in enumerate(
+    [(nn.ConvTranspose1d, nn.BatchNorm1d), (nn.ConvTranspose2d, BN), (nn.ConvTranspose3d, nn.BatchNorm3d)], start=1
+):
+    for groups in (1, 2, 4):
+        plain(
+            f"conv_transpose{rank}d {groups} groups, equal channels",
+            (2, 4) + (5,) * rank,
+            1,
+            (),
+            make(conv, 4, 4, 3, stride=2, padding=1, output_padding=1, groups=groups, bias=groups == 1),
+            make(norm, 4),
+        )
+plain(
+    "conv_transpose2d unequal channels", (2, 4, 5, 5), 1, (), make(nn.ConvTranspose2d, 4, 6, 3, groups=2), make(BN, 6)
+)
+plain("conv2d same padding", IMAGE, 1, (), make(C, 3, 5, 3, padding="same", dilation=2), make(BN, 5))
+plain("conv2d reflect padding", IMAGE, 1, (), make(C, 3, 5, 3, padding=1, padding_mode="reflect"), make(BN, 5))
+plain("linear (N, C)", (4, 5), 1, (), make(nn.Linear, 5, 7), make(nn.BatchNorm1d, 7))
+plain("linear square", (4, 5), 1, (), make(nn.Linear, 5, 5, bias=False), make(nn.BatchNorm1d, 5))
+plain("linear with N == C", (5, 5), 1, (), make(nn.Linear, 5, 5), make(nn.BatchNorm1d, 5))
+plain("linear, norm without affine", (4, 5), 1, (), make(nn.Linear, 5, 7), make(nn.BatchNorm1d, 7, affine=False))
+plain("conv, norm without affine", IMAGE, 1, (), make(C, 3, 5, 3), make(BN, 5, affine=False))
+plain("linear (N, C, L), C != L", (2, 6, 5), 0, "axis", make(nn.Linear, 5, 7), make(nn.BatchNorm1d, 6))
+plain("linear (N, C, L), C == L", (2, 6, 5), 0, "axis", make(nn.Linear, 5, 6), make(nn.BatchNorm1d, 6))
+plain("linear (N, 1, L)", (3, 1, 5), 1, (), make(nn.Linear, 5, 6), make(nn.BatchNorm1d, 1))
+plain("conv1d unbatched, C == L", (3, 8), 0, "axis", make(nn.Conv1d, 3, 6, 3), make(nn.BatchNorm1d, 6))
+plain("two norms in a row", IMAGE, 2, (), make(C, 3, 5, 3), make(BN, 5), make(BN, 5))
+plain("sync norm", IMAGE, 1, (), make(C, 3, 5, 3), make(nn.SyncBatchNorm, 5))
+plain(
+    "instance norm with running statistics",
+    IMAGE,
+    1,
+    (),
+    make(C, 3, 5, 3),
+    make(nn.InstanceNorm2d, 5, affine=True, track_running_stats=True),
+)
+plain("instance norm of the batch", IMAGE, 0, "batch-stats", make(C, 3, 5, 3), make(nn.InstanceNorm2d, 5))
+plain("untracked statistics", IMAGE, 0, "batch-stats", make(C, 3, 5, 3), make(BN, 5, track_running_stats=False))
+plain("momentum None", IMAGE, 1, (), make(C, 3, 5, 3), make(BN, 5, momentum=None))
+plain("relu between", IMAGE, 0, "activation-between", make(C, 3, 5, 3), make(nn.ReLU), make(BN, 5))
+plain("gelu between", IMAGE, 0, "activation-between", make(C, 3, 5, 3), make(nn.GELU), make(BN, 5))
+plain("in-place relu behind", IMAGE, 1, (), make(C, 3, 5, 3), make(BN, 5), make(nn.ReLU, inplace=True))
+plain("dropout between", IMAGE, 1, (), make(C, 3, 5, 3), make(nn.Dropout2d), make(nn.Identity), make(BN, 5))
+plain("no layer at all", IMAGE, 0, "no-producer", make(BN, 3), make(nn.ReLU))
+plain("nothing to fold", IMAGE, 0, (), make(C, 3, 5, 3), make(nn.ReLU))
+plain("norm in a fold of fifty", (2, 3, 4, 4), 50, (), *[make(C, 3, 3, 1), make(BN, 3)] * 50)
+
+# Values on the way --------------------------------------------------------------------------------------------------
+plain("avg pool", IMAGE, 1, (), make(C, 3, 5, 3), make(nn.AvgPool2d, 2, ceil_mode=True), make(BN, 5))
+plain(
+    "avg pool, padding not counted",
+    IMAGE,
+    1,
+    (),
+    make(C, 3, 5, 3),
+    make(nn.AvgPool2d, 3, padding=1, count_include_pad=False),
+    make(BN, 5),
+)
+plain("avg pool, padding counted", IMAGE, 0, "pool", make(C, 3, 5, 3), make(nn.AvgPool2d, 3, padding=1), make(BN, 5))
+plain(
+    "avg pool, own divisor", IMAGE, 0, "pool", make(C, 3, 5, 3), make(nn.AvgPool2d, 2, divisor_override=3), make(BN, 5)
+)
+plain("adaptive avg pool", IMAGE, 1, (), make(C, 3, 5, 3), make(nn.AdaptiveAvgPool2d, 3), make(BN, 5))
+plain("max pool, mixed signs", IMAGE, 0, "sign", make(C, 3, 5, 3), make(nn.MaxPool2d, 2), make(BN, 5))
+plain("lp pool", IMAGE, 0, "unknown-op", make(C, 3, 5, 3), make(nn.LPPool2d, 2, 2), make(BN, 5))
+plain("nearest upsample", IMAGE, 1, (), make(C, 3, 5, 3), make(nn.Upsample, scale_factor=2), make(BN, 5))
+plain(
+    "bilinear upsample", IMAGE, 1, (), make(C, 3, 5, 3), make(nn.Upsample, scale_factor=2, mode="bilinear"), make(BN, 5)
+)
+plain("reflection pad", IMAGE, 1, (), make(C, 3, 5, 3), make(nn.ReflectionPad2d, 1), make(BN, 5))
+plain("replication pad", IMAGE, 1, (), make(C, 3, 5, 3), make(nn.ReplicationPad2d, 1), make(BN, 5))
+plain("zero pad", IMAGE, 0, "pad", make(C, 3, 5, 3), make(nn.ZeroPad2d, 1), make(BN, 5))
+plain("crop", IMAGE, 1, (), make(C, 3, 5, 3), make(nn.ZeroPad2d, -1), make(BN, 5))
+plain("flatten 1x1", (2, 3, 3, 3), 1, (), make(C, 3, 5, 3), make(nn.Flatten), make(nn.BatchNorm1d, 5))
+plain("flatten 2x2", (2, 3, 4, 4), 0, "axis", make(C, 3, 5, 3), make(nn.Flatten), make(nn.BatchNorm1d, 20))
+plain("pixel shuffle", IMAGE, 1, (), make(C, 3, 8, 3), make(nn.PixelShuffle, 2), make(BN, 2))
+
+
+@case("max pool, positive scale", IMAGE, 1)
+def _() -> nn.Module:
+    model = randomise(nn.Sequential(C(3, 5, 3), nn.MaxPool2d(2), BN(5)))
+    model[2].weight.data.abs_()
+    return model
+
+
+@case("linear, transposed to (N, C, L)", (2, 4, 5), 1)
+def _() -> nn.Module:
+    forward = lambda m, x: m.bn(m.fc(x).transpose(1, 2)).transpose(1, 2)
+    return randomise(Forward(forward, fc=nn.Linear(5, 5), bn=nn.BatchNorm1d(5)))
+
+
+@case("linear, flattened tokens", (2, 4, 5), 1)
+def _() -> nn.Module:
+    forward = lambda m, x: m.bn((y := m.fc(x)).flatten(0, 1)).reshape_as(y)
+    return randomise(Forward(forward, fc=nn.Linear(5, 6), bn=nn.BatchNorm1d(6)))
+
+
+@case("linear, unsqueezed and squeezed", (2, 5), 1)
+def _() -> nn.Module:
+    forward = lambda m, x: m.bn(m.fc(x).unsqueeze(2).unsqueeze(3)).squeeze(3).squeeze(2)
+    return randomise(Forward(forward, fc=nn.Linear(5, 6), bn=BN(6)))
+
+
+@case("conv1d, view to 2-D", (2, 3, 8), 1)
+def _() -> nn.Module:
+    forward = lambda m, x: m.bn((y := m.conv(x)).view(y.shape[0], 6, 3, 2))
+    return randomise(Forward(forward, conv=nn.Conv1d(3, 6, 3), bn=BN(6)))
+
+
+@case("view that swaps equal axes", (2, 3, 8), 0, "axis")
+def _() -> nn.Module:
+    forward = lambda m, x: m.bn(m.conv(x).transpose(1, 2).reshape(-1, 6, 6).transpose(1, 2).transpose(1, 2))
+    return randomise(Forward(forward, conv=nn.Conv1d(3, 6, 3), bn=nn.BatchNorm1d(6)))
+
+
+@case("square product, transposed", (6, 5), 0, "axis", dynamic=False)
+def _() -> nn.Module:
+    forward = lambda m, x: m.bn((x @ m.w).t())
+    return randomise(Forward(forward, w=nn.Parameter(torch.randn(5, 6)), bn=nn.BatchNorm1d(6)))
+
+
+@case("product, rows split", (6, 5), 0, "axis")
+def _() -> nn.Module:
+    forward = lambda m, x: m.bn((x @ m.w).reshape(-1, 3, 4))
+    return randomise(Forward(forward, w=nn.Parameter(torch.randn(5, 4)), bn=nn.BatchNorm1d(3)))
+
+
+@case("global mean", IMAGE, 1)
+def _() -> nn.Module:
+    return randomise(Forward(lambda m, x: m.bn(m.conv(x).mean((2, 3))), conv=C(3, 5, 3), bn=nn.BatchNorm1d(5)))
+
+
+@case("concat of two convs", IMAGE, 1)
+def _() -> nn.Module:
+    forward = lambda m, x: m.bn(torch.cat([m.a(x), m.b(x)], 1))
+    return randomise(Forward(forward, a=C(3, 5, 3), b=C(3, 4, 3), bn=BN(9)))
+
+
+@case("concat with the input", IMAGE, 0, "multi-use")
+def _() -> nn.Module:
+    forward = lambda m, x: m.bn(torch.cat([m.a(x), x], 1))
+    return randomise(Forward(forward, a=C(3, 5, 3, padding=1), bn=BN(8)))
+
+
+@case("sum of two convs", IMAGE, 1)
+def _() -> nn.Module:
+    return randomise(Forward(lambda m, x: m.bn(m.a(x) + m.b(x)), a=C(3, 5, 3), b=C(3, 5, 3, bias=False), bn=BN(5)))
+
+
+@case("difference of two convs", IMAGE, 1)
+def _() -> nn.Module:
+    return randomise(Forward(lambda m, x: m.bn(m.a(x) - m.b(x)), a=C(3, 5, 3), b=C(3, 5, 3), bn=BN(5)))
+
+
+@case("residual identity", IMAGE, 0, "multi-use")
+def _() -> nn.Module:
+    return randomise(Forward(lambda m, x: m.bn(m.a(x) + x), a=C(3, 3, 3, padding=1), bn=BN(3)))
+
+
+@case("x += bn(conv(x))", IMAGE, 1)
+def _() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = F.relu(x)
+        y += m.bn(m.conv(y))
+        return y
+
+    return randomise(Forward(forward, conv=C(3, 3, 3, padding=1), bn=BN(3)))
+
+
+@case("chunk of one conv, norm on half", IMAGE, 1)
+def _() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        a, b = m.conv(x).chunk(2, 1)
+        return m.bn(a) * torch.sigmoid(b)
+
+    return randomise(Forward(forward, conv=C(3, 8, 3), bn=BN(4)))
+
+
+# Who else reads it --------------------------------------------------------------------------------------------------
+@case("conv output read twice", IMAGE, 0, "multi-use")
+def _() -> nn.Module:
+    return randomise(Forward(lambda m, x: m.bn(y := m.conv(x)) + y, conv=C(3, 5, 3), bn=BN(5)))
+
+
+@case("conv output's shape read", IMAGE, 1)
+def _() -> nn.Module:
+    forward = lambda m, x: m.bn(y := m.conv(x)).reshape(y.shape[0], -1)
+    return randomise(Forward(forward, conv=C(3, 5, 3), bn=BN(5)))
+
+
+@case("conv output returned", IMAGE, 0, "graph-output")
+def _() -> nn.Module:
+    return randomise(Forward(lambda m, x: (m.bn(y := m.conv(x)), y), conv=C(3, 5, 3), bn=BN(5)))
+
+
+@case("norm output returned twice", IMAGE, 1)
+def _() -> nn.Module:
+    return randomise(Forward(lambda m, x: (y := m.bn(m.conv(x)), {"again": F.relu(y)}), conv=C(3, 5, 3), bn=BN(5)))
+
+
+@case("shared conv, two norms", IMAGE, 0, ("shared", "shared"))
+def _() -> nn.Module:
+    return randomise(Forward(lambda m, x: m.a(m.conv(x)) + m.b(m.conv(2 * x)), conv=C(3, 5, 3), a=BN(5), b=BN(5)))
+
+
+@case("shared conv, norm on one use", IMAGE, 0, "shared")
+def _() -> nn.Module:
+    return randomise(Forward(lambda m, x: m.a(m.conv(x)) + m.conv(2 * x), conv=C(3, 5, 3), a=BN(5)))
+
+
+@case("pair applied twice", IMAGE, 2)
+def _() -> nn.Module:
+    forward = lambda m, x: m.bn(m.conv(F.relu(m.bn(m.conv(x)))))
+    return randomise(Forward(forward, conv=C(3, 3, 3), bn=BN(3)))
+
+
+@case("norm shared by three convs", IMAGE, 3)
+def _() -> nn.Module:
+    forward = lambda m, x: m.bn(m.a(x)) + m.bn(m.b(x)) + m.bn(m.c(x))
+    return randomise(Forward(forward, a=C(3, 5, 3), b=C(3, 5, 3, bias=False), c=C(3, 5, 3), bn=BN(5)))
+
+
+@case("shared norm, folded on one use", IMAGE, 1, "multi-use", form="graph")
+def _() -> nn.Module:
+    forward = lambda m, x: m.bn(m.a(x)) + m.bn(y := m.b(x)) + y
+    return randomise(Forward(forward, a=C(3, 5, 3), b=C(3, 5, 3), bn=BN(5)))
+
+
+@case("two modules, one weight, two norms", IMAGE, 0, ("shared", "shared"))
+def _() -> nn.Module:
+    model = randomise(Forward(lambda m, x: m.p(m.a(x)) + m.q(m.b(x)), a=C(3, 5, 3), b=C(3, 5, 3), p=BN(5), q=BN(5)))
+    model.b.weight = model.a.weight
+    return model
+
+
+@case("conv bias is the norm's beta", IMAGE, 1)
+def _() -> nn.Module:
+    model = randomise(nn.Sequential(C(3, 5, 3), BN(5)))
+    model[1].bias = model[0].bias
+    return model
+
+
+@case("norm under two names", IMAGE, 1)
+def _() -> nn.Module:
+    model = randomise(Forward(lambda m, x: m.alias(m.conv(x)), conv=C(3, 5, 3), bn=BN(5)))
+    model.alias = model.bn
+    return model
+
+
+# How it is written --------------------------------------------------------------------------------------------------
+@case("bn(input=x)", IMAGE, 1)
+def _() -> nn.Module:
+    return randomise(Forward(lambda m, x: m.bn(input=m.conv(x)), conv=C(3, 5, 3), bn=BN(5)))
+
+
+@case("functional batch_norm", IMAGE, 1, form="graph")
+def _() -> nn.Module:
+    forward = lambda m, x: F.batch_norm(m.conv(x), m.bn.running_mean, m.bn.running_var, m.bn.weight, m.bn.bias)
+    return randomise(Forward(forward, conv=C(3, 5, 3), bn=BN(5)))
+
+
+class NormAct(nn.BatchNorm2d):
+    """A BatchNorm2d with an activation inside, as some model zoos have."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))
+
+
+plain("norm subclass with an activation inside", IMAGE, 1, (), make(C, 3, 5, 3), make(NormAct, 5), make(C, 5, 4, 1))
+
+
+class ScaledConv(nn.Conv2d):
+    """A Conv2d whose forward is its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 0.5
+
+
+plain("conv subclass that scales", IMAGE, 1, (), make(ScaledConv, 3, 5, 3), make(BN, 5))
+
+
+class WeightStandardised(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias)
+
+
+plain("conv that computes its weight", IMAGE, 1, (), make(WeightStandardised, 3, 5, 3), make(BN, 5), form="graph")
+
+
+class Frozen(nn.Module):
+    """A frozen norm as detection networks write it."""
+
+    def __init__(self, channels: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        w, b, m, v = (t.reshape(1, -1, 1, 1) for t in (self.weight, self.bias, self.running_mean, self.running_var))
+        scale = w * (v + self.eps).rsqrt()
+        return x * scale + (b - m * scale)
+
+
+plain("frozen norm", IMAGE, 1, (), make(C, 3, 5, 3), make(Frozen, 5))
+
+
+@case("frozen norm, eps 0 and variance 0", IMAGE, 0, "zero-denominator")
+def _() -> nn.Module:
+    model = randomise(nn.Sequential(C(3, 5, 3), Frozen(5, eps=0.0)))
+    model[1].running_var[2] = 0
+    return model
+
+
+@case("weight_norm", IMAGE, 1)
+def _() -> nn.Module:
+    return randomise(nn.Sequential(nn.utils.parametrizations.weight_norm(C(3, 5, 3)), BN(5)))
+
+
+@case("spectral_norm", IMAGE, 1)
+def _() -> nn.Module:
+    return randomise(nn.Sequential(nn.utils.parametrizations.spectral_norm(C(3, 5, 3)), BN(5)))
+
+
+@case("hook on the norm", IMAGE, 0, "hook")
+def _() -> nn.Module:
+    model = randomise(nn.Sequential(C(3, 5, 3), BN(5)))
+    model[1].register_forward_hook(_double)
+    return model
+
+
+@case("hook on the conv", IMAGE, 0, "hook")
+def _() -> nn.Module:
+    model = randomise(nn.Sequential(C(3, 5, 3), BN(5)))
+    model[0].register_forward_hook(_double)
+    return model
+
+
+def _double(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output * 2
+
+
+@case("one norm in training mode", IMAGE, 1, "training")
+def _() -> nn.Module:
+    model = randomise(nn.Sequential(C(3, 5, 3), BN(5), nn.ReLU(), C(5, 4, 3), BN(4)))
+    model[1].train()
+    return model
+
+
+@case("buffers None", IMAGE, 0, "batch-stats")
+def _() -> nn.Module:
+    model = randomise(nn.Sequential(C(3, 5, 3), BN(5)))
+    model[1].running_mean = model[1].running_var = None
+    return model
+
+
+@case("matmul and bias", (4, 5), 1)
+def _() -> nn.Module:
+    forward = lambda m, x: m.bn(x @ m.weight_matrix + m.bias)
+    return randomise(
+        Forward(
+            forward,
+            weight_matrix=nn.Parameter(torch.randn(5, 6)),
+            bias=nn.Parameter(torch.randn(6)),
+            bn=nn.BatchNorm1d(6),
+        )
+    )
+
+
+@case("matmul without bias", (4, 5), 1, form="graph")
+def _() -> nn.Module:
+    forward = lambda m, x: m.bn(x @ m.w.t())
+    return randomise(Forward(forward, w=nn.Parameter(torch.randn(6, 5)), bn=nn.BatchNorm1d(6)))
+
+
+@case("torch.addmm", (4, 5), 1)
+def _() -> nn.Module:
+    forward = lambda m, x: m.bn(torch.addmm(m.b, x, m.w))
+    return randomise(
+        Forward(forward, w=nn.Parameter(torch.randn(5, 6)), b=nn.Parameter(torch.randn(6)), bn=nn.BatchNorm1d(6))
+    )
+
+
+@case("torch.cond around the norm", IMAGE, 0, "subgraph")
+def _() -> nn.Module:
+    forward = lambda m, x: torch.cond(x.sum() > 0, lambda y: m.bn(m.conv(y)), lambda y: m.conv(y), (x,))
+    return randomise(Forward(forward, conv=C(3, 5, 3), bn=BN(5)))
+
+
+@case("statistics computed from the input", IMAGE, 0, "untracked")
+def _() -> nn.Module:
+    forward = lambda m, x: F.batch_norm(m.conv(x), m.mean, m.var, x.mean((0, 2, 3)).repeat(2)[:5])
+    model = Forward(forward, conv=C(3, 5, 3))
+    model.register_buffer("mean", torch.zeros(5))
+    model.register_buffer("var", torch.ones(5))
+    return randomise(model)
+
+
+# Forward: a norm before its layer -----------------------------------------------------------------------------------
+plain("norm before conv", IMAGE, 1, (), make(BN, 3), make(C, 3, 5, 3, stride=2, dilation=2))
+plain("norm before grouped conv", (2, 4, 9, 9), 1, (), make(BN, 4), make(C, 4, 6, 3, groups=2, bias=False))
+plain("norm before padded conv", IMAGE, 0, "pad", make(BN, 3), make(C, 3, 5, 3, padding=1))
+plain("norm before padded 1x1 conv", IMAGE, 0, "pad", make(BN, 3), make(C, 3, 5, 1, padding=1))
+for options in ({"padding": 1}, {"padding": 2, "stride": 2, "dilation": 2}, {"padding": "same"}):
+    exact = make(C, 3, 6, 3, groups=3, **options)
+    plain(f"norm before padded conv, exact, {options}", IMAGE, 1, (), make(BN, 3), exact, padding="exact")
+plain(
+    "norm before padded conv and behind it, exact",
+    IMAGE,
+    2,
+    (),
+    make(BN, 3),
+    make(C, 3, 5, 3, padding=1, bias=False),
+    make(BN, 5),
+    padding="exact",
+)
+for mode in ("reflect", "replicate", "circular"):
+    plain(f"norm before conv, {mode}", IMAGE, 1, (), make(BN, 3), make(C, 3, 5, 3, padding=1, padding_mode=mode))
+plain("norm before linear", (4, 5), 1, (), make(nn.BatchNorm1d, 5), make(nn.Dropout), make(nn.Linear, 5, 7, bias=False))
+plain("norm, flatten, linear", (2, 3, 4, 4), 1, (), make(BN, 3), make(nn.Flatten), make(nn.Linear, 48, 7))
+plain(
+    "norm over C*H*W, linear", (2, 3, 4, 4), 1, (), make(nn.Flatten), make(nn.BatchNorm1d, 48), make(nn.Linear, 48, 7)
+)
+plain("norm before transposed conv", (2, 4, 5, 5), 0, "pad", make(BN, 4), make(nn.ConvTranspose2d, 4, 6, 3))
+plain("norm before 1x1 transposed conv", (2, 4, 5, 5), 1, (), make(BN, 4), make(nn.ConvTranspose2d, 4, 6, 1, groups=2))
+plain("norm, norm, conv", IMAGE, 2, (), make(BN, 3), make(BN, 3), make(C, 3, 5, 3))
+plain("norm, avg pool, conv", IMAGE, 1, (), make(BN, 3), make(nn.AvgPool2d, 2), make(C, 3, 5, 3))
+plain("norm on both sides of a conv", IMAGE, 2, (), make(BN, 3), make(C, 3, 5, 3), make(BN, 5))
+plain("relu, norm, relu", IMAGE, 0, "activation-between", make(nn.ReLU), make(BN, 3), make(nn.ReLU))
+plain(
+    "norm merged into a norm that stays",
+    IMAGE,
+    1,
+    "activation-between",
+    make(nn.ReLU),
+    make(BN, 3),
+    make(BN, 3),
+    make(nn.ReLU),
+)
+
+
+@case("norm before two convs", IMAGE, 1)
+def _() -> nn.Module:
+    return randomise(Forward(lambda m, x: m.a(y := m.bn(x)) + m.b(y), bn=BN(3), a=C(3, 5, 3), b=C(3, 5, 3)))
+
+
+@case("norm before a conv and the output", IMAGE, 0, "graph-output")
+def _() -> nn.Module:
+    return randomise(Forward(lambda m, x: (m.a(y := m.bn(x)), y), bn=BN(3), a=C(3, 5, 3)))
+
+
+@case("norm, concat with another value, conv", IMAGE, 1)
+def _() -> nn.Module:
+    return randomise(Forward(lambda m, x: m.a(torch.cat([x, m.bn(x)], 1)), bn=BN(3), a=C(6, 5, 3)))
+
+
+@case("what the norm reads is written in place", IMAGE, 0, "multi-use")
+def _() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = torch.sigmoid(x)
+        y = m.bn(x)
+        x.add_(1.0)
+        return m.conv(y) + x.sum()
+
+    return randomise(Forward(forward, bn=BN(3), conv=C(3, 5, 3)))
+
+
+@case("input normalised by hand", IMAGE, 1, form="graph")
+def _() -> nn.Module:
+    model = Forward(lambda m, x: m.conv((x - m.mean) / m.std), conv=C(3, 5, 3))
+    model.register_buffer("mean", torch.tensor([0.4, 0.5, 0.6]).reshape(1, 3, 1, 1))
+    model.register_buffer("std", torch.tensor([0.2, 0.3, 0.4]).reshape(1, 3, 1, 1))
+    return model.eval()
+
+
+# Numbers ------------------------------------------------------------------------------------------------------------
+def _with(change: Callable[[nn.BatchNorm2d], Any]) -> nn.Module:
+    model = randomise(nn.Sequential(C(3, 5, 3), BN(5)))
+    change(model[1])
+    return model
+
+
+def _set(tensor: Tensor, value: float) -> None:
+    tensor.data[2] = value
+
+
+case("NaN in one channel", IMAGE, 0, "non-finite")(lambda: _with(lambda bn: _set(bn.running_mean, float("nan"))))
+case("negative variance", IMAGE, 0, "zero-denominator")(lambda: _with(lambda bn: _set(bn.running_var, -1e-3)))
+case("variance 0", IMAGE, 1)(lambda: _with(lambda bn: _set(bn.running_var, 0.0)))
+case("variance 1e-8", IMAGE, 1)(lambda: _with(lambda bn: _set(bn.running_var, 1e-8)))
+case("gamma 0", IMAGE, 1)(lambda: _with(lambda bn: _set(bn.weight, 0.0)))
+case("gamma denormal", IMAGE, 1)(lambda: _with(lambda bn: _set(bn.weight, 1e-41)))
+case("mean 1e6", IMAGE, 1)(lambda: _with(lambda bn: _set(bn.running_mean, 1e6)))
+case("scale beyond float32", IMAGE, 0, "overflow")(lambda: _with(lambda bn: _set(bn.weight, 3e38)))
+
+
+@case("eps 0 and variance 0", IMAGE, 0, "zero-denominator")
+def _() -> nn.Module:
+    model = randomise(nn.Sequential(C(3, 5, 3), BN(5, eps=0.0)))
+    model[1].running_var.zero_()
+    return model
+
+
+@case("float16 conv, float32 norm", IMAGE, 0, "dtype")
+def _() -> nn.Module:
+    forward = lambda m, x: m.bn(m.conv(x.half())).float()
+    return randomise(Forward(forward, conv=C(3, 5, 3).half(), bn=BN(5)))

@@ -1,0 +1,183 @@
+"""`python -m training fold`: ONNX files and factories in, reports and folded files out, mistakes in one sentence."""
+
+import argparse
+import json
+import sys
+
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from benchmarks.folding_cases_onnx import cases
+from training.errors import ConfigError, FoldError
+from training.fold.cli import add_parser
+
+torch.set_num_threads(1)
+
+NETWORK = """
+import torch
+from torch import nn
+
+def network():
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4)
+    nn.init.normal_(norm.weight)
+    norm.running_var.uniform_(0.5, 2)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU())
+
+def stuck():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4))
+
+def number():
+    return 7
+
+def broken():
+    raise RuntimeError("no weights today")
+
+answer = 42
+"""
+
+
+@pytest.fixture
+def factory(tmp_path, monkeypatch):
+    """Name of an importable module with factories."""
+    (tmp_path / "own_networks.py").write_text(NETWORK)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "own_networks"
+    sys.modules.pop("own_networks", None)
+
+
+@pytest.fixture
+def onnx_file(tmp_path):
+    """A file with one norm that folds."""
+    path = tmp_path / "in.onnx"
+    onnx.save(next(case for case in cases() if case.name == "Conv2d").build(), path)
+    return str(path)
+
+
+def command(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    args = parser.parse_args(["fold", *arguments])
+    return args.run(args)
+
+
+def test_onnx_file_in_folded_file_out(onnx_file, tmp_path, capsys):
+    """The folded file holds no norm, and the table says where it went."""
+    out = tmp_path / "out.onnx"
+    assert command(onnx_file, str(out)) == 0
+    assert [node.op_type for node in onnx.load(out).graph.node] == ["Conv"]
+    printed = capsys.readouterr().out
+    assert "folded" in printed
+    assert "1 folded, 0 refused" in printed
+
+
+def test_without_output_the_report_is_all(onnx_file, tmp_path, capsys):
+    """A dry run prints the report and writes nothing."""
+    before = sorted(tmp_path.iterdir())
+    assert command(onnx_file, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["form"] == "onnx"
+    assert report["folded"][0]["proof_error"] < 1e-11
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_strict_writes_nothing_when_a_norm_stays(tmp_path):
+    """With --strict a norm that stays is an error, and there is no output file."""
+    path, out = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    onnx.save(next(case for case in cases() if case.name == "Conv output read twice").build(), path)
+    with pytest.raises(FoldError, match="multi-use"):
+        command(str(path), str(out), "--strict")
+    assert not out.exists()
+
+
+def test_existing_output_is_refused_before_any_work(onnx_file, tmp_path):
+    """An output that exists is refused."""
+    out = tmp_path / "out.onnx"
+    out.touch()
+    with pytest.raises(ConfigError, match="exists already"):
+        command(onnx_file, str(out))
+
+
+@pytest.mark.parametrize("flags", [["--weights", "w.safetensors"], ["--input", "1,3"], ["--padding", "exact"]])
+def test_flags_of_a_factory_are_refused_for_a_file(onnx_file, flags):
+    """A flag that would be ignored is an error."""
+    with pytest.raises(ConfigError, match="package.module:factory"):
+        command(onnx_file, *flags)
+
+
+def test_factory_with_weights_is_folded_and_exported(factory, tmp_path, capsys):
+    """The user's own network, with the weights of a file, becomes an ONNX file that computes the same."""
+    torch.manual_seed(1)
+    norm = nn.BatchNorm2d(4)
+    nn.init.normal_(norm.weight)
+    norm.running_mean.normal_()
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU()).eval()
+    weights, out = tmp_path / "w.safetensors", tmp_path / "out.onnx"
+    save_file(network.state_dict(), weights)
+    code = command(f"{factory}:network", "--weights", str(weights), "--input", "2,3,8,8", "--export", str(out))
+    assert code == 0
+    assert "1 folded, 0 refused" in capsys.readouterr().out
+    session = ort.InferenceSession(out, providers=["CPUExecutionProvider"])
+    images = torch.randn(5, 3, 8, 8)
+    found = session.run(None, {session.get_inputs()[0].name: images.numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(found), network(images).detach(), rtol=1e-4, atol=1e-5)
+    assert b"own_networks.py" not in out.read_bytes()
+
+
+def test_norm_that_stays_is_not_folded_by_the_exporter(factory, tmp_path, capsys):
+    """What we refuse is exported as it is."""
+    out = tmp_path / "out.onnx"
+    assert command(f"{factory}:stuck", "--input", "2,3,8,8", "--export", str(out)) == 0
+    assert "activation-between" in capsys.readouterr().out
+    assert "BatchNormalization" in [node.op_type for node in onnx.load(out).graph.node]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("no_such_module_here:network", "cannot be imported"),
+        ("own_networks:missing", "has no callable 'missing'"),
+        ("own_networks:answer", "has no callable 'answer'"),
+        ("own_networks:number", "made a int; expected a torch.nn.Module"),
+        ("own_networks:broken", "raised RuntimeError: no weights today"),
+        (":network", "expected package.module:factory"),
+    ],
+)
+def test_what_is_wrong_with_a_factory_is_said(factory, source, message):
+    """Each way to point beside a network has its sentence."""
+    with pytest.raises(ConfigError, match=message):
+        command(source, "--input", "1,3,8,8")
+
+
+@pytest.mark.parametrize("shape", ["3,x", "0,3", "-1,3", "complex:1,3", "", "1,99999999999"])
+def test_input_shapes_that_are_none(factory, shape):
+    """An input is [DTYPE:]D,D,... with positive dimensions."""
+    with pytest.raises(ConfigError, match="--input"):
+        command(f"{factory}:network", f"--input={shape}")
+
+
+def test_factory_without_input_is_refused(factory):
+    """The shapes of a network are read from an input."""
+    with pytest.raises(ConfigError, match="needs --input"):
+        command(f"{factory}:network")
+
+
+def test_weights_that_do_not_fit_are_listed(factory, tmp_path):
+    """Missing, unexpected and differently shaped tensors are named."""
+    weights = tmp_path / "w.safetensors"
+    save_file({"0.weight": torch.zeros(4, 3, 5, 5), "extra": torch.zeros(1)}, weights)
+    with pytest.raises(ConfigError, match="missing 0.bias.*") as caught:
+        command(f"{factory}:network", "--weights", str(weights), "--input", "1,3,8,8")
+    assert "missing" in str(caught.value)
+
+
+def test_weights_that_are_no_safetensors(factory, tmp_path):
+    """A file of another format is refused, never unpickled."""
+    weights = tmp_path / "w.pt"
+    torch.save({"0.weight": torch.zeros(1)}, weights)
+    with pytest.raises(ConfigError, match="not a readable safetensors file"):
+        command(f"{factory}:network", "--weights", str(weights), "--input", "1,3,8,8")

@@ -1,0 +1,172 @@
+"""`fold_onnx` beyond the case list: what the parameters become, what the report says, what is no model at all."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from benchmarks.folding_cases_onnx import Net, cases
+from training.errors import FoldError
+from training.fold.onnx_fold import explain_onnx, fold_onnx
+
+BY_NAME = {case.name: case for case in cases()}
+
+
+def build(name: str) -> onnx.ModelProto:
+    return BY_NAME[name].build()
+
+
+def arrays(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def operations(model: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in model.graph.node]
+
+
+def test_conv_parameters_are_the_float64_values_rounded_once():
+    """Weight and bias equal the textbook formula in float64, rounded once, bit for bit."""
+    model = build("Conv2d")
+    given = {name: value.astype(np.float64) for name, value in arrays(model).items()}
+    epsilon = float(np.float32(1e-5))
+    scale = given["bn1_scale"] / np.sqrt(given["bn1_var"] + epsilon)
+    shift = given["bn1_bias"] - given["bn1_mean"] * scale
+    folded = arrays(fold_onnx(model).model)
+    np.testing.assert_array_equal(folded["w"], (given["w"] * scale[:, None, None, None]).astype(np.float32))
+    np.testing.assert_array_equal(folded["b"], (scale * given["b"] + shift).astype(np.float32))
+    assert set(folded) == {"w", "b"}
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("Conv2d", ["Conv"]),
+        ("ConvTranspose grouped", ["ConvTranspose"]),
+        ("Gemm alpha and beta", ["Gemm"]),
+        ("MatMul + Add", ["MatMul", "Add"]),
+        ("norm twice", ["Conv"]),
+        ("by hand: Sub, Div, Mul, Add", ["Conv"]),
+        ("parameters are Constant nodes", ["Conv"]),
+        ("Linear 3-D -> Transpose -> norm", ["MatMul", "Add", "Transpose", "Transpose"]),
+        ("norm, Dropout, norm -> Conv", ["Dropout", "Conv"]),
+    ],
+)
+def test_nothing_is_left_behind(name, left):
+    """Where a norm was folded, only the layers stay: no constants, no arithmetic, no unread node."""
+    assert operations(fold_onnx(build(name)).model) == left
+
+
+def test_shared_weight_is_untied_and_reported():
+    """The other reader of a shared weight keeps the old values, and the report says that there are two now."""
+    model = build("weight shared, one norm")
+    folded = fold_onnx(model)
+    other = next(node for node in folded.model.graph.node if "z" in node.input)
+    np.testing.assert_array_equal(arrays(folded.model)[other.input[1]], arrays(model)["w"])
+    assert "untied 'w'" in folded.report.folded[0].notes[0]
+
+
+def test_two_norms_in_a_row_round_once():
+    """A chain is composed in float64: folding twice does not round twice."""
+    model = build("norm, Dropout, norm")
+    given = {name: value.astype(np.float64) for name, value in arrays(model).items()}
+    epsilon = float(np.float32(1e-5))
+    scales = [given[f"{p}_scale"] / np.sqrt(given[f"{p}_var"] + epsilon) for p in ("bn1", "bn3")]
+    exact = given["w"] * scales[0][:, None, None, None] * scales[1][:, None, None, None]
+    np.testing.assert_array_equal(arrays(fold_onnx(model).model)["w"], exact.astype(np.float32))
+
+
+def test_report_names_site_layer_and_proof():
+    """One site per norm with where, into what, its figures, and a proof of the whole."""
+    report = fold_onnx(build("Conv grouped")).report
+    (site,) = report.folded
+    assert (site.node, site.into, site.channels) == ("BatchNormalization_1", ("Conv_0",), 6)
+    assert site.max_ulp is not None
+    assert site.max_ulp <= 0.5
+    assert site.proof_error is not None
+    assert site.proof_error <= 1e-13
+    assert report.proof is not None
+    assert report.proof.algebra_error <= report.proof.algebra_limit
+
+
+def test_strict_raises_with_every_reason():
+    """With strict, a norm that has to stay is an error that says which one and why."""
+    with pytest.raises(FoldError, match="BatchNormalization_1 .multi-use."):
+        fold_onnx(build("Conv output read twice"), strict=True)
+
+
+def test_explain_changes_nothing_and_reports_the_same():
+    """The dry run gives the report of the fold."""
+    model = build("Gemm")
+    assert explain_onnx(model) == fold_onnx(model).report
+
+
+def test_epsilon_is_the_float32_value_of_the_attribute():
+    """With variance 0 the scale is gamma / sqrt(eps), eps being what a float32 attribute can hold."""
+    net = Net()
+    net.put("w", np.ones((1, 1, 1, 1), np.float32))
+    c = net.node("Conv", [net.input("x", "N", 1, 4, 4), "w"])
+    for name, value in (("g", 1.0), ("b", 0.0), ("m", 0.0), ("v", 0.0)):
+        net.put(name, np.array([value], np.float32))
+    net.output(net.node("BatchNormalization", [c, "g", "b", "m", "v"], "y", epsilon=1e-3))
+    weight = arrays(fold_onnx(net.model()).model)["w"].item()
+    assert weight == np.float32(1 / np.sqrt(np.float64(np.float32(1e-3))))
+
+
+def test_a_model_without_norms_comes_back_as_it_is():
+    """Nothing to fold is no error, and nothing changes."""
+    net = Net()
+    net.output(net.node("Relu", [net.node("Conv", [net.input("x", "N", 1, 4, 4), net.constant("w", 2, 1, 3, 3)])], "y"))
+    model = net.model()
+    folded = fold_onnx(model)
+    assert folded.model == model
+    assert not folded.report.folded
+    assert not folded.report.refused
+
+
+def test_the_end_of_a_layer_norm_is_not_missed():
+    """A scale and a shift that follow no layer are not reported as a norm that stays."""
+    net = Net()
+    x = net.node("Softmax", [net.input("x", "N", 6)])
+    net.output(net.node("Add", [net.node("Mul", [x, net.constant("g", 6)]), net.constant("b", 6)], "y"))
+    report = fold_onnx(net.model()).report
+    assert not report.folded
+    assert not report.refused
+
+
+def test_what_another_domain_does_is_left_alone():
+    """A network around an operator that nobody here knows is folded and proved site by site."""
+    net = Net(extra_opsets=(("own.domain", 1),))
+    c = net.node("Conv", [net.input("x", 2, 4, 9, 9), net.constant("w1", 6, 4, 3, 3)])
+    own = net.node("Mystery", [net.norm(c, 6)], domain="own.domain")
+    net.output(net.norm(net.node("Conv", [own, net.constant("w2", 5, 6, 3, 3)]), 5, "y"), 4)
+    model = net.model()
+    model.graph.value_info.append(helper.make_tensor_value_info(own, TensorProto.FLOAT, [2, 6, 7, 7]))
+    report = fold_onnx(model).report
+    assert len(report.folded) == 2
+    assert report.proof is not None
+    assert report.proof.deployed_error < 1e-6
+
+
+def test_broken_model_is_refused_in_one_sentence():
+    """A graph that reads a value nobody makes is no model to fold."""
+    model = build("Conv2d")
+    model.graph.node[1].input[0] = "nowhere"
+    with pytest.raises(FoldError, match="the model is not valid ONNX"):
+        fold_onnx(model)
+
+
+def test_output_without_a_shape_gets_the_inferred_one():
+    """Runtimes take outputs without a shape, the checker does not: the fold fills it in."""
+    model = build("Conv2d")
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    folded = fold_onnx(model).model
+    onnx.checker.check_model(folded, full_check=True)
+    assert len(folded.graph.output[0].type.tensor_type.shape.dim) == 4
+
+
+def test_ir_3_keeps_initializers_and_inputs_in_step():
+    """Before IR 4 each initializer is listed as an input: the new ones are, the old ones no longer."""
+    model = fold_onnx(build("opset 7")).model
+    listed = {value.name for value in model.graph.input}
+    assert {tensor.name for tensor in model.graph.initializer} <= listed
+    assert listed == {"x", "w", "b"}

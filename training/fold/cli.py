@@ -1,0 +1,105 @@
+"""The command `python -m training fold`: an ONNX file or the user's own network in, the folded one and a report out.
+
+The outermost layer of the package: it parses, checks paths, calls `fold` or `fold_onnx`, prints and writes.
+
+Exit codes: 0 when the fold was done and proved, refusals included; 1 when it was not (a proof failed, the model is
+broken, `--strict` and a norm stays); 2 when an argument has to be mended. Errors are raised as `TrainingError`, whose
+message is one sentence; the caller prints it and takes the code from it.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from training.errors import ConfigError
+from training.fold.report import Report
+
+_DESCRIPTION = """\
+Take the norms out of a network by folding them into neighbouring weights, exactly, with proof, or say why not.
+
+SOURCE is an ONNX file, or package.module:factory for a PyTorch network (called without arguments, set to eval mode).
+Without OUT or --export nothing is written, and the report says what a fold does.
+"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+    """Register the subcommand `fold` and return its parser; `args.run` is `run`."""
+    parser = subparsers.add_parser(
+        "fold",
+        help="fold the norms of an ONNX file or a PyTorch network into its weights",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SOURCE", help="in.onnx, or package.module:factory")
+    parser.add_argument("out", metavar="OUT", nargs="?", type=Path, help="folded ONNX file; must not exist")
+    parser.add_argument("--weights", type=Path, help="safetensors file for the factory's network")
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="[DTYPE:]D,D,...",
+        help="shape of one input of the factory's network, batch first, such as 1,3,224,224 or uint8:1,1,28,28; "
+        "once per input",
+    )
+    parser.add_argument("--export", type=Path, metavar="OUT.onnx", help="write the factory's folded network as ONNX")
+    parser.add_argument("--padding", choices=("refuse", "exact"), default="refuse", help="norms before padded convs")
+    parser.add_argument("--strict", action="store_true", help="fail when any norm has to stay")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fold what `args` names, print the report and return the exit code 0.
+
+    Raises:
+        ConfigError: an argument or a path cannot be used (exit code 2).
+        FoldError: the model cannot be read, folded or proved (exit code 1).
+    """
+    is_factory = ":" in args.source and not Path(args.source).exists()
+    report = _fold_factory(args) if is_factory else _fold_file(args)
+    sys.stdout.write((report.to_json() if args.json else report.table()) + "\n")
+    return 0
+
+
+def _fold_file(args: argparse.Namespace) -> Report:
+    from training.fold.onnx_files import load_onnx, require_writable, write_onnx
+    from training.fold.onnx_fold import fold_onnx
+
+    for name in ("weights", "input", "export"):
+        if getattr(args, name):
+            raise ConfigError(f"--{name} is for package.module:factory; {args.source} is taken for an ONNX file")
+    if args.padding != "refuse":
+        raise ConfigError("--padding exact is for package.module:factory; fold the PyTorch network, then export it")
+    if args.out is not None:
+        require_writable(args.out)
+    folded = fold_onnx(load_onnx(Path(args.source)), strict=args.strict)
+    if args.out is not None:
+        write_onnx(folded.model, args.out)
+    return folded.report
+
+
+def _fold_factory(args: argparse.Namespace) -> Report:
+    from training.fold.api import fold
+    from training.fold.onnx_files import require_writable
+    from training.fold.user_model import make_inputs, make_model
+
+    if args.out is not None:
+        raise ConfigError(f"OUT {args.out} is for an ONNX source; write a PyTorch network with --export OUT.onnx")
+    if not args.input:
+        raise ConfigError("a PyTorch network needs --input, such as --input 1,3,224,224")
+    if args.export is not None:
+        require_writable(args.export)
+    inputs = make_inputs(args.input)
+    folded = fold(make_model(args.source, args.weights), inputs, strict=args.strict, padding=args.padding)
+    if args.export is not None:
+        _export(folded, inputs, args.export)
+    return folded.report
+
+
+def _export(folded: Any, inputs: tuple[Any, ...], path: Path) -> None:
+    from training.fold.onnx_export import export_folded
+    from training.fold.onnx_files import write_onnx
+
+    write_onnx(export_folded(folded, inputs), path)
