@@ -8,9 +8,9 @@ import torch
 
 from training.config import Recipe
 from training.errors import CheckpointError, ConfigError
-from training.studies.inspection import channel_rows, norms_of, run, table
 from training.model import build
 from training.run import Weights, buffers_of, parameters_of, weights_to_bytes
+from training.studies.inspection import channel_rows, norms_of, run, table
 
 
 def weights_of(norm="torch"):
