@@ -103,6 +103,14 @@ class Graph:
                 self._constants[node] = run_in_float64(lambda: node.target(*args, **kwargs), ())  # type: ignore[operator]
         return self._constants[node]
 
+    def unexpanded(self, node: Node) -> Node | None:
+        """Return the constant that this node only repeats along other axes, None when it is something else."""
+        while operation(node) in {"aten::expand", "aten::expand_as", "aten::broadcast_to"}:
+            node = node.all_input_nodes[0]
+            if self.is_constant(node):
+                return node
+        return None
+
     def require_single_reader(self, node: Node, reader: Node) -> None:
         """Raise Refusal unless `reader` alone reads `node`: multi-use, or graph-output when the caller gets it."""
         if node in self.outputs:

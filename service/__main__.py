@@ -1,0 +1,138 @@
+"""`python -m service`: reads the settings, takes the port, and starts uvicorn on one or several processes.
+
+Whatever keeps the service from starting is one line and an exit code other than 0: 2 for a setting that cannot be
+used, 3 for everything else.
+"""
+
+import functools
+import importlib.util
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+import uvicorn
+from uvicorn.supervisors.multiprocess import Multiprocess
+
+from service.app import create_app
+from service.errors import ArtifactInvalid, ServiceError
+from service.logs import log_config
+from service.repository import Repository
+from service.settings import Settings
+
+logger = logging.getLogger("service")
+
+START_FAILURE = 3  # uvicorn's own code, by which its supervisor knows not to try again
+
+BACKLOG = 2048  # connections that wait to be accepted, as in uvicorn
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until a signal ends the process; returns its exit code."""
+    settings = Settings.from_command_line(argv)
+    for package in ("uvloop", "httptools"):
+        if importlib.util.find_spec(package) is None:
+            sys.stderr.write(f"package {package} is not installed, the service needs it: pip install {package}\n")
+            return START_FAILURE
+    config = server_config(settings)
+    try:
+        if settings.workers > 1:
+            check_models(settings)
+        listener = bind(settings)
+    except OSError as err:
+        reason = err.strerror or err
+        logger.error("cannot listen on %s:%s: %s; choose another --port", settings.host, settings.port, reason)
+        return START_FAILURE
+    except ServiceError as err:
+        logger.error("%s", err)
+        return START_FAILURE
+    fields = {"address": address(listener), "workers": settings.workers, "models_dir": str(settings.models_dir)}
+    logger.info("starting", extra=fields)
+    with listener:
+        return run_workers(config, listener) if settings.workers > 1 else run_alone(config, listener)
+
+
+def check_models(settings: Settings) -> None:
+    """Open every version that workers are going to serve, so that what is wrong is said once and not by each of them.
+
+    Raises:
+        ArtifactInvalid: there is no model, or a folder is not what its manifest says.
+    """
+    repository = Repository(settings.models_dir)
+    names = repository.models()
+    if not names:
+        raise ArtifactInvalid(f"{settings.models_dir} holds no <model>/<version>/model.onnx for the workers to serve")
+    for name in names:
+        repository.open(name)
+
+
+def server_config(settings: Settings) -> uvicorn.Config:
+    """Return uvicorn's configuration; it configures logging at once, here and in every worker."""
+    return uvicorn.Config(
+        functools.partial(create_app, settings),
+        factory=True,
+        loop="uvloop",
+        http="httptools",  # refuses a request with two lengths; h11 lets it through
+        ws="none",
+        lifespan="on",
+        workers=settings.workers,
+        log_config=log_config(settings.log_level),
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=settings.keep_alive_seconds,
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),  # without it a stuck upload blocks the end
+    )
+
+
+def bind(settings: Settings) -> socket.socket:
+    """Return a socket that listens: from here on the port is ours, and who connects before all is loaded waits.
+
+    Raises:
+        OSError: the address is in use or not of this machine.
+    """
+    info = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    listener = socket.socket(info[0], info[1])
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(info[4])
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    listener.set_inheritable(True)
+    return listener
+
+
+def address(listener: socket.socket) -> str:
+    """Return the URL that reaches a socket from this machine."""
+    host, port = listener.getsockname()[:2]
+    if listener.family == socket.AF_INET6:
+        host = f"[{host}]"
+    return f"http://{host}:{port}"
+
+
+def run_alone(config: uvicorn.Config, listener: socket.socket) -> int:
+    """Serve in this process; SIGTERM and SIGINT drain it, and it ends with 0."""
+    # uvicorn drains and then raises the signal once more, for whoever had it before: without this, that ends us as -15.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else START_FAILURE
+    except KeyboardInterrupt:  # the same for SIGINT
+        return 0
+    return 0
+
+
+def run_workers(config: uvicorn.Config, listener: socket.socket) -> int:
+    """Serve in several processes under uvicorn's supervisor, which replaces one that dies."""
+    supervisor = Multiprocess(config, sockets=[listener])
+    supervisor.run()
+    failed = any(process.exitcode == START_FAILURE for process in supervisor.processes)
+    return START_FAILURE if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""Outputs of a model -> the bytes of an answer to `POST /predict`, and any error -> the bytes of an error answer.
+
+Pure functions, the counterpart of `bodies`: no request, no framework.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from service.errors import EngineError
+
+ERROR_BYTES = 2_048  # of a whole error answer, whatever a message quotes
+
+
+def predictions_json(
+    model: str, version: int, labels: Sequence[str], outputs: Mapping[str, NDArray[np.generic]]
+) -> bytes:
+    """Return the answer for n images as JSON.
+
+    Args:
+        model: its name.
+        version: the version that gave the outputs.
+        labels: class names, index = class id.
+        outputs: "probabilities" float32 (n, classes) and "class_id" int64 (n, 1).
+
+    Raises:
+        EngineError: a probability is not a finite number; JSON has no way to say so.
+    """
+    probabilities = np.ascontiguousarray(outputs["probabilities"])
+    if not np.isfinite(probabilities).all():
+        raise EngineError(f"model {model!r} gave probabilities that are not finite numbers")
+    class_ids = outputs["class_id"].ravel().tolist()
+    predictions = [
+        {"class_id": class_id, "label": labels[class_id], "confidence": row[class_id], "probabilities": row}
+        for class_id, row in zip(class_ids, probabilities, strict=True)
+    ]
+    answer = {"model": model, "version": version, "predictions": predictions}
+    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)  # the shortest digits that give the same float32
+
+
+def error_json(message: str) -> bytes:
+    """Return `{"error": message}`, at most `ERROR_BYTES` long and on one line."""
+    sentence = " ".join(message.split())
+    answer = orjson.dumps({"error": sentence.encode("utf-8", "replace").decode()})
+    if len(answer) <= ERROR_BYTES:
+        return answer
+    # A character of those kept takes at most two bytes in JSON.
+    kept = "".join(char if char.isascii() and char.isprintable() else "?" for char in sentence[: ERROR_BYTES // 2 - 20])
+    return orjson.dumps({"error": f"{kept}..."})

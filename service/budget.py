@@ -1,0 +1,51 @@
+"""How many bytes of request bodies the service holds at one time, all connections together.
+
+The limit of one body does not bound their sum: a thousand clients may each send one that is just small enough. Counts
+what has arrived and not what was announced, so that nobody can reserve room by promising a body.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from service.errors import Overloaded
+
+
+class BodyBudget:
+    """Bytes that may be held and bytes that are; used on one event loop.
+
+    Args:
+        max_bytes: more are refused.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.held_bytes = 0
+
+    @contextmanager
+    def hold(self) -> Iterator["Share"]:
+        """Give one request its share, and take it back when the request is over."""
+        share = Share(self)
+        try:
+            yield share
+        finally:
+            self.held_bytes -= share.held_bytes
+
+
+class Share:
+    """What one request holds; made by `BodyBudget.hold`."""
+
+    def __init__(self, budget: BodyBudget) -> None:
+        self._budget = budget
+        self.held_bytes = 0
+
+    def add(self, size: int) -> None:
+        """Count bytes that have arrived.
+
+        Raises:
+            Overloaded: the bodies of all requests together are over the budget.
+        """
+        if self._budget.held_bytes + size > self._budget.max_bytes:
+            held, limit = self._budget.held_bytes, self._budget.max_bytes
+            raise Overloaded(f"bodies: {held} bytes are held and at most {limit} may be; come back in a moment")
+        self._budget.held_bytes += size
+        self.held_bytes += size

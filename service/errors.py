@@ -1,0 +1,212 @@
+"""Everything the service can answer with instead of a prediction, and the HTTP status of each.
+
+    ServiceError
+    ├── RequestError               theirs: the request has to change
+    │   ├── InvalidInput           400
+    │   ├── Unauthorized           401
+    │   ├── Forbidden              403
+    │   ├── NotFound               404
+    │   │   └── ModelNotFound      404
+    │   ├── MethodNotAllowed       405
+    │   ├── RequestTimeout         408
+    │   ├── BodyTooLarge           413
+    │   │   └── TooManyRows        413
+    │   ├── UnsupportedMediaType   415
+    │   ├── TooManyRequests        429   Retry-After
+    │   └── HeadersTooLarge        431
+    ├── ServerError                ours: the same request may succeed later, or on another server
+    │   ├── EngineError            500
+    │   │   └── DeviceLost         500   the process cannot answer any more and has to end
+    │   ├── Unsupported            501
+    │   ├── NotReady               503   Retry-After
+    │   ├── Overloaded             503   Retry-After
+    │   └── DeadlineExceeded       504
+    └── StartError                 the service does not start; printed, never sent
+        ├── ArtifactInvalid        a version folder is not what its manifest says, or answers wrongly
+        ├── ProviderUnavailable    the device that was asked for cannot be had
+        └── BucketsInvalid         the list of batch sizes is empty, not rising or does not fit the model
+
+The status stands on the class and nowhere else. A message is one sentence: what came, what was expected, what to do.
+"""
+# ruff: noqa: N818 - the names say what happened; "Error" behind each would say nothing more
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """Base of everything that `service` raises on purpose; `headers` go out with the answer."""
+
+    status: ClassVar[int] = 500
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """HTTP headers that belong to this answer."""
+        return {}
+
+
+class RequestError(ServiceError):
+    """The request has to change before it can be answered."""
+
+    status = 400
+
+
+class InvalidInput(RequestError):
+    """The body or a parameter cannot be read as what the model takes."""
+
+    status = 400
+
+
+class Unauthorized(RequestError):
+    """No key came, or one that nobody gave out."""
+
+    status = 401
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The scheme that would be accepted, as RFC 9110 section 15.5.2 demands."""
+        return {"WWW-Authenticate": "Bearer"}
+
+
+class Forbidden(RequestError):
+    """The key is known and does not open this door."""
+
+    status = 403
+
+
+class NotFound(RequestError):
+    """Nothing is served at this path."""
+
+    status = 404
+
+
+class ModelNotFound(NotFound):
+    """No model of this name or version is loaded."""
+
+
+class MethodNotAllowed(RequestError):
+    """The path exists and takes other methods.
+
+    Args:
+        message: one sentence.
+        allowed: the methods that the path takes.
+    """
+
+    status = 405
+
+    def __init__(self, message: str, allowed: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.allowed = allowed
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The methods that would be accepted, as RFC 9110 section 15.5.6 demands."""
+        return {"Allow": ", ".join(self.allowed)}
+
+
+class RequestTimeout(RequestError):
+    """The client took too long to send its request."""
+
+    status = 408
+
+
+class BodyTooLarge(RequestError):
+    """More bytes than the service takes in one request."""
+
+    status = 413
+
+
+class TooManyRows(BodyTooLarge):
+    """More rows than the service takes in one request."""
+
+
+class UnsupportedMediaType(RequestError):
+    """The content type or encoding is not one the route reads."""
+
+    status = 415
+
+
+class HeadersTooLarge(RequestError):
+    """More header bytes than the service reads."""
+
+    status = 431
+
+
+class _Later(ServiceError):
+    """An answer that says when to come back.
+
+    Args:
+        message: one sentence.
+        retry_after: whole seconds, at least 1.
+    """
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = max(1, int(retry_after))
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Retry-After in whole seconds."""
+        return {"Retry-After": str(self.retry_after)}
+
+
+class TooManyRequests(_Later, RequestError):
+    """This client has used up its share."""
+
+    status = 429
+
+
+class ServerError(ServiceError):
+    """The request was fine; the service could not answer it."""
+
+    status = 500
+
+
+class EngineError(ServerError):
+    """The model's run failed."""
+
+    status = 500
+
+
+class DeviceLost(EngineError):
+    """The device no longer answers; only a new process can help."""
+
+
+class Unsupported(ServerError):
+    """The protocol has this feature and the service does not."""
+
+    status = 501
+
+
+class NotReady(_Later, ServerError):
+    """The service is starting or draining."""
+
+    status = 503
+
+
+class Overloaded(_Later, ServerError):
+    """The answer could not be ready within the request's deadline, or the queue is full."""
+
+    status = 503
+
+
+class DeadlineExceeded(ServerError):
+    """The deadline passed while the request waited."""
+
+    status = 504
+
+
+class StartError(ServiceError):
+    """The service does not start; the message says what to mend."""
+
+
+class ArtifactInvalid(StartError):
+    """A version folder is not what its manifest says, or its model answers wrongly."""
+
+
+class ProviderUnavailable(StartError):
+    """The device that was asked for cannot be had."""
+
+
+class BucketsInvalid(StartError):
+    """The list of batch sizes is empty, not rising or does not fit the model."""

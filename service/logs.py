@@ -1,0 +1,83 @@
+"""What the service writes: one JSON line an event, or one plain line where a person looks on.
+
+Formatters and a configuration for `logging`, which every module and uvicorn use as they are; whatever is passed as
+`extra` becomes a field of the line. No event can break a line: control characters are escaped.
+"""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+_KNOWN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    """Return what was passed as `extra`."""
+    return {key: value for key, value in vars(record).items() if key not in _KNOWN}
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, event, then the fields; a traceback is a string among them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of one event."""
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)  # in ASCII: no separator, lone surrogate or escape sequence gets through
+
+
+class HumanFormatter(logging.Formatter):
+    """`12:00:01 info  ready  models=['lenet-bn/1']`, and a traceback below where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of one event."""
+        clock = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
+        fields = "".join(f"  {key}={value}" for key, value in _fields(record).items())
+        line = _escape(f"{clock} {record.levelname.lower():<7} {record.getMessage()}{fields}")
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class WithoutChatter(logging.Filter):
+    """Drops uvicorn's second line about a start that failed: the first one says why."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the event is worth a line."""
+        return record.msg != "Application startup failed. Exiting."
+
+
+def log_config(level: str, human: bool | None = None) -> dict[str, Any]:
+    """Return the configuration for `logging.config.dictConfig`, and so for uvicorn's `log_config`.
+
+    Args:
+        level: least severe level that is written: debug, info, warning or error.
+        human: plain lines rather than JSON; None asks whether standard error is a terminal.
+    """
+    formatter = HumanFormatter if (sys.stderr.isatty() if human is None else human) else JsonFormatter
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": {"()": f"{__name__}.{formatter.__name__}"}},
+        "filters": {"without-chatter": {"()": f"{__name__}.{WithoutChatter.__name__}"}},
+        "handlers": {
+            "stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["without-chatter"]},
+        },
+        "root": {"handlers": ["stderr"], "level": "WARNING"},
+        "loggers": {
+            "service": {"level": level.upper()},
+            "uvicorn.error": {"level": "DEBUG" if level == "debug" else "WARNING"},
+        },
+    }
+
+
+def _escape(text: str) -> str:
+    """Return text in which no character moves the cursor."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

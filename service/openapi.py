@@ -1,0 +1,160 @@
+"""The description of the service that `/docs` shows, where FastAPI cannot derive it from the routes.
+
+`/predict` reads its body itself, in five media types, so its body and its parameters are declared here; what the
+models say of a request and an answer stands in `schemas`. Every example is complete: it can be sent as it is.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import TYPE_CHECKING, Any
+
+from fastapi.openapi.utils import get_openapi
+from PIL import Image, ImageDraw
+from pydantic.json_schema import models_json_schema
+
+from service.schemas import ErrorResponse, PredictRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastapi import FastAPI
+
+    from service.signature import ImageSpec
+
+_REASONS = {
+    400: "The request cannot be read as what the model takes; the sentence names the place.",
+    404: "There is no such path, or no such model.",
+    413: "More bytes or more images than one request may hold.",
+    415: "The content type or the content encoding is none that the route reads.",
+    500: "The service failed; its log has the reason under the request id.",
+    501: "The service does not offer this.",
+    503: "Not ready, or too busy to answer in time; Retry-After says when to come back.",
+    504: "The deadline passed before the answer was ready.",
+}
+
+_HEADERS = {
+    "X-Request-ID": "The client's own where it came and is safe, else a new one.",
+    "Server-Timing": "Milliseconds by stage: parse, queue, infer, total.",
+    "X-Model-Version": "The version that answered, where a model did.",
+}
+
+_BINARY = {"type": "string", "format": "binary"}
+
+PREDICT: dict[str, Any] = {
+    "summary": "Classify one or several images",
+    "parameters": [
+        {
+            "name": "model",
+            "in": "query",
+            "description": "Which model; needed only where several are served.",
+            "schema": {"type": "string"},
+        },
+        {
+            "name": "X-Deadline-Ms",
+            "in": "header",
+            "description": "Milliseconds within which an answer is of use; later ones are refused with 503 or 504.",
+            "schema": {"type": "integer", "minimum": 1},
+        },
+        {
+            "name": "X-Request-ID",
+            "in": "header",
+            "description": "At most 64 letters, digits and . _ : -; comes back with the answer and stands in the log.",
+            "schema": {"type": "string", "maxLength": 64},
+        },
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"$ref": "#/components/schemas/PredictRequest"}},
+            "image/png": {"schema": _BINARY},
+            "image/jpeg": {"schema": _BINARY},
+            "multipart/form-data": {
+                "schema": {"type": "object", "properties": {"file": {"type": "array", "items": _BINARY}}}
+            },
+            "application/octet-stream": {"schema": _BINARY},
+        },
+    },
+}
+
+PREDICT_DESCRIPTION = """
+The body is one of these:
+
+* `application/json`: `{"instances": [...]}`, each image as rows, as flat values 0-255, or as `{"b64": "..."}`;
+* `image/png` or `image/jpeg`: one file of any size and colour. Its orientation is applied, transparency is laid over
+  the model's background, colour becomes grey, and it is reduced by area with its aspect kept. It is never inverted;
+* `multipart/form-data`: one or several such files, under any field names;
+* `application/octet-stream`: the values themselves, one byte each, row by row, image after image.
+
+```sh
+curl -s localhost:8000/predict -H 'Content-Type: image/png' --data-binary @image.png
+curl -s localhost:8000/predict -F file=@image.png -F file=@photo.jpg
+curl -s localhost:8000/predict -H 'Content-Type: application/octet-stream' --data-binary @pixels.bin
+```
+"""
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` of a route that may answer with these statuses."""
+    return {status: {"model": ErrorResponse, "description": _REASONS[status]} for status in statuses}
+
+
+def describe(app: FastAPI, models: Sequence[tuple[str, ImageSpec]]) -> dict[str, Any]:
+    """Return the OpenAPI document, with examples that fit the models which are served now.
+
+    Args:
+        app: the application, for its routes.
+        models: name and image of each model that takes images.
+    """
+    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    definitions = models_json_schema([(PredictRequest, "validation")], ref_template="#/components/schemas/{model}")[1]
+    schemas.update(definitions["$defs"])
+    document["components"]["headers"] = {
+        name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()
+    }
+    predict = document["paths"]["/predict"]["post"]
+    if models:
+        predict["requestBody"]["content"]["application/json"]["examples"] = json_examples(models[0][1])
+    if len(models) > 1:
+        predict["parameters"][0] |= {"required": True, "example": models[0][0]}
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            _add_headers(operation, answered_by_model=path == "/predict")
+    return document
+
+
+def json_examples(spec: ImageSpec) -> dict[str, Any]:
+    """Return one request for each form that an instance may have."""
+    picture = example_picture(spec)
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    flat = list(picture.tobytes()) * spec.channels
+    rows = [flat[start : start + spec.width] for start in range(0, spec.height * spec.width, spec.width)]
+    nested = rows if spec.channels == 1 else [rows] * spec.channels
+    encoded = {"b64": base64.b64encode(file.getvalue()).decode()}
+    return {
+        "file": {"summary": "a PNG file in base64", "value": {"instances": [encoded]}},
+        "rows": {"summary": f"{spec.height} rows of {spec.width} values", "value": {"instances": [nested]}},
+        "flat": {"summary": f"two images, {len(flat)} values each", "value": {"instances": [flat, flat]}},
+    }
+
+
+def example_picture(spec: ImageSpec) -> Image.Image:
+    """Return a shirt, light on dark as Fashion-MNIST has it, drawn at the model's size."""
+    unit = min(spec.width, spec.height) / 28
+    picture = Image.new("L", (spec.width, spec.height), spec.background)
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle([8 * unit, 3 * unit, 19 * unit, 25 * unit], fill=200)
+    draw.polygon([(x * unit, y * unit) for x, y in ((8, 3), (1, 9), (4, 13), (8, 10))], fill=170)
+    draw.polygon([(x * unit, y * unit) for x, y in ((19, 3), (26, 9), (23, 13), (19, 10))], fill=170)
+    draw.ellipse([11 * unit, unit, 16 * unit, 5 * unit], fill=spec.background)
+    return picture
+
+
+def _add_headers(operation: dict[str, Any], *, answered_by_model: bool) -> None:
+    """Declare the headers that every answer carries."""
+    for status, response in operation["responses"].items():
+        names = [name for name in _HEADERS if name != "X-Model-Version" or (answered_by_model and status == "200")]
+        response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}

@@ -1,0 +1,81 @@
+"""How long will it take: the time of one run of each bucket, measured at load and kept up to date.
+
+The batcher asks it before it promises an answer. Knows numbers, no requests.
+"""
+
+import time
+from bisect import bisect_left
+from collections.abc import Mapping
+
+# A promise uses at most this much of the time that is left. Under overload the queue is always as long as admission
+# lets it be: without a margin every accepted request would be answered at its deadline, half of them just after it.
+_SAFE_SHARE = 0.7
+# Weight of the newest run. About ten runs change the mind; one that was disturbed does not.
+_WEIGHT = 0.2
+
+
+class Pace:
+    """Expected seconds of the work that lies ahead of an engine.
+
+    Args:
+        measured: seconds of one run of each bucket, as measured at load.
+    """
+
+    def __init__(self, measured: Mapping[int, float]) -> None:
+        self._measured = dict(measured)
+        self._expected = dict(measured)
+        self._buckets = sorted(measured)
+        self._largest = self._buckets[-1]
+        self._busy_until = 0.0
+
+    def bucket_seconds(self, bucket: int) -> float:
+        """Expected seconds of one run of `bucket`."""
+        return self._expected[bucket]
+
+    def bucket_for(self, rows: int) -> int:
+        """The smallest bucket that holds `rows`, or the largest there is."""
+        return self._buckets[bisect_left(self._buckets, min(rows, self._largest))]
+
+    def can_promise(self, seconds: float, left: float) -> bool:
+        """Whether work of `seconds` can be promised when `left` seconds are left until its deadline."""
+        return seconds <= left * _SAFE_SHARE
+
+    def run_seconds(self, rows: int) -> float:
+        """Seconds that a batch of `rows`, or the largest if they are more, needs at least."""
+        bucket = self.bucket_for(rows)
+        return min(self._expected[bucket], self._measured[bucket])
+
+    def safe_rows(self, left: float) -> int:
+        """The largest batch that can be promised when `left` seconds are left; 0 when not even the smallest can."""
+        return max((bucket for bucket in self._buckets if self.can_promise(self.run_seconds(bucket), left)), default=0)
+
+    def busy_seconds(self) -> float:
+        """Expected seconds until the running batch ends; 0 when none runs."""
+        return max(0.0, self._busy_until - time.perf_counter())
+
+    def started(self, bucket: int) -> None:
+        """A run of `bucket` starts now."""
+        self._busy_until = time.perf_counter() + self._expected[bucket]
+
+    def finished(self, bucket: int, seconds: float) -> None:
+        """A run of `bucket` took `seconds`."""
+        self._expected[bucket] += _WEIGHT * (seconds - self._expected[bucket])
+        self._busy_until = 0.0
+
+    def seconds_for(self, rows: int, *, is_idle: bool) -> float:
+        """Expected seconds until `rows` rows, which include all that wait before them, have been answered.
+
+        An idle engine is believed to be as fast as it was at load, should it have been slower since: were it not,
+        one disturbed run could have every later request refused and nothing would ever correct that.
+        """
+        full, rest = divmod(rows, self._largest)
+        seconds = full * self._expected[self._largest]
+        if rest:
+            seconds += self._expected[self.bucket_for(rest)]
+        if is_idle:
+            return min(seconds, self._at_load(full, rest))
+        return seconds + self.busy_seconds()
+
+    def _at_load(self, full: int, rest: int) -> float:
+        seconds = full * self._measured[self._largest]
+        return seconds + (self._measured[self.bucket_for(rest)] if rest else 0.0)

@@ -1,0 +1,101 @@
+"""One caller's rows on their way through the batcher, and the answer they come back with.
+
+Callbacks underneath, futures on top: whoever serves thousands of callers a second need not make a future for each.
+Knows neither queues nor engines.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from service.errors import ServiceError
+from service.tensors import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Outputs of one request, rows as asked, and where its time went."""
+
+    outputs: Mapping[str, Array]
+    queue_seconds: float
+    infer_seconds: float
+    batch_rows: int
+
+
+class BatchAnswer:
+    """Outputs of a whole batch, shared by its members.
+
+    `started` is on the clock of `time.perf_counter`. `formatted` is for the members: what the first of them makes of
+    the outputs, the others need not make again.
+    """
+
+    __slots__ = ("formatted", "infer_seconds", "outputs", "rows", "started")
+
+    def __init__(self, outputs: Mapping[str, Array], rows: int, started: float, infer_seconds: float) -> None:
+        self.outputs = outputs
+        self.rows = rows
+        self.started = started
+        self.infer_seconds = infer_seconds
+        self.formatted: Any = None
+
+
+class Request:
+    """Rows that wait for an answer. Callbacks, since a future for each request costs more than its share of a run.
+
+    Args:
+        inputs: each input by name, all with the same number of rows; validated by whoever took them.
+        answered: called once with the batch's answer and the place of this request's first row in it.
+        failed: called once instead, with the reason.
+        deadline: on the clock of `time.perf_counter`; None waits for ever.
+    """
+
+    __slots__ = ("answered", "arrived", "deadline", "failed", "inputs", "is_expired", "is_over", "rows")
+
+    def __init__(
+        self,
+        inputs: Mapping[str, Array],
+        answered: Callable[[BatchAnswer, int], None],
+        failed: Callable[[ServiceError], None],
+        deadline: float | None = None,
+    ) -> None:
+        self.inputs = inputs
+        self.rows = len(next(iter(inputs.values())))
+        self.answered = answered
+        self.failed = failed
+        self.deadline = deadline
+        self.arrived = time.perf_counter()
+        self.is_over = False  # nobody waits any more: answered, cancelled or expired
+        self.is_expired = False
+
+    def cancel(self) -> None:
+        """Say that nobody waits any more; neither callback is called afterwards."""
+        self.is_over = True
+
+
+def future_request(future: asyncio.Future[Answer], inputs: Mapping[str, Array], deadline: float | None) -> Request:
+    """A request that settles `future`."""
+
+    def answered(batch: BatchAnswer, start: int) -> None:
+        if not future.done():
+            stop = start + request.rows
+            outputs = {name: array[start:stop] for name, array in batch.outputs.items()}
+            waited = batch.started - request.arrived
+            future.set_result(Answer(outputs, waited, batch.infer_seconds, batch.rows))
+
+    def failed(error: ServiceError) -> None:
+        if not future.done():
+            future.set_exception(error)
+
+    request = Request(inputs, answered, failed, deadline)
+    return request
+
+
+def join(answers: Sequence[Answer]) -> Answer:
+    """One answer from the parts: rows in order, the first part's wait, the runs added up."""
+    outputs = {name: np.concatenate([answer.outputs[name] for answer in answers]) for name in answers[0].outputs}
+    infer_seconds = sum(answer.infer_seconds for answer in answers)
+    return Answer(outputs, answers[0].queue_seconds, infer_seconds, max(answer.batch_rows for answer in answers))

@@ -1,0 +1,188 @@
+"""Every route, each a few lines: HTTP in, HTTP out.
+
+Bodies are read by `bodies` and answers written by `answers`; the parts that do the work (registry, metrics, settings)
+are given to the application by `create_app` and found on its state.
+"""
+
+import asyncio
+import time
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse, RedirectResponse, Response
+
+from service import schemas
+from service.answers import predictions_json
+from service.bodies import EMPTY_BODY, Images, Limits, is_quick, media_type, read_images
+from service.budget import BodyBudget, Share
+from service.errors import BodyTooLarge, InvalidInput, NotReady, Unsupported, UnsupportedMediaType
+from service.limits import clip
+from service.observe import Trace
+from service.openapi import PREDICT, PREDICT_DESCRIPTION, errors
+from service.registry import Model, Registry
+from service.settings import Settings
+from service.signature import ImageSpec
+
+STATIC = Path(__file__).parent / "static"
+
+# Swagger UI writes style attributes and draws with data: images; scripts come from this service alone.
+DOCS_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+router = APIRouter()
+
+
+@router.post(
+    "/predict",
+    tags=["predict"],
+    description=PREDICT_DESCRIPTION,
+    openapi_extra=PREDICT,
+    response_model=schemas.PredictResponse,
+    responses=errors(400, 404, 413, 415, 500, 501, 503, 504),
+)
+async def predict(request: Request) -> Response:
+    """Classify the images in the body."""
+    trace: Trace = request.state.trace
+    model = _ready_registry(request).get(request.query_params.get("model"))
+    spec, labels = _classifier(model)
+    deadline = _deadline(request, trace)
+    budget: BodyBudget = request.app.state.body_budget
+    with budget.hold() as share:
+        images = await _read_images(request, spec, share)
+        answer = await model.batcher.infer({spec.input: images}, deadline=deadline)
+    trace.stages |= {"queue": answer.queue_seconds, "infer": answer.infer_seconds}
+    trace.model_version = model.version
+    body = predictions_json(model.name, model.version, labels, answer.outputs)
+    return Response(body, media_type="application/json")
+
+
+@router.get("/v2", tags=["service"], summary="Name, version and models", responses=errors(500))
+@router.get("/v2/", include_in_schema=False)
+async def server_metadata(request: Request) -> schemas.ServerMetadata:
+    """Describe the service and what it serves."""
+    served = [_served(model) for model in request.app.state.registry.models()]
+    return schemas.ServerMetadata(name=request.app.title, version=request.app.version, extensions=[], models=served)
+
+
+@router.get("/v2/health/live", tags=["health"], summary="Whether the process answers", responses=errors(500))
+async def live() -> schemas.Live:
+    """Answer: a process that cannot is dead."""
+    return schemas.Live(live=True)
+
+
+@router.get("/v2/health/ready", tags=["health"], summary="Whether models answer rightly", responses=errors(500, 503))
+async def ready(request: Request) -> schemas.Ready:
+    """Answer 200 once every model has given its golden answers, else 503 with the reason."""
+    _ready_registry(request)
+    return schemas.Ready(ready=True)
+
+
+@router.get(
+    "/metrics",
+    tags=["health"],
+    summary="Metrics for Prometheus",
+    response_class=Response,
+    responses={**errors(500, 501), 200: {"content": {"text/plain": {}}}},
+)
+async def metrics(request: Request) -> Response:
+    """Give every metric in Prometheus' text format."""
+    settings: Settings = request.app.state.settings
+    if settings.workers > 1:
+        raise Unsupported(f"each of {settings.workers} workers counts for itself: run one worker to scrape /metrics")
+    return Response(request.app.state.metrics.exposition(), media_type=request.app.state.metrics.content_type)
+
+
+@router.get("/", include_in_schema=False)
+async def index() -> Response:
+    """Lead a browser to the page where the service can be tried."""
+    return RedirectResponse("docs")
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs() -> Response:
+    """Show the description; everything on the page comes from this service."""
+    return FileResponse(STATIC / "docs.html", headers=DOCS_HEADERS)
+
+
+def _ready_registry(request: Request) -> Registry:
+    """Return the registry, or refuse with the reasons why it cannot answer."""
+    registry: Registry = request.app.state.registry
+    if not registry.ready:
+        raise NotReady(f"not ready: {'; '.join(registry.reasons)}")
+    return registry
+
+
+def _classifier(model: Model) -> tuple[ImageSpec, tuple[str, ...]]:
+    """Return the image that a model takes and its labels, for models that have both."""
+    outputs = {spec.name for spec in model.engine.outputs}
+    if model.image is None or model.labels is None or not {"probabilities", "class_id"} <= outputs:
+        raise Unsupported(f"model {model.name!r} does not classify images, and /predict asks for nothing else")
+    return model.image, model.labels
+
+
+def _served(model: Model) -> schemas.ServedModel:
+    """Return what `/v2` says of one model."""
+    engine = model.engine
+    return schemas.ServedModel(
+        name=model.name,
+        version=model.version,
+        labels=list(model.labels or ()),
+        provider=engine.device.provider,
+        buckets=list(engine.buckets),
+        batch_invariant=engine.batch_invariant,
+        fallback=engine.device.fallback_reason,
+    )
+
+
+async def _read_images(request: Request, spec: ImageSpec, share: Share) -> Images:
+    """Return the images of the body; what would hold up the event loop is read in a thread."""
+    settings: Settings = request.app.state.settings
+    content_type = request.headers.get("content-type")
+    if content_type is None and not await _read_body(request, share):
+        raise InvalidInput(EMPTY_BODY)
+    kind = media_type(content_type)
+    body = await _read_body(request, share)
+    limits = Limits(rows=settings.max_rows, pixels=settings.max_image_pixels)
+    started = time.perf_counter()
+    if is_quick(body, kind):
+        images = read_images(body, content_type, spec, limits)
+    else:
+        images = await asyncio.to_thread(read_images, body, content_type, spec, limits)
+    request.state.trace.stages["parse"] = time.perf_counter() - started
+    return images
+
+
+async def _read_body(request: Request, share: Share) -> bytes:
+    """Return the whole body, refused as soon as it is known to be too large: by its header, or by what has arrived."""
+    max_bytes = request.app.state.settings.max_body_bytes
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedMediaType(f"Content-Encoding: {clip(encoding)!r}, expected none: send the body as it is")
+    stated = request.headers.get("content-length", "0")
+    if stated.isdigit() and int(stated) > max_bytes:
+        raise BodyTooLarge(f"body: {clip(stated)} bytes, expected at most {max_bytes}")
+    chunks = []
+    received = 0
+    async for chunk in request.stream():
+        share.add(len(chunk))
+        received += len(chunk)
+        if received > max_bytes:
+            raise BodyTooLarge(f"body: more than {max_bytes} bytes, expected at most that many")
+        chunks.append(chunk)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _deadline(request: Request, trace: Trace) -> float:
+    """Return the moment, on the clock of `time.perf_counter`, after which the answer is of no use to the client."""
+    text = request.headers.get("x-deadline-ms")
+    if text is None:
+        settings: Settings = request.app.state.settings
+        return trace.started + settings.default_deadline_ms / 1000
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
+        raise InvalidInput(f"X-Deadline-Ms: {clip(text)!r}, expected a whole number of milliseconds above 0")
+    return trace.started + int(text) / 1000

@@ -1,0 +1,97 @@
+"""The bodies of requests and answers as pydantic models: what `/docs` shows and what clients may rely on.
+
+They describe; the service itself reads requests with `bodies`, which says where a mistake stands and takes a tenth of
+the time. A test holds the two together.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _whole_number(value: Any) -> Any:
+    """Let 3.0 pass as 3, and neither true nor "3"."""
+    if isinstance(value, (bool, str)):
+        raise ValueError("expected an integer 0-255")
+    return value
+
+
+Pixel = Annotated[int, BeforeValidator(_whole_number), Field(ge=0, le=255)]
+
+
+class EncodedImage(BaseModel):
+    """A PNG or JPEG file of any size and colour."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    b64: str = Field(description="the file in base64: standard alphabet, padded, no line breaks")
+
+
+class PredictRequest(BaseModel):
+    """One or several images; each in a form of its own choice."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    instances: list[EncodedImage | list[Pixel] | list[list[Pixel]]] = Field(
+        min_length=1,
+        description=(
+            "Each image is a list of rows, or the same values flat row by row, or an encoded file. Values are integers"
+            " 0-255, never inverted; rows and columns are those of the model (28x28 for lenet-bn)."
+        ),
+    )
+
+
+class Prediction(BaseModel):
+    """What the model says of one image."""
+
+    class_id: int = Field(ge=0, description="index of the most probable class")
+    label: str = Field(description="name of that class, as the model file has it", examples=["Ankle boot"])
+    confidence: float = Field(ge=0, le=1, description="probability of that class")
+    probabilities: list[float] = Field(description="probability of each class, in the order of their ids")
+
+
+class PredictResponse(BaseModel):
+    """One prediction for each image, in the order of the request."""
+
+    model: str = Field(examples=["lenet-bn"])
+    version: int = Field(examples=[1])
+    predictions: list[Prediction]
+
+
+class ErrorResponse(BaseModel):
+    """Why there is no other answer, in one sentence; the shape of every error of every route."""
+
+    error: str = Field(max_length=2048)
+
+
+class ServedModel(BaseModel):
+    """One model that is ready to answer."""
+
+    name: str
+    version: int
+    labels: list[str]
+    provider: str = Field(description="where it runs: cpu or cuda")
+    buckets: list[int] = Field(description="batch sizes that are run; a batch is padded to the next one")
+    batch_invariant: bool = Field(description="whether an answer was measured not to depend on who shares its batch")
+    fallback: str | None = Field(description="why it does not run where it would rather; null when it does")
+
+
+class ServerMetadata(BaseModel):
+    """The service, as the Open Inference Protocol describes a server, and the models that it serves."""
+
+    name: str
+    version: str
+    extensions: list[str]
+    models: list[ServedModel]
+
+
+class Live(BaseModel):
+    """The process answers."""
+
+    live: bool
+
+
+class Ready(BaseModel):
+    """Every model has given the answers that its version folder promises."""
+
+    ready: bool

@@ -1,0 +1,136 @@
+"""Every knob of the service: name, unit, default, and why that default.
+
+Each one is read from `FOLDSERVE_<NAME>` and can be given as a flag (`--models-dir`), which wins. A `FOLDSERVE_`
+variable that is not listed here ends the start, since a misspelt limit is a limit that is not there. Knows no other
+part of the service.
+"""
+
+import argparse
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+ENV_PREFIX = "FOLDSERVE_"
+MEBIBYTE = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """The settings of one service; frozen, so that every part sees the same."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="address to listen on; only this machine unless said otherwise")
+    port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
+    models_dir: Path = Field(Path("models"), description="folder that holds <model>/<version>/model.onnx")
+    workers: int = Field(1, ge=1, le=256, description="processes that share the port")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line written")
+
+    provider: Literal["auto", "cuda", "cpu"] = Field(
+        "auto", description="device to run on; cuda ends the start when it cannot be had, auto falls back and says so"
+    )
+    cuda_device: int = Field(0, ge=0, description="which GPU, in CUDA's own order")
+    tf32: bool = Field(False, description="let CUDA round products to TF32: faster, and off by 1e-3")
+    threads: int = Field(
+        0, ge=0, le=256, description="threads of a run on the CPU; 0 measures which batches gain by more than one"
+    )
+    buckets: Annotated[tuple[int, ...], NoDecode] = Field(
+        (1, 2, 4, 8, 16, 32, 64, 128, 256), description="batch sizes in rows, rising; each batch is padded to one"
+    )
+    inline_below_ms: float = Field(
+        1.0, ge=0, description="batches expected to run shorter than this many ms run on the event loop itself"
+    )
+
+    max_rows: int = Field(10_000, ge=1, description="rows in one request; more are answered 413")
+    max_body_bytes: int = Field(64 * MEBIBYTE, ge=1, description="bytes in one body; more are answered 413")
+    max_image_pixels: int = Field(
+        50_000_000, ge=1, description="pixels in one encoded image; more are refused undecoded"
+    )
+    max_queue_rows: int = Field(20_000, ge=1, description="rows waiting for a model; more are answered 503")
+    max_buffered_bytes: int = Field(
+        512 * MEBIBYTE, ge=1, description="bytes of all bodies held at once; more are answered 503"
+    )
+    default_deadline_ms: int = Field(
+        5_000, ge=1, description="ms within which a request is answered or refused, unless it says so itself"
+    )
+    drain_seconds: float = Field(20.0, gt=0, description="seconds that running requests get when the service ends")
+    keep_alive_seconds: int = Field(75, ge=1, description="seconds an idle connection stays open")
+
+    @field_validator("buckets", mode="before")
+    @classmethod
+    def _split_buckets(cls, value: Any) -> Any:
+        return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("buckets")
+    @classmethod
+    def _buckets_rise(cls, buckets: tuple[int, ...]) -> tuple[int, ...]:
+        if not buckets or buckets[0] < 1 or any(b <= a for a, b in itertools.pairwise(buckets)):
+            raise ValueError("expected rising batch sizes from 1 up, such as 1,8,32")
+        return buckets
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_variables(cls, values: Any) -> Any:
+        known = {f"{ENV_PREFIX}{name}".upper() for name in cls.model_fields}
+        unknown = sorted(
+            name for name in os.environ if name.upper().startswith(ENV_PREFIX) and name.upper() not in known
+        )
+        if unknown:
+            raise ValueError(
+                f"the environment sets {', '.join(unknown)}, which no setting has; unset it or mend its name"
+            )
+        return values
+
+    @model_validator(mode="after")
+    def _queue_holds_one_request(self) -> Self:
+        if self.max_queue_rows < self.max_rows:
+            raise ValueError(
+                f"max_queue_rows is {self.max_queue_rows} and max_rows {self.max_rows}; "
+                "the queue has to hold at least one request of the largest size"
+            )
+        return self
+
+    @classmethod
+    def from_command_line(cls, argv: Sequence[str] | None = None) -> Self:
+        """Read the settings from flags, then the environment, then the defaults.
+
+        Args:
+            argv: the words after the program's name; None takes those of this process.
+
+        Raises:
+            SystemExit: code 0 after `--help`; code 2, with one line per mistake, when a value cannot be used.
+        """
+        parser = _parser()
+        given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            parser.error("; ".join(_sentence(mistake) for mistake in error.errors()))
+
+
+def _parser() -> argparse.ArgumentParser:
+    """One flag for each setting; values stay text, since the settings themselves check them."""
+    parser = argparse.ArgumentParser(
+        prog="python -m service",
+        description="Serve the newest version of every model in a folder over HTTP.",
+        epilog=f"Each flag can also be set in the environment: --models-dir is {ENV_PREFIX}MODELS_DIR. Flags win.",
+    )
+    for name, field in Settings.model_fields.items():
+        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        explained = f"{field.description} (default: {default})".replace("%", "%%")
+        action = argparse.BooleanOptionalAction if field.annotation is bool else "store"
+        parser.add_argument(f"--{name.replace('_', '-')}", action=action, default=None, help=explained)
+    return parser
+
+
+def _sentence(mistake: Any) -> str:
+    """What pydantic found, with the names that the caller knows."""
+    message = str(mistake["msg"]).removeprefix("Value error, ")
+    if not mistake["loc"]:
+        return message
+    name = str(mistake["loc"][0])
+    return f"--{name.replace('_', '-')} ({ENV_PREFIX}{name.upper()}): {message}, came as {mistake['input']!r}"

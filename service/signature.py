@@ -1,0 +1,118 @@
+"""What a session says about its model: inputs, outputs, labels and the image it takes.
+
+Everything is read from the graph and its metadata; a model that carries none of ours is served as plain tensors.
+Refuses what the batcher could not serve, with the reason.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnxruntime
+
+from service.errors import ArtifactInvalid
+from service.tensors import TensorSpec
+
+_ORT_DATATYPES = {
+    "tensor(bool)": "BOOL",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+} | {f"tensor({sign}int{bits})": f"{sign}int{bits}".upper() for sign in ("u", "") for bits in (8, 16, 32, 64)}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpec:
+    """How a picture becomes a row of one input: size in pixels, value range, and what its grey levels mean."""
+
+    input: str
+    height: int
+    width: int
+    channels: int
+    range: tuple[int, int]
+    polarity: str
+    background: int
+    grey: str
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Names, shapes and types from the graph, labels and image from its metadata."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    metadata: Mapping[str, str]
+    labels: tuple[str, ...] | None
+    image: ImageSpec | None
+
+    @property
+    def fixed_rows(self) -> int | None:
+        """The only batch size that the graph takes, or None when its first axis is free."""
+        return self.inputs[0].shape[0]
+
+
+def read_signature(session: onnxruntime.InferenceSession) -> Signature:
+    """Read the signature of a session.
+
+    Raises:
+        ArtifactInvalid: a tensor has no batch axis, another variable axis or a type that HTTP cannot carry, or the
+            metadata contradicts the graph.
+    """
+    inputs = tuple(_spec("input", node) for node in session.get_inputs())
+    outputs = tuple(_spec("output", node) for node in session.get_outputs())
+    if not inputs:
+        raise ArtifactInvalid("the model takes no input; there is nothing to batch")
+    rows = {spec.shape[0] for spec in (*inputs, *outputs)}
+    if len(rows) != 1:
+        raise ArtifactInvalid(f"inputs and outputs differ in their first axis ({rows}), expected the batch in all")
+    metadata = dict(session.get_modelmeta().custom_metadata_map)
+    return Signature(inputs, outputs, metadata, _labels(metadata, outputs), _image(metadata, inputs))
+
+
+def _spec(kind: str, node: Any) -> TensorSpec:
+    shape = tuple(size if isinstance(size, int) else None for size in node.shape or ())
+    if node.type not in _ORT_DATATYPES:
+        raise ArtifactInvalid(f"{kind} {node.name!r} is a {node.type}, expected one of {sorted(_ORT_DATATYPES)}")
+    if not shape or None in shape[1:]:
+        raise ArtifactInvalid(
+            f"{kind} {node.name!r} has shape {node.shape}, expected a batch axis and fixed sizes behind it"
+        )
+    return TensorSpec(node.name, _ORT_DATATYPES[node.type], shape)
+
+
+def _labels(metadata: Mapping[str, str], outputs: tuple[TensorSpec, ...]) -> tuple[str, ...] | None:
+    if "foldserve.labels" not in metadata:
+        return None
+    labels = _json(metadata, "foldserve.labels")
+    if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
+        raise ArtifactInvalid(f"foldserve.labels is {metadata['foldserve.labels'][:80]}, expected an array of names")
+    if not any(spec.shape[1:] == (len(labels),) for spec in outputs):
+        shapes = {spec.name: spec.shape for spec in outputs}
+        raise ArtifactInvalid(f"foldserve.labels names {len(labels)} classes, no output has so many: {shapes}")
+    return tuple(labels)
+
+
+def _image(metadata: Mapping[str, str], inputs: tuple[TensorSpec, ...]) -> ImageSpec | None:
+    if "foldserve.image" not in metadata:
+        return None
+    try:
+        stated = dict(_json(metadata, "foldserve.image"))
+        low, high = stated.pop("range")
+        image = ImageSpec(**stated, range=(low, high))
+    except (TypeError, ValueError, KeyError) as err:
+        raise ArtifactInvalid(f"foldserve.image cannot be read: {err}") from err
+    shapes = {spec.name: spec.shape[1:] for spec in inputs}
+    if shapes.get(image.input) != (image.channels, image.height, image.width):
+        raise ArtifactInvalid(
+            f"foldserve.image states input {image.input!r} of {image.channels} x {image.height} x {image.width}, "
+            f"the graph takes {shapes}"
+        )
+    return image
+
+
+def _json(metadata: Mapping[str, str], key: str) -> Any:
+    try:
+        return json.loads(metadata[key])
+    except ValueError as err:
+        raise ArtifactInvalid(f"{key} in the model's metadata is not JSON: {err}") from err

@@ -1,0 +1,53 @@
+"""Answers as bytes: every number arrives as it was computed, every error in one shape."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.answers import ERROR_BYTES, error_json, predictions_json
+from service.errors import EngineError
+from tests.service.artifacts import LABELS, classify, images
+
+
+def test_probabilities_survive_json_bit_for_bit():
+    """Every float32 that the model gave can be read back from the answer exactly."""
+    outputs = classify(images(50))
+    answer = json.loads(predictions_json("fashion", 1, LABELS, outputs))
+    read = np.array([prediction["probabilities"] for prediction in answer["predictions"]], np.float32)
+    assert np.array_equal(read, outputs["probabilities"])
+
+
+def test_class_label_and_confidence_belong_together():
+    """The class is the most probable one, its label is the model's, its confidence is its probability."""
+    outputs = classify(images(50))
+    answer = json.loads(predictions_json("fashion", 7, LABELS, outputs))
+    assert (answer["model"], answer["version"]) == ("fashion", 7)
+    for prediction, row in zip(answer["predictions"], outputs["probabilities"], strict=True):
+        assert prediction["class_id"] == row.argmax()
+        assert prediction["label"] == LABELS[row.argmax()]
+        assert prediction["confidence"] == prediction["probabilities"][prediction["class_id"]]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_number_that_json_cannot_hold_is_an_error(value):
+    """NaN would silently become null; it is the model's failure and said so."""
+    outputs = {"probabilities": np.full((1, 10), value, np.float32), "class_id": np.zeros((1, 1), np.int64)}
+    with pytest.raises(EngineError, match="not finite"):
+        predictions_json("fashion", 1, LABELS, outputs)
+
+
+@given(st.text(max_size=5000))
+def test_an_error_is_short_json_whatever_it_quotes(message):
+    """Control characters, quotes, lone surrogates and long texts: the answer stays within 2 KB of valid JSON."""
+    answer = error_json(message)
+    assert len(answer) <= ERROR_BYTES
+    assert list(json.loads(answer)) == ["error"]
+
+
+@pytest.mark.parametrize("message", ["\x00" * 3000, '"' * 3000, "é" * 3000, "\ud800" * 3000, "a" * 3000])
+def test_the_worst_texts_stay_within_the_limit(message):
+    """Characters that JSON writes with six bytes do not break the limit."""
+    assert len(error_json(message)) <= ERROR_BYTES

@@ -1,0 +1,99 @@
+"""Which batch sizes are served, with engines whose answers depend on the batch in known ways."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from service.buckets import answer_alike, check_buckets, profile_buckets
+from service.errors import BucketsInvalid
+
+ASKED = {"x": np.arange(1, 17, dtype=np.float32)[:, None]}
+BUCKETS = (1, 2, 4, 8, 16, 32)
+
+
+def profile(answer, buckets=BUCKETS):
+    def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"y": answer(inputs["x"].copy())}
+
+    return profile_buckets(run, ASKED, buckets)
+
+
+def with_last_bit_where(condition):
+    """An engine whose answers have another last bit in batches of which `condition` is true."""
+
+    def answer(rows: np.ndarray) -> np.ndarray:
+        return np.nextafter(rows, np.float32(1e9)) if condition(len(rows)) else rows
+
+    return answer
+
+
+def test_buckets_that_agree_are_all_served():
+    """Nothing is left out without a reason, and the answers are in golden order."""
+    found = profile(lambda rows: rows * 2)
+    assert found.buckets == BUCKETS
+    assert found.batch_invariant
+    assert found.largest_deviation == 0
+    assert set(found.seconds) == set(BUCKETS)
+    for bucket in BUCKETS:
+        assert (found.answers[bucket]["y"] == ASKED["x"] * 2).all()
+
+
+def test_a_bucket_that_differs_in_the_last_bit_is_not_served():
+    """One bit in one bucket is enough, and the deviation says how far off it was."""
+    found = profile(with_last_bit_where(lambda rows: rows == 8))
+    assert found.buckets == (1, 2, 4, 16, 32)
+    assert found.batch_invariant
+    assert 0 < found.largest_deviation < 1e-6
+
+
+def test_when_bucket_1_stands_alone_the_largest_agreeing_set_is_served():
+    """A matrix times a vector may well be another kernel: lone rows are then padded to the next bucket."""
+    found = profile(with_last_bit_where(lambda rows: rows == 1))
+    assert found.buckets == (2, 4, 8, 16, 32)
+    assert found.batch_invariant
+
+
+def test_bucket_1_and_its_company_win_over_a_larger_set():
+    """As long as bucket 1 is not alone, lone requests are not padded."""
+    assert profile(with_last_bit_where(lambda rows: rows >= 4)).buckets == (1, 2)
+
+
+def test_an_answer_that_depends_on_the_position_is_found():
+    """The last row of a batch is computed by another code path in many kernels: every position is tried."""
+
+    def answer(rows: np.ndarray) -> np.ndarray:
+        if len(rows) == 32:
+            rows[-1] = np.nextafter(rows[-1], np.float32(1e9))
+        return rows
+
+    assert profile(answer).buckets == (1, 2, 4, 8, 16)
+
+
+def test_an_answer_that_depends_on_the_neighbours_is_found():
+    """A bucket in which rows see one another is not served."""
+    found = profile(lambda rows: rows + (np.float32(1e-3) * rows[0] if len(rows) == 4 else 0))
+    assert found.buckets == (1, 2, 8, 16, 32)
+
+
+def test_an_engine_that_never_repeats_itself_is_served_and_said_to_vary():
+    """There is nothing to choose from, so the profile tells the truth instead."""
+    calls = iter(range(10**6))
+    found = profile(lambda rows: rows + np.float32(next(calls)))
+    assert found.buckets == BUCKETS
+    assert not found.batch_invariant
+    assert found.largest_deviation > 0
+
+
+def test_two_ways_to_run_are_compared_byte_for_byte():
+    """More threads may only be used where nobody can tell."""
+    alike, other = ({"y": ASKED["x"] * 2}, {"y": np.nextafter(ASKED["x"] * 2, np.float32(1e9))})
+    assert answer_alike(lambda batch: alike, lambda batch: dict(alike), ASKED, 4)
+    assert not answer_alike(lambda batch: alike, lambda batch: other, ASKED, 4)
+
+
+@pytest.mark.parametrize("buckets", [(), (0, 1), (4, 2), (2, 2)])
+def test_a_list_that_is_empty_or_not_rising_is_refused(buckets):
+    """The message shows the list and a good one."""
+    with pytest.raises(BucketsInvalid, match="expected rising batch sizes"):
+        check_buckets(buckets)

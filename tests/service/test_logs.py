@@ -1,0 +1,55 @@
+"""Log lines: one event, one line, whatever a client sent."""
+
+import json
+import logging
+import logging.config
+import sys
+
+import pytest
+
+from service.logs import HumanFormatter, JsonFormatter, log_config
+
+HOSTILE = 'a\nb\r\x1b[31m"\u2028\ud800'
+
+
+def record(message: str, **fields: object) -> logging.LogRecord:
+    return logging.getLogger("service.test").makeRecord(
+        "service.test", logging.WARNING, "file", 1, message, (), None, extra=fields
+    )
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter(), HumanFormatter()])
+def test_an_event_is_one_line_whatever_it_holds(formatter):
+    """Newlines, escape sequences and separators in a client's text cannot start a line or move a cursor."""
+    line = formatter.format(record(HOSTILE, path=HOSTILE))
+    assert len(line.splitlines()) == 1
+    assert "\x1b" not in line
+
+
+def test_a_json_line_holds_the_event_and_its_fields():
+    """Every field given with an event is a member of the object, beside time, level and logger."""
+    line = json.loads(JsonFormatter().format(record("ready", models=["fashion/1"], seconds=0.2)))
+    assert line.pop("time").endswith("+00:00")
+    expected = {"level": "warning", "logger": "service.test", "event": "ready", "models": ["fashion/1"], "seconds": 0.2}
+    assert line == expected
+
+
+def test_a_traceback_is_part_of_the_json_line():
+    """An exception does not break the rule of one line an event."""
+    try:
+        raise ValueError("inner")
+    except ValueError:
+        event = record("failed")
+        event.exc_info = sys.exc_info()
+    line = JsonFormatter().format(event)
+    assert len(line.splitlines()) == 1
+    assert "ValueError: inner" in json.loads(line)["traceback"]
+
+
+def test_the_configuration_chooses_the_form_and_the_level():
+    """JSON where nobody looks on; the level asked for is that of our own loggers."""
+    config = log_config("debug", human=False)
+    assert config["formatters"]["line"]["()"].endswith("JsonFormatter")
+    assert config["loggers"]["service"]["level"] == "DEBUG"
+    assert log_config("info", human=True)["formatters"]["line"]["()"].endswith("HumanFormatter")
+    logging.config.DictConfigurator(config)  # type: ignore[attr-defined]

@@ -1,0 +1,136 @@
+"""`python -m service` as a user starts it: one line when it cannot start, an orderly end when it is told to."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.service import artifacts
+
+OCTETS = {"Content-Type": "application/octet-stream"}
+FAST = ("--provider", "cpu", "--buckets", "1,4", "--threads", "1")
+
+
+def command(*flags: str) -> list[str]:
+    return [sys.executable, "-m", "service", "--port", "0", *FAST, *flags]
+
+
+def environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("FOLDSERVE_")}
+
+
+@contextmanager
+def started(*flags: str, ready_lines: int = 1) -> Iterator[tuple[subprocess.Popen, str]]:
+    """A service that has said `ready_lines` times that it is ready, and its address."""
+    process = subprocess.Popen(command(*flags), stderr=subprocess.PIPE, text=True, env=environment())
+    try:
+        address, left = "", ready_lines
+        while left:
+            line = process.stderr.readline()
+            assert line, "the service ended before it was ready"
+            event = json.loads(line)
+            address = event.get("address", address)
+            left -= event["event"] == "ready"
+        yield process, address
+    finally:
+        process.kill()
+        process.wait(10)
+        process.stderr.close()
+
+
+def failed(*flags: str) -> tuple[int, list[str]]:
+    """Exit code and lines of a service that does not start."""
+    done = subprocess.run(command(*flags), capture_output=True, text=True, env=environment(), timeout=120)
+    assert done.stdout == ""
+    return done.returncode, [
+        line for line in done.stderr.splitlines() if '"level":' not in line or '"info"' not in line
+    ]
+
+
+def test_it_starts_answers_and_ends(fashion):
+    """A prediction from a real process, and exit code 0 on SIGTERM."""
+    with started("--models-dir", str(fashion)) as (process, address):
+        answer = httpx.post(f"{address}/predict", content=bytes(784), headers=OCTETS)
+        assert len(answer.json()["predictions"]) == 1
+        assert httpx.get(f"{address}/v2/health/ready").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+def test_a_stuck_upload_does_not_hold_up_the_end(fashion):
+    """A client that sends half a body and stops is cut off after the drain time, and the exit code is still 0."""
+    with started("--models-dir", str(fashion), "--drain-seconds", "1") as (process, address):
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as stuck:
+            stuck.sendall(
+                b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
+                b"Content-Length: 784\r\nExpect: 100-continue\r\n\r\n"
+            )
+            assert stuck.recv(100).startswith(b"HTTP/1.1 100 ")  # the application is waiting for the body
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+
+
+@pytest.mark.slow
+def test_two_workers_share_the_port(fashion):
+    """Both workers load and answer; metrics that nobody could add up are refused with the remedy."""
+    with started("--models-dir", str(fashion), "--workers", "2", ready_lines=2) as (process, address):
+        answers = [httpx.post(f"{address}/predict", content=bytes(784), headers=OCTETS).json() for _ in range(10)]
+        assert all(answer == answers[0] for answer in answers)
+        refused = httpx.get(f"{address}/metrics")
+        assert refused.status_code == 501
+        assert "one worker" in refused.json()["error"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+def test_a_port_in_use_is_one_line(fashion):
+    """The line names the port and the flag that helps."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, lines = failed("--models-dir", str(fashion), "--port", port)
+    assert code == 3
+    (line,) = lines
+    assert f"127.0.0.1:{port}: Address already in use" in line
+    assert "--port" in line
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "broken"])
+def test_models_that_cannot_be_served_are_one_line(models: Path, damage: str):
+    """A missing folder, an empty one, a model that is not what its manifest says: one line with the path, exit 3."""
+    folder = models / "nowhere" if damage == "missing" else models
+    if damage == "broken":
+        (artifacts.publish_classifier(models) / "model.onnx").write_bytes(b"<html>")
+    code, lines = failed("--models-dir", str(folder))
+    assert code == 3
+    (line,) = lines
+    event = json.loads(line)
+    assert event["level"] == "error"
+    assert str(folder) in event["event"]
+    assert "Traceback" not in line
+
+
+@pytest.mark.parametrize("damage", ["empty", "broken"])
+def test_workers_that_cannot_serve_are_not_started(models: Path, damage: str):
+    """With several workers too, what is wrong with the models is one line, and there is no loop of restarts."""
+    if damage == "broken":
+        (artifacts.publish_classifier(models) / "model.onnx").write_bytes(b"<html>")
+    code, lines = failed("--models-dir", str(models), "--workers", "2")
+    assert code == 3
+    (line,) = lines
+    assert str(models) in line
+
+
+def test_a_wrong_setting_is_told_before_anything_starts():
+    """Exit code 2, as for every wrong command line."""
+    code, lines = failed("--max-rows", "none")
+    assert code == 2
+    assert "--max-rows" in lines[-1]

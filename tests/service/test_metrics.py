@@ -1,0 +1,61 @@
+"""The list of metrics as a closed set, and what they count."""
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.metrics import METRICS, REASONS, Metrics
+
+
+def sample(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, labels)
+
+
+def test_every_metric_of_the_list_is_exported_with_its_unit():
+    """A scrape shows each of them, and the help of one that measures names the unit."""
+    families = {family.name: family for family in text_string_to_metric_families(Metrics().exposition().decode())}
+    assert set(families) == {name for _, _, name, *_ in METRICS}
+    for name, family in families.items():
+        assert family.documentation
+        assert not name.endswith("_seconds") or "econds" in family.documentation
+
+
+def test_answers_are_counted_by_route_and_status_and_never_by_what_came():
+    """A client cannot make a new series with a method of its own."""
+    metrics = Metrics()
+    metrics.observe_request("/predict", "POST", 200, 0.002)
+    metrics.observe_request("/predict", "POST", 200, 0.002)
+    metrics.observe_request("unknown", "BREW", 404, 0.001)
+    assert sample(metrics, "foldserve_requests_total", route="/predict", method="POST", status="200") == 2
+    assert sample(metrics, "foldserve_requests_total", route="unknown", method="other", status="404") == 1
+    assert sample(metrics, "foldserve_request_seconds_count", route="/predict") == 2
+
+
+def test_a_batch_is_counted_once_with_its_rows_and_padding():
+    """Five rows in a bucket of eight are five answers and three rows of padding."""
+    metrics = Metrics()
+    observer = metrics.for_model("fashion")
+    observer.batch(5, 8, 0.001, 0.002)
+    observer.batch(8, 8, 0.001, 0.002)
+    observer.batch_failed()
+    assert sample(metrics, "foldserve_rows_total", model="fashion") == 13
+    assert sample(metrics, "foldserve_padded_rows_total", model="fashion") == 3
+    assert sample(metrics, "foldserve_batch_rows_count", model="fashion") == 2
+    assert sample(metrics, "foldserve_infer_seconds_sum", model="fashion") == 0.004
+    assert sample(metrics, "foldserve_batch_failures_total", model="fashion") == 1
+
+
+def test_each_reason_for_a_refusal_has_its_series_from_the_start():
+    """A graph of refusals is at zero before the first one rather than absent."""
+    metrics = Metrics()
+    observer = metrics.for_model("fashion")
+    for reason in REASONS:
+        assert sample(metrics, "foldserve_refused_total", model="fashion", reason=reason) == 0
+        observer.refused(reason)
+        assert sample(metrics, "foldserve_refused_total", model="fashion", reason=reason) == 1
+
+
+def test_two_applications_count_apart():
+    """There is no global registry."""
+    first, second = Metrics(), Metrics()
+    first.observe_request("/predict", "POST", 200, 0.001)
+    assert b'route="/predict"' in first.exposition()
+    assert b'route="/predict"' not in second.exposition()

@@ -1,0 +1,103 @@
+"""Fixed buffers against a plain run; the binding is the same on every device, the CUDA graph needs CUDA."""
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from service.engine import Engine
+from service.errors import DeviceLost, EngineError
+from service.providers import Device, cpu_session, open_session
+from service.repository import Repository
+from service.runners import GraphRunner, PlainRunner, WideRunner
+from service.signature import read_signature
+from tests.service import artifacts
+
+
+@pytest.fixture
+def session(fashion):
+    return open_session(Repository(fashion).open("fashion").model_path, "cpu")[0]
+
+
+@pytest.fixture
+def bound(session):
+    signature = read_signature(session)
+    return GraphRunner(session, signature.inputs, signature.outputs, device="cpu")
+
+
+def test_bound_runs_of_all_sizes_in_any_order_are_plain_runs(session, bound):
+    """Each size has buffers of its own, used again and again; no row of an older batch is left in them."""
+    plain = PlainRunner(session, read_signature(session).outputs)
+    for seed, rows in enumerate((1, 4, 1, 16, 4, 1, 16)):
+        asked = {"image": artifacts.images(rows, seed)}
+        expected = plain.run(asked)
+        for name, answered in bound.run(asked).items():
+            assert answered.tobytes() == expected[name].tobytes()
+
+
+def test_an_answer_is_not_overwritten_by_the_next_one(bound):
+    """Outputs leave the fixed buffers before anybody sees them."""
+    first = bound.run({"image": artifacts.images(4, 1)})
+    kept = {name: array.copy() for name, array in first.items()}
+    bound.run({"image": artifacts.images(4, 2)})
+    assert all(np.array_equal(first[name], kept[name]) for name in kept)
+
+
+def test_a_batch_of_another_shape_is_refused(bound):
+    """A copy of fewer bytes would leave the rest of an older batch in the buffer."""
+    with pytest.raises(ValueError, match=r"expected \(2, 1, 28, 28\)"):
+        bound.run({"image": np.zeros((2, 1, 27, 28), np.uint8)})
+
+
+def test_small_batches_take_one_thread_and_large_ones_more(fashion, session):
+    """The size decides, and nobody can tell from the bytes."""
+    signature, path = read_signature(session), Repository(fashion).open("fashion").model_path
+    ran = []
+
+    class Noted(PlainRunner):
+        def run(self, inputs):
+            ran.append(self)
+            return super().run(inputs)
+
+    narrow = Noted(session, signature.outputs)
+    wide = Noted(cpu_session(path, 2), signature.outputs)
+    runner = WideRunner(narrow, wide, wide_from=8)
+    for rows in (1, 4, 8, 64):
+        asked = {"image": artifacts.images(rows)}
+        answered, expected = runner.run(asked), PlainRunner(session, signature.outputs).run(asked)
+        assert all(answered[name].tobytes() == expected[name].tobytes() for name in expected)
+    assert ran == [narrow, narrow, wide, wide]
+
+
+class Breaking:
+    """A runner that fails on 255 once, or from then on, as a CUDA error does."""
+
+    def __init__(self, for_ever: bool) -> None:
+        self.for_ever = for_ever
+        self.is_broken = False
+
+    def run(self, inputs):
+        if self.is_broken or inputs["image"].max() == 255:
+            self.is_broken = self.for_ever
+            raise RuntimeError("CUDA error 700: an illegal memory access was encountered")
+        return {"class_id": np.zeros((len(inputs["image"]), 1), np.int64)}
+
+
+@pytest.mark.parametrize(("for_ever", "error"), [(False, EngineError), (True, DeviceLost)])
+def test_a_bad_batch_is_told_from_a_lost_device(session, for_ever, error):
+    """After a failed run the device is asked something harmless; only if that fails too it is lost."""
+    engine = Engine(Breaking(for_ever), Device("cuda", "cuda"), read_signature(session), (1, 4))
+    with pytest.raises(EngineError) as failure:
+        engine.run({"image": np.full((1, 1, 28, 28), 255, np.uint8)})
+    assert type(failure.value) is error
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="this onnxruntime has no CUDA"
+)
+def test_cuda_gives_the_golden_answers_in_every_bucket(fashion):
+    """Loading proves it: every node on CUDA, every bucket compared, within 1e-4."""
+    engine = Engine.load(Repository(fashion).open("fashion"), provider="cuda")
+    assert engine.device == Device("cuda", "cuda")
+    asked = artifacts.images(200)
+    assert np.array_equal(engine.run({"image": asked})["class_id"], artifacts.classify(asked)["class_id"])

@@ -1,0 +1,78 @@
+"""Settings from flags and the environment."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import Settings
+
+
+def test_the_environment_sets_every_setting(monkeypatch):
+    """Each field is read from FOLDSERVE_ and its name in capitals."""
+    monkeypatch.setenv("FOLDSERVE_MODELS_DIR", "elsewhere")
+    monkeypatch.setenv("FOLDSERVE_BUCKETS", "1,8, 32")
+    monkeypatch.setenv("FOLDSERVE_TF32", "true")
+    settings = Settings()
+    assert settings.models_dir == Path("elsewhere")
+    assert settings.buckets == (1, 8, 32)
+    assert settings.tf32 is True
+
+
+def test_a_flag_wins_over_the_environment(monkeypatch):
+    """What is typed now counts more than what was exported once."""
+    monkeypatch.setenv("FOLDSERVE_PORT", "9000")
+    assert Settings.from_command_line([]).port == 9000
+    assert Settings.from_command_line(["--port", "9001"]).port == 9001
+
+
+def test_every_setting_is_a_flag_with_an_explanation(capsys):
+    """--help lists all of them with their defaults."""
+    with pytest.raises(SystemExit) as end:
+        Settings.from_command_line(["--help"])
+    assert end.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for name, field in Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in shown
+        assert field.description
+        assert " ".join(field.description.split()[:4]) in shown
+
+
+def test_an_unknown_variable_ends_the_start_and_is_named(monkeypatch, capsys):
+    """A misspelt limit would be a limit that is not there."""
+    monkeypatch.setenv("FOLDSERVE_MAX_ROW", "10")
+    with pytest.raises(SystemExit) as end:
+        Settings.from_command_line([])
+    assert end.value.code == 2
+    assert "FOLDSERVE_MAX_ROW" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--port", "x"], "--port (FOLDSERVE_PORT)"),
+        (["--port", "65536"], "--port (FOLDSERVE_PORT)"),
+        (["--workers", "0"], "--workers (FOLDSERVE_WORKERS)"),
+        (["--provider", "tpu"], "--provider (FOLDSERVE_PROVIDER)"),
+        (["--buckets", ""], "expected rising batch sizes"),
+        (["--buckets", "4,2"], "expected rising batch sizes"),
+        (["--buckets", "0,1"], "expected rising batch sizes"),
+        (["--buckets", "1,1"], "expected rising batch sizes"),
+        (["--max-queue-rows", "5"], "max_queue_rows is 5 and max_rows 10000"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_one_sentence(flags, said, capsys):
+    """The message names the flag, the variable, what came and what was expected."""
+    with pytest.raises(SystemExit) as end:
+        Settings.from_command_line(flags)
+    assert end.value.code == 2
+    last_line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said in last_line
+
+
+def test_settings_are_frozen_and_know_no_other_names():
+    """Every part sees the same values, and a wrong keyword is an error."""
+    with pytest.raises(ValidationError):
+        Settings().port = 1
+    with pytest.raises(ValidationError):
+        Settings(prot=1)
