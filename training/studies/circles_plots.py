@@ -51,10 +51,9 @@ def regions_png(lessons: Mapping[str, Lesson], data: Circles) -> bytes:
     figure, axes = canvas(len(lessons), width=4.4, height=4)
     for each, (norm, lesson) in zip(axes, lessons.items(), strict=True):
         line = np.linspace(-EDGE, EDGE, GRID)
-        picture = each.contourf(
-            line, line, inner_probability(lesson.network, line), np.linspace(0, 1, 11), cmap="PuOr_r"
-        )
-        each.contour(line, line, inner_probability(lesson.network, line), [0.5], colors="black", linewidths=1)
+        shares = inner_probability(lesson.network, line)
+        picture = each.contourf(line, line, shares, np.linspace(0, 1, 11), cmap="PuOr_r", alpha=0.5)
+        each.contour(line, line, shares, [0.5], colors="black", linewidths=1)
         _scatter(each, data.test_points.numpy(), data.test_labels.numpy(), size=5)
         each.set(title=f"{NAMES[norm]}: test {lesson.test_accuracies[-1]:.4f}", xlabel="x₁", ylabel="x₂")
     figure.colorbar(picture, ax=axes, label="probability of the inner circle")

@@ -33,7 +33,7 @@ def compare(arguments: argparse.Namespace) -> None:
     out = arguments.out
     if arguments.quick and str(out) == OUT:
         out = out.with_name("compare-quick")  # made-up budgets must not land among true figures
-    studies = plan.studies(arguments.seeds)
+    studies = plan.studies(min(arguments.seeds, plan.QUICK_SEEDS) if arguments.quick else arguments.seeds)
     cases = plan.in_turns(studies.values())
     wanted = plan.in_turns(studies[name] for name in arguments.only or studies)
     if arguments.quick:

@@ -18,6 +18,7 @@ from training.studies.drawing import (
     ORANGE,
     PURPLE,
     RED,
+    add_legend,
     canvas,
     draw_runs,
     draw_strip,
@@ -45,7 +46,7 @@ def curves_png(arms: ByArm) -> bytes:
     _draw(test, arms, plan.TORCH.name, "population_accuracy", GREEN, "PyTorch's BN, population statistics")
     for axes, title in ((loss, "train loss"), (train, "train accuracy"), (test, "test accuracy, running statistics")):
         axes.set(xlabel="epoch", title=title)
-        axes.legend(fontsize=7)
+        add_legend(axes)
     return to_png(figure)
 
 
@@ -71,7 +72,7 @@ def statistics_png(arms: ByArm) -> bytes:
     )
     axes.tick_params(axis="x", labelsize=7)
     axes.set(ylabel="test accuracy")
-    axes.legend(fontsize=8)
+    add_legend(axes)
     return to_png(figure)
 
 
@@ -91,8 +92,8 @@ def without_png(arms: ByArm) -> bytes:
         _draw(test, arms, arm.name, "population_accuracy" if arm is plan.TORCH else "test_accuracy", colour, name)
     loss.set(xlabel="epoch", title="train loss")
     test.set(xlabel="epoch", title="test accuracy (with BN: population statistics)")
-    loss.legend(fontsize=7)
-    test.legend(fontsize=7)
+    add_legend(loss)
+    add_legend(test)
     return to_png(figure)
 
 
@@ -126,7 +127,7 @@ def variants_png(arms: ByArm) -> bytes:
     loss.axhline(CHANCE_LOSS, color="black", linestyle=":", linewidth=1)
     loss.set(xlabel="epoch", title="train loss (dotted: every class alike)")
     test.set(xlabel="epoch", title="test accuracy (with BN: population statistics)")
-    loss.legend(fontsize=7)
+    add_legend(loss)
     return to_png(figure)
 
 
@@ -157,7 +158,7 @@ def saturation_png(arms: ByArm) -> bytes:
             if layers:
                 each.set_xticks(range(len(layers)), layers)
         each.set(title=f"{when} training", ylabel="saturated sigmoids, %")
-    axes[0].legend(fontsize=7)
+    add_legend(axes[0])
     return to_png(figure)
 
 
@@ -225,4 +226,4 @@ def _finish_sweep(axes: Sequence[Axes], what: str, budget: str) -> None:
     axes[1].axhline(0.1, color="black", linestyle=":", linewidth=1)
     axes[0].set(title=f"train loss after {budget}", xscale="log", xlabel=what)
     axes[1].set(title="test accuracy (with BN: population statistics)", xscale="log", xlabel=what, ylim=(0, 1))
-    axes[0].legend(fontsize=7)
+    add_legend(axes[0])

@@ -47,6 +47,12 @@ def draw_strip(axes: Axes, groups: Sequence[tuple[str, Sequence[float], str]]) -
     axes.grid(visible=False, axis="x")
 
 
+def add_legend(axes: Axes) -> None:
+    """Name what is drawn, if anything is: a report on an unfinished study has empty pictures."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7)
+
+
 def to_png(figure: Figure) -> bytes:
     """Return `figure` as a PNG without the name of the program that drew it."""
     buffer = io.BytesIO()

@@ -16,6 +16,7 @@ BATCH_SWEEP_ROWS = 12_000  # a batch of 2 takes 100 times as long for an image a
 BATCH_SWEEP_RATE = 0.1  # 1.0 is too much for any arm at a batch of 2
 VARIANT_EPOCHS = 3
 QUICK_ROWS = 2_560
+QUICK_SEEDS = 2
 
 TORCH = Arm(name="seeds-torch", options={"norm": "torch"})
 SCRATCH = Arm(name="seeds-scratch", options={"norm": "scratch"})

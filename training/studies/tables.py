@@ -79,7 +79,7 @@ def origin_text(come_from: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {machine['packages'][name]}" for name in ("torch", "numpy"))
     where = machine["gpu"] or f"{machine['cpu']}, {machine['cpu_count']} cores"
     return (
-        f"Made by `{come_from['command']}` at revision {come_from['revision']}; "
+        f"Made by `{come_from['command']}` at revision {come_from['revision'][:12]};\n"
         f"Python {machine['python']}, {versions}; {where}.\n"
     )
 
