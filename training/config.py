@@ -124,7 +124,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "best": MappingProxyType(
             {
                 "optimizer": "muon",
-                "learning_rate": 0.05,
+                "learning_rate": 0.1,
                 "schedule": "linear",
                 "augment": "mirror",
                 "batch_size": 256,

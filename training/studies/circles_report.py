@@ -114,8 +114,9 @@ ReLU, plain SGD at {LEARNING_RATE}, {steps} steps on all points at once. {origin
 
 {_table(rows, "data", steps)}
 Mean ± standard deviation [least, most]. *Learnt* is the first step, looked at every {EVALUATE_EVERY} steps, with a
-test accuracy of {LEARNT} in evaluation mode: at first the running statistics lag behind, which the curves show. *Mode gap* is the loss in evaluation mode over the loss in training mode of the same weights
-on the same points, minus 1: what the running statistics are off by.
+test accuracy of {LEARNT} in evaluation mode, in which the running statistics lag behind at first, as the curves show.
+*Mode gap* is the loss in evaluation mode over the loss in training mode of the same weights on the same points, minus
+1: what the running statistics are off by.
 
 ![loss and accuracy](curves.png)
 

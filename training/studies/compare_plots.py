@@ -40,11 +40,12 @@ def curves_png(arms: ByArm) -> bytes:
         test.plot(
             epochs, each.test_by_epoch, color=GREY, linestyle=style, label=f"published mean, {name}, n = {each.n}"
         )
+        test.vlines(len(epochs), each.test_accuracy.least, each.test_accuracy.most, color=GREY, alpha=0.3, linewidth=6)
     for arm, colour, name in ((plan.TORCH, BLUE, "PyTorch's BN"), (plan.SCRATCH, ORANGE, "BN by hand")):
         for axes, key in ((loss, "loss"), (train, "train_accuracy"), (test, "test_accuracy")):
             _draw(axes, arms, arm.name, key, colour, name)
     _draw(test, arms, plan.TORCH.name, "population_accuracy", GREEN, "PyTorch's BN, population statistics")
-    for axes, title in ((loss, "train loss"), (train, "train accuracy"), (test, "test accuracy, running statistics")):
+    for axes, title in ((loss, "train loss"), (train, "train accuracy"), (test, "test accuracy")):
         axes.set(xlabel="epoch", title=title)
         add_legend(axes)
     return to_png(figure)

@@ -47,5 +47,5 @@ CANDIDATES = (
     _candidate("muon-0.05-not-mirrored", optimizer="muon", learning_rate=0.05, augment="none"),
     _candidate("muon-0.1", optimizer="muon", learning_rate=0.1),
     _candidate("sgd-2", optimizer="sgd", learning_rate=2.0),
-    _candidate("muon-0.05-longer", optimizer="muon", learning_rate=0.05, epochs=10),
+    _candidate("muon-0.1-longer", optimizer="muon", learning_rate=0.1, epochs=10),
 )
