@@ -10,7 +10,7 @@ import pytest
 from training.errors import ConfigError
 from training.studies import best, circles_report, compare, plan
 from training.studies.arms import cases_of
-from training.studies.compare_answers import scatter_answer, speed_answer
+from training.studies.compare_answers import scatter_answer, speed_answer, sweep_answer
 from training.studies.compare_report import report_files
 from training.studies.options import check_options
 from training.studies.published import gates
@@ -149,6 +149,9 @@ def test_answers_follow_the_figures():
     assert speed_answer(arms).startswith("Yes.")
     assert "never in 10 epochs" in speed_answer(arms)
     assert scatter_answer(arms).startswith("Because they are taken with running statistics")
+    swept = sweep_answer(arms, "lr-{norm}-{value}", plan.LEARNING_RATES)
+    assert "without BN it learns at 0.1, 0.3, 1, 3 and not at 10." in swept
+    assert sweep_answer({}, "lr-{norm}-{value}", plan.LEARNING_RATES) == ""
     exchanged = {**arms, plan.TORCH.name: arms[plan.NO_NORM.name], plan.NO_NORM.name: arms[plan.TORCH.name]}
     assert speed_answer(exchanged).startswith("Not by this measure.")
     for run in (*arms[plan.TORCH.name], *arms[plan.SCRATCH.name]):

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from training.studies import plan, published
-from training.studies.compare_plots import ByArm, finished, served_accuracy
+from training.studies.compare_plots import CHANCE_LOSS, ByArm, finished, served_accuracy
 from training.studies.tables import Spread
 
 LEARNT = 0.8  # train accuracy of an epoch that counts as having learnt
+LEARNS = 0.9  # of the loss of a network that gives every class the same probability
 WAITING = "It waits for trainings that are not measured yet.\n"
 
 
@@ -54,6 +55,31 @@ def scatter_answer(arms: ByArm) -> str:
         f"(n = {running[2].n}); PyTorch's norms with the odd batch first: {running[0].text()} and "
         f"{population[0].text()} (n = {running[0].n}).\n"
     )
+
+
+def sweep_answer(arms: ByArm, names: str, values: Sequence[float]) -> str:
+    """Return Markdown: at which of `values` the network learns with norms and without; empty when none is measured.
+
+    Args:
+        arms: measurements by arm.
+        names: of the arms with `{norm}` and `{value}` for what varies.
+        values: of the sweep.
+    """
+    parts = []
+    for norm, name in (("torch", "with BN"), ("none", "without BN")):
+        runs = [(value, run) for value in values for run in arms.get(names.format(norm=norm, value=f"{value:g}"), ())]
+        learnt = [f"{value:g}" for value, run in runs if _learns(run)]
+        others = [f"{value:g}" for value, run in runs if not _learns(run)]
+        if runs:
+            parts.append(
+                f"{name} it learns at {', '.join(learnt) or 'none'}"
+                + (f" and not at {', '.join(others)}" if others else "")
+            )
+    return f"{'; '.join(parts)}. To learn is to end with a loss under {LEARNS:.0%} of chance's.\n" if parts else ""
+
+
+def _learns(run: Any) -> bool:
+    return not run["diverged"] and run["epochs"][-1]["loss"] < LEARNS * CHANCE_LOSS
 
 
 def _spread(runs: Sequence[Any], kind: str) -> Spread:

@@ -11,7 +11,7 @@ from training.errors import ConfigError
 from training.studies import compare_plots as plots
 from training.studies import plan, published
 from training.studies.arms import Arm, Case
-from training.studies.compare_answers import scatter_answer, speed_answer
+from training.studies.compare_answers import scatter_answer, speed_answer, sweep_answer
 from training.studies.compare_plots import ByArm, finished, gap, served_accuracy
 from training.studies.tables import Spread, csv_bytes, json_bytes, markdown_table, origin_text
 
@@ -110,7 +110,7 @@ deviation over seeds, brackets hold the least and the most.
 ## Learning rate
 
 {plan.SWEEP_EPOCHS} epochs, one seed; a cross is a run whose loss became NaN or infinite, the dotted line chance.
-
+{sweep_answer(arms, "lr-{norm}-{value}", plan.LEARNING_RATES)}
 {_table(arms, plan.LEARNING_RATE_SWEEP)}
 ![learning rates](learning-rates.png)
 
@@ -118,7 +118,7 @@ deviation over seeds, brackets hold the least and the most.
 
 {plan.SWEEP_EPOCHS} epochs of the first {plan.BATCH_SWEEP_ROWS:,} images at learning rate {plan.BATCH_SWEEP_RATE}, one
 seed. A batch of 1 is refused: *{_refusal()}*.
-
+{sweep_answer(arms, "batch-{norm}-{value}", plan.BATCH_SIZES)}
 {_table(arms, plan.BATCH_SIZE_SWEEP)}
 ![batch sizes](batch-sizes.png)
 
