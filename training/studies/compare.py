@@ -1,13 +1,15 @@
 """The command `compare`: train what the plan says and is not measured yet, then report on all of it."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from training.dataset import load
 from training.studies import plan
+from training.studies.adoption import adopt
 from training.studies.compare_report import report_files
 from training.studies.options import add_options, check_options
-from training.studies.runner import run
+from training.studies.runner import run, summary
 from training.studies.store import Store
 from training.studies.tables import origin, write_report
 
@@ -20,6 +22,9 @@ def add_parser(subparsers: Any) -> None:
     add_options(parser, out=OUT, seeds=8)
     parser.add_argument("--quick", action="store_true", help="one epoch on few images: that it runs, not what is true")
     parser.add_argument("--only", choices=sorted(plan.studies(1)), action="append", help="train one study; repeatable")
+    parser.add_argument(
+        "--from-run", type=Path, action="append", default=[], help="a finished run's folder to take in; repeatable"
+    )
     parser.set_defaults(run=compare)
 
 
@@ -39,6 +44,10 @@ def compare(arguments: argparse.Namespace) -> None:
     if arguments.quick:
         cases, wanted = plan.quickened(cases), plan.quickened(wanted)
     store = Store(out / "runs.jsonl")
+    for folder in arguments.from_run:
+        case, measurement = adopt(folder, cases, load(arguments.data_dir))
+        store.add(case.key, measurement)
+        print(f"taken in: {summary(measurement)}")
     if not arguments.report_only:
         run(wanted, store, device, load(arguments.data_dir), jobs=arguments.jobs, compiled=arguments.compile)
     write_report(out, report_files(cases, store.read(), origin(_command(arguments))))

@@ -199,7 +199,7 @@ def finished(runs: Runs) -> list[Mapping[str, Any]]:
 
 
 def _draw(axes: Axes, arms: ByArm, arm: str, key: str, colour: str, name: str) -> None:
-    whole = finished(arms.get(arm, ()))
+    whole = [run for run in finished(arms.get(arm, ())) if all(key in record for record in run["epochs"])]
     if whole:
         numbers = [record["epoch"] for record in whole[0]["epochs"]]
         draw_runs(axes, numbers, [[record[key] for record in run["epochs"]] for run in whole], colour, name)

@@ -34,7 +34,15 @@ def draw_runs(axes: Axes, x: Sequence[float], runs: Sequence[Sequence[float]], c
     """Draw every run as a thin line and their mean as a thick one."""
     for run in runs:
         axes.plot(x, run, color=colour, alpha=0.25, linewidth=0.7)
-    axes.plot(x, np.mean(np.asarray(runs), axis=0), color=colour, linewidth=2, label=f"{label} (n = {len(runs)})")
+    axes.plot(
+        x,
+        np.mean(np.asarray(runs), axis=0),
+        ".-",
+        color=colour,
+        linewidth=2,
+        markersize=3,
+        label=f"{label} (n = {len(runs)})",
+    )
 
 
 def draw_strip(axes: Axes, groups: Sequence[tuple[str, Sequence[float], str]]) -> None:
