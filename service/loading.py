@@ -20,6 +20,7 @@ from service.metrics import Metrics
 from service.repository import Artifact, Repository
 from service.settings import Settings
 from service.signature import ImageSpec
+from service.specialise import Decide, decide_alone
 from service.statistics import Observers, Statistics
 
 _log = logging.getLogger(__name__)
@@ -84,15 +85,22 @@ class Loader:
         settings: where they run and what they may hold.
         metrics: told of every load, batch and refusal.
         lost: called once when a device no longer answers.
+        decide: settles a question of measurement among all workers.
     """
 
     def __init__(
-        self, repository: Repository, settings: Settings, metrics: Metrics, lost: Callable[[DeviceLost], None]
+        self,
+        repository: Repository,
+        settings: Settings,
+        metrics: Metrics,
+        lost: Callable[[DeviceLost], None],
+        decide: Decide = decide_alone,
     ) -> None:
         self._repository = repository
         self._settings = settings
         self._metrics = metrics
         self._lost = lost
+        self._decide = decide
         self._batchers: dict[str, list[Batcher]] = {}  # of all versions that are loaded, for the queue's gauge
 
     async def load(self, name: str, version: int) -> Model:
@@ -134,7 +142,7 @@ class Loader:
             model.executor.shutdown()
         if model.batcher in self._batchers.get(model.name, []):
             self._batchers[model.name].remove(model.batcher)
-        self._metrics.model_info.remove(*_identity(model))
+        self._metrics.forget_model(*_identity(model))
         _log.info("unloaded", extra={"model": model.name, "version": model.version})
 
     async def _drain(self, model: Model) -> None:
@@ -159,6 +167,8 @@ class Loader:
             buckets=settings.buckets,
             device_id=settings.cuda_device,
             tf32=settings.tf32,
+            is_specialised=settings.specialise,
+            decide=self._decide,
         )
 
     def _batcher(self, name: str, engine: Engine, executor: ThreadPoolExecutor, statistics: Statistics) -> Batcher:
@@ -172,10 +182,13 @@ class Loader:
             observer=Observers(self._metrics.for_model(name), statistics),
             lost=self._lost,
         )
-        batchers = self._batchers.setdefault(name, [])
-        batchers.append(batcher)
-        self._metrics.queued_rows.labels(name).set_function(lambda: sum(other.queued_rows for other in batchers))
+        if name not in self._batchers:
+            self._metrics.before_reading.append(lambda: self._count_waiting(name))
+        self._batchers.setdefault(name, []).append(batcher)
         return batcher
+
+    def _count_waiting(self, name: str) -> None:
+        self._metrics.queued_rows.labels(name).set(sum(batcher.queued_rows for batcher in self._batchers[name]))
 
     def _report(self, model: Model, seconds: float) -> None:
         name, engine, metrics = model.name, model.engine, self._metrics

@@ -4,6 +4,7 @@ Each application has a registry of its own, so that two can live in one process.
 members, where the sum is the same; no label ever holds what a client sent.
 """
 
+import asyncio
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -119,14 +120,20 @@ METRICS: tuple[tuple[str, type[MetricWrapperBase], str, str, tuple[str, ...], tu
 
 
 class Metrics:
-    """The metrics of one application; each stands under its attribute in `METRICS`."""
+    """The metrics of one application; each stands under its attribute in `METRICS`.
+
+    Args:
+        totals: gives the sums over all worker processes; None when there is only this one.
+    """
 
     content_type = CONTENT_TYPE_LATEST
 
-    def __init__(self) -> None:
+    def __init__(self, totals: CollectorRegistry | None = None) -> None:
         self.registry = CollectorRegistry()
         self.before_reading: list[Callable[[], None]] = []  # whoever counts in bulk brings its counts up to date
         self.registry.register(_BroughtUpToDate(self.before_reading))  # first, so that it is asked first
+        self._totals = totals
+        self._is_due = False
         self._by_attribute: dict[str, Any] = {}
         for attribute, kind, name, text, labels, buckets in METRICS:
             options: dict[str, Any] = {"buckets": buckets} if buckets else {}
@@ -162,7 +169,32 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """All metrics in the text format of Prometheus."""
-        return generate_latest(self.registry)
+        if self._totals is None:
+            return generate_latest(self.registry)
+        self.bring_up_to_date()
+        return generate_latest(self._totals)
+
+    def has_news(self) -> None:
+        """Say that something waits to be counted.
+
+        Alone, that is done before somebody reads; one of several workers counts in the next turn of its loop, since it
+        may be another that is read, or this one may be killed.
+        """
+        if self._totals is not None and not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self.bring_up_to_date)
+
+    def bring_up_to_date(self) -> None:
+        """Have everything counted that is known so far."""
+        self._is_due = False
+        for bring_up_to_date in self.before_reading:
+            bring_up_to_date()
+
+    def forget_model(self, *identity: str) -> None:
+        """Take a version that has left out of `model_info`; a sum over processes cannot lose it, and says 0."""
+        self.model_info.labels(*identity).set(0)
+        if self._totals is None:
+            self.model_info.remove(*identity)
 
     def for_model(self, name: str) -> "ModelMetrics":
         """The counters of one model, ready to be given to its batcher."""
@@ -198,11 +230,13 @@ class ModelMetrics:
         self._batch_failures = metrics.batch_failures.labels(name)
         self._refused = {reason: metrics.refused.labels(name, reason) for reason in REASONS}
         self._batches: list[tuple[int, int, float, float]] = []
+        self._has_news = metrics.has_news
         metrics.before_reading.append(self.count)
 
     def batch(self, rows: int, bucket: int, queue_seconds: float, infer_seconds: float) -> None:
         """Note a batch that ran."""
         self._batches.append((rows, bucket, queue_seconds, infer_seconds))
+        self._has_news()
         if len(self._batches) >= _MOST_NOTED:
             self.count()
 

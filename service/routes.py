@@ -92,13 +92,10 @@ async def ready(request: Request) -> schemas.Ready:
     tags=["health"],
     summary="Metrics for Prometheus",
     response_class=Response,
-    responses={**errors(500, 501), 200: {"content": {"text/plain": {}}}},
+    responses={**errors(500), 200: {"content": {"text/plain": {}}}},
 )
 async def metrics(request: Request) -> Response:
     """Give every metric in Prometheus' text format."""
-    settings: Settings = request.app.state.settings
-    if settings.workers > 1:
-        raise Unsupported(f"each of {settings.workers} workers counts for itself: run one worker to scrape /metrics")
     return Response(request.app.state.metrics.exposition(), media_type=request.app.state.metrics.content_type)
 
 
@@ -149,6 +146,7 @@ def _served(model: Model) -> schemas.ServedModel:
         provider=engine.device.provider,
         buckets=list(engine.buckets),
         batch_invariant=engine.batch_invariant,
+        specialised=engine.rewrite is not None,
         fallback=engine.device.fallback_reason,
     )
 
