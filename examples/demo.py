@@ -16,6 +16,7 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
+
 from training.dataset import CLASS_NAMES, load
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,1 +1,1 @@
-"""From a model file to answers over HTTP: repository -> engine -> batcher -> HTTP. Imports neither training nor torch."""
+"""From a model file to answers: repository -> engine -> batcher -> HTTP. Imports neither training nor torch."""

@@ -16,8 +16,11 @@ from importlib import metadata
 
 import uvicorn
 
+from service import models_cli
+from service.access import Access
 from service.app import create_app
 from service.errors import ArtifactInvalid, ProviderUnavailable, ServiceError
+from service.lane import LaneProtocol
 from service.logs import log_config
 from service.repository import Repository
 from service.settings import Settings
@@ -30,7 +33,10 @@ BACKLOG = 2048  # connections that wait to be accepted, as in uvicorn
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until a signal ends the process; returns its exit code."""
+    """Serve until a signal ends the process, or run one of the operator's commands; returns the exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] in (["models"], ["keys"]):
+        return models_cli.main(words)
     settings = Settings.from_command_line(argv)
     for package in ("uvloop", "httptools"):
         if importlib.util.find_spec(package) is None:
@@ -38,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return START_FAILURE
     config = server_config(settings)
     try:
+        Access(settings.keys_file)  # a damaged file is said here once, and not by each worker
         if settings.workers > 1:
             check_device(settings)
             check_models(settings)
@@ -89,8 +96,21 @@ def check_models(settings: Settings) -> None:
     names = repository.models()
     if not names:
         raise ArtifactInvalid(f"{settings.models_dir} holds no <model>/<version>/model.onnx for the workers to serve")
-    for name in names:
-        repository.open(name)
+    for name, versions in names.items():
+        _open_any(repository, name, versions)
+
+
+def _open_any(repository: Repository, name: str, versions: Sequence[int]) -> None:
+    """Open the newest version that can be opened; where none can, the newest has the reason."""
+    refused: list[ServiceError] = []
+    for version in reversed(versions):
+        try:
+            repository.open(name, version)
+        except ServiceError as err:
+            refused.append(err)
+        else:
+            return
+    raise refused[0]
 
 
 def server_config(settings: Settings, workers: Workers | None = None) -> uvicorn.Config:
@@ -99,7 +119,7 @@ def server_config(settings: Settings, workers: Workers | None = None) -> uvicorn
         functools.partial(create_app, settings, workers),
         factory=True,
         loop="uvloop",
-        http="httptools",  # refuses a request with two lengths; h11 lets it through
+        http=LaneProtocol,  # on httptools, which refuses a request with two lengths; h11 lets it through
         ws="none",
         lifespan="on",
         workers=settings.workers,

@@ -19,16 +19,25 @@ from fastapi.staticfiles import StaticFiles
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 
+from service.access import INFER, Access
 from service.answers import error_json
 from service.budget import BodyBudget
 from service.canary import Canary
-from service.errors import ServiceError
+from service.control import Control
+from service.errors import ProviderUnavailable, ServiceError
+from service.gate import Gate
+from service.guard import Guard, wire_limits
+from service.lane import LANE, Lane
 from service.metrics import Metrics
 from service.observe import Observe, Trace, failure_sentence
 from service.openapi import describe
+from service.protocol import GUARD
 from service.registry import Registry
 from service.routes import STATIC, router
 from service.settings import Settings
+from service.v2.inference import Readers
+from service.v2.repository import router as repository_router
+from service.v2.routes import router as v2_router
 from service.watchdog import Watchdog
 from service.workers import Workers
 
@@ -81,36 +90,71 @@ def create_app(settings: Settings, workers: Workers | None = None) -> FastAPI:
     app.state.workers = workers
     app.state.registry = Registry(settings, metrics, workers)
     app.state.body_budget = BodyBudget(settings.max_buffered_bytes)
+    app.state.access = Access(settings.keys_file, settings.closed_scopes, settings.key_rate)
+    app.state.control = Control(app.state.registry, promotes_new=settings.promote_new)
+    app.state.grpc = None
+    app.state.readers = Readers(settings.max_rows)
     app.include_router(router)
+    app.include_router(v2_router)
+    app.include_router(repository_router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
-    app.add_middleware(Observe, metrics=metrics)
+    app.add_middleware(Gate, access=app.state.access)
+    app.add_middleware(Observe, metrics=metrics)  # added last, so outermost
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     """Load before the first request, drain after the last one."""
     registry: Registry = app.state.registry
     started = time.perf_counter()
     try:
         await registry.load()
-    except ServiceError as err:
+        await _start_grpc(app)
+    except (ServiceError, OSError) as err:
         is_news = app.state.workers is None or app.state.workers.is_first("start-failure")
         app.state.start_failure = str(err) if is_news else ""
         raise
     served = [f"{model.name}/{model.version}" for model in registry.models()]
     logger.info("ready", extra={"models": served, "seconds": round(time.perf_counter() - started, 3)})
     settings: Settings = app.state.settings
-    on_beat = [app.state.metrics.bring_up_to_date]
-    canary = asyncio.create_task(Canary(registry, settings.canary_seconds).run())
-    async with Watchdog(settings.hang_seconds, registry.running_batches, on_beat).watch():
+    metrics: Metrics = app.state.metrics
+    is_open = not app.state.access.needs_key(INFER)
+    lane = Lane(registry, settings, metrics, app.state.body_budget, is_open=is_open)
+    beside = [asyncio.create_task(Canary(registry, settings.canary_seconds).run())]
+    if app.state.workers is not None:
+        beside.append(asyncio.create_task(metrics.keep_up_to_date()))
+    async with Watchdog(settings.hang_seconds, registry.running_batches).watch():
         try:
-            yield
+            yield {GUARD: Guard(wire_limits(settings)), LANE: lane}
         finally:
-            canary.cancel()
+            for task in beside:
+                task.cancel()
+            if app.state.grpc is not None:
+                await app.state.grpc.stop()
             await registry.close()
         logger.info("stopped")
+
+
+async def _start_grpc(app: FastAPI) -> None:
+    """Open the gRPC port where the settings name one; only then is its library needed.
+
+    Raises:
+        OSError: the port cannot be had.
+        ProviderUnavailable: the library is not installed.
+    """
+    settings: Settings = app.state.settings
+    if settings.grpc_port is None:
+        return
+    try:
+        from service.v2.rpc.server import GrpcServer
+    except ImportError as err:
+        raise ProviderUnavailable(f"--grpc-port needs the extra grpc: pip install 'foldserve[grpc]' ({err})") from err
+    parts = app.state
+    server = GrpcServer(parts.registry, parts.control, parts.access, settings, parts.metrics, app.title, app.version)
+    await server.start()
+    app.state.grpc = server
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from service.openapi import PREDICT, PREDICT_DESCRIPTION, errors
 from service.registry import Model, Registry
 from service.settings import Settings
 from service.signature import ImageSpec
+from service.v2.metadata import EXTENSIONS
+from service.versions import version_number
 
 STATIC = Path(__file__).parent / "static"
 
@@ -48,13 +50,14 @@ router = APIRouter()
 async def predict(request: Request) -> Response:
     """Classify the images in the body."""
     trace: Trace = request.state.trace
-    model = _ready_registry(request).get(request.query_params.get("model"))
+    model = _chosen(request)
     spec, labels = _classifier(model)
     deadline = _deadline(request, trace)
     budget: BodyBudget = request.app.state.body_budget
-    with budget.hold() as share:
+    with budget.hold() as share, model.in_use():
         images = await _read_images(request, spec, share)
         answer = await model.batcher.infer({spec.input: images}, deadline=deadline)
+    request.app.state.registry.shadows.offer(model, {spec.input: images}, answer)
     trace.stages |= {"queue": answer.queue_seconds, "infer": answer.infer_seconds}
     trace.model_version = model.version
     body = predictions_json(model.name, model.version, labels, answer.outputs)
@@ -66,7 +69,9 @@ async def predict(request: Request) -> Response:
 async def server_metadata(request: Request) -> schemas.ServerMetadata:
     """Describe the service and what it serves."""
     served = [_served(model) for model in request.app.state.registry.models()]
-    return schemas.ServerMetadata(name=request.app.title, version=request.app.version, extensions=[], models=served)
+    return schemas.ServerMetadata(
+        name=request.app.title, version=request.app.version, extensions=list(EXTENSIONS), models=served
+    )
 
 
 @router.get("/v2/health/live", tags=["health"], summary="Whether the process answers", responses=errors(500))
@@ -112,6 +117,15 @@ def _ready_registry(request: Request) -> Registry:
     if not registry.ready:
         raise NotReady(f"not ready: {'; '.join(registry.reasons)}")
     return registry
+
+
+def _chosen(request: Request) -> Model:
+    """Return the model, and the version of it, that the query names."""
+    query = request.query_params
+    name, version, label = query.get("model"), query.get("version"), query.get("label")
+    if version is not None and label is not None:
+        raise InvalidInput("query: both version and label came, expected at most one of them")
+    return _ready_registry(request).get(name, version_number(version), label)
 
 
 def _classifier(model: Model) -> tuple[ImageSpec, tuple[str, ...]]:

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,6 @@ class Watchdog:
     Args:
         limit_seconds: how long loop and batches may stand still; 0 watches nothing.
         running: the number of the batch that runs outside the loop now, by the name of who runs it.
-        on_beat: called on the loop with every beat.
         end: called with the reason.
     """
 
@@ -38,12 +37,10 @@ class Watchdog:
         self,
         limit_seconds: float,
         running: Callable[[], Mapping[str, int]],
-        on_beat: Sequence[Callable[[], None]] = (),
         end: Callable[[str], None] | None = None,
     ) -> None:
         self._limit_seconds = limit_seconds
         self._running = running
-        self._on_beat = on_beat
         self._end = end or end_process
         self._beats = 0
         self._still: dict[str, _Still] = {}
@@ -64,8 +61,6 @@ class Watchdog:
     async def _beat(self) -> None:
         while True:
             self._beats += 1
-            for call in self._on_beat:
-                call()
             if self._limit_seconds > 0:
                 self._look_at_batches()
             await asyncio.sleep(_BEAT_SECONDS)

@@ -13,10 +13,10 @@ from typing import Any
 from training import plots, provenance
 from training.artifact import check_name, publish
 from training.card import model_card
-from training.config import NORMS, POOLS, PRESETS, Recipe
+from training.config import NORMS, POOLS, PRESETS, TAILS, Recipe
 from training.dataset import CLASS_NAMES, FashionMNIST, load
 from training.device import resolve_device
-from training.errors import TrainingError, VerifyError
+from training.errors import ArtifactError, ConfigError, TrainingError, VerifyError
 from training.fit import EpochRecord
 from training.fold import cli as fold_command
 from training.pipeline import Package, Trained, package, train
@@ -73,6 +73,13 @@ def _add_train_and_export(subparsers: Any) -> None:
     recipe.add_argument("--epochs", type=int, default=None, help="passes over the training set")
     recipe.add_argument("--lr", type=float, default=None, dest="learning_rate", help="constant step size of SGD")
     recipe.add_argument("--batch-size", type=int, default=None, help="rows of a step")
+    recipe.add_argument(
+        "--tail",
+        choices=TAILS,
+        default=None,
+        help="whether the step with the rows that fill no batch (96 of 60,000 by 256) is an epoch's first or its last; "
+        "first, because at learning rate 1.0 a last step on few rows decides the accuracy of the whole run (first)",
+    )
     recipe.add_argument("--seed", type=int, default=None, help="of initial weights and order of rows")
     recipe.add_argument(
         "--statistics", choices=("population", "running"), default=None, help="which are exported (population)"
@@ -95,7 +102,7 @@ def _add_verify(subparsers: Any) -> None:
 
 
 def _run_train_and_export(arguments: argparse.Namespace) -> None:
-    check_name(arguments.name)
+    _check_name(arguments.name)
     recipe = _recipe(arguments)
     device = resolve_device(arguments.device)
     dataset = load(arguments.data_dir)
@@ -124,8 +131,16 @@ def _run_verify(arguments: argparse.Namespace) -> None:
     print(f"{arguments.model}: {passed} of {len(checks)} checks passed, {len(checks) - passed} not checked")
 
 
+def _check_name(name: str) -> None:
+    """Refuse before the training what the publisher would refuse after it."""
+    try:
+        check_name(name)
+    except ArtifactError as err:
+        raise ConfigError(f"--name: {err}") from err
+
+
 def _recipe(arguments: argparse.Namespace) -> Recipe:
-    options = ("pool", "norm", "epochs", "learning_rate", "batch_size", "seed", "statistics")
+    options = ("pool", "norm", "epochs", "learning_rate", "batch_size", "tail", "seed", "statistics")
     return Recipe.from_preset(arguments.preset, **{option: getattr(arguments, option) for option in options})
 
 

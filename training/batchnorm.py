@@ -53,14 +53,13 @@ def batch_norm(
         ConfigError: `x` has another number of axes, or one value per channel where its statistics are needed.
     """
     _check_input(x)
+    if not training and moving_mean is not None and moving_var is not None:
+        return _normalised_by(x, moving_mean, moving_var, gamma, beta, eps)
     values = x.reshape(x.shape[0], x.shape[1], -1)  # (N, C, positions)
-    if training or moving_mean is None or moving_var is None:
-        mean, centred, variance = _batch_moments(values)
-        if training and moving_mean is not None and moving_var is not None:
-            count = values.shape[0] * values.shape[2]
-            _update(moving_mean, moving_var, moving_gap, mean, variance, count, momentum, unbiased)
-    else:
-        centred, variance = values - _per_row(moving_mean, values), moving_var
+    mean, centred, variance = _batch_moments(values)
+    if training and moving_mean is not None and moving_var is not None:
+        count = values.shape[0] * values.shape[2]
+        _update(moving_mean, moving_var, moving_gap, mean, variance, count, momentum, unbiased)
     scale = torch.rsqrt(variance + eps)
     y = centred * _per_row(scale if gamma is None else scale * gamma, values)
     return (y if beta is None else y + _per_row(beta, values)).view(x.shape)
@@ -166,6 +165,16 @@ class BatchNorm(nn.Module):
 def _check_input(x: Tensor) -> None:
     if x.ndim not in NUM_DIMS:
         raise ConfigError(f"batch norm of shape {tuple(x.shape)}: expected (N, C), (N, C, L) or (N, C, H, W)")
+
+
+def _normalised_by(
+    x: Tensor, mean: Tensor, variance: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float
+) -> Tensor:
+    """Return `x` normalised by given statistics: constants that broadcast over its own shape, as folding reads them."""
+    shape = (1, -1) + (1,) * (x.ndim - 2)
+    scale = torch.rsqrt(variance + eps)
+    y = (x - mean.view(shape)) * (scale if gamma is None else scale * gamma).view(shape)
+    return y if beta is None else y + beta.view(shape)
 
 
 def _batch_moments(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -58,9 +58,9 @@ def load(data_dir: str | Path | None = None, *, download: bool = True) -> Fashio
     """Return Fashion-MNIST from the first place that holds all four files with the right digests.
 
     A folder that is named (`data_dir`, else the environment's FASHION_MNIST_DIR) is the only one looked at: data other
-    than the data asked for would be a silent surprise. Otherwise, in this order: the cache (FOLDSERVE_CACHE_DIR, else
-    foldserve/ under XDG_CACHE_HOME or ~/.cache), Debian's dataset-fashion-mnist, data/FashionMNIST/raw as torchvision
-    leaves it, the HTTPS mirrors, `apt-get download`.
+    than the data asked for would be a silent surprise. Otherwise, in this order: the cache (foldserve/ under
+    XDG_CACHE_HOME, else ~/.cache), Debian's dataset-fashion-mnist, data/FashionMNIST/raw as torchvision leaves it, the
+    HTTPS mirrors, `apt-get download`.
 
     Args:
         data_dir: folder with the four files, .gz or decompressed, in it or in FashionMNIST/raw below it.
@@ -88,11 +88,8 @@ def default_sources(*, download: bool = True) -> list[Source]:
 
 
 def cache_folder() -> Path:
-    """Return where downloads are kept: FOLDSERVE_CACHE_DIR, else foldserve/ under XDG_CACHE_HOME or ~/.cache."""
-    chosen = os.environ.get("FOLDSERVE_CACHE_DIR")
-    shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    root = Path(chosen) if chosen else Path(shared) / "foldserve"
-    return root.expanduser() / "fashion-mnist"
+    """Return where downloads are kept: foldserve/fashion-mnist under XDG_CACHE_HOME, else under ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "foldserve" / "fashion-mnist"
 
 
 def load_from(sources: Sequence[Source], digests: Mapping[str, str] = DIGESTS) -> FashionMNIST:

@@ -154,22 +154,19 @@ def test_named_folder_is_the_only_place(tmp_path, monkeypatch):
 
 def test_places_are_asked_in_the_documented_order(tmp_path, monkeypatch):
     """Cache, Debian, torchvision, mirrors, apt; without downloads the last two are left out."""
-    monkeypatch.setenv("FOLDSERVE_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     labels = [source.label for source in default_sources()]
     assert [label.split()[0] for label in labels] == ["cache", "Debian's", "torchvision", "mirrors", "apt-get"]
     assert len(default_sources(download=False)) == 3
 
 
 def test_cache_follows_the_environment(tmp_path, monkeypatch):
-    """FOLDSERVE_CACHE_DIR before XDG_CACHE_HOME before ~/.cache."""
-    monkeypatch.delenv("FOLDSERVE_CACHE_DIR", raising=False)
+    """XDG_CACHE_HOME alone decides, ~/.cache without it."""
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache/foldserve/fashion-mnist"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_folder() == tmp_path / "xdg/foldserve/fashion-mnist"
-    monkeypatch.setenv("FOLDSERVE_CACHE_DIR", str(tmp_path / "own"))
-    assert cache_folder() == tmp_path / "own/fashion-mnist"
 
 
 def test_error_lists_every_place_with_its_reason(tmp_path):

@@ -152,14 +152,16 @@ def test_the_same_recipe_gives_the_same_model_again(made: Made, small: FashionMN
     assert (again / "model.onnx").read_bytes() == (made.version / "model.onnx").read_bytes()
 
 
-@pytest.mark.parametrize("options", [["--norm", "none"], ["--statistics", "running"], ["--pool", "max"]])
+@pytest.mark.parametrize(
+    "options", [["--norm", "none"], ["--norm", "scratch"], ["--statistics", "running"], ["--pool", "max"]]
+)
 def test_the_other_networks_go_the_whole_way(small: FashionMNIST, tmp_path: Path, options: list[str]) -> None:
-    """Without norms, with running statistics and with maximum pooling, each is proved and published."""
+    """Without norms, with those by hand, with running statistics and maximum pooling: each is published."""
     places = ["--models-dir", str(tmp_path / "models"), "--out", str(tmp_path / "run")]
     assert command_line.main(["train-and-export", *RECIPE, *options, *places]) == 0
     stated = metadata(onnx.load(tmp_path / "models" / "lenet-bn" / "1" / "model.onnx"))
-    expected = {"--norm": "none", "--statistics": "running", "--pool": "population"}
-    assert stated["foldserve.statistics"] == expected[options[0]]
+    expected = {"none": "none", "running": "running"}.get(options[1], "population")
+    assert stated["foldserve.statistics"] == expected
 
 
 def test_verify_repeats_the_whole_proof(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
@@ -309,8 +311,8 @@ def test_a_name_that_cannot_be_a_model_is_refused_before_training(
     small: FashionMNIST, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A minute of training is not lost to a slash."""
-    assert command_line.main(["train-and-export", "--name", "a/b", "--out", str(tmp_path / "run")]) == 1
-    assert "model name" in capsys.readouterr().err
+    assert command_line.main(["train-and-export", "--name", "a/b", "--out", str(tmp_path / "run")]) == 2
+    assert "--name: model name 'a/b'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

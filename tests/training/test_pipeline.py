@@ -1,9 +1,14 @@
 """The pipeline: what it hands from step to step, apart from the command line."""
 
+import pytest
 import torch
+from torch import nn
 
+from training.batchnorm import BatchNorm
 from training.config import Recipe
+from training.conversion import from_torch
 from training.dataset import FashionMNIST
+from training.errors import FoldError
 from training.pipeline import fold_network, train
 
 from .hand_fold import fold_by_hand, trained_like_lenet
@@ -18,6 +23,42 @@ def test_norms_and_pixel_scale_are_folded_with_one_rounding(made_up: FashionMNIS
     assert [site.path for site in report.folded] == ["norm1", "norm2", "norm3", "norm4"]
     assert found.keys() == expected.keys()
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
+class Disguised(BatchNorm):
+    """Computes what its base does, by a function that no front end takes for a norm."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = self.gamma * torch.rsqrt(self.moving_var + self.eps)
+        shift = self.beta - self.moving_mean * scale
+        return torch.einsum("nc...,c->nc...", x, scale) + torch.einsum("nc...,c->nc...", torch.ones_like(x), shift)
+
+
+def by_hand(network: nn.Sequential, kind: type[BatchNorm] = BatchNorm) -> nn.Sequential:
+    """Put the hand-written twin in the place of every norm of PyTorch's."""
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            twin = from_torch(module)
+            twin.__class__ = kind
+            network.set_submodule(name, twin)
+    return network
+
+
+def test_norms_by_hand_fold_to_the_same_bits(made_up: FashionMNIST) -> None:
+    """Who wrote the norm makes no difference to the parameters that are served."""
+    network = trained_like_lenet()
+    expected, _ = fold_network(network, made_up.test_images[:8])
+    folded, report = fold_network(by_hand(network), made_up.test_images[:8])
+    assert len(report.folded) == 4
+    found = folded.state_dict()
+    assert found.keys() == expected.state_dict().keys()
+    assert [name for name, value in expected.state_dict().items() if not torch.equal(found[name], value)] == []
+
+
+def test_a_norm_that_the_fold_does_not_see_is_refused(made_up: FashionMNIST) -> None:
+    """Nothing is published that only looks folded because its norm was not recognised."""
+    with pytest.raises(FoldError, match="norm1, norm2, norm3, norm4"):
+        fold_network(by_hand(trained_like_lenet(), Disguised), made_up.test_images[:8])
 
 
 def test_both_sets_of_statistics_are_kept_and_the_wanted_one_serves(made_up: FashionMNIST) -> None:

@@ -15,14 +15,15 @@ from torch import Tensor, nn
 
 from training.errors import FoldError
 from training.fold.core import Array
-from training.fold.float64 import sharing_copy
+from training.fold.float64 import named_tensors, sharing_copy
 from training.fold.graph import Graph, hooked_modules, module_path, read
-from training.fold.inputs import InputNormalisation, Numbers
+from training.fold.inputs import CastInput, InputNormalisation, Numbers
 from training.fold.norms import Norm, find_norms
 from training.fold.parameters import Replacement, Value, replacements
 from training.fold.plan import Plan, make_plan
 from training.fold.proof import verify as prove_model
 from training.fold.refusals import Refusal, RefusalCode
+from training.fold.registry import state_registered
 from training.fold.report import Proof, Report, Site
 from training.fold.rounding import round_once
 from training.fold.site_proof import SiteProof, prove_sites
@@ -116,6 +117,7 @@ def fold_input(
     example_inputs: tuple[Any, ...] | None = None,
     dynamic: Any = True,
     padding: str = "refuse",
+    uint8: bool = False,
 ) -> nn.Module:
     """Return `model` with (x * scale - mean) / std of its first input folded in: the result takes raw values.
 
@@ -130,6 +132,7 @@ def fold_input(
         example_inputs: what `model` itself takes; may be left out for a model that came from `fold`.
         dynamic: as in `fold`.
         padding: as in `fold`; with a mean, a zero-padded first convolution needs "exact".
+        uint8: wrap the result so that it takes integers, cast to the parameters' dtype before everything else.
 
     Raises:
         FoldError: the normalisation cannot be folded exactly, `example_inputs` are needed, or the proof failed.
@@ -141,7 +144,8 @@ def fold_input(
         raise FoldError("fold_input needs example_inputs for a model that does not come from fold; pass a tuple")
     exact = _unchanged(module, known.exact if known else {})
     job = _prepare(module, inputs, dynamic, padding, _normalisation(scale, mean, std), exact, input_only=True)
-    return _finish(module, inputs, job).model
+    folded = _finish(module, inputs, job).model
+    return CastInput(folded).eval() if uint8 else folded
 
 
 @dataclass(frozen=True)
@@ -162,12 +166,11 @@ def _normalisation(scale: Numbers | None, mean: Numbers | None, std: Numbers | N
 
 def _unchanged(model: nn.Module, exact: Mapping[str, Array]) -> dict[str, Array]:
     """Return those float64 values whose rounding the model still holds."""
-    kept = {}
-    held = {*dict(model.named_parameters(remove_duplicate=False)), *dict(model.named_buffers(remove_duplicate=False))}
+    kept, tensors = {}, dict(named_tensors(model))
     for name, values in exact.items():
-        if name not in held:  # a graph may have taken it under another name
+        tensor = tensors.get(name)
+        if tensor is None or tensor.shape != values.shape:
             continue
-        tensor = _tensor(model, name)
         stored = round_once(values, str(tensor.dtype).removeprefix("torch."))
         if torch.equal(tensor.detach().cpu(), torch.from_numpy(stored).reshape(tensor.shape).to(tensor.dtype)):
             kept[name] = values.reshape(tuple(tensor.shape))
@@ -200,7 +203,9 @@ def _prepare(
     if not isinstance(example_inputs, tuple):
         raise FoldError(f"example_inputs is a {type(example_inputs).__name__}; expected a tuple of arguments")
     require_foldable(model)
-    graph = Graph(read(sharing_copy(model), example_inputs, dynamic), exact or {}, hooked_modules(model))
+    readable = sharing_copy(model)
+    stated = state_registered(readable)
+    graph = Graph(read(readable, example_inputs, dynamic), {**(exact or {}), **stated}, hooked_modules(model))
     norms, unreadable = ([], []) if input_only else find_norms(graph)
     if normalisation is not None:
         norms = [normalisation.norm(graph), *norms]
@@ -224,33 +229,39 @@ def _planned(graph: Graph, norms: list[Norm], exact_padding: bool) -> tuple[Plan
 def _finish(model: nn.Module, example_inputs: tuple[Any, ...], job: _Job) -> Folded:
     proofs = prove_sites(job.graph, job.plan, job.changes)
     if not job.plan.folded:
-        return Folded(copy.deepcopy(model), _report(job, proofs))
+        unchanged = copy.deepcopy(model)
+        _ORIGINS[unchanged] = _Origin(example_inputs, {})
+        return Folded(unchanged, _report(job, proofs))
     try:
-        writer: ModuleWriter | GraphWriter = ModuleWriter(model)
-        writer.write(job.graph, job.plan, job.changes)
+        folded, exact, proof = _written(ModuleWriter(model), model, example_inputs, job)
         form, reason = "module", ""
-    except CannotExpress as why:
-        writer = GraphWriter(job.graph)
-        writer.write(job.graph, job.plan, job.changes)
+    except (CannotExpress, FoldError) as why:  # a FoldError: the forward uses what the write-back took away
+        folded, exact, proof = _written(GraphWriter(job.graph), model, example_inputs, job)
         form, reason = "graph", str(why)
-    # What an earlier fold rounded and this one left alone keeps the value behind it, in the proof and for a next fold.
-    exact = {**_unchanged(writer.model, job.graph.exact), **_checked(writer.model, writer.exact())}
-    proof = _prove(model, writer.model, example_inputs, job, exact)
     report = replace(_report(job, proofs), form=form, form_reason=reason, proof=proof)
-    _ORIGINS[writer.model] = _Origin(example_inputs, exact)
-    return Folded(writer.model, report, exact)
+    _ORIGINS[folded] = _Origin(example_inputs, exact)
+    return Folded(folded, report, exact)
+
+
+def _written(
+    writer: ModuleWriter | GraphWriter, model: nn.Module, example_inputs: tuple[Any, ...], job: _Job
+) -> tuple[nn.Module, dict[str, Array], Proof]:
+    """Return the model that the writer makes of the job, the float64 values behind its parameters, and its proof."""
+    writer.write(job.graph, job.plan, job.changes)
+    exact = {**_unchanged(writer.model, job.graph.exact), **_checked(writer.model, writer.exact())}
+    return writer.model, exact, _prove(model, writer.model, example_inputs, job, exact)
 
 
 def _prove(
     model: nn.Module, folded: nn.Module, example_inputs: tuple[Any, ...], job: _Job, exact: Mapping[str, Array]
 ) -> Proof:
-    normalisation = job.normalisation
+    normalisation, known = job.normalisation, _unchanged(model, job.graph.exact)
     return prove_model(
         model,
         folded,
         example_inputs if normalisation is None else normalisation.invert(example_inputs),
         exact=_by_identity(folded, exact),
-        original_exact=_by_identity(model, job.graph.exact),
+        original_exact=_by_identity(model, known),
         before=None if normalisation is None else normalisation.apply,
     )
 
@@ -262,6 +273,10 @@ def require_foldable(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
             raise Refusal(RefusalCode.LAZY, f"the module '{name}' has no shapes yet; run one batch through the model")
+        if ".quantized." in f"{type(module).__module__}." or ".ao.quantization." in f"{type(module).__module__}.":
+            raise Refusal(
+                RefusalCode.QUANTISED, f"the module '{name}' is {type(module).__name__}; fold before quantising"
+            )
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta:
             raise FoldError(f"the tensor '{name}' is on the meta device, without values; load the weights first")

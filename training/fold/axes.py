@@ -12,7 +12,7 @@ from torch.fx import Node
 from training.fold.graph import arguments, operation, same, shape
 from training.fold.refusals import Refusal, RefusalCode
 
-_RESHAPES = {
+RESHAPES = {
     "aten::flatten",
     "aten::view",
     "aten::reshape",
@@ -24,7 +24,7 @@ _RESHAPES = {
 _MOVES = {"aten::permute", "aten::transpose", "aten::swapaxes", "aten::swapdims", "aten::t", "aten::numpy_T"}
 _MOVES |= {"aten::movedim", "aten::moveaxis"}
 _RESIZES = {"aten::unsqueeze", "aten::squeeze", "aten::select", "aten::expand", "aten::expand_as"}
-MOVES_AXES = _RESHAPES | _MOVES | _RESIZES | {"aten::adjoint", "aten::mT"}
+MOVES_AXES = RESHAPES | _MOVES | _RESIZES | {"aten::adjoint", "aten::mT"}
 
 
 def axis_before(node: Node, axis: int | None) -> int | None:
@@ -59,7 +59,7 @@ def axis_map(node: Node) -> list[int | None]:
     """Return for each axis of the output the axis of the input that it is, None where it is none of them."""
     name, source = operation(node), node.all_input_nodes[0]
     before, after = shape(source), shape(node)
-    if name in _RESHAPES:
+    if name in RESHAPES:
         return [_same_place(before, after, axis) for axis in range(len(after))]
     if name in {"aten::expand", "aten::expand_as"}:
         offset = len(after) - len(before)
@@ -124,7 +124,7 @@ def merged(node: Node, axis: int) -> tuple[int, int, int] | None:
     reshape does something else, or sizes are dynamic.
     """
     before, after = shape(node.all_input_nodes[0]), shape(node)
-    if operation(node) not in _RESHAPES:
+    if operation(node) not in RESHAPES:
         return None
     channels, stride = before[axis], prod(before[axis + 1 :])
     for place, size in enumerate(after):

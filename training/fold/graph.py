@@ -90,18 +90,24 @@ class Graph:
         return self._is_constant[node]
 
     def constant(self, node: Node) -> Tensor:
-        """Return the float64 value of a constant node."""
+        """Return the float64 value of a constant node; parameters are widened anew each time, to hold them once."""
+        target = self.target(node)
+        if target is not None:
+            value = torch.from_numpy(self.exact[target]) if target in self.exact else self.tensors[target].detach()
+            return value.double() if value.is_floating_point() else value
         if node not in self._constants:
-            target = self.target(node)
-            if target is not None:
-                value = self.tensors[target].detach()
-                value = torch.from_numpy(self.exact[target]) if target in self.exact else value
-                self._constants[node] = value.double() if value.is_floating_point() else value
-            else:
-                args = torch.fx.node.map_arg(node.args, self.constant)
-                kwargs = torch.fx.node.map_arg(node.kwargs, self.constant)
-                self._constants[node] = run_in_float64(lambda: node.target(*args, **kwargs), ())  # type: ignore[operator]
+            args = torch.fx.node.map_arg(node.args, self.constant)
+            kwargs = torch.fx.node.map_arg(node.kwargs, self.constant)
+            self._constants[node] = run_in_float64(lambda: node.target(*args, **kwargs), ())  # type: ignore[operator]
         return self._constants[node]
+
+    def unexpanded(self, node: Node) -> Node | None:
+        """Return the constant that this node only repeats along other axes, None when it is something else."""
+        while operation(node) in {"aten::expand", "aten::expand_as", "aten::broadcast_to"}:
+            node = node.all_input_nodes[0]
+            if self.is_constant(node):
+                return node
+        return None
 
     def require_single_reader(self, node: Node, reader: Node) -> None:
         """Raise Refusal unless `reader` alone reads `node`: multi-use, or graph-output when the caller gets it."""

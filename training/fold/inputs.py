@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.errors import FoldError
 from training.fold.core import Affine, Array
@@ -18,6 +18,23 @@ from training.fold.graph import Graph, shape
 from training.fold.norms import Norm
 
 Numbers = float | Sequence[float]
+
+
+class CastInput(nn.Module):
+    """A model behind a cast of its first input, so that it takes uint8 pixels as they are.
+
+    Args:
+        model: takes floating-point values in its parameters' dtype.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self._dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+    def forward(self, x: Tensor, *rest: Any) -> Any:
+        """Return what the model gives for `x` of any dtype, same shape."""
+        return self.model(x.to(self._dtype), *rest)
 
 
 @dataclass(frozen=True)

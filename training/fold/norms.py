@@ -6,13 +6,14 @@ norms become. Where a norm goes is not decided here.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
+from training.fold.axes import RESHAPES, axis_before
 from training.fold.core import Affine, Array
 from training.fold.graph import Graph, arguments, call_key, dtype, is_tensor, module_path, operation, same_shape, shape
 from training.fold.refusals import Refusal, RefusalCode
@@ -131,6 +132,7 @@ def affine_step(graph: Graph, node: Node) -> Step | None:
     if name not in _STEPS or not is_tensor(node) or not dtype(node).is_floating_point:
         return None
     operands: list[Any] = list(node.args[:2]) if name != "aten::neg" else [node.args[0]]
+    operands = [graph.unexpanded(a) or a if isinstance(a, Node) else a for a in operands]
     moving = [a for a in operands if is_tensor(a) and not graph.is_constant(a)]
     if len(moving) != 1 or node.kwargs.get("rounding_mode") is not None:
         return None
@@ -175,15 +177,30 @@ def _affine_chain(graph: Graph, first: Node) -> Norm | None:
         last = following[0]
         nodes.append(last)
         steps.append(following[1])
-    if not _is_norm(steps):
+    if not _is_norm(steps) or (_is_scalar(steps) and not any(operation(n) in _NORMALISES for n in nodes)):
         return None
-    return _composed(graph, steps, tuple(nodes))
+    return _unwrapped(graph, _composed(graph, steps, tuple(nodes)))
+
+
+def _unwrapped(graph: Graph, norm: Norm) -> Norm:
+    """Return the norm together with a reshape before it and one behind it that restores the shape."""
+    before, readers = norm.source, graph.readers(norm.output)
+    if operation(before) not in RESHAPES or len(readers) != 1 or operation(readers[0]) not in RESHAPES:
+        return norm
+    source, after = before.all_input_nodes[0], readers[0]
+    alone = graph.readers(before) == [norm.nodes[0]] and not graph.outputs & {before, norm.output}
+    if not alone or not same_shape(source, after) or call_key(before) != call_key(after):
+        return norm
+    axis = axis_before(before, norm.axis)
+    return replace(norm, source=source, output=after, nodes=(before, *norm.nodes, after), axis=axis)
 
 
 def _is_reciprocal(graph: Graph, node: Node) -> bool:
     """True for constant / x, which no affine describes."""
     return operation(node).removesuffix("_") == "aten::div" and (
-        not isinstance(node.args[0], Node) or graph.is_constant(node.args[0])
+        not isinstance(node.args[0], Node)
+        or graph.is_constant(node.args[0])
+        or graph.unexpanded(node.args[0]) is not None
     )
 
 
@@ -193,6 +210,14 @@ def _next_step(graph: Graph, last: Node) -> tuple[Node, Step] | None:
         return None
     step = affine_step(graph, readers[0])
     return (readers[0], step) if step is not None and not _is_reciprocal(graph, readers[0]) else None
+
+
+_NORMALISES = {f"aten::{name}" for name in ("sub", "div", "sub_", "div_")}
+
+
+def _is_scalar(steps: list[Step]) -> bool:
+    """True when all constants are single numbers, as in activations with a learned scale and shift."""
+    return all(part.numel() == 1 for step in steps for part in (step.scale, step.shift))
 
 
 def _is_norm(steps: list[Step]) -> bool:

@@ -53,11 +53,20 @@ def read_constant(graph: OnnxGraph, value: str) -> Constant | None:
         return None
     if node.op_type == "Constant":
         return _constant_node(node)
+    if node.op_type == "Shape":
+        return _shape(graph, node)
+    if node.op_type == "CastLike":
+        return _widened(read_constant(graph, node.input[0]), graph.dtype(node.input[1]))
     operation = _OPERATIONS.get(node.op_type)
-    operands = [read_constant(graph, name) if name else None for name in node.input]
-    if operation is None or not operands or any(o is None for o, n in zip(operands, node.input, strict=True) if n):
+    if operation is None:
         return None
-    return operation(node, [operand for operand in operands if operand is not None])
+    operands: list[Constant] = []
+    for name in node.input:
+        operand = read_constant(graph, name) if name else None
+        if operand is None:
+            return None
+        operands.append(operand)
+    return operation(node, operands) if operands else None
 
 
 def integers_at(graph: OnnxGraph, node: NodeProto, index: int) -> list[int] | None:
@@ -101,18 +110,25 @@ def _arithmetic(function: Callable[..., Any]) -> Callable[[NodeProto, list[Const
     return evaluate
 
 
-def _cast(node: NodeProto, operands: list[Constant]) -> Constant | None:
-    """Widening changes no value; narrowing rounds, which the exact algebra must not skip."""
-    target = FLOAT_TYPES.get(attributes(node)["to"]) if node.op_type == "Cast" else operands[1].dtype
-    source = operands[0].dtype
-    if (
-        source is None
-        or target is None
-        or _WIDTH[target] < _WIDTH[source]
-        or {source, target} == {"float16", "bfloat16"}
-    ):
+def _shape(graph: OnnxGraph, node: NodeProto) -> Constant | None:
+    """Return a shape that is all numbers; what has it need not be constant itself."""
+    dims, fields = graph.shape(node.input[0]), attributes(node)
+    if dims is None or not all(isinstance(dim, int) for dim in dims):
         return None
-    return Constant(operands[0].values, target)
+    return Constant(np.asarray(dims, np.int64)[fields.get("start", 0) : fields.get("end", len(dims))], None)
+
+
+def _cast(node: NodeProto, operands: list[Constant]) -> Constant | None:
+    return _widened(operands[0], FLOAT_TYPES.get(attributes(node)["to"]))
+
+
+def _widened(constant: Constant | None, target: str | None) -> Constant | None:
+    """Widening changes no value; narrowing rounds, which the exact algebra must not skip, unless nothing is lost."""
+    if constant is None or constant.dtype is None or target is None:
+        return None
+    if _WIDTH[target] < _WIDTH[constant.dtype] or {constant.dtype, target} == {"float16", "bfloat16"}:
+        return Constant(constant.values, target) if not np.any(constant.values) else None
+    return Constant(constant.values, target)
 
 
 def _identity(node: NodeProto, operands: list[Constant]) -> Constant | None:
@@ -152,6 +168,20 @@ def _expand(node: NodeProto, operands: list[Constant]) -> Constant | None:
     return Constant(np.broadcast_to(data, shape), operands[0].dtype)
 
 
+def _constant_of_shape(node: NodeProto, operands: list[Constant]) -> Constant | None:
+    filling = _constant_node(node) or Constant(np.zeros(1), "float32")
+    return Constant(np.full(operands[0].integers, filling.values.reshape(-1)[0]), filling.dtype)
+
+
+def _concat(node: NodeProto, operands: list[Constant]) -> Constant | None:
+    return Constant(np.concatenate([o.values for o in operands], attributes(node)["axis"]), operands[0].dtype)
+
+
+def _gather(node: NodeProto, operands: list[Constant]) -> Constant | None:
+    indices = operands[1].values.astype(np.int64)
+    return Constant(np.take(operands[0].values, indices, attributes(node).get("axis", 0)), operands[0].dtype)
+
+
 _OPERATIONS: dict[str, Callable[[NodeProto, list[Constant]], Constant | None]] = {
     "Add": _arithmetic(np.add),
     "Sub": _arithmetic(np.subtract),
@@ -162,7 +192,9 @@ _OPERATIONS: dict[str, Callable[[NodeProto, list[Constant]], Constant | None]] =
     "Reciprocal": _arithmetic(np.reciprocal),
     "Neg": _arithmetic(np.negative),
     "Cast": _cast,
-    "CastLike": _cast,
+    "Concat": _concat,
+    "ConstantOfShape": _constant_of_shape,
+    "Gather": _gather,
     "Identity": _identity,
     "Transpose": _transpose,
     "Reshape": _reshape,

@@ -118,7 +118,7 @@ class OnnxGraph:
 
     def finish(self) -> onnx.ModelProto:
         """Return the model with the edits written back, without what nothing reads any more because of them."""
-        self._drop_unread_nodes()
+        self.sweep()
         graph = self.model.graph
         nodes = [NodeProto.FromString(node.SerializeToString()) for node in self.nodes]
         del graph.node[:]
@@ -146,7 +146,8 @@ class OnnxGraph:
         known = value in self._read_at_start or value in self.exact
         return known and not self.uses(value) and value not in self.outputs
 
-    def _drop_unread_nodes(self) -> None:
+    def sweep(self) -> None:
+        """Remove the nodes whose results nothing reads any more because of the fold."""
         while dead := [node for node in self.nodes if node.output and all(self._is_dead(o) for o in node.output)]:
             self.remove(dead)
 

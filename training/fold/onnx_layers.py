@@ -84,17 +84,17 @@ def change_ahead(graph: OnnxGraph, landing: Landing) -> Change:
 
 def apply(graph: OnnxGraph, change: Change) -> tuple[str, ...]:
     """Write the change into the graph and return remarks, such as that a shared weight now has its own copy."""
-    layer, notes = change.layer, []
-    old = str(layer.input[change.weight_at])
-    notes += _write(graph, layer, change.weight_at, change.weight, change.dtype, old)
+    layer, old = change.layer, str(change.layer.input[change.weight_at])
     stem = old[: -len("weight")] + "bias" if old.endswith("weight") else f"{old}_bias"
+    notes: list[str] = []
     if layer.op_type == "MatMul":
         _add_behind(graph, layer, change, stem)
-        return tuple(notes)
-    notes += _write(graph, layer, 2, change.bias, change.dtype, stem)
+    else:
+        notes += _write(graph, layer, 2, change.bias, change.dtype, stem)
+        graph.sweep()  # a bias made from the weight's shape was a second reader of the weight
     if layer.op_type == "Gemm" and "beta" in attributes(layer):
         set_attribute(layer, "beta", 1.0)
-    return tuple(notes)
+    return (*_write(graph, layer, change.weight_at, change.weight, change.dtype, old), *notes)
 
 
 def _write(graph: OnnxGraph, layer: NodeProto, index: int, exact: Array, dtype: str, wish: str) -> list[str]:

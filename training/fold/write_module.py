@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn.utils import parametrize
 
-from training.fold.border import with_border
+from training.fold.border import takes_border, with_border
 from training.fold.float64 import named_tensors
-from training.fold.graph import Graph, call_key, module_path
+from training.fold.graph import Graph, call_key, is_tensor, module_path
 from training.fold.layers import Layer
 from training.fold.norms import Norm
 from training.fold.parameters import Replacement, Value
@@ -59,16 +59,18 @@ class ModuleWriter:
             self._store(graph.target(layer.weight) or self._materialise(layer), change.weight)
         if change.bias is not None:
             name = None if layer.bias is None else graph.target(layer.bias)
-            self._store(name or self._new_bias(graph, layer), change.bias)
+            self._store(name or self._new_bias(layer), change.bias)
         if change.border is not None:
-            path = self._owner(graph, layer)
-            _replace_module(self.model, path, with_border(self.model.get_submodule(path), change.border.stored))
+            path = self._owner(layer, border=True)
+            with_border(self.model.get_submodule(path), change.border.stored)
             self._values.append((self.model.get_buffer(f"{path}.border_kernel"), change.border))
 
-    def _owner(self, graph: Graph, layer: Layer) -> str:
+    def _owner(self, layer: Layer, border: bool = False) -> str:
         """Return the path of the module whose own weight this is: a convolution or linear layer of PyTorch's kind."""
         path = module_path(layer.node)
         owner = self.model.get_submodule(path)
+        if border and not takes_border(owner):
+            raise CannotExpress(f"the class {type(owner).__name__} of '{path}' may not add a correction at the border")
         if not isinstance(owner, nn.modules.conv._ConvNd | nn.Linear):
             raise CannotExpress(f"'{layer.node.name}' is a call in the forward of {type(owner).__name__}")
         return path
@@ -83,8 +85,8 @@ class ModuleWriter:
             raise CannotExpress(f"the forward of {type(owner).__name__} '{path}' computes its weight")
         return f"{path}.weight"
 
-    def _new_bias(self, graph: Graph, layer: Layer) -> str:
-        path = self._owner(graph, layer)
+    def _new_bias(self, layer: Layer) -> str:
+        path = self._owner(layer)
         owner = self.model.get_submodule(path)
         if getattr(owner, "bias", None) is not None:
             raise CannotExpress(f"'{layer.node.name}' does not use the bias of its module '{path}'")
@@ -122,9 +124,13 @@ def _calls(graph: Graph, path: str) -> Mapping[tuple[str, ...], set[Node]]:
     calls: dict[tuple[str, ...], set[Node]] = {}
     for node in graph.nodes:
         stack = [str(entry[0]).split("@")[0] for entry in (node.meta.get("nn_module_stack") or {}).values()]
-        if node.op == "call_function" and path in stack and not graph.is_constant(node):
+        if node.op == "call_function" and path in stack and _is_data(graph, node):
             calls.setdefault(call_key(node)[: stack.index(path) + 1], set()).add(node)
     return calls
+
+
+def _is_data(graph: Graph, node: Node) -> bool:
+    return is_tensor(node) and not graph.is_constant(node) and graph.unexpanded(node) is None
 
 
 def _replace_module(model: nn.Module, path: str, new: nn.Module) -> None:
