@@ -85,15 +85,17 @@ def report(artifact: Artifact, engine: Engine, rows: list[str], rounds: int, com
             "",
             f"{processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, onnxruntime "
             f"{onnxruntime.__version__}, NumPy {np.__version__}; model {artifact.name}, "
-            f"SHA-256 {artifact.sha256[:12]}; load average {load:.1f}.",
+            f"SHA-256 {artifact.sha256[:12]}; "
+            f"load average {load:.1f}.",
             "",
             f"Images per second of CPU time, medians of {rounds} interleaved rounds after one run that is left out; in "
             "brackets the quartiles of the ratio over the rounds. `onnxruntime` is `InferenceSession` with one thread "
             "and its defaults on the exported file. The last column is the same ratio by the wall clock.",
             "",
             f"Rewrite chosen at load: {engine.rewrite or 'none'}. Golden answers: off by at most "
-            f"{max(engine.deviations.values(), default=0.0):.1e} of the largest value. Batch invariant over the "
-            f"buckets {', '.join(map(str, engine.buckets))}: {'yes' if engine.batch_invariant else 'no'}.",
+            f"{max(engine.deviations.values(), default=0.0):.1e} of the largest value. "
+            "Batch invariant over the buckets "
+            f"{', '.join(map(str, engine.buckets))}: {'yes' if engine.batch_invariant else 'no'}.",
             "",
             f"| batch | {' | '.join(WAYS)} | engine / onnxruntime | by the wall clock |",
             "|---|---|---|---|---|---|",

@@ -108,7 +108,10 @@ class Load:
         else:
             self.refused.append(seconds)
             self.without_retry_after += status == 503 and b"\r\nretry-after: " not in head.lower()
-        self.free.append(connection)
+        if b"\r\nconnection: close" in head.lower():
+            connection.transport.close()
+        else:
+            self.free.append(connection)
 
     def lost(self, connection: Connection) -> None:
         """A connection ended."""

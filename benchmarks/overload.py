@@ -18,6 +18,7 @@ import platform
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,6 +185,8 @@ def start_service(models_dir: Path, slowed: bool) -> tuple[subprocess.Popen, tup
         if "address" in event:
             host, _, port = event["address"].removeprefix("http://").rpartition(":")
         if event["event"] == "ready":
+            # Who does not read the log stops the service when the pipe is full.
+            threading.Thread(target=lambda: collections.deque(process.stderr, 0), daemon=True).start()
             return process, (host, int(port))
     raise SystemExit("the service did not start")
 

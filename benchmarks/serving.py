@@ -35,6 +35,7 @@ from benchmarks.serving_setup import PEERS, Form, Peer, Running, start, triton  
 CONNECTIONS = (1, 32, 128)
 BATCHES = (1, 4, 16, 64, 256)
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
+QUICK = {"foldserve": (1, 2), "foldserve V2": (2,), "bare ASGI echo": (1, 2), "plain FastAPI": (2,)}  # others: 1
 SLOWED_CAPACITY = 2_000  # of slowed_service.py, images a second
 
 
@@ -166,7 +167,7 @@ def measure(bench: Bench, names: set[str]) -> dict[str, Any]:
     chosen = [peer for peer in (*PEERS, *triton()) if not names or peer.name in names]
     for number in range(bench.arguments.rounds):
         for peer in chosen:
-            for workers in peer.workers:
+            for workers in QUICK.get(peer.name, (1,)) if bench.arguments.quick else peer.workers:
                 key = f"{peer.name}|{workers}"
                 if key in left_out:
                     continue
@@ -226,6 +227,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=ROOT / "models")
     parser.add_argument("--peers", type=Path, default=ROOT / ".venv-peers", help="folder of one environment a peer")
     parser.add_argument("--only", default="", help="names of servers, separated by commas")
+    parser.add_argument("--quick", action="store_true", help="one number of workers for most peers, not both")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=8, help="of each closed loop, whole: wrk takes no others")
     parser.add_argument("--open-seconds", type=float, default=5, help="of each level of the open loop; 0 leaves it out")

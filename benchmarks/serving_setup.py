@@ -62,6 +62,15 @@ PEERS = (
         {"binary": BINARY, "json": INSTANCES},
         env={"FOLDSERVE_LOG_LEVEL": "warning"},
     ),
+    Peer(
+        "foldserve V2",
+        "{python} -m service --port {port} --models-dir {models} --workers {workers}",
+        {
+            "binary": Form("/v2/models/lenet-bn/infer", OCTETS, "binary", "Inference-Header-Content-Length: 0"),
+            "json": Form("/v2/models/lenet-bn/infer", JSON, "v2"),
+        },
+        env={"FOLDSERVE_LOG_LEVEL": "warning"},
+    ),
     Peer("bare ASGI echo", UVICORN + " --workers {workers} benchmarks.serving_peers.bare_echo:app", {"binary": BINARY}),
     Peer(
         "plain FastAPI",

@@ -35,7 +35,7 @@ from service.protocol import GUARD
 from service.registry import Registry
 from service.routes import STATIC, router
 from service.settings import Settings
-from service.v2.inference import Readers
+from service.v2.readers import Readers
 from service.v2.repository import router as repository_router
 from service.v2.routes import router as v2_router
 from service.watchdog import Watchdog
@@ -120,20 +120,18 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     logger.info("ready", extra={"models": served, "seconds": round(time.perf_counter() - started, 3)})
     settings: Settings = app.state.settings
     metrics: Metrics = app.state.metrics
-    is_open = not app.state.access.needs_key(INFER)
-    lane = Lane(registry, settings, metrics, app.state.body_budget, is_open=is_open)
-    beside = [asyncio.create_task(Canary(registry, settings.canary_seconds).run())]
-    if app.state.workers is not None:
-        beside.append(asyncio.create_task(metrics.keep_up_to_date()))
+    canary = asyncio.create_task(Canary(registry, settings.canary_seconds).run())
     async with Watchdog(settings.hang_seconds, registry.running_batches).watch():
         try:
+            is_open = not app.state.access.needs_key(INFER)
+            lane = Lane(registry, settings, metrics, app.state.body_budget, app.state.readers, is_open=is_open)
             yield {GUARD: Guard(wire_limits(settings)), LANE: lane}
         finally:
-            for task in beside:
-                task.cancel()
+            canary.cancel()
             if app.state.grpc is not None:
                 await app.state.grpc.stop()
             await registry.close()
+            metrics.bring_up_to_date()
         logger.info("stopped")
 
 

@@ -31,9 +31,9 @@ _FEWEST_RUNS, _MOST_RUNS, _TIMED_SECONDS = 3, 7, 0.005
 class Profile:
     """What was measured at load.
 
-    `buckets` of those that were `tried` are served; `answers` holds the golden answers of each of them, rows in golden order. `seconds` is the
-    median time of one run. `largest_deviation` compares all buckets that were tried, served or not, with the first:
-    the largest |difference| of a float output relative to its largest |value|.
+    `buckets` of those that were `tried` are served; `answers` holds the golden answers of each of them, rows in golden
+    order. `seconds` is the median time of one run. `largest_deviation` compares all buckets that were tried with the
+    first: the largest |difference| of a float output relative to its largest |value|.
     """
 
     buckets: tuple[int, ...]

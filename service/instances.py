@@ -92,7 +92,7 @@ def _instances(body: bytes) -> list[Any]:
 def _octets(instance: Any, spec: ImageSpec) -> bytes | bytearray | None:
     """Return the pixels of a well-formed instance, fast, or None when anything at all is unusual about it.
 
-    `bytearray(list)` is the quickest check there is of "all integers 0-255" (booleans apart, which the caller excludes).
+    `bytearray(list)` is the quickest check there is of "all integers 0-255"; the caller excludes booleans.
     """
     if type(instance) is not list or not instance:
         return None

@@ -1,4 +1,4 @@
-"""The fast lane: `POST /predict` from the socket to the batcher and back, with no ASGI cycle in between.
+"""The fast lane: `/predict` and the infer route from the socket to the batcher and back, with no ASGI cycle between.
 
 A part of the protocol class. It takes only requests that hold nothing unusual; whatever else comes, and every other
 route, goes to the application as before, and both give the same answers. Nothing is done for each request that can
@@ -23,7 +23,7 @@ from uvicorn.server import ServerState
 
 from service.answers import error_json
 from service.budget import BodyBudget, Share
-from service.errors import EngineError, NotReady, Overloaded, ServiceError, Unsupported
+from service.errors import NotReady, Overloaded, ServiceError, Unsupported
 from service.limits import Limits
 from service.metrics import Metrics
 from service.observe import Trace, failure_sentence
@@ -32,9 +32,14 @@ from service.protocol import GuardedProtocol, Phase
 from service.registry import Registry
 from service.request import Answer, BatchAnswer, Request
 from service.settings import Settings
+from service.v2.fast import Infer, can_take
+from service.v2.readers import Readers
 from service.wire import REQUEST_ID, answer
 
 logger = logging.getLogger(__name__)
+
+INFER_ROUTE = "/v2/models/{model}/infer"
+VERSION_ROUTE = "/v2/models/{model}/versions/{version}/infer"
 
 LANE = "lane"  # the key of the lifespan's state
 
@@ -42,6 +47,7 @@ _HEAD_END = b"\r\n\r\n"
 _POST = b"POST "
 _MOST_HEADS = 4_096  # heads that are remembered; each is small, and few clients write more than one
 _LONGEST_HEAD = 2_048
+_MOST_NOTED = 4_096
 
 # The end of what a client sends looks the same whether it still listens or not.
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -50,6 +56,9 @@ _PROBE_SECONDS = 0.005
 # Headers that change how a request is to be read or answered, in ways that the lane leaves to the application.
 _UNUSUAL = {b"content-encoding", b"transfer-encoding", b"expect", b"upgrade", b"authorization", b"x-api-key"}
 _DEADLINE = re.compile(rb"[0-9]{1,9}")
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+
+Route = Predict | Infer
 
 
 @dataclass(slots=True)
@@ -59,7 +68,8 @@ class Head:
     target: bytes
     media_type: str
     length: int
-    deadline_seconds: float
+    header_length: int | None
+    deadline_seconds: float | None
     request_id: bytes | None
     keep_alive: bool
 
@@ -72,23 +82,32 @@ class Lane:
         settings: limits and the default deadline.
         metrics: told of answers in bulk.
         budget: bytes of bodies that may be held while they arrive; those that wait are bounded by their rows.
+        readers: read the requests of the infer route.
         is_open: whether a request may predict without a key; if not, all go by the application, which asks for it.
     """
 
     def __init__(
-        self, registry: Registry, settings: Settings, metrics: Metrics, budget: BodyBudget, *, is_open: bool = True
+        self,
+        registry: Registry,
+        settings: Settings,
+        metrics: Metrics,
+        budget: BodyBudget,
+        readers: Readers,
+        *,
+        is_open: bool = True,
     ) -> None:
         self.registry = registry
         self.budget = budget
         self.heads: dict[bytes, Head] = {}
-        self._default_deadline = settings.default_deadline_ms / 1000
+        self.default_deadline = settings.default_deadline_ms / 1000
         self._limits = Limits(settings.max_rows, settings.max_image_pixels)
         self._is_open = is_open
-        self.targets: dict[bytes, Predict] = {}
+        self.targets: dict[bytes, Route] = {}
+        self._readers = readers
         self.find_targets()
         registry.changed.append(self.find_targets)
         self._metrics = metrics
-        self._answered: list[float] = []  # seconds of requests that were answered 200 and not counted yet
+        self._answered: dict[str, list[float]] = {}  # by route: seconds of answers with 200 that are not counted yet
         self._id_start = secrets.token_hex(4).encode()
         self._ids = itertools.count(secrets.randbelow(1 << 31))
         self._default_headers: list[tuple[bytes, bytes]] | None = None
@@ -98,9 +117,9 @@ class Lane:
     def find_targets(self) -> None:
         """Look again at what answers: a pointer has moved, or a version has come or gone."""
         self.heads.clear()
-        self.targets = _targets(self.registry, self._limits) if self._is_open else {}
+        self.targets = _targets(self.registry, self._limits, self._readers) if self._is_open else {}
 
-    def route_for(self, head: Head) -> Predict:
+    def route_for(self, head: Head) -> Route:
         """Return what answers a request now; another version may, since its head was read.
 
         Raises:
@@ -128,7 +147,9 @@ class Lane:
         deadline = found.get(b"x-deadline-ms")
         if deadline is not None and not (_DEADLINE.fullmatch(deadline) and int(deadline)):
             return None
-        seconds = int(deadline) / 1000 if deadline else self._default_deadline
+        header_length = found.get(b"inference-header-content-length")
+        if header_length is not None and not _LENGTH.fullmatch(header_length):
+            return None
         media_type = found.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
         length = int(found.get(b"content-length", b"0"))
         if not route.takes(media_type, length):
@@ -136,7 +157,15 @@ class Lane:
         request_id = found.get(b"x-request-id")
         if request_id is not None and not REQUEST_ID.fullmatch(request_id):
             request_id = None
-        return Head(target, media_type, length, seconds, request_id, keep_alive)
+        return Head(
+            target,
+            media_type,
+            length,
+            int(header_length) if header_length else None,
+            int(deadline) / 1000 if deadline else None,
+            request_id,
+            keep_alive,
+        )
 
     def remember(self, raw: bytes, head: Head) -> None:
         """Know these very bytes again."""
@@ -156,43 +185,56 @@ class Lane:
             self._default_lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         return self._default_lines
 
-    def count_answer(self, seconds: float) -> None:
+    def count_answer(self, route: str, seconds: float) -> None:
         """Remember to count an answer with status 200."""
-        self._answered.append(seconds)
-        if len(self._answered) >= 4_096:
+        answered = self._answered.get(route)
+        if answered is None:
+            answered = self._answered[route] = []
+        answered.append(seconds)
+        self._metrics.has_news()
+        if len(answered) >= _MOST_NOTED:
             self.count()
 
-    def count_error(self, status: int, seconds: float) -> None:
+    def count_error(self, route: str, status: int, seconds: float) -> None:
         """Count any other answer."""
-        self._metrics.observe_request("/predict", "POST", status, seconds)
+        self._metrics.observe_request(route, "POST", status, seconds)
 
     def count(self) -> None:
         """Bring the metrics up to date."""
-        answered, self._answered = self._answered, []
-        self._metrics.observe_requests("/predict", "POST", 200, answered)
+        noted, self._answered = self._answered, {}
+        for route, answered in noted.items():
+            self._metrics.observe_requests(route, "POST", 200, answered)
 
 
-def _targets(registry: Registry, limits: Limits) -> dict[bytes, Predict]:
+def _targets(registry: Registry, limits: Limits, readers: Readers) -> dict[bytes, Route]:
     """Return the request targets that the lane knows; a target written in any other way goes to the application."""
-    targets: dict[bytes, Predict] = {}
+    targets: dict[bytes, Route] = {}
     models = registry.models()
     for model in models:
+        name = model.name.encode()
+        if can_take(model):
+            targets[b"/v2/models/%b/infer" % name] = Infer(model, readers.of(model), INFER_ROUTE)
         try:
             predict = Predict(model, limits)
         except Unsupported:
             continue
-        targets[b"/predict?model=%b" % model.name.encode()] = predict
+        targets[b"/predict?model=%b" % name] = predict
         if len(models) == 1:
             targets[b"/predict"] = predict
+    for model in registry.all_versions():
+        if can_take(model):
+            target = b"/v2/models/%b/versions/%d/infer" % (model.name.encode(), model.version)
+            targets[target] = Infer(model, readers.of(model), VERSION_ROUTE)
     return targets
 
 
 class Exchange(Request):
     """One request on the lane and, in the end, its answer; the batcher calls `answered` or `failed`."""
 
-    __slots__ = ("answer", "head", "is_last", "parsed", "protocol", "request_id", "route")
+    __slots__ = ("answer", "asked", "head", "is_last", "parsed", "protocol", "request_id", "route")
 
-    route: Predict  # chosen when the request is whole
+    route: Route  # chosen when the request is whole
+    asked: Any  # what else the body says of the answer
 
     def __init__(self, protocol: "LaneProtocol", head: Head, started: float) -> None:
         self.protocol = protocol
@@ -200,40 +242,47 @@ class Exchange(Request):
         self.request_id = head.request_id
         self.is_last = not head.keep_alive
         self.arrived = started
-        self.deadline = started + head.deadline_seconds
+        self.deadline = started + (head.deadline_seconds or protocol.lane.default_deadline)
         self.rows = 0
         self.is_over = self.is_expired = False
         self.answer: bytes | None = None  # waits for its turn
 
     def read(self, body: bytes) -> None:
         """Take the rows out of the body. Raises what `Predict.read` raises."""
-        self.inputs = self.route.read(body, self.head.media_type)
+        head = self.head
+        self.inputs, self.asked = self.route.read(body, head.media_type, head.header_length)
         self.rows = len(next(iter(self.inputs.values())))
+        if self.asked is not None and self.asked.timeout_seconds is not None:
+            limit = self.arrived + self.asked.timeout_seconds
+            self.deadline = limit if head.deadline_seconds is None else min(limit, self.arrived + head.deadline_seconds)
         self.parsed = time.perf_counter()
 
     def answered(self, batch: BatchAnswer, start: int) -> None:
         """Write the answer of these rows."""
         lane, route = self.protocol.lane, self.route
         try:
-            body = route.write(batch, start, self.rows)
-        except EngineError as err:
+            content, body = route.write(batch, start, self.rows, self.asked)
+        except ServiceError as err:
             self.failed(err)
             return
         if lane.registry.shadows.watches(route.model.name):
             self._show_candidate(batch, start)
         total = time.perf_counter() - self.arrived
-        lane.count_answer(total)
+        parse, queue = self.parsed - self.arrived, batch.started - self.parsed
+        lane.count_answer(route.label, total)
+        route.count(batch, total, parse, queue)
         self.protocol.settle(
             self,
-            b"HTTP/1.1 200 OK\r\n%bcontent-length: %d\r\ncontent-type: application/json\r\nx-request-id: %b\r\n"
+            b"HTTP/1.1 200 OK\r\n%bcontent-length: %d\r\n%bx-request-id: %b\r\n"
             b"server-timing: parse;dur=%.3f, queue;dur=%.3f, infer;dur=%.3f, total;dur=%.3f\r\n"
             b"x-model-version: %d\r\n%b\r\n%b"
             % (
                 lane.default_lines(self.protocol.server_state.default_headers),
                 len(body),
+                content,
                 self.request_id or lane.new_id(),
-                (self.parsed - self.arrived) * 1e3,
-                (batch.started - self.parsed) * 1e3,
+                parse * 1e3,
+                queue * 1e3,
                 batch.infer_seconds * 1e3,
                 total * 1e3,
                 route.model.version,
@@ -252,7 +301,10 @@ class Exchange(Request):
         """Write an error; of a failure of ours only the log learns more than the id."""
         lane = self.protocol.lane
         total = time.perf_counter() - self.arrived
-        lane.count_error(error.status, total)
+        route = getattr(self, "route", None)  # none when the models changed while the request arrived
+        lane.count_error(route.label if route else "unknown", error.status, total)
+        if route and self.rows:
+            route.count_failure(total)
         request_id = self.request_id or lane.new_id()
         message = str(error)
         if error.status == 500:
@@ -407,7 +459,7 @@ class LaneProtocol(GuardedProtocol):
         self.exchanges.append(exchange)
         try:
             exchange.route = route = self.lane.route_for(head)
-            if route.is_quick(body, head.media_type):
+            if route.is_quick(body, head.media_type, head.header_length):
                 exchange.read(body)
             if 0 < exchange.rows <= route.most_rows:
                 route.model.batcher.submit(exchange)

@@ -20,9 +20,8 @@ from service.metrics import Metrics
 from service.repository import Artifact, Repository
 from service.settings import Settings
 from service.signature import ImageSpec
-from service.specialise import decide_alone
+from service.specialise import Decide, decide_alone
 from service.statistics import Observers, Statistics
-from service.workers import Workers
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ class Loader:
         settings: where they run and what they may hold.
         metrics: told of every load, batch and refusal.
         lost: called once when a device no longer answers.
-        workers: shares with other processes what was measured; None when there are none.
+        decide: settles a question of measurement among all workers.
     """
 
     def __init__(
@@ -95,13 +94,13 @@ class Loader:
         settings: Settings,
         metrics: Metrics,
         lost: Callable[[DeviceLost], None],
-        workers: Workers | None = None,
+        decide: Decide = decide_alone,
     ) -> None:
         self._repository = repository
         self._settings = settings
         self._metrics = metrics
         self._lost = lost
-        self._decide = workers.decide if workers is not None else decide_alone
+        self._decide = decide
         self._batchers: dict[str, list[Batcher]] = {}  # of all versions that are loaded, for the queue's gauge
 
     async def load(self, name: str, version: int) -> Model:
@@ -184,11 +183,12 @@ class Loader:
             lost=self._lost,
         )
         if name not in self._batchers:
-            batchers = self._batchers[name] = []
-            waiting = self._metrics.queued_rows.labels(name)
-            self._metrics.before_reading.append(lambda: waiting.set(sum(other.queued_rows for other in batchers)))
-        self._batchers[name].append(batcher)
+            self._metrics.before_reading.append(lambda: self._count_waiting(name))
+        self._batchers.setdefault(name, []).append(batcher)
         return batcher
+
+    def _count_waiting(self, name: str) -> None:
+        self._metrics.queued_rows.labels(name).set(sum(batcher.queued_rows for batcher in self._batchers[name]))
 
     def _report(self, model: Model, seconds: float) -> None:
         name, engine, metrics = model.name, model.engine, self._metrics

@@ -20,7 +20,6 @@ _SECONDS = (50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 _MOST_NOTED = 1_024  # batches that are noted before they are counted
-_LATEST_SECONDS = 0.05  # after which a worker's notes have been counted where others can read them
 
 REASONS = ("queue_full", "deadline_ahead", "deadline_passed", "cancelled", "closed")
 
@@ -134,6 +133,7 @@ class Metrics:
         self.before_reading: list[Callable[[], None]] = []  # whoever counts in bulk brings its counts up to date
         self.registry.register(_BroughtUpToDate(self.before_reading))  # first, so that it is asked first
         self._totals = totals
+        self._is_due = False
         self._by_attribute: dict[str, Any] = {}
         for attribute, kind, name, text, labels, buckets in METRICS:
             options: dict[str, Any] = {"buckets": buckets} if buckets else {}
@@ -174,23 +174,27 @@ class Metrics:
         self.bring_up_to_date()
         return generate_latest(self._totals)
 
+    def has_news(self) -> None:
+        """Say that something waits to be counted.
+
+        Alone, that is done before somebody reads; one of several workers counts in the next turn of its loop, since it
+        may be another that is read, or this one may be killed.
+        """
+        if self._totals is not None and not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self.bring_up_to_date)
+
     def bring_up_to_date(self) -> None:
         """Have everything counted that is known so far."""
+        self._is_due = False
         for bring_up_to_date in self.before_reading:
             bring_up_to_date()
 
-    async def keep_up_to_date(self) -> None:
-        """Do so for ever: another worker's scrape, or one after this worker was killed, sees only what was counted."""
-        while True:
-            await asyncio.sleep(_LATEST_SECONDS)
-            self.bring_up_to_date()
-
     def forget_model(self, *identity: str) -> None:
-        """Take a version out of `model_info`, or show it as 0 where the files that workers share forget nothing."""
+        """Take a version that has left out of `model_info`; a sum over processes cannot lose it, and says 0."""
+        self.model_info.labels(*identity).set(0)
         if self._totals is None:
             self.model_info.remove(*identity)
-        else:
-            self.model_info.labels(*identity).set(0)
 
     def for_model(self, name: str) -> "ModelMetrics":
         """The counters of one model, ready to be given to its batcher."""
@@ -226,11 +230,13 @@ class ModelMetrics:
         self._batch_failures = metrics.batch_failures.labels(name)
         self._refused = {reason: metrics.refused.labels(name, reason) for reason in REASONS}
         self._batches: list[tuple[int, int, float, float]] = []
+        self._has_news = metrics.has_news
         metrics.before_reading.append(self.count)
 
     def batch(self, rows: int, bucket: int, queue_seconds: float, infer_seconds: float) -> None:
         """Note a batch that ran."""
         self._batches.append((rows, bucket, queue_seconds, infer_seconds))
+        self._has_news()
         if len(self._batches) >= _MOST_NOTED:
             self.count()
 

@@ -18,6 +18,7 @@ JSON = "application/json"
 
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY  # the shortest digits that give the same float32
 _END = b"]}"
+_HEADERS = b"content-type: application/json\r\n"
 
 
 class Predict:
@@ -31,7 +32,7 @@ class Predict:
         Unsupported: the model does not classify images.
     """
 
-    media_type = JSON
+    label = "/predict"
 
     def __init__(self, model: Model, limits: Limits) -> None:
         outputs = {spec.name for spec in model.engine.outputs}
@@ -56,34 +57,40 @@ class Predict:
         """Return whether a body of this type and length makes one part of one batch, read without delay."""
         return 0 < length <= self._most_bytes.get(media_type, 0)
 
-    def is_quick(self, body: bytes, media_type: str) -> bool:
+    def is_quick(self, body: bytes, media_type: str, header_length: int | None) -> bool:
         """Return whether the event loop can afford to read the body itself."""
         return is_quick(body, media_type)
 
-    def read(self, body: bytes, media_type: str) -> dict[str, Images]:
-        """Return the input of a body that `takes` allowed.
+    def read(self, body: bytes, media_type: str, header_length: int | None) -> tuple[dict[str, Images], None]:
+        """Return the input of a body that `takes` allowed, and nothing else: the answer depends on no wish.
 
         Raises:
             RequestError: the body is not what the model takes.
         """
         read = images_from_octets if media_type == OCTETS else images_from_json
-        return {self._spec.input: read(body, self._spec, self._limits)}
+        return {self._spec.input: read(body, self._spec, self._limits)}, None
 
-    def write(self, batch: BatchAnswer, start: int, rows: int) -> bytes:
-        """Return the answer of `rows` rows from `start` on; the first caller formats the whole batch.
+    def write(self, batch: BatchAnswer, start: int, rows: int, asked: None) -> tuple[bytes, bytes]:
+        """Return header lines and body of the answer of `rows` rows from `start` on.
+
+        The first caller formats the whole batch.
 
         Raises:
             EngineError: a probability among these rows is not a finite number.
         """
-        if batch.formatted is None:
-            batch.formatted = self._format(batch)
-        if rows == 1:
-            prediction = batch.formatted[start]
-        else:
-            prediction = b",".join(batch.formatted[start : start + rows])
+        formatted = batch.formatted.get(Predict)
+        if formatted is None:
+            formatted = batch.formatted[Predict] = self._format(batch)
+        prediction = formatted[start] if rows == 1 else b",".join(formatted[start : start + rows])
         if b"null" in prediction and not np.isfinite(batch.outputs["probabilities"][start : start + rows]).all():
             raise EngineError(f"model {self.model.name!r} gave probabilities that are not finite numbers")
-        return b"%b%b%b" % (self._start, prediction, _END)
+        return _HEADERS, b"%b%b%b" % (self._start, prediction, _END)
+
+    def count(self, batch: BatchAnswer, total: float, parse: float, queue: float) -> None:
+        """Nothing: the protocol's statistics are of its own route."""
+
+    def count_failure(self, seconds: float) -> None:
+        """Nothing, likewise."""
 
     def _format(self, batch: BatchAnswer) -> list[bytes]:
         """Return one JSON object for each row of a batch; a number that is not finite reads `null` in it."""

@@ -16,6 +16,7 @@ from service.metrics import Metrics
 from service.repository import Repository
 from service.settings import Settings
 from service.shadow import Shadows
+from service.specialise import decide_alone
 from service.state import StateDir
 from service.versions import Versions
 from service.workers import Workers
@@ -58,13 +59,14 @@ class Registry:
         self.changed: list[Callable[[], None]] = []
         self._end_process = end_process
         self._metrics = metrics
-        self._doubts: dict[str, str] = {}
-        self._is_closing = False
         self._tables: dict[str, Versions] = {}
         repository = Repository(settings.models_dir)
-        loader = Loader(repository, settings, metrics, self._device_lost, workers)
+        decide = decide_alone if workers is None else workers.decide
+        loader = Loader(repository, settings, metrics, self._device_lost, decide)
         self.shadows = Shadows(settings.state_dir)
         self.follower = Follower(repository, StateDir(settings.state_dir), loader, self, settings, metrics)
+        self._doubts: dict[str, str] = {}
+        self._is_closing = False
 
     async def load(self) -> None:
         """Load what is wanted of every model, and follow the changes from then on.
@@ -124,9 +126,9 @@ class Registry:
         tables = {other: table for other, table in self._tables.items() if other != name}
         if versions is not None:
             tables[name] = versions
-        else:
-            self._doubts.pop(name, None)
         self._tables = tables
+        if versions is None and self._doubts.get(name):
+            self.doubt(name, None)
         for told in self.changed:
             told()
 
@@ -148,7 +150,7 @@ class Registry:
         self._end_process()
 
     def running_batches(self) -> dict[str, int]:
-        """The number of the batch that each model runs in its thread now; models whose thread is idle are left out."""
+        """The number of the batch that each version runs in its thread now; those whose thread is idle are left out."""
         running = {f"{model.name}/{model.version}": model.batcher.running_batch for model in self.all_versions()}
         return {name: number for name, number in running.items() if number is not None}
 

@@ -16,6 +16,7 @@ from service.answers import predictions_json
 from service.bodies import EMPTY_BODY, Images, Limits, is_quick, media_type, read_images
 from service.budget import BodyBudget, Share
 from service.errors import BodyTooLarge, InvalidInput, NotReady, Unsupported, UnsupportedMediaType
+from service.inference import answer, count
 from service.limits import clip
 from service.observe import Trace
 from service.openapi import PREDICT, PREDICT_DESCRIPTION, errors
@@ -56,11 +57,10 @@ async def predict(request: Request) -> Response:
     budget: BodyBudget = request.app.state.body_budget
     with budget.hold() as share, model.in_use():
         images = await _read_images(request, spec, share)
-        answer = await model.batcher.infer({spec.input: images}, deadline=deadline)
-    request.app.state.registry.shadows.offer(model, {spec.input: images}, answer)
-    trace.stages |= {"queue": answer.queue_seconds, "infer": answer.infer_seconds}
-    trace.model_version = model.version
-    body = predictions_json(model.name, model.version, labels, answer.outputs)
+        found = await answer(request.app.state.registry, model, {spec.input: images}, deadline, trace)
+    started = time.perf_counter()
+    body = predictions_json(model.name, model.version, labels, found.outputs)
+    count(model, found, trace, time.perf_counter() - started)
     return Response(body, media_type="application/json")
 
 

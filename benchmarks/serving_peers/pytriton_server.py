@@ -1,4 +1,4 @@
-"""PyTriton: Triton's own C++ front end before a Python callable; raw bytes, batches as they come, at most 2 ms apart."""
+"""PyTriton: Triton's own C++ front end before a Python callable; raw bytes, a batch window of at most 2 ms."""
 
 import os
 

@@ -12,7 +12,6 @@ from typing import Any
 from service.errors import InvalidInput, TooManyRows, Unsupported
 from service.tensors import TensorSpec
 from service.v2.datatypes import DATATYPES
-from service.v2.values import describe
 
 _QUOTED = 80
 
@@ -117,15 +116,3 @@ def _check_shape(claim: Claim, spec: TensorSpec) -> None:
         expected = ", ".join(["N", *map(str, row_shape)])
         rows = " with N at least 1" if shape[1:] == row_shape else ""
         raise InvalidInput(f"input {claim.name!r}: shape {clip(list(shape[:16]))}, expected [{expected}]{rows}")
-
-
-def shape_from_json(value: Any, place: str) -> tuple[int, ...]:
-    """Return a list of JSON integers as a shape; whether the sizes make sense is for `check_inputs` to say.
-
-    Raises:
-        InvalidInput: it is anything else.
-    """
-    if not isinstance(value, list) or not all(type(size) is int for size in value):
-        came = f"[{', '.join(map(describe, value[:8]))}]" if isinstance(value, list) else describe(value)
-        raise InvalidInput(f"{place}: {clip(came)}, expected a list of integers")
-    return tuple(value)

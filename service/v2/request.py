@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from service.errors import InvalidInput, Unsupported
+from service.errors import InvalidInput
 from service.tensors import Array, TensorSpec
 from service.v2.agreement import (
     Claim,
@@ -20,17 +20,23 @@ from service.v2.agreement import (
     check_outputs,
     clip,
     refuse_shared_memory,
-    shape_from_json,
 )
 from service.v2.datatypes import tensor_from_bytes
+from service.v2.members import (
+    read_boolean,
+    read_identifier,
+    read_list,
+    read_object,
+    read_parameters,
+    read_shape,
+    read_text,
+)
+from service.v2.parameters import Parameter, check_parameters, class_count, timeout_seconds
 from service.v2.values import describe, tensor_from_json
-
-Parameter = str | int | float | bool
 
 # Clients repeat their JSON head byte for byte and change only the binary tensors; heads up to this size are remembered.
 REMEMBERED_HEAD_BYTES = 1024
 _REMEMBERED_HEADS = 64
-_MAX_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,18 +138,18 @@ class RequestReader:
         return head
 
     def _check_head(self, data: bytes) -> _Head:
-        document = _object(_json(data), "body")
-        parameters = _parameters(document.get("parameters"), "parameters")
+        document = read_object(_json(data), "body")
+        parameters = read_parameters(document.get("parameters"), "parameters")
         check_parameters(parameters)
         tensors = tuple(
             _tensor(item, f"inputs[{position}]")
-            for position, item in enumerate(_list(document.get("inputs"), "inputs", len(self._inputs)))
+            for position, item in enumerate(read_list(document.get("inputs"), "inputs", len(self._inputs)))
         )
         check_inputs([tensor.claim for tensor in tensors], self._inputs, self._max_rows)
         return _Head(
             tensors,
-            self._wanted(document.get("outputs"), _boolean(parameters, "binary_data_output", "parameters")),
-            _identifier(document.get("id")),
+            self._wanted(document.get("outputs"), read_boolean(parameters, "binary_data_output", "parameters")),
+            read_identifier(document.get("id")),
             parameters,
             timeout_seconds(parameters.get("timeout")),
             sum(tensor.binary_bytes or 0 for tensor in tensors),
@@ -156,7 +162,7 @@ class RequestReader:
             return tuple(WantedOutput(spec.name, binary) for spec in self._outputs)
         wanted = tuple(
             _wanted_output(item, binary, f"outputs[{position}]")
-            for position, item in enumerate(_list(listed, "outputs", len(self._outputs)))
+            for position, item in enumerate(read_list(listed, "outputs", len(self._outputs)))
         )
         check_outputs(wanted, self._outputs)
         return wanted
@@ -188,45 +194,6 @@ def header_length(text: str | None) -> int | None:
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
         raise InvalidInput(f"Inference-Header-Content-Length: {clip(text)!r}, expected the bytes of JSON in the body")
     return int(text)
-
-
-def timeout_seconds(value: Any) -> float | None:
-    """Return the request parameter `timeout`, whole microseconds, in seconds; None for 0 and for none at all.
-
-    Raises:
-        InvalidInput: it is not a whole number of microseconds.
-    """
-    if value is None:
-        return None
-    if type(value) is not int or value < 0:
-        raise InvalidInput(f"parameters.timeout: {describe(value)}, expected a whole number of microseconds")
-    return value / 1e6 if value else None
-
-
-def check_parameters(parameters: Mapping[str, Parameter]) -> None:
-    """Refuse request parameters that would change the meaning of a request if they were passed over.
-
-    Raises:
-        Unsupported: the request belongs to a sequence.
-        InvalidInput: a name is one of those that Triton keeps for itself.
-    """
-    if parameters.get("sequence_id"):
-        raise Unsupported("parameters.sequence_id: sequences are not offered, send each request for itself")
-    for name in parameters:
-        if name.startswith("triton_"):
-            raise InvalidInput(f"parameters: {clip(name)!r}, expected no name beginning with triton_ (reserved)")
-
-
-def class_count(parameters: Mapping[str, Parameter], place: str) -> int:
-    """Return the parameter `classification` of an output; 0 where the tensor itself is wanted.
-
-    Raises:
-        InvalidInput: it is not a number of classes.
-    """
-    classes = parameters.get("classification", 0)
-    if type(classes) is not int or not 0 <= classes <= _MAX_CLASSES:
-        raise InvalidInput(f"{place}.parameters.classification: {describe(classes)}, expected a number of classes")
-    return classes
 
 
 def _head_bytes(body: bytes, length: int | None) -> bytes:
@@ -271,13 +238,13 @@ def _read_tensors(head: _Head, rest: memoryview) -> dict[str, Array]:
 
 def _tensor(item: Any, place: str) -> _Tensor:
     """Return one input of the head, which has its data here or says how many bytes it has behind the JSON."""
-    item = _object(item, place)
+    item = read_object(item, place)
     claim = Claim(
-        _text(item.get("name"), f"{place}.name"),
-        _text(item.get("datatype"), f"{place}.datatype"),
-        shape_from_json(item.get("shape"), f"{place}.shape"),
+        read_text(item.get("name"), f"{place}.name"),
+        read_text(item.get("datatype"), f"{place}.datatype"),
+        read_shape(item.get("shape"), f"{place}.shape"),
     )
-    parameters = _parameters(item.get("parameters"), f"{place}.parameters")
+    parameters = read_parameters(item.get("parameters"), f"{place}.parameters")
     refuse_shared_memory(parameters, place)
     size = parameters.get("binary_data_size")
     if (size is None) == ("data" not in item):
@@ -289,54 +256,10 @@ def _tensor(item: Any, place: str) -> _Tensor:
 
 
 def _wanted_output(item: Any, binary: bool, place: str) -> WantedOutput:
-    item = _object(item, place)
-    parameters = _parameters(item.get("parameters"), f"{place}.parameters")
+    item = read_object(item, place)
+    parameters = read_parameters(item.get("parameters"), f"{place}.parameters")
     refuse_shared_memory(parameters, place)
     classes = class_count(parameters, place)
     if "binary_data" in parameters:
-        binary = _boolean(parameters, "binary_data", f"{place}.parameters")
-    return WantedOutput(_text(item.get("name"), f"{place}.name"), binary, classes)
-
-
-def _object(value: Any, place: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise InvalidInput(f"{place}: {describe(value)}, expected an object")
-    return value
-
-
-def _list(value: Any, place: str, expected: int) -> list[Any]:
-    """Return a JSON array; one that is longer than what can be right is refused before its items are read."""
-    if value is None:
-        raise InvalidInput(f"{place}: none came, expected a list")
-    if not isinstance(value, list):
-        raise InvalidInput(f"{place}: {describe(value)}, expected a list")
-    if len(value) > expected:
-        raise InvalidInput(f"{place}: {len(value)} came, expected at most the model's {expected}")
-    return value
-
-
-def _text(value: Any, place: str) -> str:
-    if not isinstance(value, str):
-        raise InvalidInput(f"{place}: {'none' if value is None else describe(value)}, expected a string")
-    return value
-
-
-def _identifier(value: Any) -> str:
-    return "" if value is None else _text(value, "id")
-
-
-def _parameters(value: Any, place: str) -> Mapping[str, Parameter]:
-    if value is None:
-        return {}
-    parameters = _object(value, place)
-    for name, item in parameters.items():
-        if not isinstance(item, (str, int, float, bool)):
-            raise InvalidInput(f"{place}.{clip(name)}: {describe(item)}, expected a string, a number or a boolean")
-    return parameters
-
-
-def _boolean(parameters: Mapping[str, Parameter], name: str, place: str) -> bool:
-    value = parameters.get(name, False)
-    if not isinstance(value, bool):
-        raise InvalidInput(f"{place}.{name}: {describe(value)}, expected true or false")
-    return value
+        binary = read_boolean(parameters, "binary_data", f"{place}.parameters")
+    return WantedOutput(read_text(item.get("name"), f"{place}.name"), binary, classes)

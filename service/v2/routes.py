@@ -12,15 +12,16 @@ from fastapi.responses import Response
 
 from service.budget import BodyBudget, Share
 from service.errors import BodyTooLarge, InvalidInput
+from service.inference import answer, count, deadline_of, served_model
 from service.observe import Trace
 from service.openapi import errors
 from service.registry import Model, Registry
 from service.settings import Settings
 from service.v2 import schemas
 from service.v2.agreement import clip
-from service.v2.inference import Readers, answer, count, deadline_of, served_model
 from service.v2.inflate import QUICK_BYTES, content_encoding, inflate
 from service.v2.metadata import model_config, model_metadata
+from service.v2.readers import Readers
 from service.v2.request import InferRequest, header_length
 from service.v2.response import InferResponse, format_response
 
@@ -128,7 +129,7 @@ async def infer(request: Request, model: str, version: str | None = None, label:
         asked = await _read(request, found, share)
         limit = _deadline_header(request.headers.get("x-deadline-ms"))
         deadline = deadline_of(trace, settings.default_deadline_ms / 1000, limit, asked.timeout_seconds)
-        result = await answer(_registry(request), found, asked, deadline, trace)
+        result = await answer(_registry(request), found, asked.inputs, deadline, trace)
     started = time.perf_counter()
     response = await _format(found, asked, result.outputs)
     count(found, result, trace, time.perf_counter() - started)

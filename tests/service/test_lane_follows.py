@@ -29,7 +29,7 @@ async def test_a_body_that_spans_a_promotion_is_answered_by_the_new_version(fash
         request = ask(ONE)
         await client.send(request[:-5])
         connections = server.server.server_state.connections
-        while not any(connection.head for connection in connections):  # until the part has come
+        while not any(connection.head for connection in connections):  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0)
         artifacts.publish_classifier(fashion, version=2, seed=2)
         await server.app.state.control.load("fashion")
@@ -47,7 +47,7 @@ async def test_a_candidate_gets_a_copy_of_what_the_lane_answers(fashion: Path, t
         await control.shadow("fashion", 1, 60.0)
         await client.send(ask(ONE))
         await client.answer()
-        while not control.shadow_report("fashion")["rows"]:
+        while not control.shadow_report("fashion")["rows"]:  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0)
         assert server.seen == []
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -42,17 +43,19 @@ def test_two_workers_follow_every_change_under_load(models, tmp_path):
     (tmp_path / "keys").write_text(line)
     flags = ("--models-dir", str(models), "--workers", "2", "--state-dir", str(tmp_path / "state"), "--keys-file",
              str(tmp_path / "keys"), "--closed-scopes", "", "--poll-seconds", "0.05", "--keep-warm", "1")  # fmt: skip
-    with started(*flags, ready_lines=2) as (process, address):
-        drain = threading.Thread(target=lambda: [None for _ in process.stderr], daemon=True)
-        drain.start()
+    new_connections = httpx.Limits(max_keepalive_connections=0)  # each may meet another worker
+    with (
+        started(*flags, ready_lines=2) as (process, address),
+        httpx.Client(base_url=address, timeout=60, limits=new_connections) as http,
+    ):
+        log = threading.Thread(target=process.stderr.read)
+        log.start()
 
         def ask(path: str = "/predict") -> httpx.Response:
-            return httpx.post(f"{address}{path}", content=PIXELS, headers=OCTETS, timeout=30)
+            return http.post(path, content=PIXELS, headers=OCTETS)
 
         def change(call: str, **body: object) -> dict:
-            answer = httpx.post(
-                f"{address}/v2/repository/models/fashion/{call}", json=body, headers={"X-API-Key": key}, timeout=60
-            )
+            answer = http.post(f"/v2/repository/models/fashion/{call}", json=body, headers={"X-API-Key": key})
             assert answer.status_code == 200, answer.text
             return answer.json()
 
@@ -63,8 +66,10 @@ def test_two_workers_follow_every_change_under_load(models, tmp_path):
                 in_a_row = in_a_row + 1 if ask().headers["x-model-version"] == str(version) else 0
 
         expected = {}
-        for version in (1, 2):
-            expected[str(version)] = ask(f"/predict?version={version}")
+        for version in (2, 1):
+            change("promote", version=version)
+            settled(version)
+            expected[str(version)] = hashlib.sha256(ask().content).hexdigest()
         callers = [
             subprocess.Popen(
                 [sys.executable, "-c", CALLER, f"{address}/predict", PIXELS.hex()],
@@ -72,7 +77,7 @@ def test_two_workers_follow_every_change_under_load(models, tmp_path):
             )
             for _ in range(2)
         ]  # fmt: skip
-        for version in (1, 2, 1):
+        for version in (2, 1):
             assert change("promote", version=version)["latest"] == version
             settled(version)
         assert change("rollback")["latest"] == 2
@@ -84,10 +89,11 @@ def test_two_workers_follow_every_change_under_load(models, tmp_path):
         for caller in callers:
             for status, version, digest, count in json.loads(caller.communicate("", timeout=60)[0]):
                 seen[status, version, digest] += count
-        report = httpx.get(f"{address}/v2/repository/models/fashion").json()
+        report = http.get("/v2/repository/models/fashion").json()
         assert report["shadow"]["rows"] > 0
         assert (report["latest"], report["pinned"]) == (2, True)
-
-    right = {(200, version, hashlib.sha256(answer.content).hexdigest()) for version, answer in expected.items()}
-    assert set(seen) == right
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        log.join()
+    assert set(seen) == {(200, version, digest) for version, digest in expected.items()}
     assert sum(seen.values()) > 20

@@ -1,8 +1,7 @@
 """The list of metrics as a closed set, and what they count."""
 
-from prometheus_client.parser import text_string_to_metric_families
-
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from service.metrics import METRICS, REASONS, Metrics
 

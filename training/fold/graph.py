@@ -90,10 +90,11 @@ class Graph:
         return self._is_constant[node]
 
     def constant(self, node: Node) -> Tensor:
-        """Return the float64 value of a constant node; parameters are widened anew each time, to hold them once."""
+        """Return the float64 value of a constant node, on the CPU; parameters are widened anew each time."""
         target = self.target(node)
         if target is not None:
-            value = torch.from_numpy(self.exact[target]) if target in self.exact else self.tensors[target].detach()
+            known = self.exact.get(target)
+            value = self.tensors[target].detach().cpu() if known is None else torch.from_numpy(known)
             return value.double() if value.is_floating_point() else value
         if node not in self._constants:
             args = torch.fx.node.map_arg(node.args, self.constant)

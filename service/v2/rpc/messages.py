@@ -16,7 +16,8 @@ from service.errors import InvalidInput
 from service.tensors import DTYPES, Array, TensorSpec
 from service.v2.agreement import Claim, WantedOutput, check_inputs, check_outputs, refuse_shared_memory
 from service.v2.datatypes import BYTES, bytes_tensor, datatype_of, tensor_from_bytes, tensor_to_bytes
-from service.v2.request import InferRequest, Parameter, check_parameters, class_count, timeout_seconds
+from service.v2.parameters import Parameter, check_parameters, class_count, timeout_seconds
+from service.v2.request import InferRequest
 from service.v2.response import chosen
 from service.v2.rpc import proto
 

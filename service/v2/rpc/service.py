@@ -11,11 +11,11 @@ from typing import Any
 
 from service.control import Control, body_version
 from service.errors import NotReady, ServiceError, Unsupported
+from service.inference import answer, count, deadline_of, served_model
 from service.observe import Trace
 from service.registry import Model, Registry
 from service.settings import Settings
 from service.v2.agreement import clip
-from service.v2.inference import answer, count, deadline_of, served_model
 from service.v2.metadata import EXTENSIONS, model_config, model_metadata
 from service.v2.rpc.messages import INFERENCE, from_dict, read_request, write_response
 
@@ -86,7 +86,7 @@ class InferenceService:
             asked = await self._read(request, model, trace)
             default = self._settings.default_deadline_ms / 1000
             deadline = deadline_of(trace, default, remaining, asked.timeout_seconds)
-            found = await answer(self._registry, model, asked, deadline, trace)
+            found = await answer(self._registry, model, asked.inputs, deadline, trace)
         started = time.perf_counter()
         response = write_response(model.name, model.version, asked, found.outputs, model.labels)
         count(model, found, trace, time.perf_counter() - started)

@@ -1,39 +1,18 @@
-"""From a checked request to a model's outputs, counted; HTTP and gRPC both come through here.
+"""From checked inputs to a model's outputs, counted; every route of HTTP and every call of gRPC comes through here.
 
 Knows the registry and the batchers; neither bytes nor messages.
 """
 
 import time
-from weakref import WeakKeyDictionary
+from collections.abc import Mapping
 
-from service.engine import Engine
 from service.errors import NotReady, ServiceError
 from service.observe import Trace
 from service.registry import Model, Registry
 from service.request import Answer
 from service.statistics import Stages
-from service.v2.request import InferRequest, RequestReader
+from service.tensors import Array
 from service.versions import version_number
-
-
-class Readers:
-    """A request reader for each model that is loaded, gone when the model goes.
-
-    Args:
-        max_rows: rows in one request.
-    """
-
-    def __init__(self, max_rows: int) -> None:
-        self._max_rows = max_rows
-        self._readers: WeakKeyDictionary[Engine, RequestReader] = WeakKeyDictionary()
-
-    def of(self, model: Model) -> RequestReader:
-        """Return the reader for one version of a model."""
-        reader = self._readers.get(model.engine)
-        if reader is None:
-            reader = RequestReader(model.engine.inputs, model.engine.outputs, self._max_rows)
-            self._readers[model.engine] = reader
-        return reader
 
 
 def served_model(registry: Registry, name: str, version: str | None = None, label: str | None = None) -> Model:
@@ -54,8 +33,10 @@ def served_model(registry: Registry, name: str, version: str | None = None, labe
     return registry.get(name, version_number(version), label)
 
 
-async def answer(registry: Registry, model: Model, request: InferRequest, deadline: float, trace: Trace) -> Answer:
-    """Return the model's answer to a request; `deadline` is on the clock of `time.perf_counter`.
+async def answer(
+    registry: Registry, model: Model, inputs: Mapping[str, Array], deadline: float, trace: Trace
+) -> Answer:
+    """Return the model's answer to inputs; `deadline` is on the clock of `time.perf_counter`.
 
     A candidate that is being compared gets the same inputs afterwards.
 
@@ -64,12 +45,12 @@ async def answer(registry: Registry, model: Model, request: InferRequest, deadli
     """
     trace.model_version = model.version
     try:
-        found = await model.batcher.infer(request.inputs, deadline=deadline)
+        found = await model.batcher.infer(inputs, deadline=deadline)
     except ServiceError:
         model.statistics.failed(time.perf_counter() - trace.started)
         raise
     trace.stages |= {"queue": found.queue_seconds, "infer": found.infer_seconds}
-    registry.shadows.offer(model, request.inputs, found)
+    registry.shadows.offer(model, inputs, found)
     return found
 
 
