@@ -4,6 +4,7 @@ The end of the flow: repository, engine and batcher live in the registry, which 
 drained after the last one. Keeps no state outside the application it returns, so that two can live in one process.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -21,6 +22,7 @@ from starlette.exceptions import HTTPException
 from service.access import INFER, Access
 from service.answers import error_json
 from service.budget import BodyBudget
+from service.canary import Canary
 from service.control import Control
 from service.errors import ProviderUnavailable, ServiceError
 from service.gate import Gate
@@ -36,6 +38,7 @@ from service.settings import Settings
 from service.v2.readers import Readers
 from service.v2.repository import router as repository_router
 from service.v2.routes import router as v2_router
+from service.watchdog import Watchdog
 from service.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -117,15 +120,18 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     logger.info("ready", extra={"models": served, "seconds": round(time.perf_counter() - started, 3)})
     settings: Settings = app.state.settings
     metrics: Metrics = app.state.metrics
-    try:
-        is_open = not app.state.access.needs_key(INFER)
-        lane = Lane(registry, settings, metrics, app.state.body_budget, app.state.readers, is_open=is_open)
-        yield {GUARD: Guard(wire_limits(settings)), LANE: lane}
-    finally:
-        if app.state.grpc is not None:
-            await app.state.grpc.stop()
-        await registry.close()
-        metrics.bring_up_to_date()
+    canary = asyncio.create_task(Canary(registry, settings.canary_seconds).run())
+    async with Watchdog(settings.hang_seconds, registry.running_batches).watch():
+        try:
+            is_open = not app.state.access.needs_key(INFER)
+            lane = Lane(registry, settings, metrics, app.state.body_budget, app.state.readers, is_open=is_open)
+            yield {GUARD: Guard(wire_limits(settings)), LANE: lane}
+        finally:
+            canary.cancel()
+            if app.state.grpc is not None:
+                await app.state.grpc.stop()
+            await registry.close()
+            metrics.bring_up_to_date()
         logger.info("stopped")
 
 

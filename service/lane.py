@@ -33,7 +33,7 @@ from service.registry import Registry
 from service.request import Answer, BatchAnswer, Request
 from service.settings import Settings
 from service.v2.fast import Infer, can_take
-from service.v2.inference import Readers
+from service.v2.readers import Readers
 from service.wire import REQUEST_ID, answer
 
 logger = logging.getLogger(__name__)

@@ -175,8 +175,10 @@ class Metrics:
         return generate_latest(self._totals)
 
     def has_news(self) -> None:
-        """Say that something waits to be counted. Alone, that is done before somebody reads; one of several workers
-        counts in the next turn of its loop, since it may be another that is read, or this one may be killed.
+        """Say that something waits to be counted.
+
+        Alone, that is done before somebody reads; one of several workers counts in the next turn of its loop, since it
+        may be another that is read, or this one may be killed.
         """
         if self._totals is not None and not self._is_due:
             self._is_due = True

@@ -65,6 +65,8 @@ class Registry:
         loader = Loader(repository, settings, metrics, self._device_lost, decide)
         self.shadows = Shadows(settings.state_dir)
         self.follower = Follower(repository, StateDir(settings.state_dir), loader, self, settings, metrics)
+        self._doubts: dict[str, str] = {}
+        self._is_closing = False
 
     async def load(self) -> None:
         """Load what is wanted of every model, and follow the changes from then on.
@@ -125,13 +127,38 @@ class Registry:
         if versions is not None:
             tables[name] = versions
         self._tables = tables
+        if versions is None and self._doubts.get(name):
+            self.doubt(name, None)
         for told in self.changed:
             told()
+
+    def doubt(self, name: str, reason: str | None) -> None:
+        """Turn ready false because of one model, or true again once no model is in doubt."""
+        if self._is_closing:
+            return
+        if reason is None:
+            self._doubts.pop(name, None)
+        else:
+            self._doubts[name] = reason
+        self.reasons = list(self._doubts.values())
+        self.ready = not self._doubts
+        self._metrics.ready.set(int(self.ready))
+
+    def end(self, reason: str) -> None:
+        """End the process, since only a new one can help."""
+        _log.critical("the process ends: %s", reason)
+        self._end_process()
+
+    def running_batches(self) -> dict[str, int]:
+        """The number of the batch that each version runs in its thread now; those whose thread is idle are left out."""
+        running = {f"{model.name}/{model.version}": model.batcher.running_batch for model in self.all_versions()}
+        return {name: number for name, number in running.items() if number is not None}
 
     async def close(self) -> None:
         """Answer what waits, refuse what comes, and end every engine's thread."""
         if self.ready:
             self.reasons = ["the service is shutting down"]
+        self._is_closing = True
         self.ready = False
         self._metrics.ready.set(0)
         await self.follower.stop(self.all_versions())

@@ -81,6 +81,14 @@ class Settings(BaseSettings):
         5_000, ge=1, description="ms within which a request is answered or refused, unless it says so itself"
     )
     drain_seconds: float = Field(20.0, gt=0, description="seconds that running requests get when the service ends")
+    hang_seconds: float = Field(
+        10.0,
+        ge=0,
+        description="seconds that the event loop or a batch may stand still before the process ends; 0: ever",
+    )
+    canary_seconds: float = Field(
+        5.0, ge=0, description="seconds between golden questions to an idle model, which keep ready true; 0 asks none"
+    )
     keep_alive_seconds: int = Field(75, ge=1, description="seconds an idle connection stays open")
     header_seconds: float = Field(10.0, gt=0, description="seconds in which all headers of a request have to come")
     max_header_bytes: int = Field(

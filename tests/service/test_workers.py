@@ -18,7 +18,7 @@ from service.workers import Workers
 from tests.service import artifacts
 from tests.service.test_main import OCTETS, failed, started
 
-TWO = ("--workers", "2", "--drain-seconds", "2")
+TWO = ("--workers", "2", "--drain-seconds", "2", "--canary-seconds", "0")
 
 
 def children(pid: int) -> list[int]:
@@ -80,7 +80,7 @@ def test_counts_are_those_of_the_client_also_over_a_killed_worker(fashion):
         assert [predict(address) for _ in range(15)] == [200] * 15
         after = samples(address)
         assert total(after, "foldserve_requests_total", route="/predict", status="200") == 60
-        assert total(after, "foldserve_rows_total", model="fashion") == 60 + 2 * 16 + 16  # golden rows of three loads
+        assert total(after, "foldserve_rows_total", model="fashion") == 60 + 3 * 16  # golden rows of three loads
         assert total(after, "foldserve_request_seconds_count", route="/predict") == 60
         counters = {key for key in before if key[0].endswith(("_total", "_count", "_bucket"))}
         assert all(after[key] >= before[key] for key in counters)
