@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, python3 is $$(python3 -V)"; exit 1; }
 	@test -x $(PYTHON) || python3 -m venv $(VENV) || { echo "No virtual environment: on Debian, apt-get install python3-venv"; exit 1; }
 	@rm -f $(VENV)/.installed-*
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[training,$(ORT),dev]'
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[training,grpc,$(ORT),dev]'
 	@touch $@
 
 demo: install    ## data, train-and-export, verify, serve on :8000 and print one real prediction
@@ -58,7 +58,7 @@ image:           ## build the CPU image
 
 constraints:     ## write today's newest versions that fit pyproject.toml into constraints.txt
 	rm -rf .venv-constraints && python3 -m venv .venv-constraints
-	.venv-constraints/bin/python -m pip install --quiet -e '.[training,cpu,dev]'
+	.venv-constraints/bin/python -m pip install --quiet -e '.[training,grpc,cpu,dev]'
 	{ sed -n '/^#/p' constraints.txt; .venv-constraints/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; grep '^onnxruntime-gpu==' constraints.txt; } > constraints.new
 	mv constraints.new constraints.txt && rm -rf .venv-constraints
 

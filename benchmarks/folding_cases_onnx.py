@@ -630,6 +630,16 @@ def _constant_nodes() -> onnx.ModelProto:
     return net.model()
 
 
+def _zero_bias_from_shape() -> onnx.ModelProto:
+    """What PyTorch's exporter writes for a convolution without bias, before it optimises."""
+    net = Net()
+    x, w = net.input("x", "N", 4, 9, 9), net.constant("w", 6, 4, 3, 3)
+    zero = net.node("CastLike", [net.put("zero", 0.0, np.float32), x])
+    bias = net.node("Expand", [zero, net.node("Shape", [w], start=0, end=1)])
+    net.output(net.norm(net.node("Conv", [x, w, bias]), 6, "y"))
+    return net.model()
+
+
 def _transposed_weight() -> onnx.ModelProto:
     net = Net()
     w = net.node("Transpose", [net.constant("w", 6, 5)], perm=[1, 0])
@@ -658,6 +668,7 @@ def _forms() -> Iterator[Case]:
     yield Case("normalised input -> padded Conv", lambda: _normalised_input(1), "pad", 0)
     yield Case("parameters are Constant nodes", _constant_nodes)
     yield Case("weight behind a Transpose", _transposed_weight)
+    yield Case("bias of zeros from the weight's shape", _zero_bias_from_shape)
     yield Case("scale 0 in one channel", lambda: _statistics(scale=0.0))
     yield Case("variance 0 in one channel", lambda: _statistics(var=0.0))
     yield Case("mean 1e6 in one channel", lambda: _statistics(mean=1e6))

@@ -13,11 +13,12 @@ WORDS = {
     "INVALID": "**INVALID**",
     "crashed": "**crashed**",
     "timed out": "timed out",
+    "not run": "not run",
 }
 TITLES = {"torch": "PyTorch models", "onnx": "ONNX models"}
 
 REPRODUCERS = """\
-Two of the silent errors above, as short programs; both were run as printed.
+Two of the silent errors above, as short programs.
 
 onnxruntime at its default level, after an ordinary export (the rule `MatMul_BatchNormalization_Fusion` does not look
 at the transposition):

@@ -9,6 +9,8 @@ turns, epoch by epoch, so that a change of the machine's speed meets both.
 
 import argparse
 import json
+import os
+import resource
 import statistics as stats
 import sys
 import time
@@ -21,8 +23,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from training.config import Recipe
 from training.dataset import FashionMNIST, load
-from training.fit import fit, resolve_device
-from training.model import lenet
+from training.device import resolve_device
+from training.fit import fit
+from training.model import build, lenet
 from training.provenance import environment
 
 
@@ -68,27 +71,29 @@ class Textbook:
 
 
 def ours(dataset: FashionMNIST, recipe: Recipe, device: torch.device) -> float:
-    """Return the seconds of one epoch of our loop, set-up of the resident data and training only."""
-    torch.manual_seed(recipe.seed)
-    network = lenet(pool=recipe.pool, norm=recipe.norm).to(device)
-    history = fit(network, dataset, recipe, device)
-    return len(dataset.train_labels) / history.epochs[-1].examples_per_second_wall
+    """Return the seconds that one epoch of our loop took, the gathering of its batches from memory included."""
+    return fit(build(recipe), dataset, recipe, device).last.train_seconds
 
 
 def measure(epochs: int, device: torch.device, recipe: Recipe) -> dict[str, object]:
     """Return seconds per epoch of both loops, interleaved, the first of each left out as warm-up."""
     dataset = load()
     textbook = Textbook(dataset, recipe, device)
-    pairs = [(textbook.epoch(), ours(dataset, recipe, device)) for _ in range(epochs + 1)][1:]
-    ratios = [theirs / own for theirs, own in pairs]
+    loads, pairs = [], []
+    for _ in range(epochs + 1):
+        loads.append(os.getloadavg()[0])
+        pairs.append((textbook.epoch(), ours(dataset, recipe, device)))
+    theirs, own = zip(*pairs[1:], strict=True)
+    ratios = [textbook_seconds / seconds for textbook_seconds, seconds in pairs[1:]]
+    rows = len(dataset.train_labels)
     return {
-        "textbook_epoch_seconds": [theirs for theirs, _ in pairs],
-        "foldserve_epoch_seconds": [own for _, own in pairs],
-        "textbook_epoch_seconds_median": stats.median(theirs for theirs, _ in pairs),
-        "foldserve_epoch_seconds_median": stats.median(own for _, own in pairs),
-        "speedup_median": stats.median(ratios),
-        "speedup_min": min(ratios),
-        "speedup_max": max(ratios),
+        "textbook_epoch_seconds": theirs,
+        "foldserve_epoch_seconds": own,
+        "textbook_examples_per_second": rows / stats.median(theirs),
+        "foldserve_examples_per_second": rows / stats.median(own),
+        "speedup": {"median": stats.median(ratios), "min": min(ratios), "max": max(ratios)},
+        "load_average_before_each_pair": loads[1:],
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "recipe": recipe.as_dict(),
         "environment": environment(),
     }

@@ -7,29 +7,36 @@ used, 3 for everything else.
 import functools
 import importlib.util
 import logging
+import os
 import signal
 import socket
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 
 import uvicorn
-from uvicorn.supervisors.multiprocess import Multiprocess
 
+from service import models_cli
+from service.access import Access
 from service.app import create_app
-from service.errors import ArtifactInvalid, ServiceError
+from service.errors import ArtifactInvalid, ProviderUnavailable, ServiceError
+from service.lane import LaneProtocol
 from service.logs import log_config
 from service.repository import Repository
 from service.settings import Settings
+from service.supervisor import START_FAILURE, Supervisor
+from service.workers import Workers
 
 logger = logging.getLogger("service")
-
-START_FAILURE = 3  # uvicorn's own code, by which its supervisor knows not to try again
 
 BACKLOG = 2048  # connections that wait to be accepted, as in uvicorn
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until a signal ends the process; returns its exit code."""
+    """Serve until a signal ends the process, or run one of the operator's commands; returns the exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] in (["models"], ["keys"]):
+        return models_cli.main(words)
     settings = Settings.from_command_line(argv)
     for package in ("uvloop", "httptools"):
         if importlib.util.find_spec(package) is None:
@@ -37,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return START_FAILURE
     config = server_config(settings)
     try:
+        Access(settings.keys_file)  # a damaged file is said here once, and not by each worker
         if settings.workers > 1:
+            check_device(settings)
             check_models(settings)
         listener = bind(settings)
     except OSError as err:
@@ -50,7 +59,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     fields = {"address": address(listener), "workers": settings.workers, "models_dir": str(settings.models_dir)}
     logger.info("starting", extra=fields)
     with listener:
-        return run_workers(config, listener) if settings.workers > 1 else run_alone(config, listener)
+        return run_workers(settings, listener) if settings.workers > 1 else run_alone(config, listener)
+
+
+def check_device(settings: Settings) -> None:
+    """Warn where workers have to share cores; a GPU has one owner, since every process would take its own memory.
+
+    Raises:
+        ProviderUnavailable: the workers would run on a GPU.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if settings.workers > cores:
+        logger.warning("%d workers share %d cores: expect slower answers, not more", settings.workers, cores)
+    if settings.provider == "cuda" or (settings.provider == "auto" and _is_installed("onnxruntime-gpu")):
+        raise ProviderUnavailable(
+            f"{settings.workers} workers would share a GPU, which one process should own; "
+            "start one worker on it, or set --provider cpu"
+        )
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def check_models(settings: Settings) -> None:
@@ -63,17 +96,30 @@ def check_models(settings: Settings) -> None:
     names = repository.models()
     if not names:
         raise ArtifactInvalid(f"{settings.models_dir} holds no <model>/<version>/model.onnx for the workers to serve")
-    for name in names:
-        repository.open(name)
+    for name, versions in names.items():
+        _open_any(repository, name, versions)
 
 
-def server_config(settings: Settings) -> uvicorn.Config:
+def _open_any(repository: Repository, name: str, versions: Sequence[int]) -> None:
+    """Open the newest version that can be opened; where none can, the newest has the reason."""
+    refused: list[ServiceError] = []
+    for version in reversed(versions):
+        try:
+            repository.open(name, version)
+        except ServiceError as err:
+            refused.append(err)
+        else:
+            return
+    raise refused[0]
+
+
+def server_config(settings: Settings, workers: Workers | None = None) -> uvicorn.Config:
     """Return uvicorn's configuration; it configures logging at once, here and in every worker."""
     return uvicorn.Config(
-        functools.partial(create_app, settings),
+        functools.partial(create_app, settings, workers),
         factory=True,
         loop="uvloop",
-        http="httptools",  # refuses a request with two lengths; h11 lets it through
+        http=LaneProtocol,  # on httptools, which refuses a request with two lengths; h11 lets it through
         ws="none",
         lifespan="on",
         workers=settings.workers,
@@ -126,12 +172,15 @@ def run_alone(config: uvicorn.Config, listener: socket.socket) -> int:
     return 0
 
 
-def run_workers(config: uvicorn.Config, listener: socket.socket) -> int:
-    """Serve in several processes under uvicorn's supervisor, which replaces one that dies."""
-    supervisor = Multiprocess(config, sockets=[listener])
-    supervisor.run()
-    failed = any(process.exitcode == START_FAILURE for process in supervisor.processes)
-    return START_FAILURE if failed else 0
+def run_workers(settings: Settings, listener: socket.socket) -> int:
+    """Serve in several processes, each of which is replaced when it ends."""
+    workers = Workers.create()
+    try:
+        supervisor = Supervisor(server_config(settings, workers), listener, workers, settings.drain_seconds)
+        supervisor.run()
+    finally:
+        workers.remove()
+    return START_FAILURE if supervisor.has_failed else 0
 
 
 if __name__ == "__main__":

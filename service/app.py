@@ -4,6 +4,7 @@ The end of the flow: repository, engine and batcher live in the registry, which 
 drained after the last one. Keeps no state outside the application it returns, so that two can live in one process.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -18,15 +19,27 @@ from fastapi.staticfiles import StaticFiles
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 
+from service.access import INFER, Access
 from service.answers import error_json
 from service.budget import BodyBudget
-from service.errors import ServiceError
+from service.canary import Canary
+from service.control import Control
+from service.errors import ProviderUnavailable, ServiceError
+from service.gate import Gate
+from service.guard import Guard, wire_limits
+from service.lane import LANE, Lane
 from service.metrics import Metrics
 from service.observe import Observe, Trace, failure_sentence
 from service.openapi import describe
+from service.protocol import GUARD
 from service.registry import Registry
 from service.routes import STATIC, router
 from service.settings import Settings
+from service.v2.readers import Readers
+from service.v2.repository import router as repository_router
+from service.v2.routes import router as v2_router
+from service.watchdog import Watchdog
+from service.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +55,19 @@ NO_TELEMETRY: TelemetryConfig = {
 DESCRIPTION = "Serves models that were trained, folded and proven equal before they were published."
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, workers: Workers | None = None) -> FastAPI:
     """Return an application that serves the models under `settings.models_dir`.
 
     Nothing is loaded yet: that happens when a server starts the application's lifespan, and a model that cannot be
     loaded, or does not give its golden answers, ends the start.
+
+    Args:
+        settings: every knob.
+        workers: what this process shares with others that serve the same port; None when it is alone.
     """
-    metrics = Metrics()
+    if workers is not None:
+        workers.join(settings.drain_seconds)
+    metrics = Metrics(workers.totals() if workers is not None else None)
     app = FastAPI(
         title="foldserve",
         version=_release(),
@@ -68,32 +87,72 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.metrics = metrics
-    app.state.registry = Registry(settings, metrics)
+    app.state.workers = workers
+    app.state.registry = Registry(settings, metrics, workers)
     app.state.body_budget = BodyBudget(settings.max_buffered_bytes)
+    app.state.access = Access(settings.keys_file, settings.closed_scopes, settings.key_rate)
+    app.state.control = Control(app.state.registry, promotes_new=settings.promote_new)
+    app.state.grpc = None
+    app.state.readers = Readers(settings.max_rows)
     app.include_router(router)
+    app.include_router(v2_router)
+    app.include_router(repository_router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
-    app.add_middleware(Observe, metrics=metrics)
+    app.add_middleware(Gate, access=app.state.access)
+    app.add_middleware(Observe, metrics=metrics)  # added last, so outermost
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     """Load before the first request, drain after the last one."""
     registry: Registry = app.state.registry
     started = time.perf_counter()
     try:
         await registry.load()
-    except ServiceError as err:
-        app.state.start_failure = str(err)
+        await _start_grpc(app)
+    except (ServiceError, OSError) as err:
+        is_news = app.state.workers is None or app.state.workers.is_first("start-failure")
+        app.state.start_failure = str(err) if is_news else ""
         raise
     served = [f"{model.name}/{model.version}" for model in registry.models()]
     logger.info("ready", extra={"models": served, "seconds": round(time.perf_counter() - started, 3)})
-    try:
-        yield
-    finally:
-        await registry.close()
+    settings: Settings = app.state.settings
+    metrics: Metrics = app.state.metrics
+    canary = asyncio.create_task(Canary(registry, settings.canary_seconds).run())
+    async with Watchdog(settings.hang_seconds, registry.running_batches).watch():
+        try:
+            is_open = not app.state.access.needs_key(INFER)
+            lane = Lane(registry, settings, metrics, app.state.body_budget, app.state.readers, is_open=is_open)
+            yield {GUARD: Guard(wire_limits(settings)), LANE: lane}
+        finally:
+            canary.cancel()
+            if app.state.grpc is not None:
+                await app.state.grpc.stop()
+            await registry.close()
+            metrics.bring_up_to_date()
         logger.info("stopped")
+
+
+async def _start_grpc(app: FastAPI) -> None:
+    """Open the gRPC port where the settings name one; only then is its library needed.
+
+    Raises:
+        OSError: the port cannot be had.
+        ProviderUnavailable: the library is not installed.
+    """
+    settings: Settings = app.state.settings
+    if settings.grpc_port is None:
+        return
+    try:
+        from service.v2.rpc.server import GrpcServer
+    except ImportError as err:
+        raise ProviderUnavailable(f"--grpc-port needs the extra grpc: pip install 'foldserve[grpc]' ({err})") from err
+    parts = app.state
+    server = GrpcServer(parts.registry, parts.control, parts.access, settings, parts.metrics, app.title, app.version)
+    await server.start()
+    app.state.grpc = server
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

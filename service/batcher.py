@@ -66,6 +66,7 @@ class Batcher:
         self._prepared: deque[Batch] = deque()  # at most one; the thread takes it when it frees
         self._in_flight: list[Batch] = []  # prepared or running in the thread
         self._is_running = False
+        self._batches = 0
         self._is_scheduled = False
         self._is_watching = False
         self._is_closed = False
@@ -75,6 +76,16 @@ class Batcher:
     def queued_rows(self) -> int:
         """Rows that wait for their batch."""
         return self._queued_rows
+
+    @property
+    def batches(self) -> int:
+        """Batches that were started so far."""
+        return self._batches
+
+    @property
+    def running_batch(self) -> int | None:
+        """The number of the batch that runs in the thread now; None when none does."""
+        return self._batches if self._is_running else None
 
     async def infer(self, inputs: Mapping[str, Array], *, deadline: float | None = None) -> Answer:
         """Answer any number of rows; more than the largest bucket are split and joined.
@@ -180,6 +191,7 @@ class Batcher:
         if batch is None:
             self._tell_if_drained()
         elif self._pace.bucket_seconds(batch.bucket) < self._inline_seconds:
+            self._batches += 1
             batch.run(self._engine, self._staging)
             self._settle(batch)
             if self._queue:
@@ -226,6 +238,7 @@ class Batcher:
 
     def _start(self, batch: Batch) -> None:
         """Hand a batch to the thread."""
+        self._batches += 1
         self._is_running = True
         self._pace.started(batch.bucket)
         if self._executor is None:
@@ -249,6 +262,7 @@ class Batcher:
         """Back on the loop: keep the engine busy first, then tell the callers."""
         self._in_flight.remove(batch)
         if following is not None:
+            self._batches += 1
             self._pace.started(following.bucket)
             self._prepare_full()
         elif self._prepared:  # it came just after the thread had looked

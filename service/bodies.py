@@ -50,7 +50,7 @@ def is_quick(body: bytes, kind: str) -> bool:
     """Return whether an event loop can afford to read this body itself rather than hand it to a thread."""
     if kind == "application/octet-stream":
         return True  # one view of the bytes, whatever their number
-    plain = kind == "application/json" and b'"b64"' not in body
+    plain = kind == "application/json" and not (b"b" in body and b'"b64"' in body)
     return len(body) <= (INLINE_PIXEL_BYTES if plain else INLINE_IMAGE_BYTES)
 
 

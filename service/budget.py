@@ -28,11 +28,11 @@ class BodyBudget:
         try:
             yield share
         finally:
-            self.held_bytes -= share.held_bytes
+            share.release()
 
 
 class Share:
-    """What one request holds; made by `BodyBudget.hold`."""
+    """What one request, or one connection at a time, holds."""
 
     def __init__(self, budget: BodyBudget) -> None:
         self._budget = budget
@@ -49,3 +49,8 @@ class Share:
             raise Overloaded(f"bodies: {held} bytes are held and at most {limit} may be; come back in a moment")
         self._budget.held_bytes += size
         self.held_bytes += size
+
+    def release(self) -> None:
+        """Give everything back."""
+        self._budget.held_bytes -= self.held_bytes
+        self.held_bytes = 0

@@ -14,10 +14,11 @@ import onnxruntime
 
 from service.buckets import LONGEST_RUN_SECONDS, Profile, answer_alike, check_buckets, median_seconds, profile_buckets
 from service.errors import ArtifactInvalid, BucketsInvalid, DeviceLost, EngineError
-from service.providers import Device, cpu_session, open_session
+from service.providers import Device, Source, cpu_session, open_session
 from service.repository import Artifact
 from service.runners import GraphRunner, PlainRunner, Runner, WideRunner
 from service.signature import ImageSpec, Signature, read_signature
+from service.specialise import REWRITES, Choice, Decide, decide_alone, specialise
 from service.tensors import Array, TensorSpec
 
 _log = logging.getLogger(__name__)
@@ -34,10 +35,19 @@ class Engine:
     Attributes:
         device: what was asked for, what runs, and why they differ.
         deviations: largest relative difference from the golden answers, for each float output.
+        rewrite: how the graph that runs differs from the published one; None when it does not.
     """
 
-    def __init__(self, runner: Runner, device: Device, signature: Signature, buckets: Sequence[int]) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        device: Device,
+        signature: Signature,
+        buckets: Sequence[int],
+        rewrite: str | None = None,
+    ) -> None:
         self.device = device
+        self.rewrite = rewrite
         self.deviations: dict[str, float] = {}
         self._runner = runner
         self._signature = signature
@@ -54,6 +64,8 @@ class Engine:
         buckets: Sequence[int] = DEFAULT_BUCKETS,
         device_id: int = 0,
         tf32: bool = False,
+        is_specialised: bool = True,
+        decide: Decide = decide_alone,
     ) -> "Engine":
         """Load, warm and prove a model; nothing is served that did not give its golden answers.
 
@@ -65,6 +77,8 @@ class Engine:
             buckets: batch sizes to try, rising.
             device_id: which GPU.
             tf32: let CUDA round products to TF32.
+            is_specialised: on the CPU, run a rewritten graph where that is exact and measured to pay.
+            decide: has the graph chosen once for all processes that have to give the same bytes.
 
         Raises:
             ProviderUnavailable: "cuda" was asked for and cannot be had.
@@ -79,12 +93,23 @@ class Engine:
         _check_golden_inputs(artifact, signature)
         fitting = _fitting(candidates, signature.fixed_rows)
         cores = 1 if threads else (cores or len(os.sched_getaffinity(0)))
-        runner = _runner(artifact, session, device, signature, fitting, cores=cores, device_id=device_id)
-        engine = cls(runner, device, signature, fitting)
-        engine._prove(artifact)
-        return engine
+        if device.provider == "cuda":
+            runner: Runner = GraphRunner(session, signature.inputs, signature.outputs, device_id=device_id)
+            return cls(runner, device, signature, fitting)._proven(artifact)
+        choice = Choice(artifact.model_path)
+        if is_specialised and signature.fixed_rows is None:
+            choice = specialise(artifact, session, fitting, REWRITES, decide)
+        if choice.rewrite is not None:
+            rewritten = cpu_session(choice.source, threads or 1)
+            runner = _cpu_runner(artifact, choice.source, rewritten, signature, fitting, cores)
+            engine = cls(runner, device, signature, fitting, choice.rewrite)._proven(artifact)
+            if engine.batch_invariant and engine.buckets == fitting:
+                return engine
+            _log.warning("model %s: %r left out: answers depend on the batch", artifact.name, choice.rewrite)
+        runner = _cpu_runner(artifact, artifact.model_path, session, signature, fitting, cores)
+        return cls(runner, device, signature, fitting)._proven(artifact)
 
-    def _prove(self, artifact: Artifact) -> None:
+    def _proven(self, artifact: Artifact) -> "Engine":
         """Measure every bucket and compare each with the golden answers."""
         golden = artifact.golden
         self._profile = profile_buckets(self._run_exactly, golden.inputs, self.buckets)
@@ -95,7 +120,9 @@ class Engine:
             "model %s version %d on %s: buckets %s, batch invariant: %s, off its golden answers by at most %.1e",
             *(artifact.name, artifact.version, self.device.provider, list(self.buckets), self.batch_invariant),
             max(self.deviations.values(), default=0.0),
+            extra={"rewrite": self.rewrite},
         )
+        return self
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -218,7 +245,12 @@ def _check_golden_inputs(artifact: Artifact, signature: Signature) -> None:
 
 
 def _cpu_runner(
-    artifact: Artifact, session: onnxruntime.InferenceSession, signature: Signature, buckets: Sequence[int], cores: int
+    artifact: Artifact,
+    source: Source,
+    session: onnxruntime.InferenceSession,
+    signature: Signature,
+    buckets: Sequence[int],
+    cores: int,
 ) -> Runner:
     """One thread, and all cores for the large buckets if they shorten those runs enough and change no byte.
 
@@ -228,7 +260,7 @@ def _cpu_runner(
     narrow = PlainRunner(session, signature.outputs)
     if cores < 2:
         return narrow
-    wide = PlainRunner(cpu_session(artifact.model_path, cores), signature.outputs)
+    wide = PlainRunner(cpu_session(source, cores), signature.outputs)
     wide_from: int | None = None
     for bucket in buckets:
         slow = median_seconds(narrow.run, artifact.golden.inputs, bucket)
@@ -240,18 +272,3 @@ def _cpu_runner(
         if slow > LONGEST_RUN_SECONDS:
             break
     return WideRunner(narrow, wide, wide_from) if wide_from else narrow
-
-
-def _runner(
-    artifact: Artifact,
-    session: onnxruntime.InferenceSession,
-    device: Device,
-    signature: Signature,
-    buckets: Sequence[int],
-    *,
-    cores: int,
-    device_id: int,
-) -> Runner:
-    if device.provider == "cuda":
-        return GraphRunner(session, signature.inputs, signature.outputs, device_id=device_id)
-    return _cpu_runner(artifact, session, signature, buckets, cores)

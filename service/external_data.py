@@ -47,7 +47,7 @@ def _points_outside(data: mmap.mmap, start: int, end: int, message: str, depth: 
     if depth > _DEEPEST:
         raise ValueError(f"graphs nest deeper than {_DEEPEST} messages")
     ways = _WAYS[message]
-    for field, value, stop in _fields(data, start, end):
+    for field, value, stop in fields(data, start, end):
         if message == "Tensor" and (field == _TENSOR_EXTERNAL_DATA or (field == _TENSOR_DATA_LOCATION and value)):
             return True
         if field in ways and stop is not None and _points_outside(data, value, stop, ways[field], depth + 1):
@@ -55,7 +55,7 @@ def _points_outside(data: mmap.mmap, start: int, end: int, message: str, depth: 
     return False
 
 
-def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int | None]]:
+def fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int | None]]:
     """Yield (field number, value, None) of each varint and (field number, start, stop) of each run of bytes."""
     position = start
     while position < end:

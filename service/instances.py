@@ -38,7 +38,8 @@ def images_from_json(body: bytes, spec: ImageSpec, limits: Limits) -> Images:
     check_rows(len(instances), limits)
     out = np.empty((len(instances), spec.channels, spec.height, spec.width), np.uint8)
     budget = PixelBudget(limits.pixels)
-    may_hold_booleans = b"true" in body or b"false" in body
+    # A single letter is found, or not, ten times as fast as a word; plain pixels hold neither.
+    may_hold_booleans = (b"u" in body and b"true" in body) or (b"f" in body and b"false" in body)
     for index, instance in enumerate(instances):
         if isinstance(instance, dict):
             out[index] = _from_b64(instance, spec, budget, f"instances[{index}]")
@@ -88,21 +89,21 @@ def _instances(body: bytes) -> list[Any]:
     return instances
 
 
-def _octets(instance: Any, spec: ImageSpec) -> bytes | None:
+def _octets(instance: Any, spec: ImageSpec) -> bytes | bytearray | None:
     """Return the pixels of a well-formed instance, fast, or None when anything at all is unusual about it.
 
-    `bytes(list)` is the quickest check there is of "all integers 0-255" (booleans apart, which the caller excludes).
+    `bytearray(list)` is the quickest check there is of "all integers 0-255"; the caller excludes booleans.
     """
     if type(instance) is not list or not instance:
         return None
     try:
         if type(instance[0]) is not list:
-            return bytes(instance) if len(instance) == spec.channels * spec.height * spec.width else None
+            return bytearray(instance) if len(instance) == spec.channels * spec.height * spec.width else None
         if spec.channels != 1 or len(instance) != spec.height:
             return None
         if any(type(row) is not list or len(row) != spec.width for row in instance):
             return None
-        return b"".join(map(bytes, instance))
+        return b"".join(map(bytearray, instance))
     except (TypeError, ValueError):
         return None
 

@@ -4,14 +4,22 @@ Each application has a registry of its own, so that two can live in one process.
 members, where the sum is the same; no label ever holds what a client sent.
 """
 
+import asyncio
 import platform
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 _SECONDS = (50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 500e-3, 1, 2.5, 5)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+_MOST_NOTED = 1_024  # batches that are noted before they are counted
 
 REASONS = ("queue_full", "deadline_ahead", "deadline_passed", "cancelled", "closed")
 
@@ -48,6 +56,22 @@ METRICS: tuple[tuple[str, type[MetricWrapperBase], str, str, tuple[str, ...], tu
         "foldserve_model_info",
         "1 for each model that is served.",
         ("model", "version", "sha256", "provider"),
+        None,
+    ),
+    (
+        "latest_version",
+        Gauge,
+        "foldserve_latest_version",
+        "The version of each model that answers where none is named.",
+        ("model",),
+        None,
+    ),
+    (
+        "refused_versions",
+        Counter,
+        "foldserve_refused_versions",
+        "Versions that were not loaded, because they were damaged or answered wrongly.",
+        ("model",),
         None,
     ),
     (
@@ -96,12 +120,20 @@ METRICS: tuple[tuple[str, type[MetricWrapperBase], str, str, tuple[str, ...], tu
 
 
 class Metrics:
-    """The metrics of one application; each stands under its attribute in `METRICS`."""
+    """The metrics of one application; each stands under its attribute in `METRICS`.
+
+    Args:
+        totals: gives the sums over all worker processes; None when there is only this one.
+    """
 
     content_type = CONTENT_TYPE_LATEST
 
-    def __init__(self) -> None:
+    def __init__(self, totals: CollectorRegistry | None = None) -> None:
         self.registry = CollectorRegistry()
+        self.before_reading: list[Callable[[], None]] = []  # whoever counts in bulk brings its counts up to date
+        self.registry.register(_BroughtUpToDate(self.before_reading))  # first, so that it is asked first
+        self._totals = totals
+        self._is_due = False
         self._by_attribute: dict[str, Any] = {}
         for attribute, kind, name, text, labels, buckets in METRICS:
             options: dict[str, Any] = {"buckets": buckets} if buckets else {}
@@ -128,17 +160,66 @@ class Metrics:
         self.requests.labels(route, known, str(status)).inc()
         self.request_seconds.labels(route).observe(seconds)
 
+    def observe_requests(self, route: str, method: str, status: int, seconds: Sequence[float]) -> None:
+        """Count many answers at once; the arguments are those of `observe_request`."""
+        if not seconds:
+            return
+        self.requests.labels(route, method, str(status)).inc(len(seconds))
+        _observe_many(self.request_seconds.labels(route), seconds)
+
     def exposition(self) -> bytes:
         """All metrics in the text format of Prometheus."""
-        return generate_latest(self.registry)
+        if self._totals is None:
+            return generate_latest(self.registry)
+        self.bring_up_to_date()
+        return generate_latest(self._totals)
+
+    def has_news(self) -> None:
+        """Say that something waits to be counted.
+
+        Alone, that is done before somebody reads; one of several workers counts in the next turn of its loop, since it
+        may be another that is read, or this one may be killed.
+        """
+        if self._totals is not None and not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self.bring_up_to_date)
+
+    def bring_up_to_date(self) -> None:
+        """Have everything counted that is known so far."""
+        self._is_due = False
+        for bring_up_to_date in self.before_reading:
+            bring_up_to_date()
+
+    def forget_model(self, *identity: str) -> None:
+        """Take a version that has left out of `model_info`; a sum over processes cannot lose it, and says 0."""
+        self.model_info.labels(*identity).set(0)
+        if self._totals is None:
+            self.model_info.remove(*identity)
 
     def for_model(self, name: str) -> "ModelMetrics":
         """The counters of one model, ready to be given to its batcher."""
         return ModelMetrics(self, name)
 
 
+class _BroughtUpToDate(Collector):
+    """Has no metric of its own; lets others finish theirs before they are collected."""
+
+    def __init__(self, callbacks: list[Callable[[], None]]) -> None:
+        self._callbacks = callbacks
+
+    def collect(self) -> Iterable[Metric]:
+        """Call everybody."""
+        for bring_up_to_date in self._callbacks:
+            bring_up_to_date()
+        return ()
+
+
 class ModelMetrics:
-    """Counts for one model, with every label looked up beforehand."""
+    """Counts for one model, with every label looked up beforehand.
+
+    Batches are noted as they run and counted in bulk before somebody reads the metrics: counted one by one they would
+    cost a lone request a tenth of its time.
+    """
 
     def __init__(self, metrics: Metrics, name: str) -> None:
         self._rows = metrics.rows.labels(name)
@@ -148,15 +229,28 @@ class ModelMetrics:
         self._infer_seconds = metrics.infer_seconds.labels(name)
         self._batch_failures = metrics.batch_failures.labels(name)
         self._refused = {reason: metrics.refused.labels(name, reason) for reason in REASONS}
+        self._batches: list[tuple[int, int, float, float]] = []
+        self._has_news = metrics.has_news
+        metrics.before_reading.append(self.count)
 
     def batch(self, rows: int, bucket: int, queue_seconds: float, infer_seconds: float) -> None:
-        """Count a batch that ran."""
-        self._rows.inc(rows)
-        self._batch_rows.observe(rows)
-        if bucket > rows:
-            self._padded_rows.inc(bucket - rows)
-        self._queue_seconds.observe(queue_seconds)
-        self._infer_seconds.observe(infer_seconds)
+        """Note a batch that ran."""
+        self._batches.append((rows, bucket, queue_seconds, infer_seconds))
+        self._has_news()
+        if len(self._batches) >= _MOST_NOTED:
+            self.count()
+
+    def count(self) -> None:
+        """Count the batches that were noted."""
+        if not self._batches:
+            return
+        noted, self._batches = np.array(self._batches), []
+        rows, buckets, queue_seconds, infer_seconds = noted.T
+        self._rows.inc(int(rows.sum()))
+        self._padded_rows.inc(int((buckets - rows).sum()))
+        _observe_many(self._batch_rows, rows)
+        _observe_many(self._queue_seconds, queue_seconds)
+        _observe_many(self._infer_seconds, infer_seconds)
 
     def batch_failed(self) -> None:
         """Count a batch whose members ran alone."""
@@ -165,3 +259,15 @@ class ModelMetrics:
     def refused(self, reason: str) -> None:
         """Count a request that cost no run."""
         self._refused[reason].inc()
+
+
+def _observe_many(histogram: Any, values: Sequence[float] | npt.NDArray[np.float64]) -> None:
+    """Observe many values at once; the client library takes one at a time, a microsecond each.
+
+    Its counters, one for each bucket and a sum, are added to in the way that its own `observe` does.
+    """
+    places = np.searchsorted(histogram._upper_bounds, values)  # bucket i holds what is <= bound i and > bound i - 1
+    for place, count in enumerate(np.bincount(places)):
+        if count:
+            histogram._buckets[place].inc(int(count))
+    histogram._sum.inc(float(np.sum(values)))

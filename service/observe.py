@@ -131,7 +131,7 @@ def _one_line_failures(scope: Scope, send: Send) -> Send:
 
     async def send_plain(message: Message) -> None:
         reason = getattr(scope["app"].state, "start_failure", None) if "app" in scope else None
-        if message["type"] == "lifespan.startup.failed" and reason:
+        if message["type"] == "lifespan.startup.failed" and reason is not None:
             message = {**message, "message": reason}
         await send(message)
 

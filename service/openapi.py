@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from pydantic.json_schema import models_json_schema
 
 from service.schemas import ErrorResponse, PredictRequest
+from service.v2.schemas import InferenceRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _REASONS = {
     400: "The request cannot be read as what the model takes; the sentence names the place.",
+    401: "No API key came, or one that is not known.",
+    403: "The API key does not open this door.",
     404: "There is no such path, or no such model.",
     413: "More bytes or more images than one request may hold.",
     415: "The content type or the content encoding is none that the route reads.",
@@ -109,7 +112,8 @@ def describe(app: FastAPI, models: Sequence[tuple[str, ImageSpec]]) -> dict[str,
     """
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    definitions = models_json_schema([(PredictRequest, "validation")], ref_template="#/components/schemas/{model}")[1]
+    bodies: list[Any] = [(PredictRequest, "validation"), (InferenceRequest, "validation")]
+    definitions = models_json_schema(bodies, ref_template="#/components/schemas/{model}")[1]
     schemas.update(definitions["$defs"])
     document["components"]["headers"] = {
         name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()
@@ -121,7 +125,8 @@ def describe(app: FastAPI, models: Sequence[tuple[str, ImageSpec]]) -> dict[str,
         predict["parameters"][0] |= {"required": True, "example": models[0][0]}
     for path, operations in document["paths"].items():
         for operation in operations.values():
-            _add_headers(operation, answered_by_model=path == "/predict")
+            operation["responses"].pop("422", None)  # declared for every path with a parameter; we answer 400
+            _add_headers(operation, answered_by_model=path == "/predict" or path.endswith("/infer"))
     return document
 
 

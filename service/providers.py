@@ -18,6 +18,8 @@ from service.errors import ArtifactInvalid, ProviderUnavailable
 
 _log = logging.getLogger(__name__)
 
+Source = Path | bytes  # a model file, or its bytes
+
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _INSTALL_CUDA = 'install "foldserve[gpu]" in place of "foldserve[cpu]" on a host with NVIDIA driver 580 or newer'
 # Folding is proven at export; this pass of onnxruntime folds once more and has changed answers when it did.
@@ -60,8 +62,12 @@ def open_session(
         return cpu_session(path, threads), Device(provider, "cpu", str(err))
 
 
-def cpu_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+def cpu_session(source: Source, threads: int) -> onnxruntime.InferenceSession:
     """Create a session on the CPU whose idle threads sleep.
+
+    Args:
+        source: the ONNX file, or the bytes of one, which the session keeps.
+        threads: threads of one run.
 
     Raises:
         ArtifactInvalid: onnxruntime cannot read the model.
@@ -71,9 +77,10 @@ def cpu_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     # Spinning threads take the cores from the event loop and burn them while nobody asks anything.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return _create(path, options, [_CPU])
+        return _create(source, options, [_CPU])
     except Exception as err:  # onnxruntime raises classes of its own, UnicodeDecodeError and RuntimeError alike
-        raise ArtifactInvalid(f"{path} cannot be loaded: {_first_line(err)}") from err
+        name = source if isinstance(source, Path) else "a rewritten graph"
+        raise ArtifactInvalid(f"{name} cannot be loaded: {_first_line(err)}") from err
 
 
 def _cuda_session(path: Path, device_id: int, tf32: bool) -> onnxruntime.InferenceSession:
@@ -137,10 +144,10 @@ def _options() -> onnxruntime.SessionOptions:
     return options
 
 
-def _create(path: Path, options: onnxruntime.SessionOptions, providers: list[Any]) -> onnxruntime.InferenceSession:
+def _create(source: Source, options: onnxruntime.SessionOptions, providers: list[Any]) -> onnxruntime.InferenceSession:
     """Create a session that never changes its provider, neither now nor when a run fails."""
     return onnxruntime.InferenceSession(
-        path, options, providers=providers, enable_fallback=0, disabled_optimizers=_DISABLED_OPTIMIZERS
+        source, options, providers=providers, enable_fallback=0, disabled_optimizers=_DISABLED_OPTIMIZERS
     )
 
 

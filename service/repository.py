@@ -18,6 +18,7 @@ from typing import Any
 from service.errors import ArtifactInvalid, ModelNotFound
 from service.external_data import refuse_external_data
 from service.golden import Golden, golden_from_manifest
+from service.operators import refuse_operators
 from service.tensors import TensorSpec
 
 __all__ = ["Artifact", "Golden", "Repository", "TensorSpec"]
@@ -99,6 +100,7 @@ def _open(name: str, version: int, path: Path) -> Artifact:
     _expect(path, "version", manifest.get("version"), version)
     digests = _check_files(path, manifest.get("files"))
     refuse_external_data(path / MODEL_FILE)
+    refuse_operators(path / MODEL_FILE)
     golden = golden_from_manifest(manifest.get("golden"))
     return Artifact(name, version, path, path / MODEL_FILE, digests[MODEL_FILE], manifest, golden)
 

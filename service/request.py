@@ -40,7 +40,7 @@ class BatchAnswer:
         self.rows = rows
         self.started = started
         self.infer_seconds = infer_seconds
-        self.formatted: Any = None
+        self.formatted: dict[Any, Any] = {}
 
 
 class Request:

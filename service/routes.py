@@ -16,12 +16,15 @@ from service.answers import predictions_json
 from service.bodies import EMPTY_BODY, Images, Limits, is_quick, media_type, read_images
 from service.budget import BodyBudget, Share
 from service.errors import BodyTooLarge, InvalidInput, NotReady, Unsupported, UnsupportedMediaType
+from service.inference import answer, count
 from service.limits import clip
 from service.observe import Trace
 from service.openapi import PREDICT, PREDICT_DESCRIPTION, errors
 from service.registry import Model, Registry
 from service.settings import Settings
 from service.signature import ImageSpec
+from service.v2.metadata import EXTENSIONS
+from service.versions import version_number
 
 STATIC = Path(__file__).parent / "static"
 
@@ -48,16 +51,16 @@ router = APIRouter()
 async def predict(request: Request) -> Response:
     """Classify the images in the body."""
     trace: Trace = request.state.trace
-    model = _ready_registry(request).get(request.query_params.get("model"))
+    model = _chosen(request)
     spec, labels = _classifier(model)
     deadline = _deadline(request, trace)
     budget: BodyBudget = request.app.state.body_budget
-    with budget.hold() as share:
+    with budget.hold() as share, model.in_use():
         images = await _read_images(request, spec, share)
-        answer = await model.batcher.infer({spec.input: images}, deadline=deadline)
-    trace.stages |= {"queue": answer.queue_seconds, "infer": answer.infer_seconds}
-    trace.model_version = model.version
-    body = predictions_json(model.name, model.version, labels, answer.outputs)
+        found = await answer(request.app.state.registry, model, {spec.input: images}, deadline, trace)
+    started = time.perf_counter()
+    body = predictions_json(model.name, model.version, labels, found.outputs)
+    count(model, found, trace, time.perf_counter() - started)
     return Response(body, media_type="application/json")
 
 
@@ -66,7 +69,9 @@ async def predict(request: Request) -> Response:
 async def server_metadata(request: Request) -> schemas.ServerMetadata:
     """Describe the service and what it serves."""
     served = [_served(model) for model in request.app.state.registry.models()]
-    return schemas.ServerMetadata(name=request.app.title, version=request.app.version, extensions=[], models=served)
+    return schemas.ServerMetadata(
+        name=request.app.title, version=request.app.version, extensions=list(EXTENSIONS), models=served
+    )
 
 
 @router.get("/v2/health/live", tags=["health"], summary="Whether the process answers", responses=errors(500))
@@ -87,13 +92,10 @@ async def ready(request: Request) -> schemas.Ready:
     tags=["health"],
     summary="Metrics for Prometheus",
     response_class=Response,
-    responses={**errors(500, 501), 200: {"content": {"text/plain": {}}}},
+    responses={**errors(500), 200: {"content": {"text/plain": {}}}},
 )
 async def metrics(request: Request) -> Response:
     """Give every metric in Prometheus' text format."""
-    settings: Settings = request.app.state.settings
-    if settings.workers > 1:
-        raise Unsupported(f"each of {settings.workers} workers counts for itself: run one worker to scrape /metrics")
     return Response(request.app.state.metrics.exposition(), media_type=request.app.state.metrics.content_type)
 
 
@@ -117,6 +119,15 @@ def _ready_registry(request: Request) -> Registry:
     return registry
 
 
+def _chosen(request: Request) -> Model:
+    """Return the model, and the version of it, that the query names."""
+    query = request.query_params
+    name, version, label = query.get("model"), query.get("version"), query.get("label")
+    if version is not None and label is not None:
+        raise InvalidInput("query: both version and label came, expected at most one of them")
+    return _ready_registry(request).get(name, version_number(version), label)
+
+
 def _classifier(model: Model) -> tuple[ImageSpec, tuple[str, ...]]:
     """Return the image that a model takes and its labels, for models that have both."""
     outputs = {spec.name for spec in model.engine.outputs}
@@ -135,6 +146,7 @@ def _served(model: Model) -> schemas.ServedModel:
         provider=engine.device.provider,
         buckets=list(engine.buckets),
         batch_invariant=engine.batch_invariant,
+        specialised=engine.rewrite is not None,
         fallback=engine.device.fallback_reason,
     )
 

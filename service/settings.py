@@ -26,7 +26,27 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on; only this machine unless said otherwise")
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
+    grpc_port: int | None = Field(
+        None, ge=0, le=65535, description="TCP port for gRPC; 0 takes a free one; unset: none"
+    )
     models_dir: Path = Field(Path("models"), description="folder that holds <model>/<version>/model.onnx")
+    state_dir: Path | None = Field(
+        None,
+        description="writable folder for labels, rollbacks and shadows; unset: latest is always the newest version",
+    )
+    poll_seconds: float = Field(1.0, ge=0, description="seconds between two looks for new versions; 0 never looks")
+    promote_new: bool = Field(True, description="let a new version that is proved become latest by itself")
+    keep_warm: int = Field(
+        1, ge=0, le=16, description="versions that were latest before and stay loaded for a rollback"
+    )
+    keys_file: Path | None = Field(
+        None,
+        description="file of API keys, one a line: <name> <scope,scope> <SHA-256>; unset: open, and no admin calls",
+    )
+    closed_scopes: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("infer", "metrics"), description="scopes that need a key once there is a keys file: infer, metrics, read"
+    )
+    key_rate: float = Field(0.0, ge=0, description="requests a second of one key in one worker; 0 does not limit")
     workers: int = Field(1, ge=1, le=256, description="processes that share the port")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line written")
 
@@ -37,6 +57,9 @@ class Settings(BaseSettings):
     tf32: bool = Field(False, description="let CUDA round products to TF32: faster, and off by 1e-3")
     threads: int = Field(
         0, ge=0, le=256, description="threads of a run on the CPU; 0 measures which batches gain by more than one"
+    )
+    specialise: bool = Field(
+        True, description="on the CPU, run a rewritten graph where it gives the golden answers and is measured faster"
     )
     buckets: Annotated[tuple[int, ...], NoDecode] = Field(
         (1, 2, 4, 8, 16, 32, 64, 128, 256), description="batch sizes in rows, rising; each batch is padded to one"
@@ -58,11 +81,40 @@ class Settings(BaseSettings):
         5_000, ge=1, description="ms within which a request is answered or refused, unless it says so itself"
     )
     drain_seconds: float = Field(20.0, gt=0, description="seconds that running requests get when the service ends")
+    hang_seconds: float = Field(
+        10.0,
+        ge=0,
+        description="seconds that the event loop or a batch may stand still before the process ends; 0: ever",
+    )
+    canary_seconds: float = Field(
+        5.0, ge=0, description="seconds between golden questions to an idle model, which keep ready true; 0 asks none"
+    )
     keep_alive_seconds: int = Field(75, ge=1, description="seconds an idle connection stays open")
+    header_seconds: float = Field(10.0, gt=0, description="seconds in which all headers of a request have to come")
+    max_header_bytes: int = Field(
+        32_768, ge=256, description="bytes of all headers of a request; more are answered 431"
+    )
+    body_seconds: float = Field(
+        30.0, gt=0, description="seconds that a body may take, and one more for each 16 KiB that have come"
+    )
+    write_seconds: float = Field(
+        30.0, gt=0, description="seconds that an answer may take to be read, and one more for each 16 KiB"
+    )
+    max_connections: int = Field(8_192, ge=1, description="open connections; one more is answered 503")
+    max_connections_per_address: int = Field(
+        4_096, ge=1, description="open connections of one address; one more is answered 503"
+    )
 
-    @field_validator("buckets", mode="before")
+    @field_validator("closed_scopes")
     @classmethod
-    def _split_buckets(cls, value: Any) -> Any:
+    def _scopes_exist(cls, scopes: tuple[str, ...]) -> tuple[str, ...]:
+        if not set(scopes) <= {"infer", "metrics", "read"}:
+            raise ValueError("expected scopes among infer, metrics and read, such as infer,metrics")
+        return scopes
+
+    @field_validator("buckets", "closed_scopes", mode="before")
+    @classmethod
+    def _split_list(cls, value: Any) -> Any:
         return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @field_validator("buckets")

@@ -6,23 +6,25 @@ Errors of ours are one message on stderr and the exit code of their class; Ctrl-
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from training import plots, provenance
 from training.artifact import check_name, publish
+from training.begin import Begun, begin, go_on
 from training.card import model_card
 from training.config import AUGMENTATIONS, NORMS, OPTIMIZERS, POOLS, PRESETS, SCHEDULES, TAILS, Recipe
 from training.dataset import CLASS_NAMES, FashionMNIST, load
 from training.device import resolve_device
 from training.errors import ArtifactError, ConfigError, TrainingError, VerifyError
+from training.events import Events, require_tensorboard
 from training.fit import EpochRecord
 from training.fold import cli as fold_command
 from training.pipeline import Package, Trained, package, train
 from training.recheck import Outcome, recheck
-from training.run import Run, default_folder
+from training.run import CARD_NAME, Run, default_folder
 from training.studies import best, circles_report, compare, inspection
 from training.verify import run as run_model
 
@@ -43,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TrainingError as err:
         print(err, file=sys.stderr)
         return err.exit_code
-    except KeyboardInterrupt:
-        print("\ninterrupted; nothing unfinished was published", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"\ninterrupted; nothing unfinished was published{stop}", file=sys.stderr)
         return INTERRUPTED
     return 0
 
@@ -70,7 +72,7 @@ def _add_train_and_export(subparsers: Any) -> None:
         help="train, fold, export, verify and publish as the next version",
     )
     recipe = parser.add_argument_group("recipe (what is left out comes from the preset)")
-    recipe.add_argument("--preset", choices=sorted(PRESETS), default="book", help="a named set of good values (book)")
+    recipe.add_argument("--preset", choices=sorted(PRESETS), default=None, help="a named set of good values (book)")
     recipe.add_argument("--pool", choices=POOLS, default=None, help="pooling between the convolutions")
     recipe.add_argument("--norm", choices=NORMS, default=None, help="batch normalization: PyTorch's, by hand, none")
     recipe.add_argument("--epochs", type=int, default=None, help="passes over the training set")
@@ -93,11 +95,13 @@ def _add_train_and_export(subparsers: Any) -> None:
         "--statistics", choices=("population", "running"), default=None, help="which are exported (population)"
     )
     places = parser.add_argument_group("places")
-    places.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where it trains (auto)")
+    places.add_argument("--device", choices=("auto", "cpu", "cuda"), default=None, help="where it trains (auto)")
     places.add_argument("--data-dir", type=Path, default=None, help="folder with Fashion-MNIST's four files")
     places.add_argument("--models-dir", type=Path, default=Path("models"), help="where the version appears (models)")
-    places.add_argument("--name", default="lenet-bn", help="of the model (lenet-bn)")
+    places.add_argument("--name", default=None, help="of the model (lenet-bn)")
     places.add_argument("--out", type=Path, default=None, help="the run's own folder (runs/NAME-TIME-seedSEED)")
+    places.add_argument("--resume", type=Path, default=None, metavar="RUN", help="go on with a run that was stopped")
+    places.add_argument("--tensorboard", action="store_true", help="write TensorBoard events into the run's folder too")
     parser.set_defaults(run=_run_train_and_export)
 
 
@@ -110,24 +114,56 @@ def _add_verify(subparsers: Any) -> None:
 
 
 def _run_train_and_export(arguments: argparse.Namespace) -> None:
-    _check_name(arguments.name)
-    recipe = _recipe(arguments)
-    device = resolve_device(arguments.device)
-    dataset = load(arguments.data_dir)
-    now = datetime.now(UTC)
-    run = Run(arguments.out or default_folder(arguments.name, recipe.seed, now))
+    if arguments.tensorboard:
+        require_tensorboard()
     revision, environment = provenance.revision(), provenance.environment()
-    made_by = {"revision": revision, "environment": environment}
-    run.write_config(_config(arguments.name, recipe, dataset, device.type) | made_by)
-    print(f"data {dataset.source}, device {device.type}, run {run.folder}")
-    trained = train(recipe, dataset, device, lambda record: _on_epoch(run, record, recipe.epochs))
-    weights = run.write_weights(trained.weights)
-    print(_accuracies(trained))
-    packaged = package(trained, dataset, revision=revision, environment=environment, created=datetime.now(UTC))
-    print(f"\n{packaged.report.table()}\n\n{packaged.parity.table()}\n")
-    _write_summary(run, arguments.name, recipe, trained, packaged, revision, dataset)
-    folder = publish(arguments.models_dir, arguments.name, packaged.model, packaged.manifest)
+    begun, dataset = _begun(arguments, {"revision": revision, "environment": environment})
+    run, recipe, resumed = begun.run, begun.recipe, begun.resumed
+    done = 0 if resumed is None else len(resumed.epochs)
+    print(
+        f"data {dataset.source}, device {begun.device.type}, run {run.folder}" + (f", epoch {done} done" * bool(done))
+    )
+    events = Events(run.folder, done + 1) if arguments.tensorboard else None
+    with begun.resumable():
+        trained = train(
+            recipe,
+            dataset,
+            begun.device,
+            lambda record: _on_epoch(run, events, record, recipe.epochs),
+            resumed=resumed,
+            on_snapshot=begun.save,
+        )
+        weights = run.write_weights(trained.weights)
+        print(_accuracies(trained))
+        packaged = package(trained, dataset, revision=revision, environment=environment, created=datetime.now(UTC))
+        print(f"\n{packaged.report.table()}\n\n{packaged.parity.table()}\n")
+        folder = publish(arguments.models_dir, begun.name, packaged.model, packaged.manifest)
+    _write_summary(run, begun.name, recipe, trained, packaged, revision, dataset)
     print(f"published {folder} ({len(packaged.model):,} bytes); weights {weights}")
+
+
+def _begun(arguments: argparse.Namespace, made_by: Mapping[str, Any]) -> tuple[Begun, FashionMNIST]:
+    """Return the run that the flags ask for, new or resumed, and its data; whatever is wrong is said here."""
+    if arguments.resume is not None:
+        _refuse_beside_resume(arguments)
+        dataset = load(arguments.data_dir)
+        return go_on(arguments.resume, arguments.device, dataset), dataset
+    name = arguments.name or "lenet-bn"
+    _check_name(name)
+    recipe = _recipe(arguments)
+    device = resolve_device(arguments.device or "auto")
+    dataset = load(arguments.data_dir)
+    folder = arguments.out or default_folder(name, recipe.seed, datetime.now(UTC))
+    return begin(folder, name, recipe, device, dataset, made_by), dataset
+
+
+def _refuse_beside_resume(arguments: argparse.Namespace) -> None:
+    flags = {"learning_rate": "lr"}
+    options = ["preset", "name", "out", *(field.name for field in dataclasses.fields(Recipe) if field.name != "preset")]
+    for option in options:
+        if getattr(arguments, option) is not None:
+            flag = "--" + flags.get(option, option).replace("_", "-")
+            raise ConfigError(f"{flag} with --resume: the run goes on as it was begun; leave {flag} out")
 
 
 def _run_verify(arguments: argparse.Namespace) -> None:
@@ -149,20 +185,13 @@ def _check_name(name: str) -> None:
 
 def _recipe(arguments: argparse.Namespace) -> Recipe:
     options = {field.name for field in dataclasses.fields(Recipe)} - {"preset"}
-    return Recipe.from_preset(arguments.preset, **{option: getattr(arguments, option) for option in options})
+    return Recipe.from_preset(arguments.preset or "book", **{option: getattr(arguments, option) for option in options})
 
 
-def _config(name: str, recipe: Recipe, dataset: FashionMNIST, device: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "recipe": recipe.as_dict(),
-        "device": device,
-        "data": {"source": dataset.source, "sha256": dict(dataset.digests)},
-    }
-
-
-def _on_epoch(run: Run, record: EpochRecord, epochs: int) -> None:
+def _on_epoch(run: Run, events: Events | None, record: EpochRecord, epochs: int) -> None:
     run.append(record)
+    if events is not None:
+        events.append(record)
     print(
         f"epoch {record.epoch:>{len(str(epochs))}}/{epochs}  loss {record.loss:.4f}  "
         f"train {record.train_accuracy:.4f}  test {record.test_accuracy:.4f}  "
@@ -180,7 +209,7 @@ def _write_summary(
     run.write("curves.png", plots.curves_png(trained.history.epochs))
     run.write("confusion.png", plots.confusion_png(counts, CLASS_NAMES))
     card = model_card(name, recipe.as_dict(), packaged.manifest, revision, counts, CLASS_NAMES)
-    run.write("MODEL_CARD.md", card.encode())
+    run.write(CARD_NAME, card.encode())
 
 
 def _accuracies(trained: Trained) -> str:

@@ -27,7 +27,7 @@ FORMAT = 1
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _VERSION = re.compile(r"[1-9][0-9]*")
-_TEMPORARY = ".tmp-"
+TEMPORARY = ".tmp-"
 
 
 def publish(
@@ -114,7 +114,7 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         OSError: as the system says; the temporary file is gone again.
     """
-    handle, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
+    handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             os.fchmod(file.fileno(), 0o666 & ~_umask())  # mkstemp makes files for their owner alone
@@ -149,7 +149,7 @@ def _publish_next(
 def _publish_as(target: Path, files: Mapping[str, bytes], companions: Mapping[str, str]) -> None:
     folder = target.parent
     with contextlib.ExitStack() as undo:
-        temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder))
+        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder))
         undo.callback(shutil.rmtree, temporary, ignore_errors=True)
         for name, content in files.items():
             write_whole(temporary / name, content)
@@ -181,7 +181,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 def _remove_left_behind(folder: Path) -> None:
     """Remove what publishers that were killed have left; under the lock nobody living owns any of it."""
-    for entry in folder.glob(f"{_TEMPORARY}*"):
+    for entry in folder.glob(f"{TEMPORARY}*"):
         if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
         else:

@@ -214,7 +214,8 @@ def _update(
     unbiased: bool,
 ) -> None:
     """Step the moving statistics towards a batch's in place, so that captured graphs and state dicts see the step."""
-    gain = torch.as_tensor(momentum, dtype=moving_mean.dtype, device=moving_mean.device)
+    # A number stays a number: as a tensor it would be copied to the device, which a graph being captured refuses.
+    gain = momentum.to(moving_mean) if isinstance(momentum, Tensor) else float(momentum)
     gap = variance / (count - 1)  # unbiased minus biased variance: v·n/(n−1) − v
     moving_mean.lerp_(mean, gain)
     moving_var.lerp_(variance + gap if unbiased else variance, gain)

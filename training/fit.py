@@ -6,7 +6,7 @@ same loop serves CPU and GPU. It takes a model and a recipe; it neither builds t
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,16 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.augment import epoch_mirrored, mirror
+from training.capture import capture
 from training.config import Recipe
 from training.dataset import FashionMNIST, scale_pixels
-from training.device import flushed_denormals, resolve_device, synchronize, to_device
-from training.errors import ConfigError, DivergenceError
+from training.device import exact_convolutions, flushed_denormals, resolve_device, synchronize, to_device
+from training.errors import CheckpointError, ConfigError, DivergenceError
 from training.schedule import learning_rate, optimizer_for, set_learning_rate
+from training.stages import faster
 
 # Whoever trains chooses a device first, so its two functions are offered here too.
 __all__ = ["EpochRecord", "History", "epoch_order", "evaluate", "fit", "resolve_device", "to_device"]
 
-EVALUATION_ROWS = 500  # keeps the activations of a chunk (7 MB after the first convolution) in a CPU's last-level cache
+# 500 keep the activations of a chunk (7 MB after the first convolution) in a CPU's last-level cache; a GPU takes all.
+EVALUATION_ROWS = {"cpu": 500, "cuda": 10_000}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +72,33 @@ class History:
         return self.epochs[-1]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """Where a training stands after an epoch: with the recipe and the data, all that the next epoch depends on.
+
+    Attributes:
+        epochs: the records so far.
+        seconds: wall clock so far.
+        model: state dict of the model.
+        optimizer: state dict of the optimizer.
+    """
+
+    epochs: tuple[EpochRecord, ...]
+    seconds: float
+    model: Mapping[str, Any]
+    optimizer: Mapping[str, Any]
+
+
 def fit(
     model: nn.Module,
     dataset: FashionMNIST,
     recipe: Recipe,
     device: torch.device,
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    *,
+    resumed: Snapshot | None = None,
+    on_snapshot: Callable[[Snapshot], None] | None = None,
+    captures: bool = True,
 ) -> History:
     """Train `model` in place and return one record for each epoch; the model ends on `device`, in evaluation mode.
 
@@ -86,21 +110,30 @@ def fit(
         recipe: the hyperparameters.
         device: where data, model and every step live.
         on_epoch: called with each epoch's record as soon as it is measured.
+        resumed: where an earlier training with this recipe stood; the epochs after it follow as they would have there.
+        on_snapshot: called after each epoch, before `on_epoch`, with what `resumed` takes. Its tensors are the live
+            ones: whoever keeps them copies them.
+        captures: on a GPU, whether steps are captured in CUDA graphs, one for each batch size. The CPU has none.
 
     Raises:
         ConfigError: the last batch of an epoch would hold one row, which norms refuse.
-        DivergenceError: a loss was NaN or infinite; the message names epoch and step.
+        CheckpointError: `resumed` does not fit the model.
+        DivergenceError: a loss or a weight was NaN or infinite; the message names epoch and step.
     """
     _check_remainder(len(dataset.train_labels), recipe)
     model.to(device)
     images, labels = to_device(dataset.train_images, device), to_device(dataset.train_labels, device)
     test_images, test_labels = to_device(dataset.test_images, device), to_device(dataset.test_labels, device)
     optimizer = optimizer_for(model, recipe, device)
-    epoch_of = Epoch(model, optimizer, images, labels, recipe)
+    epoch_of = Epoch(model, optimizer, images, labels, recipe, captures=captures and device.type == "cuda")
     history = History()
-    with flushed_denormals():
-        train_seconds, start = 0.0, time.perf_counter()
-        for number in range(1, recipe.epochs + 1):
+    if resumed is not None:
+        _restore(model, optimizer, resumed)
+        history.epochs.extend(resumed.epochs)
+    with flushed_denormals(), exact_convolutions():
+        train_seconds = sum(record.train_seconds for record in history.epochs)
+        start = time.perf_counter() - (0.0 if resumed is None else resumed.seconds)
+        for number in range(len(history.epochs) + 1, recipe.epochs + 1):
             loss, accuracy, seconds = epoch_of.run(number)
             train_seconds += seconds
             test_accuracy = evaluate(model, test_images, test_labels)
@@ -114,10 +147,33 @@ def fit(
                 wall_examples_per_second=number * len(labels) / (time.perf_counter() - start),
             )
             history.epochs.append(record)
+            _require_finite(model, number)
+            if on_snapshot is not None:
+                on_snapshot(_snapshot(model, optimizer, history, time.perf_counter() - start))
             if on_epoch is not None:
                 on_epoch(record)
     model.eval()
     return history
+
+
+def _snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, history: History, seconds: float) -> Snapshot:
+    return Snapshot(
+        epochs=tuple(history.epochs), seconds=seconds, model=model.state_dict(), optimizer=optimizer.state_dict()
+    )
+
+
+def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, snapshot: Snapshot) -> None:
+    try:
+        model.load_state_dict(snapshot.model)
+        optimizer.load_state_dict(dict(snapshot.optimizer))
+    except (RuntimeError, ValueError, KeyError) as err:
+        raise CheckpointError(f"the checkpoint is of another architecture: {' '.join(str(err).split())}") from err
+
+
+def _require_finite(model: nn.Module, epoch: int) -> None:
+    """Raise DivergenceError when the last step broke the weights: its own loss was still finite."""
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+        raise DivergenceError(f"the weights became infinite in the last step of epoch {epoch}; lower --lr")
 
 
 class Ledger:
@@ -140,6 +196,10 @@ class Ledger:
         self.order.copy_(epoch_order(rows, seed, epoch))
         if self.mirrored is not None:
             self.mirrored.copy_(epoch_mirrored(rows, seed, epoch))
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Go back to the first row and the first step."""
         self.row.zero_()
         self.step.zero_()
 
@@ -153,14 +213,14 @@ class Step:
 
     def __init__(
         self,
-        model: nn.Module,
+        forward: Callable[[Tensor], Tensor],
         optimizer: torch.optim.Optimizer,
         images: Tensor,
         labels: Tensor,
         ledger: Ledger,
         rows: int,
     ) -> None:
-        self.model = model
+        self.forward = forward
         self.optimizer = optimizer
         self.images = images
         self.labels = labels
@@ -175,7 +235,7 @@ class Step:
         images = self.images.index_select(0, picked)
         if ledger.mirrored is not None:
             images = mirror(images, ledger.mirrored.index_select(0, picked))
-        logits = self.model(scale_pixels(images))
+        logits: Tensor = self.forward(scale_pixels(images))
         loss = F.cross_entropy(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -191,19 +251,36 @@ class Epoch:
     """Passes over the training set in a fresh order: full batches, and one step with the remainder if there is one."""
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, recipe: Recipe
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        images: Tensor,
+        labels: Tensor,
+        recipe: Recipe,
+        *,
+        captures: bool = False,
     ) -> None:
         full, remainder = divmod(len(labels), recipe.batch_size)
         tail = [remainder] if remainder else []
         batches = [recipe.batch_size] * full
         self.sizes = tail + batches if recipe.tail == "first" else batches + tail
         self.model = model
-        self.optimizer = optimizer
         self.recipe = recipe
         self.ledger = Ledger(len(labels), len(self.sizes), images.device, is_mirroring=recipe.augment == "mirror")
-        self.steps = {
-            rows: Step(model, optimizer, images, labels, self.ledger, rows) for rows in dict.fromkeys(self.sizes)
+        forward = faster(model) if images.device.type == "cpu" else model
+        self.optimizer = optimizer
+        self.captures = captures
+        self.steps: dict[int, Callable[[], None]] = {
+            rows: Step(forward, optimizer, images, labels, self.ledger, rows) for rows in dict.fromkeys(self.sizes)
         }
+
+    def prepare(self) -> None:
+        """Capture each kind of step, once, where that is wanted; the ledger must hold an order of rows by then."""
+        if self.captures:
+            rewind = self.ledger.rewind
+            graphs = {rows: capture(step, rewind, self.model, self.optimizer) for rows, step in self.steps.items()}
+            self.steps = {rows: graph.replay for rows, graph in graphs.items()}
+            self.captures = False
 
     def run(self, number: int) -> tuple[float, float, float]:
         """Train epoch `number` (from 1) and return mean loss, accuracy and the seconds of its steps.
@@ -213,6 +290,7 @@ class Epoch:
         """
         self.model.train()
         self.ledger.restart(self.recipe.seed, number)
+        self.prepare()
         synchronize(self.ledger.order.device)
         start = time.perf_counter()
         for at, rows in enumerate(self.sizes, start=(number - 1) * len(self.sizes)):
@@ -237,15 +315,16 @@ def epoch_order(rows: int, seed: int, epoch: int) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, rows: int = EVALUATION_ROWS) -> float:
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, rows: int | None = None) -> float:
     """Return the share of `images` that `model` classifies rightly in evaluation mode; its mode is restored.
 
     Args:
         model: on the device of the images.
         images: (N, 1, 28, 28) uint8.
         labels: (N,) int64.
-        rows: images of one forward pass.
+        rows: images of one forward pass; what suits the device by default.
     """
+    rows = rows or EVALUATION_ROWS[images.device.type]
     was_training = model.training
     model.eval()
     try:

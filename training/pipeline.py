@@ -20,7 +20,7 @@ from training.config import Recipe
 from training.dataset import CLASS_NAMES, PIXEL_SCALE, FashionMNIST, scale_pixels
 from training.device import to_device
 from training.errors import FoldError
-from training.fit import EpochRecord, History, evaluate, fit
+from training.fit import EpochRecord, History, Snapshot, evaluate, fit
 from training.fold import fold, fold_input
 from training.fold.report import Report
 from training.model import build, count_parameters
@@ -74,8 +74,13 @@ def train(
     dataset: FashionMNIST,
     device: torch.device,
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    *,
+    resumed: Snapshot | None = None,
+    on_snapshot: Callable[[Snapshot], None] | None = None,
 ) -> Trained:
     """Return the network that `recipe` makes of `dataset`, with running and with population statistics.
+
+    `resumed` and `on_snapshot` are those of `fit`.
 
     Raises:
         DivergenceError: the loss was NaN or infinite.
@@ -83,7 +88,7 @@ def train(
     """
     start = time.perf_counter()
     network = build(recipe)
-    history = fit(network, dataset, recipe, device, on_epoch)
+    history = fit(network, dataset, recipe, device, on_epoch, resumed=resumed, on_snapshot=on_snapshot)
     statistics, accuracy = {}, {}
     if recipe.norm == "none":
         accuracy["none"] = history.last.test_accuracy
@@ -100,7 +105,7 @@ def train(
         history=history,
         test_accuracy=accuracy,
         device=device.type,
-        seconds=time.perf_counter() - start,
+        seconds=time.perf_counter() - start + (0.0 if resumed is None else resumed.seconds),
     )
 
 

@@ -1,13 +1,15 @@
-"""What a run leaves in its own folder: configuration, figures epoch by epoch, and the trained weights.
+"""What a run leaves in its own folder: configuration, figures epoch by epoch, checkpoint, and the trained weights.
 
 The pipeline's record for people and for `verify --weights`; the service never sees it. Every file appears whole, except
-`metrics.csv`, which grows by one flushed line an epoch so that a killed run still shows how far it came.
+`metrics.csv`, which grows by one flushed line an epoch so that a killed run still shows how far it came. A run that was
+killed is opened again and goes on from its checkpoint; one that has its model card is finished.
 """
 
 import csv
+import io
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from training.artifact import write_whole
+from training.artifact import TEMPORARY, write_whole
+from training.checkpoint import CHECKPOINT_NAME
 from training.config import Recipe
 from training.errors import ArtifactError, CheckpointError, ConfigError, TrainingError
 from training.fit import EpochRecord
@@ -25,6 +28,7 @@ from training.model import build
 CONFIG_NAME = "config.json"
 METRICS_NAME = "metrics.csv"
 WEIGHTS_NAME = "model.safetensors"
+CARD_NAME = "MODEL_CARD.md"  # written last, after publishing
 MANIFEST_KEY = "foldserve"
 
 # safetensors keeps its header's entries in no fixed order: one entry, holding JSON, gives the same bytes every time.
@@ -83,23 +87,61 @@ class Run:
             raise ArtifactError(f"--out {folder}: cannot be made ({err.strerror or err}); choose another") from err
         self.folder = folder
 
+    @classmethod
+    def reopen(cls, folder: Path) -> "Run":
+        """Return the run in `folder`, which was begun and not finished; what a killed process left half-done is gone.
+
+        Raises:
+            ConfigError: no run was begun there, or it is finished.
+        """
+        if not (folder / CONFIG_NAME).is_file():
+            raise ConfigError(f"--resume {folder}: holds no {CONFIG_NAME}; expected the folder of a run that was begun")
+        if (folder / CARD_NAME).exists():
+            raise ConfigError(f"--resume {folder}: this run is finished and published; start a new one with --out")
+        run = cls.__new__(cls)
+        run.folder = folder
+        for left in folder.glob(f"{TEMPORARY}*"):
+            left.unlink(missing_ok=True)
+        return run
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where last.pt lies, once an epoch is done."""
+        return self.folder / CHECKPOINT_NAME
+
+    def read_config(self) -> dict[str, Any]:
+        """Return what `write_config` wrote.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        path = self.folder / CONFIG_NAME
+        try:
+            config: dict[str, Any] = json.loads(path.read_bytes())
+            return config | {"recipe": Recipe(**config["recipe"])}
+        except (OSError, KeyError, TypeError, ValueError) as err:
+            raise CheckpointError(f"{path} is not the configuration of a run ({err!r}); start a new one") from err
+
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write config.json: what really ran, where and on what data."""
         self.write(CONFIG_NAME, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
 
     def append(self, record: EpochRecord) -> None:
         """Add one epoch's line to metrics.csv and flush it."""
-        values = record.as_dict()
         path = self.folder / METRICS_NAME
         try:
             is_new = not path.exists()
             with path.open("a", newline="", encoding="utf-8") as file:
-                rows = csv.DictWriter(file, values)
-                if is_new:
-                    rows.writeheader()
-                rows.writerow(values)
+                file.write(_csv([record], with_header=is_new))
         except OSError as err:
             raise _refused(path, err) from err
+
+    def rewrite(self, records: Sequence[EpochRecord]) -> None:
+        """Make metrics.csv state `records` alone: the process that was killed may have written a line less or more."""
+        if records:
+            self.write(METRICS_NAME, _csv(records, with_header=True).encode())
+        else:
+            (self.folder / METRICS_NAME).unlink(missing_ok=True)
 
     def write(self, name: str, content: bytes) -> Path:
         """Write a file of the run whole and return its path.
@@ -117,6 +159,15 @@ class Run:
     def write_weights(self, weights: Weights) -> Path:
         """Write model.safetensors and return its path."""
         return self.write(WEIGHTS_NAME, weights_to_bytes(weights))
+
+
+def _csv(records: Sequence[EpochRecord], *, with_header: bool) -> str:
+    text = io.StringIO(newline="")
+    rows = csv.DictWriter(text, [field.name for field in fields(EpochRecord)])
+    if with_header:
+        rows.writeheader()
+    rows.writerows(record.as_dict() for record in records)
+    return text.getvalue()
 
 
 def default_folder(name: str, seed: int, now: datetime) -> Path:

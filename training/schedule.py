@@ -28,7 +28,7 @@ def optimizer_for(model: nn.Module, recipe: Recipe, device: torch.device) -> tor
         return Muon(matrices, [other for other in model.parameters() if id(other) not in taken], lr=rate)
     if recipe.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=rate, betas=ADAM_BETAS, capturable=is_cuda)
-    return torch.optim.SGD(model.parameters(), lr=rate)
+    return torch.optim.SGD(model.parameters(), lr=rate, fused=is_cuda)
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:

@@ -79,19 +79,6 @@ def test_a_stuck_upload_does_not_hold_up_the_end(fashion):
             assert process.wait(60) == 0
 
 
-@pytest.mark.slow
-def test_two_workers_share_the_port(fashion):
-    """Both workers load and answer; metrics that nobody could add up are refused with the remedy."""
-    with started("--models-dir", str(fashion), "--workers", "2", ready_lines=2) as (process, address):
-        answers = [httpx.post(f"{address}/predict", content=bytes(784), headers=OCTETS).json() for _ in range(10)]
-        assert all(answer == answers[0] for answer in answers)
-        refused = httpx.get(f"{address}/metrics")
-        assert refused.status_code == 501
-        assert "one worker" in refused.json()["error"]
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-
-
 def test_a_port_in_use_is_one_line(fashion):
     """The line names the port and the flag that helps."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

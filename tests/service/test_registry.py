@@ -169,7 +169,7 @@ class Reversing(Batcher):
 
 def test_the_golden_questions_take_the_way_that_requests_take(fashion, monkeypatch):
     """A right engine behind a batcher that mixes up rows is not ready either."""
-    monkeypatch.setattr("service.registry.Batcher", Reversing)
+    monkeypatch.setattr("service.loading.Batcher", Reversing)
     with pytest.raises(ArtifactInvalid, match="model 'fashion'"):
         asyncio.run(registry_of(fashion).load())
 

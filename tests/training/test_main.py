@@ -133,7 +133,7 @@ def test_the_manifest_keeps_golden_answers_parity_fold_and_environment(made: Mad
 def test_the_run_folder_holds_configuration_figures_and_weights(made: Made) -> None:
     """config.json says what really ran, metrics.csv has one line for each epoch, the card states the accuracy."""
     assert {path.name for path in made.run.iterdir()} == {
-        *("config.json", "metrics.csv", "model.safetensors"),
+        *("config.json", "metrics.csv", "last.pt", "model.safetensors"),
         *("curves.png", "confusion.png", "MODEL_CARD.md"),
     }
     config = json.loads((made.run / "config.json").read_text())
@@ -331,7 +331,9 @@ def test_a_diverging_training_publishes_nothing(
         str(tmp_path / "run"),
     ]
     assert command_line.main(["train-and-export", *options]) == 1
-    assert "at step" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "at step" in error
+    assert "no epoch was finished" in error
     assert not (tmp_path / "models").exists()
 
 
@@ -348,9 +350,57 @@ def test_ctrl_c_ends_with_130_and_publishes_nothing(
     monkeypatch.setattr(Run, "append", interrupted)
     options = ["--models-dir", str(tmp_path / "models"), "--out", str(tmp_path / "run")]
     assert command_line.main(["train-and-export", *RECIPE, *options]) == 130
-    assert "interrupted; nothing unfinished was published" in capsys.readouterr().err
+    assert f"nothing unfinished was published; go on with --resume {tmp_path / 'run'}" in capsys.readouterr().err
     assert not (tmp_path / "models").exists()
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 2
+
+
+def test_an_interrupted_run_goes_on_to_the_same_model(
+    small: FashionMNIST, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped after its first epoch and resumed, it publishes the very bytes of the run that was left alone."""
+    places = ["--models-dir", str(tmp_path / "models"), "--out", str(tmp_path / "run"), "--name", "small"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "append", lambda run, record: os.kill(os.getpid(), signal.SIGINT))
+        assert command_line.main(["train-and-export", *RECIPE, *places]) == 130
+    resume = ["train-and-export", "--models-dir", str(tmp_path / "models"), "--resume", str(tmp_path / "run")]
+    assert command_line.main(resume) == 0
+    assert "epoch 1 done" in capsys.readouterr().out
+    model = (tmp_path / "models" / "small" / "1" / "model.onnx").read_bytes()
+    assert model == (made.version / "model.onnx").read_bytes()
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 3
+    assert command_line.main(resume) == 2
+    assert "this run is finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--lr", "0.1"], "--lr with --resume"),
+        (["--preset", "book"], "--preset with --resume"),
+        (["--out", "elsewhere"], "--out with --resume"),
+        (["--batch-size", "8"], "--batch-size with --resume"),
+        ([], "holds no config.json"),
+    ],
+)
+def test_what_contradicts_a_resumed_run_ends_with_2(
+    small: FashionMNIST, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    """A run goes on as it was begun, or not at all; a folder without a run is none."""
+    assert command_line.main(["train-and-export", "--resume", str(tmp_path), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_tensorboard_that_is_not_installed_is_said_before_training(
+    small: FashionMNIST, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The package is named, and no run folder is left."""
+    from training import events
+
+    monkeypatch.setattr(events.importlib.util, "find_spec", lambda name: None)
+    assert command_line.main(["train-and-export", "--tensorboard", "--out", str(tmp_path / "run")]) == 2
+    assert "pip install tensorboard" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_fold_is_a_subcommand(made: Made, capsys: pytest.CaptureFixture[str]) -> None:

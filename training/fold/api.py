@@ -273,6 +273,10 @@ def require_foldable(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
             raise Refusal(RefusalCode.LAZY, f"the module '{name}' has no shapes yet; run one batch through the model")
+        if ".quantized." in f"{type(module).__module__}." or ".ao.quantization." in f"{type(module).__module__}.":
+            raise Refusal(
+                RefusalCode.QUANTISED, f"the module '{name}' is {type(module).__name__}; fold before quantising"
+            )
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta:
             raise FoldError(f"the tensor '{name}' is on the meta device, without values; load the weights first")

@@ -90,17 +90,16 @@ class Graph:
         return self._is_constant[node]
 
     def constant(self, node: Node) -> Tensor:
-        """Return the float64 value of a constant node."""
+        """Return the float64 value of a constant node, on the CPU; parameters are widened anew each time."""
+        target = self.target(node)
+        if target is not None:
+            known = self.exact.get(target)
+            value = self.tensors[target].detach().cpu() if known is None else torch.from_numpy(known)
+            return value.double() if value.is_floating_point() else value
         if node not in self._constants:
-            target = self.target(node)
-            if target is not None:
-                value = self.tensors[target].detach()
-                value = torch.from_numpy(self.exact[target]) if target in self.exact else value
-                self._constants[node] = value.double() if value.is_floating_point() else value
-            else:
-                args = torch.fx.node.map_arg(node.args, self.constant)
-                kwargs = torch.fx.node.map_arg(node.kwargs, self.constant)
-                self._constants[node] = run_in_float64(lambda: node.target(*args, **kwargs), ())  # type: ignore[operator]
+            args = torch.fx.node.map_arg(node.args, self.constant)
+            kwargs = torch.fx.node.map_arg(node.kwargs, self.constant)
+            self._constants[node] = run_in_float64(lambda: node.target(*args, **kwargs), ())  # type: ignore[operator]
         return self._constants[node]
 
     def unexpanded(self, node: Node) -> Node | None:

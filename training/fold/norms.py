@@ -54,8 +54,8 @@ def find_norms(graph: Graph) -> tuple[list[Norm], list[Site]]:
     refused: list[Site] = []
     claimed: set[Node] = set()
     for node in graph.nodes:
-        if node in claimed or node.op != "call_function":
-            continue
+        if node in claimed or node.op != "call_function" or graph.is_constant(node):
+            continue  # a norm of weights (weight standardisation) is a constant like any other
         reader = _READERS.get(operation(node))
         try:
             norm = reader(graph, node) if reader else _affine_chain(graph, node)
@@ -177,7 +177,8 @@ def _affine_chain(graph: Graph, first: Node) -> Norm | None:
         last = following[0]
         nodes.append(last)
         steps.append(following[1])
-    if not _is_norm(steps):
+    normalises = any(operation(node) in _NORMALISES for node in nodes)
+    if not _is_norm(steps) or not (normalises or _has_own_module(graph, nodes)):
         return None
     return _unwrapped(graph, _composed(graph, steps, tuple(nodes)))
 
@@ -210,6 +211,18 @@ def _next_step(graph: Graph, last: Node) -> tuple[Node, Step] | None:
         return None
     step = affine_step(graph, readers[0])
     return (readers[0], step) if step is not None and not _is_reciprocal(graph, readers[0]) else None
+
+
+_NORMALISES = {f"aten::{name}" for name in ("sub", "div", "sub_", "div_")}
+
+
+def _has_own_module(graph: Graph, nodes: list[Node]) -> bool:
+    """True when a module does nothing but these steps: a frozen norm, not a residual with a learned scale."""
+    key, inside = call_key(nodes[0]), set(nodes)
+    others = (n for n in graph.nodes if n not in inside and n.op == "call_function" and call_key(n) == key)
+    return module_path(nodes[0]) != "" and all(
+        not is_tensor(n) or graph.is_constant(n) or graph.unexpanded(n) is not None for n in others
+    )
 
 
 def _is_norm(steps: list[Step]) -> bool:

@@ -58,10 +58,15 @@ def read_constant(graph: OnnxGraph, value: str) -> Constant | None:
     if node.op_type == "CastLike":
         return _widened(read_constant(graph, node.input[0]), graph.dtype(node.input[1]))
     operation = _OPERATIONS.get(node.op_type)
-    operands = [read_constant(graph, name) if name else None for name in node.input]
-    if operation is None or not operands or any(o is None for o, n in zip(operands, node.input, strict=True) if n):
+    if operation is None:
         return None
-    return operation(node, [operand for operand in operands if operand is not None])
+    operands: list[Constant] = []
+    for name in node.input:
+        operand = read_constant(graph, name) if name else None
+        if operand is None:
+            return None
+        operands.append(operand)
+    return operation(node, operands) if operands else None
 
 
 def integers_at(graph: OnnxGraph, node: NodeProto, index: int) -> list[int] | None:

@@ -19,16 +19,18 @@ from training.fold.onnx_kernels import KERNELS
 from training.fold.onnx_types import FLOAT_TYPES, attributes, captures, subgraphs, to_array
 
 Values = npt.NDArray[Any]
+_Precision = type[np.floating[Any]] | None  # of a run on magnitudes; None for an ordinary one
 _RANDOM = frozenset(
     ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 )
-_FEW = 64  # values up to this many elements are kept anyway: they are shapes, which any part of the graph may read
+SMALL = 64  # values up to this many elements are kept anyway: they are shapes, which any part of the graph may read
 
 
 class Evaluator:
     """One model and how to compute any of its values.
 
     Attributes:
+        inputs: names of the graph's inputs.
         unknown: value -> why it could not be computed, from the last run.
     """
 
@@ -36,18 +38,33 @@ class Evaluator:
         self.model = model
         self.nodes: list[NodeProto] = list(model.graph.node)
         self.unknown: dict[str, str] = {}
+        self.inputs = [value.name for value in model.graph.input]
         self._exact = exact or {}
         self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self._producers = {name: node for node in self.nodes for name in node.output if name}
 
-    def run(self, feeds: Mapping[str, Values], keep: Iterable[str], *, absolute: bool = False) -> dict[str, Values]:
+    def run(self, feeds: Mapping[str, Values], keep: Iterable[str]) -> dict[str, Values]:
         """Return the values named in `keep`, and the small ones on the way, as far as they could be computed.
 
         Args:
             feeds: values that are given, graph inputs or any others; what makes them is not run.
             keep: names of values.
-            absolute: use the magnitude of every constant; with magnitudes as feeds this gives the A of the error bound.
         """
+        return self._run(feeds, keep, None)
+
+    def magnitude(self, feeds: Mapping[str, Values], result: str) -> Values | None:
+        """Return `result` with every number replaced by its magnitude: the A of the error bound.
+
+        It is a yardstick, for which float32 is fine enough and far faster; where that overflows, float64 is used.
+        """
+        for precision in (np.float32, np.float64):
+            magnitudes = {n: np.abs(v).astype(precision) if v.dtype.kind == "f" else v for n, v in feeds.items()}
+            found = self._run(magnitudes, [result], precision).get(result)
+            if found is not None and np.all(np.isfinite(found)):
+                return found
+        return None
+
+    def _run(self, feeds: Mapping[str, Values], keep: Iterable[str], absolute: _Precision) -> dict[str, Values]:
         wanted = set(keep)
         nodes = self._needed(wanted, set(feeds))
         last = {name: i for i, node in enumerate(nodes) for name in _reads(node)}
@@ -56,21 +73,21 @@ class Evaluator:
         for i, node in enumerate(nodes):
             self._run_node(node, live, absolute)
             for name in _reads(node):
-                if last[name] == i and name not in wanted and name in live and live[name].size > _FEW:
+                if last[name] == i and name not in wanted and name in live and live[name].size > SMALL:
                     del live[name]
         for name in wanted - set(live):
             if name in self._initializers:
                 live[name] = self._constant(name, absolute)
         return live
 
-    def _run_node(self, node: NodeProto, live: dict[str, Values], absolute: bool) -> None:
+    def _run_node(self, node: NodeProto, live: dict[str, Values], absolute: _Precision) -> None:
         lost = next((name for name in _reads(node) if name in self.unknown), None)
         try:
             if lost is not None:
                 raise NotImplementedError(self.unknown[lost])
             results = self._compute(node, {n: self._value(n, live, absolute) for n in _reads(node)})
-            if absolute and node.op_type == "Constant":
-                results = [np.abs(r) if r.dtype.kind == "f" else r for r in results]
+            if absolute is not None and node.op_type == "Constant":
+                results = [np.abs(r).astype(absolute) if r.dtype.kind == "f" else r for r in results]
         except Exception as err:  # whatever the operation tripped over: its results are unknown, which the caller sees
             reason = str(err) or type(err).__name__
             self.unknown.update({name: reason for name in node.output if name})
@@ -89,12 +106,12 @@ class Evaluator:
                 return [result]
         return _reference(node, values, self.model)
 
-    def _value(self, name: str, live: Mapping[str, Values], absolute: bool) -> Values:
+    def _value(self, name: str, live: Mapping[str, Values], absolute: _Precision) -> Values:
         return live[name] if name in live else self._constant(name, absolute)
 
-    def _constant(self, name: str, absolute: bool) -> Values:
+    def _constant(self, name: str, absolute: _Precision) -> Values:
         value = self._exact[name] if name in self._exact else _wide(to_array(self._initializers[name]))
-        return np.abs(value) if absolute and value.dtype.kind == "f" else value
+        return np.abs(value).astype(absolute) if absolute is not None and value.dtype.kind == "f" else value
 
     def _needed(self, wanted: set[str], given: set[str]) -> list[NodeProto]:
         """Return the nodes that lead to `wanted` without those behind `given`, in the graph's order."""

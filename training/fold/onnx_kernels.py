@@ -19,7 +19,7 @@ Kernel = Callable[[Sequence[Values | None], dict[str, Any]], Values | None]
 
 
 def _batch_norm(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
-    x, gamma, beta, mean, var = (np.asarray(v, np.float64) for v in inputs)
+    x, gamma, beta, mean, var = (np.asarray(v) for v in inputs)
     if fields.get("training_mode", 0) or not fields.get("spatial", 1):
         return None
     shape = (1, -1) + (1,) * (x.ndim - 2)
@@ -34,7 +34,10 @@ def _conv(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | N
     if kernel.pads is None or x.ndim - 2 not in (1, 2, 3):
         return None
     function = (F.conv1d, F.conv2d, F.conv3d)[x.ndim - 3]
-    result = function(kernel.pad(x, 0.0), weight, bias, kernel.strides, 0, kernel.dilations, fields.get("group", 1))
+    begins, ends = kernel.pads
+    pads = begins if begins == ends else 0
+    x = x if begins == ends else kernel.pad(x, 0.0)
+    result = function(x, weight, bias, kernel.strides, pads, kernel.dilations, fields.get("group", 1))
     return np.asarray(result.numpy())
 
 

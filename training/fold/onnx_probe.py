@@ -15,7 +15,7 @@ from training.fold.onnx_evaluate import Evaluator, Values
 from training.fold.onnx_types import FLOAT_TYPES, Dims, infer
 from training.fold.rounding import round_once
 
-BATCH = 2  # more than one row, so that rows cannot be mistaken for channels
+_LARGE = 2**16  # elements of one row from which on a single row is enough work
 _SIZES = (12, 32, 64, 224)  # tried for each free dimension that is not the batch
 
 
@@ -69,7 +69,9 @@ def _is_free(shape: Dims | None) -> bool:
 
 
 def _random(rng: np.random.Generator, shape: Dims, kind: int, sizes: dict[str, int], size: int) -> Values:
-    dims = [d if isinstance(d, int) else sizes.setdefault(d, BATCH if i == 0 else size) for i, d in enumerate(shape)]
+    row = int(np.prod([d if isinstance(d, int) else size for d in shape[1:]], dtype=np.int64))
+    batch = 2 if row < _LARGE else 1  # rather two, so that rows cannot be mistaken for channels
+    dims = [d if isinstance(d, int) else sizes.setdefault(d, size if i else batch) for i, d in enumerate(shape)]
     if kind in FLOAT_TYPES:
         values = rng.normal(0.0, 1.0, dims) + rng.normal(0.0, 1.0)
         return np.asarray(round_once(np.asarray(values), FLOAT_TYPES[kind]), np.float64)

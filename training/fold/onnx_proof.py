@@ -14,7 +14,7 @@ import onnx
 from training.errors import FoldError
 from training.fold.core import Array
 from training.fold.onnx_deployed import deployed_errors
-from training.fold.onnx_evaluate import Evaluator, Values
+from training.fold.onnx_evaluate import SMALL, Evaluator, Values
 from training.fold.onnx_probe import probe_inputs
 from training.fold.onnx_types import FLOAT_TYPES, as_float64
 from training.fold.report import Proof
@@ -61,11 +61,12 @@ def prove_onnx(
     starts = {name for segment in live for name in segment.inputs}
     feeds, values = probe_inputs(before, keep | set(outputs), starts)
     lost = set(before.unknown)
-    errors = {id(segment): _segment_error(before, after, segment, values, feeds) for segment in live}
+    known = {name: value for name, value in values.items() if name not in lost}
+    errors = {id(s): _segment_error(before, after, s, {**feeds, **values}, known.get(s.result)) for s in live}
     truth = {name: values[name] for name in outputs if name in values}
     if not truth:  # all lie behind an operation that is unknown here: judge what stands before it
-        truth = {segment.result: values[segment.result] for segment in live if segment.result in values}
-        truth = {name: value for name, value in truth.items() if name not in lost}
+        truth = {segment.result: known[segment.result] for segment in live if segment.result in known}
+    del known, values  # large: every site's input and result
     algebra, amplification = _end_to_end(before, after, feeds, truth)
     limit = ALGEBRA_LIMIT * amplification
     if not algebra <= limit:
@@ -95,17 +96,24 @@ def _successor(segments: Sequence[Segment], index: int) -> int:
 
 
 def _segment_error(
-    before: Evaluator, after: Evaluator, segment: Segment, values: Mapping[str, Values], feeds: Mapping[str, Values]
+    before: Evaluator, after: Evaluator, segment: Segment, values: Mapping[str, Values], known: Values | None
 ) -> float:
-    """Return max |folded - unfolded| / A over the segment's result, both computed from the same inputs."""
-    small = {name: value for name, value in values.items() if value.dtype.kind in "iub"}
-    given = {**feeds, **small, **{name: values[name] for name in segment.inputs if name in values}}
+    """Return max |folded - unfolded| / A over the segment's result, both computed from the same inputs.
+
+    Args:
+        before: the unfolded model.
+        after: the folded one.
+        segment: the stretch to compare.
+        values: inputs of the model and of the segment, and shapes.
+        known: the segment's result in the unfolded model, where that was computed from these inputs already.
+    """
+    inputs = {n: v for n, v in values.items() if n in segment.inputs or (v.size <= SMALL and v.dtype.kind in "iub")}
+    given = {**{name: values[name] for name in before.inputs if name in values}, **inputs}
     given.pop(segment.result, None)
-    one = before.run(given, [segment.result]).get(segment.result)
+    one = before.run(given, [segment.result]).get(segment.result) if known is None else known
     reasons = before.unknown
     two = after.run(given, [segment.result]).get(segment.result)
-    magnitudes = {name: np.abs(v) if v.dtype.kind == "f" else v for name, v in given.items()}
-    scale = after.run(magnitudes, [segment.result], absolute=True).get(segment.result)
+    scale = after.magnitude(given, segment.result)
     if one is None or two is None or scale is None:
         why = next(iter({**reasons, **after.unknown}.values()), "it was not computed")
         raise FoldError(f"proof impossible: {segment.result!r} cannot be evaluated in float64: {why}")

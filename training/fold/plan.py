@@ -134,7 +134,7 @@ def _walk_back(graph: Graph, norm: Norm, plan: Plan) -> _Walk:
             continue
         layer = read_layer(graph, flow.value)
         if layer is not None:
-            walk.takes.append((layer, _taken(graph, layer, flow, "output")))
+            walk.takes.append((layer, _taken(layer, flow, "output")))
             continue
         vector = read_vector(graph, flow.value, flow.axis, flow.affine.channels)
         if vector is not None:
@@ -176,7 +176,7 @@ def _walk_forward(graph: Graph, norm: Norm, norms: list[Norm], exact_padding: bo
                 continue
             layer = read_layer(graph, reader)
             if layer is not None and layer.source is flow.value and not _is_norm_layer(layer):
-                walk.takes.append((layer, _taken(graph, layer, flow, "input")))
+                walk.takes.append((layer, _taken(layer, flow, "input")))
                 _require_no_border(layer, walk.takes[-1][1], exact_padding)
                 continue
             pending.append(_forward(graph, reader, flow))
@@ -221,14 +221,14 @@ def _require_once(walk: _Walk) -> None:
         raise Refusal(RefusalCode.MULTI_USE, "the normalised value reaches one operation on two ways")
 
 
-def _taken(graph: Graph, layer: Layer, flow: Flow, side: str) -> Affine:
+def _taken(layer: Layer, flow: Flow, side: str) -> Affine:
     """Return the flow's affine for the channels of one side of the layer; refuse another axis or another number."""
     require_axis(layer, flow.axis, layer.out_axis if side == "output" else layer.in_axis, side)
     weight = layer.weight
     if weight is None:
         return flow.affine
     count = out_channels if side == "output" else in_channels
-    expected = count(graph.constant(weight).numpy(), layer.layout, layer.groups)
+    expected = count(weight.meta["val"], layer.layout, layer.groups)
     if flow.affine.channels not in (1, expected):
         raise Refusal(RefusalCode.AXIS, f"the norm has {flow.affine.channels} channels, '{layer.node.name}' {expected}")
     return flow.affine.spread(expected)

@@ -222,7 +222,7 @@ class _Run:
         def argument(source: Node) -> Any:
             value = new.get(source)
             if value is not None:
-                return tensor(value).reshape(self._graph.constant(source).shape)
+                return tensor(value).reshape(shape(source))
             return _cast(known[source] if source in known else self._constant(source, layer, change, mode), own)
 
         args = map_arg(node.args, argument)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from training.fold.float64 import named_tensors
 from training.fold.graph import Graph, quiet
 from training.fold.layers import Layer
 from training.fold.parameters import Replacement, Value
@@ -78,14 +79,15 @@ class GraphWriter:
             tensor.data = stored_like(tensor, value)
             self._values.append((tensor, value))
         else:
-            call.replace_input_with(self._nodes[old.name], self._new(call, value, fresh, like=graph.constant(old)))
+            call.replace_input_with(self._nodes[old.name], self._new(call, value, fresh))
 
-    def _new(self, before: Node, value: Value, name: str, like: Tensor | None = None) -> Node:
+    def _new(self, before: Node, value: Value, name: str) -> Node:
         """Return a new parameter as a node before `before`."""
         while hasattr(self.model, name):
             name += "_"
         stored = torch.from_numpy(value.stored).to(getattr(torch, value.dtype))
-        parameter = nn.Parameter(stored if like is None else stored.to(like.device))
+        device = next((tensor.device for _, tensor in named_tensors(self.model)), stored.device)
+        parameter = nn.Parameter(stored.to(device))
         self.model.register_parameter(name, parameter)
         self._values.append((parameter, value))
         with self.model.graph.inserting_before(before):

@@ -105,7 +105,7 @@ def test_existing_output_is_refused_before_any_work(onnx_file, tmp_path):
 @pytest.mark.parametrize("flags", [["--weights", "w.safetensors"], ["--input", "1,3"], ["--padding", "exact"]])
 def test_flags_of_a_factory_are_refused_for_a_file(onnx_file, flags):
     """A flag that would be ignored is an error."""
-    with pytest.raises(ConfigError, match="package.module:factory"):
+    with pytest.raises(ConfigError, match="is for package"):
         command(onnx_file, *flags)
 
 
@@ -167,12 +167,11 @@ def test_factory_without_input_is_refused(factory):
 
 
 def test_weights_that_do_not_fit_are_listed(factory, tmp_path):
-    """Missing, unexpected and differently shaped tensors are named."""
+    """The first tensors that are missing, unexpected or of another shape are named, the rest counted."""
     weights = tmp_path / "w.safetensors"
     save_file({"0.weight": torch.zeros(4, 3, 5, 5), "extra": torch.zeros(1)}, weights)
-    with pytest.raises(ConfigError, match="missing 0.bias.*") as caught:
+    with pytest.raises(ConfigError, match=r"does not fit the model: missing 0\.bias; .* and \d+ more"):
         command(f"{factory}:network", "--weights", str(weights), "--input", "1,3,8,8")
-    assert "missing" in str(caught.value)
 
 
 def test_weights_that_are_no_safetensors(factory, tmp_path):

@@ -108,7 +108,7 @@ def test_missing_external_data(tmp_path):
     """The side file that is missing is named."""
     path = with_external_data(tmp_path / "model", "weights.bin")
     (tmp_path / "model" / "weights.bin").unlink()
-    with pytest.raises(FoldError, match="is missing: expected the file 'weights.bin'"):
+    with pytest.raises(FoldError, match=r"is missing: expected the file 'weights\.bin'"):
         load_onnx(path)
 
 

@@ -14,9 +14,28 @@ from training.fold.onnx_fold import fold_onnx
 torch.set_num_threads(1)
 
 OPERATIONS = (
-    "conv grouped padded deconv norm norm relu dropout identity average maximum transpose flatten resize pad hand "
-    "branch concat sum output twice"
-).split()
+    "conv",
+    "grouped",
+    "padded",
+    "deconv",
+    "norm",
+    "norm",
+    "relu",
+    "dropout",
+    "identity",
+    "average",
+    "maximum",
+    "transpose",
+    "flatten",
+    "resize",
+    "pad",
+    "hand",
+    "branch",
+    "concat",
+    "sum",
+    "output",
+    "twice",
+)
 
 
 def draw_network(choices: list[str], seed: int) -> onnx.ModelProto:

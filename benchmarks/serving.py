@@ -1,0 +1,263 @@
+"""Requests a second, latency, start, memory and idle CPU of the service and of its peers, on one machine, in rounds.
+
+    python benchmarks/serving.py --models models --peers .venv-peers --rounds 3 --seconds 8
+
+Closed loop by `wrk` (Debian package), open loop by `open_loop.py`. In each round every server is started, measured and
+stopped once, after the machine's own speed was measured (`Session.run`, one image, one thread), so that what else the
+machine does falls on all of them alike; only ratios within a run are to be quoted. Peers that are not installed are
+left out and named. Writes docs/results/serving.json, serving.md and serving.png.
+"""
+
+import argparse
+import base64
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.serving_report import write_report  # noqa: E402
+from benchmarks.serving_setup import PEERS, Form, Peer, Running, start, triton  # noqa: E402
+
+CONNECTIONS = (1, 32, 128)
+BATCHES = (1, 4, 16, 64, 256)
+LEVELS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
+QUICK = {"foldserve": (1, 2), "foldserve V2": (2,), "bare ASGI echo": (1, 2), "plain FastAPI": (2,)}  # others: 1
+SLOWED_CAPACITY = 2_000  # of slowed_service.py, images a second
+
+
+class Bench:
+    """One run: where things are, and what has been measured."""
+
+    def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
+        self.arguments = arguments
+        self.folder = folder
+        self.model = sorted(arguments.models.glob("*/*/model.onnx"))[-1]
+        manifest = json.loads((self.model.parent / "manifest.json").read_text())
+        self.images = _golden(manifest["golden"]["inputs"]["image"]).reshape(-1, 784)
+        self.class_ids = _golden(manifest["golden"]["outputs"]["class_id"]).ravel()
+        self._write_bodies()
+
+    def _write_bodies(self) -> None:
+        images = self.images
+        flat = [row.tolist() for row in images]
+        v2 = [
+            {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 1, 28, 28], "data": row}]} for row in flat
+        ]
+        (self.folder / "binary").write_bytes(images.tobytes())
+        (self.folder / "json").write_text("\n".join(json.dumps({"instances": [row]}) for row in flat))
+        (self.folder / "v2").write_text("\n".join(json.dumps(request) for request in v2))
+        for rows in BATCHES:
+            (self.folder / f"batch-{rows}").write_bytes(np.resize(images, (rows, 784)).tobytes())
+        (self.folder / "expected").write_text(json.dumps([f'"class_id":{class_id},' for class_id in self.class_ids]))
+
+    def calibrate(self) -> float:
+        """Images a second of `Session.run` with one image on one thread: the speed of the machine at this moment."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(self.model, options, providers=["CPUExecutionProvider"])
+        image = self.images[:1].reshape(1, 1, 28, 28)
+        runs, ends = 0, time.perf_counter() + 0.5
+        while time.perf_counter() < ends:
+            for _ in range(50):
+                session.run(None, {"image": image})
+            runs += 50
+        return runs / (0.5 + time.perf_counter() - ends)
+
+    def wrk(self, port: int, form: Form, connections: int, seconds: float, bodies: str, size: int) -> dict[str, Any]:
+        """Closed loop: each connection sends its next request when its answer has come."""
+        env = os.environ | {
+            "WRK_BODIES": str(self.folder / bodies),
+            "WRK_SIZE": str(size),
+            "WRK_TYPE": form.media_type,
+            "WRK_HEADER": form.header,
+        }
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{round(seconds)}s", "-s", str(ROOT / "benchmarks/wrk.lua")]
+        url = f"http://127.0.0.1:{port}{form.path}"
+        out = subprocess.run([*command, url], env=env, capture_output=True, text=True, check=True).stdout
+        line = next(line for line in out.splitlines() if line.startswith("RESULT "))
+        result = json.loads(line.removeprefix("RESULT "))
+        return {**result, "per_second": result["requests"] / result["seconds"]}
+
+    def closed_loop(self, server: Running, form: Form, connections: int) -> dict[str, Any]:
+        """Measure one form at one number of connections, the machine's speed and the CPU that the server took."""
+        machine = self.calibrate()
+        self.wrk(server.port, form, connections, 1, form.bodies, 784 if form.bodies == "binary" else 0)
+        cpu = server.cpu_seconds()
+        seconds = self.arguments.seconds
+        result = self.wrk(server.port, form, connections, seconds, form.bodies, 784 if form.bodies == "binary" else 0)
+        used = server.cpu_seconds() - cpu
+        return {**result, "machine": machine, "cpu_us_per_request": used / max(1, result["requests"]) * 1e6}
+
+    def one_round(self, peer: Peer, workers: int) -> dict[str, Any]:
+        """Start one server, measure everything, stop it."""
+        form = next(iter(peer.forms.values()))
+        probe = (self.folder / form.bodies).read_bytes()
+        probe = probe[:784] if form.bodies == "binary" else probe.split(b"\n")[0]
+        arguments = self.arguments
+        log = self.folder / f"{peer.name.replace(' ', '-')}-{workers}.log"
+        with start(peer, workers, arguments.models.resolve(), arguments.peers.resolve(), probe, log) as server:
+            idle = server.cpu_seconds()
+            time.sleep(2)  # the very thing that is measured: what a ready server does when nobody asks
+            measured: dict[str, Any] = {
+                "ready_seconds": server.ready_seconds,
+                "idle_cpu": (server.cpu_seconds() - idle) / 2,
+                "forms": {},
+            }
+            for name, form in peer.forms.items():
+                measured["forms"][name] = {
+                    str(connections): self.closed_loop(server, form, connections) for connections in CONNECTIONS
+                }
+            measured["memory_mib"] = server.memory_mib()
+            if "binary" in peer.forms and peer.name in ("foldserve", "plain FastAPI"):
+                binary = peer.forms["binary"]
+                measured["batches"] = {
+                    str(rows): self.wrk(server.port, binary, 1, 2, f"batch-{rows}", rows * 784) for rows in BATCHES
+                }
+        return measured
+
+    def open_loop(self, port: int, rate: float, seconds: float, deadline_ms: int | None = None) -> dict[str, Any]:
+        """Open loop from a process of its own."""
+        command = [sys.executable, str(ROOT / "benchmarks/open_loop.py"), "--port", str(port), "--rate", str(rate)]
+        command += ["--seconds", str(seconds), "--bodies", str(self.folder / "binary")]
+        command += ["--expected", str(self.folder / "expected")]
+        command += ["--deadline-ms", str(deadline_ms)] if deadline_ms else []
+        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    def slowed(self) -> dict[str, Any]:
+        """Latency from 10 % to 120 % of capacity, then four times capacity, with an engine of 2,000 images/s."""
+        command = "{python} benchmarks/slowed_service.py --port {port} --models-dir {models}"
+        env = {"FOLDSERVE_LOG_LEVEL": "error", "FOLDSERVE_BUCKETS": "1,2,4,8,16,32,64"}
+        peer = Peer("slowed", command, {"binary": PEERS[0].forms["binary"]}, env=env)
+        probe = self.images[0].tobytes()
+        arguments = self.arguments
+        log = self.folder / "slowed.log"
+        with start(peer, 1, arguments.models.resolve(), arguments.peers.resolve(), probe, log) as server:
+            levels = {
+                str(level): self.open_loop(server.port, level * SLOWED_CAPACITY, arguments.open_seconds, 500)
+                for level in LEVELS
+            }
+            overload = self.open_loop(server.port, 4 * SLOWED_CAPACITY, arguments.overload_seconds, 250)
+        return {"capacity": SLOWED_CAPACITY, "levels": levels, "overload": overload, "deadline_ms": 250}
+
+
+def _golden(tensor: dict[str, Any]) -> np.ndarray:
+    """Return a golden tensor of the manifest."""
+    dtype = {"UINT8": np.uint8, "INT64": np.int64, "FP32": np.float32}[tensor["datatype"]]
+    return np.frombuffer(base64.b64decode(tensor["data"]), dtype).reshape(tensor["shape"])
+
+
+def measure(bench: Bench, names: set[str]) -> dict[str, Any]:
+    """Run all rounds; a peer that does not start is left out from then on, with the reason."""
+    rounds: dict[str, list[dict[str, Any]]] = {}
+    left_out: dict[str, str] = {}
+    chosen = [peer for peer in (*PEERS, *triton()) if not names or peer.name in names]
+    for number in range(bench.arguments.rounds):
+        for peer in chosen:
+            for workers in QUICK.get(peer.name, (1,)) if bench.arguments.quick else peer.workers:
+                key = f"{peer.name}|{workers}"
+                if key in left_out:
+                    continue
+                try:
+                    if peer.venv and not (bench.arguments.peers / peer.venv).exists():
+                        raise RuntimeError("not installed")
+                    result = bench.one_round(peer, workers)
+                except (RuntimeError, subprocess.CalledProcessError, StopIteration) as err:
+                    left_out[key] = str(err)
+                    print(f"round {number + 1}: {key} left out: {err}", file=sys.stderr)
+                    continue
+                rounds.setdefault(key, []).append(result)
+                print(f"round {number + 1}: {key}: {_line(result)}", file=sys.stderr)
+    return {"rounds": rounds, "left_out": left_out}
+
+
+def _line(result: dict[str, Any]) -> str:
+    """Return what a person wants to see while the benchmark runs."""
+    return ", ".join(
+        f"{form} {'/'.join(str(round(loads[str(c)]['per_second'])) for c in CONNECTIONS)}"
+        for form, loads in result["forms"].items()
+    )
+
+
+def environment() -> dict[str, Any]:
+    """Return what the figures depend on."""
+    info = Path("/proc/cpuinfo").read_text()
+    model = next((line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")), "?")
+    packages = ("onnxruntime", "uvicorn", "fastapi", "uvloop", "httptools", "numpy", "orjson")
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "load_before": os.getloadavg()[0],
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def peer_versions(peers: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return the version of each peer that is installed."""
+    packages = {"litserve": "litserve", "mosec": "mosec", "bentoml": "bentoml", "mlserver": "mlserver"}
+    packages |= {"pytriton": "nvidia-pytriton", "ray": "ray"}
+    code = "import importlib.metadata as m, sys; print(m.version(sys.argv[1]))"
+    versions = {}
+    for name in names:
+        python = peers / name / "bin" / "python"
+        if python.exists():
+            done = subprocess.run([python, "-c", code, packages[name]], capture_output=True, text=True, check=False)
+            versions[name] = done.stdout.strip()
+    return versions
+
+
+def main() -> None:
+    """Read the arguments, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, default=ROOT / "models")
+    parser.add_argument("--peers", type=Path, default=ROOT / ".venv-peers", help="folder of one environment a peer")
+    parser.add_argument("--only", default="", help="names of servers, separated by commas")
+    parser.add_argument("--quick", action="store_true", help="one number of workers for most peers, not both")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=int, default=8, help="of each closed loop, whole: wrk takes no others")
+    parser.add_argument("--open-seconds", type=float, default=5, help="of each level of the open loop; 0 leaves it out")
+    parser.add_argument("--overload-seconds", type=float, default=60)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(arguments, Path(folder))
+        venvs = sorted({peer.venv for peer in PEERS if peer.venv})
+        document: dict[str, Any] = {
+            "environment": environment() | {"peers": peer_versions(arguments.peers, venvs)},
+            "seconds": arguments.seconds,
+            **measure(bench, {name for name in arguments.only.split(",") if name}),
+        }
+        if arguments.open_seconds:
+            document["open_loop"] = bench.slowed()
+        if not document["rounds"]:
+            sys.exit("nothing was measured: no server started")
+        machine = [load["machine"] for loads in _all_loads(document) for load in loads.values()]
+        document["environment"]["machine"] = [min(machine), statistics.median(machine), max(machine)]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "serving.json").write_text(json.dumps(document, indent=1))
+    write_report(document, arguments.out)
+
+
+def _all_loads(document: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    for rounds in document["rounds"].values():
+        for measured in rounds:
+            yield from measured["forms"].values()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""A small typed client of foldserve, and of any other server that speaks the Open Inference Protocol over HTTP.
+
+Needs httpx and NumPy and nothing of the service: arrays go out and come back as bytes, deadlines are kept, and a server
+that says when to come back is believed.
+"""
+
+from foldserve_client.aio import AsyncClient
+from foldserve_client.errors import ClientError, DeadlineExceeded, Refused, Unavailable, Unreachable
+from foldserve_client.messages import Result
+from foldserve_client.sync import Client
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "ClientError",
+    "DeadlineExceeded",
+    "Refused",
+    "Result",
+    "Unavailable",
+    "Unreachable",
+]

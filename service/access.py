@@ -1,0 +1,225 @@
+"""Who may ask for what: API keys with scopes, one verdict for every door of the service.
+
+A key file holds one key a line, `<name> <scope,scope> <SHA-256 of the key>`; it is read again when it changes. Keys are
+long random strings, so a plain digest cannot be guessed back. Nothing here ever shows a key, nor most of a request.
+"""
+
+import hashlib
+import hmac
+import logging
+import re
+import secrets
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.errors import ArtifactInvalid, Forbidden, InvalidInput, NotFound, TooManyRequests, Unauthorized
+
+_log = logging.getLogger(__name__)
+
+INFER, METRICS, ADMIN, READ, OPEN = "infer", "metrics", "admin", "read", "open"
+SCOPES = (INFER, METRICS, ADMIN, READ)
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_LINE = re.compile(rf"({_NAME.pattern})\s+([a-z,]+)\s+([0-9a-f]{{64}})")
+_LOOK_SECONDS = 1.0
+_KEY_BYTES = 32
+_MAX_KEY_LENGTH = 256  # of what came; no key that was given out is longer
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key: who has it, what it opens, and the digest by which it is known."""
+
+    name: str
+    scopes: frozenset[str]
+    digest: bytes
+
+
+class Bucket:
+    """Tokens that come back at a steady rate; the fullest bucket holds one second's worth, at least one.
+
+    Args:
+        rate: tokens a second.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._most = max(1.0, rate)
+        self._tokens = self._most
+        self._at = time.monotonic()
+
+    def take(self) -> float:
+        """Take a token; returns 0, or the seconds until there is one."""
+        now = time.monotonic()
+        self._tokens = min(self._most, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        if self._tokens < 1:
+            return (1 - self._tokens) / self._rate
+        self._tokens -= 1
+        return 0.0
+
+
+class Access:
+    """The verdicts of one worker.
+
+    Args:
+        keys_file: None gives out no keys: everything is open, except what changes models, which is not there.
+        closed: scopes that need a key once there is a file; `admin` always does.
+        rate: requests a second of one key in this worker; 0 does not limit.
+
+    Raises:
+        ArtifactInvalid: the file cannot be read or a line is not a key's.
+    """
+
+    def __init__(self, keys_file: Path | None, closed: Iterable[str] = (INFER, METRICS), rate: float = 0.0) -> None:
+        self._file = keys_file
+        self._closed = frozenset({*closed, ADMIN}) if keys_file else frozenset({ADMIN})
+        self._rate = rate
+        self._keys: tuple[Key, ...] = ()
+        self._buckets: dict[str, Bucket] = {}
+        self._stamp: tuple[int, int, int] | None = None
+        self._looked_at = float("-inf")
+        if keys_file is not None:
+            self._keys, self._stamp = read_keys(keys_file), _stamp(keys_file)
+            self._looked_at = time.monotonic()
+
+    def check(self, scope: str, authorization: str | None, api_key: str | None, door: str = "this") -> str | None:
+        """Let a request pass; returns the name of its key, None where it came without one.
+
+        Args:
+            scope: what its door needs, as `scope_of` says.
+            authorization: the header of that name.
+            api_key: the header X-API-Key.
+            door: how a message calls what was asked for.
+
+        Raises:
+            NotFound: the door changes models and no admin key exists.
+            Unauthorized: no key came, or an unknown one.
+            Forbidden: the key does not open this door.
+            TooManyRequests: the key has used up its share.
+        """
+        if scope == OPEN:
+            return None
+        keys = self._current()
+        if scope == ADMIN and not any(ADMIN in key.scopes for key in keys):
+            raise NotFound(f"nothing is served at {door}; /docs lists what is")
+        if scope not in self._closed:
+            return None
+        key = _find(keys, _given(authorization, api_key))
+        if scope not in key.scopes:
+            raise Forbidden(f"key {key.name!r} does not open {door}, which needs the scope {scope}")
+        if self._rate:
+            self._spend(key)
+        return key.name
+
+    def needs_key(self, scope: str) -> bool:
+        """Return whether a door with this scope opens to nobody without a key."""
+        return scope in self._closed
+
+    def _current(self) -> tuple[Key, ...]:
+        """Return the keys; the file is looked at once a second, and a damaged one changes nothing."""
+        if self._file is not None and time.monotonic() - self._looked_at > _LOOK_SECONDS:
+            self._looked_at = time.monotonic()
+            try:
+                stamp = _stamp(self._file)
+                if stamp != self._stamp:
+                    self._keys, self._stamp = read_keys(self._file), stamp
+                    known = {key.name for key in self._keys}
+                    self._buckets = {name: bucket for name, bucket in self._buckets.items() if name in known}
+                    _log.info("keys read again", extra={"keys": len(self._keys)})
+            except ArtifactInvalid as err:
+                _log.error("the keys stay as they were: %s", err)
+        return self._keys
+
+    def _spend(self, key: Key) -> None:
+        wait = self._buckets.setdefault(key.name, Bucket(self._rate)).take()
+        if wait:
+            raise TooManyRequests(
+                f"key {key.name!r} has sent more than {self._rate:g} requests a second; wait {wait:.2f} s",
+                int(wait) + 1,
+            )
+
+
+def scope_of(method: str, path: str) -> str:
+    """Return the scope that a request needs, decided on the very path that the routes are found by.
+
+    What is not known to be harmless needs more: any method but GET and HEAD infers, and any in the repository changes
+    models.
+    """
+    is_reading = method in ("GET", "HEAD", "OPTIONS")
+    if path.startswith(("/v2/health/", "/static/")) or path in ("/", "/docs", "/openapi.json"):
+        return OPEN if is_reading else INFER
+    if path.startswith("/v2/repository"):
+        return READ if is_reading or (method == "POST" and path == "/v2/repository/index") else ADMIN
+    if path.rstrip("/") == "/metrics":
+        return METRICS
+    return READ if is_reading else INFER
+
+
+def read_keys(path: Path) -> tuple[Key, ...]:
+    """Return the keys of a file; empty lines and those that begin with # are passed over.
+
+    Raises:
+        ArtifactInvalid: it cannot be read, or a line is not `<name> <scope,scope> <SHA-256>`.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as err:
+        raise ArtifactInvalid(f"key file {path} cannot be read: {err}") from err
+    keys = []
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line or line.startswith("#"):
+            continue
+        match = _LINE.fullmatch(line)
+        scopes = frozenset(match[2].split(",")) if match else frozenset()
+        if match is None or not scopes <= set(SCOPES):
+            raise ArtifactInvalid(
+                f"key file {path}, line {number}: expected <name> <scope,scope> <SHA-256 in hex>, "
+                f"with scopes among {', '.join(SCOPES)}"
+            )
+        keys.append(Key(match[1], scopes, bytes.fromhex(match[3])))
+    return tuple(keys)
+
+
+def new_key(name: str, scopes: Iterable[str]) -> tuple[str, str]:
+    """Return a new key and the line that makes it known; only its owner ever sees the former.
+
+    Raises:
+        InvalidInput: the name or a scope could not stand in a key file.
+    """
+    scopes = list(scopes)
+    if not set(scopes) <= set(SCOPES) or not _NAME.fullmatch(name):
+        raise InvalidInput(f"key {name[:64]!r} with {scopes}, expected letters, digits, _ . - and some of {SCOPES}")
+    key = secrets.token_urlsafe(_KEY_BYTES)
+    return key, f"{name} {','.join(scopes)} {hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def _given(authorization: str | None, api_key: str | None) -> str:
+    """Return the key that came, in either of its headers."""
+    scheme, _, token = (authorization or "").partition(" ")
+    given = token.strip() if scheme.lower() == "bearer" and token.strip() else (api_key or "").strip()
+    if not given:
+        raise Unauthorized("no API key came, expected one as 'Authorization: Bearer <key>' or 'X-API-Key: <key>'")
+    return given
+
+
+def _find(keys: Iterable[Key], given: str) -> Key:
+    """Return the key that came; every known one is compared, so that the time says nothing about which is near."""
+    digest = hashlib.sha256(given[:_MAX_KEY_LENGTH].encode("utf-8", "surrogateescape")).digest()
+    found = None
+    for key in keys:
+        if hmac.compare_digest(key.digest, digest):
+            found = key
+    if found is None:
+        raise Unauthorized("the API key is not known, expected one that was given out for this service")
+    return found
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    try:
+        status = path.stat()
+    except OSError as err:
+        raise ArtifactInvalid(f"key file {path} cannot be read: {err.strerror}") from err
+    return status.st_ino, status.st_mtime_ns, status.st_size

@@ -1,0 +1,208 @@
+"""One version of a model, from its folder to something that answers, and back.
+
+A version is loaded beside those that serve, in a thread of its own, and asked its golden questions by the way that
+requests take. Decides nothing: which versions are wanted is for `follow` to say.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from service.batcher import Batcher
+from service.engine import Engine
+from service.errors import DeviceLost, ServiceError
+from service.metrics import Metrics
+from service.repository import Artifact, Repository
+from service.settings import Settings
+from service.signature import ImageSpec
+from service.specialise import Decide, decide_alone
+from service.statistics import Observers, Statistics
+
+_log = logging.getLogger(__name__)
+
+
+class _Users:
+    """How many requests hold a version, and a signal when the last one lets go."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.gone = asyncio.Event()
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """One version of a model, ready to answer."""
+
+    artifact: Artifact
+    engine: Engine
+    batcher: Batcher
+    executor: ThreadPoolExecutor
+    statistics: Statistics
+    users: _Users = field(default_factory=_Users)
+
+    @property
+    def name(self) -> str:
+        """The name that requests use."""
+        return self.artifact.name
+
+    @property
+    def version(self) -> int:
+        """The version that answers."""
+        return self.artifact.version
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Class names, index = class id."""
+        return self.engine.labels
+
+    @property
+    def image(self) -> ImageSpec | None:
+        """How a picture becomes a row."""
+        return self.engine.image
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep this version from being unloaded while a request that has chosen it is read and answered."""
+        self.users.count += 1
+        try:
+            yield
+        finally:
+            self.users.count -= 1
+            if not self.users.count:
+                self.users.gone.set()
+
+
+class Loader:
+    """Loads and unloads versions.
+
+    Args:
+        repository: where they are.
+        settings: where they run and what they may hold.
+        metrics: told of every load, batch and refusal.
+        lost: called once when a device no longer answers.
+        decide: settles a question of measurement among all workers.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        settings: Settings,
+        metrics: Metrics,
+        lost: Callable[[DeviceLost], None],
+        decide: Decide = decide_alone,
+    ) -> None:
+        self._repository = repository
+        self._settings = settings
+        self._metrics = metrics
+        self._lost = lost
+        self._decide = decide
+        self._batchers: dict[str, list[Batcher]] = {}  # of all versions that are loaded, for the queue's gauge
+
+    async def load(self, name: str, version: int) -> Model:
+        """Return a version that has given its golden answers through its batcher.
+
+        Raises:
+            ServiceError: it is not what its manifest says, cannot be loaded or answers wrongly; nothing stays behind.
+        """
+        started = time.perf_counter()
+        executor = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{name}")
+        try:
+            loop = asyncio.get_running_loop()
+            artifact = await loop.run_in_executor(executor, self._repository.open, name, version)
+            engine = await loop.run_in_executor(executor, self._load_engine, artifact)
+            statistics = Statistics()
+            model = Model(artifact, engine, self._batcher(name, engine, executor, statistics), executor, statistics)
+            await self._prove(model)
+        except ServiceError as err:
+            executor.shutdown()
+            raise type(err)(f"model {name!r}: {err}") from err
+        except BaseException:
+            executor.shutdown()
+            raise
+        self._report(model, time.perf_counter() - started)
+        return model
+
+    async def unload(self, model: Model) -> None:
+        """Let the requests that chose a version end, answer what waits for it, and free what it holds.
+
+        No longer than the settings allow: a run that hangs must not keep us.
+        """
+        try:
+            await asyncio.wait_for(self._drain(model), self._settings.drain_seconds)
+        except TimeoutError:
+            seconds = self._settings.drain_seconds
+            _log.error("model %r version %d still ran after %g s and was left", model.name, model.version, seconds)
+            model.executor.shutdown(wait=False, cancel_futures=True)
+        else:
+            model.executor.shutdown()
+        if model.batcher in self._batchers.get(model.name, []):
+            self._batchers[model.name].remove(model.batcher)
+        self._metrics.forget_model(*_identity(model))
+        _log.info("unloaded", extra={"model": model.name, "version": model.version})
+
+    async def _drain(self, model: Model) -> None:
+        while model.users.count:
+            model.users.gone.clear()
+            await model.users.gone.wait()
+        await model.batcher.close()
+
+    async def _prove(self, model: Model) -> None:
+        golden = model.artifact.golden
+        answer = await model.batcher.infer(golden.inputs)
+        golden.check(answer.outputs, model.engine.device.provider)
+        model.statistics.forget()
+
+    def _load_engine(self, artifact: Artifact) -> Engine:
+        settings = self._settings
+        return Engine.load(
+            artifact,
+            provider=settings.provider,
+            threads=settings.threads,
+            cores=max(1, len(os.sched_getaffinity(0)) // settings.workers),
+            buckets=settings.buckets,
+            device_id=settings.cuda_device,
+            tf32=settings.tf32,
+            is_specialised=settings.specialise,
+            decide=self._decide,
+        )
+
+    def _batcher(self, name: str, engine: Engine, executor: ThreadPoolExecutor, statistics: Statistics) -> Batcher:
+        """A batcher that stays in the engine's own thread where the device demands it."""
+        is_bound_to_thread = engine.device.provider == "cuda"
+        batcher = Batcher(
+            engine,
+            max_queue_rows=self._settings.max_queue_rows,
+            inline_seconds=0.0 if is_bound_to_thread else self._settings.inline_below_ms / 1000,
+            executor=executor,
+            observer=Observers(self._metrics.for_model(name), statistics),
+            lost=self._lost,
+        )
+        if name not in self._batchers:
+            self._metrics.before_reading.append(lambda: self._count_waiting(name))
+        self._batchers.setdefault(name, []).append(batcher)
+        return batcher
+
+    def _count_waiting(self, name: str) -> None:
+        self._metrics.queued_rows.labels(name).set(sum(batcher.queued_rows for batcher in self._batchers[name]))
+
+    def _report(self, model: Model, seconds: float) -> None:
+        name, engine, metrics = model.name, model.engine, self._metrics
+        metrics.model_info.labels(*_identity(model)).set(1)
+        metrics.device_fallback.labels(name).set(int(engine.device.fallback_reason is not None))
+        metrics.batch_invariant.labels(name).set(int(engine.batch_invariant))
+        metrics.batch_deviation.labels(name).set(engine.largest_deviation)
+        metrics.golden_deviation.labels(name).set(max(engine.deviations.values(), default=0.0))
+        metrics.load_seconds.labels(name).set(seconds)
+        for bucket, expected in engine.bucket_seconds.items():
+            metrics.bucket_seconds.labels(name, str(bucket)).set(expected)
+        _log.info("loaded", extra={"model": name, "version": model.version, "seconds": round(seconds, 3)})
+
+
+def _identity(model: Model) -> tuple[str, str, str, str]:
+    """The labels of `model_info`."""
+    return model.name, str(model.version), model.artifact.sha256, model.engine.device.provider

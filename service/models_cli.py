@@ -1,0 +1,154 @@
+"""`python -m service models ...` and `python -m service keys ...`: what an operator types.
+
+The first talks to a running service over HTTP, so that it works from anywhere and can do no more than its key allows;
+the second only writes to the terminal.
+"""
+
+import argparse
+import json
+import os
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from service.access import SCOPES, new_key
+from service.errors import InvalidInput
+
+KEY_VARIABLE = "API_KEY"
+_TIMEOUT_SECONDS = 300  # a load takes as long as the model is large
+FAILED = 1
+
+
+class Refused(Exception):  # noqa: N818 - it says what happened
+    """The service answered with an error, or not at all; the message is one sentence."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command; returns the exit code: 0, or 1 with one line on standard error."""
+    arguments = _parser().parse_args(argv)
+    try:
+        print(arguments.run(arguments))
+    except Refused as err:
+        sys.stderr.write(f"{err}\n")
+        return FAILED
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> str:
+    rows = _call(arguments, "POST", "/v2/repository/index", {})
+    lines = [("model", "version", "state", "labels", "reason")]
+    lines += [(r["name"], r["version"], r["state"], ",".join(r.get("labels", ())), r["reason"]) for r in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _show(arguments: argparse.Namespace) -> str:
+    return _text(_call(arguments, "GET", _path(arguments)))
+
+
+def _load(arguments: argparse.Namespace) -> str:
+    _call(arguments, "POST", _path(arguments, "load"), _given(arguments, "version"))
+    return _show(arguments)
+
+
+def _unload(arguments: argparse.Namespace) -> str:
+    _call(arguments, "POST", _path(arguments, "unload"), {})
+    return f"{arguments.model} is unloaded"
+
+
+def _promote(arguments: argparse.Namespace) -> str:
+    return _text(_call(arguments, "POST", _path(arguments, "promote"), _given(arguments, "version", "label")))
+
+
+def _rollback(arguments: argparse.Namespace) -> str:
+    return _text(_call(arguments, "POST", _path(arguments, "rollback"), _given(arguments, "label")))
+
+
+def _shadow(arguments: argparse.Namespace) -> str:
+    if arguments.end:
+        return _text(_call(arguments, "DELETE", _path(arguments, "shadow")))
+    return _text(_call(arguments, "POST", _path(arguments, "shadow"), _given(arguments, "version", "seconds")))
+
+
+def _new(arguments: argparse.Namespace) -> str:
+    try:
+        key, line = new_key(arguments.name, arguments.scopes.split(","))
+    except InvalidInput as err:
+        raise Refused(str(err)) from err
+    return f"the key, shown this once: {key}\nthe line for the keys file:  {line}"
+
+
+def _call(arguments: argparse.Namespace, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    """Ask the service; returns its JSON, None where it answered with nothing."""
+    headers = {"Content-Type": "application/json"}
+    key = arguments.key_file.read_text().strip() if arguments.key_file else os.environ.get(KEY_VARIABLE)
+    if key:
+        headers["X-API-Key"] = key
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(arguments.url.rstrip("/") + path, data, headers, method=method)  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310
+            text = answer.read()
+    except urllib.error.HTTPError as err:
+        raise Refused(f"{err.code}: {_sentence(err.read())}") from err
+    except (OSError, ValueError) as err:
+        raise Refused(f"no answer from {arguments.url}: {getattr(err, 'reason', err)}") from err
+    return json.loads(text) if text else None
+
+
+def _sentence(body: bytes) -> str:
+    try:
+        return str(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        return "the answer is not this service's"
+
+
+def _path(arguments: argparse.Namespace, call: str = "") -> str:
+    path = f"/v2/repository/models/{urllib.parse.quote(arguments.model, safe='')}"
+    return f"{path}/{call}" if call else path
+
+
+def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
+
+
+def _text(answer: Any) -> str:
+    return json.dumps(answer, indent=2, ensure_ascii=False)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m service")
+    groups = parser.add_subparsers(required=True)
+    models = groups.add_parser("models", help="list, load, promote, roll back and compare models of a running service")
+    models.add_argument("--url", default="http://127.0.0.1:8000", help="where the service is (default: %(default)s)")
+    models.add_argument("--key-file", type=Path, help=f"file that holds the admin key (default: ${KEY_VARIABLE})")
+    calls = models.add_subparsers(required=True)
+    calls.add_parser("list", help="every version and its state").set_defaults(run=_list)
+    for name, run, text in (
+        ("show", _show, "labels, versions, history and comparison"),
+        ("load", _load, "load the newest version, or --version"),
+        ("unload", _unload, "let the model answer nothing until it is loaded"),
+        ("promote", _promote, "point a label at a version"),
+        ("rollback", _rollback, "point a label back at the version before"),
+        ("shadow", _shadow, "compare --version with live inputs for --seconds"),
+    ):
+        call = calls.add_parser(name, help=text)
+        call.add_argument("model")
+        call.set_defaults(run=run)
+        if name in ("load", "promote", "shadow"):
+            call.add_argument("--version", type=int)
+        if name in ("promote", "rollback"):
+            call.add_argument("--label", help="latest where none is named")
+        if name == "shadow":
+            call.add_argument("--seconds", type=float)
+            call.add_argument("--end", action="store_true", help="end the comparison")
+    keys = groups.add_parser("keys", help="make API keys").add_subparsers(required=True)
+    new = keys.add_parser("new", help="make a key and the line that makes it known")
+    new.add_argument("--name", required=True, help="whose key it is")
+    new.add_argument("--scopes", required=True, help=f"some of {','.join(SCOPES)}")
+    new.set_defaults(run=_new)
+    return parser

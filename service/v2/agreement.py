@@ -1,0 +1,118 @@
+"""What a request claims about its tensors against what the model takes, in the order in which Triton checks it.
+
+Number of inputs, names, datatypes, the batch axis, the other axes: before any bytes are read. HTTP and gRPC share
+these checks, so that both refuse the same requests with the same sentence.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from service.errors import InvalidInput, TooManyRows, Unsupported
+from service.tensors import TensorSpec
+from service.v2.datatypes import DATATYPES
+
+_QUOTED = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Name, datatype and shape of one input as a request states them; the shape may hold any integers yet."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WantedOutput:
+    """One output of a request: as raw bytes or not, as the tensor itself (0 classes) or as its largest values."""
+
+    name: str
+    binary: bool
+    classes: int = 0
+
+
+def check_inputs(claims: Sequence[Claim], specs: Sequence[TensorSpec], max_rows: int) -> int:
+    """Return the rows of a request whose inputs are those of the model.
+
+    Raises:
+        InvalidInput: an input is missing, unknown or doubled, or differs in datatype, rank or a fixed axis, or the
+            inputs differ in rows, or there are none.
+        TooManyRows: more than `max_rows`.
+    """
+    by_name = {spec.name: spec for spec in specs}
+    _check_names([claim.name for claim in claims], by_name)
+    for claim in claims:
+        _check_datatype(claim, by_name[claim.name])
+        _check_shape(claim, by_name[claim.name])
+    rows = claims[0].shape[0]
+    for claim in claims[1:]:
+        if claim.shape[0] != rows:
+            raise InvalidInput(
+                f"input {claim.name!r}: {claim.shape[0]} rows, expected {rows} as in input {claims[0].name!r}"
+            )
+    if rows > max_rows:
+        raise TooManyRows(f"{clip(rows)} rows, expected at most {max_rows} in one request: send them in several")
+    return rows
+
+
+def check_outputs(wanted: Sequence[WantedOutput], specs: Sequence[TensorSpec]) -> None:
+    """Refuse outputs that the model does not give, or that are asked for twice, or that cannot be classified.
+
+    Raises:
+        InvalidInput: with the name that is at fault.
+    """
+    by_name = {spec.name: spec for spec in specs}
+    seen: set[str] = set()
+    for output in wanted:
+        if output.name not in by_name:
+            raise InvalidInput(f"outputs: {clip(output.name)!r} is not an output, expected one of {sorted(by_name)}")
+        if output.name in seen:
+            raise InvalidInput(f"outputs: {output.name!r} is asked for twice, expected each output once")
+        seen.add(output.name)
+        spec = by_name[output.name]
+        if output.classes and (spec.datatype == "BOOL" or prod(spec.row_shape) < 1):
+            raise InvalidInput(f"output {output.name!r}: {spec.datatype} has no largest values to classify by")
+
+
+def refuse_shared_memory(parameters: Collection[str], place: str) -> None:
+    """Raise when a tensor is said to lie in shared memory, which this service does not offer.
+
+    Raises:
+        Unsupported: always in that case.
+    """
+    if "shared_memory_region" in parameters:
+        raise Unsupported(f"{place}: shared memory is not offered, send the tensor in the request")
+
+
+def clip(value: Any) -> str:
+    """Return what a client sent, short enough to stand in a message."""
+    text = str(value)
+    return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}..."
+
+
+def _check_names(names: Sequence[str], expected: Collection[str]) -> None:
+    if len(names) != len(expected):
+        raise InvalidInput(f"inputs: {len(names)} came, expected {len(expected)} ({', '.join(sorted(expected))})")
+    for position, name in enumerate(names):
+        if name not in expected:
+            raise InvalidInput(f"inputs[{position}]: name {clip(name)!r}, expected one of {sorted(expected)}")
+        if name in names[:position]:
+            raise InvalidInput(f"inputs[{position}]: {name!r} came twice, expected each input once")
+
+
+def _check_datatype(claim: Claim, spec: TensorSpec) -> None:
+    if claim.datatype not in DATATYPES:
+        raise InvalidInput(f"input {claim.name!r}: datatype {clip(claim.datatype)!r}, expected {spec.datatype}")
+    if claim.datatype != spec.datatype:
+        raise InvalidInput(f"input {claim.name!r}: datatype {claim.datatype}, expected {spec.datatype} (none is cast)")
+
+
+def _check_shape(claim: Claim, spec: TensorSpec) -> None:
+    shape, row_shape = claim.shape, spec.row_shape
+    if len(shape) != len(row_shape) + 1 or shape[1:] != row_shape or shape[0] < 1:
+        expected = ", ".join(["N", *map(str, row_shape)])
+        rows = " with N at least 1" if shape[1:] == row_shape else ""
+        raise InvalidInput(f"input {claim.name!r}: shape {clip(list(shape[:16]))}, expected [{expected}]{rows}")

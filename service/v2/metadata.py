@@ -1,0 +1,85 @@
+"""What the protocol says of a server and of a model that is loaded: metadata and configuration.
+
+Everything is read from the engine, which read it from the graph. HTTP and gRPC give the same.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from service.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from service.registry import Model
+
+PLATFORM = "onnxruntime_onnx"  # what Triton calls it
+BACKEND = "onnxruntime"
+
+# Only what is honoured: clients choose their way by this list.
+EXTENSIONS = ("classification", "binary_tensor_data", "model_repository", "model_configuration", "statistics")
+
+
+def model_metadata(model: "Model", versions: Sequence[int]) -> dict[str, Any]:
+    """Return name, versions, inputs and outputs; the batch is part of each shape, as -1.
+
+    Args:
+        model: one version of it.
+        versions: all of its versions that are served.
+    """
+    return {
+        "name": model.name,
+        "versions": [str(version) for version in versions],
+        "platform": PLATFORM,
+        "inputs": [_tensor(spec) for spec in model.engine.inputs],
+        "outputs": [_tensor(spec) for spec in model.engine.outputs],
+        "properties": _properties(model),
+    }
+
+
+def model_config(model: "Model", max_rows: int) -> dict[str, Any]:
+    """Return the configuration as Triton writes it in JSON; `dims` leave the batch out.
+
+    Args:
+        model: one version of it.
+        max_rows: rows in one request; more than the largest bucket are split.
+    """
+    engine = model.engine
+    is_cuda = engine.device.provider == "cuda"
+    return {
+        "name": model.name,
+        "platform": PLATFORM,
+        "backend": BACKEND,
+        "version_policy": {"latest": {"num_versions": 1}},
+        "max_batch_size": max_rows,
+        "input": [_configured(spec) | {"format": "FORMAT_NONE"} for spec in engine.inputs],
+        "output": [_configured(spec) | {"label_filename": ""} for spec in engine.outputs],
+        "instance_group": [{"name": model.name, "kind": "KIND_GPU" if is_cuda else "KIND_CPU", "count": 1}],
+        "default_model_filename": "model.onnx",
+        "dynamic_batching": {"preferred_batch_size": list(engine.buckets), "max_queue_delay_microseconds": 0},
+        "response_cache": {"enable": False},
+        "model_transaction_policy": {"decoupled": False},
+        "parameters": {name: {"string_value": value} for name, value in _properties(model).items()},
+    }
+
+
+def _properties(model: "Model") -> dict[str, str]:
+    """Return what else is worth knowing, as text."""
+    engine = model.engine
+    properties = {
+        "sha256": model.artifact.sha256,
+        "provider": engine.device.provider,
+        "buckets": ",".join(map(str, engine.buckets)),
+        "batch_invariant": str(engine.batch_invariant).lower(),
+    }
+    if model.labels is not None:
+        properties["labels"] = orjson.dumps(model.labels).decode()
+    return properties
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": spec.datatype, "shape": [-1, *spec.row_shape]}
+
+
+def _configured(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "data_type": f"TYPE_{spec.datatype}", "dims": list(spec.row_shape)}

@@ -1,0 +1,115 @@
+"""The repository extension over HTTP, and what goes beyond it: labels, rollback, shadow.
+
+The calls themselves stand in `service.control`; whether they are there at all is decided by `service.access`.
+"""
+
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from service.control import Control, body_version
+from service.errors import BodyTooLarge, InvalidInput, Unsupported
+from service.openapi import errors
+from service.state import LATEST
+from service.v2.agreement import clip
+
+MAX_BYTES = 65_536  # a control call names a version and a label
+_CHANGES = errors(400, 401, 403, 404, 413, 500, 501, 503)
+
+router = APIRouter(prefix="/v2/repository", tags=["repository"])
+
+
+@router.post("/index", summary="Every version and its state", responses=errors(400, 413, 500))
+async def index(request: Request) -> list[dict[str, Any]]:
+    """List all versions, on disk or in memory, with the reason where one does not serve."""
+    body = await _body(request)
+    return _control(request).index(ready_only=body.get("ready") is True)
+
+
+@router.get("/models/{model}", summary="Labels, versions and history of a model", responses=errors(404, 500))
+async def show_model(request: Request, model: str) -> dict[str, Any]:
+    """Show where each label points, how it came there, and what a comparison has found."""
+    return _control(request).show(model)
+
+
+@router.post("/models/{model}/load", summary="Load a version", responses=_CHANGES)
+async def load_model(request: Request, model: str) -> Response:
+    """Load the newest version, or the one in `version`, beside what serves; refused ones are tried again."""
+    body = await _body(request)
+    _refuse_files(body)
+    await _control(request).load(model, body_version(body))
+    return Response(status_code=200)
+
+
+@router.post("/models/{model}/unload", summary="Unload a model", responses=_CHANGES)
+async def unload_model(request: Request, model: str) -> Response:
+    """Let a model answer nothing any more until it is loaded again."""
+    await _body(request)
+    await _control(request).unload(model)
+    return Response(status_code=200)
+
+
+@router.post("/models/{model}/promote", summary="Point a label at a version", responses=_CHANGES)
+async def promote_model(request: Request, model: str) -> dict[str, Any]:
+    """Point `label` (`latest` where none is named) at `version`, once that is loaded and proved."""
+    body = await _body(request)
+    await _control(request).promote(model, body_version(body), body.get("label", LATEST))
+    return _control(request).show(model)
+
+
+@router.post("/models/{model}/rollback", summary="Point a label back", responses=_CHANGES)
+async def rollback_model(request: Request, model: str) -> dict[str, Any]:
+    """Point `label` at the version it pointed at before; `latest` stays there until the next promote."""
+    body = await _body(request)
+    await _control(request).rollback(model, body.get("label", LATEST))
+    return _control(request).show(model)
+
+
+@router.post("/models/{model}/shadow", summary="Compare a version with live inputs", responses=_CHANGES)
+async def shadow_model(request: Request, model: str) -> dict[str, Any]:
+    """Give `version` a copy of live inputs for `seconds`; its answers are compared and never sent."""
+    body = await _body(request)
+    version, seconds = body_version(body), body.get("seconds", 600)
+    if version is None or isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise InvalidInput('shadow: expected {"version": <number>, "seconds": <number>}')
+    await _control(request).shadow(model, version, float(seconds))
+    return _control(request).show(model)
+
+
+@router.delete("/models/{model}/shadow", summary="End a comparison", responses=_CHANGES)
+async def end_shadow_of_model(request: Request, model: str) -> dict[str, Any]:
+    """End the comparison; its version leaves unless a label points at it."""
+    await _control(request).end_shadow(model)
+    return _control(request).show(model)
+
+
+def _control(request: Request) -> Control:
+    control: Control = request.app.state.control
+    return control
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    """Return the JSON object in a small body; none at all counts as an empty one."""
+    data = b""
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > MAX_BYTES:
+            raise BodyTooLarge(f"body: more than {MAX_BYTES} bytes, expected at most that many")
+    if not data.strip():
+        return {}
+    try:
+        body = orjson.loads(data)
+    except orjson.JSONDecodeError as err:
+        raise InvalidInput(f"body: not JSON, {err.msg} at line {err.lineno} column {err.colno}") from err
+    if not isinstance(body, dict) or not isinstance(body.get("parameters", {}), dict):
+        raise InvalidInput("body: expected a JSON object, and an object under its key parameters")
+    return body
+
+
+def _refuse_files(body: dict[str, Any]) -> None:
+    """Refuse models that come with the call: what serves comes from the models folder, with its manifest."""
+    for name in body.get("parameters", {}):
+        if name == "config" or name.startswith("file:"):
+            raise Unsupported(f"parameters.{clip(name)}: a model is loaded from the models folder, not from a request")

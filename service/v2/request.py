@@ -1,0 +1,265 @@
+"""The body of an inference request over HTTP -> validated arrays, wanted outputs and parameters.
+
+Pure functions of bytes. A body is JSON, or JSON followed by binary tensors (`Inference-Header-Content-Length` says
+where they begin), or the bare bytes of a model's only input (header length 0). Every check of what a sender wrote is
+made here or in the modules named below; nothing after this point has to doubt an array.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from service.errors import InvalidInput
+from service.tensors import Array, TensorSpec
+from service.v2.agreement import (
+    Claim,
+    WantedOutput,
+    check_inputs,
+    check_outputs,
+    clip,
+    refuse_shared_memory,
+)
+from service.v2.datatypes import tensor_from_bytes
+from service.v2.members import (
+    read_boolean,
+    read_identifier,
+    read_list,
+    read_object,
+    read_parameters,
+    read_shape,
+    read_text,
+)
+from service.v2.parameters import Parameter, check_parameters, class_count, timeout_seconds
+from service.v2.values import describe, tensor_from_json
+
+# Clients repeat their JSON head byte for byte and change only the binary tensors; heads up to this size are remembered.
+REMEMBERED_HEAD_BYTES = 1024
+_REMEMBERED_HEADS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """One request, checked against the model it is for.
+
+    Attributes:
+        id: the client's own, echoed in the answer; empty when none came.
+        inputs: each input of the model by name, all with the same number of rows; possibly read-only.
+        outputs: what is asked for, in this order.
+        timeout_seconds: within which the client wants its answer; None leaves it to the service.
+        parameters: all request parameters as they came.
+    """
+
+    inputs: Mapping[str, Array]
+    outputs: tuple[WantedOutput, ...]
+    id: str = ""
+    timeout_seconds: float | None = None
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows in each input."""
+        return len(next(iter(self.inputs.values())))
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """One input as the head describes it: its data where it came as JSON, else the length of its bytes."""
+
+    claim: Claim
+    data: Any
+    binary_bytes: int | None
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """The JSON part of a request, checked; the binary tensors follow in the order of `tensors`."""
+
+    tensors: tuple[_Tensor, ...]
+    outputs: tuple[WantedOutput, ...]
+    id: str
+    parameters: Mapping[str, Parameter]
+    timeout_seconds: float | None
+    binary_bytes: int
+    may_hold_booleans: bool
+
+
+class RequestReader:
+    """Reads the requests for one model.
+
+    Args:
+        inputs: what the model takes; the first axis of each is the batch.
+        outputs: what it gives.
+        max_rows: rows in one request.
+    """
+
+    def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], max_rows: int) -> None:
+        self._inputs = tuple(inputs)
+        self._outputs = tuple(outputs)
+        self._max_rows = max_rows
+        self._heads: dict[bytes, _Head] = {}
+
+    def read(self, body: bytes, header_length: int | None = None) -> InferRequest:
+        """Return the request that a body holds.
+
+        Args:
+            body: the whole body, inflated; its size was limited by who received it.
+            header_length: bytes of JSON at its start, from `Inference-Header-Content-Length`; None when there was no
+                such header (all of it is JSON), 0 for the bare bytes of the only input.
+
+        Raises:
+            InvalidInput: anything in it is not as the protocol or the model wants it; the message names the place.
+            TooManyRows: it holds more rows than one request may.
+            Unsupported: it asks for shared memory or sequences.
+        """
+        if header_length == 0:
+            return self._read_bare(body)
+        head = self._head(_head_bytes(body, header_length))
+        rest = memoryview(body)[len(body) if header_length is None else header_length :]
+        if head.binary_bytes != len(rest):
+            raise InvalidInput(
+                f"body: {len(rest)} bytes behind the JSON, expected {head.binary_bytes} (the sum of binary_data_size)"
+            )
+        return InferRequest(_read_tensors(head, rest), head.outputs, head.id, head.timeout_seconds, head.parameters)
+
+    def _head(self, data: bytes) -> _Head:
+        """Return the checked head, from memory where the same bytes were checked before."""
+        if len(data) > REMEMBERED_HEAD_BYTES:
+            return self._check_head(data)
+        head = self._heads.get(data)
+        if head is None:
+            head = self._check_head(data)
+            if all(tensor.binary_bytes is not None for tensor in head.tensors):
+                if len(self._heads) >= _REMEMBERED_HEADS:
+                    self._heads.clear()
+                self._heads[data] = head
+        return head
+
+    def _check_head(self, data: bytes) -> _Head:
+        document = read_object(_json(data), "body")
+        parameters = read_parameters(document.get("parameters"), "parameters")
+        check_parameters(parameters)
+        tensors = tuple(
+            _tensor(item, f"inputs[{position}]")
+            for position, item in enumerate(read_list(document.get("inputs"), "inputs", len(self._inputs)))
+        )
+        check_inputs([tensor.claim for tensor in tensors], self._inputs, self._max_rows)
+        return _Head(
+            tensors,
+            self._wanted(document.get("outputs"), read_boolean(parameters, "binary_data_output", "parameters")),
+            read_identifier(document.get("id")),
+            parameters,
+            timeout_seconds(parameters.get("timeout")),
+            sum(tensor.binary_bytes or 0 for tensor in tensors),
+            data.count(b"true") + data.count(b"false") > _booleans(document),
+        )
+
+    def _wanted(self, listed: Any, binary: bool) -> tuple[WantedOutput, ...]:
+        """Return the outputs that are asked for; none named means all. `binary` holds where an output does not say."""
+        if listed is None or listed == []:
+            return tuple(WantedOutput(spec.name, binary) for spec in self._outputs)
+        wanted = tuple(
+            _wanted_output(item, binary, f"outputs[{position}]")
+            for position, item in enumerate(read_list(listed, "outputs", len(self._outputs)))
+        )
+        check_outputs(wanted, self._outputs)
+        return wanted
+
+    def _read_bare(self, body: bytes) -> InferRequest:
+        """Return a request whose body is nothing but the bytes of the only input; the outputs go back as bytes."""
+        if len(self._inputs) != 1:
+            raise InvalidInput(
+                f"body: bare tensor bytes (header length 0), but the model has {len(self._inputs)} inputs"
+            )
+        spec = self._inputs[0]
+        rows, rest = divmod(len(body), spec.row_bytes)
+        if rest or not rows:
+            raise InvalidInput(f"body: {len(body)} bytes, expected a multiple of {spec.row_bytes} for {spec.name!r}")
+        claim = Claim(spec.name, spec.datatype, (rows, *spec.row_shape))
+        check_inputs([claim], self._inputs, self._max_rows)
+        array = tensor_from_bytes(memoryview(body), spec.datatype, claim.shape, f"input {spec.name!r}")
+        return InferRequest({spec.name: array}, tuple(WantedOutput(output.name, True) for output in self._outputs))
+
+
+def header_length(text: str | None) -> int | None:
+    """Return the value of an `Inference-Header-Content-Length` header; None when there is none.
+
+    Raises:
+        InvalidInput: it is not a plain decimal number.
+    """
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise InvalidInput(f"Inference-Header-Content-Length: {clip(text)!r}, expected the bytes of JSON in the body")
+    return int(text)
+
+
+def _head_bytes(body: bytes, length: int | None) -> bytes:
+    if length is None:
+        return body
+    if length > len(body):
+        raise InvalidInput(f"Inference-Header-Content-Length: {length}, but the body has only {len(body)} bytes")
+    return body[:length]
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return orjson.loads(data)  # refuses NaN, Infinity, 1e999 and anything nested deeper than 1024
+    except orjson.JSONDecodeError as err:
+        raise InvalidInput(f"body: not JSON, {err.msg} at line {err.lineno} column {err.colno}") from err
+
+
+def _booleans(document: Mapping[str, Any]) -> int:
+    """Return how many of the parameters of a checked head are booleans; any that is written besides is data."""
+    tensors = [*document["inputs"], *(document.get("outputs") or ())]
+    held = (item.get("parameters") or {} for item in (document, *tensors))
+    return sum(type(value) is bool for parameters in held for value in parameters.values())
+
+
+def _read_tensors(head: _Head, rest: memoryview) -> dict[str, Array]:
+    arrays = {}
+    start = 0
+    for tensor in head.tensors:
+        claim = tensor.claim
+        if tensor.binary_bytes is None:
+            place, doubtful = f"{tensor.place}.data", head.may_hold_booleans
+            arrays[claim.name] = tensor_from_json(
+                tensor.data, claim.datatype, claim.shape, place, may_hold_booleans=doubtful
+            )
+        else:
+            stop = start + tensor.binary_bytes
+            place = f"input {claim.name!r}"
+            arrays[claim.name] = tensor_from_bytes(rest[start:stop], claim.datatype, claim.shape, place)
+            start = stop
+    return arrays
+
+
+def _tensor(item: Any, place: str) -> _Tensor:
+    """Return one input of the head, which has its data here or says how many bytes it has behind the JSON."""
+    item = read_object(item, place)
+    claim = Claim(
+        read_text(item.get("name"), f"{place}.name"),
+        read_text(item.get("datatype"), f"{place}.datatype"),
+        read_shape(item.get("shape"), f"{place}.shape"),
+    )
+    parameters = read_parameters(item.get("parameters"), f"{place}.parameters")
+    refuse_shared_memory(parameters, place)
+    size = parameters.get("binary_data_size")
+    if (size is None) == ("data" not in item):
+        came = "neither" if size is None else "both"
+        raise InvalidInput(f"{place}: {came} data and parameters.binary_data_size, expected exactly one of them")
+    if size is not None and (type(size) is not int or size < 0):
+        raise InvalidInput(f"{place}.parameters.binary_data_size: {describe(size)}, expected a number of bytes")
+    return _Tensor(claim, item.get("data"), size, place)
+
+
+def _wanted_output(item: Any, binary: bool, place: str) -> WantedOutput:
+    item = read_object(item, place)
+    parameters = read_parameters(item.get("parameters"), f"{place}.parameters")
+    refuse_shared_memory(parameters, place)
+    classes = class_count(parameters, place)
+    if "binary_data" in parameters:
+        binary = read_boolean(parameters, "binary_data", f"{place}.parameters")
+    return WantedOutput(read_text(item.get("name"), f"{place}.name"), binary, classes)

@@ -1,0 +1,208 @@
+"""The routes of the protocol over HTTP, each a few lines; `/v2` itself and its health stand with the service's own.
+
+Bodies are read by `request` and written by `response`; what holds for gRPC too stands in `inference`.
+"""
+
+import asyncio
+import time
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from service.budget import BodyBudget, Share
+from service.errors import BodyTooLarge, InvalidInput
+from service.inference import answer, count, deadline_of, served_model
+from service.observe import Trace
+from service.openapi import errors
+from service.registry import Model, Registry
+from service.settings import Settings
+from service.v2 import schemas
+from service.v2.agreement import clip
+from service.v2.inflate import QUICK_BYTES, content_encoding, inflate
+from service.v2.metadata import model_config, model_metadata
+from service.v2.readers import Readers
+from service.v2.request import InferRequest, header_length
+from service.v2.response import InferResponse, format_response
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+
+# JSON and compressed bodies up to here are read within a millisecond; longer ones go to a thread.
+QUICK_JSON_BYTES = 65_536
+QUICK_VALUES = 4_096
+
+_BODY = {
+    "required": True,
+    "content": {
+        "application/json": {"schema": {"$ref": "#/components/schemas/InferenceRequest"}},
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+    },
+}
+_INFER_PARAMETERS = [
+    {
+        "name": HEADER_LENGTH,
+        "in": "header",
+        "description": "Bytes of JSON before the binary tensors; 0 where the body is nothing but the only input.",
+        "schema": {"type": "integer", "minimum": 0},
+    },
+    {
+        "name": "X-Deadline-Ms",
+        "in": "header",
+        "description": "Milliseconds within which an answer is of use; the parameter `timeout` says the same.",
+        "schema": {"type": "integer", "minimum": 1},
+    },
+]
+
+router = APIRouter(prefix="/v2/models", tags=["open inference protocol"])
+
+
+@router.get("", summary="Names of the models", responses=errors(500))
+async def list_models(request: Request) -> schemas.ModelList:
+    """List what is served."""
+    return schemas.ModelList(models=sorted({model.name for model in _registry(request).models()}))
+
+
+@router.get("/stats", summary="Statistics of all models", responses=errors(500))
+async def statistics_of_all(request: Request) -> dict[str, Any]:
+    """Count requests, rows and batches, and the time they took."""
+    return _statistics(_registry(request).all_versions())
+
+
+@router.get("/{model}", summary="What a model takes and gives", responses=errors(404, 500, 503))
+@router.get("/{model}/versions/{version}", include_in_schema=False)
+@router.get("/{model}/labels/{label}", include_in_schema=False)
+async def metadata_of_model(
+    request: Request, model: str, version: str | None = None, label: str | None = None
+) -> schemas.ModelMetadata:
+    """Describe inputs and outputs; the batch is the first axis of each."""
+    found = _model(request, model, version, label)
+    return schemas.ModelMetadata(**model_metadata(found, sorted(_registry(request).tables[found.name].loaded)))
+
+
+@router.get("/{model}/ready", summary="Whether a model answers", responses=errors(404, 500, 503))
+@router.get("/{model}/versions/{version}/ready", include_in_schema=False)
+@router.get("/{model}/labels/{label}/ready", include_in_schema=False)
+async def model_ready(
+    request: Request, model: str, version: str | None = None, label: str | None = None
+) -> schemas.ModelReady:
+    """Answer 200 for a model that has given its golden answers."""
+    return schemas.ModelReady(name=_model(request, model, version, label).name, ready=True)
+
+
+@router.get("/{model}/config", summary="Configuration in Triton's form", responses=errors(404, 500, 503))
+@router.get("/{model}/versions/{version}/config", include_in_schema=False)
+async def config_of_model(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
+    """Describe how a model is batched and where it runs."""
+    settings: Settings = request.app.state.settings
+    return model_config(_model(request, model, version), settings.max_rows)
+
+
+@router.get("/{model}/stats", summary="Statistics of a model", responses=errors(404, 500, 503))
+@router.get("/{model}/versions/{version}/stats", include_in_schema=False)
+async def statistics_of_model(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
+    """Count requests, rows and batches of one model, and the time they took."""
+    found = _model(request, model, version)
+    loaded = _registry(request).tables[found.name].loaded
+    return _statistics([found] if version else [loaded[number] for number in sorted(loaded)])
+
+
+@router.post(
+    "/{model}/infer",
+    summary="Ask a model",
+    response_model=schemas.InferenceResponse,
+    openapi_extra={"requestBody": _BODY, "parameters": _INFER_PARAMETERS},
+    responses=errors(400, 404, 413, 415, 500, 501, 503, 504),
+)
+@router.post("/{model}/versions/{version}/infer", include_in_schema=False)
+@router.post("/{model}/labels/{label}/infer", include_in_schema=False)
+async def infer(request: Request, model: str, version: str | None = None, label: str | None = None) -> Response:
+    """Answer with the outputs, as JSON or as bytes behind it; any number of rows up to the limit.
+
+    The body is JSON, or JSON followed by the bytes of its tensors, or the bytes of the only input. It may be
+    compressed with gzip or deflate.
+    """
+    trace: Trace = request.state.trace
+    found = _model(request, model, version, label)
+    settings: Settings = request.app.state.settings
+    budget: BodyBudget = request.app.state.body_budget
+    with budget.hold() as share, found.in_use():
+        asked = await _read(request, found, share)
+        limit = _deadline_header(request.headers.get("x-deadline-ms"))
+        deadline = deadline_of(trace, settings.default_deadline_ms / 1000, limit, asked.timeout_seconds)
+        result = await answer(_registry(request), found, asked.inputs, deadline, trace)
+    started = time.perf_counter()
+    response = await _format(found, asked, result.outputs)
+    count(found, result, trace, time.perf_counter() - started)
+    headers = {} if response.header_length is None else {HEADER_LENGTH: str(response.header_length)}
+    return Response(response.body, headers=headers, media_type=response.content_type)
+
+
+def _registry(request: Request) -> Registry:
+    registry: Registry = request.app.state.registry
+    return registry
+
+
+def _model(request: Request, name: str, version: str | None, label: str | None = None) -> Model:
+    return served_model(_registry(request), name, version, label)
+
+
+def _statistics(models: list[Model]) -> dict[str, Any]:
+    return {"model_stats": [model.statistics.to_json(model.name, model.version) for model in models]}
+
+
+async def _read(request: Request, model: Model, share: Share) -> InferRequest:
+    """Return the request in the body; what would hold up the event loop is read in a thread."""
+    readers: Readers = request.app.state.readers
+    length = header_length(request.headers.get(HEADER_LENGTH))
+    body = await _body(request, share)
+    started = time.perf_counter()
+    reader = readers.of(model)
+    if (len(body) if length is None else length) <= QUICK_JSON_BYTES:
+        asked = reader.read(body, length)
+    else:
+        asked = await asyncio.to_thread(reader.read, body, length)
+    request.state.trace.stages["parse"] = time.perf_counter() - started
+    return asked
+
+
+async def _body(request: Request, share: Share) -> bytes:
+    """Return the whole body, inflated; refused as soon as it is known to be too large, before and after."""
+    max_bytes = request.app.state.settings.max_body_bytes
+    coding = content_encoding(request.headers.get("content-encoding"))
+    stated = request.headers.get("content-length", "0")
+    if stated.isdigit() and int(stated) > max_bytes:
+        raise BodyTooLarge(f"body: {clip(stated)} bytes, expected at most {max_bytes}")
+    chunks = []
+    received = 0
+    async for chunk in request.stream():
+        share.add(len(chunk))
+        received += len(chunk)
+        if received > max_bytes:
+            raise BodyTooLarge(f"body: more than {max_bytes} bytes, expected at most that many")
+        chunks.append(chunk)
+    body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    if coding is None:
+        return body
+    if len(body) <= QUICK_BYTES:
+        inflated = inflate(body, coding, max_bytes)
+    else:
+        inflated = await asyncio.to_thread(inflate, body, coding, max_bytes)
+    share.add(len(inflated))
+    return inflated
+
+
+async def _format(model: Model, asked: InferRequest, outputs: Any) -> InferResponse:
+    """Return the answer; many values as JSON are written in a thread."""
+    arguments = (model.name, model.version, asked, outputs, model.labels)
+    if sum(outputs[wanted.name].size for wanted in asked.outputs if not wanted.binary) <= QUICK_VALUES:
+        return format_response(*arguments)
+    return await asyncio.to_thread(format_response, *arguments)
+
+
+def _deadline_header(text: str | None) -> float | None:
+    """Return the seconds of an X-Deadline-Ms header."""
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
+        raise InvalidInput(f"X-Deadline-Ms: {clip(text)!r}, expected a whole number of milliseconds above 0")
+    return int(text) / 1000

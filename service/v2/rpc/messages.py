@@ -1,0 +1,143 @@
+"""Messages of gRPC <-> the requests and outputs that HTTP has too.
+
+Tensors come raw (bytes, one run for each input) or typed (a list in the message) and go back the same way. The checks
+are those of HTTP, made before any data is read.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from google.protobuf import json_format
+
+from service.errors import InvalidInput
+from service.tensors import DTYPES, Array, TensorSpec
+from service.v2.agreement import Claim, WantedOutput, check_inputs, check_outputs, refuse_shared_memory
+from service.v2.datatypes import BYTES, bytes_tensor, datatype_of, tensor_from_bytes, tensor_to_bytes
+from service.v2.parameters import Parameter, check_parameters, class_count, timeout_seconds
+from service.v2.request import InferRequest
+from service.v2.response import chosen
+from service.v2.rpc import proto
+
+INFERENCE = proto.load(Path(__file__).with_name("inference.proto"))
+HEALTH = proto.load(Path(__file__).with_name("health.proto"))
+
+_CONTENTS = {
+    "BOOL": "bool_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
+    "UINT64": "uint64_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents",
+    "INT64": "int64_contents", "FP32": "fp32_contents", "FP64": "fp64_contents", BYTES: "bytes_contents",
+}  # fmt: skip
+
+
+def from_dict(name: str, value: Mapping[str, Any]) -> Any:
+    """Return a message of the protocol from its JSON form; members that it does not have are left out."""
+    return json_format.ParseDict(value, INFERENCE.messages[name](), ignore_unknown_fields=True)
+
+
+def read_request(
+    message: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], max_rows: int
+) -> InferRequest:
+    """Return a `ModelInferRequest`, checked against the model it is for.
+
+    The outputs it wants are marked binary where they go back raw: whenever the inputs came raw.
+
+    Raises:
+        InvalidInput: anything in it is not as the protocol or the model wants it; the message names the place.
+        TooManyRows: it holds more rows than one request may.
+        Unsupported: it asks for shared memory or sequences.
+    """
+    parameters = _parameters(message.parameters)
+    check_parameters(parameters)
+    claims = [Claim(item.name, item.datatype, tuple(item.shape)) for item in message.inputs]
+    for position, item in enumerate(message.inputs):
+        refuse_shared_memory(item.parameters, f"inputs[{position}]")
+    check_inputs(claims, inputs, max_rows)
+    is_raw = bool(message.raw_input_contents)
+    arrays = _raw(message, claims) if is_raw else _typed(message, claims)
+    timeout = timeout_seconds(parameters.get("timeout"))
+    return InferRequest(arrays, _wanted(message.outputs, outputs, is_raw), message.id, timeout, parameters)
+
+
+def write_response(
+    model: str, version: int, request: InferRequest, outputs: Mapping[str, Array], labels: Sequence[str] | None
+) -> Any:
+    """Return the `ModelInferResponse` to a request.
+
+    Raises:
+        InvalidInput: an FP16 output is wanted typed, for which the protocol has no list.
+    """
+    message = INFERENCE.messages["ModelInferResponse"](model_name=model, model_version=str(version), id=request.id)
+    for wanted in request.outputs:
+        array = chosen(wanted, outputs, labels)
+        datatype = datatype_of(array)
+        entry = message.outputs.add(name=wanted.name, datatype=datatype, shape=array.shape)
+        if wanted.binary:
+            message.raw_output_contents.append(tensor_to_bytes(array))
+        elif datatype in _CONTENTS:
+            getattr(entry.contents, _CONTENTS[datatype]).extend(array.ravel().tolist())
+        else:
+            raise InvalidInput(f"output {wanted.name!r}: {datatype} has no typed contents, send the inputs raw")
+    return message
+
+
+def _raw(message: Any, claims: Sequence[Claim]) -> dict[str, Array]:
+    runs = message.raw_input_contents
+    if len(runs) != len(claims):
+        raise InvalidInput(f"raw_input_contents: {len(runs)} came, expected one for each of {len(claims)} inputs")
+    for position, item in enumerate(message.inputs):
+        if item.HasField("contents"):
+            raise InvalidInput(f"inputs[{position}]: both contents and raw_input_contents, expected one of them")
+    return {
+        claim.name: tensor_from_bytes(memoryview(run), claim.datatype, claim.shape, f"input {claim.name!r}")
+        for claim, run in zip(claims, runs, strict=True)
+    }
+
+
+def _typed(message: Any, claims: Sequence[Claim]) -> dict[str, Array]:
+    return {
+        claim.name: _from_contents(item.contents, claim, f"inputs[{position}].contents")
+        for position, (claim, item) in enumerate(zip(claims, message.inputs, strict=True))
+    }
+
+
+def _from_contents(contents: Any, claim: Claim, place: str) -> Array:
+    """Return the array of one typed input; lists are of 32 bits and more, so small integers are checked here."""
+    if claim.datatype not in _CONTENTS:
+        raise InvalidInput(f"{place}: {claim.datatype} has no typed contents, send it in raw_input_contents")
+    field = _CONTENTS[claim.datatype]
+    filled = {descriptor.name for descriptor, _ in contents.ListFields()}
+    if filled - {field}:
+        raise InvalidInput(f"{place}: {sorted(filled)} came, expected {field} for {claim.datatype}")
+    values = getattr(contents, field)
+    expected = prod(claim.shape)
+    if len(values) != expected:
+        raise InvalidInput(f"{place}.{field}: {len(values)} values, expected {expected} for {claim.shape}")
+    if claim.datatype == BYTES:
+        return bytes_tensor(values, claim.shape)
+    dtype = DTYPES[claim.datatype]
+    wide = np.array(values, np.int64 if field in ("int_contents", "uint_contents") else dtype)
+    if dtype.kind in "iu" and wide.dtype != dtype:
+        limits = np.iinfo(dtype)
+        if wide.min() < limits.min or wide.max() > limits.max:
+            raise InvalidInput(f"{place}.{field}: a value outside {limits.min} to {limits.max}, the range of {dtype}")
+    return wide.astype(dtype, copy=False).reshape(claim.shape)
+
+
+def _wanted(listed: Any, outputs: Sequence[TensorSpec], binary: bool) -> tuple[WantedOutput, ...]:
+    if not listed:
+        return tuple(WantedOutput(spec.name, binary) for spec in outputs)
+    wanted = []
+    for position, item in enumerate(listed):
+        parameters = _parameters(item.parameters)
+        refuse_shared_memory(parameters, f"outputs[{position}]")
+        wanted.append(WantedOutput(item.name, binary, class_count(parameters, f"outputs[{position}]")))
+    check_outputs(wanted, outputs)
+    return tuple(wanted)
+
+
+def _parameters(listed: Any) -> dict[str, Parameter]:
+    """Return the values of a map of `InferParameter`; one that is empty says nothing and is left out."""
+    chosen_by = {name: item.WhichOneof("parameter_choice") for name, item in listed.items()}
+    return {name: getattr(listed[name], choice) for name, choice in chosen_by.items() if choice}

@@ -1,0 +1,159 @@
+"""What each call of the protocol does: messages in, messages out.
+
+The counterpart of the HTTP routes, on the same registry. Errors are raised as everywhere; `server` gives them their
+status. Keeps no state.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from service.control import Control, body_version
+from service.errors import NotReady, ServiceError, Unsupported
+from service.inference import answer, count, deadline_of, served_model
+from service.observe import Trace
+from service.registry import Model, Registry
+from service.settings import Settings
+from service.v2.agreement import clip
+from service.v2.metadata import EXTENSIONS, model_config, model_metadata
+from service.v2.rpc.messages import INFERENCE, from_dict, read_request, write_response
+
+_MESSAGES = INFERENCE.messages
+QUICK_BYTES = 65_536  # typed contents up to here are read within a millisecond
+STREAM_AHEAD = 16  # requests of one stream that may be on their way at once
+
+
+class InferenceService:
+    """The calls of `GRPCInferenceService`, by their names.
+
+    Args:
+        registry: the models.
+        control: what an operator may ask of them.
+        settings: the limits.
+        name: of the service, for its metadata.
+        version: of the service.
+    """
+
+    def __init__(self, registry: Registry, control: Control, settings: Settings, name: str, version: str) -> None:
+        self._registry = registry
+        self._control = control
+        self._settings = settings
+        self._name = name
+        self._version = version
+
+    async def ServerLive(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
+        """Answer: a process that cannot is dead."""
+        return _MESSAGES["ServerLiveResponse"](live=True)
+
+    async def ServerReady(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
+        """Say whether every model gave its golden answers."""
+        return _MESSAGES["ServerReadyResponse"](ready=self._registry.ready)
+
+    async def ServerMetadata(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
+        """Name the service and the extensions that it honours."""
+        return _MESSAGES["ServerMetadataResponse"](name=self._name, version=self._version, extensions=EXTENSIONS)
+
+    async def ModelReady(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
+        """Say whether a model answers; one that does not exist is not ready."""
+        try:
+            self._model(request.name, request.version)
+        except ServiceError:
+            return _MESSAGES["ModelReadyResponse"](ready=False)
+        return _MESSAGES["ModelReadyResponse"](ready=True)
+
+    async def ModelMetadata(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
+        """Describe inputs and outputs; the batch is the first axis of each."""
+        model = self._model(request.name, request.version)
+        versions = sorted(self._registry.tables[model.name].loaded)
+        return from_dict("ModelMetadataResponse", model_metadata(model, versions))
+
+    async def ModelConfig(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
+        """Describe how a model is batched and where it runs."""
+        config = model_config(self._model(request.name, request.version), self._settings.max_rows)
+        return from_dict("ModelConfigResponse", {"config": config})
+
+    async def ModelStatistics(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
+        """Count requests, rows and batches; of all models where none is named."""
+        models = [self._model(request.name, request.version)] if request.name else self._registry.all_versions()
+        stats = [model.statistics.to_json(model.name, model.version) for model in models]
+        return from_dict("ModelStatisticsResponse", {"model_stats": stats})
+
+    async def ModelInfer(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
+        """Answer with the outputs, raw where the inputs came raw."""
+        model = self._model(request.model_name, request.model_version)
+        with model.in_use():
+            asked = await self._read(request, model, trace)
+            default = self._settings.default_deadline_ms / 1000
+            deadline = deadline_of(trace, default, remaining, asked.timeout_seconds)
+            found = await answer(self._registry, model, asked.inputs, deadline, trace)
+        started = time.perf_counter()
+        response = write_response(model.name, model.version, asked, found.outputs, model.labels)
+        count(model, found, trace, time.perf_counter() - started)
+        return response
+
+    async def ModelStreamInfer(  # noqa: N802
+        self, requests: AsyncIterator[Any], trace: Trace, remaining: float | None
+    ) -> AsyncIterator[Any]:
+        """Answer each request of a stream in its order; a refused one gets its sentence and the stream goes on."""
+        waiting: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(STREAM_AHEAD)
+
+        async def start_all() -> None:
+            async for request in requests:
+                await waiting.put(asyncio.create_task(self._stream_answer(request, trace.request_id, remaining)))
+            await waiting.put(None)
+
+        starting = asyncio.create_task(start_all())
+        try:
+            while (task := await waiting.get()) is not None:
+                yield await task
+            await starting
+        finally:
+            starting.cancel()
+            while not waiting.empty():
+                if (task := waiting.get_nowait()) is not None:
+                    task.cancel()
+
+    async def RepositoryIndex(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
+        """List every version, on disk or in memory, with the reason where one does not serve."""
+        return from_dict("RepositoryIndexResponse", {"models": self._control.index(ready_only=request.ready)})
+
+    async def RepositoryModelLoad(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
+        """Load the newest version, or the one that the parameter `version` names."""
+        version = None
+        for name, value in request.parameters.items():
+            if name != "version":
+                raise Unsupported(f"parameters.{clip(name)}: a model is loaded from the models folder as it is")
+            version = body_version({"version": getattr(value, value.WhichOneof("parameter_choice") or "", None)})
+        await self._control.load(request.model_name, version)
+        return _MESSAGES["RepositoryModelLoadResponse"]()
+
+    async def RepositoryModelUnload(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
+        """Let a model answer nothing any more until it is loaded again."""
+        await self._control.unload(request.model_name)
+        return _MESSAGES["RepositoryModelUnloadResponse"]()
+
+    async def _stream_answer(self, request: Any, request_id: str, remaining: float | None) -> Any:
+        trace = Trace(request_id, time.perf_counter())
+        try:
+            return _MESSAGES["ModelStreamInferResponse"](
+                infer_response=await self.ModelInfer(request, trace, remaining)
+            )
+        except ServiceError as err:
+            refused = _MESSAGES["ModelInferResponse"](model_name=request.model_name, id=request.id)
+            return _MESSAGES["ModelStreamInferResponse"](error_message=str(err), infer_response=refused)
+
+    async def _read(self, request: Any, model: Model, trace: Trace) -> Any:
+        started = time.perf_counter()
+        arguments = (request, model.engine.inputs, model.engine.outputs, self._settings.max_rows)
+        if request.raw_input_contents or request.ByteSize() <= QUICK_BYTES:
+            asked = read_request(*arguments)
+        else:
+            asked = await asyncio.to_thread(read_request, *arguments)
+        trace.stages["parse"] = time.perf_counter() - started
+        return asked
+
+    def _model(self, name: str, version: str) -> Model:
+        if not self._registry.ready:
+            raise NotReady(f"not ready: {'; '.join(self._registry.reasons)}")
+        return served_model(self._registry, name, version)

@@ -1,0 +1,110 @@
+"""Ends a process that cannot help itself any more: an event loop that stands still, a batch that never comes back.
+
+Nobody outside sees either: the port is open, connections are accepted, and a container that is merely unhealthy is not
+started anew. So the process writes where each thread stands and ends, and whoever watches over it starts another.
+Blind to C code that keeps the interpreter's lock; for that a supervisor's pings are there.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+import traceback
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+
+logger = logging.getLogger(__name__)
+
+HANG = 4  # the exit code of a process that ended itself so
+
+_BEAT_SECONDS = 0.5
+
+
+class Watchdog:
+    """A beat on the event loop that looks after batches, and a thread that looks whether the beat comes.
+
+    Time is counted in looks rather than read from a clock: a process that was stopped, or starved of its cores, has not
+    looked often meanwhile, and goes on.
+
+    Args:
+        limit_seconds: how long loop and batches may stand still; 0 watches nothing.
+        running: the number of the batch that runs outside the loop now, by the name of who runs it.
+        end: called with the reason.
+    """
+
+    def __init__(
+        self,
+        limit_seconds: float,
+        running: Callable[[], Mapping[str, int]],
+        end: Callable[[str], None] | None = None,
+    ) -> None:
+        self._limit_seconds = limit_seconds
+        self._running = running
+        self._end = end or end_process
+        self._beats = 0
+        self._still: dict[str, _Still] = {}
+        self._is_over = threading.Event()
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncIterator[None]:
+        """Watch the running loop until the block is left."""
+        beat = asyncio.create_task(self._beat())
+        if self._limit_seconds > 0:
+            threading.Thread(target=self._look_at_loop, name="watchdog", daemon=True).start()
+        try:
+            yield
+        finally:
+            self._is_over.set()
+            beat.cancel()
+
+    async def _beat(self) -> None:
+        while True:
+            self._beats += 1
+            if self._limit_seconds > 0:
+                self._look_at_batches()
+            await asyncio.sleep(_BEAT_SECONDS)
+
+    def _look_at_batches(self) -> None:
+        running = self._running()
+        self._still = {name: self._still.get(name) or _Still() for name in running}
+        for name, batch in running.items():
+            if self._still[name].seconds(batch) >= self._limit_seconds:
+                self._end(f"a batch of {name!r} has run for {self._limit_seconds:g} s")
+
+    def _look_at_loop(self) -> None:
+        still = _Still()
+        while not self._is_over.wait(_BEAT_SECONDS):
+            if still.seconds(self._beats) >= self._limit_seconds:
+                self._end(f"the event loop has not moved for {self._limit_seconds:g} s")
+
+
+class _Still:
+    """For how many looks a number has stayed the same."""
+
+    def __init__(self) -> None:
+        self._last = -1
+        self._looks = 0
+
+    def seconds(self, number: int) -> float:
+        """Take a look; seconds since the first look that saw this number."""
+        self._looks = self._looks + 1 if number == self._last else 0
+        self._last = number
+        return self._looks * _BEAT_SECONDS
+
+
+def end_process(reason: str) -> None:
+    """Write where every thread stands, and end at once: what could be drained would have been."""
+    logger.critical("%s; the process ends", reason, extra={"stacks": stacks()})
+    os._exit(HANG)
+
+
+def stacks() -> dict[str, list[str]]:
+    """Return the calls that each thread is in, innermost last, by the thread's name."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return {
+        names.get(ident, str(ident)): [
+            f"{call.filename}:{call.lineno} {call.name}" for call in traceback.extract_stack(frame)
+        ]
+        for ident, frame in sys._current_frames().items()
+    }

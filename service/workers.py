@@ -1,0 +1,154 @@
+"""What the worker processes of one service share: a folder that the supervisor makes and removes.
+
+Each worker takes a numbered place in it for as long as it lives and counts in that place's files, so that a worker
+that was killed leaves its counts to the one that replaces it. Holds no requests and no tensors: every worker has
+sessions of its own.
+"""
+
+import fcntl
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, values
+from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+logger = logging.getLogger(__name__)
+
+_IN_MEMORY = Path("/dev/shm")  # noqa: S108 - the folder within it is made by mkdtemp, for this user alone
+_GRACE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The folder; a plain value, so that it can be given to a process that starts afresh.
+
+    Args:
+        folder: exists until `remove`.
+    """
+
+    folder: Path
+
+    @classmethod
+    def create(cls) -> "Workers":
+        """Make an empty folder, in memory where the system has such a place."""
+        parent = _IN_MEMORY if os.access(_IN_MEMORY, os.W_OK) else None
+        return cls(Path(tempfile.mkdtemp(prefix="foldserve-", dir=parent)))
+
+    def remove(self) -> None:
+        """Remove the folder and all that is in it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def join(self, drain_seconds: float) -> int:
+        """Make this process one of the workers: it counts in its place's files, and ends when its parent has ended.
+
+        Has to come before the first metric is made. Counters go on from where the place's last worker left them;
+        gauges, which were that worker's own, start anew.
+
+        Args:
+            drain_seconds: how long running requests may take once the parent has ended.
+
+        Returns:
+            The place, from 0; it is free again when the process ends, however it does.
+        """
+        place, _ = self._take_place()
+        self._forget_gauges(place)
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self.folder)
+        values.ValueClass = values.MultiProcessValue(lambda: place)  # type: ignore[no-untyped-call]
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            follow = threading.Thread(target=self._follow, args=(parent, drain_seconds), name="follow", daemon=True)
+            follow.start()
+        return place
+
+    def totals(self) -> CollectorRegistry:
+        """Return a registry that gives the counts of all workers, and each worker's gauges under its place."""
+        registry = CollectorRegistry()
+        registry.register(_Totals(self.folder))
+        return registry
+
+    def forget_gone(self) -> None:
+        """Take the gauges of places that nobody holds out of the metrics; counts stay."""
+        for lock in self.folder.glob("place-*"):
+            with lock.open("w") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                self._forget_gauges(int(lock.name.removeprefix("place-")))
+
+    def decide(self, question: str, answer: Callable[[], str]) -> str:
+        """Return what the first worker answered; the others wait for it.
+
+        What is measured can come out differently each time, and all workers have to give the same bytes.
+        """
+        with (self.folder / f"decided-{question}").open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            decided = file.read()
+            if not decided.endswith("\n"):  # else nobody answered, or was killed before the end of the line
+                file.truncate(0)
+                decided = answer() + "\n"
+                file.write(decided)
+        return decided.removesuffix("\n")
+
+    def is_first(self, event: str) -> bool:
+        """Whether no worker has said so before: what goes wrong in all of them needs one line."""
+        try:
+            (self.folder / f"event-{event}").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    def _take_place(self) -> tuple[int, int]:
+        """Hold the first free place; returns it and the descriptor that holds it."""
+        place = 0
+        while True:
+            descriptor = os.open(self.folder / f"place-{place}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                place += 1
+            else:
+                return place, descriptor
+
+    def _forget_gauges(self, place: int) -> None:
+        for gauges in self.folder.glob(f"gauge_*_{place}.db"):
+            gauges.unlink(missing_ok=True)
+
+    def _follow(self, parent: BaseProcess, drain_seconds: float) -> None:
+        """Wait for the parent's end, then drain; nobody else could ever end this process or replace it."""
+        parent.join()
+        logger.error("the supervisor is gone, this worker ends")
+        os.kill(os.getpid(), signal.SIGTERM)
+        self.remove()
+        time.sleep(drain_seconds + _GRACE_SECONDS)
+        os._exit(1)
+
+
+class _Totals(Collector):
+    """The sums over all places; the library calls the place of a gauge "pid"."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files = MultiProcessCollector(None, str(folder))  # type: ignore[no-untyped-call]
+
+    def collect(self) -> Iterable[Metric]:
+        for metric in self._files.collect():  # type: ignore[no-untyped-call]
+            if metric.type == "gauge":
+                metric.samples = [
+                    sample._replace(labels={"worker" if key == "pid" else key: to for key, to in sample.labels.items()})
+                    for sample in metric.samples
+                ]
+            yield metric

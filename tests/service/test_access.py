@@ -1,0 +1,295 @@
+"""Who may ask for what: keys, scopes, and the ways around them that there must not be."""
+
+import os
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from service.access import Access, Bucket, new_key, read_keys, scope_of
+from service.app import create_app
+from service.errors import ArtifactInvalid, Forbidden, NotFound, TooManyRequests, Unauthorized
+from service.settings import Settings
+from tests.service import artifacts
+from tests.service.live import serve
+
+OCTETS = {"Content-Type": "application/octet-stream"}
+PIXELS = artifacts.images(1).tobytes()
+SCOPES = ("infer", "metrics", "admin", "read")
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory):
+    """A file with one key for each scope, and the keys themselves."""
+    path = tmp_path_factory.mktemp("keys") / "keys"
+    made = {scope: new_key(f"the-{scope}", [scope]) for scope in SCOPES}
+    path.write_text("# people\n\n" + "\n".join(line for _, line in made.values()) + "\n")
+    return path, {scope: key for scope, (key, _) in made.items()}
+
+
+@pytest.fixture(scope="module")
+def service(keys, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A service that is closed in every scope."""
+    models = tmp_path_factory.mktemp("models")
+    artifacts.publish_classifier(models)
+    settings = Settings(
+        models_dir=models, provider="cpu", buckets=(1,), keys_file=keys[0], closed_scopes=("infer", "metrics", "read"),
+        state_dir=models.parent / "state", poll_seconds=0,
+    )  # fmt: skip
+    with serve(create_app(settings)) as url, httpx.Client(base_url=url) as http:
+        yield http
+
+
+# Every route of the service and what it takes to open it; a new route has to be written here.
+DOORS = {
+    ("POST", "/predict"): "infer",
+    ("POST", "/v2/models/fashion/infer"): "infer",
+    ("POST", "/v2/models/fashion/versions/1/infer"): "infer",
+    ("POST", "/v2/models/fashion/labels/latest/infer"): "infer",
+    ("GET", "/metrics"): "metrics",
+    ("GET", "/v2"): "read",
+    ("GET", "/v2/"): "read",
+    ("GET", "/v2/models"): "read",
+    ("GET", "/v2/models/stats"): "read",
+    ("GET", "/v2/models/fashion"): "read",
+    ("GET", "/v2/models/fashion/versions/1"): "read",
+    ("GET", "/v2/models/fashion/labels/latest"): "read",
+    ("GET", "/v2/models/fashion/ready"): "read",
+    ("GET", "/v2/models/fashion/versions/1/ready"): "read",
+    ("GET", "/v2/models/fashion/labels/latest/ready"): "read",
+    ("GET", "/v2/models/fashion/config"): "read",
+    ("GET", "/v2/models/fashion/versions/1/config"): "read",
+    ("GET", "/v2/models/fashion/stats"): "read",
+    ("GET", "/v2/models/fashion/versions/1/stats"): "read",
+    ("POST", "/v2/repository/index"): "read",
+    ("GET", "/v2/repository/models/fashion"): "read",
+    ("POST", "/v2/repository/models/fashion/load"): "admin",
+    ("POST", "/v2/repository/models/fashion/unload"): "admin",
+    ("POST", "/v2/repository/models/fashion/promote"): "admin",
+    ("POST", "/v2/repository/models/fashion/rollback"): "admin",
+    ("POST", "/v2/repository/models/fashion/shadow"): "admin",
+    ("DELETE", "/v2/repository/models/fashion/shadow"): "admin",
+    ("GET", "/v2/health/live"): "open",
+    ("GET", "/v2/health/ready"): "open",
+    ("GET", "/"): "open",
+    ("GET", "/docs"): "open",
+    ("GET", "/openapi.json"): "open",
+}
+
+
+def routes_of(app) -> set[tuple[str, str]]:
+    """Every route of an application, however deep its routers nest, with its parameters filled in."""
+    found = set()
+
+    def walk(routes, prefix=""):
+        for route in routes:
+            inner = getattr(getattr(route, "original_router", None), "routes", None)
+            if inner is not None:
+                walk(inner, prefix)
+            for method in getattr(route, "methods", None) or ():
+                path = route.path.format(model="fashion", version="1", label="latest")
+                found.add((method, path))
+
+    walk(app.routes)
+    return {(method, path) for method, path in found if method not in ("HEAD", "OPTIONS")}
+
+
+def test_every_route_has_a_door_in_the_list(service, tmp_path):
+    """The list above is the inventory: a route that nobody thought about fails here."""
+    app = create_app(Settings(models_dir=tmp_path))
+    assert routes_of(app) == set(DOORS)
+
+
+@pytest.mark.parametrize(("method", "path"), DOORS)
+def test_each_door_opens_to_its_own_scope_alone(service, keys, method, path):
+    """No key is 401, a wrong one 401, one of another scope 403; the right one gets whatever the route answers."""
+    needed = DOORS[method, path]
+    assert scope_of(method, path) == needed
+
+    def ask(**headers):
+        return service.request(method, path, headers=headers, content=PIXELS if method == "POST" else None)
+
+    if needed == "open":
+        assert ask().status_code in (200, 307)
+        return
+    for headers in ({}, {"X-API-Key": "wrong"}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic eDp5"}):
+        answer = ask(**headers)
+        assert answer.status_code == 401, headers
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert list(answer.json()) == ["error"]
+        assert len(answer.headers["x-request-id"]) == 16
+    for scope, key in keys[1].items():
+        if scope != needed:
+            answer = ask(**{"X-API-Key": key})
+            assert answer.status_code == 403
+            assert needed in answer.json()["error"]
+    if method == "GET" or needed == "infer":
+        for headers in ({"X-API-Key": keys[1][needed]}, {"Authorization": f"Bearer {keys[1][needed]}"}):
+            assert ask(**headers).status_code not in (401, 403, 404), path
+
+
+def ways_around(path: str) -> list[str]:
+    """Other spellings of a path."""
+    before = [f"/{path}", f"/x/..{path}", f"/v2/health/..{path}", f"/static/..{path}", path.replace("/v2", "/v2/.", 1)]
+    behind = [f"{path}/", f"{path}%2f", f"{path};x=1", f"{path}%00", f"{path}?x=/docs"]
+    return [*before, *behind, path.upper(), path.replace("e", "%65")]
+
+
+@pytest.mark.parametrize(
+    "path", ["/metrics", "/v2/repository/models/fashion/unload", "/v2/models/fashion/infer", "/v2/models"]
+)
+def test_no_spelling_of_a_path_gets_past_the_door(service, path):
+    """Whatever the spelling, a request without a key is refused or meets nothing: it is never answered."""
+    host = {"Host": "x/docs?"}
+    methods = ["GET"] if path in ("/metrics", "/v2/models") else ["POST"]
+    for method in [*methods, "HEAD"]:
+        for way in [path, *ways_around(path)]:
+            for headers in ({}, {"X-HTTP-Method-Override": "GET"}, {"X-Original-URL": "/docs"}, host):
+                raw = httpx.URL(f"{service.base_url}{way}") if "%" not in way else service.base_url.join(way)
+                answer = service.request(method, raw, headers=headers)
+                assert answer.status_code in (400, 401, 404, 405), (method, way, headers)
+    assert service.get("/v2/health/ready").json() == {"ready": True}
+
+
+def test_without_keys_everything_is_open_but_what_changes_models(tmp_path):
+    """A fresh service can be used at once; its admin calls are not there, and look like any unknown path."""
+    artifacts.publish_classifier(tmp_path)
+    settings = Settings(models_dir=tmp_path, provider="cpu", buckets=(1,), poll_seconds=0)
+    with serve(create_app(settings)) as url, httpx.Client(base_url=url) as http:
+        for (method, path), needed in DOORS.items():
+            answer = http.request(method, path, content=PIXELS if method == "POST" and needed == "infer" else None)
+            assert (answer.status_code == 404) == (needed == "admin"), path
+            assert answer.status_code not in (401, 403)
+        unknown = http.post("/v2/nothing").json()["error"]
+        answer = http.post("/v2/repository/models/fashion/load").json()["error"]
+        assert answer == unknown.replace("/v2/nothing", "/v2/repository/models/fashion/load")
+
+
+def test_keys_without_an_admin_leave_the_admin_calls_missing(tmp_path):
+    """404 for everybody until somebody may."""
+    key, line = new_key("ci", ["infer"])
+    (tmp_path / "keys").write_text(line)
+    access = Access(tmp_path / "keys")
+    with pytest.raises(NotFound):
+        access.check("admin", None, key)
+    assert access.check("infer", None, key) == "ci"
+    assert access.check("read", None, None) is None
+
+
+def test_keys_are_read_again_while_the_service_runs(tmp_path, monkeypatch):
+    """A key can be given out, rotated and taken back without a restart; a damaged file changes nothing."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    path = tmp_path / "keys"
+    old, old_line = new_key("old", ["infer"])
+    new, new_line = new_key("new", ["infer"])
+
+    def write(*lines: str) -> None:
+        path.write_text("\n".join(lines))
+        clock[0] += 10
+        os.utime(path, ns=(int(clock[0] * 1e9), int(clock[0] * 1e9)))
+
+    write(old_line)
+    access = Access(path)
+    assert access.check("infer", None, old) == "old"
+    write(old_line, new_line)
+    assert [access.check("infer", None, key) for key in (old, new)] == ["old", "new"]
+    write("nonsense")
+    assert [access.check("infer", None, key) for key in (old, new)] == ["old", "new"]
+    write(new_line)
+    with pytest.raises(Unauthorized):
+        access.check("infer", None, old)
+    assert access.check("infer", None, new) == "new"
+    path.unlink()
+    clock[0] += 10
+    assert access.check("infer", None, new) == "new"
+
+
+def test_a_key_has_a_rate_of_its_own(tmp_path, monkeypatch):
+    """Who asks too often hears when to come back; others are not touched."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    made = [new_key(name, ["infer"]) for name in ("eager", "calm")]
+    (tmp_path / "keys").write_text("\n".join(line for _, line in made))
+    access = Access(tmp_path / "keys", rate=5)
+    eager, calm = (key for key, _ in made)
+    for _ in range(5):
+        access.check("infer", None, eager)
+    with pytest.raises(TooManyRequests, match="more than 5 requests a second") as caught:
+        access.check("infer", None, eager)
+    assert caught.value.headers == {"Retry-After": "1"}
+    assert access.check("infer", None, calm) == "calm"
+    clock[0] += 0.2
+    assert access.check("infer", None, eager) == "eager"
+
+
+def test_tokens_come_back_at_their_rate_and_no_more(monkeypatch):
+    """A long pause is worth one second of tokens, not an hour's."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    bucket = Bucket(2.0)
+    clock[0] += 3600
+    assert [bucket.take() for _ in range(3)] == [0.0, 0.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ci infer",
+        "ci infer abc",
+        "ci fly " + "0" * 64,
+        "a b c d",
+        "ci infer " + "0" * 63 + "G",
+        "\xff",
+        "../x infer " + "0" * 64,
+    ],
+)
+def test_a_line_that_is_no_key_is_refused_without_showing_it(tmp_path, text):
+    """Where the mistake is, what was expected, and nothing of what stood there."""
+    path = tmp_path / "keys"
+    path.write_text(f"# keys\n{text}\n", encoding="latin-1")
+    with pytest.raises(ArtifactInvalid) as caught:
+        read_keys(path)
+    assert text not in str(caught.value)
+
+
+def test_a_key_file_that_is_missing_ends_the_start(tmp_path):
+    """A service that was to be closed never opens by accident."""
+    with pytest.raises(ArtifactInvalid, match="cannot be read"):
+        Access(tmp_path / "nowhere")
+
+
+def test_keys_are_kept_as_digests_and_never_repeated(service, keys, caplog):
+    """Neither the file nor an answer, a header, a metric or the log ever holds a key."""
+    path, made = keys
+    text = path.read_text()
+    answers = [service.get("/v2", headers={"X-API-Key": key}) for key in made.values()]
+    answers.append(service.get("/metrics", headers={"X-API-Key": made["metrics"]}))
+    answers.append(service.get("/v2", headers={"Authorization": "Bearer my-secret-guess"}))
+    said = text + caplog.text + "".join(f"{answer.headers}{answer.text}" for answer in answers)
+    for secret in (*made.values(), "my-secret-guess"):
+        assert secret not in said
+
+
+def test_strange_keys_are_unknown_and_nothing_more(tmp_path):
+    """Empty, huge, or of any bytes: 401."""
+    _, line = new_key("ci", ["infer"])
+    (tmp_path / "keys").write_text(line)
+    access = Access(tmp_path / "keys")
+    for strange in ("", " ", "x" * 1_000_000, "\0", "é", "\udcff", line, line.split()[2]):
+        with pytest.raises(Unauthorized):
+            access.check("infer", None, strange)
+        with pytest.raises(Unauthorized):
+            access.check("infer", f"Bearer {strange}", None)
+
+
+def test_a_key_may_hold_several_scopes(tmp_path):
+    """One key, some doors."""
+    key, line = new_key("ops", ["infer", "admin"])
+    (tmp_path / "keys").write_text(line)
+    access = Access(tmp_path / "keys")
+    for scope in ("infer", "admin"):
+        assert access.check(scope, f"bearer {key}", None) == "ops"
+    with pytest.raises(Forbidden, match="key 'ops' does not open this, which needs the scope metrics"):
+        access.check("metrics", None, key)

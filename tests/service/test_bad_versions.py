@@ -1,0 +1,189 @@
+"""Versions that must not serve, each published beside one that does: refused with a reason, and the old one goes on.
+
+Damage on the way (the manifest catches it) and models that were published as they are (only looking at them does):
+for the latter the manifest is written anew, so that every digest is right.
+"""
+
+import asyncio
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from service.metrics import Metrics
+from service.registry import Registry
+from service.settings import Settings
+from tests.service import artifacts
+
+ASKED = artifacts.images(16, seed=7)
+
+
+def republish(folder: Path, model: onnx.ModelProto | bytes) -> None:
+    """Another model in the place of the first, under a manifest that knows it."""
+    data = model if isinstance(model, bytes) else model.SerializeToString()
+    (folder / "model.onnx").write_bytes(data)
+    artifacts.rewrite_manifest(folder, files={"model.onnx": artifacts.file_entry(folder / "model.onnx")})
+
+
+def changed(change: Callable[[onnx.ModelProto], object]) -> Callable[[Path], None]:
+    """A damage that edits the graph."""
+
+    def damage(folder: Path) -> None:
+        model = onnx.load(folder / "model.onnx")
+        change(model)
+        republish(folder, model)
+
+    return damage
+
+
+def edited(change: Callable[[bytearray], bytes | bytearray]) -> Callable[[Path], None]:
+    """A damage that edits the bytes on the way: the manifest does not know."""
+
+    def damage(folder: Path) -> None:
+        path = folder / "model.onnx"
+        path.write_bytes(change(bytearray(path.read_bytes())))
+
+    return damage
+
+
+def flip(data: bytearray) -> bytearray:
+    data[len(data) // 2] ^= 0x10
+    return data
+
+
+def weights(model: onnx.ModelProto, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    tensor = next(item for item in model.graph.initializer if item.name == "fc.bias")
+    tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor)).astype(np.float32), "fc.bias"))
+
+
+def rename_input(model: onnx.ModelProto) -> None:
+    model.graph.input[0].name = model.graph.node[0].input[0] = "picture"
+
+
+def widen_input(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 27
+
+
+def huge_input(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 2**62
+
+
+def nine_labels(model: onnx.ModelProto) -> None:
+    entry = next(item for item in model.metadata_props if item.key == "foldserve.labels")
+    entry.value = json.dumps(artifacts.LABELS[:9])
+
+
+def future_opset(model: onnx.ModelProto) -> None:
+    model.opset_import[0].version = 999
+
+
+def custom_operator(model: onnx.ModelProto) -> None:
+    model.opset_import.append(helper.make_opsetid("com.example", 1))
+    node = next(item for item in model.graph.node if item.op_type == "Sigmoid")
+    node.domain, node.op_type = "com.example", "Mystery"
+
+
+def norm_in_training_mode(model: onnx.ModelProto) -> None:
+    """A norm between convolution and sigmoid that would compute the statistics of each batch."""
+    channels = 6
+    for name, value in (("scale", 1), ("shift", 0), ("mean", 0), ("var", 1)):
+        array = np.full(channels, value, np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    node = helper.make_node(
+        "BatchNormalization", ["conv", "scale", "shift", "mean", "var"], ["normed", "", ""], training_mode=1
+    )
+    sigmoid = next(item for item in model.graph.node if item.op_type == "Sigmoid")
+    sigmoid.input[0] = "normed"
+    model.graph.node.insert(2, node)
+
+
+def external(location: str) -> Callable[[onnx.ModelProto], None]:
+    def damage(model: onnx.ModelProto) -> None:
+        tensor = model.graph.initializer[0]
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=location)
+
+    return damage
+
+
+def link_to_another_file(folder: Path) -> None:
+    elsewhere = folder.parent.parent.parent / "elsewhere.onnx"
+    (folder / "model.onnx").rename(elsewhere)
+    (folder / "model.onnx").symlink_to(elsewhere)
+
+
+def another_graph(folder: Path) -> None:
+    """A model that does what it says and is not the one whose answers the manifest holds."""
+    republish(folder, artifacts.classifier_model(artifacts.classifier_weights(9)))
+
+
+def lie_about_answers(folder: Path) -> None:
+    golden = json.loads((folder / "manifest.json").read_text())["golden"]
+    golden["outputs"]["class_id"] = artifacts.encode({"x": np.zeros((16, 1), np.int64)})["x"]
+    artifacts.rewrite_manifest(folder, golden=golden)
+
+
+BAD = {
+    "half of it": (edited(lambda data: data[: len(data) // 2]), "bytes, its manifest says"),
+    "one byte less": (edited(lambda data: data[:-1]), "bytes, its manifest says"),
+    "empty": (edited(lambda data: b""), "has 0 bytes"),
+    "an HTML page": (edited(lambda data: b"<!DOCTYPE html><html>404"), "has 24 bytes"),
+    "an HTML page of the right digest": (lambda folder: republish(folder, b"<!DOCTYPE html>"), "is not an ONNX model"),
+    "a flipped weight bit": (edited(flip), "has SHA-256"),
+    "a flipped bit of the graph": (edited(lambda data: data[:9] + bytes([data[9] ^ 2]) + data[10:]), "has SHA-256"),
+    "NaN weights": (changed(lambda m: weights(m, lambda w: w * np.nan)), "holds NaN or infinity"),
+    "weights a little off": (changed(lambda m: weights(m, lambda w: w + 0.01)), "is off by"),
+    "another model": (another_graph, "is off by"),
+    "a wrong input name": (changed(rename_input), "golden inputs|states input"),
+    "a wrong shape": (changed(widen_input), "cannot be loaded|states input"),
+    "a huge dimension": (changed(huge_input), "cannot be loaded|states input"),
+    "nine labels for ten classes": (changed(nine_labels), "names 9 classes"),
+    "a future opset": (changed(future_opset), "cannot be loaded"),
+    "an operator of nobody's": (changed(custom_operator), "com.example"),
+    "a norm in training mode": (changed(norm_in_training_mode), "training"),
+    "weights in a file that is missing": (changed(external("weights.bin")), "keeps weights in another file"),
+    "weights outside the folder": (changed(external("../../../../etc/passwd")), "keeps weights in another file"),
+    "weights at an absolute path": (changed(external("/etc/passwd")), "keeps weights in another file"),
+    "a link": (link_to_another_file, "not a regular file"),
+    "a file too many": (lambda folder: (folder / "x.bin").write_bytes(b"x"), "its manifest lists"),
+    "a manifest of another version": (lambda folder: artifacts.rewrite_manifest(folder, version=7), "version is 7"),
+    "a manifest that lies about answers": (lie_about_answers, "expected [0]"),
+    "a manifest without answers": (lambda folder: artifacts.rewrite_manifest(folder, golden=None), "no golden section"),
+    "no manifest": (lambda folder: os.unlink(folder / "manifest.json"), "manifest.json"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "expected"), BAD.values(), ids=BAD.keys())
+def test_a_bad_version_is_refused_with_its_reason_and_the_old_one_goes_on(models, damage, expected):
+    """Live: the registry keeps answering with version 1, stays ready, and counts the refusal."""
+    artifacts.publish_classifier(models, version=1)
+
+    async def test() -> str:
+        metrics = Metrics()
+        registry = Registry(
+            Settings(models_dir=models, provider="cpu", buckets=(1, 4), threads=1, poll_seconds=0), metrics
+        )
+        await registry.load()
+        damage(artifacts.publish_classifier(models, version=2))
+        await registry.follower.follow("fashion")
+        assert registry.ready
+        model = registry.get("fashion")
+        assert model.version == 1
+        answer = await model.batcher.infer({"image": ASKED[:3]})
+        np.testing.assert_array_equal(answer.outputs["class_id"], artifacts.classify(ASKED[:3])["class_id"])
+        assert metrics.registry.get_sample_value("foldserve_refused_versions_total", {"model": "fashion"}) == 1
+        refusal = registry.follower.refusals["fashion", 2]
+        await registry.follower.follow("fashion")  # and it is not tried again for nothing
+        assert registry.follower.refusals["fashion", 2] is refusal
+        await registry.close()
+        return refusal.reason
+
+    reason = asyncio.run(test())
+    assert any(part in reason for part in expected.split("|")), reason
+    assert "\n" not in reason

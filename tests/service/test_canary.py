@@ -1,0 +1,119 @@
+"""Ready as a statement about now: a loaded registry whose model begins to answer wrongly, and recovers."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from service.canary import Canary
+from service.metrics import Metrics
+from service.registry import Registry
+from service.settings import Settings
+from tests.service import artifacts
+
+
+class Wrong:
+    """Answers as the model does, with one logit changed in the last place that counts."""
+
+    def __init__(self, runner) -> None:
+        self._runner = runner
+
+    def run(self, inputs):
+        outputs = self._runner.run(inputs)
+        outputs["logits"] = outputs["logits"] + np.float32(0.01)
+        return outputs
+
+
+async def with_registry(root, test):
+    ended = []
+    settings = Settings(models_dir=root, provider="cpu", threads=1, buckets=(1, 16))
+    registry = Registry(settings, Metrics(), end_process=lambda: ended.append(True))
+    await registry.load()
+    try:
+        await test(registry, Canary(registry, 5.0), ended)
+    finally:
+        await registry.close()
+
+
+def test_a_model_that_answers_wrongly_is_not_ready_and_recovers(fashion):
+    """The reason names the model; right answers make it ready again."""
+
+    async def test(registry, canary, ended):
+        (model,) = registry.models()
+        await canary.ask(model)  # it has just answered: this only looks
+        runner = model.engine._runner
+        model.engine._runner = Wrong(runner)
+        await canary.ask(model)
+        assert not registry.ready
+        assert "model 'fashion' does not give its golden answers any more" in registry.reasons[0]
+        model.engine._runner = runner
+        await canary.ask(model)
+        assert registry.ready
+        assert registry.reasons == []
+        assert not ended
+
+    asyncio.run(with_registry(fashion, test))
+
+
+def test_a_model_that_stays_wrong_ends_the_process(fashion):
+    """Three times in a row, once."""
+
+    async def test(registry, canary, ended):
+        (model,) = registry.models()
+        await canary.ask(model)
+        model.engine._runner = Wrong(model.engine._runner)
+        for _ in range(5):
+            await canary.ask(model)
+        assert ended == [True]
+
+    asyncio.run(with_registry(fashion, test))
+
+
+def test_a_busy_model_is_not_asked(fashion):
+    """Whoever answers others need not answer a canary."""
+
+    async def test(registry, canary, ended):
+        (model,) = registry.models()
+        for _ in range(3):
+            await model.batcher.infer({"image": artifacts.images(1)})
+            before = model.batcher.batches
+            assert await canary.ask(model) == 0
+            assert model.batcher.batches == before
+        assert 0 < await canary.ask(model) < 10
+
+    asyncio.run(with_registry(fashion, test))
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.01])
+def test_it_asks_by_itself_unless_told_not_to(fashion, seconds):
+    """0 asks nothing."""
+
+    async def test(registry, _, ended):
+        asked = asyncio.Event()
+
+        class Asked(Canary):
+            async def ask(self, model) -> float:
+                asked.set()
+                return await super().ask(model)
+
+        canary = asyncio.create_task(Asked(registry, seconds).run())
+        if seconds:
+            await asyncio.wait_for(asked.wait(), 30)
+            canary.cancel()
+        else:
+            await canary
+            assert not asked.is_set()
+
+    asyncio.run(with_registry(fashion, test))
+
+
+def test_a_registry_that_closes_stays_not_ready(fashion):
+    """A right answer that comes late does not open it again."""
+
+    async def test(registry, canary, ended):
+        await registry.close()
+        registry.doubt("fashion", None)
+        assert not registry.ready
+        assert registry.reasons == ["the service is shutting down"]
+
+    asyncio.run(with_registry(fashion, test))

@@ -1,0 +1,74 @@
+"""Real processes that hang: each ends itself, and its log says where it stood."""
+
+import json
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+from tests.service.test_main import OCTETS, command, environment
+
+# `python -m service` in which one image, all pixels 77, makes the run hang.
+HANGING = """
+import sys, time
+from service import __main__, engine
+run = engine.Engine.run
+def hang(self, inputs):
+    if (inputs["image"] == 77).all():
+        time.sleep(1000)
+    return run(self, inputs)
+engine.Engine.run = hang
+sys.exit(__main__.main(sys.argv[1:]))
+"""
+
+# An event loop that is blocked once for longer than the limit by being stopped from outside, and is not to blame.
+STOPPED = """
+import asyncio, os, signal, subprocess
+from service.watchdog import Watchdog
+async def main():
+    async with Watchdog(1.0, dict).watch():
+        await asyncio.sleep(0.6)
+        subprocess.Popen(["sh", "-c", f"kill -STOP {os.getpid()}; sleep 3; kill -CONT {os.getpid()}"])
+        await asyncio.sleep(2)
+        print("alive")
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flag", "reason", "function"),
+    [("0", "a batch of 'fashion' has run for 1 s", "hang"), ("1000", "the event loop has not moved for 1 s", "hang")],
+    ids=["batch", "loop"],
+)
+def test_a_process_that_hangs_ends_and_says_where(fashion, flag, reason, function):
+    """A run that never returns, in the engine's thread and on the loop itself: exit code 4 and the stacks."""
+    flags = command("--models-dir", str(fashion), "--hang-seconds", "1", "--inline-below-ms", flag)[3:]
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGING, *flags], stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    try:
+        address, event = "", {}
+        while event.get("event") != "ready":
+            event = json.loads(process.stderr.readline())
+            address = event.get("address", address)
+        with pytest.raises(httpx.TransportError):
+            httpx.post(f"{address}/predict", content=bytes([77]) * 784, headers=OCTETS, timeout=60)
+        assert process.wait(60) == 4
+        last = json.loads(process.stderr.read().splitlines()[-1])
+    finally:
+        process.kill()
+        process.wait(10)
+        process.stderr.close()
+    assert last["level"] == "critical"
+    assert reason in last["event"]
+    assert any(call.endswith(f" {function}") for stack in last["stacks"].values() for call in stack)
+
+
+@pytest.mark.slow
+def test_a_process_that_was_stopped_goes_on():
+    """A suspended container is not a hung loop: three seconds without a beat, and no look that missed one."""
+    done = subprocess.run([sys.executable, "-c", STOPPED], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "alive\n", done.stderr
+    assert done.returncode == 0

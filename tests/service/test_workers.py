@@ -1,0 +1,209 @@
+"""Several real processes behind one port: what they count, how they end, who replaces them."""
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.workers import Workers
+from tests.service import artifacts
+from tests.service.test_main import OCTETS, failed, started
+
+TWO = ("--workers", "2", "--drain-seconds", "2", "--canary-seconds", "0")
+
+
+def children(pid: int) -> list[int]:
+    """The worker processes of a service, oldest first; the resource tracker of multiprocessing is none."""
+    found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [child for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def is_gone(pid: int) -> bool:
+    with suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    return True
+
+
+def wait_until(holds, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until, "it never came to hold"
+        time.sleep(0.05)
+
+
+def predict(address: str) -> int:
+    """The status of one prediction on a connection of its own, so that the kernel chooses the worker."""
+    return httpx.post(f"{address}/predict", content=bytes(784), headers=OCTETS, timeout=60).status_code
+
+
+def samples(address: str) -> dict[tuple[str, frozenset], float]:
+    text = httpx.get(f"{address}/metrics", timeout=60).text
+    families = text_string_to_metric_families(text)
+    return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
+
+
+def total(found, name: str, **labels: str) -> float:
+    return sum(value for (at, have), value in found.items() if at == name and frozenset(labels.items()) <= have)
+
+
+def read_until(process, event: str) -> dict:
+    for line in process.stderr:
+        found = json.loads(line)
+        if found["event"] == event:
+            return found
+    raise AssertionError(f"the service ended without {event!r}")
+
+
+@pytest.mark.slow
+def test_counts_are_those_of_the_client_also_over_a_killed_worker(fashion):
+    """Sixty answers from two workers, one of which is killed half-way and replaced: sixty are counted, rows too."""
+    with started("--models-dir", str(fashion), *TWO, ready_lines=2) as (process, address):
+        first = children(process.pid)
+        assert len(first) == 2
+        assert [predict(address) for _ in range(30)] == [200] * 30
+        before = samples(address)
+        assert total(before, "foldserve_requests_total", route="/predict", status="200") == 30
+        os.kill(first[0], signal.SIGKILL)
+        assert read_until(process, "worker ended and is replaced")["exit_code"] == -signal.SIGKILL
+        wait_until(lambda: is_gone(first[0]))
+        assert [predict(address) for _ in range(15)] == [200] * 15  # nobody notices
+        assert read_until(process, "ready")
+        assert [predict(address) for _ in range(15)] == [200] * 15
+        after = samples(address)
+        assert total(after, "foldserve_requests_total", route="/predict", status="200") == 60
+        assert total(after, "foldserve_rows_total", model="fashion") == 60 + 3 * 16  # golden rows of three loads
+        assert total(after, "foldserve_request_seconds_count", route="/predict") == 60
+        counters = {key for key in before if key[0].endswith(("_total", "_count", "_bucket"))}
+        assert all(after[key] >= before[key] for key in counters)
+        assert total(after, "foldserve_ready") == 2
+        assert {dict(labels)["worker"] for name, labels in after if name == "foldserve_ready"} == {"0", "1"}
+        assert len(children(process.pid)) == 2
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+@pytest.mark.slow
+def test_all_workers_give_the_same_bytes(fashion):
+    """Whichever graph the first of them measured to be the fastest, the others run too."""
+    with started("--models-dir", str(fashion), *TWO, ready_lines=2) as (process, address):
+        body = artifacts.images(5).tobytes()
+        with ThreadPoolExecutor(8) as pool:
+            ask = lambda _: httpx.post(f"{address}/predict", content=body, headers=OCTETS, timeout=60).text  # noqa: E731
+            assert len(set(pool.map(ask, range(40)))) == 1
+        assert total(samples(address), "foldserve_requests_total", route="/predict", status="200") == 40
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+@pytest.mark.slow
+def test_workers_end_with_their_supervisor(fashion):
+    """kill -9 of the supervisor leaves no orphan that holds the port, and no folder."""
+    folders = set(Path("/dev/shm").glob("foldserve-*"))
+    with started("--models-dir", str(fashion), *TWO, ready_lines=2) as (process, address):
+        workers = children(process.pid)
+        (folder,) = {
+            found for found in set(Path("/dev/shm").glob("foldserve-*")) - folders if any(found.glob("place-1"))
+        } or {None}
+        process.kill()
+        wait_until(lambda: all(is_gone(worker) for worker in workers), 30)
+        host, port = address.removeprefix("http://").split(":")
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((host, int(port)))
+        assert folder is None or not folder.exists()
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_is_killed_and_replaced(fashion):
+    """SIGSTOP: it lives, holds its connections and answers nobody, not even the supervisor."""
+    with started("--models-dir", str(fashion), *TWO, ready_lines=2) as (process, address):
+        victim = children(process.pid)[0]
+        time.sleep(1)  # until the supervisor has heard of it once; before that it may take long to start
+        os.kill(victim, signal.SIGSTOP)
+        assert read_until(process, "worker does not answer and is killed")["worker"] == victim
+        assert read_until(process, "ready")
+        assert predict(address) == 200
+        assert is_gone(victim)
+
+
+@pytest.mark.slow
+def test_what_only_workers_find_is_one_line_and_no_loop(models):
+    """A model whose golden answers are not its own passes every check of the files, and fails in each worker."""
+    folder = artifacts.publish_classifier(models)
+    golden = json.loads((folder / "manifest.json").read_text())["golden"]
+    other = {name: array[::-1] for name, array in artifacts.classify(artifacts.images(16, seed=7)).items()}
+    artifacts.rewrite_manifest(folder, golden=golden | {"outputs": artifacts.encode(other)})
+    code, lines = failed("--models-dir", str(models), *TWO)
+    assert code == 3
+    (line,) = lines
+    assert "golden" in json.loads(line)["event"]
+
+
+def test_a_gpu_has_one_owner(fashion):
+    """Several workers on a GPU are refused before anything starts."""
+    code, lines = failed("--models-dir", str(fashion), *TWO, "--provider", "cuda")
+    assert code == 3
+    (line,) = lines
+    assert "one process should own" in line
+    assert "--provider cpu" in line
+
+
+@pytest.mark.slow
+def test_more_workers_than_cores_are_warned_about(models):
+    """One line that says how many of each; the service starts as it was told to."""
+    cores = len(os.sched_getaffinity(0))
+    _, lines = failed("--models-dir", str(models), "--workers", str(cores + 1))
+    assert f"{cores + 1} workers share {cores} cores" in lines[0]
+
+
+def test_the_first_worker_decides_for_all(tmp_path):
+    """The others wait for its answer and give it too; who comes later asks nobody."""
+    workers, asked = Workers(tmp_path), []
+    inside, may_go_on = threading.Event(), threading.Event()
+
+    def measure() -> str:
+        asked.append(1)
+        inside.set()
+        may_go_on.wait(30)
+        return "the fast one"
+
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(workers.decide, "graph", measure)
+        assert inside.wait(30)
+        others = [pool.submit(workers.decide, "graph", measure) for _ in range(3)]
+        may_go_on.set()
+        assert {future.result(30) for future in [first, *others]} == {"the fast one"}
+    assert asked == [1]
+    assert workers.decide("another", lambda: "") == ""
+    assert workers.decide("another", lambda: "never asked") == ""
+
+
+def test_an_answer_that_was_cut_off_is_asked_for_again(tmp_path):
+    """A worker that fails, or is killed, while it measures decides nothing."""
+    workers = Workers(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        workers.decide("graph", lambda: str(1 // 0))
+    (tmp_path / "decided-graph").write_text("half an ans")
+    assert workers.decide("graph", lambda: "whole") == "whole"
+
+
+def test_an_event_is_news_once(tmp_path):
+    """One line for what goes wrong in every worker."""
+    workers = Workers(tmp_path)
+    assert [workers.is_first("start-failure"), workers.is_first("start-failure")] == [True, False]
+
+
+def test_the_folder_belongs_to_one_user_and_goes_away():
+    """Nobody else can read or add to it."""
+    workers = Workers.create()
+    assert workers.folder.stat().st_mode & 0o777 == 0o700
+    workers.remove()
+    assert not workers.folder.exists()

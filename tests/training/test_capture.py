@@ -1,0 +1,83 @@
+"""Captured steps: equal to eager ones where there is a GPU; what surrounds the capture is tested on any machine."""
+
+import copy
+
+import pytest
+import torch
+
+from training.capture import unchanged
+from training.config import Recipe
+from training.fit import Epoch, fit
+from training.model import build
+
+RECIPE = Recipe(epochs=4, batch_size=64, learning_rate=0.5, seed=3)  # 6 steps an epoch, one of them with 32 rows
+
+
+def optimizers(model):
+    return {
+        "sgd": torch.optim.SGD(model.parameters(), lr=0.5),
+        "momentum": torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9),
+        "adam": torch.optim.Adam(model.parameters(), lr=0.01),
+    }
+
+
+def epochs_of(model, optimizer, data, device):
+    return Epoch(
+        model,
+        optimizer,
+        torch.as_tensor(data.train_images).to(device),
+        torch.as_tensor(data.train_labels).to(device),
+        RECIPE,
+    )
+
+
+@pytest.mark.parametrize("norm", ["torch", "scratch"])
+@pytest.mark.parametrize("kind", ["sgd", "momentum", "adam"])
+def test_rehearsals_leave_no_trace_on_the_training(made_up, kind, norm):
+    """A training with rehearsed steps before it is, bit for bit, the one without: weights, statistics, counters."""
+    recipe = Recipe(**{**RECIPE.as_dict(), "norm": norm})
+    plain, rehearsed = build(recipe), build(recipe)
+    first, second = optimizers(plain)[kind], optimizers(rehearsed)[kind]
+    with unchanged(rehearsed, second):
+        epochs_of(rehearsed, second, made_up, "cpu").run(2)
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.state_dict().values(), rehearsed.state_dict().values(), strict=True)
+    )
+    for model, optimizer in ((plain, first), (rehearsed, second)):
+        epochs_of(model, optimizer, made_up, "cpu").run(1)
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.state_dict().values(), rehearsed.state_dict().values(), strict=True)
+    )
+
+
+def test_state_of_a_training_under_way_is_put_back_in_place(made_up):
+    """The optimizer's averages return to their values in the very tensors that a graph would hold."""
+    model = build(RECIPE)
+    optimizer = optimizers(model)["adam"]
+    epochs = epochs_of(model, optimizer, made_up, "cpu")
+    epochs.run(1)
+    averages = [state["exp_avg"] for state in optimizer.state.values()]
+    before = copy.deepcopy(averages)
+    with unchanged(model, optimizer):
+        epochs.run(2)
+        assert not torch.equal(averages[0], before[0])
+    assert all(
+        now is then for now, then in zip([s["exp_avg"] for s in optimizer.state.values()], averages, strict=True)
+    )
+    assert all(torch.equal(now, then) for now, then in zip(averages, before, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("norm", ["torch", "scratch", "none"])
+def test_captured_steps_equal_eager_ones(made_up, norm):
+    """24 steps, tails among them, give the same parameters, statistics, losses and counters."""
+    statistics = "none" if norm == "none" else "population"
+    recipe = Recipe(**{**RECIPE.as_dict(), "norm": norm, "statistics": statistics})
+    eager, captured = build(recipe), build(recipe)
+    device = torch.device("cuda")
+    expected = fit(eager, made_up, recipe, device, captures=False)
+    found = fit(captured, made_up, recipe, device)
+    for name, value in eager.state_dict().items():
+        assert (captured.state_dict()[name] - value).abs().max() <= 1e-5 * value.abs().max(), name
+    assert [r.loss for r in found.epochs] == pytest.approx([r.loss for r in expected.epochs], rel=1e-5)

@@ -1,0 +1,205 @@
+"""Checkpoints: a training that goes on from one cannot be told from one that never stopped; damage is refused."""
+
+import copy
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.begin import begin, go_on
+from training.checkpoint import read_checkpoint, write_checkpoint
+from training.config import Recipe
+from training.dataset import FashionMNIST
+from training.errors import CheckpointError, ConfigError, DivergenceError
+from training.fit import Snapshot, fit
+from training.model import build
+from training.run import Run
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(epochs=4, batch_size=64, learning_rate=0.5, seed=3)
+TRAINER = """
+import sys, torch
+from pathlib import Path
+from tests.training.test_checkpoint import LONG, train_in
+torch.set_num_threads(1)
+print("begun", flush=True)
+train_in(Path(sys.argv[1]), lambda record: print(record.epoch, flush=True))
+"""
+LONG = Recipe(epochs=30, batch_size=64, learning_rate=0.5, seed=3)
+
+
+def made_up_data() -> FashionMNIST:
+    from tests.training.conftest import made_up_images
+
+    return FashionMNIST(*made_up_images(352, 1), *made_up_images(100, 2), source="made up", digests={"file": "0"})
+
+
+def train_in(folder: Path, on_epoch=None):
+    """Begin a run in `folder`, or go on with the one there; return the trained model."""
+    data = made_up_data()
+    made_by = {"environment": {"threads": 1}}
+    resumes = (folder / "config.json").exists()
+    begun = go_on(folder, "cpu", data) if resumes else begin(folder, "small", LONG, CPU, data, made_by)
+    model = build(begun.recipe)
+    fit(model, data, begun.recipe, CPU, on_epoch, resumed=begun.resumed, on_snapshot=begun.save)
+    return model
+
+
+def stopped_after(epoch: int, recipe: Recipe, data: FashionMNIST) -> Snapshot:
+    """Train all epochs and return a copy of where the training stood after `epoch`."""
+    kept: list[Snapshot] = []
+    fit(build(recipe), data, recipe, CPU, on_snapshot=lambda snapshot: kept.append(copy.deepcopy(snapshot)))
+    return kept[epoch - 1]
+
+
+def same_bits(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    states = one.state_dict(), other.state_dict()
+    return states[0].keys() == states[1].keys() and all(
+        torch.equal(states[0][name], states[1][name]) for name in states[0]
+    )
+
+
+@pytest.mark.parametrize("norm", ["torch", "scratch"])
+@pytest.mark.parametrize("epoch", [1, 3, 4])
+def test_training_goes_on_bit_for_bit(made_up, tmp_path, norm, epoch):
+    """Weights, buffers and records after a stop at any epoch are those of the training that was left alone."""
+    recipe = Recipe(**{**RECIPE.as_dict(), "norm": norm})
+    whole, stopped = build(recipe), build(recipe)
+    history = fit(whole, made_up, recipe, CPU)
+    path = tmp_path / "last.pt"
+    write_checkpoint(path, stopped_after(epoch, recipe, made_up), recipe, {})
+    resumed = fit(stopped, made_up, recipe, CPU, resumed=read_checkpoint(path, recipe, {}))
+    assert same_bits(stopped, whole)
+    assert [record.loss for record in resumed.epochs] == [record.loss for record in history.epochs]
+    assert resumed.last.wall_examples_per_second > 0
+
+
+@pytest.mark.slow
+def test_a_run_killed_three_times_ends_with_the_same_bits(tmp_path):
+    """kill -9 right after the beginning and at two random moments leaves nothing that changes the weights."""
+    folder, chance = tmp_path / "run", random.Random()
+    for line in ("begun", "3", "12"):
+        process = subprocess.Popen([sys.executable, "-c", TRAINER, str(folder)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        for printed in process.stdout:
+            if printed.strip() == line or (line != "begun" and printed.strip().isdigit() and int(printed) > int(line)):
+                break
+        try:
+            process.wait(timeout=chance.uniform(0.0, 0.1))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+        process.stdout.close()
+        assert process.wait() == -signal.SIGKILL
+    folder.mkdir(exist_ok=True)
+    resumed, whole = train_in(folder), train_in(tmp_path / "whole")
+    assert same_bits(resumed, whole)
+
+
+def test_a_diverging_run_keeps_its_last_good_checkpoint(made_up, tmp_path):
+    """The epoch whose loss is no number is not kept, and the message names step and file."""
+    recipe = Recipe(epochs=3, batch_size=64, learning_rate=0.5, norm="none", statistics="none")
+    begun = begin(tmp_path / "run", "small", recipe, CPU, made_up, {})
+    model = build(recipe)
+
+    def spoil(record):
+        if record.epoch == 2:
+            with torch.no_grad():
+                model.dense3.bias[0] = float("nan")
+
+    with (
+        pytest.raises(DivergenceError, match=r"in epoch 3 at step 1 of 6; lower --lr; .*last\.pt keeps"),
+        begun.resumable(),
+    ):
+        fit(model, made_up, recipe, CPU, spoil, on_snapshot=begun.save)
+    kept = read_checkpoint(begun.run.checkpoint, recipe, {})
+    assert len(kept.epochs) == 2
+    assert all(torch.isfinite(tensor).all() for tensor in kept.model.values())
+
+
+def test_weights_broken_by_the_last_step_are_not_kept(made_up):
+    """The loss of the step that breaks them is still finite."""
+    recipe = Recipe(epochs=1, batch_size=352, learning_rate=1e38, norm="none", statistics="none")
+    kept, model = [], build(recipe)
+    model.dense3.weight.register_hook(lambda grad: grad * 1e30)
+    with pytest.raises(DivergenceError, match="last step of epoch 1"):
+        fit(model, made_up, recipe, CPU, on_snapshot=kept.append)
+    assert kept == []
+
+
+@pytest.fixture
+def kept(made_up, tmp_path):
+    """A checkpoint on the disk."""
+    path = tmp_path / "last.pt"
+    write_checkpoint(path, stopped_after(1, RECIPE, made_up), RECIPE, {"file": "0"})
+    return path
+
+
+@pytest.mark.parametrize("spoil", [lambda raw: raw[: len(raw) // 2], lambda raw: b"", lambda raw: b"{}" * 50])
+def test_a_damaged_checkpoint_is_refused(kept, spoil):
+    """Cut off, empty, or something else: one sentence that names the file."""
+    kept.write_bytes(spoil(kept.read_bytes()))
+    with pytest.raises(CheckpointError, match=r"last\.pt cannot be read as a checkpoint"):
+        read_checkpoint(kept, RECIPE, {"file": "0"})
+
+
+def test_a_checkpoint_never_runs_code(kept):
+    """A pickle that would call a function is refused unread."""
+    torch.save({"format": 1, "recipe": print}, kept)
+    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
+        read_checkpoint(kept, RECIPE, {"file": "0"})
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"format": 1}, {"format": 2}])
+def test_another_file_of_torch_is_refused(kept, content):
+    """What torch can read is not yet a checkpoint."""
+    torch.save(content, kept)
+    with pytest.raises(CheckpointError, match="start a new run"):
+        read_checkpoint(kept, RECIPE, {"file": "0"})
+
+
+def test_a_checkpoint_of_another_training_is_refused(kept):
+    """Another recipe and other data are named with both values."""
+    other = Recipe(**{**RECIPE.as_dict(), "learning_rate": 0.25})
+    with pytest.raises(CheckpointError, match=r"recipe has learning_rate 0\.5 instead of 0\.25"):
+        read_checkpoint(kept, other, {"file": "0"})
+    with pytest.raises(CheckpointError, match="its data has file '0' instead of '1'"):
+        read_checkpoint(kept, RECIPE, {"file": "1"})
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(kept, made_up):
+    """State that does not fit the model is an error of one sentence, before any step."""
+    snapshot = read_checkpoint(kept, RECIPE, {"file": "0"})
+    with pytest.raises(CheckpointError, match="another architecture") as refused:
+        fit(build(Recipe(norm="none", statistics="none")), made_up, RECIPE, CPU, resumed=snapshot)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_a_killed_process_left_half_done_is_removed(tmp_path, made_up):
+    """Temporary files go, and metrics.csv states what the checkpoint knows: here nothing."""
+    begin(tmp_path / "run", "small", RECIPE, CPU, made_up, {"environment": {"threads": 1}})
+    (tmp_path / "run" / ".tmp-abc").write_bytes(b"half")
+    (tmp_path / "run" / "metrics.csv").write_text("epoch\n1\n")
+    begun = go_on(tmp_path / "run", "cpu", made_up)
+    assert begun.resumed is None
+    assert begun.recipe == RECIPE
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json"}
+
+
+def test_other_data_and_a_damaged_configuration_are_refused(tmp_path, made_up):
+    """Neither goes on in silence."""
+    begin(tmp_path / "run", "small", RECIPE, CPU, made_up, {"environment": {"threads": 1}})
+    with pytest.raises(CheckpointError, match="begun on other data"):
+        go_on(tmp_path / "run", "cpu", made_up_data())
+    (tmp_path / "run" / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="not the configuration of a run"):
+        go_on(tmp_path / "run", "cpu", made_up)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    """There is nothing to go on with."""
+    with pytest.raises(ConfigError, match=r"holds no config\.json"):
+        Run.reopen(tmp_path)
