@@ -108,7 +108,22 @@ async def load(
     return found
 
 
-async def swap(host: str, port: int, key: str, swaps: int, seconds: float) -> list[tuple[float, float]]:
+async def references(host: str, port: int, key: str, body: bytes) -> dict[bytes, bytes]:
+    """Each version's answer, asked while it is the latest everywhere."""
+    right = {}
+    for number in range(2):
+        await swap(host, port, key, 1, 0.0, first=number)
+        await asyncio.sleep(1.0)
+        status, head, answer = await (await Connection(host, port).open()).ask("/predict", body)
+        version = _VERSION.search(head)
+        assert status == 200, answer
+        assert version, head
+        right[version[1]] = answer
+    assert len(right) == 2, right
+    return right
+
+
+async def swap(host: str, port: int, key: str, swaps: int, seconds: float, first: int = 0) -> list[tuple[float, float]]:
     """Promote back and forth; returns when each swap began and ended."""
     connection = await Connection(host, port).open()
     spans = []
@@ -116,7 +131,7 @@ async def swap(host: str, port: int, key: str, swaps: int, seconds: float) -> li
     for number in range(swaps):
         await asyncio.sleep(max(0.0, begin + number * seconds / swaps - time.perf_counter()))
         started = time.perf_counter()
-        body = json.dumps({"version": 1 + number % 2}).encode()
+        body = json.dumps({"version": 1 + (first + number) % 2}).encode()
         path = "/v2/repository/models/fashion/promote"
         status, _, text = await connection.ask(path, body, f"X-API-Key: {key}\r\n")
         assert status == 200, text
@@ -143,11 +158,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, object]:
         process, host, port, key = await start(Path(folder), arguments.workers)
         logs = asyncio.create_task(process.stderr.read())
         try:
-            probe = await Connection(host, port).open()
-            right = {}
-            await swap(host, port, key, 2, 1.0)  # both versions are in memory from here on
-            for version in (b"1", b"2"):
-                right[version] = (await probe.ask(f"/predict?version={version.decode()}", body))[2]
+            right = await references(host, port, key, body)
             most = await capacity(host, port, body, 3.0)
             rate = most * arguments.share
             before = resident_mib(process.pid)
