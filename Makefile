@@ -7,7 +7,7 @@ STAMP   := $(VENV)/.installed-$(ORT)
 JOBS    ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo train verify serve test lint format typecheck unit container-test image constraints clean
+.PHONY: bench-training bench-start bench-engine bench-peers bench-serving bench-folding gates gpu-check help install demo train verify serve test lint format typecheck unit container-test image constraints clean
 
 help:            ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,34 @@ unit: install
 
 container-test: install ## build the image, start it with compose, ask it (needs a Docker engine and docker-compose)
 	$(PYTHON) -m pytest -m container -v tests/test_container.py
+
+bench-training: install ## examples a second against the textbook loop
+	$(PYTHON) benchmarks/training.py --json docs/results/training-speed.json
+
+bench-start: install ## seconds until ready, idle CPU and memory of the service
+	$(PYTHON) benchmarks/startup.py --json docs/results/startup.json
+
+bench-engine: install ## images a second for each batch size against onnxruntime's defaults
+	$(PYTHON) benchmarks/engine.py
+
+PEERS ?= .venv-peers
+bench-peers:     ## one environment for each server that the serving benchmark compares with
+	for peer in benchmarks/serving_peers/requirements/*.txt; do \
+	  name=$$(basename $$peer .txt); \
+	  python3 -m venv $(PEERS)/$$name && $(PEERS)/$$name/bin/python -m pip install --quiet -r $$peer || echo "$$name could not be installed"; \
+	done
+
+bench-serving: install ## the service beside its peers (wrk; `make bench-peers` first)
+	$(PYTHON) benchmarks/serving.py --peers $(PEERS) $(ARGS)
+
+bench-folding: install ## the folding scoreboard
+	$(PYTHON) -m benchmarks.folding
+
+gates: install   ## train many seeds and hold them to the published range (hours on a CPU)
+	$(PYTHON) -m training compare
+
+gpu-check: install ## everything that needs a GPU, in one call
+	$(PYTHON) benchmarks/gpu_check.py
 
 image:           ## build the CPU image
 	docker build --target cpu -t foldserve:cpu .

@@ -1,6 +1,11 @@
 """What holds for every test."""
 
 import os
+import signal
 
 # Tests run side by side: threads that wait for one another in each of them would only take turns. Before torch comes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell that starts us in the background has SIGINT ignored, and every child of ours would inherit that: tests that
+# send one would then test nothing.
+signal.signal(signal.SIGINT, signal.default_int_handler)
