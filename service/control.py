@@ -4,8 +4,9 @@ Each call writes the decision where every worker reads it, follows it in this wo
 Knows nothing of HTTP; who may ask is for `access` to say.
 """
 
+import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -65,15 +66,15 @@ class Control:
         on_disk = self._known(name)
         if version is not None:
             self._on_disk(name, version)
-            self._state.change(name, lambda state: replace(_with(state, version), is_unloaded=False))
+            await self._decide(name, lambda state: replace(_with(state, version), is_unloaded=False))
         elif self._decided(name).is_unloaded:
-            self._state.change(name, lambda state: replace(state, is_unloaded=False))
+            await self._decide(name, lambda state: replace(state, is_unloaded=False))
         await self._follower.follow(name, again=True)
         try:
             self._refuse_refused(name, version if version is not None else max(on_disk, default=0))
         except InvalidInput:
             if version is not None:
-                self._state.change(name, lambda state: _without(state, version))
+                await self._decide(name, lambda state: _without(state, version))
             raise
 
     async def unload(self, name: str) -> None:
@@ -84,7 +85,7 @@ class Control:
             NotReady: there is no state folder.
         """
         self._known(name)
-        self._state.change(name, lambda state: replace(state, is_unloaded=True, loaded=(), shadow=None))
+        await self._decide(name, lambda state: replace(state, is_unloaded=True, loaded=(), shadow=None))
         await self._follower.follow(name)
 
     async def promote(self, name: str, version: int | None, label: str = LATEST) -> None:
@@ -104,7 +105,9 @@ class Control:
             if label != LATEST:
                 raise InvalidInput(f"promote: no version came, expected the one that {label!r} shall point at")
         else:
-            await self.load(name, version)
+            table = self._registry.tables.get(name)
+            if table is None or version not in table.loaded:
+                await self.load(name, version)
             if label == LATEST and version == max(on_disk, default=0) and self._promotes_new:
                 target = None
         source = self._target(name, label)
@@ -143,7 +146,7 @@ class Control:
         if version == self._target(name, LATEST):
             raise InvalidInput(f"shadow: version {version} is the one that answers, expected another one")
         decided = Shadow(version, time.time(), time.time() + seconds)
-        self._state.change(name, lambda state: replace(state, shadow=decided))
+        await self._decide(name, lambda state: replace(state, shadow=decided))
         await self._follower.follow(name, again=True)
         try:
             self._refuse_refused(name, version)
@@ -154,7 +157,7 @@ class Control:
     async def end_shadow(self, name: str) -> None:
         """End a comparison; its version leaves unless a label points at it."""
         self._known(name)
-        self._state.change(name, lambda state: replace(state, shadow=None))
+        await self._decide(name, lambda state: replace(state, shadow=None))
         await self._follower.follow(name)
 
     def shadow_report(self, name: str) -> dict[str, Any] | None:
@@ -164,12 +167,16 @@ class Control:
             return None
         return {**asdict(decided), **self._registry.shadows.report(name, decided)}
 
+    async def _decide(self, name: str, decide: Callable[[ModelState], ModelState]) -> None:
+        """Write a decision; in a thread, since a disk may take its time to be sure and requests go on meanwhile."""
+        await asyncio.to_thread(self._state.change, name, decide)
+
     async def _move(self, name: str, label: str, target: int | None, action: str, source: int | None) -> None:
         def decide(state: ModelState) -> ModelState:
             moved = state.moved(label, target, action, source)
             return replace(_without(moved, target or source), is_unloaded=False)
 
-        self._state.change(name, decide)
+        await self._decide(name, decide)
         await self._follower.follow(name)
 
     def _versions(self, name: str) -> list[dict[str, Any]]:
