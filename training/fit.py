@@ -163,11 +163,17 @@ def _snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, history: Histo
 
 
 def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, snapshot: Snapshot) -> None:
+    rates = [group["lr"] for group in optimizer.param_groups]
     try:
         model.load_state_dict(snapshot.model)
         optimizer.load_state_dict(dict(snapshot.optimizer))
     except (RuntimeError, ValueError, KeyError) as err:
         raise CheckpointError(f"the checkpoint is of another architecture: {' '.join(str(err).split())}") from err
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate  # the recipe's, on the device: the stored one came back as a tensor on the CPU
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():  # PyTorch leaves a counter of steps where it was loaded
+            state[key] = value.to(parameter.device) if isinstance(value, Tensor) else value
 
 
 def _require_finite(model: nn.Module, epoch: int) -> None:

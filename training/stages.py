@@ -48,10 +48,13 @@ class Stage:
 
     conv: nn.Conv2d
     norm: nn.BatchNorm2d
+    layers: tuple[nn.Module, ...]  # all four, for images whose last row or column no window takes
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return (N, C_out, H_out / 2, W_out / 2) for `x` (N, C, H, W); the running statistics step as in training."""
         norm = self.norm
+        if any((size - kernel + 1) % BLOCK for size, kernel in zip(x.shape[2:], self.conv.kernel_size, strict=True)):
+            return _chain(list(self.layers))(x)
         pooled: Tensor
         pooled, mean, variance = _StageFunction.apply(
             x, self.conv.weight, self.conv.bias, norm.weight, norm.bias, norm.eps
@@ -108,8 +111,8 @@ class _StageFunction(torch.autograd.Function):
         )
         of_bias = of_values.sum((0, 2))
         of_values = of_values.view(len(x), len(kernel), height, width)
-        of_x = _convolved_back(of_values, x, kernel, ctx.stride, 0) if ctx.needs_input_grad[0] else None
-        of_kernel = _convolved_back(of_values, x, kernel, ctx.stride, 1)
+        of_x = _grad_of_input(of_values, x, kernel, ctx.stride) if ctx.needs_input_grad[0] else None
+        of_kernel = _grad_of_kernel(of_values, x, kernel, ctx.stride)
         return of_x, from_blocks(of_kernel) if is_blocked else of_kernel, of_bias, of_gamma, of_beta, None
 
 
@@ -135,19 +138,37 @@ def from_blocks(grad: Tensor) -> Tensor:
     return torch.stack(parts).sum(0)
 
 
-def _convolved_back(grad: Tensor, x: Tensor, kernel: Tensor, stride: int, wanted: int) -> Tensor:
-    """Return the gradient of the input (`wanted` 0) or of the kernel (1).
+def _grad_of_input(grad: Tensor, x: Tensor, kernel: Tensor, stride: int) -> Tensor:
+    """Return the gradient of `x`: of a convolution at stride 1, one with the kernel turned round over a padded `grad`.
 
-    That of a kernel with several input channels is computed with channels last, where oneDNN sums it twice as fast;
-    with one channel the two layouts cannot be told apart, and nothing is gained.
+    Two rows of it at a time become channels, as in `to_blocks`: 12 fill vector lanes that 6 leave empty.
     """
-    if wanted == 1 and x.shape[1] > 1:
+    if stride != 1 or x.shape[2] % BLOCK:
+        plain: Tensor = _conv_backward(grad, x, kernel, *_as_published(kernel, stride), [True, False, False])[0]
+        return plain
+    out, channels, height, width = kernel.shape
+    blocks = kernel.new_zeros(channels, BLOCK, out, height + 1, width)
+    for row in range(BLOCK):
+        blocks[:, row, :, row : row + height] = kernel.flip(2, 3).transpose(0, 1)
+    rows = torch.conv2d(grad, blocks.view(-1, out, height + 1, width), None, (BLOCK, 1), (height - 1, width - 1))
+    return rows.view(len(x), channels, BLOCK, -1, x.shape[3]).transpose(2, 3).reshape(x.shape)
+
+
+def _grad_of_kernel(grad: Tensor, x: Tensor, kernel: Tensor, stride: int) -> Tensor:
+    """Return the gradient of `kernel`.
+
+    With several input channels it is computed with channels last, where oneDNN sums it twice as fast; with one channel
+    the two layouts cannot be told apart, and nothing is gained.
+    """
+    if x.shape[1] > 1:
         grad, x, kernel = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (grad, x, kernel))
-    mask = [wanted == 0, wanted == 1, False]
-    found: Tensor = _conv_backward(
-        grad, x, kernel, [len(kernel)], [stride] * 2, [0, 0], [1, 1], False, [0, 0], 1, mask
-    )[wanted]
+    found: Tensor = _conv_backward(grad, x, kernel, *_as_published(kernel, stride), [False, True, False])[1]
     return found.contiguous()
+
+
+def _as_published(kernel: Tensor, stride: int) -> tuple[Any, ...]:
+    """Return the arguments of `convolution_backward` for a plain convolution: no padding, dilation or groups."""
+    return [len(kernel)], [stride] * 2, [0, 0], [1, 1], False, [0, 0], 1
 
 
 def _output_size(x: Tensor, kernel: Tensor, stride: int) -> tuple[int, int]:
@@ -202,7 +223,7 @@ def _stage(layers: list[nn.Module]) -> Stage | None:
     match layers:
         case [nn.Conv2d() as conv, nn.BatchNorm2d() as norm, nn.Sigmoid(), nn.AvgPool2d() as pool]:
             kinds = [type(layer) for layer in layers] == [nn.Conv2d, nn.BatchNorm2d, nn.Sigmoid, nn.AvgPool2d]
-            return Stage(conv, norm) if kinds and _is_plain(conv, norm, pool) else None
+            return Stage(conv, norm, tuple(layers)) if kinds and _is_plain(conv, norm, pool) else None
     return None
 
 

@@ -56,13 +56,24 @@ def test_steps_are_those_of_plain_autograd(dtype, tolerance):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_gradient_of_the_input_is_right_too(channels):
-    """In blocks and without, against finite differences."""
+@pytest.mark.parametrize("kernel", [3, 4])
+def test_the_gradient_of_the_input_is_right_too(channels, kernel):
+    """In blocks and without, with an even and an odd number of rows, against finite differences."""
     torch.manual_seed(0)
-    layers = [nn.Conv2d(channels, 2, 3), nn.BatchNorm2d(2), nn.Sigmoid(), nn.AvgPool2d(2)]
+    layers = [nn.Conv2d(channels, 2, kernel), nn.BatchNorm2d(2), nn.Sigmoid(), nn.AvgPool2d(2)]
     stage = faster(nn.Sequential(*layers).double().train())
-    x = torch.rand(3, channels, 6, 6, dtype=torch.float64, requires_grad=True)
+    x = torch.rand(3, channels, kernel + 3, kernel + 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(stage, x)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_row_that_no_window_takes_is_left_out_as_pooling_does(channels):
+    """7×7 images give 5×5 positions, of which pooling reads 4×4: the layers are then called as they are."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(channels, 2, 3), nn.BatchNorm2d(2), nn.Sigmoid(), nn.AvgPool2d(2)).train()
+    forward = faster(copy.deepcopy(plain))
+    x = torch.rand(3, channels, 7, 7)
+    torch.testing.assert_close(forward(x), plain(x))
 
 
 def test_blocks_hold_the_four_outputs_of_each_window():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from training import __main__ as command_line
 from training.config import Recipe
 from training.errors import ArtifactError, CheckpointError, ConfigError
 from training.model import count_parameters, lenet
@@ -275,3 +276,16 @@ def test_a_run_of_another_recipe_or_an_unfinished_one_is_not_taken_in(tmp_path, 
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(CheckpointError, match="1 of 2 epochs"):
         adopt(tmp_path / "run", [Case(ARM, 2)], made_up)
+
+
+def test_every_value_of_a_recipe_has_a_flag():
+    """A hyperparameter that the command line cannot set could not be repeated with it."""
+    flags = {"learning_rate": "--lr"}
+    for field in dataclasses.fields(Recipe):
+        flag = flags.get(field.name, f"--{field.name.replace('_', '-')}")
+        value = getattr(Recipe(), field.name)
+        arguments = command_line._parser().parse_args(["train-and-export", flag, str(value)])
+        assert getattr(arguments, field.name) == value
+    arguments = command_line._parser().parse_args(["train-and-export", "--preset", "best", "--optimizer", "adam"])
+    recipe = command_line._recipe(arguments)
+    assert (recipe.optimizer, recipe.augment, recipe.schedule) == ("adam", "mirror", "linear")

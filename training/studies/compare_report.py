@@ -31,6 +31,8 @@ def report_files(
         **come_from,
         "measured": len(found),
         "planned": len(cases),
+        "adopted": sum("adopted_revision" in each for each in found),
+        "compiled": sum(bool(each.get("compiled")) for each in found),
         "gates": {name: [vars(gate) for gate in each] for name, each in tests.items()},
         "arms": {name: summary_of(runs) for name, runs in arms.items()},
     }
@@ -86,6 +88,8 @@ def text_of(arms: ByArm, tests: Mapping[str, Sequence[published.Gate]], summary:
     return f"""# Batch normalization compared
 
 {summary["measured"]} of {summary["planned"]} trainings are measured; the same command goes on with the rest.
+{summary["adopted"]} of them are runs of `train-and-export` with the same recipe, taken in by `--from-run`; the steps of
+{summary["compiled"]} went through `torch.compile`.
 {origin_text(summary)}
 Loss and train accuracy are the book's: means over the last epoch while it trains. *Running* are the averages of
 training, *population* statistics are recomputed over all training images with the weights frozen. ± is the standard

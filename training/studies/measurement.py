@@ -14,7 +14,7 @@ from training.dataset import FashionMNIST, scale_pixels
 from training.device import to_device
 from training.errors import DivergenceError
 from training.fit import EpochRecord, evaluate, fit
-from training.statistics import population_statistics
+from training.statistics import Norm, population_statistics
 from training.studies.arms import Case
 from training.studies.compiled import WORTH_COMPILING_EPOCHS, CompiledSteps
 from training.studies.selection import first_rows, held_out
@@ -67,12 +67,12 @@ def measure(case: Case, dataset: FashionMNIST, device: torch.device, *, compiled
             fit(trained, dataset, recipe, device, lambda record: epochs.append(_record(record, network, dataset)))
         except DivergenceError as err:
             return found | {"diverged": str(err), "seconds": time.perf_counter() - start}
-    found |= accuracies(network, dataset, has_norms=recipe.norm != "none")
+    found |= accuracies(network, dataset)
     found["saturated"]["after"] = saturated(network, test_images)
     return found | {"seconds": time.perf_counter() - start}
 
 
-def accuracies(network: nn.Module, dataset: FashionMNIST, *, has_norms: bool) -> dict[str, dict[str, float]]:
+def accuracies(network: nn.Module, dataset: FashionMNIST) -> dict[str, dict[str, float]]:
     """Return `test_accuracy` and `train_accuracy` by kind of statistics, `running` for the test alone.
 
     `network` ends with population statistics.
@@ -81,12 +81,17 @@ def accuracies(network: nn.Module, dataset: FashionMNIST, *, has_norms: bool) ->
     train_images, train_labels = (to_device(a, device) for a in (dataset.train_images, dataset.train_labels))
     test_images, test_labels = (to_device(a, device) for a in (dataset.test_images, dataset.test_labels))
     found: dict[str, dict[str, float]] = {"test_accuracy": {}, "train_accuracy": {}}
-    for kind in ("running", "population") if has_norms else ("none",):
+    for kind in ("running", "population") if has_norms(network) else ("none",):
         if kind == "population":
             population_statistics(network, train_images)
         found["test_accuracy"][kind] = evaluate(network, test_images, test_labels)
     found["train_accuracy"][kind] = evaluate(network, train_images, train_labels)
     return found
+
+
+def has_norms(network: nn.Module) -> bool:
+    """Return whether any layer of `network` normalises batches."""
+    return any(isinstance(module, Norm) for module in network.modules())
 
 
 @torch.no_grad()
@@ -125,7 +130,7 @@ def _rows_of(case: Case, dataset: FashionMNIST) -> FashionMNIST:
 def _record(record: EpochRecord, network: nn.Module, dataset: FashionMNIST) -> dict[str, Any]:
     """Return `record` with the test accuracy of a copy of `network` that has population statistics."""
     values = record.as_dict()
-    if not any("norm" in name for name, _ in network.named_children()):
+    if not has_norms(network):
         return values
     device = next(network.parameters()).device
     twin = copy.deepcopy(network)
