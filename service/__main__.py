@@ -16,13 +16,10 @@ from importlib import metadata
 
 import uvicorn
 
-from service import models_cli
 from service.access import Access
-from service.app import create_app
-from service.errors import ArtifactInvalid, ProviderUnavailable, ServiceError
-from service.lane import LaneProtocol
+from service.errors import ProviderUnavailable, ServiceError
+from service.factory import PROTOCOL, build_app
 from service.logs import log_config
-from service.repository import Repository
 from service.settings import Settings
 from service.supervisor import START_FAILURE, Supervisor
 from service.workers import Workers
@@ -36,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal ends the process, or run one of the operator's commands; returns the exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
     if words[:1] in (["models"], ["keys"]):
+        from service import models_cli
+
         return models_cli.main(words)
     settings = Settings.from_command_line(argv)
     for package in ("uvloop", "httptools"):
@@ -47,7 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         Access(settings.keys_file)  # a damaged file is said here once, and not by each worker
         if settings.workers > 1:
             check_device(settings)
-            check_models(settings)
         listener = bind(settings)
     except OSError as err:
         reason = err.strerror or err
@@ -86,40 +84,13 @@ def _is_installed(distribution: str) -> bool:
     return True
 
 
-def check_models(settings: Settings) -> None:
-    """Open every version that workers are going to serve, so that what is wrong is said once and not by each of them.
-
-    Raises:
-        ArtifactInvalid: there is no model, or a folder is not what its manifest says.
-    """
-    repository = Repository(settings.models_dir)
-    names = repository.models()
-    if not names:
-        raise ArtifactInvalid(f"{settings.models_dir} holds no <model>/<version>/model.onnx for the workers to serve")
-    for name, versions in names.items():
-        _open_any(repository, name, versions)
-
-
-def _open_any(repository: Repository, name: str, versions: Sequence[int]) -> None:
-    """Open the newest version that can be opened; where none can, the newest has the reason."""
-    refused: list[ServiceError] = []
-    for version in reversed(versions):
-        try:
-            repository.open(name, version)
-        except ServiceError as err:
-            refused.append(err)
-        else:
-            return
-    raise refused[0]
-
-
 def server_config(settings: Settings, workers: Workers | None = None) -> uvicorn.Config:
     """Return uvicorn's configuration; it configures logging at once, here and in every worker."""
     return uvicorn.Config(
-        functools.partial(create_app, settings, workers),
+        functools.partial(build_app, settings, workers),
         factory=True,
         loop="uvloop",
-        http=LaneProtocol,  # on httptools, which refuses a request with two lengths; h11 lets it through
+        http=PROTOCOL,  # on httptools, which refuses a request with two lengths; h11 lets it through
         ws="none",
         lifespan="on",
         workers=settings.workers,

@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -217,3 +219,11 @@ def test_the_folder_belongs_to_one_user_and_goes_away():
     assert workers.folder.stat().st_mode & 0o777 == 0o700
     workers.remove()
     assert not workers.folder.exists()
+
+
+def test_the_supervisor_imports_nothing_that_only_workers_need():
+    """It starts them at once; what it would import, they would wait for."""
+    heavy = ("numpy", "fastapi", "onnxruntime", "PIL")
+    code = f"import sys, service.__main__; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[]\n", done.stderr
