@@ -7,7 +7,7 @@ WORKDIR /build
 COPY pyproject.toml constraints.txt ./
 RUN python -m venv --without-pip /opt/venv \
  && python -c "import sys, tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-[open(f'{e}.txt', 'w').write('\n'.join(p['dependencies'] + p['optional-dependencies'][e])) for e in ('cpu', 'gpu')]"
+[open(f'{e}.txt', 'w').write('\n'.join(p['dependencies'] + p['optional-dependencies']['grpc'] + p['optional-dependencies'][e])) for e in ('cpu', 'gpu')]"
 
 FROM dependencies AS cpu-dependencies
 RUN python -m pip --python /opt/venv/bin/python install --no-cache-dir --only-binary=:all: -c constraints.txt -r cpu.txt
@@ -18,11 +18,12 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     FOLDSERVE_HOST=0.0.0.0 \
     FOLDSERVE_PORT=8000 \
-    FOLDSERVE_MODELS_DIR=/models
+    FOLDSERVE_MODELS_DIR=/models \
+    FOLDSERVE_STATE_DIR=/state
 WORKDIR /app
 COPY service ./service
-# The root file system is read-only at run time, so bytecode is compiled here.
-RUN python -m compileall -q service
+# The root file system is read-only at run time, so bytecode is compiled here; /state is where a volume is mounted.
+RUN python -m compileall -q service && mkdir /state && chown 10001:10001 /state
 EXPOSE 8000
 USER 10001:10001
 # slim images have no curl; each check starts a Python, hence the long interval.

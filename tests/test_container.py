@@ -131,6 +131,7 @@ def test_container_runs_unprivileged_on_a_read_only_root(stack: Stack) -> None:
     assert int(effective[0].split()[1], 16) == 0
     for path in ("/app/x", "/models/x", "/opt/venv/x"):
         assert stack.execute("python", "-c", f"open({path!r}, 'w')").returncode != 0
+    assert stack.execute("python", "-c", "open('/state/x', 'w')").returncode == 0
 
 
 @pytest.mark.container

@@ -1,0 +1,35 @@
+"""What the README says of settings, targets and files is so."""
+
+import re
+from pathlib import Path
+
+from service.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_every_setting_stands_in_the_readme_with_its_default() -> None:
+    """The table has one row for each setting, and no other."""
+    rows = dict(re.findall(r"^\| `(FOLDSERVE_\w+)` \|\s*`?([^`|]*?)`? \|", README, re.MULTILINE))
+    expected = {}
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default is None else field.default
+        text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        expected[f"FOLDSERVE_{name.upper()}"] = text
+    assert rows == expected
+
+
+def test_every_target_that_the_readme_names_exists() -> None:
+    """`make X` in the README is a target of the Makefile."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"\bmake ([a-z][a-z-]+)", README))
+    assert named
+    assert named <= targets
+
+
+def test_every_link_of_the_readme_leads_somewhere() -> None:
+    """Relative links point at files of the repository."""
+    links = [link for link in re.findall(r"\]\(([^)#]+)", README) if "://" not in link]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
