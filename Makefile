@@ -60,7 +60,7 @@ bench-start: install ## seconds until ready, idle CPU and memory of the service
 	$(PYTHON) benchmarks/startup.py --json docs/results/startup.json
 
 bench-engine: install ## images a second for each batch size against onnxruntime's defaults
-	$(PYTHON) benchmarks/engine.py
+	$(PYTHON) benchmarks/engine.py --out docs/results/engine.md
 
 PEERS ?= .venv-peers
 bench-peers:     ## one environment for each server that the serving benchmark compares with
