@@ -23,7 +23,7 @@ def test_every_setting_stands_in_the_readme_with_its_default() -> None:
 def test_every_target_that_the_readme_names_exists() -> None:
     """`make X` in the README is a target of the Makefile."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"\bmake ([a-z][a-z-]+)", README))
+    named = set(re.findall(r"(?:`|^    )make ([a-z][a-z-]+)", README, re.MULTILINE))
     assert named
     assert named <= targets
 
