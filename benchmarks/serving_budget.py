@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 from service.app import create_app  # noqa: E402
 from service.batch import Batch  # noqa: E402
 from service.batcher import Batcher  # noqa: E402
-from service.lane import Exchange, LaneProtocol  # noqa: E402
+from service.lane_protocol import Exchange, LaneProtocol  # noqa: E402
 from service.predict import Predict  # noqa: E402
 from service.runners import PlainRunner  # noqa: E402
 from service.settings import Settings  # noqa: E402

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from service.settings import Settings
     from service.workers import Workers
 
-PROTOCOL = "service.lane:LaneProtocol"
+PROTOCOL = "service.lane_protocol:LaneProtocol"
 
 
 def build_app(settings: "Settings", workers: "Workers | None") -> "FastAPI":

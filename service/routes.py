@@ -15,11 +15,12 @@ from service import schemas
 from service.answers import predictions_json
 from service.bodies import EMPTY_BODY, Images, Limits, is_quick, media_type, read_images
 from service.budget import BodyBudget, Share
-from service.errors import BodyTooLarge, InvalidInput, NotReady, Unsupported, UnsupportedMediaType
+from service.errors import InvalidInput, NotReady, Unsupported, UnsupportedMediaType
 from service.inference import answer, count
 from service.limits import clip
 from service.observe import Trace
 from service.openapi import PREDICT, PREDICT_DESCRIPTION, errors
+from service.receive import receive_body, stated_deadline
 from service.registry import Model, Registry
 from service.settings import Settings
 from service.signature import ImageSpec
@@ -170,31 +171,14 @@ async def _read_images(request: Request, spec: ImageSpec, share: Share) -> Image
 
 
 async def _read_body(request: Request, share: Share) -> bytes:
-    """Return the whole body, refused as soon as it is known to be too large: by its header, or by what has arrived."""
-    max_bytes = request.app.state.settings.max_body_bytes
+    """Return the whole body, which must not be compressed."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise UnsupportedMediaType(f"Content-Encoding: {clip(encoding)!r}, expected none: send the body as it is")
-    stated = request.headers.get("content-length", "0")
-    if stated.isdigit() and int(stated) > max_bytes:
-        raise BodyTooLarge(f"body: {clip(stated)} bytes, expected at most {max_bytes}")
-    chunks = []
-    received = 0
-    async for chunk in request.stream():
-        share.add(len(chunk))
-        received += len(chunk)
-        if received > max_bytes:
-            raise BodyTooLarge(f"body: more than {max_bytes} bytes, expected at most that many")
-        chunks.append(chunk)
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    return await receive_body(request, share)
 
 
 def _deadline(request: Request, trace: Trace) -> float:
     """Return the moment, on the clock of `time.perf_counter`, after which the answer is of no use to the client."""
-    text = request.headers.get("x-deadline-ms")
-    if text is None:
-        settings: Settings = request.app.state.settings
-        return trace.started + settings.default_deadline_ms / 1000
-    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
-        raise InvalidInput(f"X-Deadline-Ms: {clip(text)!r}, expected a whole number of milliseconds above 0")
-    return trace.started + int(text) / 1000
+    settings: Settings = request.app.state.settings
+    return trace.started + (stated_deadline(request) or settings.default_deadline_ms / 1000)

@@ -11,14 +11,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from service.budget import BodyBudget, Share
-from service.errors import BodyTooLarge, InvalidInput
 from service.inference import answer, count, deadline_of, served_model
 from service.observe import Trace
 from service.openapi import errors
+from service.receive import receive_body, stated_deadline
 from service.registry import Model, Registry
 from service.settings import Settings
 from service.v2 import schemas
-from service.v2.agreement import clip
 from service.v2.inflate import QUICK_BYTES, content_encoding, inflate
 from service.v2.metadata import model_config, model_metadata
 from service.v2.readers import Readers
@@ -127,7 +126,7 @@ async def infer(request: Request, model: str, version: str | None = None, label:
     budget: BodyBudget = request.app.state.body_budget
     with budget.hold() as share, found.in_use():
         asked = await _read(request, found, share)
-        limit = _deadline_header(request.headers.get("x-deadline-ms"))
+        limit = stated_deadline(request)
         deadline = deadline_of(trace, settings.default_deadline_ms / 1000, limit, asked.timeout_seconds)
         result = await answer(_registry(request), found, asked.inputs, deadline, trace)
     started = time.perf_counter()
@@ -167,22 +166,11 @@ async def _read(request: Request, model: Model, share: Share) -> InferRequest:
 
 async def _body(request: Request, share: Share) -> bytes:
     """Return the whole body, inflated; refused as soon as it is known to be too large, before and after."""
-    max_bytes = request.app.state.settings.max_body_bytes
     coding = content_encoding(request.headers.get("content-encoding"))
-    stated = request.headers.get("content-length", "0")
-    if stated.isdigit() and int(stated) > max_bytes:
-        raise BodyTooLarge(f"body: {clip(stated)} bytes, expected at most {max_bytes}")
-    chunks = []
-    received = 0
-    async for chunk in request.stream():
-        share.add(len(chunk))
-        received += len(chunk)
-        if received > max_bytes:
-            raise BodyTooLarge(f"body: more than {max_bytes} bytes, expected at most that many")
-        chunks.append(chunk)
-    body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    body = await receive_body(request, share)
     if coding is None:
         return body
+    max_bytes = request.app.state.settings.max_body_bytes
     if len(body) <= QUICK_BYTES:
         inflated = inflate(body, coding, max_bytes)
     else:
@@ -197,12 +185,3 @@ async def _format(model: Model, asked: InferRequest, outputs: Any) -> InferRespo
     if sum(outputs[wanted.name].size for wanted in asked.outputs if not wanted.binary) <= QUICK_VALUES:
         return format_response(*arguments)
     return await asyncio.to_thread(format_response, *arguments)
-
-
-def _deadline_header(text: str | None) -> float | None:
-    """Return the seconds of an X-Deadline-Ms header."""
-    if text is None:
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
-        raise InvalidInput(f"X-Deadline-Ms: {clip(text)!r}, expected a whole number of milliseconds above 0")
-    return int(text) / 1000
