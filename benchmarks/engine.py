@@ -84,7 +84,8 @@ def report(artifact: Artifact, engine: Engine, rows: list[str], rounds: int, com
             f"`{command}`",
             "",
             f"{processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, onnxruntime "
-            f"{onnxruntime.__version__}, NumPy {np.__version__}; model {artifact.name}, SHA-256 {artifact.sha256[:12]}; "
+            f"{onnxruntime.__version__}, NumPy {np.__version__}; model {artifact.name}, "
+            f"SHA-256 {artifact.sha256[:12]}; "
             f"load average {load:.1f}.",
             "",
             f"Images per second of CPU time, medians of {rounds} interleaved rounds after one run that is left out; in "
@@ -92,7 +93,8 @@ def report(artifact: Artifact, engine: Engine, rows: list[str], rounds: int, com
             "and its defaults on the exported file. The last column is the same ratio by the wall clock.",
             "",
             f"Rewrite chosen at load: {engine.rewrite or 'none'}. Golden answers: off by at most "
-            f"{max(engine.deviations.values(), default=0.0):.1e} of the largest value. Batch invariant over the buckets "
+            f"{max(engine.deviations.values(), default=0.0):.1e} of the largest value. "
+            "Batch invariant over the buckets "
             f"{', '.join(map(str, engine.buckets))}: {'yes' if engine.batch_invariant else 'no'}.",
             "",
             f"| batch | {' | '.join(WAYS)} | engine / onnxruntime | by the wall clock |",

@@ -31,9 +31,9 @@ _FEWEST_RUNS, _MOST_RUNS, _TIMED_SECONDS = 3, 7, 0.005
 class Profile:
     """What was measured at load.
 
-    `buckets` are served; `answers` holds the golden answers of each of them, rows in golden order. `seconds` is the
-    median time of one run. `largest_deviation` compares all buckets that were tried, served or not, with the first:
-    the largest |difference| of a float output relative to its largest |value|.
+    `buckets` of those that were `tried` are served; `answers` holds the golden answers of each of them, rows in golden
+    order. `seconds` is the median time of one run. `largest_deviation` compares all buckets that were tried with the
+    first: the largest |difference| of a float output relative to its largest |value|.
     """
 
     buckets: tuple[int, ...]
@@ -41,6 +41,7 @@ class Profile:
     largest_deviation: float
     seconds: Mapping[int, float]
     answers: Mapping[int, Mapping[str, Array]]
+    tried: tuple[int, ...] = ()
 
 
 def check_buckets(buckets: Sequence[int]) -> tuple[int, ...]:
@@ -84,6 +85,7 @@ def profile_buckets(run: Run, asked: Mapping[str, Array], candidates: Sequence[i
         largest_deviation=max(_deviation(answers[candidates[0]], other) for other in answers.values()),
         seconds={bucket: float(np.median(times[bucket])) for bucket in served},
         answers={bucket: answers[bucket] for bucket in served},
+        tried=tuple(answers),
     )
 
 

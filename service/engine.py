@@ -103,7 +103,7 @@ class Engine:
             rewritten = cpu_session(choice.source, threads or 1)
             runner = _cpu_runner(artifact, choice.source, rewritten, signature, fitting, cores)
             engine = cls(runner, device, signature, fitting, choice.rewrite)._proven(artifact)
-            if engine.batch_invariant and engine.buckets == fitting:
+            if engine.batch_invariant and engine.buckets == engine._profile.tried:
                 return engine
             _log.warning("model %s: %r left out: answers depend on the batch", artifact.name, choice.rewrite)
         runner = _cpu_runner(artifact, artifact.model_path, session, signature, fitting, cores)

@@ -15,7 +15,7 @@ from training import plots, provenance
 from training.artifact import check_name, publish
 from training.begin import Begun, begin, go_on
 from training.card import model_card
-from training.config import NORMS, POOLS, PRESETS, TAILS, Recipe
+from training.config import AUGMENTATIONS, NORMS, OPTIMIZERS, POOLS, PRESETS, SCHEDULES, TAILS, Recipe
 from training.dataset import CLASS_NAMES, FashionMNIST, load
 from training.device import resolve_device
 from training.errors import ArtifactError, ConfigError, TrainingError, VerifyError
@@ -25,6 +25,7 @@ from training.fold import cli as fold_command
 from training.pipeline import Package, Trained, package, train
 from training.recheck import Outcome, recheck
 from training.run import CARD_NAME, Run, default_folder
+from training.studies import best, circles_report, compare, inspection
 from training.verify import run as run_model
 
 _WITH = {
@@ -60,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train_and_export(subparsers)
     _add_verify(subparsers)
-    fold_command.add_parser(subparsers)
+    for command in (fold_command, inspection, circles_report, compare, best):
+        command.add_parser(subparsers)
     return parser
 
 
@@ -74,7 +76,9 @@ def _add_train_and_export(subparsers: Any) -> None:
     recipe.add_argument("--pool", choices=POOLS, default=None, help="pooling between the convolutions")
     recipe.add_argument("--norm", choices=NORMS, default=None, help="batch normalization: PyTorch's, by hand, none")
     recipe.add_argument("--epochs", type=int, default=None, help="passes over the training set")
-    recipe.add_argument("--lr", type=float, default=None, dest="learning_rate", help="constant step size of SGD")
+    recipe.add_argument(
+        "--lr", type=float, default=None, dest="learning_rate", help="step size; the largest one of a schedule"
+    )
     recipe.add_argument("--batch-size", type=int, default=None, help="rows of a step")
     recipe.add_argument(
         "--tail",
@@ -83,6 +87,9 @@ def _add_train_and_export(subparsers: Any) -> None:
         help="whether the step with the rows that fill no batch (96 of 60,000 by 256) is an epoch's first or its last; "
         "first, because at learning rate 1.0 a last step on few rows decides the accuracy of the whole run (first)",
     )
+    recipe.add_argument("--optimizer", choices=OPTIMIZERS, default=None, help="what turns gradients into steps")
+    recipe.add_argument("--schedule", choices=SCHEDULES, default=None, help="constant, or up and down to 0")
+    recipe.add_argument("--augment", choices=AUGMENTATIONS, default=None, help="mirror: half of the images, each epoch")
     recipe.add_argument("--seed", type=int, default=None, help="of initial weights and order of rows")
     recipe.add_argument(
         "--statistics", choices=("population", "running"), default=None, help="which are exported (population)"
@@ -177,7 +184,7 @@ def _check_name(name: str) -> None:
 
 
 def _recipe(arguments: argparse.Namespace) -> Recipe:
-    options = ("pool", "norm", "epochs", "learning_rate", "batch_size", "tail", "seed", "statistics")
+    options = {field.name for field in dataclasses.fields(Recipe)} - {"preset"}
     return Recipe.from_preset(arguments.preset or "book", **{option: getattr(arguments, option) for option in options})
 
 

@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.augment import epoch_mirrored, mirror
 from training.capture import capture
 from training.config import Recipe
 from training.dataset import FashionMNIST, scale_pixels
 from training.device import exact_convolutions, flushed_denormals, resolve_device, synchronize, to_device
 from training.errors import CheckpointError, ConfigError, DivergenceError
+from training.schedule import learning_rate, optimizer_for, set_learning_rate
 from training.stages import faster
 
 # Whoever trains chooses a device first, so its two functions are offered here too.
@@ -122,7 +124,7 @@ def fit(
     model.to(device)
     images, labels = to_device(dataset.train_images, device), to_device(dataset.train_labels, device)
     test_images, test_labels = to_device(dataset.test_images, device), to_device(dataset.test_labels, device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.learning_rate, fused=device.type == "cuda")
+    optimizer = optimizer_for(model, recipe, device)
     epoch_of = Epoch(model, optimizer, images, labels, recipe, captures=captures and device.type == "cuda")
     history = History()
     if resumed is not None:
@@ -161,11 +163,17 @@ def _snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, history: Histo
 
 
 def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, snapshot: Snapshot) -> None:
+    rates = [group["lr"] for group in optimizer.param_groups]
     try:
         model.load_state_dict(snapshot.model)
         optimizer.load_state_dict(dict(snapshot.optimizer))
     except (RuntimeError, ValueError, KeyError) as err:
         raise CheckpointError(f"the checkpoint is of another architecture: {' '.join(str(err).split())}") from err
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate  # the recipe's, on the device: the stored one came back as a tensor on the CPU
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():  # PyTorch leaves a counter of steps where it was loaded
+            state[key] = value.to(parameter.device) if isinstance(value, Tensor) else value
 
 
 def _require_finite(model: nn.Module, epoch: int) -> None:
@@ -175,18 +183,25 @@ def _require_finite(model: nn.Module, epoch: int) -> None:
 
 
 class Ledger:
-    """Where an epoch stands, on the device: the order of its rows, the next row, and each step's loss and hits."""
+    """Where an epoch stands, on the device: the order of its rows, the next row, and each step's loss and hits.
 
-    def __init__(self, rows: int, steps: int, device: torch.device) -> None:
+    With the augmentation `mirror` it also says of each row, by its number in the data, whether it is mirrored.
+    """
+
+    def __init__(self, rows: int, steps: int, device: torch.device, *, is_mirroring: bool = False) -> None:
         self.order = torch.empty(rows, dtype=torch.int64, device=device)
+        self.mirrored = torch.empty(rows, dtype=torch.bool, device=device) if is_mirroring else None
         self.row = torch.zeros((), dtype=torch.int64, device=device)  # where the next batch starts in `order`
         self.step = torch.zeros(1, dtype=torch.int64, device=device)
         self.losses = torch.empty(steps, dtype=torch.float32, device=device)  # mean of each step
         self.hits = torch.empty(steps, dtype=torch.int64, device=device)
 
-    def restart(self, order: Tensor) -> None:
-        """Begin an epoch that takes its rows in `order`."""
-        self.order.copy_(order)
+    def restart(self, seed: int, epoch: int) -> None:
+        """Begin `epoch` (from 1) with an order of its own."""
+        rows = len(self.order)
+        self.order.copy_(epoch_order(rows, seed, epoch))
+        if self.mirrored is not None:
+            self.mirrored.copy_(epoch_mirrored(rows, seed, epoch))
         self.rewind()
 
     def rewind(self) -> None:
@@ -196,7 +211,7 @@ class Ledger:
 
 
 class Step:
-    """One SGD update on the next `rows` rows of the ledger.
+    """One update of the weights on the next `rows` rows of the ledger.
 
     It takes no argument and returns nothing: every value it reads or leaves lies in tensors that stay where they are,
     so that a CUDA graph can capture the call as it stands, one graph for each batch size.
@@ -223,7 +238,10 @@ class Step:
         ledger = self.ledger
         picked = ledger.order.index_select(0, ledger.row + self.offsets)  # (rows,)
         labels = self.labels.index_select(0, picked)
-        logits: Tensor = self.forward(scale_pixels(self.images.index_select(0, picked)))
+        images = self.images.index_select(0, picked)
+        if ledger.mirrored is not None:
+            images = mirror(images, ledger.mirrored.index_select(0, picked))
+        logits: Tensor = self.forward(scale_pixels(images))
         loss = F.cross_entropy(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -253,8 +271,8 @@ class Epoch:
         batches = [recipe.batch_size] * full
         self.sizes = tail + batches if recipe.tail == "first" else batches + tail
         self.model = model
-        self.seed = recipe.seed
-        self.ledger = Ledger(len(labels), len(self.sizes), images.device)
+        self.recipe = recipe
+        self.ledger = Ledger(len(labels), len(self.sizes), images.device, is_mirroring=recipe.augment == "mirror")
         forward = faster(model) if images.device.type == "cpu" else model
         self.optimizer = optimizer
         self.captures = captures
@@ -277,11 +295,12 @@ class Epoch:
             DivergenceError: a step's loss is not finite.
         """
         self.model.train()
-        self.ledger.restart(epoch_order(len(self.ledger.order), self.seed, number))
+        self.ledger.restart(self.recipe.seed, number)
         self.prepare()
         synchronize(self.ledger.order.device)
         start = time.perf_counter()
-        for rows in self.sizes:
+        for at, rows in enumerate(self.sizes, start=(number - 1) * len(self.sizes)):
+            set_learning_rate(self.optimizer, learning_rate(self.recipe, at, self.recipe.epochs * len(self.sizes)))
             self.steps[rows]()
         synchronize(self.ledger.order.device)
         seconds = time.perf_counter() - start

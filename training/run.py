@@ -79,6 +79,7 @@ class Run:
     def __init__(self, folder: Path) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            _remove_left_behind(folder)
             if any(folder.iterdir()):
                 raise ConfigError(
                     f"--out {folder}: is not empty, and a run is never overwritten; choose another folder"
@@ -100,8 +101,7 @@ class Run:
             raise ConfigError(f"--resume {folder}: this run is finished and published; start a new one with --out")
         run = cls.__new__(cls)
         run.folder = folder
-        for left in folder.glob(f"{TEMPORARY}*"):
-            left.unlink(missing_ok=True)
+        _remove_left_behind(folder)
         return run
 
     @property
@@ -159,6 +159,12 @@ class Run:
     def write_weights(self, weights: Weights) -> Path:
         """Write model.safetensors and return its path."""
         return self.write(WEIGHTS_NAME, weights_to_bytes(weights))
+
+
+def _remove_left_behind(folder: Path) -> None:
+    """Remove files that a process which was killed had not finished writing."""
+    for left in folder.glob(f"{TEMPORARY}*"):
+        left.unlink(missing_ok=True)
 
 
 def _csv(records: Sequence[EpochRecord], *, with_header: bool) -> str:

@@ -19,7 +19,8 @@ from tests.service.test_main import OCTETS, started
 
 PIXELS = artifacts.images(3, seed=3).tobytes()
 
-# Asks in a process of its own until its input ends; prints how often which version gave which answer.
+# Asks in a process of its own until its input ends; prints a line with its first answer, and at the end how often which
+# version gave which answer.
 CALLER = """
 import hashlib, json, sys, threading, collections, httpx
 url, pixels = sys.argv[1], bytes.fromhex(sys.argv[2])
@@ -29,6 +30,8 @@ seen = collections.Counter()
 with httpx.Client(limits=httpx.Limits(max_keepalive_connections=0)) as http:
     while not ended.is_set():
         answer = http.post(url, content=pixels, headers={"Content-Type": "application/octet-stream"}, timeout=30)
+        if not seen:
+            print("asking", flush=True)
         seen[answer.status_code, answer.headers.get("x-model-version"), hashlib.sha256(answer.content).hexdigest()] += 1
 print(json.dumps([[*key, count] for key, count in seen.items()]))
 """
@@ -77,6 +80,9 @@ def test_two_workers_follow_every_change_under_load(models, tmp_path):
             )
             for _ in range(2)
         ]  # fmt: skip
+        for caller in callers:
+            assert caller.stdout is not None
+            assert caller.stdout.readline() == "asking\n"
         for version in (2, 1):
             assert change("promote", version=version)["latest"] == version
             settled(version)

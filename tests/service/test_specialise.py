@@ -97,7 +97,7 @@ def test_a_rewrite_whose_answers_depend_on_the_batch_is_left(fashion, monkeypatc
     def unsteady(self, artifact):
         proven(self, artifact)
         if self.rewrite is not None:
-            self._profile = module.Profile((64,), True, 1.0, {}, {})
+            self._profile = module.Profile((64,), True, 1.0, {}, {}, tried=(1, 64))
         return self
 
     monkeypatch.setattr("service.specialise._gains", lambda plain, others, *rest: dict.fromkeys(others, (2.0, 2.0)))

@@ -39,7 +39,7 @@ asyncio.run(main())
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("flag", "reason", "function"),
-    [("0", "a batch of 'fashion' has run for 1 s", "hang"), ("1000", "the event loop has not moved for 1 s", "hang")],
+    [("0", "a batch of 'fashion/1' has run for 1 s", "hang"), ("1000", "the event loop has not moved for 1 s", "hang")],
     ids=["batch", "loop"],
 )
 def test_a_process_that_hangs_ends_and_says_where(fashion, flag, reason, function):

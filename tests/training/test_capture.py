@@ -9,6 +9,7 @@ from training.capture import unchanged
 from training.config import Recipe
 from training.fit import Epoch, fit
 from training.model import build
+from training.schedule import optimizer_for
 
 RECIPE = Recipe(epochs=4, batch_size=64, learning_rate=0.5, seed=3)  # 6 steps an epoch, one of them with 32 rows
 
@@ -18,6 +19,7 @@ def optimizers(model):
         "sgd": torch.optim.SGD(model.parameters(), lr=0.5),
         "momentum": torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9),
         "adam": torch.optim.Adam(model.parameters(), lr=0.01),
+        "muon": optimizer_for(model, Recipe(optimizer="muon", learning_rate=0.1), torch.device("cpu")),
     }
 
 
@@ -32,7 +34,7 @@ def epochs_of(model, optimizer, data, device):
 
 
 @pytest.mark.parametrize("norm", ["torch", "scratch"])
-@pytest.mark.parametrize("kind", ["sgd", "momentum", "adam"])
+@pytest.mark.parametrize("kind", ["sgd", "momentum", "adam", "muon"])
 def test_rehearsals_leave_no_trace_on_the_training(made_up, kind, norm):
     """A training with rehearsed steps before it is, bit for bit, the one without: weights, statistics, counters."""
     recipe = Recipe(**{**RECIPE.as_dict(), "norm": norm})
@@ -69,11 +71,20 @@ def test_state_of_a_training_under_way_is_put_back_in_place(made_up):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("norm", ["torch", "scratch", "none"])
-def test_captured_steps_equal_eager_ones(made_up, norm):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"norm": "scratch"},
+        {"norm": "none", "statistics": "none"},
+        {"schedule": "linear", "augment": "mirror"},
+        {"schedule": "linear", "optimizer": "muon", "learning_rate": 0.1},
+        {"schedule": "linear", "optimizer": "adam", "learning_rate": 0.01},
+    ],
+)
+def test_captured_steps_equal_eager_ones(made_up, changes):
     """24 steps, tails among them, give the same parameters, statistics, losses and counters."""
-    statistics = "none" if norm == "none" else "population"
-    recipe = Recipe(**{**RECIPE.as_dict(), "norm": norm, "statistics": statistics})
+    recipe = Recipe(**{**RECIPE.as_dict(), **changes})
     eager, captured = build(recipe), build(recipe)
     device = torch.device("cuda")
     expected = fit(eager, made_up, recipe, device, captures=False)

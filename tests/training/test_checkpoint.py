@@ -63,11 +63,14 @@ def same_bits(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     )
 
 
-@pytest.mark.parametrize("norm", ["torch", "scratch"])
+BEST = {"optimizer": "muon", "schedule": "linear", "augment": "mirror", "learning_rate": 0.1}
+
+
+@pytest.mark.parametrize("changes", [{}, {"norm": "scratch"}, BEST, {"optimizer": "adam", "learning_rate": 0.01}])
 @pytest.mark.parametrize("epoch", [1, 3, 4])
-def test_training_goes_on_bit_for_bit(made_up, tmp_path, norm, epoch):
+def test_training_goes_on_bit_for_bit(made_up, tmp_path, changes, epoch):
     """Weights, buffers and records after a stop at any epoch are those of the training that was left alone."""
-    recipe = Recipe(**{**RECIPE.as_dict(), "norm": norm})
+    recipe = Recipe(**{**RECIPE.as_dict(), **changes})
     whole, stopped = build(recipe), build(recipe)
     history = fit(whole, made_up, recipe, CPU)
     path = tmp_path / "last.pt"
@@ -187,6 +190,13 @@ def test_what_a_killed_process_left_half_done_is_removed(tmp_path, made_up):
     assert begun.resumed is None
     assert begun.recipe == RECIPE
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json"}
+
+
+def test_a_run_killed_before_its_configuration_can_be_begun_anew(tmp_path, made_up):
+    """What it had half written is no run, and does not stand in the way of one."""
+    (tmp_path / ".tmp-abc").write_bytes(b"half")
+    begin(tmp_path, "small", RECIPE, CPU, made_up, {})
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json"}
 
 
 def test_other_data_and_a_damaged_configuration_are_refused(tmp_path, made_up):

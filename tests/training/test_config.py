@@ -16,6 +16,13 @@ def test_book_preset_is_the_published_recipe():
     assert (recipe.pool, recipe.norm, recipe.statistics) == ("avg", "torch", "population")
 
 
+def test_best_preset_is_the_same_network_trained_otherwise():
+    """Only how it is trained differs: pooling, norms and statistics are the book's."""
+    best, book = Recipe.from_preset("best"), Recipe.from_preset("book")
+    assert (best.pool, best.norm, best.statistics) == (book.pool, book.norm, book.statistics)
+    assert (best.optimizer, best.schedule, best.augment) == ("muon", "linear", "mirror")
+
+
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_every_preset_is_a_valid_recipe(preset):
     """A name in PRESETS always gives a recipe that remembers it."""
@@ -58,6 +65,9 @@ def test_as_dict_survives_json_and_gives_the_recipe_again():
         ({"epochs": True}, "--epochs True"),
         ({"batch_size": 0}, "--batch-size 0"),
         ({"batch_size": 1}, "--batch-size 1 with --norm torch"),
+        ({"optimizer": "lion"}, "--optimizer lion"),
+        ({"schedule": "step"}, "--schedule step"),
+        ({"augment": "rotate"}, "--augment rotate"),
         ({"batch_size": 1, "norm": "scratch"}, "--batch-size 1 with --norm scratch"),
         ({"seed": -1}, "--seed -1"),
         ({"seed": 2**63}, "--seed 9223372036854775808"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from training.augment import epoch_mirrored
 from training.config import Recipe
 from training.dataset import scale_pixels
 from training.errors import ConfigError, DivergenceError
@@ -140,3 +141,28 @@ def test_batch_larger_than_the_data_is_one_step(made_up):
     model = build(recipe)
     fit(model, few, recipe, CPU)
     assert int(model.norm1.num_batches_tracked) == 1
+
+
+def test_mirroring_equals_training_on_images_mirrored_before(made_up):
+    """One epoch on the fly and one epoch on a set that was mirrored by hand end with the same weights."""
+    recipe = dataclasses.replace(RECIPE, epochs=1, augment="mirror")
+    flipped = made_up.train_images.copy()
+    rows = epoch_mirrored(len(flipped), recipe.seed, 1).numpy()
+    flipped[rows] = flipped[rows, :, :, ::-1]
+    by_hand = dataclasses.replace(made_up, train_images=flipped)
+    ours, plain = build(recipe), build(recipe)
+    fit(ours, made_up, recipe, CPU)
+    fit(plain, by_hand, dataclasses.replace(recipe, augment="none"), CPU)
+    assert torch.equal(ours.conv1.weight, plain.conv1.weight)
+    fit(other := build(recipe), made_up, dataclasses.replace(recipe, augment="none"), CPU)
+    assert not torch.equal(ours.conv1.weight, other.conv1.weight)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_linear_schedule_comes_to_rest(made_up, optimizer):
+    """Both optimizers learn the classes, and the rate of the last step is next to nothing."""
+    recipe = Recipe(epochs=4, batch_size=32, learning_rate=0.02, optimizer=optimizer, schedule="linear")
+    seen = []
+    history = fit(build(recipe), made_up, recipe, CPU, on_epoch=seen.append)
+    assert history.last.loss < 0.3 * history.epochs[0].loss
+    assert history.last.train_accuracy > 0.95

@@ -1,21 +1,38 @@
 """Fold BatchNorm and its relatives into neighbouring weights: exactly, with proof, or not at all and saying why."""
 
+from typing import TYPE_CHECKING, Any
+
 from training.fold.api import Folded, explain, fold, fold_input, verify
 from training.fold.core import Affine
 from training.fold.refusals import RefusalCode
 from training.fold.registry import register_norm
 from training.fold.report import Proof, Report, Site
 
+if TYPE_CHECKING:
+    from training.fold.onnx_fold import FoldedOnnx, explain_onnx, fold_onnx
+
 __all__ = [
     "Affine",
     "Folded",
+    "FoldedOnnx",
     "Proof",
     "RefusalCode",
     "Report",
     "Site",
     "explain",
+    "explain_onnx",
     "fold",
     "fold_input",
+    "fold_onnx",
     "register_norm",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the ONNX front end when it is asked for: whoever folds PyTorch models needs no onnxruntime."""
+    if name in ("FoldedOnnx", "explain_onnx", "fold_onnx"):
+        from training.fold import onnx_fold
+
+        return getattr(onnx_fold, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,115 @@
+"""The pages under docs/ as a reader uses them: every block is run as it stands, against a real service."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from service.app import create_app
+from service.settings import Settings
+from tests.service import artifacts
+from tests.service.live import serve
+
+ROOT = Path(__file__).parents[1]
+_BLOCK = re.compile(r"^```(\w+)( \w+)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+CLIENTS_PYTHON = os.environ.get("CLIENTS_PYTHON", "")
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Language (with what follows it) and text of each block of a page, in order."""
+    text = (ROOT / "docs" / page).read_text()
+    return [(language + more, block) for language, more, block in _BLOCK.findall(text)]
+
+
+class Reader(SimpleNamespace):
+    """Somebody who types blocks in an empty folder, beside a service."""
+
+    def run(self, *command: str, text: str) -> str:
+        """Type a block into an interpreter; returns what it printed."""
+        typed = text.replace("localhost:8000", self.address)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}"}
+        done = subprocess.run(
+            command, input=typed, cwd=self.folder, capture_output=True, text=True, env=environment, timeout=120
+        )
+        assert done.returncode == 0, f"{typed}\n{done.stderr}"
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    """A folder where `python` is this one, and a service of two versions of lenet-bn with one operator."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "bin").mkdir()
+    python = folder / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    for version in (1, 2):
+        artifacts.publish_classifier(folder / "models", "lenet-bn", version=version, seed=version)
+    reader = Reader(folder=folder, address="")
+    reader.run("sh", "-e", text=blocks("operations.md")[0][1])
+    settings = Settings(
+        models_dir=folder / "models", provider="cpu", buckets=(1, 4), keys_file=folder / "keys", closed_scopes=(),
+        state_dir=folder / "state",
+    )  # fmt: skip
+    with serve(create_app(settings)) as url:
+        reader.address = url.removeprefix("http://")
+        (python).write_text(
+            f'#!/bin/sh\nif [ "$2 $3" = "service models" ]; then shift 3; exec "{sys.executable}" -m service models '
+            f'--url {url} "$@"; fi\nexec "{sys.executable}" "$@"\n'
+        )
+        yield reader
+
+
+def run_block(reader: Reader, language: str, text: str) -> str:
+    """Run a block with the program that its language names."""
+    if language == "python triton":
+        if not CLIENTS_PYTHON:
+            pytest.skip("CLIENTS_PYTHON names no environment with tritonclient")
+        return reader.run(CLIENTS_PYTHON, "-", text=text)
+    if language == "python":
+        return reader.run(sys.executable, "-", text=text)
+    if language == "js":
+        if shutil.which("node") is None:
+            pytest.skip("needs node")
+        return reader.run("node", "--input-type=module", "-", text=text)
+    assert language == "sh"
+    return reader.run("sh", "-e", text=text)
+
+
+EXPECTED = (
+    '"inputs":[{"name":"image"', '"outputs":[{"name":"logits"', "", '{"error":"inputs[0].data: 28 values, expected 784',
+    '"predictions":[{"class_id"', "(2, 10)\n400 input 'image': datatype FP32, expected UINT8", "[", ":", "[[",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(EXPECTED)))
+def test_every_example_for_clients_works(reader, number):
+    """curl, Python, JavaScript and tritonclient: copied, pasted, answered."""
+    language, text = blocks("clients.md")[number]
+    printed = run_block(reader, language, text)
+    assert EXPECTED[number] in printed, printed
+    assert ("error" in printed) == ("error" in EXPECTED[number])
+
+
+def test_every_example_is_run():
+    """A new block has to be given what it prints."""
+    assert len(blocks("clients.md")) == len(EXPECTED)
+
+
+def test_the_operators_page_works_from_top_to_bottom(reader):
+    """Roll back, promote, label and compare, each as it is written, and the service ends where the page says."""
+    printed = [run_block(reader, language, text) for language, text in blocks("operations.md")[1:]]
+    assert len(printed) == 4
+    listed, moved, labelled, compared = printed
+    assert ["lenet-bn", "2", "READY", "latest"] in [line.split() for line in listed.splitlines()]
+    assert '"latest": 1,\n  "pinned": true' in moved
+    assert moved.rstrip().count('"latest": 2,\n  "pinned": false') == 1
+    assert '"stable": 1' in labelled
+    assert '"version": 1,\n    "since"' in compared
+    assert '"shadow": null' in compared

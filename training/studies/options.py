@@ -1,0 +1,38 @@
+"""Flags that all commands of studies share, and what they mean."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from training.device import resolve_device
+from training.errors import ConfigError
+
+
+def add_options(parser: argparse.ArgumentParser, *, out: str, seeds: int) -> None:
+    """Give `parser` the flags of a study whose report goes to `out` and whose main arms have `seeds` seeds."""
+    parser.add_argument("--seeds", type=int, default=seeds, help=f"trainings of each main arm ({seeds})")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, one thread each (1)")
+    parser.add_argument("--compile", action="store_true", help="compile the steps of long trainings: faster on CPU")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where it trains (auto)")
+    parser.add_argument("--data-dir", type=Path, default=None, help="folder with Fashion-MNIST's four files")
+    parser.add_argument("--out", type=Path, default=Path(out), help=f"folder of figures and report ({out})")
+    parser.add_argument("--report-only", action="store_true", help="train nothing; report on what is measured already")
+
+
+def check_options(arguments: argparse.Namespace) -> torch.device:
+    """Return the device that was asked for.
+
+    Raises:
+        ConfigError: a count below 1, or several jobs on one GPU.
+        DeviceError: the device is not there.
+    """
+    for flag in ("seeds", "jobs"):
+        if getattr(arguments, flag) < 1:
+            raise ConfigError(f"--{flag} {getattr(arguments, flag)}: expected at least 1")
+    device = resolve_device(arguments.device)
+    if device.type == "cuda" and arguments.jobs > 1:
+        raise ConfigError(
+            f"--jobs {arguments.jobs} with --device cuda: one GPU takes one training at a time; leave it out"
+        )
+    return device

@@ -1,0 +1,109 @@
+"""The cases of a study trained one after another or side by side, each kept in the store as soon as it is measured.
+
+A study that was killed goes on with the cases that are not there yet. What is measured is `measurement`'s business.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+
+from training.dataset import FashionMNIST
+from training.errors import ConfigError
+from training.studies.arms import Case
+from training.studies.measurement import measure
+from training.studies.store import Store
+
+
+def run(
+    cases: Sequence[Case],
+    store: Store,
+    device: torch.device,
+    dataset: FashionMNIST,
+    *,
+    jobs: int = 1,
+    compiled: bool = False,
+    tell: Callable[[str], None] = print,
+) -> dict[str, dict[str, Any]]:
+    """Measure every case that `store` does not hold, and return key -> measurement of all `cases`.
+
+    Args:
+        cases: in the order in which they are begun.
+        store: where measurements are and go.
+        device: of every training.
+        dataset: that every case takes its images from.
+        jobs: processes side by side, each with one thread.
+        compiled: as for `measure`.
+        tell: takes a line about each finished case.
+
+    Raises:
+        ConfigError: the store holds a case of another recipe under the same name.
+        TrainingError: a case failed otherwise than by diverging; finished cases are kept.
+    """
+    kept = store.read()
+    _check_same(cases, kept)
+    missing = [case for case in cases if case.key not in kept]
+    tell(f"{len(cases) - len(missing)} of {len(cases)} cases are in {store.path}")
+    for done, (case, measurement) in enumerate(_measured(missing, device, dataset, jobs, compiled), start=1):
+        store.add(case.key, measurement)
+        tell(f"{done}/{len(missing)}  {summary(measurement)}")
+    held = store.read()
+    return {case.key: held[case.key] for case in cases}
+
+
+def summary(measurement: dict[str, Any]) -> str:
+    """Return a line for people about a measurement."""
+    head = f"{measurement['arm']} seed {measurement['seed']}: "
+    if measurement["diverged"]:
+        return f"{head}{measurement['diverged']}"
+    last = measurement["epochs"][-1]
+    tests = "  ".join(f"test {kind} {value:.4f}" for kind, value in measurement["test_accuracy"].items())
+    return head + (
+        f"loss {last['loss']:.4f}  train {last['train_accuracy']:.4f}  {tests}  {measurement['seconds']:.0f} s"
+    )
+
+
+def _measured(
+    cases: Sequence[Case], device: torch.device, dataset: FashionMNIST, jobs: int, compiled: bool
+) -> Iterator[tuple[Case, dict[str, Any]]]:
+    if jobs == 1:
+        for case in cases:
+            yield case, measure(case, dataset, device, compiled=compiled)
+        return
+    # Started afresh rather than forked: a forked process inherits PyTorch's threads in an unknown state.
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (dataset, device.type, compiled)) as pool:
+        running = {pool.submit(_work, case): case for case in cases}
+        try:
+            for future in as_completed(running):
+                yield running[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+_begun: list[tuple[FashionMNIST, str, bool]] = []  # in a worker process: what all its cases share, sent once
+
+
+def _begin(dataset: FashionMNIST, device: str, compiled: bool) -> None:
+    torch.set_num_threads(1)
+    _begun.append((dataset, device, compiled))
+
+
+def _work(case: Case) -> dict[str, Any]:
+    dataset, device, compiled = _begun[0]
+    return measure(case, dataset, torch.device(device), compiled=compiled)
+
+
+def _check_same(cases: Sequence[Case], kept: dict[str, dict[str, Any]]) -> None:
+    for case in cases:
+        if case.key not in kept:
+            continue
+        before, now = kept[case.key]["recipe"], case.arm.recipe(case.seed).as_dict()
+        changed = [name for name in before if name in now and before[name] != now[name]]
+        if changed:
+            raise ConfigError(
+                f"{case.key} was measured with {changed[0]} {before[changed[0]]}, now it is {now[changed[0]]}; "
+                "choose another --out, or move its figures away"
+            )
