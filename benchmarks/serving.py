@@ -180,6 +180,9 @@ def measure(bench: Bench, names: set[str]) -> dict[str, Any]:
                     print(f"round {number + 1}: {key} left out: {err}", file=sys.stderr)
                     continue
                 rounds.setdefault(key, []).append(result)
+                partial = bench.arguments.out / "serving.partial.json"  # an interrupted run keeps what it measured
+                partial.parent.mkdir(parents=True, exist_ok=True)
+                partial.write_text(json.dumps({"rounds": rounds, "left_out": left_out}))
                 print(f"round {number + 1}: {key}: {_line(result)}", file=sys.stderr)
     return {"rounds": rounds, "left_out": left_out}
 
@@ -250,6 +253,7 @@ def main() -> None:
         document["environment"]["machine"] = [min(machine), statistics.median(machine), max(machine)]
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "serving.json").write_text(json.dumps(document, indent=1))
+    (arguments.out / "serving.partial.json").unlink()
     write_report(document, arguments.out)
 
 
