@@ -75,7 +75,7 @@ bench-serving: install ## the service beside its peers (wrk; `make bench-peers` 
 bench-folding: install ## the folding scoreboard
 	$(PYTHON) -m benchmarks.folding
 
-gates: install   ## train many seeds and hold them to the published range (hours on a CPU)
+gates: install   ## train many seeds and hold them to the published range (goes on where it was interrupted)
 	$(PYTHON) -m training compare
 
 gpu-check: install ## everything that needs a GPU, in one call
