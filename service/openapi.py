@@ -14,7 +14,7 @@ from fastapi.openapi.utils import get_openapi
 from PIL import Image, ImageDraw
 from pydantic.json_schema import models_json_schema
 
-from service.schemas import ErrorResponse, PredictRequest
+from service.schemas import PredictRequest
 from service.v2.schemas import InferenceRequest
 
 if TYPE_CHECKING:
@@ -23,19 +23,6 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from service.signature import ImageSpec
-
-_REASONS = {
-    400: "The request cannot be read as what the model takes; the sentence names the place.",
-    401: "No API key came, or one that is not known.",
-    403: "The API key does not open this door.",
-    404: "There is no such path, or no such model.",
-    413: "More bytes or more images than one request may hold.",
-    415: "The content type or the content encoding is none that the route reads.",
-    500: "The service failed; its log has the reason under the request id.",
-    501: "The service does not offer this.",
-    503: "Not ready, or too busy to answer in time; Retry-After says when to come back.",
-    504: "The deadline passed before the answer was ready.",
-}
 
 _HEADERS = {
     "X-Request-ID": "The client's own where it came and is safe, else a new one.",
@@ -52,6 +39,18 @@ PREDICT: dict[str, Any] = {
             "name": "model",
             "in": "query",
             "description": "Which model; needed only where several are served.",
+            "schema": {"type": "string"},
+        },
+        {
+            "name": "version",
+            "in": "query",
+            "description": "Which version of it; without it and without a label, the one that `latest` points at.",
+            "schema": {"type": "integer", "minimum": 1},
+        },
+        {
+            "name": "label",
+            "in": "query",
+            "description": "The version that this label points at; not together with a version.",
             "schema": {"type": "string"},
         },
         {
@@ -96,11 +95,6 @@ curl -s localhost:8000/predict -F file=@image.png -F file=@photo.jpg
 curl -s localhost:8000/predict -H 'Content-Type: application/octet-stream' --data-binary @pixels.bin
 ```
 """
-
-
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the `responses` of a route that may answer with these statuses."""
-    return {status: {"model": ErrorResponse, "description": _REASONS[status]} for status in statuses}
 
 
 def describe(app: FastAPI, models: Sequence[tuple[str, ImageSpec]]) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from service.errors import InvalidInput, NotReady, Unsupported, UnsupportedMedia
 from service.inference import answer, count
 from service.limits import clip
 from service.observe import Trace
-from service.openapi import PREDICT, PREDICT_DESCRIPTION, errors
+from service.openapi import PREDICT, PREDICT_DESCRIPTION
 from service.receive import receive_body, stated_deadline
 from service.registry import Model, Registry
+from service.schemas import errors
 from service.settings import Settings
 from service.signature import ImageSpec
 from service.v2.metadata import EXTENSIONS
@@ -123,6 +124,9 @@ def _ready_registry(request: Request) -> Registry:
 def _chosen(request: Request) -> Model:
     """Return the model, and the version of it, that the query names."""
     query = request.query_params
+    for parameter in query:  # a misspelt label must not be answered by another version
+        if parameter not in ("model", "version", "label") or len(query.getlist(parameter)) > 1:
+            raise InvalidInput(f"query: {clip(parameter)!r} came, expected model, version and label, each at most once")
     name, version, label = query.get("model"), query.get("version"), query.get("label")
     if version is not None and label is not None:
         raise InvalidInput("query: both version and label came, expected at most one of them")

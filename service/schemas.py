@@ -8,6 +8,19 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+_REASONS = {
+    400: "The request cannot be read as what the model takes; the sentence names the place.",
+    401: "No API key came, or one that is not known.",
+    403: "The API key does not open this door.",
+    404: "There is no such path, or no such model.",
+    413: "More bytes or more images than one request may hold.",
+    415: "The content type or the content encoding is none that the route reads.",
+    500: "The service failed; its log has the reason under the request id.",
+    501: "The service does not offer this.",
+    503: "Not ready, or too busy to answer in time; Retry-After says when to come back.",
+    504: "The deadline passed before the answer was ready.",
+}
+
 
 def _whole_number(value: Any) -> Any:
     """Let 3.0 pass as 3, and neither true nor "3"."""
@@ -96,3 +109,8 @@ class Ready(BaseModel):
     """Every model has given the answers that its version folder promises."""
 
     ready: bool
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` of a route that may answer with these statuses."""
+    return {status: {"model": ErrorResponse, "description": _REASONS[status]} for status in statuses}

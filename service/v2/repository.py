@@ -11,7 +11,7 @@ from fastapi.responses import Response
 
 from service.control import Control, body_version
 from service.errors import BodyTooLarge, InvalidInput, Unsupported
-from service.openapi import errors
+from service.schemas import errors
 from service.state import LATEST
 from service.v2.agreement import clip
 

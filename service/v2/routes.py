@@ -13,9 +13,9 @@ from fastapi.responses import Response
 from service.budget import BodyBudget, Share
 from service.inference import answer, count, deadline_of, served_model
 from service.observe import Trace
-from service.openapi import errors
 from service.receive import receive_body, stated_deadline
 from service.registry import Model, Registry
+from service.schemas import errors
 from service.settings import Settings
 from service.v2 import schemas
 from service.v2.inflate import QUICK_BYTES, content_encoding, inflate
@@ -116,6 +116,9 @@ async def statistics_of_model(request: Request, model: str, version: str | None 
 @router.post("/{model}/labels/{label}/infer", include_in_schema=False)
 async def infer(request: Request, model: str, version: str | None = None, label: str | None = None) -> Response:
     """Answer with the outputs, as JSON or as bytes behind it; any number of rows up to the limit.
+
+    `.../{model}/versions/{version}/infer` and `.../{model}/labels/{label}/infer` ask another version than the latest;
+    the other routes of a model take both forms too.
 
     The body is JSON, or JSON followed by the bytes of its tensors, or the bytes of the only input. It may be
     compressed with gzip or deflate.

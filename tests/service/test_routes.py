@@ -121,6 +121,14 @@ def test_several_models_need_a_name(two_models):
     np.testing.assert_allclose(answer.json()["predictions"][0]["probabilities"], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("query", ["lable=stable", "model=fashion&model=echo", "verbose"])
+def test_a_query_that_is_not_understood_is_refused(two_models, query):
+    """A misspelt label must not be answered by another version than the one that was meant."""
+    pixels = artifacts.images(1)
+    refused = two_models.post(f"/predict?{query}", content=pixels.tobytes(), headers=OCTETS)
+    assert "expected model, version and label" in error_of(refused, 400)
+
+
 def test_a_model_that_is_not_there_is_not_found(two_models):
     """The name that came is quoted, shortened, and the names that exist are listed."""
     sentence = error_of(two_models.post("/predict", params={"model": "x" * 9000}, json={}), 404)
