@@ -117,8 +117,7 @@ async def statistics_of_model(request: Request, model: str, version: str | None 
 async def infer(request: Request, model: str, version: str | None = None, label: str | None = None) -> Response:
     """Answer with the outputs, as JSON or as bytes behind it; any number of rows up to the limit.
 
-    `.../{model}/versions/{version}/infer` and `.../{model}/labels/{label}/infer` ask another version than the latest;
-    the other routes of a model take both forms too.
+    `.../{model}/versions/{version}/infer` and `.../{model}/labels/{label}/infer` ask another version than the latest.
 
     The body is JSON, or JSON followed by the bytes of its tensors, or the bytes of the only input. It may be
     compressed with gzip or deflate.
