@@ -21,7 +21,7 @@ def speed_answer(arms: ByArm) -> str:
     ]
     if not all(runs for _, runs in groups):
         return WAITING
-    reached = [f"{name} {_epochs_text(runs)} (n = {len(runs)})" for name, runs in groups]
+    reached = [f"{name}: {_epochs_text(runs)} (n = {len(runs)})" for name, runs in groups]
     losses = [Spread.of(run["epochs"][0]["loss"] for run in runs).mean for _, runs in groups]
     with_norm, without = _epochs_to_learn(groups[0][1]), _epochs_to_learn(groups[1][1])
     verdict = "Yes" if with_norm < without else "Not by this measure"
@@ -36,24 +36,19 @@ def scatter_answer(arms: ByArm) -> str:
     groups = [(arm, finished(arms.get(arm.name, ()))) for arm in (plan.TORCH, plan.SCRATCH, plan.TAIL_LAST)]
     if any(len(runs) < 2 for _, runs in groups):
         return WAITING
-    running = [_spread(runs, "running") for _, runs in groups]
-    population = [_spread(runs, "population") for _, runs in groups]
-    both = _spread([*groups[0][1], *groups[1][1]], "population")
-    with_running = _spread([*groups[0][1], *groups[1][1]], "running")
-    is_cause = both.sd < with_running.sd / 2 and both.mean > with_running.mean
+    torch, scratch, last = (_statistics(runs) for _, runs in groups)
+    running, population = (_spread(groups[0][1], kind) for kind in ("running", "population"))
+    is_cause = population.sd < running.sd / 2 and population.mean > running.mean
     verdict = (
         "Because they are taken with running statistics, which lag behind weights that move fast"
         if is_cause
         else "Not by the running statistics alone"
     )
-    last = "As in the book, with the odd batch of 96 as an epoch's last step, "
     return (
-        f"{verdict}. The same weights give {with_running.text()} with running and {both.text()} with population "
-        f"statistics (n = {both.n}, the odd batch first); published with running statistics: "
-        f"{published.TORCH.test_accuracy.text(3)} (n = {published.TORCH.n}).\n\n"
-        f"{last}it is {running[2].text()} with running and {population[2].text()} with population statistics "
-        f"(n = {running[2].n}); PyTorch's norms with the odd batch first: {running[0].text()} and "
-        f"{population[0].text()} (n = {running[0].n}).\n"
+        f"{verdict}. The same weights give {torch}, the odd batch first. Published with running statistics: "
+        f"{published.TORCH.test_accuracy.text(3)} (n = {published.TORCH.n}). Hand-written norms, from the same initial "
+        f"weights and in the same order of images, give {scratch}.\n\n"
+        f"As in the book, with the odd batch of 96 as an epoch's last step, it is {last}.\n"
     )
 
 
@@ -80,6 +75,11 @@ def sweep_answer(arms: ByArm, names: str, values: Sequence[float]) -> str:
 
 def _learns(run: Any) -> bool:
     return not run["diverged"] and run["epochs"][-1]["loss"] < LEARNS * CHANCE_LOSS
+
+
+def _statistics(runs: Sequence[Any]) -> str:
+    running, population = _spread(runs, "running"), _spread(runs, "population")
+    return f"{running.text()} with running and {population.text()} with population statistics (n = {running.n})"
 
 
 def _spread(runs: Sequence[Any], kind: str) -> Spread:
