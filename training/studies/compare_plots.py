@@ -72,7 +72,7 @@ def statistics_png(arms: ByArm) -> bytes:
         published.LEAST_POPULATION_ACCURACY, color="black", linewidth=1, linestyle="--", label="gate, population"
     )
     axes.tick_params(axis="x", labelsize=7)
-    axes.set(ylabel="test accuracy")
+    axes.set(ylabel="test accuracy", ylim=(None, axes.get_ylim()[1] + 0.015))  # room for the legend over the points
     add_legend(axes)
     return to_png(figure)
 

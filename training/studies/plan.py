@@ -69,7 +69,7 @@ def studies(seeds: int) -> dict[str, Study]:
     return {
         "seeds": Study((TORCH, SCRATCH), seeds),
         "tail": Study((TAIL_LAST,), max(1, seeds // 2)),
-        "without": Study((NO_NORM, PLAIN), max(1, seeds // 4)),
+        "without": Study((NO_NORM, PLAIN), max(1, seeds // 2)),
         "variants": Study((SHORT, NOISY, NORM_AFTER, DROPOUT, SHORT_NO_NORM, DROPOUT_NO_NORM), max(1, seeds // 8)),
         "learning-rates": Study(LEARNING_RATE_SWEEP, 1),
         "batch-sizes": Study(BATCH_SIZE_SWEEP, 1),
