@@ -9,6 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.overload import tables
+
 Rounds = list[dict[str, Any]]
 
 # what, form, connections, against which server, how many times its requests/s
@@ -31,7 +35,7 @@ def write_report(document: dict[str, Any], folder: Path) -> None:
     best = choose_workers(document["rounds"])
     parts = [_head(document), _closed(document, best), _ratios(document, best), _rest(document, best)]
     if "open_loop" in document:
-        parts.append(_open(document["open_loop"]))
+        parts.append("\n".join(["## Open loop", "", *tables(document["open_loop"])]))
     parts.append(_left_out(document))
     (folder / "serving.md").write_text("\n".join(part.rstrip() + "\n" for part in parts if part))
     draw(document, best, folder / "serving.png")
@@ -179,38 +183,6 @@ def _rest(document: dict[str, Any], best: dict[str, str]) -> str:
             ]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _open(results: dict[str, Any]) -> str:
-    lines = [
-        "## Open loop",
-        "",
-        f"Requests at random times, latency from the planned moment; the engine slowed to {results['capacity']:,}",
-        "images/s so that the generator keeps up (a run in which it lags more than 5 ms at its p99 is void).",
-        "",
-        "| of capacity | goodput/s | p50 ms | p99 ms | p99.9 ms | refused | generator's lag p99 |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for level, run in results["levels"].items():
-        lines.append(f"| {float(level):.0%} | {_open_cells(run)} |")
-    run = results["overload"]
-    lines += [
-        f"| 400 %, {run['seconds']:g} s | {_open_cells(run)} |",
-        "",
-        f"At four times capacity, with a deadline of {results['deadline_ms']} ms: goodput"
-        f" {run['goodput'] / results['capacity']:.2f} of capacity, refusals within {run['refused_ms']['p99']} ms (p99),"
-        f" {run['refused_without_retry_after']} of the 503s without Retry-After, {run['wrong']} wrong answers,"
-        f" {run['resets']} resets, {run['unanswered']} unanswered.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _open_cells(run: dict[str, Any]) -> str:
-    accepted = run["accepted_ms"]
-    refused = sum(count for status, count in run["statuses"].items() if status != "200")
-    lag = f"{run['lag_p99_ms']} ms" + (" **void**" if run["void"] else "")
-    cells = [f"{run['goodput']:,.0f}", *(f"{accepted[q]}" for q in ("p50", "p99", "p999")), f"{refused:,}", lag]
-    return " | ".join(cells)
 
 
 def _left_out(document: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 Used by `serving.py`. A server whose environment is missing is left out, and the report says so.
 """
 
+import base64
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
@@ -191,7 +194,7 @@ def start(peer: Peer, workers: int, models: Path, peers_dir: Path, probe: bytes,
     """
     port = free_port()
     python = str(peers_dir / peer.venv / "bin" / "python") if peer.venv else sys.executable
-    model = next(models.glob("*/*/model.onnx"))
+    model = newest_model(models)
     settings = _mlserver_folder(log.parent, port) if peer.venv == "mlserver" else ""
     words = [
         word.format(
@@ -239,6 +242,19 @@ def _answers(port: int, form: Form, body: bytes) -> bool:
             return connection.recv(64).split(b" ")[1:2] == [b"200"]
     except OSError:
         return False
+
+
+def newest_model(models: Path) -> Path:
+    """Return `model.onnx` of the newest version of the first model."""
+    folder = min(models.glob("*/*/model.onnx")).parent.parent
+    return max(folder.glob("*/model.onnx"), key=lambda path: int(path.parent.name))
+
+
+def golden(model: Path, side: str, name: str) -> np.ndarray:
+    """Return a golden tensor of a model; `side` is "inputs" or "outputs"."""
+    tensor = json.loads((model.parent / "manifest.json").read_text())["golden"][side][name]
+    dtype = {"UINT8": np.uint8, "INT64": np.int64, "FP32": np.float32}[tensor["datatype"]]
+    return np.frombuffer(base64.b64decode(tensor["data"]), dtype).reshape(tensor["shape"])
 
 
 def free_port() -> int:
