@@ -20,7 +20,7 @@ from service.answers import error_json
 from service.budget import Share
 from service.errors import Overloaded, ServiceError
 from service.lane import LANE, Head, Lane, Route
-from service.observe import Trace, failure_sentence
+from service.observe import UNKNOWN_ROUTE, Trace, failure_sentence
 from service.protocol import GuardedProtocol, Phase
 from service.request import Answer, BatchAnswer, Request
 from service.wire import answer
@@ -109,7 +109,7 @@ class Exchange(Request):
         lane = self.protocol.lane
         total = time.perf_counter() - self.arrived
         route = getattr(self, "route", None)  # none when the models changed while the request arrived
-        lane.count_error(route.label if route else "unknown", error.status, total)
+        lane.count_answer(route.label if route else UNKNOWN_ROUTE, total, error.status)
         if route and self.rows:
             route.count_failure(total)
         request_id = self.request_id or lane.new_id()
@@ -118,6 +118,8 @@ class Exchange(Request):
             fields = {"request_id": request_id.decode(), "status": 500, "reason": message}
             logger.error("request failed", exc_info=error, extra=fields)
             message = failure_sentence(Trace(request_id.decode(), self.arrived))
+        elif error.status > 500:
+            lane.refusals.note(request_id.decode(), error.status, message)
         headers = [
             *self.protocol.server_state.default_headers,
             *((name.lower().encode(), value.encode()) for name, value in error.headers.items()),
