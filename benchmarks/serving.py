@@ -33,7 +33,7 @@ from benchmarks.serving_report import write_report  # noqa: E402
 from benchmarks.serving_setup import PEERS, Form, Peer, Running, golden, newest_model, start, triton  # noqa: E402
 
 CONNECTIONS = (1, 32, 128)
-BATCHES = (1, 4, 16, 64, 256)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 QUICK = {"foldserve": (1, 2), "foldserve V2": (2,), "bare ASGI echo": (1, 2), "plain FastAPI": (2,)}  # others: 1
 
 
@@ -72,28 +72,38 @@ class Bench:
             runs += 50
         return runs / (0.5 + time.perf_counter() - ends)
 
-    def wrk(self, port: int, form: Form, connections: int, seconds: float, bodies: str, size: int) -> dict[str, Any]:
+    def ask(self, server: Running, form: Form, connections: int, seconds: float, bodies: str = "") -> dict[str, Any]:
         """Closed loop: each connection sends its next request when its answer has come."""
+        command = (
+            self._grpc(server, connections, seconds) if form.is_grpc else self._wrk(server, form, connections, seconds)
+        )
+        size = (self.folder / bodies).stat().st_size if bodies else 784 if form.bodies == "binary" else 0
         env = os.environ | {
-            "WRK_BODIES": str(self.folder / bodies),
+            "WRK_BODIES": str(self.folder / (bodies or form.bodies)),
             "WRK_SIZE": str(size),
             "WRK_TYPE": form.media_type,
             "WRK_HEADER": form.header,
         }
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{round(seconds)}s", "-s", str(ROOT / "benchmarks/wrk.lua")]
-        url = f"http://127.0.0.1:{port}{form.path}"
-        out = subprocess.run([*command, url], env=env, capture_output=True, text=True, check=True).stdout
+        out = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
         line = next(line for line in out.splitlines() if line.startswith("RESULT "))
         result = json.loads(line.removeprefix("RESULT "))
         return {**result, "per_second": result["requests"] / result["seconds"]}
 
+    def _wrk(self, server: Running, form: Form, connections: int, seconds: float) -> list[str]:
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{round(seconds)}s", "-s", str(ROOT / "benchmarks/wrk.lua")]
+        return [*command, f"http://127.0.0.1:{server.port}{form.path}"]
+
+    def _grpc(self, server: Running, connections: int, seconds: float) -> list[str]:
+        command = [sys.executable, str(ROOT / "benchmarks/grpc_load.py"), "--port", str(server.grpc_port)]
+        command += ["--connections", str(connections), "--seconds", str(seconds)]
+        return [*command, "--bodies", str(self.folder / "binary"), "--model", self.model.parent.parent.name]
+
     def closed_loop(self, server: Running, form: Form, connections: int) -> dict[str, Any]:
         """Measure one form at one number of connections, the machine's speed and the CPU that the server took."""
         machine = self.calibrate()
-        self.wrk(server.port, form, connections, 1, form.bodies, 784 if form.bodies == "binary" else 0)
+        self.ask(server, form, connections, 1)
         cpu = server.cpu_seconds()
-        seconds = self.arguments.seconds
-        result = self.wrk(server.port, form, connections, seconds, form.bodies, 784 if form.bodies == "binary" else 0)
+        result = self.ask(server, form, connections, self.arguments.seconds)
         used = server.cpu_seconds() - cpu
         return {**result, "machine": machine, "cpu_us_per_request": used / max(1, result["requests"]) * 1e6}
 
@@ -119,9 +129,7 @@ class Bench:
             measured["memory_mib"] = server.memory_mib()
             if "binary" in peer.forms and peer.name in ("foldserve", "plain FastAPI"):
                 binary = peer.forms["binary"]
-                measured["batches"] = {
-                    str(rows): self.wrk(server.port, binary, 1, 2, f"batch-{rows}", rows * 784) for rows in BATCHES
-                }
+                measured["batches"] = {str(rows): self.ask(server, binary, 1, 2, f"batch-{rows}") for rows in BATCHES}
         return measured
 
 

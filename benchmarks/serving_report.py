@@ -60,6 +60,10 @@ def _median(rounds: Rounds, form: str, connections: str, what: str = "per_second
     return statistics.median(_values(rounds, form, connections, what))
 
 
+def _milliseconds(rounds: Rounds, form: str, connections: str, quantiles: tuple[str, ...]) -> str:
+    return ", ".join(f"{_median(rounds, form, connections, f'{name}_us') / 1e3:.2f}" for name in quantiles) + " ms"
+
+
 def _head(document: dict[str, Any]) -> str:
     environment = document["environment"]
     packages = {**environment["packages"], **environment["peers"]}
@@ -82,15 +86,15 @@ def _closed(document: dict[str, Any], best: dict[str, str]) -> str:
         "Median over the rounds; each server at the better of one and two workers (in brackets). `us` is the CPU time",
         "that the server's processes took for one request.",
         "",
-        "| server | form | 1 connection (p50) | 32 (p99) | 128 (p99) | us at 32 | not 2xx, failed |",
+        "| server | form | 1 connection (p50) | 32 (p99, p99.9) | 128 (p99, p99.9) | us at 32 | not 2xx, failed |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, key in best.items():
         rounds = document["rounds"][key]
         for form in rounds[0]["forms"]:
             cells = [
-                f"{_median(rounds, form, connections):,.0f} ({_median(rounds, form, connections, q) / 1e3:.2f} ms)"
-                for connections, q in (("1", "p50_us"), ("32", "p99_us"), ("128", "p99_us"))
+                f"{_median(rounds, form, connections):,.0f} ({_milliseconds(rounds, form, connections, quantiles)})"
+                for connections, quantiles in (("1", ("p50",)), ("32", ("p99", "p999")), ("128", ("p99", "p999")))
             ]
             cpu = _median(rounds, form, "32", "cpu_us_per_request")
             bad = sum(
