@@ -186,7 +186,7 @@ class LaneProtocol(GuardedProtocol):
         stop = end + head.length
         if len(data) >= stop:
             self.since = self.loop.time()
-            self._take(head, data[end:stop])
+            self._take(head, data[end:stop], is_alone=len(data) == stop and self.guard.connections == 1)
             return data[stop:]
         self.head = head
         self.phase = Phase.BODY
@@ -259,8 +259,8 @@ class LaneProtocol(GuardedProtocol):
         self.since = self.loop.time()
         self._take_parts()
 
-    def _take(self, head: Head, body: bytes) -> None:
-        """Put a whole request before the batcher."""
+    def _take(self, head: Head, body: bytes, *, is_alone: bool = False) -> None:
+        """Put a whole request before the batcher; `is_alone`: no other can share its batch."""
         exchange = Exchange(self, head, self._started)
         if self.guard.draining_since is not None:
             exchange.is_last = True
@@ -271,7 +271,7 @@ class LaneProtocol(GuardedProtocol):
             if route.is_quick(body, head.media_type, head.header_length):
                 exchange.read(body)
             if 0 < exchange.rows <= route.most_rows:
-                route.model.batcher.submit(exchange)
+                route.model.batcher.submit(exchange, is_alone=is_alone)
             else:
                 task = self.loop.create_task(self._take_slowly(exchange, body))
                 self.tasks.add(task)

@@ -71,7 +71,10 @@ class Statistics:
     def batch(self, rows: int, bucket: int, queue_seconds: float, infer_seconds: float) -> None:
         """Count a run of the engine."""
         self.rows += rows
-        self.batches.setdefault(rows, Duration()).add(infer_seconds)
+        duration = self.batches.get(rows)
+        if duration is None:
+            duration = self.batches[rows] = Duration()
+        duration.add(infer_seconds)
         self.last_inference_ms = time.time_ns() // 1_000_000
 
     def batch_failed(self) -> None:
