@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.workers import Workers
 from tests.service import artifacts
-from tests.service.test_main import OCTETS, failed, started
+from tests.service.test_main import OCTETS, failed, read_until, started
 
 TWO = ("--workers", "2", "--drain-seconds", "2", "--canary-seconds", "0")
 
@@ -67,14 +68,6 @@ def counted(address: str, answers: int) -> dict[tuple[str, frozenset], float]:
 
     wait_until(holds)
     return found
-
-
-def read_until(process, event: str) -> dict:
-    for line in process.stderr:
-        found = json.loads(line)
-        if found["event"] == event:
-            return found
-    raise AssertionError(f"the service ended without {event!r}")
 
 
 @pytest.mark.slow
@@ -136,14 +129,82 @@ def test_workers_end_with_their_supervisor(fashion):
 @pytest.mark.slow
 def test_a_worker_that_hangs_is_killed_and_replaced(fashion):
     """SIGSTOP: it lives, holds its connections and answers nobody, not even the supervisor."""
-    with started("--models-dir", str(fashion), *TWO, ready_lines=2) as (process, address):
+    flags = ("--models-dir", str(fashion), *TWO, "--log-level", "debug")
+    with started(*flags, ready_lines=2) as (process, address):
         victim = children(process.pid)[0]
-        time.sleep(1)  # until the supervisor has heard of it once; before that it may take long to start
+        come_up = {"event": "worker answers", "worker": victim}  # before that it may take long to start
+        if not any(come_up.items() <= event.items() for event in process.events):
+            read_until(process, **come_up)
         os.kill(victim, signal.SIGSTOP)
         assert read_until(process, "worker does not answer and is killed")["worker"] == victim
         assert read_until(process, "ready")
         assert predict(address) == 200
         assert is_gone(victim)
+
+
+@pytest.mark.slow
+def test_a_worker_that_cannot_live_is_tried_again_more_and_more_rarely(fashion):
+    """Once a service has served, a worker that dies at every start is replaced after longer and longer pauses."""
+    with started("--models-dir", str(fashion), *TWO, "--poll-seconds", "0", ready_lines=2) as (process, address):
+        (fashion / "fashion").rename(fashion / ".gone")
+        os.kill(children(process.pid)[0], signal.SIGKILL)
+        ends = [read_until(process, "worker ended and is replaced") for _ in range(3)]
+        assert [end["exit_code"] for end in ends] == [-signal.SIGKILL, 3, 3]
+        assert [end["again_in_seconds"] for end in ends] == [0.0, 1.0, 2.0]
+        assert [predict(address) for _ in range(10)] == [200] * 10  # the other one answers
+        (fashion / ".gone").rename(fashion / "fashion")
+        assert read_until(process, "ready")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+class Caller(threading.Thread):
+    """Asks over one connection as long as it can, once more where that breaks; keeps what came of it."""
+
+    def __init__(self, address: str, body: bytes, ended: threading.Event) -> None:
+        super().__init__()
+        self.url, self.body, self.ended = f"{address}/predict", body, ended
+        self.answers: Counter[tuple[int, str]] = Counter()
+        self.broken = 0
+
+    def run(self) -> None:
+        with httpx.Client(timeout=60) as http:
+            while not self.ended.is_set():
+                try:
+                    answer = http.post(self.url, content=self.body, headers=OCTETS)
+                except httpx.TransportError:
+                    self.broken += 1
+                    answer = http.post(self.url, content=self.body, headers=OCTETS)
+                self.answers[answer.status_code, answer.text] += 1
+
+
+@pytest.mark.slow
+def test_killed_workers_are_replaced_and_who_asks_twice_never_notices(fashion):
+    """kill -9 again and again under load: at most one broken request a caller and kill, and every answer is right."""
+    kills, ended = int(os.environ.get("KILLS", "4")), threading.Event()
+    with started("--models-dir", str(fashion), *TWO, ready_lines=2) as (process, address):
+        callers = [Caller(address, artifacts.images(2, seed=number).tobytes(), ended) for number in range(4)]
+        expected = [httpx.post(caller.url, content=caller.body, headers=OCTETS, timeout=60).text for caller in callers]
+        for caller in callers:
+            caller.start()
+        try:
+            for number in range(kills):
+                asked = sum(caller.answers.total() for caller in callers)
+                wait_until(lambda asked=asked: sum(caller.answers.total() for caller in callers) > asked + 20)
+                victim = children(process.pid)[number % 2]
+                os.kill(victim, signal.SIGKILL)
+                read_until(process, "worker ended and is replaced", worker=victim)
+                read_until(process, "ready")
+        finally:
+            ended.set()
+            for caller in callers:
+                caller.join()
+        for caller, right in zip(callers, expected, strict=True):
+            assert set(caller.answers) == {(200, right)}
+            assert caller.broken <= kills
+        assert predict(address) == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
 
 
 @pytest.mark.slow
