@@ -35,13 +35,16 @@ def rows_of(body: bytes) -> int:
 @on_loop
 async def test_answers_keep_their_order_however_long_each_takes(fashion: Path) -> None:
     """A split request, one read in a thread and quick ones, on the lane and off it, in one packet."""
-    split, slow = ask(artifacts.images(9).tobytes()), ask(instances({"b64": png(400, 250)}, {"b64": png(28)}), JSON)
+    nine = [image.ravel().tolist() for image in artifacts.images(9)]
+    split, slow = ask(instances(*nine), JSON), ask(instances({"b64": png(120, 250)}, {"b64": png(28)}), JSON)
     async with service(fashion, buckets=(1, 4)) as server, server.connect() as client:
         for _ in range(2):
-            await client.send(split + ask(ONE) + slow + ask(b"x") + ask(ONE * 3) + LIVE + ask(ONE * 2))
+            await client.send(slow + ask(ONE) + split + ask(b"x") + ask(ONE * 3) + LIVE + ask(ONE * 2))
             answers = [await client.answer() for _ in range(7)]
             assert [answer.status for answer in answers] == [200, 200, 200, 400, 200, 200, 200]
-            assert [rows_of(answer.body) for answer in answers] == [9, 1, 2, 0, 3, 0, 2]
+            assert [rows_of(answer.body) for answer in answers] == [2, 1, 9, 0, 3, 0, 2]
+        # What follows a request for the application while that runs goes there too.
+        assert server.seen == ["/v2/health/live", "/predict"] * 2
 
 
 @on_loop
@@ -76,6 +79,21 @@ async def test_a_body_behind_a_known_head_has_to_come_in_time(fashion: Path) -> 
 
 
 @on_loop
+async def test_a_body_behind_a_known_head_has_its_own_time(fashion: Path) -> None:
+    """It begins with the request, however long the connection rested before."""
+    async with service(fashion, body_seconds=1_000) as server, server.connect() as client:
+        await client.send(ask(ONE))
+        assert (await client.answer()).status == 200
+        (connection,) = server.server.server_state.connections
+        connection.since -= 2_000
+        await client.send(ask(ONE)[:-100])
+        await until(lambda: connection.head is not None)
+        connection.check(asyncio.get_running_loop().time())
+        await client.send(ONE[-100:])
+        assert (await client.answer()).status == 200
+
+
+@on_loop
 async def test_a_client_that_ends_in_mid_body_is_told_so(fashion: Path) -> None:
     """Half-closed with half a body, known head or new: 400, and nothing of it is run."""
     async with service(fashion) as server:
@@ -94,8 +112,9 @@ async def test_a_client_that_ends_in_mid_body_is_told_so(fashion: Path) -> None:
 @on_loop
 async def test_a_client_that_finished_sending_gets_all_its_answers(fashion: Path) -> None:
     """Half-closed behind whole requests: they are answered in order, then comes the end."""
+    nine = instances(*(image.ravel().tolist() for image in artifacts.images(9)))
     async with service(fashion, buckets=(1, 4)) as server, server.connect() as client:
-        await client.send(ask(artifacts.images(9).tobytes()) + ask(ONE))
+        await client.send(ask(nine, JSON) + ask(ONE))
         client.end()
         answers = []
         while len(answers) < 2:
@@ -132,6 +151,7 @@ async def test_an_older_http_is_answered_and_ends(fashion: Path) -> None:
                 await client.send(ask(ONE).replace(b"HTTP/1.1", b"HTTP/1.0") + ask(ONE))
                 assert (await client.answer()).status == 200
                 assert await client.is_closed()
+        assert server.seen == ["/predict"] * 2
 
 
 @on_loop
@@ -171,15 +191,15 @@ async def test_no_more_is_read_than_may_wait(fashion: Path) -> None:
 @on_loop
 async def test_who_does_not_read_is_not_read_from(fashion: Path) -> None:
     """Answers that nobody takes stop the questions; once they are taken, every question is answered."""
-    questions = 6_000
-    async with service(fashion) as server:
+    questions = 600
+    async with service(fashion, buckets=(64,), inline_below_ms=1_000) as server:
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         sock.setblocking(False)
         await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", server.port))
         reader, writer = await asyncio.open_connection(sock=sock, limit=4_096)
         client = Client(reader, writer)
-        sending = asyncio.create_task(client.send(ask(ONE * 8) * questions))
+        sending = asyncio.create_task(client.send(ask(ONE * 64) * questions))
         await until(lambda: bool(server.server.server_state.connections))
         (connection,) = server.server.server_state.connections
         await until(lambda: connection.flow.write_paused and connection.flow.is_held)
