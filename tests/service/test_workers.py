@@ -97,6 +97,36 @@ def test_counts_are_those_of_the_client_also_over_a_killed_worker(fashion):
 
 
 @pytest.mark.slow
+def test_statistics_are_those_of_all_workers_also_of_a_killed_one(fashion):
+    """Whichever worker is asked, the requests, rows and batches of the infer route are those that the client sent."""
+    with started("--models-dir", str(fashion), *TWO, ready_lines=2) as (process, address):
+
+        def infer(times: int) -> None:
+            for _ in range(times):
+                headers = {**OCTETS, "Inference-Header-Content-Length": "0"}
+                url = f"{address}/v2/models/fashion/infer"
+                assert httpx.post(url, content=bytes(2 * 784), headers=headers, timeout=60).status_code == 200
+
+        def readings() -> set[tuple[int, int, int]]:
+            found = [httpx.get(f"{address}/v2/models/fashion/stats").json()["model_stats"][0] for _ in range(12)]
+            return {
+                (one["inference_stats"]["success"]["count"], one["inference_count"], one["execution_count"])
+                for one in found
+            }
+
+        infer(20)
+        assert readings() == {(20, 40, 20)}
+        os.kill(children(process.pid)[0], signal.SIGKILL)
+        read_until(process, "worker ended and is replaced")
+        read_until(process, "ready")
+        assert readings() == {(20, 40, 20)}
+        infer(10)
+        assert readings() == {(30, 60, 30)}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+@pytest.mark.slow
 def test_all_workers_give_the_same_bytes(fashion):
     """Whichever graph the first of them measured to be the fastest, the others run too."""
     with started("--models-dir", str(fashion), *TWO, ready_lines=2) as (process, address):
