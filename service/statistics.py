@@ -8,6 +8,7 @@ so that any of them answers for the service, and the counts of one that was kill
 import mmap
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,10 +136,13 @@ class Statistics:
         """The counters of all workers, added up; of the last moment, the latest."""
         if self._folder is None:
             return list(self._cells)
-        files = [np.fromfile(file, np.int64) for file in self._folder.iterdir()]
-        counted = np.array([cells for cells in files if len(cells) == self._length])
-        totals: list[int] = counted.sum(axis=0).tolist()
-        totals[_LAST_MS] = int(counted[:, _LAST_MS].max())
+        counted = [np.array(self._cells)]
+        for file in self._folder.iterdir():
+            with suppress(FileNotFoundError):  # a worker may let go of the version at this moment
+                if file != self._file and file.stat().st_size == self._length * _CELL_BYTES:
+                    counted.append(np.fromfile(file, np.int64))
+        totals: list[int] = np.sum(counted, axis=0).tolist()
+        totals[_LAST_MS] = int(np.max(counted, axis=0)[_LAST_MS])
         return totals
 
 
