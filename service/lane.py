@@ -6,18 +6,20 @@ both give the same answers. Nothing is done for each request that can be done fo
 before is not read again.
 """
 
+import asyncio
 import itertools
 import re
 import secrets
 from dataclasses import dataclass
 
 from service.budget import BodyBudget
-from service.errors import NotReady, Unsupported
+from service.errors import NotReady, ServiceError, Unsupported
 from service.limits import Limits
 from service.metrics import Metrics
 from service.observe import RefusalLog
 from service.predict import Predict
 from service.registry import Registry
+from service.request import Request
 from service.settings import Settings
 from service.v2.fast import Infer, can_take
 from service.v2.readers import Readers
@@ -90,6 +92,7 @@ class Lane:
         self._metrics = metrics
         self.refusals = refusals
         self._answered: dict[tuple[str, int], list[float]] = {}  # by route and status: seconds, not counted yet
+        self._failed: list[tuple[Request, ServiceError]] = []
         self._id_start = secrets.token_hex(4).encode()
         self._ids = itertools.count(secrets.randbelow(1 << 31))
         self._default_headers: list[tuple[bytes, bytes]] | None = None
@@ -166,6 +169,22 @@ class Lane:
             self._default_headers = headers
             self._default_lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         return self._default_lines
+
+    def fail_soon(self, request: Request, error: ServiceError) -> None:
+        """Tell a request at the end of this turn of the loop that it failed.
+
+        Told at once, a client that asks again at once is read in the same turn, and a thousand of them keep the loop
+        from ever turning: no batch is taken, no timer runs.
+        """
+        if not self._failed:
+            asyncio.get_running_loop().call_soon(self._tell_failed)
+        self._failed.append((request, error))
+
+    def _tell_failed(self) -> None:
+        failed, self._failed = self._failed, []
+        for request, error in failed:
+            if not request.is_over:
+                request.failed(error)
 
     def count_answer(self, route: str, seconds: float, status: int = 200) -> None:
         """Remember to count an answer."""

@@ -277,7 +277,7 @@ class LaneProtocol(GuardedProtocol):
                 self.tasks.add(task)
                 task.add_done_callback(self.tasks.discard)
         except ServiceError as err:
-            exchange.failed(err)
+            self.lane.fail_soon(exchange, err)
         if len(self.exchanges) > self.limits.pipelined:
             self.flow.hold()
 

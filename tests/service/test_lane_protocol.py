@@ -213,6 +213,20 @@ async def test_who_does_not_read_is_not_read_from(fashion: Path) -> None:
         writer.close()
 
 
+@on_loop
+async def test_refusals_do_not_keep_the_loop_from_turning(fashion: Path) -> None:
+    """They are told at the end of the turn: who asks again at once is read in the next, after batches and timers."""
+    async with service(fashion) as server, server.connect() as client:
+        await client.send(ask(ONE))
+        assert (await client.answer()).status == 200
+        (connection,) = server.server.server_state.connections
+        connection.data_received(ask(b"x") + ask(ONE[1:]))
+        assert len(connection.exchanges) == 2
+        await asyncio.sleep(0)
+        assert not connection.exchanges
+        assert [(await client.answer()).status for _ in range(2)] == [400, 400]
+
+
 # -- bad luck, again and again -------------------------------------------------------------------------------------
 
 
