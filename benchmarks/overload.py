@@ -1,322 +1,194 @@
 """What becomes of requests when more come than can be answered: an open loop over HTTP against a slowed engine.
 
-    python benchmarks/overload.py --models-dir models --seconds 60 --out docs/results/overload.md
+    python benchmarks/overload.py --models models --seconds 60 --curve-seconds 10
 
-The service runs with an engine that sleeps until a batch has taken rows / 2,000 s, so that its capacity is known and a
-generator on the same machine keeps up. Requests are planned at fixed times and sent then, whether or not earlier ones
-have been answered; latency counts from the planned time. Every answer is compared with the one that the model gave
-when nothing else ran. A run in which the generator itself was late by more than 5 ms at its p99 is void.
+The service runs as `slowed_service.py`, whose capacity is known and low enough for a generator on the same machine
+(`open_loop.py`, a process of its own). Levels from 10 % to 120 % of capacity, then four times capacity, then half of
+it again. Every answer is compared, byte for byte, with the one that the service gave to the same image alone, and that
+one's class with the model's golden answers; the service's own counts are compared with the generator's. Writes
+docs/results/overload.md; `serving.py` has the same tables.
 """
 
 import argparse
-import asyncio
-import base64
-import collections
+import http.client
 import json
 import os
 import platform
-import signal
+import re
 import subprocess
 import sys
-import threading
+import tempfile
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import uvloop
 
-ROOT = Path(__file__).parent.parent
-CAPACITY = 2_000  # rows a second of the slowed engine
-BUCKETS = "1,2,4,8,16,32,64"
-LATE_MS = 5.0
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
-# `python -m service` with an engine that is slow by the clock and computes what it always does.
-SLOWED = f"""
-import sys, time
-from service import __main__, engine
-run = engine.Engine._run_exactly
-def slowed(self, inputs):
-    until = time.perf_counter() + len(next(iter(inputs.values()))) / {CAPACITY}
-    outputs = run(self, inputs)
-    time.sleep(max(0.0, until - time.perf_counter()))
-    return outputs
-engine.Engine._run_exactly = slowed
-sys.exit(__main__.main(sys.argv[1:]))
-"""
+from benchmarks.serving_setup import BINARY, Peer, Running, golden, newest_model, start  # noqa: E402
+from benchmarks.slowed_service import ROWS_PER_SECOND as CAPACITY  # noqa: E402
 
+LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.2)
+OVERLOAD = 4.0
+DEADLINE_MS = 250
+AFTER_SECONDS = 5.0
 
-@dataclass
-class Run:
-    """What came of one run; times in seconds from the planned moment, except `lags`: how late requests were sent."""
-
-    rate: float
-    seconds: float
-    planned: int = 0
-    accepted: list[float] = field(default_factory=list)
-    refused: list[float] = field(default_factory=list)
-    statuses: collections.Counter = field(default_factory=collections.Counter)
-    lags: list[float] = field(default_factory=list)
-    wrong: int = 0
-    resets: int = 0
-    bad_refusals: int = 0
-
-
-class Connection(asyncio.Protocol):
-    """One keep-alive connection with at most one request on it."""
-
-    def __init__(self, load: "Load") -> None:
-        self.load = load
-        self.transport: asyncio.Transport | None = None
-        self.buffer = b""
-        self.planned = 0.0
-        self.question = 0
-        self.is_busy = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
-        self.transport = transport
-
-    def ask(self, planned: float, question: int) -> None:
-        """Send a request."""
-        self.planned, self.question, self.is_busy = planned, question, True
-        self.transport.write(self.load.requests[question])
-
-    def data_received(self, data: bytes) -> None:
-        """Hand over an answer that is complete."""
-        self.buffer += data
-        end = self.buffer.find(b"\r\n\r\n")
-        if end < 0:
-            return
-        head = self.buffer[:end].lower()
-        start = head.index(b"content-length:") + 15
-        length = int(head[start : (head.find(b"\r\n", start) + 1 or end + 1) - 1])
-        if len(self.buffer) < end + 4 + length:
-            return
-        body = self.buffer[end + 4 : end + 4 + length]
-        self.buffer = b""
-        self.is_busy = False
-        self.load.answered(self, int(head[9:12]), head, body)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        """Count a request that was cut off."""
-        if self.is_busy:
-            self.load.run.resets += 1
-            self.load.left -= 1
-        self.transport = None
-
-
-class Load:
-    """An open loop over as many connections as it takes.
-
-    Args:
-        address: host and port.
-        bodies: images.
-        expected: the answer to each.
-        budget_ms: sent with each request as its deadline.
-    """
-
-    def __init__(self, address: tuple[str, int], bodies: list[bytes], expected: list[bytes], budget_ms: int) -> None:
-        self.address = address
-        head = (
-            "POST /predict HTTP/1.1\r\nHost: load\r\nContent-Type: application/octet-stream\r\n"
-            f"X-Deadline-Ms: {budget_ms}\r\nContent-Length: 784\r\n\r\n"
-        ).encode()
-        self.requests = [head + body for body in bodies]
-        self.expected = expected
-        self.idle: list[Connection] = []
-        self.left = 0
-        self.run = Run(0, 0)
-
-    async def play(self, rate: float, seconds: float, connections: int) -> Run:
-        """Send `rate` requests a second for so long, and wait for every answer."""
-        loop = asyncio.get_running_loop()
-        while len(self.idle) < connections:
-            _, connection = await loop.create_connection(lambda: Connection(self), *self.address)
-            self.idle.append(connection)
-        self.run = run = Run(rate, seconds, planned=int(rate * seconds))
-        self.left, sent, start = run.planned, 0, time.perf_counter() + 0.1
-        while sent < run.planned:
-            now = time.perf_counter()
-            while sent < run.planned and start + sent / rate <= now:
-                connection = await self._connection(loop)
-                planned = start + sent / rate
-                run.lags.append(time.perf_counter() - planned)
-                connection.ask(planned, sent % len(self.requests))
-                sent += 1
-            await asyncio.sleep(max(0.0, min(0.001, start + sent / rate - time.perf_counter())))
-        for _ in range(3_000):
-            if self.left > 0:
-                await asyncio.sleep(0.01)
-        return run
-
-    async def _connection(self, loop: asyncio.AbstractEventLoop) -> Connection:
-        while self.idle:
-            connection = self.idle.pop()
-            if connection.transport is not None:
-                return connection
-        _, connection = await loop.create_connection(lambda: Connection(self), *self.address)
-        return connection
-
-    def answered(self, connection: Connection, status: int, head: bytes, body: bytes) -> None:
-        """Note one answer and take the connection back."""
-        run, seconds = self.run, time.perf_counter() - connection.planned
-        self.left -= 1
-        run.statuses[status] += 1
-        if status == 200:
-            run.accepted.append(seconds)
-            run.wrong += body != self.expected[connection.question]
-        else:
-            run.refused.append(seconds)
-            run.bad_refusals += status not in (503, 504) or (status == 503 and b"\r\nretry-after: " not in head)
-        if connection.transport is not None:
-            self.idle.append(connection)
-
-
-def start_service(models_dir: Path, slowed: bool) -> tuple[subprocess.Popen, tuple[str, int]]:
-    """Start the service and return it with its address once it is ready."""
-    flags = ["--models-dir", str(models_dir), "--port", "0", "--provider", "cpu", "--threads", "1"]
-    flags += ["--buckets", BUCKETS, "--log-level", "info", "--no-specialise"]
-    program = ["-c", SLOWED] if slowed else ["-m", "service"]
-    process = subprocess.Popen([sys.executable, *program, *flags], stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    host, port = "", 0
-    for line in process.stderr:
-        event = json.loads(line)
-        if "address" in event:
-            host, _, port = event["address"].removeprefix("http://").rpartition(":")
-        if event["event"] == "ready":
-            # Who does not read the log stops the service when the pipe is full.
-            threading.Thread(target=lambda: collections.deque(process.stderr, 0), daemon=True).start()
-            return process, (host, int(port))
-    raise SystemExit("the service did not start")
-
-
-def golden_images(models_dir: Path, model: str) -> list[bytes]:
-    """Return the golden images of the newest version, 784 bytes each."""
-    version = max((models_dir / model).glob("[0-9]*"), key=lambda path: int(path.name))
-    golden = json.loads((version / "manifest.json").read_text())["golden"]["inputs"]["image"]
-    data = base64.b64decode(golden["data"])
-    return [data[at : at + 784] for at in range(0, len(data), 784)]
-
-
-async def ask_alone(address: tuple[str, int], bodies: list[bytes]) -> list[bytes]:
-    """Return the answer to each image when nothing else runs."""
-    load, answers = Load(address, bodies, [b""] * len(bodies), 60_000), asyncio.Queue()
-    load.answered = lambda connection, status, head, body: answers.put_nowait(body)
-    loop = asyncio.get_running_loop()
-    _, connection = await loop.create_connection(lambda: Connection(load), *address)
-    alone = []
-    for number in range(len(bodies)):
-        connection.ask(time.perf_counter(), number)
-        alone.append(await answers.get())
-    connection.transport.close()
-    return alone
-
-
-def percentile(values: list[float], share: float) -> float:
-    """Return a percentile in milliseconds; 0 where there is nothing."""
-    return float(np.percentile(values, share)) * 1e3 if values else 0.0
-
-
-def row(run: Run, budget_ms: int) -> str:
-    """Return one line of the table."""
-    in_time = sum(seconds <= budget_ms / 1e3 for seconds in run.accepted)
-    goodput = in_time / run.seconds
-    unanswered = run.planned - sum(run.statuses.values()) - run.resets
-    lag = percentile(run.lags, 99)
-    cells = [
-        f"{100 * run.rate / CAPACITY:.0f} %",
-        f"{goodput:,.0f} ({goodput / min(CAPACITY, run.rate):.2f})",
-        *(f"{percentile(run.accepted, share):.1f}" for share in (50, 99, 99.9)),
-        f"{len(run.refused):,}",
-        f"{percentile(run.refused, 50):.1f} / {percentile(run.refused, 99):.1f}",
-        ", ".join(f"{status}: {count:,}" for status, count in sorted(run.statuses.items())),
-        f"{run.wrong} / {run.resets} / {unanswered} / {run.bad_refusals}",
-        f"{lag:.1f}{' (void)' if lag > LATE_MS else ''}",
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
-HEAD = (
-    "| load of capacity | goodput, rows/s (of what could be had) | p50 ms | p99 | p99.9 | refused "
-    "| refusal p50 / p99 ms | statuses | wrong / resets / unanswered / refused badly | generator late p99 ms |\n"
-    + "|---" * 10
-    + "|"
+SLOWED = Peer(
+    "slowed",
+    "{python} benchmarks/slowed_service.py --port {port} --models-dir {models}",
+    {"binary": BINARY},
+    env={"FOLDSERVE_LOG_LEVEL": "warning", "FOLDSERVE_BUCKETS": "1,2,4,8,16,32,64", "FOLDSERVE_PROVIDER": "cpu"},
 )
 
+_COUNTED = re.compile(r'foldserve_requests_total\{method="POST",route="/predict",status="(\d+)"\} (\S+)')
 
-def report(curve: list[str], overload: list[str], options: argparse.Namespace, command: str) -> str:
+
+def measure(models: Path, seconds: float, curve_seconds: float) -> dict[str, Any]:
+    """Return what came of each level, of the overload and of the time after it.
+
+    Args:
+        models: folder of models; the newest version of the first is asked.
+        seconds: of the overload; 0 leaves it out.
+        curve_seconds: of each level; 0 leaves them out.
+    """
+    model = newest_model(models)
+    images = golden(model, "inputs", "image").reshape(-1, 784)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "images").write_bytes(images.tobytes())
+        with start(SLOWED, 1, models.resolve(), folder, images[0].tobytes(), folder / "log") as server:
+            alone = ask_alone(server.port, images, golden(model, "outputs", "class_id").ravel())
+            (folder / "expected").write_text(json.dumps(alone))
+            result: dict[str, Any] = {"capacity": CAPACITY, "deadline_ms": DEADLINE_MS, "levels": {}}
+            for level in LEVELS if curve_seconds else ():
+                result["levels"][str(level)] = play(server.port, level, curve_seconds, folder)
+            if seconds:
+                result["overload"] = overload(server, seconds, folder)
+                result["after"] = play(server.port, 0.5, AFTER_SECONDS, folder)
+    return result
+
+
+def overload(server: Running, seconds: float, folder: Path) -> dict[str, Any]:
+    """Return what came of four times capacity, and whether the service counted what the generator did."""
+    before, memory = counts(server.port), server.memory_mib()
+    run = play(server.port, OVERLOAD, seconds, folder)
+    counted = {status: count - before.get(status, 0) for status, count in counts(server.port).items()}
+    run["counted_exactly"] = {status: count for status, count in counted.items() if count} == run["statuses"]
+    run["memory_grew_mib"] = server.memory_mib() - memory
+    return run
+
+
+def play(port: int, level: float, seconds: float, folder: Path) -> dict[str, Any]:
+    """Run the generator at a share of capacity."""
+    command = [sys.executable, str(ROOT / "benchmarks/open_loop.py"), "--port", str(port)]
+    command += ["--rate", str(level * CAPACITY), "--seconds", str(seconds), "--deadline-ms", str(DEADLINE_MS)]
+    command += ["--bodies", str(folder / "images"), "--expected", str(folder / "expected")]
+    run = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    print(f"{level:.0%}: {' | '.join(cells(run))}", file=sys.stderr)
+    time.sleep(0.5)  # the connections close, and the next level begins with a rested server
+    return dict(run)
+
+
+def ask_alone(port: int, images: np.ndarray, class_ids: np.ndarray) -> list[str]:
+    """Return the answer to each image when nothing else runs.
+
+    Raises:
+        SystemExit: one of them has another class than the golden answer.
+    """
+    answers = []
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    for image, class_id in zip(images, class_ids, strict=True):
+        connection.request("POST", "/predict", image.tobytes(), {"Content-Type": "application/octet-stream"})
+        text = connection.getresponse().read().decode()
+        if json.loads(text)["predictions"][0]["class_id"] != class_id:
+            raise SystemExit(f"the service answers {text}, the golden class is {class_id}")
+        answers.append(text)
+    connection.close()
+    return answers
+
+
+def counts(port: int) -> dict[str, int]:
+    """Return the service's own count of answers of `/predict` by status."""
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    connection.close()
+    return {status: round(float(count)) for status, count in _COUNTED.findall(text)}
+
+
+def cells(run: dict[str, Any]) -> list[str]:
+    """Return one run as the cells of a table."""
+    accepted, refused = run["accepted_ms"], run["refused_ms"]
+    statuses = ", ".join(f"{status}: {count:,}" for status, count in run["statuses"].items() if status != "200")
+    return [
+        f"{run['goodput']:,.0f} ({run['goodput'] / min(CAPACITY, run['rate']):.2f})",
+        *(f"{accepted[name]:.1f}" if accepted[name] else "" for name in ("p50", "p99", "p999")),
+        f"{statuses} (p99 {refused['p99']:.1f} ms)" if statuses else "none",
+        f"{run['wrong']} / {run['resets']} / {run['unanswered']} / {run['refused_without_retry_after']}",
+        f"{run['lag_p99_ms']:.1f} ms{' **void**' if run['void'] else ''}",
+    ]
+
+
+def tables(result: dict[str, Any]) -> list[str]:
+    """Return the lines that report all of it."""
+    lines = [
+        f"Requests at random times, latency from the planned moment; the engine slowed to {CAPACITY:,} images/s so",
+        "that the generator keeps up (a run in which it lags more than 5 ms at its p99 is void). Goodput counts",
+        f"answers within the deadline of {DEADLINE_MS} ms, in brackets of what could be had. Wrong: not byte for byte",
+        "the answer that the same image got alone.",
+        "",
+        "| of capacity | goodput/s | p50 ms | p99 | p99.9 | refused | wrong / resets / unanswered / 503 without "
+        "Retry-After | generator's lag p99 |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for level, run in result["levels"].items():
+        lines.append(f"| {float(level):.0%} | {' | '.join(cells(run))} |")
+    if "overload" not in result:
+        return lines
+    run, after = result["overload"], result["after"]
+    lines += [
+        f"| {OVERLOAD:.0%}, {run['seconds']:g} s | {' | '.join(cells(run))} |",
+        f"| 50 % right after, {after['seconds']:g} s | {' | '.join(cells(after))} |",
+        "",
+        f"At four times capacity {run['sent']:,} requests over {run['connections']:,} connections; the service's memory"
+        f" grew by {run['memory_grew_mib']:.0f} MiB, and `/metrics` counted"
+        f" {'exactly what the generator did' if run['counted_exactly'] else 'something else than the generator'}.",
+    ]
+    return lines
+
+
+def page(result: dict[str, Any], command: str) -> str:
     """Return the page."""
     processor = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
-    return "\n".join(
-        [
-            "# Overload",
-            "",
-            f"`{command}`",
-            "",
-            f"{processor.split(':', 1)[1].strip()}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}; "
-            f"Python {platform.python_version()}; one worker, engine slowed to {CAPACITY:,} rows/s, buckets {BUCKETS}; "
-            f"one image a request, raw bytes, deadline {options.budget_ms} ms; {options.connections} connections to "
-            "begin with, more as they are needed; generator on the same machine.",
-            "",
-            "Open loop: requests are sent when planned, and latency counts from then. Goodput counts answers within "
-            "the deadline; its share is of the smaller of capacity and offered load. A row is void where the generator "
-            f"was late by more than {LATE_MS:.0f} ms at its p99. Refused badly: not 503 or 504, or 503 without "
-            "Retry-After.",
-            "",
-            f"## 4 x capacity for {options.seconds:g} s",
-            "",
-            HEAD,
-            *overload,
-            "",
-            f"## From 10 % to 120 %, {options.curve_seconds:g} s each",
-            "",
-            HEAD,
-            *curve,
-            "",
-        ]
-    )
+    lines = [
+        "# Overload",
+        "",
+        f"`{command}`",
+        "",
+        f"{processor.split(':', 1)[1].strip()}, {os.cpu_count()} cores, load average {result['load_before']:.1f}",
+        f"before; Python {platform.python_version()}; one worker, one image a request, raw bytes; generator beside it.",
+        "",
+        *tables(result),
+    ]
+    return "\n".join(lines) + "\n"
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models-dir", type=Path, default=Path("models"))
-    parser.add_argument("--model", default="lenet-bn")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of the run at 4 x capacity")
-    parser.add_argument("--curve-seconds", type=float, default=10.0, help="of each run of the curve; 0 leaves it out")
-    parser.add_argument("--budget-ms", type=int, default=200, help="deadline of each request")
-    parser.add_argument("--connections", type=int, default=512)
-    parser.add_argument("--out", type=Path, help="write the page here as well")
-    options = parser.parse_args(argv)
-    bodies = golden_images(options.models_dir, options.model)
-    process, address = start_service(options.models_dir, slowed=True)
-    curve: list[str] = []
-    overload: list[str] = []
-
-    async def measure() -> None:
-        expected = await ask_alone(address, bodies)
-        load = Load(address, bodies, expected, options.budget_ms)
-        for percent in (10, 25, 50, 75, 90, 100, 110, 120) if options.curve_seconds else ():
-            run = await load.play(CAPACITY * percent / 100, options.curve_seconds, options.connections)
-            curve.append(row(run, options.budget_ms))
-            print(curve[-1], flush=True)
-            await asyncio.sleep(1)
-        run = await load.play(CAPACITY * 4, options.seconds, options.connections)
-        overload.append(row(run, options.budget_ms))
-        print(overload[-1], flush=True)
-
-    try:
-        uvloop.run(measure())
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-    words = ["--seconds", f"{options.seconds:g}", "--curve-seconds", f"{options.curve_seconds:g}"]
-    command = " ".join(["python benchmarks/overload.py", *words, "--budget-ms", str(options.budget_ms)])
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(report(curve, overload, options, command))
-    return 0
+def main() -> None:
+    """Read the arguments, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, default=ROOT / "models")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of the run at 4 x capacity; 0 leaves it out")
+    parser.add_argument("--curve-seconds", type=float, default=10.0, help="of each level; 0 leaves them out")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "overload.md")
+    arguments = parser.parse_args()
+    load_before = os.getloadavg()[0]
+    result = measure(arguments.models, arguments.seconds, arguments.curve_seconds) | {"load_before": load_before}
+    words = f"--seconds {arguments.seconds:g} --curve-seconds {arguments.curve_seconds:g}"
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(page(result, f"python benchmarks/overload.py {words}"))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

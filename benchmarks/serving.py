@@ -2,14 +2,13 @@
 
     python benchmarks/serving.py --models models --peers .venv-peers --rounds 3 --seconds 8
 
-Closed loop by `wrk` (Debian package), open loop by `open_loop.py`. In each round every server is started, measured and
+Closed loop by `wrk` (Debian package), open loop by `overload.py`. In each round every server is started, measured and
 stopped once, after the machine's own speed was measured (`Session.run`, one image, one thread), so that what else the
 machine does falls on all of them alike; only ratios within a run are to be quoted. Peers that are not installed are
 left out and named. Writes docs/results/serving.json, serving.md and serving.png.
 """
 
 import argparse
-import base64
 import importlib.metadata
 import json
 import os
@@ -29,14 +28,13 @@ import onnxruntime
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import overload  # noqa: E402
 from benchmarks.serving_report import write_report  # noqa: E402
-from benchmarks.serving_setup import PEERS, Form, Peer, Running, start, triton  # noqa: E402
+from benchmarks.serving_setup import PEERS, Form, Peer, Running, golden, newest_model, start, triton  # noqa: E402
 
 CONNECTIONS = (1, 32, 128)
-BATCHES = (1, 4, 16, 64, 256)
-LEVELS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 QUICK = {"foldserve": (1, 2), "foldserve V2": (2,), "bare ASGI echo": (1, 2), "plain FastAPI": (2,)}  # others: 1
-SLOWED_CAPACITY = 2_000  # of slowed_service.py, images a second
 
 
 class Bench:
@@ -45,10 +43,8 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
         self.arguments = arguments
         self.folder = folder
-        self.model = sorted(arguments.models.glob("*/*/model.onnx"))[-1]
-        manifest = json.loads((self.model.parent / "manifest.json").read_text())
-        self.images = _golden(manifest["golden"]["inputs"]["image"]).reshape(-1, 784)
-        self.class_ids = _golden(manifest["golden"]["outputs"]["class_id"]).ravel()
+        self.model = newest_model(arguments.models)
+        self.images = golden(self.model, "inputs", "image").reshape(-1, 784)
         self._write_bodies()
 
     def _write_bodies(self) -> None:
@@ -62,7 +58,6 @@ class Bench:
         (self.folder / "v2").write_text("\n".join(json.dumps(request) for request in v2))
         for rows in BATCHES:
             (self.folder / f"batch-{rows}").write_bytes(np.resize(images, (rows, 784)).tobytes())
-        (self.folder / "expected").write_text(json.dumps([f'"class_id":{class_id},' for class_id in self.class_ids]))
 
     def calibrate(self) -> float:
         """Images a second of `Session.run` with one image on one thread: the speed of the machine at this moment."""
@@ -77,28 +72,38 @@ class Bench:
             runs += 50
         return runs / (0.5 + time.perf_counter() - ends)
 
-    def wrk(self, port: int, form: Form, connections: int, seconds: float, bodies: str, size: int) -> dict[str, Any]:
+    def ask(self, server: Running, form: Form, connections: int, seconds: float, bodies: str = "") -> dict[str, Any]:
         """Closed loop: each connection sends its next request when its answer has come."""
+        command = (
+            self._grpc(server, connections, seconds) if form.is_grpc else self._wrk(server, form, connections, seconds)
+        )
+        size = (self.folder / bodies).stat().st_size if bodies else 784 if form.bodies == "binary" else 0
         env = os.environ | {
-            "WRK_BODIES": str(self.folder / bodies),
+            "WRK_BODIES": str(self.folder / (bodies or form.bodies)),
             "WRK_SIZE": str(size),
             "WRK_TYPE": form.media_type,
             "WRK_HEADER": form.header,
         }
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{round(seconds)}s", "-s", str(ROOT / "benchmarks/wrk.lua")]
-        url = f"http://127.0.0.1:{port}{form.path}"
-        out = subprocess.run([*command, url], env=env, capture_output=True, text=True, check=True).stdout
+        out = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
         line = next(line for line in out.splitlines() if line.startswith("RESULT "))
         result = json.loads(line.removeprefix("RESULT "))
         return {**result, "per_second": result["requests"] / result["seconds"]}
 
+    def _wrk(self, server: Running, form: Form, connections: int, seconds: float) -> list[str]:
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{round(seconds)}s", "-s", str(ROOT / "benchmarks/wrk.lua")]
+        return [*command, f"http://127.0.0.1:{server.port}{form.path}"]
+
+    def _grpc(self, server: Running, connections: int, seconds: float) -> list[str]:
+        command = [sys.executable, str(ROOT / "benchmarks/grpc_load.py"), "--port", str(server.grpc_port)]
+        command += ["--connections", str(connections), "--seconds", str(seconds)]
+        return [*command, "--bodies", str(self.folder / "binary"), "--model", self.model.parent.parent.name]
+
     def closed_loop(self, server: Running, form: Form, connections: int) -> dict[str, Any]:
         """Measure one form at one number of connections, the machine's speed and the CPU that the server took."""
         machine = self.calibrate()
-        self.wrk(server.port, form, connections, 1, form.bodies, 784 if form.bodies == "binary" else 0)
+        self.ask(server, form, connections, 1)
         cpu = server.cpu_seconds()
-        seconds = self.arguments.seconds
-        result = self.wrk(server.port, form, connections, seconds, form.bodies, 784 if form.bodies == "binary" else 0)
+        result = self.ask(server, form, connections, self.arguments.seconds)
         used = server.cpu_seconds() - cpu
         return {**result, "machine": machine, "cpu_us_per_request": used / max(1, result["requests"]) * 1e6}
 
@@ -124,40 +129,8 @@ class Bench:
             measured["memory_mib"] = server.memory_mib()
             if "binary" in peer.forms and peer.name in ("foldserve", "plain FastAPI"):
                 binary = peer.forms["binary"]
-                measured["batches"] = {
-                    str(rows): self.wrk(server.port, binary, 1, 2, f"batch-{rows}", rows * 784) for rows in BATCHES
-                }
+                measured["batches"] = {str(rows): self.ask(server, binary, 1, 2, f"batch-{rows}") for rows in BATCHES}
         return measured
-
-    def open_loop(self, port: int, rate: float, seconds: float, deadline_ms: int | None = None) -> dict[str, Any]:
-        """Open loop from a process of its own."""
-        command = [sys.executable, str(ROOT / "benchmarks/open_loop.py"), "--port", str(port), "--rate", str(rate)]
-        command += ["--seconds", str(seconds), "--bodies", str(self.folder / "binary")]
-        command += ["--expected", str(self.folder / "expected")]
-        command += ["--deadline-ms", str(deadline_ms)] if deadline_ms else []
-        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-    def slowed(self) -> dict[str, Any]:
-        """Latency from 10 % to 120 % of capacity, then four times capacity, with an engine of 2,000 images/s."""
-        command = "{python} benchmarks/slowed_service.py --port {port} --models-dir {models}"
-        env = {"FOLDSERVE_LOG_LEVEL": "error", "FOLDSERVE_BUCKETS": "1,2,4,8,16,32,64"}
-        peer = Peer("slowed", command, {"binary": PEERS[0].forms["binary"]}, env=env)
-        probe = self.images[0].tobytes()
-        arguments = self.arguments
-        log = self.folder / "slowed.log"
-        with start(peer, 1, arguments.models.resolve(), arguments.peers.resolve(), probe, log) as server:
-            levels = {
-                str(level): self.open_loop(server.port, level * SLOWED_CAPACITY, arguments.open_seconds, 500)
-                for level in LEVELS
-            }
-            overload = self.open_loop(server.port, 4 * SLOWED_CAPACITY, arguments.overload_seconds, 250)
-        return {"capacity": SLOWED_CAPACITY, "levels": levels, "overload": overload, "deadline_ms": 250}
-
-
-def _golden(tensor: dict[str, Any]) -> np.ndarray:
-    """Return a golden tensor of the manifest."""
-    dtype = {"UINT8": np.uint8, "INT64": np.int64, "FP32": np.float32}[tensor["datatype"]]
-    return np.frombuffer(base64.b64decode(tensor["data"]), dtype).reshape(tensor["shape"])
 
 
 def measure(bench: Bench, names: set[str]) -> dict[str, Any]:
@@ -246,7 +219,9 @@ def main() -> None:
             **measure(bench, {name for name in arguments.only.split(",") if name}),
         }
         if arguments.open_seconds:
-            document["open_loop"] = bench.slowed()
+            document["open_loop"] = overload.measure(
+                arguments.models, arguments.overload_seconds, arguments.open_seconds
+            )
         if not document["rounds"]:
             sys.exit("nothing was measured: no server started")
         machine = [load["machine"] for loads in _all_loads(document) for load in loads.values()]

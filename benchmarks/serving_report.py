@@ -9,6 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.overload import tables
+
 Rounds = list[dict[str, Any]]
 
 # what, form, connections, against which server, how many times its requests/s
@@ -31,7 +35,7 @@ def write_report(document: dict[str, Any], folder: Path) -> None:
     best = choose_workers(document["rounds"])
     parts = [_head(document), _closed(document, best), _ratios(document, best), _rest(document, best)]
     if "open_loop" in document:
-        parts.append(_open(document["open_loop"]))
+        parts.append("\n".join(["## Open loop", "", *tables(document["open_loop"])]))
     parts.append(_left_out(document))
     (folder / "serving.md").write_text("\n".join(part.rstrip() + "\n" for part in parts if part))
     draw(document, best, folder / "serving.png")
@@ -56,6 +60,10 @@ def _median(rounds: Rounds, form: str, connections: str, what: str = "per_second
     return statistics.median(_values(rounds, form, connections, what))
 
 
+def _milliseconds(rounds: Rounds, form: str, connections: str, quantiles: tuple[str, ...]) -> str:
+    return ", ".join(f"{_median(rounds, form, connections, f'{name}_us') / 1e3:.2f}" for name in quantiles) + " ms"
+
+
 def _head(document: dict[str, Any]) -> str:
     environment = document["environment"]
     packages = {**environment["packages"], **environment["peers"]}
@@ -78,15 +86,15 @@ def _closed(document: dict[str, Any], best: dict[str, str]) -> str:
         "Median over the rounds; each server at the better of one and two workers (in brackets). `us` is the CPU time",
         "that the server's processes took for one request.",
         "",
-        "| server | form | 1 connection (p50) | 32 (p99) | 128 (p99) | us at 32 | not 2xx, failed |",
+        "| server | form | 1 connection (p50) | 32 (p99, p99.9) | 128 (p99, p99.9) | us at 32 | not 2xx, failed |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, key in best.items():
         rounds = document["rounds"][key]
         for form in rounds[0]["forms"]:
             cells = [
-                f"{_median(rounds, form, connections):,.0f} ({_median(rounds, form, connections, q) / 1e3:.2f} ms)"
-                for connections, q in (("1", "p50_us"), ("32", "p99_us"), ("128", "p99_us"))
+                f"{_median(rounds, form, connections):,.0f} ({_milliseconds(rounds, form, connections, quantiles)})"
+                for connections, quantiles in (("1", ("p50",)), ("32", ("p99", "p999")), ("128", ("p99", "p999")))
             ]
             cpu = _median(rounds, form, "32", "cpu_us_per_request")
             bad = sum(
@@ -179,38 +187,6 @@ def _rest(document: dict[str, Any], best: dict[str, str]) -> str:
             ]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _open(results: dict[str, Any]) -> str:
-    lines = [
-        "## Open loop",
-        "",
-        f"Requests at random times, latency from the planned moment; the engine slowed to {results['capacity']:,}",
-        "images/s so that the generator keeps up (a run in which it lags more than 5 ms at its p99 is void).",
-        "",
-        "| of capacity | goodput/s | p50 ms | p99 ms | p99.9 ms | refused | generator's lag p99 |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for level, run in results["levels"].items():
-        lines.append(f"| {float(level):.0%} | {_open_cells(run)} |")
-    run = results["overload"]
-    lines += [
-        f"| 400 %, {run['seconds']:g} s | {_open_cells(run)} |",
-        "",
-        f"At four times capacity, with a deadline of {results['deadline_ms']} ms: goodput"
-        f" {run['goodput'] / results['capacity']:.2f} of capacity, refusals within {run['refused_ms']['p99']} ms (p99),"
-        f" {run['refused_without_retry_after']} of the 503s without Retry-After, {run['wrong']} wrong answers,"
-        f" {run['resets']} resets, {run['unanswered']} unanswered.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _open_cells(run: dict[str, Any]) -> str:
-    accepted = run["accepted_ms"]
-    refused = sum(count for status, count in run["statuses"].items() if status != "200")
-    lag = f"{run['lag_p99_ms']} ms" + (" **void**" if run["void"] else "")
-    cells = [f"{run['goodput']:,.0f}", *(f"{accepted[q]}" for q in ("p50", "p99", "p999")), f"{refused:,}", lag]
-    return " | ".join(cells)
 
 
 def _left_out(document: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 Used by `serving.py`. A server whose environment is missing is left out, and the report says so.
 """
 
+import base64
 import json
 import os
 import signal
@@ -15,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parent.parent
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 START_SECONDS = 90
@@ -26,8 +29,9 @@ class Form:
 
     path: str
     media_type: str
-    bodies: str  # "binary", "json", "flat" (a list named `instances` of one image) or "v2"
+    bodies: str  # "binary", "json" or "v2"
     header: str = ""
+    is_grpc: bool = False  # asked by `grpc_load.py` at the server's gRPC port
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,8 @@ class Peer:
 
     Args:
         name: in the report.
-        command: words with {port}, {workers}, {models}, {python} and its folder {bin} to fill in.
-        forms: by the name under which they are compared.
+        command: words with {port}, {grpc}, {workers}, {models}, {python} and its folder {bin} to fill in.
+        forms: by the name under which they are compared; the first is asked until it answers.
         workers: how many are tried; the better one is reported.
         venv: folder under the peers' folder, None for the interpreter that runs the benchmark.
         env: further environment variables.
@@ -69,6 +73,13 @@ PEERS = (
             "binary": Form("/v2/models/lenet-bn/infer", OCTETS, "binary", "Inference-Header-Content-Length: 0"),
             "json": Form("/v2/models/lenet-bn/infer", JSON, "v2"),
         },
+        env={"FOLDSERVE_LOG_LEVEL": "warning"},
+    ),
+    Peer(
+        "foldserve gRPC",
+        "{python} -m service --port {port} --grpc-port {grpc} --models-dir {models}",
+        {"HTTP binary": BINARY, "gRPC raw": Form("", "", "binary", is_grpc=True)},
+        workers=(1,),
         env={"FOLDSERVE_LOG_LEVEL": "warning"},
     ),
     Peer("bare ASGI echo", UVICORN + " --workers {workers} benchmarks.serving_peers.bare_echo:app", {"binary": BINARY}),
@@ -139,6 +150,7 @@ class Running:
     """A server that answers."""
 
     port: int
+    grpc_port: int
     process: subprocess.Popen[bytes]
     ready_seconds: float
 
@@ -189,13 +201,19 @@ def start(peer: Peer, workers: int, models: Path, peers_dir: Path, probe: bytes,
     Raises:
         RuntimeError: it ended by itself or did not answer in time; the last lines of its log are in the message.
     """
-    port = free_port()
+    port, grpc_port = free_port(), free_port()
     python = str(peers_dir / peer.venv / "bin" / "python") if peer.venv else sys.executable
-    model = next(models.glob("*/*/model.onnx"))
+    model = newest_model(models)
     settings = _mlserver_folder(log.parent, port) if peer.venv == "mlserver" else ""
     words = [
         word.format(
-            port=port, workers=workers, models=models, python=python, bin=Path(python).parent, mlserver=settings
+            port=port,
+            grpc=grpc_port,
+            workers=workers,
+            models=models,
+            python=python,
+            bin=Path(python).parent,
+            mlserver=settings,
         )
         for word in peer.command.split()
     ]
@@ -211,7 +229,7 @@ def start(peer: Peer, workers: int, models: Path, peers_dir: Path, probe: bytes,
                     tail = log.read_text(errors="replace")[-400:]
                     raise RuntimeError(f"{peer.name} did not start: {tail}")
                 time.sleep(0.02)
-            yield Running(port, process, time.perf_counter() - started)
+            yield Running(port, grpc_port, process, time.perf_counter() - started)
         finally:
             _stop(process)
 
@@ -239,6 +257,19 @@ def _answers(port: int, form: Form, body: bytes) -> bool:
             return connection.recv(64).split(b" ")[1:2] == [b"200"]
     except OSError:
         return False
+
+
+def newest_model(models: Path) -> Path:
+    """Return `model.onnx` of the newest version of the first model."""
+    folder = min(models.glob("*/*/model.onnx")).parent.parent
+    return max(folder.glob("*/model.onnx"), key=lambda path: int(path.parent.name))
+
+
+def golden(model: Path, side: str, name: str) -> np.ndarray:
+    """Return a golden tensor of a model; `side` is "inputs" or "outputs"."""
+    tensor = json.loads((model.parent / "manifest.json").read_text())["golden"][side][name]
+    dtype = {"UINT8": np.uint8, "INT64": np.int64, "FP32": np.float32}[tensor["datatype"]]
+    return np.frombuffer(base64.b64decode(tensor["data"]), dtype).reshape(tensor["shape"])
 
 
 def free_port() -> int:

@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from types import FrameType
 
 import uvicorn
 
@@ -130,12 +131,26 @@ def address(listener: socket.socket) -> str:
     return f"http://{host}:{port}"
 
 
+class _Server(uvicorn.Server):
+    """uvicorn's, but a second signal of any kind ends it at once; uvicorn waits on unless that is SIGINT."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal."""
+        self.force_exit = self.force_exit or self.should_exit
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain."""
+        logger.info("draining")
+        await super().shutdown(sockets)
+
+
 def run_alone(config: uvicorn.Config, listener: socket.socket) -> int:
-    """Serve in this process; SIGTERM and SIGINT drain it, and it ends with 0."""
+    """Serve in this process; SIGTERM and SIGINT drain it, a second one ends it at once, and it ends with 0."""
     # uvicorn drains and then raises the signal once more, for whoever had it before: without this, that ends us as -15.
     signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        _Server(config).run(sockets=[listener])
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else START_FAILURE
     except KeyboardInterrupt:  # the same for SIGINT

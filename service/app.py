@@ -29,7 +29,7 @@ from service.gate import Gate
 from service.guard import Guard, wire_limits
 from service.lane import LANE, Lane
 from service.metrics import Metrics
-from service.observe import Observe, Trace, failure_sentence
+from service.observe import Observe, RefusalLog, Trace, failure_sentence
 from service.openapi import describe
 from service.protocol import GUARD
 from service.registry import Registry
@@ -94,6 +94,7 @@ def create_app(settings: Settings, workers: Workers | None = None) -> FastAPI:
     app.state.control = Control(app.state.registry, promotes_new=settings.promote_new)
     app.state.grpc = None
     app.state.readers = Readers(settings.max_rows)
+    app.state.refusals = RefusalLog()
     app.include_router(router)
     app.include_router(v2_router)
     app.include_router(repository_router)
@@ -124,7 +125,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     async with Watchdog(settings.hang_seconds, registry.running_batches).watch():
         try:
             is_open = not app.state.access.needs_key(INFER)
-            lane = Lane(registry, settings, metrics, app.state.body_budget, app.state.readers, is_open=is_open)
+            parts = app.state
+            lane = Lane(registry, settings, metrics, parts.body_budget, parts.readers, parts.refusals, is_open=is_open)
             yield {GUARD: Guard(wire_limits(settings)), LANE: lane}
         finally:
             canary.cancel()
@@ -164,12 +166,12 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 async def _answer_service_error(request: Request, err: ServiceError) -> Response:
     """Answer with the sentence, status and headers of one of our own errors; of a failure only the log learns more."""
     trace: Trace = request.state.trace
-    fields = {"request_id": trace.request_id, "status": err.status, "reason": str(err)}
     if err.status == 500:
+        fields = {"request_id": trace.request_id, "status": err.status, "reason": str(err)}
         logger.error("request failed", exc_info=err, extra=fields)
         return _error(500, failure_sentence(trace), dict(err.headers))
     if err.status > 500:
-        logger.warning("request refused", extra=fields)
+        request.app.state.refusals.note(trace.request_id, err.status, str(err))
     return _error(err.status, str(err), dict(err.headers))
 
 

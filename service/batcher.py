@@ -54,6 +54,7 @@ class Batcher:
         self._engine = engine
         self._largest = engine.buckets[-1]
         self._max_queue_rows = max_queue_rows
+        self._easy_rows = min(self._largest, max_queue_rows)
         self._inline_seconds = inline_seconds
         self._executor = executor
         self._own_executor: ThreadPoolExecutor | None = None
@@ -111,15 +112,24 @@ class Batcher:
         finally:
             request.cancel()  # after an answer this changes nothing; after a cancellation it spares a run
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: Request, *, is_alone: bool = False) -> None:
         """Queue a request of at most the largest bucket's rows; its callbacks tell what became of it.
+
+        Args:
+            request: the rows and who waits for them.
+            is_alone: nothing else can arrive in this turn of the loop: an idle engine need not wait for its end.
 
         Raises:
             Overloaded: the answer could not be ready by the deadline, or the queue is full.
             NotReady: the batcher is closed.
         """
         self._admit(request.rows, request.deadline)
-        self._enqueue(request)
+        if is_alone and not (self._is_running or self._queue or self._is_scheduled):
+            self._queue.append(request)
+            self._queued_rows += request.rows
+            self._turn()
+        else:
+            self._enqueue(request)
 
     async def close(self) -> None:
         """Refuse new requests, answer those that wait, and end the thread."""
@@ -154,6 +164,8 @@ class Batcher:
             self._observer.refused("closed")
             raise NotReady("the service is shutting down; ask again")
         is_idle = not self._is_running and not self._queue
+        if is_idle and rows <= self._easy_rows and self._is_easy(deadline):
+            return
         ahead = self._queued_rows + sum(batch.rows for batch in self._prepared)
         if ahead + rows > self._max_queue_rows:
             self._observer.refused("queue_full")
@@ -168,6 +180,10 @@ class Batcher:
                 f"the answer would take {expected * 1e3:.0f} ms, the deadline leaves {max(0.0, left) * 1e3:.0f} ms"
             )
             raise Overloaded(message, math.ceil(max(0.0, expected - left)))
+
+    def _is_easy(self, deadline: float | None) -> bool:
+        """Whether an idle engine keeps a deadline whatever it runs: the usual case, found out at little cost."""
+        return deadline is None or self._pace.is_easy(deadline - time.perf_counter())
 
     def _enqueue(self, request: Request) -> None:
         self._queue.append(request)
@@ -208,6 +224,8 @@ class Batcher:
 
         Who has gone is left out, and so is who would be answered too late even alone.
         """
+        if len(self._queue) == 1 and not self._is_running and (batch := self._take_only()):
+            return batch
         requests: list[Request] = []
         rows, limit = 0, self._largest
         start = time.perf_counter() + self._pace.busy_seconds()
@@ -229,6 +247,15 @@ class Batcher:
             self._queue.popleft()
             self._queued_rows -= request.rows
         return Batch(requests, rows, self._pace.bucket_for(rows)) if requests else None
+
+    def _take_only(self) -> Batch | None:
+        """The one request that waits for an idle engine, unless there is anything to think about."""
+        request = self._queue[0]
+        if request.is_over or not self._is_easy(request.deadline):
+            return None
+        self._queue.clear()
+        self._queued_rows = 0
+        return Batch([request], request.rows, self._pace.bucket_for(request.rows))
 
     def _expire(self, request: Request) -> None:
         request.is_over = request.is_expired = True

@@ -6,17 +6,20 @@ both give the same answers. Nothing is done for each request that can be done fo
 before is not read again.
 """
 
+import asyncio
 import itertools
 import re
 import secrets
 from dataclasses import dataclass
 
 from service.budget import BodyBudget
-from service.errors import NotReady, Unsupported
+from service.errors import NotReady, ServiceError, Unsupported
 from service.limits import Limits
 from service.metrics import Metrics
+from service.observe import RefusalLog
 from service.predict import Predict
 from service.registry import Registry
+from service.request import Request
 from service.settings import Settings
 from service.v2.fast import Infer, can_take
 from service.v2.readers import Readers
@@ -61,6 +64,7 @@ class Lane:
         metrics: told of answers in bulk.
         budget: bytes of bodies that may be held while they arrive; those that wait are bounded by their rows.
         readers: read the requests of the infer route.
+        refusals: told of every request that is refused for our own reasons.
         is_open: whether a request may predict without a key; if not, all go by the application, which asks for it.
     """
 
@@ -71,6 +75,7 @@ class Lane:
         metrics: Metrics,
         budget: BodyBudget,
         readers: Readers,
+        refusals: RefusalLog,
         *,
         is_open: bool = True,
     ) -> None:
@@ -85,7 +90,9 @@ class Lane:
         self.find_targets()
         registry.changed.append(self.find_targets)
         self._metrics = metrics
-        self._answered: dict[str, list[float]] = {}  # by route: seconds of answers with 200 that are not counted yet
+        self.refusals = refusals
+        self._answered: dict[tuple[str, int], list[float]] = {}  # by route and status: seconds, not counted yet
+        self._failed: list[tuple[Request, ServiceError]] = []
         self._id_start = secrets.token_hex(4).encode()
         self._ids = itertools.count(secrets.randbelow(1 << 31))
         self._default_headers: list[tuple[bytes, bytes]] | None = None
@@ -163,25 +170,37 @@ class Lane:
             self._default_lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         return self._default_lines
 
-    def count_answer(self, route: str, seconds: float) -> None:
-        """Remember to count an answer with status 200."""
-        answered = self._answered.get(route)
+    def fail_soon(self, request: Request, error: ServiceError) -> None:
+        """Tell a request at the end of this turn of the loop that it failed.
+
+        Told at once, a client that asks again at once is read in the same turn, and a thousand of them keep the loop
+        from ever turning: no batch is taken, no timer runs.
+        """
+        if not self._failed:
+            asyncio.get_running_loop().call_soon(self._tell_failed)
+        self._failed.append((request, error))
+
+    def _tell_failed(self) -> None:
+        failed, self._failed = self._failed, []
+        for request, error in failed:
+            if not request.is_over:
+                request.failed(error)
+
+    def count_answer(self, route: str, seconds: float, status: int = 200) -> None:
+        """Remember to count an answer."""
+        answered = self._answered.get((route, status))
         if answered is None:
-            answered = self._answered[route] = []
+            answered = self._answered[route, status] = []
         answered.append(seconds)
         self._metrics.has_news()
         if len(answered) >= _MOST_NOTED:
             self.count()
 
-    def count_error(self, route: str, status: int, seconds: float) -> None:
-        """Count any other answer."""
-        self._metrics.observe_request(route, "POST", status, seconds)
-
     def count(self) -> None:
         """Bring the metrics up to date."""
         noted, self._answered = self._answered, {}
-        for route, answered in noted.items():
-            self._metrics.observe_requests(route, "POST", 200, answered)
+        for (route, status), answered in noted.items():
+            self._metrics.observe_requests(route, "POST", status, answered)
 
 
 def _targets(registry: Registry, limits: Limits, readers: Readers) -> dict[bytes, Route]:

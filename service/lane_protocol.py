@@ -20,7 +20,7 @@ from service.answers import error_json
 from service.budget import Share
 from service.errors import Overloaded, ServiceError
 from service.lane import LANE, Head, Lane, Route
-from service.observe import Trace, failure_sentence
+from service.observe import UNKNOWN_ROUTE, Trace, failure_sentence
 from service.protocol import GuardedProtocol, Phase
 from service.request import Answer, BatchAnswer, Request
 from service.wire import answer
@@ -109,7 +109,7 @@ class Exchange(Request):
         lane = self.protocol.lane
         total = time.perf_counter() - self.arrived
         route = getattr(self, "route", None)  # none when the models changed while the request arrived
-        lane.count_error(route.label if route else "unknown", error.status, total)
+        lane.count_answer(route.label if route else UNKNOWN_ROUTE, total, error.status)
         if route and self.rows:
             route.count_failure(total)
         request_id = self.request_id or lane.new_id()
@@ -118,6 +118,8 @@ class Exchange(Request):
             fields = {"request_id": request_id.decode(), "status": 500, "reason": message}
             logger.error("request failed", exc_info=error, extra=fields)
             message = failure_sentence(Trace(request_id.decode(), self.arrived))
+        elif error.status > 500:
+            lane.refusals.note(request_id.decode(), error.status, message)
         headers = [
             *self.protocol.server_state.default_headers,
             *((name.lower().encode(), value.encode()) for name, value in error.headers.items()),
@@ -184,7 +186,7 @@ class LaneProtocol(GuardedProtocol):
         stop = end + head.length
         if len(data) >= stop:
             self.since = self.loop.time()
-            self._take(head, data[end:stop])
+            self._take(head, data[end:stop], is_alone=len(data) == stop and self.guard.connections == 1)
             return data[stop:]
         self.head = head
         self.phase = Phase.BODY
@@ -257,8 +259,8 @@ class LaneProtocol(GuardedProtocol):
         self.since = self.loop.time()
         self._take_parts()
 
-    def _take(self, head: Head, body: bytes) -> None:
-        """Put a whole request before the batcher."""
+    def _take(self, head: Head, body: bytes, *, is_alone: bool = False) -> None:
+        """Put a whole request before the batcher; `is_alone`: no other can share its batch."""
         exchange = Exchange(self, head, self._started)
         if self.guard.draining_since is not None:
             exchange.is_last = True
@@ -269,13 +271,13 @@ class LaneProtocol(GuardedProtocol):
             if route.is_quick(body, head.media_type, head.header_length):
                 exchange.read(body)
             if 0 < exchange.rows <= route.most_rows:
-                route.model.batcher.submit(exchange)
+                route.model.batcher.submit(exchange, is_alone=is_alone)
             else:
                 task = self.loop.create_task(self._take_slowly(exchange, body))
                 self.tasks.add(task)
                 task.add_done_callback(self.tasks.discard)
         except ServiceError as err:
-            exchange.failed(err)
+            self.lane.fail_soon(exchange, err)
         if len(self.exchanges) > self.limits.pipelined:
             self.flow.hold()
 

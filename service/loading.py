@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from service.batcher import Batcher
 from service.engine import Engine
@@ -86,6 +87,7 @@ class Loader:
         metrics: told of every load, batch and refusal.
         lost: called once when a device no longer answers.
         decide: settles a question of measurement among all workers.
+        folder: where the workers keep what they counted; None when there is only one.
     """
 
     def __init__(
@@ -95,12 +97,14 @@ class Loader:
         metrics: Metrics,
         lost: Callable[[DeviceLost], None],
         decide: Decide = decide_alone,
+        folder: Path | None = None,
     ) -> None:
         self._repository = repository
         self._settings = settings
         self._metrics = metrics
         self._lost = lost
         self._decide = decide
+        self._folder = folder
         self._batchers: dict[str, list[Batcher]] = {}  # of all versions that are loaded, for the queue's gauge
 
     async def load(self, name: str, version: int) -> Model:
@@ -115,7 +119,8 @@ class Loader:
             loop = asyncio.get_running_loop()
             artifact = await loop.run_in_executor(executor, self._repository.open, name, version)
             engine = await loop.run_in_executor(executor, self._load_engine, artifact)
-            statistics = Statistics()
+            folder = self._folder and self._folder / "statistics" / name / str(version)
+            statistics = Statistics(engine.buckets[-1], folder)
             model = Model(artifact, engine, self._batcher(name, engine, executor, statistics), executor, statistics)
             await self._prove(model)
         except ServiceError as err:
@@ -142,6 +147,7 @@ class Loader:
             model.executor.shutdown()
         if model.batcher in self._batchers.get(model.name, []):
             self._batchers[model.name].remove(model.batcher)
+        model.statistics.close()
         self._metrics.forget_model(*_identity(model))
         _log.info("unloaded", extra={"model": model.name, "version": model.version})
 

@@ -4,10 +4,12 @@ A plain ASGI callable rather than Starlette's `BaseHTTPMiddleware`, which costs 
 also the last resort: what no handler expected is logged whole here and shown as a request id.
 """
 
+import asyncio
 import logging
 import re
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from starlette.requests import ClientDisconnect
@@ -20,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 UNKNOWN_ROUTE = "unknown"  # one label for every path that is not ours: a client must not be able to make series
+_REFUSAL_SECONDS = 1.0  # between two lines
 
 
 @dataclass
@@ -46,6 +49,43 @@ class Trace:
         if self.model_version is not None:
             headers.append((b"x-model-version", str(self.model_version).encode()))
         return headers
+
+
+class RefusalLog:
+    """Lines for requests that are refused for the service's own reasons; at most one a second, or they become the load.
+
+    The first is written at once; those that follow within a second share a line with their number. The metrics have
+    them all.
+
+    Args:
+        later: calls something after so many seconds; None asks the running event loop.
+    """
+
+    def __init__(self, later: Callable[[float, Callable[[], None]], object] | None = None) -> None:
+        self._later = later
+        self._untold = 0
+        self._last: dict[str, object] = {}
+        self._is_waiting = False
+
+    def note(self, request_id: str, status: int, reason: str) -> None:
+        """Write a line, or remember the refusal for the next one."""
+        if self._is_waiting:
+            self._untold += 1
+            self._last = {"status": status, "reason": reason}
+            return
+        logger.warning("request refused", extra={"request_id": request_id, "status": status, "reason": reason})
+        self._wait()
+
+    def _wait(self) -> None:
+        self._is_waiting = True
+        (self._later or asyncio.get_running_loop().call_later)(_REFUSAL_SECONDS, self._tell)
+
+    def _tell(self) -> None:
+        self._is_waiting = False
+        if self._untold:
+            logger.warning("more requests refused, the last of them so", extra={"count": self._untold, **self._last})
+            self._untold = 0
+            self._wait()
 
 
 class Observe:

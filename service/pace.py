@@ -26,6 +26,7 @@ class Pace:
         self._expected = dict(measured)
         self._buckets = sorted(measured)
         self._largest = self._buckets[-1]
+        self._easy_seconds = max(measured.values()) / _SAFE_SHARE
         self._busy_until = 0.0
 
     def bucket_seconds(self, bucket: int) -> float:
@@ -39,6 +40,10 @@ class Pace:
     def can_promise(self, seconds: float, left: float) -> bool:
         """Whether work of `seconds` can be promised when `left` seconds are left until its deadline."""
         return seconds <= left * _SAFE_SHARE
+
+    def is_easy(self, left: float) -> bool:
+        """Whether an idle engine can promise any one batch when `left` seconds are left, without a closer look."""
+        return left >= self._easy_seconds
 
     def run_seconds(self, rows: int) -> float:
         """Seconds that a batch of `rows`, or the largest if they are more, needs at least."""

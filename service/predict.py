@@ -96,15 +96,16 @@ class Predict:
         """Return one JSON object for each row of a batch; a number that is not finite reads `null` in it."""
         probabilities = np.ascontiguousarray(batch.outputs["probabilities"])
         class_ids = batch.outputs["class_id"].ravel()
-        rows = orjson.dumps(probabilities, option=_NUMPY)[2:-2].split(b"],[")
-        if len(rows) == 1:  # a lone request pays every call alone: cut the number out of the text instead
-            class_id = int(class_ids[0])
-            written = rows[0].split(b",", class_id + 1)[class_id : class_id + 1]
-        else:
-            places = self._places[: len(rows)] if len(rows) <= self.most_rows else np.arange(len(rows))
-            confidences = probabilities[places, class_ids]
-            written = orjson.dumps(confidences, option=_NUMPY)[1:-1].split(b",")
+        text = orjson.dumps(probabilities, option=_NUMPY)[2:-2]
         classes = self._classes
+        if len(probabilities) == 1:  # a lone request pays every call alone: cut the number out of the text instead
+            class_id = int(class_ids[0])
+            confidence = text.split(b",", class_id + 1)[class_id]
+            return [b'%b%b,"probabilities":[%b]}' % (classes[class_id], confidence, text)]
+        rows = text.split(b"],[")
+        places = self._places[: len(rows)] if len(rows) <= self.most_rows else np.arange(len(rows))
+        confidences = probabilities[places, class_ids]
+        written = orjson.dumps(confidences, option=_NUMPY)[1:-1].split(b",")
         return [
             b'%b%b,"probabilities":[%b]}' % (classes[class_id], confidence, row)
             for class_id, confidence, row in zip(class_ids.tolist(), written, rows, strict=True)

@@ -93,8 +93,6 @@ class GuardedProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        # uvicorn lets requests follow one that said "close"; here the parser ends the matter.
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=False)
         if GUARD not in app_state:
             app_state[GUARD] = Guard()
         self.guard: Guard = app_state[GUARD]

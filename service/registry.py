@@ -62,7 +62,8 @@ class Registry:
         self._tables: dict[str, Versions] = {}
         repository = Repository(settings.models_dir)
         decide = decide_alone if workers is None else workers.decide
-        loader = Loader(repository, settings, metrics, self._device_lost, decide)
+        folder = None if workers is None else workers.folder
+        loader = Loader(repository, settings, metrics, self._device_lost, decide, folder)
         self.shadows = Shadows(settings.state_dir)
         self.follower = Follower(repository, StateDir(settings.state_dir), loader, self, settings, metrics)
         self._doubts: dict[str, str] = {}

@@ -1,33 +1,28 @@
 """What one version of a model has done: requests and rows answered, batches run, and where their time went.
 
 Counted on the event loop, in whole nanoseconds, since the model was loaded. `perf_analyzer` takes the difference of two
-readings and needs every member, zero or not.
+readings and needs every member, zero or not. Several workers each count in a file of their own and read the sum of all,
+so that any of them answers for the service, and the counts of one that was killed stay.
 """
 
+import mmap
+import os
 import time
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from service.batcher import Observer
 
 _STAGES = ("queue", "compute_input", "compute_infer", "compute_output")
 
-
-@dataclass(slots=True)
-class Duration:
-    """How often something happened, and how many nanoseconds that took altogether."""
-
-    count: int = 0
-    ns: int = 0
-
-    def add(self, seconds: float) -> None:
-        """Count one more."""
-        self.count += 1
-        self.ns += round(seconds * 1e9)
-
-    def to_json(self) -> dict[str, int]:
-        """The protocol's form."""
-        return {"count": self.count, "ns": self.ns}
+# Places of the counters; a duration has two, how often and how many nanoseconds altogether.
+_LAST_MS, _ROWS, _SUCCESS, _FAIL, _FIRST_STAGE = 0, 1, 2, 4, 6
+_FIRST_BATCH = _FIRST_STAGE + 2 * len(_STAGES)  # of batches of 0 rows, then of 1, and so on
+_CELL_BYTES = 8
 
 
 @dataclass(slots=True)
@@ -41,38 +36,38 @@ class Stages:
     output: float
 
 
-@dataclass(slots=True)
 class Statistics:
     """The counters of one version of a model.
 
     Requests are told by whoever answers them (`answered`, `failed`), batches by the batcher (`batch`), which knows
     this as one of its observers.
+
+    Args:
+        most_rows: of one batch.
+        folder: where the workers keep the counters of this version; None when there is only this process.
     """
 
-    rows: int = 0
-    success: Duration = field(default_factory=Duration)
-    fail: Duration = field(default_factory=Duration)
-    stages: dict[str, Duration] = field(default_factory=lambda: {name: Duration() for name in _STAGES})
-    batches: dict[int, Duration] = field(default_factory=dict)
-    last_inference_ms: int = 0
+    def __init__(self, most_rows: int, folder: Path | None = None) -> None:
+        self._length = _FIRST_BATCH + 2 * (most_rows + 1)
+        self._folder = folder
+        self._file = folder / str(os.getpid()) if folder else None
+        self._cells = memoryview(self._memory()).cast("q")
 
     def answered(self, stages: Stages) -> None:
         """Count a request that got its outputs."""
-        self.success.add(stages.total)
-        self.stages["queue"].add(stages.queue)
-        self.stages["compute_input"].add(stages.input)
-        self.stages["compute_infer"].add(stages.infer)
-        self.stages["compute_output"].add(stages.output)
+        self._add(_SUCCESS, stages.total)
+        for place, seconds in enumerate((stages.queue, stages.input, stages.infer, stages.output)):
+            self._add(_FIRST_STAGE + 2 * place, seconds)
 
     def failed(self, seconds: float) -> None:
         """Count a request that got an error after it was read."""
-        self.fail.add(seconds)
+        self._add(_FAIL, seconds)
 
     def batch(self, rows: int, bucket: int, queue_seconds: float, infer_seconds: float) -> None:
         """Count a run of the engine."""
-        self.rows += rows
-        self.batches.setdefault(rows, Duration()).add(infer_seconds)
-        self.last_inference_ms = time.time_ns() // 1_000_000
+        self._cells[_ROWS] += rows
+        self._cells[_LAST_MS] = time.time_ns() // 1_000_000
+        self._add(_FIRST_BATCH + 2 * rows, infer_seconds)
 
     def batch_failed(self) -> None:
         """A batch whose members ran alone is counted by those."""
@@ -82,23 +77,31 @@ class Statistics:
 
     def forget(self) -> None:
         """Begin again at zero: the questions that proved a model are not those of its users."""
-        fresh = Statistics()
-        for name in self.__slots__:
-            setattr(self, name, getattr(fresh, name))
+        for place in range(self._length):
+            self._cells[place] = 0
+
+    def close(self) -> None:
+        """Take this process's counts away: the version has left it."""
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
 
     def to_json(self, model: str, version: int) -> dict[str, Any]:
-        """One element of `model_stats`."""
-        nothing = Duration().to_json()
+        """One element of `model_stats`: the sums over all workers."""
+        cells = self._totals()
+        batches = [rows for rows in range((self._length - _FIRST_BATCH) // 2) if cells[_FIRST_BATCH + 2 * rows]]
+        durations = [_duration(cells, _FIRST_BATCH + 2 * rows) for rows in batches]
+        stages = {name: _duration(cells, _FIRST_STAGE + 2 * place) for place, name in enumerate(_STAGES)}
+        nothing = {"count": 0, "ns": 0}
         return {
             "name": model,
             "version": str(version),
-            "last_inference": self.last_inference_ms,
-            "inference_count": self.rows,
-            "execution_count": sum(duration.count for duration in self.batches.values()),
+            "last_inference": cells[_LAST_MS],
+            "inference_count": cells[_ROWS],
+            "execution_count": sum(duration["count"] for duration in durations),
             "inference_stats": {
-                "success": self.success.to_json(),
-                "fail": self.fail.to_json(),
-                **{name: duration.to_json() for name, duration in self.stages.items()},
+                "success": _duration(cells, _SUCCESS),
+                "fail": _duration(cells, _FAIL),
+                **stages,
                 "cache_hit": nothing,
                 "cache_miss": nothing,
             },
@@ -106,14 +109,46 @@ class Statistics:
             "batch_stats": [
                 {
                     "batch_size": rows,
-                    "compute_input": {"count": duration.count, "ns": 0},
-                    "compute_infer": duration.to_json(),
-                    "compute_output": {"count": duration.count, "ns": 0},
+                    "compute_input": {"count": duration["count"], "ns": 0},
+                    "compute_infer": duration,
+                    "compute_output": {"count": duration["count"], "ns": 0},
                 }
-                for rows, duration in sorted(self.batches.items())
+                for rows, duration in zip(batches, durations, strict=True)
             ],
             "memory_usage": [],
         }
+
+    def _add(self, place: int, seconds: float) -> None:
+        self._cells[place] += 1
+        self._cells[place + 1] += round(seconds * 1e9)
+
+    def _memory(self) -> bytearray | mmap.mmap:
+        """Zeros that this process may count in; in a file where others are to read them."""
+        size = self._length * _CELL_BYTES
+        if self._file is None:
+            return bytearray(size)
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with self._file.open("w+b") as file:
+            file.truncate(size)
+            return mmap.mmap(file.fileno(), size)
+
+    def _totals(self) -> list[int]:
+        """The counters of all workers, added up; of the last moment, the latest."""
+        if self._folder is None:
+            return list(self._cells)
+        counted = [np.array(self._cells)]
+        for file in self._folder.iterdir():
+            with suppress(FileNotFoundError):  # a worker may let go of the version at this moment
+                if file != self._file and file.stat().st_size == self._length * _CELL_BYTES:
+                    counted.append(np.fromfile(file, np.int64))
+        totals: list[int] = np.sum(counted, axis=0).tolist()
+        totals[_LAST_MS] = int(np.max(counted, axis=0)[_LAST_MS])
+        return totals
+
+
+def _duration(cells: list[int], place: int) -> dict[str, int]:
+    """The protocol's form of how often something happened and how long that took."""
+    return {"count": cells[place], "ns": cells[place + 1]}
 
 
 class Observers:

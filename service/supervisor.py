@@ -78,6 +78,7 @@ class Supervisor(Multiprocess):
     def join_all(self) -> None:
         """Wait for the workers; whoever drains for longer than allowed, or past a second signal, is killed."""
         self.signal_queue.clear()
+        logger.info("draining")
         until = time.monotonic() + self._drain_seconds + _GRACE_SECONDS
         while left := [process for process in self.processes if process.exitcode is None]:
             is_impatient = any(number in (signal.SIGTERM, signal.SIGINT) for number in self.signal_queue)
@@ -90,6 +91,8 @@ class Supervisor(Multiprocess):
         """Whether a worker that lives also answers, or may still be starting."""
         if not life.has_answered:
             life.has_answered = _has_come_up(process, life)
+            if life.has_answered:
+                logger.debug("worker answers", extra={"worker": process.pid})
             return life.has_answered or life.seconds < _START_SECONDS
         if not process.ping(self.config.timeout_worker_healthcheck):
             return False

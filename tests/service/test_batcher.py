@@ -129,6 +129,49 @@ def test_what_arrives_in_one_turn_of_the_loop_is_one_batch():
     run(test())
 
 
+def test_who_is_alone_is_answered_at_once_and_who_is_not_shares():
+    """Where nothing else can arrive no turn of the loop is waited for; beside others that wait, it joins them."""
+
+    async def test():
+        engine, counted, answers = Echo(), Counted(), []
+        batcher = Batcher(engine, max_queue_rows=3, observer=counted)
+
+        def ask(number: int, *, is_alone: bool) -> None:
+            request = Request(rows(number), lambda batch, start: answers.append(batch.outputs["echo"][start]), print)
+            batcher.submit(request, is_alone=is_alone)
+
+        ask(1, is_alone=True)
+        assert answers == [1]
+        ask(2, is_alone=False)
+        ask(3, is_alone=True)
+        assert answers == [1]
+        await asyncio.sleep(0)
+        assert answers == [1, 2, 3]
+        with pytest.raises(Overloaded):
+            await batcher.infer(rows(1, 2, 3, 4), deadline=soon(PATIENCE))
+        assert counted.batches == [(1, 1), (2, 2)]
+        assert counted.reasons == ["queue_full"]
+
+    run(test())
+
+
+def test_who_is_alone_does_not_hold_up_the_loop():
+    """A long run goes to the thread, whoever else there is: health has to be answered beside it."""
+
+    async def test():
+        engine, answers = Held(), []
+        batcher = Batcher(engine, max_queue_rows=100)
+        request = Request(rows(1), lambda batch, start: answers.append(batch.outputs["echo"][start]), print)
+        batcher.submit(request, is_alone=True)
+        await engine.has_started()
+        assert answers == []
+        engine.let_go.release()
+        await batcher.close()
+        assert answers == [1]
+
+    run(test())
+
+
 def test_short_batches_run_on_the_loop_and_long_ones_in_one_thread():
     """Where a batch runs follows from how long it is expected to take."""
 

@@ -1,5 +1,6 @@
 """`python -m service` as a user starts it: one line when it cannot start, an orderly end when it is told to."""
 
+import contextlib
 import json
 import os
 import signal
@@ -7,7 +8,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -27,16 +27,21 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("FOLDSERVE_")}
 
 
-@contextmanager
+@contextlib.contextmanager
 def started(*flags: str, ready_lines: int = 1) -> Iterator[tuple[subprocess.Popen, str]]:
-    """A service that has said `ready_lines` times that it is ready, and its address."""
+    """A service that has said `ready_lines` times that it is ready, and its address.
+
+    Its `events` are the lines that it has written until then.
+    """
     process = subprocess.Popen(command(*flags), stderr=subprocess.PIPE, text=True, env=environment())
+    process.events = []
     try:
         address, left = "", ready_lines
         while left:
             line = process.stderr.readline()
             assert line, "the service ended before it was ready"
             event = json.loads(line)
+            process.events.append(event)
             address = event.get("address", address)
             left -= event["event"] == "ready"
         yield process, address
@@ -44,6 +49,15 @@ def started(*flags: str, ready_lines: int = 1) -> Iterator[tuple[subprocess.Pope
         process.kill()
         process.wait(10)
         process.stderr.close()
+
+
+def read_until(process: subprocess.Popen, event: str, **fields: object) -> dict:
+    """The next event of this name and with these fields."""
+    for line in process.stderr:
+        found = json.loads(line)
+        if found["event"] == event and fields.items() <= found.items():
+            return found
+    raise AssertionError(f"the service ended without {event!r}")
 
 
 def failed(*flags: str) -> tuple[int, list[str]]:
@@ -77,6 +91,23 @@ def test_a_stuck_upload_does_not_hold_up_the_end(fashion):
             assert stuck.recv(100).startswith(b"HTTP/1.1 100 ")  # the application is waiting for the body
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
+def test_a_second_sigterm_ends_it_at_once(fashion, workers):
+    """Whoever is impatient need not wait for the drain: the stuck client is cut off before the drain gives it up."""
+    flags = ("--models-dir", str(fashion), "--drain-seconds", "60", "--workers", workers)
+    with started(*flags, ready_lines=int(workers)) as (process, address):
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as stuck:
+            stuck.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 8\r\nExpect: 100-continue\r\n\r\n")
+            assert stuck.recv(100).startswith(b"HTTP/1.1 100 ")
+            process.send_signal(signal.SIGTERM)
+            assert read_until(process, "draining")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+            with contextlib.suppress(ConnectionResetError):
+                assert b" 503 " not in stuck.recv(100)  # what the drain would have told it in the end
 
 
 def test_a_port_in_use_is_one_line(fashion):

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from service.guard import WireLimits
+from service.protocol import Phase
 from tests.service.wire import on_loop, read_body, respond, serving
 
 GET = b"GET /%b HTTP/1.1\r\nHost: here\r\n\r\n"
@@ -124,6 +125,18 @@ async def test_close_is_honoured() -> None:
 
 
 @on_loop
+async def test_what_follows_a_request_that_said_close_reaches_no_application() -> None:
+    """It is not merely left unanswered: whoever thinks that the connection has ended must not have it carried out."""
+    gate = Gate()
+    gate.open.set()
+    async with serving(gate) as server, server.connect() as client:
+        await client.send(post(b"last", b"Connection: close") + post(b"more") + GET % b"ignored")
+        assert (await client.answer()).body == b"/echo"
+        assert await client.is_closed()
+        assert gate.answered == ["/echo"]
+
+
+@on_loop
 async def test_a_request_to_upgrade_is_answered_as_it_stands() -> None:
     """Clients that offer HTTP/2 on a plain connection are answered in HTTP/1.1."""
     async with serving(echo) as server, server.connect() as client:
@@ -163,6 +176,23 @@ async def test_headers_that_do_not_come_are_given_up() -> None:
 
 
 @on_loop
+async def test_the_first_headers_are_due_from_the_start_of_the_connection() -> None:
+    """A client that connects and waits before it begins has no more time than one that begins at once."""
+    limits = WireLimits(header_seconds=1_000)
+    async with serving(echo, limits) as server, server.connect() as client:
+        while not server.guard.connections:  # noqa: ASYNC110 - the server tells nobody
+            await asyncio.sleep(0.001)
+        (connection,) = server.server.server_state.connections
+        came = asyncio.get_running_loop().time()
+        await asyncio.sleep(QUICK)
+        await client.send(GET[:5])
+        while connection.phase is not Phase.HEAD:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        connection.check(came + limits.header_seconds + QUICK / 2)
+        assert (await client.answer()).status == 408
+
+
+@on_loop
 async def test_dripping_headers_gain_no_time() -> None:
     """One byte now and then does not start the clock again."""
     async with serving(echo, WireLimits(header_seconds=QUICK)) as server, server.connect() as client:
@@ -196,6 +226,21 @@ async def test_a_body_that_stops_is_given_up_and_the_application_is_told() -> No
         assert answer.error.startswith("body: 4 bytes after")
         await gate.gone.wait()
         assert await client.is_closed()
+
+
+@on_loop
+async def test_the_application_is_told_at_once_that_a_body_will_not_come() -> None:
+    """It does not wait for as long as the refused client may go on sending."""
+    gate = Gate()
+    limits = WireLimits(body_bytes=8, linger_seconds=1_000)
+    async with serving(gate, limits) as server, server.connect() as client:
+        await client.send(CHUNKED + b"4\r\nhalf\r\n")
+        while not server.server.server_state.tasks:  # noqa: ASYNC110 - the application has it now
+            await asyncio.sleep(0.001)
+        await client.send(b"8\r\ntoo much\r\n")
+        assert (await client.answer()).status == 413
+        await gate.gone.wait()
+        assert server.guard.connections == 1
 
 
 @on_loop

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.workers import Workers
 from tests.service import artifacts
-from tests.service.test_main import OCTETS, failed, started
+from tests.service.test_main import OCTETS, failed, read_until, started
 
 TWO = ("--workers", "2", "--drain-seconds", "2", "--canary-seconds", "0")
 
@@ -69,14 +70,6 @@ def counted(address: str, answers: int) -> dict[tuple[str, frozenset], float]:
     return found
 
 
-def read_until(process, event: str) -> dict:
-    for line in process.stderr:
-        found = json.loads(line)
-        if found["event"] == event:
-            return found
-    raise AssertionError(f"the service ended without {event!r}")
-
-
 @pytest.mark.slow
 def test_counts_are_those_of_the_client_also_over_a_killed_worker(fashion):
     """Sixty answers from two workers, one of which is killed half-way and replaced: sixty are counted, rows too."""
@@ -99,6 +92,36 @@ def test_counts_are_those_of_the_client_also_over_a_killed_worker(fashion):
         assert total(after, "foldserve_ready") == 2
         assert {dict(labels)["worker"] for name, labels in after if name == "foldserve_ready"} == {"0", "1"}
         assert len(children(process.pid)) == 2
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+@pytest.mark.slow
+def test_statistics_are_those_of_all_workers_also_of_a_killed_one(fashion):
+    """Whichever worker is asked, the requests, rows and batches of the infer route are those that the client sent."""
+    with started("--models-dir", str(fashion), *TWO, ready_lines=2) as (process, address):
+
+        def infer(times: int) -> None:
+            for _ in range(times):
+                headers = {**OCTETS, "Inference-Header-Content-Length": "0"}
+                url = f"{address}/v2/models/fashion/infer"
+                assert httpx.post(url, content=bytes(2 * 784), headers=headers, timeout=60).status_code == 200
+
+        def readings() -> set[tuple[int, int, int]]:
+            found = [httpx.get(f"{address}/v2/models/fashion/stats").json()["model_stats"][0] for _ in range(12)]
+            return {
+                (one["inference_stats"]["success"]["count"], one["inference_count"], one["execution_count"])
+                for one in found
+            }
+
+        infer(20)
+        assert readings() == {(20, 40, 20)}
+        os.kill(children(process.pid)[0], signal.SIGKILL)
+        read_until(process, "worker ended and is replaced")
+        read_until(process, "ready")
+        assert readings() == {(20, 40, 20)}
+        infer(10)
+        assert readings() == {(30, 60, 30)}
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
 
@@ -136,14 +159,82 @@ def test_workers_end_with_their_supervisor(fashion):
 @pytest.mark.slow
 def test_a_worker_that_hangs_is_killed_and_replaced(fashion):
     """SIGSTOP: it lives, holds its connections and answers nobody, not even the supervisor."""
-    with started("--models-dir", str(fashion), *TWO, ready_lines=2) as (process, address):
+    flags = ("--models-dir", str(fashion), *TWO, "--log-level", "debug")
+    with started(*flags, ready_lines=2) as (process, address):
         victim = children(process.pid)[0]
-        time.sleep(1)  # until the supervisor has heard of it once; before that it may take long to start
+        come_up = {"event": "worker answers", "worker": victim}  # before that it may take long to start
+        if not any(come_up.items() <= event.items() for event in process.events):
+            read_until(process, **come_up)
         os.kill(victim, signal.SIGSTOP)
         assert read_until(process, "worker does not answer and is killed")["worker"] == victim
         assert read_until(process, "ready")
         assert predict(address) == 200
         assert is_gone(victim)
+
+
+@pytest.mark.slow
+def test_a_worker_that_cannot_live_is_tried_again_more_and_more_rarely(fashion):
+    """Once a service has served, a worker that dies at every start is replaced after longer and longer pauses."""
+    with started("--models-dir", str(fashion), *TWO, "--poll-seconds", "0", ready_lines=2) as (process, address):
+        (fashion / "fashion").rename(fashion / ".gone")
+        os.kill(children(process.pid)[0], signal.SIGKILL)
+        ends = [read_until(process, "worker ended and is replaced") for _ in range(3)]
+        assert [end["exit_code"] for end in ends] == [-signal.SIGKILL, 3, 3]
+        assert [end["again_in_seconds"] for end in ends] == [0.0, 1.0, 2.0]
+        assert [predict(address) for _ in range(10)] == [200] * 10  # the other one answers
+        (fashion / ".gone").rename(fashion / "fashion")
+        assert read_until(process, "ready")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+class Caller(threading.Thread):
+    """Asks over one connection as long as it can, once more where that breaks; keeps what came of it."""
+
+    def __init__(self, address: str, body: bytes, ended: threading.Event) -> None:
+        super().__init__()
+        self.url, self.body, self.ended = f"{address}/predict", body, ended
+        self.answers: Counter[tuple[int, str]] = Counter()
+        self.broken = 0
+
+    def run(self) -> None:
+        with httpx.Client(timeout=60) as http:
+            while not self.ended.is_set():
+                try:
+                    answer = http.post(self.url, content=self.body, headers=OCTETS)
+                except httpx.TransportError:
+                    self.broken += 1
+                    answer = http.post(self.url, content=self.body, headers=OCTETS)
+                self.answers[answer.status_code, answer.text] += 1
+
+
+@pytest.mark.slow
+def test_killed_workers_are_replaced_and_who_asks_twice_never_notices(fashion):
+    """kill -9 again and again under load: at most one broken request a caller and kill, and every answer is right."""
+    kills, ended = int(os.environ.get("KILLS", "4")), threading.Event()
+    with started("--models-dir", str(fashion), *TWO, ready_lines=2) as (process, address):
+        callers = [Caller(address, artifacts.images(2, seed=number).tobytes(), ended) for number in range(4)]
+        expected = [httpx.post(caller.url, content=caller.body, headers=OCTETS, timeout=60).text for caller in callers]
+        for caller in callers:
+            caller.start()
+        try:
+            for number in range(kills):
+                asked = sum(caller.answers.total() for caller in callers)
+                wait_until(lambda asked=asked: sum(caller.answers.total() for caller in callers) > asked + 20)
+                victim = children(process.pid)[number % 2]
+                os.kill(victim, signal.SIGKILL)
+                read_until(process, "worker ended and is replaced", worker=victim)
+                read_until(process, "ready")
+        finally:
+            ended.set()
+            for caller in callers:
+                caller.join()
+        for caller, right in zip(callers, expected, strict=True):
+            assert set(caller.answers) == {(200, right)}
+            assert caller.broken <= kills
+        assert predict(address) == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
 
 
 @pytest.mark.slow
