@@ -21,6 +21,7 @@ from training.config import Recipe
 from training.dataset import FashionMNIST, scale_pixels
 from training.device import exact_convolutions, flushed_denormals, resolve_device, synchronize, to_device
 from training.errors import CheckpointError, ConfigError, DivergenceError
+from training.lanes import Lanes
 from training.schedule import learning_rate, optimizer_for, set_learning_rate
 from training.stages import faster
 
@@ -273,7 +274,10 @@ class Epoch:
         self.model = model
         self.recipe = recipe
         self.ledger = Ledger(len(labels), len(self.sizes), images.device, is_mirroring=recipe.augment == "mirror")
-        forward = faster(model) if images.device.type == "cpu" else model
+        lanes = Lanes()
+        forward = faster(model, lanes) if images.device.type == "cpu" else model
+        # What PyTorch computes layer by layer keeps the threads that PyTorch shares out itself.
+        self.lanes = Lanes(1) if forward is model else lanes
         self.optimizer = optimizer
         self.captures = captures
         self.steps: dict[int, Callable[[], None]] = {
@@ -299,9 +303,10 @@ class Epoch:
         self.prepare()
         synchronize(self.ledger.order.device)
         start = time.perf_counter()
-        for at, rows in enumerate(self.sizes, start=(number - 1) * len(self.sizes)):
-            set_learning_rate(self.optimizer, learning_rate(self.recipe, at, self.recipe.epochs * len(self.sizes)))
-            self.steps[rows]()
+        with self.lanes.open():
+            for at, rows in enumerate(self.sizes, start=(number - 1) * len(self.sizes)):
+                set_learning_rate(self.optimizer, learning_rate(self.recipe, at, self.recipe.epochs * len(self.sizes)))
+                self.steps[rows]()
         synchronize(self.ledger.order.device)
         seconds = time.perf_counter() - start
         losses = self.ledger.losses.tolist()  # the one read of the epoch

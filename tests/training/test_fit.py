@@ -84,6 +84,17 @@ def test_same_seed_gives_the_same_weights_bit_for_bit(made_up):
     assert not torch.equal(first.conv1.weight, other.conv1.weight)
 
 
+def test_two_threads_give_the_same_weights_bit_for_bit_too(made_up):
+    """Which of them is done first decides nothing, and PyTorch has its number of threads back afterwards."""
+    torch.set_num_threads(2)
+    first, second = build(RECIPE), build(RECIPE)
+    fit(first, made_up, RECIPE, CPU)
+    fit(second, made_up, RECIPE, CPU)
+    assert torch.get_num_threads() == 2
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
 def test_every_epoch_takes_every_row_once_in_another_order():
     """The order is a permutation, changes with epoch and seed, and repeats when asked again."""
     first = epoch_order(1000, seed=0, epoch=1)
