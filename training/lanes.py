@@ -11,8 +11,6 @@ from typing import TypeVar
 
 import torch
 
-from training.device import is_flushing_denormals
-
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
@@ -38,9 +36,8 @@ class Lanes:
             yield
             return
         torch.set_num_threads(1)
-        flushes = is_flushing_denormals()
         try:
-            with ThreadPoolExecutor(count - 1, "lane", lambda: _begin(flushes)) as self._others:
+            with ThreadPoolExecutor(count - 1, "lane", _begin) as self._others:
                 self.count = count
                 yield
         finally:
@@ -56,8 +53,7 @@ class Lanes:
             return [work(parts[0]), *(each.result() for each in begun)]
 
 
-def _begin(flushes: bool) -> None:
-    """Give a new thread what PyTorch keeps for each thread."""
+def _begin() -> None:
+    """Set what PyTorch keeps for each thread; how it rounds and flushes, a thread has from the one that began it."""
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    torch.set_flush_denormal(flushes)
