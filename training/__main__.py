@@ -96,6 +96,12 @@ def _add_train_and_export(subparsers: Any) -> None:
     )
     places = parser.add_argument_group("places")
     places.add_argument("--device", choices=("auto", "cpu", "cuda"), default=None, help="where it trains (auto)")
+    places.add_argument(
+        "--compile",
+        action="store_true",
+        default=None,
+        help="send full batches through PyTorch's compiler, which needs a C++ compiler on a CPU and rounds otherwise",
+    )
     places.add_argument("--data-dir", type=Path, default=None, help="folder with Fashion-MNIST's four files")
     places.add_argument("--models-dir", type=Path, default=Path("models"), help="where the version appears (models)")
     places.add_argument("--name", default=None, help="of the model (lenet-bn)")
@@ -132,6 +138,7 @@ def _run_train_and_export(arguments: argparse.Namespace) -> None:
             lambda record: _on_epoch(run, events, record, recipe.epochs),
             resumed=resumed,
             on_snapshot=begun.save,
+            compiles=begun.compiles,
         )
         weights = run.write_weights(trained.weights)
         print(_accuracies(trained))
@@ -154,12 +161,19 @@ def _begun(arguments: argparse.Namespace, made_by: Mapping[str, Any]) -> tuple[B
     device = resolve_device(arguments.device or "auto")
     dataset = load(arguments.data_dir)
     folder = arguments.out or default_folder(name, recipe.seed, datetime.now(UTC))
-    return begin(folder, name, recipe, device, dataset, made_by), dataset
+    compiles = bool(arguments.compile)
+    return begin(folder, name, recipe, device, dataset, made_by, compiles=compiles), dataset
 
 
 def _refuse_beside_resume(arguments: argparse.Namespace) -> None:
     flags = {"learning_rate": "lr"}
-    options = ["preset", "name", "out", *(field.name for field in dataclasses.fields(Recipe) if field.name != "preset")]
+    options = [
+        "preset",
+        "name",
+        "out",
+        "compile",
+        *(field.name for field in dataclasses.fields(Recipe) if field.name != "preset"),
+    ]
     for option in options:
         if getattr(arguments, option) is not None:
             flag = "--" + flags.get(option, option).replace("_", "-")

@@ -169,6 +169,23 @@ def test_mirroring_equals_training_on_images_mirrored_before(made_up):
     assert not torch.equal(ours.conv1.weight, other.conv1.weight)
 
 
+def test_only_full_batches_are_compiled(made_up, monkeypatch):
+    """Five of 64 rows go through the compiler, the 32 of the remainder do not; the weights are the model's own."""
+    sizes = []
+
+    def spied(network):
+        return lambda x: sizes.append(len(x)) or network(x)
+
+    monkeypatch.setattr("training.fit.compiled", spied)
+    recipe = dataclasses.replace(RECIPE, epochs=1)
+    ours, plain = build(recipe), build(recipe)
+    fit(ours, made_up, recipe, CPU, compiles=True)
+    assert sizes == [64] * 5
+    textbook_loop(plain, made_up, recipe)
+    for name, expected in plain.state_dict().items():
+        assert (ours.state_dict()[name] - expected).abs().max() <= 5e-5 * expected.abs().max(), name
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 def test_a_linear_schedule_comes_to_rest(made_up, optimizer):
     """Both optimizers learn the classes, and the rate of the last step is next to nothing."""

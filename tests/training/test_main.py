@@ -379,6 +379,7 @@ def test_an_interrupted_run_goes_on_to_the_same_model(
         (["--lr", "0.1"], "--lr with --resume"),
         (["--preset", "book"], "--preset with --resume"),
         (["--out", "elsewhere"], "--out with --resume"),
+        (["--compile"], "--compile with --resume"),
         (["--batch-size", "8"], "--batch-size with --resume"),
         ([], "holds no config.json"),
     ],
@@ -389,6 +390,24 @@ def test_what_contradicts_a_resumed_run_ends_with_2(
     """A run goes on as it was begun, or not at all; a folder without a run is none."""
     assert command_line.main(["train-and-export", "--resume", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_compiled_run_says_so_and_goes_on_compiled(
+    small: FashionMNIST, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled steps round otherwise: config.json keeps the choice, and a resumed run follows it."""
+    calls: list[int] = []
+    monkeypatch.setattr("training.fit.compiled", lambda network: lambda x: calls.append(len(x)) or network(x))
+    places = ["--models-dir", str(tmp_path / "models"), "--out", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "append", lambda run, record: os.kill(os.getpid(), signal.SIGINT))
+        assert command_line.main(["train-and-export", *RECIPE, "--compile", *places]) == 130
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["compiled"] is True
+    before = len(calls)
+    assert before > 0
+    resume = ["train-and-export", "--models-dir", str(tmp_path / "models"), "--resume", str(tmp_path / "run")]
+    assert command_line.main(resume) == 0
+    assert len(calls) == 2 * before
 
 
 def test_tensorboard_that_is_not_installed_is_said_before_training(
