@@ -4,6 +4,7 @@ Errors of ours are one message on stderr and the exit code of their class; Ctrl-
 """
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
@@ -124,6 +125,13 @@ def _run_train_and_export(arguments: argparse.Namespace) -> None:
         require_tensorboard()
     revision, environment = provenance.revision(), provenance.environment()
     begun, dataset = _begun(arguments, {"revision": revision, "environment": environment})
+    with contextlib.closing(begun.run):
+        _train_and_publish(begun, dataset, arguments, revision, environment)
+
+
+def _train_and_publish(
+    begun: Begun, dataset: FashionMNIST, arguments: argparse.Namespace, revision: str, environment: Mapping[str, Any]
+) -> None:
     run, recipe, resumed = begun.run, begun.recipe, begun.resumed
     done = 0 if resumed is None else len(resumed.epochs)
     print(
