@@ -152,8 +152,9 @@ def _train_and_publish(
         print(_accuracies(trained))
         packaged = package(trained, dataset, revision=revision, environment=environment, created=datetime.now(UTC))
         print(f"\n{packaged.report.table()}\n\n{packaged.parity.table()}\n")
+        card = _write_pictures(run, begun.name, recipe, trained, packaged, revision, dataset)
         folder = publish(arguments.models_dir, begun.name, packaged.model, packaged.manifest)
-    _write_summary(run, begun.name, recipe, trained, packaged, revision, dataset)
+        run.write(CARD_NAME, card.encode())  # the run is finished: resumed once more, it would publish once more
     print(f"published {folder} ({len(packaged.model):,} bytes); weights {weights}")
 
 
@@ -222,16 +223,15 @@ def _on_epoch(run: Run, events: Events | None, record: EpochRecord, epochs: int)
     )
 
 
-def _write_summary(
+def _write_pictures(
     run: Run, name: str, recipe: Recipe, trained: Trained, packaged: Package, revision: str, dataset: FashionMNIST
-) -> None:
-    """Leave the pictures and the model card beside the weights."""
+) -> str:
+    """Leave the pictures beside the weights and return the model card."""
     named = run_model(packaged.model, dataset.test_images)["class_id"][:, 0]
     counts = plots.confusion(dataset.test_labels, named, len(CLASS_NAMES))
     run.write("curves.png", plots.curves_png(trained.history.epochs))
     run.write("confusion.png", plots.confusion_png(counts, CLASS_NAMES))
-    card = model_card(name, recipe.as_dict(), packaged.manifest, revision, counts, CLASS_NAMES)
-    run.write(CARD_NAME, card.encode())
+    return model_card(name, recipe.as_dict(), packaged.manifest, revision, counts, CLASS_NAMES)
 
 
 def _accuracies(trained: Trained) -> str:

@@ -250,4 +250,9 @@ def parameters_of(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _refused(path: Path, err: OSError) -> ArtifactError:
-    return ArtifactError(f"{path} cannot be written ({err.strerror or err}); free the disk or choose another --out")
+    """Return the error with the way on: a run that has its configuration was begun and can be resumed."""
+    begun = path.name != CONFIG_NAME
+    remedy = (
+        f"free the disk and go on with --resume {path.parent}" if begun else "free the disk or choose another --out"
+    )
+    return ArtifactError(f"{path} cannot be written ({err.strerror or err}); {remedy}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -334,6 +335,27 @@ def test_a_diverging_training_publishes_nothing(
     error = capsys.readouterr().err
     assert "at step" in error
     assert "no epoch was finished" in error
+    assert not (tmp_path / "models").exists()
+
+
+def test_pictures_that_the_disk_refuses_leave_nothing_published(
+    small: FashionMNIST, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Published first and resumed after, the run would publish the same model twice."""
+    write, (soft, hard) = Run.write, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def refuse_pictures(run: Run, name: str, content: bytes) -> Path:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096 if name == "confusion.png" else soft, hard))
+        try:
+            return write(run, name, content)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    monkeypatch.setattr(Run, "write", refuse_pictures)
+    options = ["--models-dir", str(tmp_path / "models"), "--out", str(tmp_path / "run")]
+    assert command_line.main(["train-and-export", *RECIPE, *options]) == 1
+    error = capsys.readouterr().err
+    assert "confusion.png cannot be written (File too large); free the disk and go on with --resume " in error
     assert not (tmp_path / "models").exists()
 
 
