@@ -24,7 +24,8 @@ def faster(model: nn.Module, lanes: Lanes | None = None) -> Callable[[Tensor], T
     """Return a function that computes `model(x)` in training mode, gradients and running statistics included.
 
     Each run of Conv2d, BatchNorm2d, Sigmoid and AvgPool2d(2) in a Sequential becomes one `Stage`; every other layer is
-    called as it is. A model with nothing to gain is returned itself.
+    called as it is. A model with nothing to gain is returned itself, and so is one with norms by hand: they are there
+    to be seen at work.
 
     Args:
         model: on the CPU. Its parameters and buffers are the ones that are read and updated.
