@@ -4,6 +4,7 @@ Errors of ours are one message on stderr and the exit code of their class; Ctrl-
 """
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
@@ -96,6 +97,12 @@ def _add_train_and_export(subparsers: Any) -> None:
     )
     places = parser.add_argument_group("places")
     places.add_argument("--device", choices=("auto", "cpu", "cuda"), default=None, help="where it trains (auto)")
+    places.add_argument(
+        "--compile",
+        action="store_true",
+        default=None,
+        help="send full batches through PyTorch's compiler, which needs a C++ compiler on a CPU and rounds otherwise",
+    )
     places.add_argument("--data-dir", type=Path, default=None, help="folder with Fashion-MNIST's four files")
     places.add_argument("--models-dir", type=Path, default=Path("models"), help="where the version appears (models)")
     places.add_argument("--name", default=None, help="of the model (lenet-bn)")
@@ -118,6 +125,13 @@ def _run_train_and_export(arguments: argparse.Namespace) -> None:
         require_tensorboard()
     revision, environment = provenance.revision(), provenance.environment()
     begun, dataset = _begun(arguments, {"revision": revision, "environment": environment})
+    with contextlib.closing(begun.run):
+        _train_and_publish(begun, dataset, arguments, revision, environment)
+
+
+def _train_and_publish(
+    begun: Begun, dataset: FashionMNIST, arguments: argparse.Namespace, revision: str, environment: Mapping[str, Any]
+) -> None:
     run, recipe, resumed = begun.run, begun.recipe, begun.resumed
     done = 0 if resumed is None else len(resumed.epochs)
     print(
@@ -132,13 +146,15 @@ def _run_train_and_export(arguments: argparse.Namespace) -> None:
             lambda record: _on_epoch(run, events, record, recipe.epochs),
             resumed=resumed,
             on_snapshot=begun.save,
+            compiles=begun.compiles,
         )
         weights = run.write_weights(trained.weights)
         print(_accuracies(trained))
         packaged = package(trained, dataset, revision=revision, environment=environment, created=datetime.now(UTC))
         print(f"\n{packaged.report.table()}\n\n{packaged.parity.table()}\n")
+        card = _write_pictures(run, begun.name, recipe, trained, packaged, revision, dataset)
         folder = publish(arguments.models_dir, begun.name, packaged.model, packaged.manifest)
-    _write_summary(run, begun.name, recipe, trained, packaged, revision, dataset)
+        run.write(CARD_NAME, card.encode())  # the run is finished: resumed once more, it would publish once more
     print(f"published {folder} ({len(packaged.model):,} bytes); weights {weights}")
 
 
@@ -154,12 +170,19 @@ def _begun(arguments: argparse.Namespace, made_by: Mapping[str, Any]) -> tuple[B
     device = resolve_device(arguments.device or "auto")
     dataset = load(arguments.data_dir)
     folder = arguments.out or default_folder(name, recipe.seed, datetime.now(UTC))
-    return begin(folder, name, recipe, device, dataset, made_by), dataset
+    compiles = bool(arguments.compile)
+    return begin(folder, name, recipe, device, dataset, made_by, compiles=compiles), dataset
 
 
 def _refuse_beside_resume(arguments: argparse.Namespace) -> None:
     flags = {"learning_rate": "lr"}
-    options = ["preset", "name", "out", *(field.name for field in dataclasses.fields(Recipe) if field.name != "preset")]
+    options = [
+        "preset",
+        "name",
+        "out",
+        "compile",
+        *(field.name for field in dataclasses.fields(Recipe) if field.name != "preset"),
+    ]
     for option in options:
         if getattr(arguments, option) is not None:
             flag = "--" + flags.get(option, option).replace("_", "-")
@@ -200,16 +223,15 @@ def _on_epoch(run: Run, events: Events | None, record: EpochRecord, epochs: int)
     )
 
 
-def _write_summary(
+def _write_pictures(
     run: Run, name: str, recipe: Recipe, trained: Trained, packaged: Package, revision: str, dataset: FashionMNIST
-) -> None:
-    """Leave the pictures and the model card beside the weights."""
+) -> str:
+    """Leave the pictures beside the weights and return the model card."""
     named = run_model(packaged.model, dataset.test_images)["class_id"][:, 0]
     counts = plots.confusion(dataset.test_labels, named, len(CLASS_NAMES))
     run.write("curves.png", plots.curves_png(trained.history.epochs))
     run.write("confusion.png", plots.confusion_png(counts, CLASS_NAMES))
-    card = model_card(name, recipe.as_dict(), packaged.manifest, revision, counts, CLASS_NAMES)
-    run.write(CARD_NAME, card.encode())
+    return model_card(name, recipe.as_dict(), packaged.manifest, revision, counts, CLASS_NAMES)
 
 
 def _accuracies(trained: Trained) -> str:

@@ -31,6 +31,7 @@ class Begun:
         recipe: what it follows.
         device: where it trains.
         digests: of the data.
+        compiles: whether its full batches go through PyTorch's compiler; it rounds otherwise, so a run keeps to it.
         resumed: where it stood, None for the first epoch.
     """
 
@@ -39,6 +40,7 @@ class Begun:
     recipe: Recipe
     device: torch.device
     digests: Mapping[str, str]
+    compiles: bool = False
     resumed: Snapshot | None = None
 
     def save(self, snapshot: Snapshot) -> None:
@@ -59,7 +61,14 @@ class Begun:
 
 
 def begin(
-    folder: Path, name: str, recipe: Recipe, device: torch.device, dataset: FashionMNIST, made_by: Mapping[str, Any]
+    folder: Path,
+    name: str,
+    recipe: Recipe,
+    device: torch.device,
+    dataset: FashionMNIST,
+    made_by: Mapping[str, Any],
+    *,
+    compiles: bool = False,
 ) -> Begun:
     """Return a new run in `folder`, its config.json written.
 
@@ -69,10 +78,9 @@ def begin(
     """
     run = Run(folder)
     data = {"source": dataset.source, "sha256": dict(dataset.digests)}
-    run.write_config(
-        {"name": name, "recipe": recipe.as_dict(), "device": device.type, "data": data, **made_by},
-    )
-    return Begun(run=run, name=name, recipe=recipe, device=device, digests=dataset.digests)
+    how = {"device": device.type, "compiled": compiles}
+    run.write_config({"name": name, "recipe": recipe.as_dict(), **how, "data": data, **made_by})
+    return Begun(run=run, name=name, recipe=recipe, device=device, digests=dataset.digests, compiles=compiles)
 
 
 def go_on(folder: Path, device: str | None, dataset: FashionMNIST) -> Begun:
@@ -94,7 +102,7 @@ def go_on(folder: Path, device: str | None, dataset: FashionMNIST) -> Begun:
     config = run.read_config()
     recipe: Recipe = config["recipe"]
     try:
-        name, own_device = config["name"], config["device"]
+        name, own_device, compiles = config["name"], config["device"], bool(config.get("compiled"))
         digests, threads = config["data"]["sha256"], int(config["environment"]["threads"])
     except (KeyError, TypeError, ValueError) as err:
         raise CheckpointError(f"{folder}: config.json lacks or garbles an entry ({err!r}); start a new run") from err
@@ -104,4 +112,12 @@ def go_on(folder: Path, device: str | None, dataset: FashionMNIST) -> Begun:
     torch.set_num_threads(threads)
     resumed = read_checkpoint(run.checkpoint, recipe, dataset.digests) if run.checkpoint.exists() else None
     run.rewrite(() if resumed is None else resumed.epochs)
-    return Begun(run=run, name=name, recipe=recipe, device=chosen, digests=dataset.digests, resumed=resumed)
+    return Begun(
+        run=run,
+        name=name,
+        recipe=recipe,
+        device=chosen,
+        digests=dataset.digests,
+        compiles=compiles,
+        resumed=resumed,
+    )

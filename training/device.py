@@ -42,12 +42,17 @@ def resolve_device(name: str) -> torch.device:
 @contextmanager
 def flushed_denormals() -> Iterator[None]:
     """Let the CPU treat subnormal numbers as 0 inside the block: saturated sigmoids make gradients that underflow."""
-    was_flushed = bool(torch.tensor(2.0**-140) * 1 == 0)
+    was_flushed = is_flushing_denormals()
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
         torch.set_flush_denormal(was_flushed)
+
+
+def is_flushing_denormals() -> bool:
+    """Return whether this thread treats subnormal numbers as 0."""
+    return bool(torch.tensor(2.0**-140) * 1 == 0)
 
 
 @contextmanager

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from training.augment import epoch_mirrored, mirror
 from training.capture import capture
+from training.compiled import compiled
 from training.config import Recipe
 from training.dataset import FashionMNIST, scale_pixels
 from training.device import exact_convolutions, flushed_denormals, resolve_device, synchronize, to_device
 from training.errors import CheckpointError, ConfigError, DivergenceError
+from training.lanes import Lanes
 from training.schedule import learning_rate, optimizer_for, set_learning_rate
 from training.stages import faster
 
@@ -99,6 +101,7 @@ def fit(
     resumed: Snapshot | None = None,
     on_snapshot: Callable[[Snapshot], None] | None = None,
     captures: bool = True,
+    compiles: bool = False,
 ) -> History:
     """Train `model` in place and return one record for each epoch; the model ends on `device`, in evaluation mode.
 
@@ -114,10 +117,12 @@ def fit(
         on_snapshot: called after each epoch, before `on_epoch`, with what `resumed` takes. Its tensors are the live
             ones: whoever keeps them copies them.
         captures: on a GPU, whether steps are captured in CUDA graphs, one for each batch size. The CPU has none.
+        compiles: whether full batches go through PyTorch's compiler, which rounds otherwise.
 
     Raises:
         ConfigError: the last batch of an epoch would hold one row, which norms refuse.
         CheckpointError: `resumed` does not fit the model.
+        DeviceError: PyTorch cannot compile here.
         DivergenceError: a loss or a weight was NaN or infinite; the message names epoch and step.
     """
     _check_remainder(len(dataset.train_labels), recipe)
@@ -125,7 +130,8 @@ def fit(
     images, labels = to_device(dataset.train_images, device), to_device(dataset.train_labels, device)
     test_images, test_labels = to_device(dataset.test_images, device), to_device(dataset.test_labels, device)
     optimizer = optimizer_for(model, recipe, device)
-    epoch_of = Epoch(model, optimizer, images, labels, recipe, captures=captures and device.type == "cuda")
+    captures = captures and device.type == "cuda"
+    epoch_of = Epoch(model, optimizer, images, labels, recipe, captures=captures, compiles=compiles)
     history = History()
     if resumed is not None:
         _restore(model, optimizer, resumed)
@@ -265,6 +271,7 @@ class Epoch:
         recipe: Recipe,
         *,
         captures: bool = False,
+        compiles: bool = False,
     ) -> None:
         full, remainder = divmod(len(labels), recipe.batch_size)
         tail = [remainder] if remainder else []
@@ -273,11 +280,13 @@ class Epoch:
         self.model = model
         self.recipe = recipe
         self.ledger = Ledger(len(labels), len(self.sizes), images.device, is_mirroring=recipe.augment == "mirror")
-        forward = faster(model) if images.device.type == "cpu" else model
         self.optimizer = optimizer
         self.captures = captures
+        forward, self.lanes = _forward(model, images.device, compiles)
+        forwards = dict.fromkeys(self.sizes, forward) | ({recipe.batch_size: compiled(model)} if compiles else {})
         self.steps: dict[int, Callable[[], None]] = {
-            rows: Step(forward, optimizer, images, labels, self.ledger, rows) for rows in dict.fromkeys(self.sizes)
+            rows: Step(forwards[rows], optimizer, images, labels, self.ledger, rows)
+            for rows in dict.fromkeys(self.sizes)
         }
 
     def prepare(self) -> None:
@@ -299,9 +308,10 @@ class Epoch:
         self.prepare()
         synchronize(self.ledger.order.device)
         start = time.perf_counter()
-        for at, rows in enumerate(self.sizes, start=(number - 1) * len(self.sizes)):
-            set_learning_rate(self.optimizer, learning_rate(self.recipe, at, self.recipe.epochs * len(self.sizes)))
-            self.steps[rows]()
+        with self.lanes.open():
+            for at, rows in enumerate(self.sizes, start=(number - 1) * len(self.sizes)):
+                set_learning_rate(self.optimizer, learning_rate(self.recipe, at, self.recipe.epochs * len(self.sizes)))
+                self.steps[rows]()
         synchronize(self.ledger.order.device)
         seconds = time.perf_counter() - start
         losses = self.ledger.losses.tolist()  # the one read of the epoch
@@ -312,6 +322,16 @@ class Epoch:
                 )
         mean = sum(loss * rows for loss, rows in zip(losses, self.sizes, strict=True)) / sum(self.sizes)
         return mean, int(self.ledger.hits.sum()) / sum(self.sizes), seconds
+
+
+def _forward(model: nn.Module, device: torch.device, compiles: bool) -> tuple[Callable[[Tensor], Tensor], Lanes]:
+    """Return what computes `model(x)` in a step, and the threads that share it out.
+
+    What PyTorch computes layer by layer, or compiles, keeps the threads that PyTorch shares out itself.
+    """
+    lanes = Lanes()
+    forward = faster(model, lanes) if device.type == "cpu" and not compiles else model
+    return forward, Lanes(1) if forward is model else lanes
 
 
 def epoch_order(rows: int, seed: int, epoch: int) -> Tensor:

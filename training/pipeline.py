@@ -77,10 +77,11 @@ def train(
     *,
     resumed: Snapshot | None = None,
     on_snapshot: Callable[[Snapshot], None] | None = None,
+    compiles: bool = False,
 ) -> Trained:
     """Return the network that `recipe` makes of `dataset`, with running and with population statistics.
 
-    `resumed` and `on_snapshot` are those of `fit`.
+    `resumed`, `on_snapshot` and `compiles` are those of `fit`.
 
     Raises:
         DivergenceError: the loss was NaN or infinite.
@@ -88,7 +89,9 @@ def train(
     """
     start = time.perf_counter()
     network = build(recipe)
-    history = fit(network, dataset, recipe, device, on_epoch, resumed=resumed, on_snapshot=on_snapshot)
+    history = fit(
+        network, dataset, recipe, device, on_epoch, resumed=resumed, on_snapshot=on_snapshot, compiles=compiles
+    )
     statistics, accuracy = {}, {}
     if recipe.norm == "none":
         accuracy["none"] = history.last.test_accuracy

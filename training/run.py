@@ -2,12 +2,16 @@
 
 The pipeline's record for people and for `verify --weights`; the service never sees it. Every file appears whole, except
 `metrics.csv`, which grows by one flushed line an epoch so that a killed run still shows how far it came. A run that was
-killed is opened again and goes on from its checkpoint; one that has its model card is finished.
+killed is opened again and goes on from its checkpoint; one that has its model card is finished. One process at a time
+holds the folder, by a lock of the system that ends with it.
 """
 
 import csv
+import fcntl
 import io
 import json
+import os
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -66,19 +70,20 @@ class Weights:
 
 
 class Run:
-    """A run's own folder, made new.
+    """A run's own folder, made new and held until `close`, or until the process ends.
 
     Args:
         folder: where; must not exist, or be empty.
 
     Raises:
-        ConfigError: something is there already.
+        ConfigError: something is there already, or another process holds the folder.
         ArtifactError: the folder cannot be made.
     """
 
     def __init__(self, folder: Path) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self._hold(folder, "--out")
             _remove_left_behind(folder)
             if any(folder.iterdir()):
                 raise ConfigError(
@@ -86,6 +91,18 @@ class Run:
                 )
         except OSError as err:
             raise ArtifactError(f"--out {folder}: cannot be made ({err.strerror or err}); choose another") from err
+
+    def _hold(self, folder: Path, flag: str) -> None:
+        """Lock `folder`; the system takes the lock back however this process ends."""
+        handle = os.open(folder, os.O_RDONLY)
+        self.close = weakref.finalize(self, os.close, handle)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            self.close()
+            raise ConfigError(
+                f"{flag} {folder}: another process is training there; let it end, or choose another folder"
+            ) from err
         self.folder = folder
 
     @classmethod
@@ -93,15 +110,19 @@ class Run:
         """Return the run in `folder`, which was begun and not finished; what a killed process left half-done is gone.
 
         Raises:
-            ConfigError: no run was begun there, or it is finished.
+            ConfigError: no run was begun there, it is finished, or another process holds it.
+            ArtifactError: the folder cannot be opened.
         """
         if not (folder / CONFIG_NAME).is_file():
             raise ConfigError(f"--resume {folder}: holds no {CONFIG_NAME}; expected the folder of a run that was begun")
+        run = cls.__new__(cls)
+        try:
+            run._hold(folder, "--resume")
+            _remove_left_behind(folder)
+        except OSError as err:
+            raise ArtifactError(f"--resume {folder}: cannot be opened ({err.strerror or err})") from err
         if (folder / CARD_NAME).exists():
             raise ConfigError(f"--resume {folder}: this run is finished and published; start a new one with --out")
-        run = cls.__new__(cls)
-        run.folder = folder
-        _remove_left_behind(folder)
         return run
 
     @property
@@ -229,4 +250,9 @@ def parameters_of(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _refused(path: Path, err: OSError) -> ArtifactError:
-    return ArtifactError(f"{path} cannot be written ({err.strerror or err}); free the disk or choose another --out")
+    """Return the error with the way on: a run that has its configuration was begun and can be resumed."""
+    begun = path.name != CONFIG_NAME
+    remedy = (
+        f"free the disk and go on with --resume {path.parent}" if begun else "free the disk or choose another --out"
+    )
+    return ArtifactError(f"{path} cannot be written ({err.strerror or err}); {remedy}")

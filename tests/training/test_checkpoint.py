@@ -1,7 +1,9 @@
 """Checkpoints: a training that goes on from one cannot be told from one that never stopped; damage is refused."""
 
+import contextlib
 import copy
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from training.begin import begin, go_on
 from training.checkpoint import read_checkpoint, write_checkpoint
 from training.config import Recipe
 from training.dataset import FashionMNIST
-from training.errors import CheckpointError, ConfigError, DivergenceError
+from training.errors import ArtifactError, CheckpointError, ConfigError, DivergenceError
 from training.fit import Snapshot, fit
 from training.model import build
 from training.run import Run
@@ -139,6 +141,33 @@ def kept(made_up, tmp_path):
     path = tmp_path / "last.pt"
     write_checkpoint(path, stopped_after(1, RECIPE, made_up), RECIPE, {"file": "0"})
     return path
+
+
+@pytest.fixture
+def no_room():
+    """Let the system refuse files beyond 4 kB inside a block, as a full disk does, after they were partly written."""
+
+    @contextlib.contextmanager
+    def limited():
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
+
+
+def test_no_room_for_a_checkpoint_leaves_the_last_one_whole(made_up, kept, no_room):
+    """One sentence with the way on; the earlier epoch can still be read, and nothing half-written lies beside it."""
+    before = kept.read_bytes()
+    second = stopped_after(2, RECIPE, made_up)
+    with no_room(), pytest.raises(ArtifactError, match=r"last\.pt cannot be written \(File too large\); .* --resume "):
+        write_checkpoint(kept, second, RECIPE, {"file": "0"})
+    assert kept.read_bytes() == before
+    assert [path.name for path in kept.parent.iterdir()] == ["last.pt"]
+    assert len(read_checkpoint(kept, RECIPE, {"file": "0"}).epochs) == 1
 
 
 @pytest.mark.parametrize("spoil", [lambda raw: raw[: len(raw) // 2], lambda raw: b"", lambda raw: b"{}" * 50])

@@ -84,6 +84,17 @@ def test_same_seed_gives_the_same_weights_bit_for_bit(made_up):
     assert not torch.equal(first.conv1.weight, other.conv1.weight)
 
 
+def test_two_threads_give_the_same_weights_bit_for_bit_too(made_up):
+    """Which of them is done first decides nothing, and PyTorch has its number of threads back afterwards."""
+    torch.set_num_threads(2)
+    first, second = build(RECIPE), build(RECIPE)
+    fit(first, made_up, RECIPE, CPU)
+    fit(second, made_up, RECIPE, CPU)
+    assert torch.get_num_threads() == 2
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
 def test_every_epoch_takes_every_row_once_in_another_order():
     """The order is a permutation, changes with epoch and seed, and repeats when asked again."""
     first = epoch_order(1000, seed=0, epoch=1)
@@ -156,6 +167,23 @@ def test_mirroring_equals_training_on_images_mirrored_before(made_up):
     assert torch.equal(ours.conv1.weight, plain.conv1.weight)
     fit(other := build(recipe), made_up, dataclasses.replace(recipe, augment="none"), CPU)
     assert not torch.equal(ours.conv1.weight, other.conv1.weight)
+
+
+def test_only_full_batches_are_compiled(made_up, monkeypatch):
+    """Five of 64 rows go through the compiler, the 32 of the remainder do not; the weights are the model's own."""
+    sizes = []
+
+    def spied(network):
+        return lambda x: sizes.append(len(x)) or network(x)
+
+    monkeypatch.setattr("training.fit.compiled", spied)
+    recipe = dataclasses.replace(RECIPE, epochs=1)
+    ours, plain = build(recipe), build(recipe)
+    fit(ours, made_up, recipe, CPU, compiles=True)
+    assert sizes == [64] * 5
+    textbook_loop(plain, made_up, recipe)
+    for name, expected in plain.state_dict().items():
+        assert (ours.state_dict()[name] - expected).abs().max() <= 5e-5 * expected.abs().max(), name
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -337,6 +338,27 @@ def test_a_diverging_training_publishes_nothing(
     assert not (tmp_path / "models").exists()
 
 
+def test_pictures_that_the_disk_refuses_leave_nothing_published(
+    small: FashionMNIST, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Published first and resumed after, the run would publish the same model twice."""
+    write, (soft, hard) = Run.write, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def refuse_pictures(run: Run, name: str, content: bytes) -> Path:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096 if name == "confusion.png" else soft, hard))
+        try:
+            return write(run, name, content)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    monkeypatch.setattr(Run, "write", refuse_pictures)
+    options = ["--models-dir", str(tmp_path / "models"), "--out", str(tmp_path / "run")]
+    assert command_line.main(["train-and-export", *RECIPE, *options]) == 1
+    error = capsys.readouterr().err
+    assert "confusion.png cannot be written (File too large); free the disk and go on with --resume " in error
+    assert not (tmp_path / "models").exists()
+
+
 def test_ctrl_c_ends_with_130_and_publishes_nothing(
     small: FashionMNIST, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -379,6 +401,7 @@ def test_an_interrupted_run_goes_on_to_the_same_model(
         (["--lr", "0.1"], "--lr with --resume"),
         (["--preset", "book"], "--preset with --resume"),
         (["--out", "elsewhere"], "--out with --resume"),
+        (["--compile"], "--compile with --resume"),
         (["--batch-size", "8"], "--batch-size with --resume"),
         ([], "holds no config.json"),
     ],
@@ -389,6 +412,24 @@ def test_what_contradicts_a_resumed_run_ends_with_2(
     """A run goes on as it was begun, or not at all; a folder without a run is none."""
     assert command_line.main(["train-and-export", "--resume", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_compiled_run_says_so_and_goes_on_compiled(
+    small: FashionMNIST, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled steps round otherwise: config.json keeps the choice, and a resumed run follows it."""
+    calls: list[int] = []
+    monkeypatch.setattr("training.fit.compiled", lambda network: lambda x: calls.append(len(x)) or network(x))
+    places = ["--models-dir", str(tmp_path / "models"), "--out", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "append", lambda run, record: os.kill(os.getpid(), signal.SIGINT))
+        assert command_line.main(["train-and-export", *RECIPE, "--compile", *places]) == 130
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["compiled"] is True
+    before = len(calls)
+    assert before > 0
+    resume = ["train-and-export", "--models-dir", str(tmp_path / "models"), "--resume", str(tmp_path / "run")]
+    assert command_line.main(resume) == 0
+    assert len(calls) == 2 * before
 
 
 def test_tensorboard_that_is_not_installed_is_said_before_training(

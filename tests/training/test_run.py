@@ -53,6 +53,38 @@ def test_an_empty_folder_may_be_given(tmp_path: Path) -> None:
     assert Run(tmp_path).folder == tmp_path
 
 
+def test_two_processes_never_write_one_run(tmp_path: Path) -> None:
+    """Neither to begin nor to resume it while another process holds it; kill -9 gives it back at once."""
+    folder = tmp_path / "run"
+    program = "import sys, pathlib; from training.run import Run\nrun = Run(pathlib.Path(sys.argv[1]))\n"
+    program += "run.write_config({}); print('held', flush=True); sys.stdin.read()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program, str(folder)],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        for other, flag in ((Run, "--out"), (Run.reopen, "--resume")):
+            with pytest.raises(ConfigError, match=f"{flag} .*run: another process is training there"):
+                other(folder)
+        holder.kill()
+    assert Run.reopen(folder).folder == folder
+
+
+def test_a_run_that_was_closed_can_be_opened_again(tmp_path: Path) -> None:
+    """Held until then, in the same process too."""
+    run = Run(tmp_path)
+    run.write_config({})
+    with pytest.raises(ConfigError, match="another process"):
+        Run.reopen(tmp_path)
+    run.close()
+    assert Run.reopen(tmp_path).folder == tmp_path
+
+
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     """A file in the way is said with its path."""
     (tmp_path / "file").write_text("")
@@ -75,7 +107,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     """The system's own reason is passed on, with the file it befell."""
     run = Run(tmp_path)
     (tmp_path / "metrics.csv").symlink_to("/dev/full")
-    with pytest.raises(ArtifactError, match=r"metrics\.csv cannot be written \(No space left on device\)"):
+    with pytest.raises(ArtifactError, match=r"metrics\.csv cannot be written \(No space left on device\).* --resume "):
         run.append(record(1))
 
 

@@ -18,7 +18,6 @@ from training.run import Run
 from training.studies import plan, variants
 from training.studies.adoption import adopt
 from training.studies.arms import Arm, Case, cases_of
-from training.studies.compiled import CompiledSteps
 from training.studies.measurement import measure, saturated
 from training.studies.runner import run, summary
 from training.studies.selection import held_out
@@ -145,18 +144,6 @@ class Fixed(nn.Module):
 
     def forward(self, _):
         return self.answer
-
-
-@pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")  # by PyTorch's own compiler when imported
-def test_compiled_steps_share_state_and_leave_other_batches_alone():
-    """Evaluation and odd batches run the network itself, so nothing is compiled here and the answers are its own."""
-    network = lenet()
-    wrapped = CompiledSteps(network, rows=256)
-    assert {id(each) for each in wrapped.parameters()} == {id(each) for each in network.parameters()}
-    images = torch.rand(3, 1, 28, 28)
-    assert torch.equal(wrapped.eval()(images), network.eval()(images))
-    wrapped.train()(images)
-    assert int(network.norm1.num_batches_tracked) == 1
 
 
 def test_the_store_keeps_what_it_was_given_and_replaces_the_same_key(tmp_path):

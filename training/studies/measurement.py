@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training.compiled import WORTH_COMPILING_EPOCHS
 from training.dataset import FashionMNIST, scale_pixels
 from training.device import to_device
 from training.errors import DivergenceError
 from training.fit import EpochRecord, evaluate, fit
 from training.statistics import Norm, population_statistics
 from training.studies.arms import Case
-from training.studies.compiled import WORTH_COMPILING_EPOCHS, CompiledSteps
 from training.studies.selection import first_rows, held_out
 
 EPOCH_ROWS = 5_000  # training images behind the population statistics of every epoch; the last figures take them all
@@ -59,12 +59,18 @@ def measure(case: Case, dataset: FashionMNIST, device: torch.device, *, compiled
         "epochs": epochs,
         "saturated": {"before": saturated(copy.deepcopy(network).to(device).train(), test_images)},
     }
-    trained = CompiledSteps(network, recipe.batch_size) if found["compiled"] else network
     start = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(case.seed)  # of dropout and noise; weights and order have the recipe's seed already
         try:
-            fit(trained, dataset, recipe, device, lambda record: epochs.append(_record(record, network, dataset)))
+            fit(
+                network,
+                dataset,
+                recipe,
+                device,
+                lambda record: epochs.append(_record(record, network, dataset)),
+                compiles=found["compiled"],
+            )
         except DivergenceError as err:
             return found | {"diverged": str(err), "seconds": time.perf_counter() - start}
     found |= accuracies(network, dataset)
