@@ -7,7 +7,7 @@ STAMP   := $(VENV)/.installed-$(ORT)
 JOBS    ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: bench-training bench-start bench-engine bench-peers bench-serving bench-folding gates gpu-check help install demo train verify serve test lint format typecheck unit container-test image constraints clean
+.PHONY: bench-training bench-start bench-engine bench-peers bench-serving bench-overload bench-folding gates gpu-check help install demo train verify serve test lint format typecheck unit clients-test container-test image constraints clean
 
 help:            ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,15 @@ typecheck: install
 unit: install
 	$(PYTHON) -m pytest -n $(JOBS) -m 'not container' $(ARGS)
 
+CLIENTS ?= .venv-clients
+clients-test: install $(CLIENTS)/.installed ## the service asked by tritonclient and the KServe client, from an environment of their own
+	CLIENTS_PYTHON=$(abspath $(CLIENTS))/bin/python $(PYTHON) -m pytest tests/service/test_v2_clients.py tests/test_documents.py
+
+$(CLIENTS)/.installed: tests/service/clients/requirements.txt
+	python3 -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
 container-test: install ## build the image, start it with compose, ask it (needs a Docker engine and docker-compose)
 	$(PYTHON) -m pytest -m container -v tests/test_container.py
 
@@ -71,6 +80,9 @@ bench-peers:     ## one environment for each server that the serving benchmark c
 
 bench-serving: install ## the service beside its peers (wrk; `make bench-peers` first)
 	$(PYTHON) benchmarks/serving.py --peers $(PEERS) $(ARGS)
+
+bench-overload: install ## far more than it can answer, and latency against load (an engine slowed on purpose)
+	$(PYTHON) benchmarks/overload.py $(ARGS)
 
 bench-folding: install ## the folding scoreboard
 	$(PYTHON) -m benchmarks.folding
