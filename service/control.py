@@ -11,8 +11,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from service.errors import InvalidInput, ModelNotFound
+from service.loading import UNVERIFIED
 from service.registry import Registry
 from service.state import LATEST, ModelState, Shadow, check_label
+from service.versions import Versions
 
 MAX_SHADOW_SECONDS = 30 * 24 * 3600.0
 
@@ -183,13 +185,14 @@ class Control:
         table = self._registry.tables.get(name)
         loaded = table.loaded if table else {}
         numbers = sorted({*self._follower.repository.models().get(name, []), *loaded})
-        return [self._row(name, number, table.labels_of(number) if table and number in loaded else None)
-                for number in numbers]  # fmt: skip
+        return [self._row(name, number, table) for number in numbers]
 
-    def _row(self, name: str, version: int, labels: list[str] | None) -> dict[str, Any]:
+    def _row(self, name: str, version: int, table: Versions | None) -> dict[str, Any]:
         row: dict[str, Any] = {"name": name, "version": str(version), "state": "READY", "reason": ""}
-        if labels is not None:
-            return row | {"labels": labels}
+        if table is not None and version in table.loaded:
+            verified = table.loaded[version].is_verified
+            reason = "" if verified else f"unverified: {UNVERIFIED}"
+            return row | {"reason": reason, "labels": table.labels_of(version), "verified": verified}
         if self._follower.loading == (name, version):
             return row | {"state": "LOADING"}
         refusal = self._follower.refusals.get((name, version))

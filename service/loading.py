@@ -6,12 +6,14 @@ requests take. Decides nothing: which versions are wanted is for `follow` to say
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from service.batcher import Batcher
 from service.engine import Engine
@@ -24,6 +26,8 @@ from service.specialise import Decide, decide_alone
 from service.statistics import Observers, Statistics
 
 _log = logging.getLogger(__name__)
+
+UNVERIFIED = "it came without a manifest, and nobody proved its answers"
 
 
 class _Users:
@@ -54,6 +58,22 @@ class Model:
     def version(self) -> int:
         """The version that answers."""
         return self.artifact.version
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether it came with golden answers and gave them."""
+        return self.artifact.is_verified
+
+    @cached_property
+    def header_lines(self) -> bytes:
+        """What every answer of it says of it in its headers."""
+        return b"".join(b"%b: %b\r\n" % header for header in self.headers)
+
+    @cached_property
+    def headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        """The same one by one: the version, and whether nobody proved it."""
+        version = (b"x-model-version", b"%d" % self.version)
+        return (version,) if self.is_verified else (version, (b"x-model-verified", b"false"))
 
     @property
     def labels(self) -> tuple[str, ...] | None:
@@ -152,7 +172,7 @@ class Loader:
         await model.batcher.close()
 
     async def _prove(self, model: Model) -> None:
-        golden = model.artifact.golden
+        golden = model.engine.golden
         answer = await model.batcher.infer(golden.inputs)
         golden.check(answer.outputs, model.engine.device.provider)
         model.statistics.forget()
@@ -196,13 +216,18 @@ class Loader:
         metrics.device_fallback.labels(name).set(int(engine.device.fallback_reason is not None))
         metrics.batch_invariant.labels(name).set(int(engine.batch_invariant))
         metrics.batch_deviation.labels(name).set(engine.largest_deviation)
-        metrics.golden_deviation.labels(name).set(max(engine.deviations.values(), default=0.0))
+        deviation = max(engine.deviations.values(), default=0.0) if model.is_verified else math.nan
+        metrics.golden_deviation.labels(name).set(deviation)
         metrics.load_seconds.labels(name).set(seconds)
         for bucket, expected in engine.bucket_seconds.items():
             metrics.bucket_seconds.labels(name, str(bucket)).set(expected)
-        _log.info("loaded", extra={"model": name, "version": model.version, "seconds": round(seconds, 3)})
+        fields = {"model": name, "version": model.version, "seconds": round(seconds, 3)}
+        _log.info("loaded", extra={**fields, "verified": model.is_verified})
+        if not model.is_verified:
+            _log.warning("model %r version %d is served unverified: %s", name, model.version, UNVERIFIED)
 
 
-def _identity(model: Model) -> tuple[str, str, str, str]:
+def _identity(model: Model) -> tuple[str, ...]:
     """The labels of `model_info`."""
-    return model.name, str(model.version), model.artifact.sha256, model.engine.device.provider
+    artifact, provider = model.artifact, model.engine.device.provider
+    return model.name, str(model.version), artifact.sha256, provider, str(model.is_verified).lower()
