@@ -8,12 +8,15 @@ import logging
 import os
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
 
 from service.buckets import LONGEST_RUN_SECONDS, Profile, answer_alike, check_buckets, median_seconds, profile_buckets
 from service.errors import ArtifactInvalid, BucketsInvalid, DeviceLost, EngineError
+from service.foreign import check_rows, made_inputs
+from service.golden import Golden
 from service.providers import Device, Source, cpu_session, open_session
 from service.repository import Artifact
 from service.runners import GraphRunner, PlainRunner, Runner, WideRunner
@@ -36,6 +39,7 @@ class Engine:
         device: what was asked for, what runs, and why they differ.
         deviations: largest relative difference from the golden answers, for each float output.
         rewrite: how the graph that runs differs from the published one; None when it does not.
+        golden: what it was asked at load; of a model without a manifest, made inputs and no answers.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class Engine:
     ) -> None:
         self.device = device
         self.rewrite = rewrite
+        self.golden = Golden({}, {}, {})
         self.deviations: dict[str, float] = {}
         self._runner = runner
         self._signature = signature
@@ -67,10 +72,11 @@ class Engine:
         is_specialised: bool = True,
         decide: Decide = decide_alone,
     ) -> "Engine":
-        """Load, warm and prove a model; nothing is served that did not give its golden answers.
+        """Load, warm and prove a model; nothing is served that did not give its golden answers, where it has any.
 
         Args:
-            artifact: a verified version folder.
+            artifact: a version folder; one without a manifest is measured on made inputs, and the answers to those
+                are only known to be answers.
             provider: "auto", "cuda" or "cpu".
             threads: of one run on the CPU; 0 takes one, and `cores` where a bucket is measured to gain by them.
             cores: how many threads there may be; None takes all cores of the process.
@@ -90,14 +96,18 @@ class Engine:
             artifact.model_path, provider, threads=threads or 1, device_id=device_id, tf32=tf32
         )
         signature = read_signature(session)
-        _check_golden_inputs(artifact, signature)
+        if artifact.is_verified:
+            _check_golden_inputs(artifact, signature)
+        else:
+            artifact = replace(artifact, golden=Golden(made_inputs(signature.inputs), {}, {}))
         fitting = _fitting(candidates, signature.fixed_rows)
         cores = 1 if threads else (cores or len(os.sched_getaffinity(0)))
         if device.provider == "cuda":
             runner: Runner = GraphRunner(session, signature.inputs, signature.outputs, device_id=device_id)
             return cls(runner, device, signature, fitting)._proven(artifact)
+        _refuse_failing(PlainRunner(session, signature.outputs), artifact, fitting[0])
         choice = Choice(artifact.model_path)
-        if is_specialised and signature.fixed_rows is None:
+        if is_specialised and signature.fixed_rows is None and artifact.is_verified:
             choice = specialise(artifact, session, fitting, REWRITES, decide)
         if choice.rewrite is not None:
             rewritten = cpu_session(choice.source, threads or 1)
@@ -111,15 +121,17 @@ class Engine:
 
     def _proven(self, artifact: Artifact) -> "Engine":
         """Measure every bucket and compare each with the golden answers."""
-        golden = artifact.golden
-        self._profile = profile_buckets(self._run_exactly, golden.inputs, self.buckets)
+        self.golden = golden = artifact.golden
+        run = self._run_exactly if artifact.is_verified else self._run_row_for_row
+        self._profile = profile_buckets(run, golden.inputs, self.buckets)
         for answers in self._profile.answers.values():
             deviations = golden.check(answers, self.device.provider)
             self.deviations = {name: max(new, self.deviations.get(name, 0.0)) for name, new in deviations.items()}
+        proof = f"off its golden answers by at most {max(self.deviations.values(), default=0.0):.1e}"
         _log.info(
-            "model %s version %d on %s: buckets %s, batch invariant: %s, off its golden answers by at most %.1e",
+            "model %s version %d on %s: buckets %s, batch invariant: %s, %s",
             *(artifact.name, artifact.version, self.device.provider, list(self.buckets), self.batch_invariant),
-            max(self.deviations.values(), default=0.0),
+            proof if artifact.is_verified else "unverified",
             extra={"rewrite": self.rewrite},
         )
         return self
@@ -205,6 +217,12 @@ class Engine:
                 raise DeviceLost(f"the device does not answer any more: {reason}") from err
             raise EngineError(f"the run failed: {reason}") from err
 
+    def _run_row_for_row(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run a batch of a model that nobody vouches for."""
+        answers = self._run_exactly(inputs)
+        check_rows(answers, len(next(iter(inputs.values()))))
+        return answers
+
     def _still_answers(self) -> bool:
         """Whether a batch of zeros still runs: a CUDA error stays until the process ends, a bad batch does not."""
         rows = self.buckets[0]
@@ -242,6 +260,17 @@ def _check_golden_inputs(artifact: Artifact, signature: Signature) -> None:
             f"golden outputs in {artifact.path} are {sorted(artifact.golden.outputs)}, "
             f"the graph gives {sorted(spec.name for spec in signature.outputs)}"
         )
+
+
+def _refuse_failing(runner: Runner, artifact: Artifact, rows: int) -> None:
+    """Raise when the graph cannot even run on what it is going to be asked."""
+    inputs = {name: np.resize(array, (rows, *array.shape[1:])) for name, array in artifact.golden.inputs.items()}
+    try:
+        runner.run(inputs)
+    except Exception as err:  # onnxruntime's classes share no base below Exception
+        asked = "its golden inputs" if artifact.is_verified else "inputs made for it (floats 0 to 1, integers 0 or 1)"
+        reason = str(err).strip().split("\n")[0][:300]
+        raise ArtifactInvalid(f"{artifact.model_path} fails on {asked}: {reason}") from err
 
 
 def _cpu_runner(
