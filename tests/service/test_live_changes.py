@@ -48,10 +48,8 @@ class Operator(httpx.Client):
 
     def compared(self, rows: int) -> dict:
         """The report of a comparison, once it holds so many rows: the copies run behind the answers."""
-        for _ in range(1000):
-            report = self.get("/v2/repository/models/fashion").json()["shadow"]
-            if report["rows"] >= rows:
-                break
+        while (report := self.get("/v2/repository/models/fashion").json()["shadow"])["rows"] < rows:
+            assert report["dropped"] == 0, report  # what was dropped never comes
         return report
 
     def index(self, name: str = "fashion") -> dict[str, tuple[str, str]]:
@@ -66,11 +64,13 @@ def running(models: Path, **changes: object) -> Iterator[Operator]:
     key, line = new_key("operator", ["admin"])
     keys = models.parent / "keys"
     keys.write_text(line)
-    settings = {"state_dir": models.parent / "state", "poll_seconds": 0, **changes}
+    # On a machine that has other things to do nothing is refused as late, and no watchdog ends the tests' own process.
+    patience = {"default_deadline_ms": 300_000, "hang_seconds": 0}
+    settings = {"state_dir": models.parent / "state", "poll_seconds": 0, **patience, **changes}
     app = create_app(
         Settings(models_dir=models, provider="cpu", buckets=(1, 4), keys_file=keys, closed_scopes=(), **settings)
     )
-    with serve(app) as url, Operator(base_url=url, headers={"X-API-Key": key}, timeout=30) as operator:
+    with serve(app) as url, Operator(base_url=url, headers={"X-API-Key": key}, timeout=300) as operator:
         operator.app = app
         yield operator
 

@@ -35,7 +35,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
     artifacts.publish_classifier(folder / "models")
     images = artifacts.images(ROWS, seed=11)
     np.save(folder / "images.npy", images)
-    app = create_app(Settings(models_dir=folder / "models", provider="cpu", grpc_port=0, default_deadline_ms=60_000))
+    app = create_app(Settings(models_dir=folder / "models", provider="cpu", grpc_port=0, default_deadline_ms=300_000))
     with serve(app) as url:
         address = f"127.0.0.1:{app.state.grpc.port}"
         yield SimpleNamespace(url=url, address=address, folder=folder, images=images)
@@ -45,7 +45,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
 def reference(service) -> dict[str, np.ndarray]:
     """What /predict says of all images, and the plain session's logits."""
     octets = {"Content-Type": "application/octet-stream"}
-    answer = httpx.post(f"{service.url}/predict", content=service.images.tobytes(), headers=octets, timeout=60)
+    answer = httpx.post(f"{service.url}/predict", content=service.images.tobytes(), headers=octets, timeout=300)
     predictions = answer.json()["predictions"]
     session = artifacts.plain_session(service.folder / "models/fashion/1/model.onnx")
     return {
