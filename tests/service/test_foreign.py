@@ -25,7 +25,14 @@ from service.settings import Settings
 from service.tensors import TensorSpec
 from tests.service import artifacts, v2_messages
 from tests.service.live import serve
-from tests.service.test_bad_versions import custom_operator, external, future_opset, norm_in_training_mode, weights
+from tests.service.test_bad_versions import (
+    custom_operator,
+    external,
+    future_opset,
+    norm_in_training_mode,
+    norm_of_an_old_opset_in_training_mode,
+    weights,
+)
 
 CHANNELS = 4
 
@@ -217,14 +224,6 @@ def nan_in_a_list(model):
     tensor = next(item for item in model.graph.initializer if item.name == "fc.bias")
     tensor.ClearField("raw_data")
     tensor.float_data.extend([np.nan] * 10)
-
-
-def norm_of_an_old_opset_in_training_mode(model):
-    norm_in_training_mode(model)
-    node = next(item for item in model.graph.node if item.op_type == "BatchNormalization")
-    del node.attribute[:]
-    node.output[1:] = ["running_mean", "running_var", "saved_mean", "saved_var"]
-    model.opset_import[0].version = 13
 
 
 def ragged_weights(model):
