@@ -60,13 +60,19 @@ async def start(folder: Path, workers: int) -> tuple[asyncio.subprocess.Process,
         "--models-dir", str(folder / "models"), "--state-dir", str(folder / "state"), "--keys-file",
         str(folder / "keys"), "--closed-scopes", "", "--poll-seconds", "0.1", stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    ready, address = 0, ""
-    while ready < workers:
-        event = json.loads(await process.stderr.readline())
-        address = event.get("address", address)
-        ready += event["event"] == "ready"
+    address = next(event["address"] for event in await first_events(process, workers) if "address" in event)
     host, port = address.removeprefix("http://").split(":")
     return process, host, int(port), key
+
+
+async def first_events(process: asyncio.subprocess.Process, workers: int) -> list[dict[str, object]]:
+    """The lines of a service's log until all of its workers are ready."""
+    events: list[dict[str, object]] = []
+    while sum(event["event"] == "ready" for event in events) < workers:
+        line = await process.stderr.readline()
+        assert line, f"the service ended: {events}"
+        events.append(json.loads(line))
+    return events
 
 
 async def capacity(host: str, port: int, body: bytes, seconds: float) -> float:
