@@ -21,7 +21,8 @@ from service.providers import Device, Source, cpu_session, open_session
 from service.repository import Artifact
 from service.runners import GraphRunner, PlainRunner, Runner, WideRunner
 from service.signature import ImageSpec, Signature, read_signature
-from service.specialise import REWRITES, Choice, Decide, decide_alone, specialise
+from service.specialise import REWRITES, Choice, Decide, decide_alone, specialise, take_over
+from service.structure import structure_of
 from service.tensors import Array, TensorSpec
 
 _log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Engine:
         device: what was asked for, what runs, and why they differ.
         deviations: largest relative difference from the golden answers, for each float output.
         rewrite: how the graph that runs differs from the published one; None when it does not.
+        structure: equal for two graphs that differ in nothing but weights; empty where that is not known.
         golden: what it was asked at load; of a model without a manifest, made inputs and no answers.
     """
 
@@ -49,8 +51,10 @@ class Engine:
         signature: Signature,
         buckets: Sequence[int],
         rewrite: str | None = None,
+        structure: str = "",
     ) -> None:
         self.device = device
+        self.structure = structure
         self.rewrite = rewrite
         self.golden = Golden({}, {}, {})
         self.deviations: dict[str, float] = {}
@@ -71,6 +75,7 @@ class Engine:
         tf32: bool = False,
         is_specialised: bool = True,
         decide: Decide = decide_alone,
+        like: "Engine | None" = None,
     ) -> "Engine":
         """Load, warm and prove a model; nothing is served that did not give its golden answers, where it has any.
 
@@ -85,6 +90,8 @@ class Engine:
             tf32: let CUDA round products to TF32.
             is_specialised: on the CPU, run a rewritten graph where that is exact and measured to pay.
             decide: has the graph chosen once for all processes that have to give the same bytes.
+            like: one that serves; if its graph differs in nothing but weights, what was measured for it holds here
+                too, and only the answers are looked at: a measurement beside requests would be wrong, and in their way.
 
         Raises:
             ProviderUnavailable: "cuda" was asked for and cannot be had.
@@ -106,24 +113,31 @@ class Engine:
             runner: Runner = GraphRunner(session, signature.inputs, signature.outputs, device_id=device_id)
             return cls(runner, device, signature, fitting)._proven(artifact)
         _refuse_failing(PlainRunner(session, signature.outputs), artifact, fitting[0])
+        structure = structure_of(artifact.model_path)
+        kin = like if like is not None and structure and like.structure == structure else None
         choice = Choice(artifact.model_path)
         if is_specialised and signature.fixed_rows is None and artifact.is_verified:
-            choice = specialise(artifact, session, fitting, REWRITES, decide)
+            choice = (
+                specialise(artifact, session, fitting, REWRITES, decide)
+                if kin is None
+                else take_over(artifact, kin.rewrite, REWRITES, decide)
+            )
         if choice.rewrite is not None:
             rewritten = cpu_session(choice.source, threads or 1)
-            runner = _cpu_runner(artifact, choice.source, rewritten, signature, fitting, cores)
-            engine = cls(runner, device, signature, fitting, choice.rewrite)._proven(artifact)
+            runner = _cpu_runner(artifact, choice.source, rewritten, signature, fitting, cores, kin)
+            engine = cls(runner, device, signature, fitting, choice.rewrite, structure)._proven(artifact, kin)
             if engine.batch_invariant and engine.buckets == engine._profile.tried:
                 return engine
             _log.warning("model %s: %r left out: answers depend on the batch", artifact.name, choice.rewrite)
-        runner = _cpu_runner(artifact, artifact.model_path, session, signature, fitting, cores)
-        return cls(runner, device, signature, fitting)._proven(artifact)
+        runner = _cpu_runner(artifact, artifact.model_path, session, signature, fitting, cores, kin)
+        return cls(runner, device, signature, fitting, structure=structure)._proven(artifact, kin)
 
-    def _proven(self, artifact: Artifact) -> "Engine":
-        """Measure every bucket and compare each with the golden answers."""
+    def _proven(self, artifact: Artifact, kin: "Engine | None" = None) -> "Engine":
+        """Measure every bucket, unless it is known how long it takes, and compare each with the golden answers."""
         self.golden = golden = artifact.golden
         run = self._run_exactly if artifact.is_verified else self._run_row_for_row
-        self._profile = profile_buckets(run, golden.inputs, self.buckets)
+        known = kin.bucket_seconds if kin is not None and kin.rewrite == self.rewrite else None
+        self._profile = profile_buckets(run, golden.inputs, self.buckets, known)
         for answers in self._profile.answers.values():
             deviations = golden.check(answers, self.device.provider)
             self.deviations = {name: max(new, self.deviations.get(name, 0.0)) for name, new in deviations.items()}
@@ -175,6 +189,11 @@ class Engine:
     def largest_deviation(self) -> float:
         """Largest relative difference between any two buckets that were tried, served or not."""
         return self._profile.largest_deviation
+
+    @property
+    def wide_from(self) -> int | None:
+        """The smallest bucket that runs on all threads; None where all run on one."""
+        return self._runner.wide_from if isinstance(self._runner, WideRunner) else None
 
     @property
     def bucket_seconds(self) -> Mapping[int, float]:
@@ -280,6 +299,7 @@ def _cpu_runner(
     signature: Signature,
     buckets: Sequence[int],
     cores: int,
+    kin: Engine | None = None,
 ) -> Runner:
     """One thread, and all cores for the large buckets if they shorten those runs enough and change no byte.
 
@@ -287,9 +307,13 @@ def _cpu_runner(
     2.9 milliseconds for 256.
     """
     narrow = PlainRunner(session, signature.outputs)
-    if cores < 2:
+    if cores < 2 or (kin is not None and kin.wide_from is None):
         return narrow
     wide = PlainRunner(cpu_session(source, cores), signature.outputs)
+    if kin is not None and kin.wide_from is not None:
+        large = [bucket for bucket in kin.buckets if bucket >= kin.wide_from]
+        is_exact = all(answer_alike(narrow.run, wide.run, artifact.golden.inputs, bucket) for bucket in large)
+        return WideRunner(narrow, wide, kin.wide_from) if is_exact else narrow
     wide_from: int | None = None
     for bucket in buckets:
         slow = median_seconds(narrow.run, artifact.golden.inputs, bucket)
