@@ -113,7 +113,7 @@ class Control:
             if label == LATEST and version == max(on_disk, default=0) and self._promotes_new:
                 target = None
         source = self._target(name, label)
-        await self._move(name, label, target, "promote", source)
+        await self._move(name, label, target, "promote", source, version)
 
     async def rollback(self, name: str, label: str = LATEST) -> None:
         """Point a label back at the version it pointed at before; `latest` stays there until the next promote.
@@ -173,10 +173,14 @@ class Control:
         """Write a decision; in a thread, since a disk may take its time to be sure and requests go on meanwhile."""
         await asyncio.to_thread(self._state.change, name, decide)
 
-    async def _move(self, name: str, label: str, target: int | None, action: str, source: int | None) -> None:
+    async def _move(
+        self, name: str, label: str, target: int | None, action: str, source: int | None, version: int | None = None
+    ) -> None:
+        """Point a label at `target`; it keeps `version`, or else that one, which no load has to keep any more."""
+
         def decide(state: ModelState) -> ModelState:
             moved = state.moved(label, target, action, source)
-            return replace(_without(moved, target or source), is_unloaded=False)
+            return replace(_without(moved, version or target), is_unloaded=False)
 
         await self._decide(name, decide)
         await self._follower.follow(name)

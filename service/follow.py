@@ -192,7 +192,9 @@ class Follower:
             return False
         self.loading = (name, version)
         try:
-            loaded[version] = await self._loader.load(name, version)
+            table = self._registry.tables.get(name)
+            like = table.choose() if table is not None else None
+            loaded[version] = await self._loader.load(name, version, is_beside=self._is_started, like=like)
         except ServiceError as err:
             self._refuse(name, version, err, files)
             return False

@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from service.batcher import Batcher
+from service.courtesy import giving_way
 from service.engine import Engine
 from service.errors import DeviceLost, ServiceError
-from service.metrics import Metrics
+from service.memory import give_back
+from service.metrics import Metrics, ModelMetrics
 from service.repository import Artifact, Repository
 from service.settings import Settings
 from service.signature import ImageSpec
@@ -121,10 +123,17 @@ class Loader:
         self._metrics = metrics
         self._lost = lost
         self._decide = decide
+        self._counted: dict[str, ModelMetrics] = {}
         self._batchers: dict[str, list[Batcher]] = {}  # of all versions that are loaded, for the queue's gauge
 
-    async def load(self, name: str, version: int) -> Model:
+    async def load(self, name: str, version: int, *, is_beside: bool = False, like: Model | None = None) -> Model:
         """Return a version that has given its golden answers through its batcher.
+
+        Args:
+            name: of the model.
+            version: of it.
+            is_beside: whether others are answered meanwhile, to whom the load gives way.
+            like: the version that serves, from whose measurements this one may take over what holds for both.
 
         Raises:
             ServiceError: it is not what its manifest says, cannot be loaded or answers wrongly; nothing stays behind.
@@ -134,7 +143,7 @@ class Loader:
         try:
             loop = asyncio.get_running_loop()
             artifact = await loop.run_in_executor(executor, self._repository.open, name, version)
-            engine = await loop.run_in_executor(executor, self._load_engine, artifact)
+            engine = await loop.run_in_executor(executor, self._load_engine, artifact, is_beside, like)
             statistics = Statistics()
             model = Model(artifact, engine, self._batcher(name, engine, executor, statistics), executor, statistics)
             await self._prove(model)
@@ -164,6 +173,8 @@ class Loader:
             self._batchers[model.name].remove(model.batcher)
         self._metrics.forget_model(*_identity(model))
         _log.info("unloaded", extra={"model": model.name, "version": model.version})
+        del model  # the last one who holds it, or what it held could not be given back
+        await asyncio.to_thread(give_back)
 
     async def _drain(self, model: Model) -> None:
         while model.users.count:
@@ -177,19 +188,21 @@ class Loader:
         golden.check(answer.outputs, model.engine.device.provider)
         model.statistics.forget()
 
-    def _load_engine(self, artifact: Artifact) -> Engine:
+    def _load_engine(self, artifact: Artifact, is_beside: bool, like: Model | None) -> Engine:
         settings = self._settings
-        return Engine.load(
-            artifact,
-            provider=settings.provider,
-            threads=settings.threads,
-            cores=max(1, len(os.sched_getaffinity(0)) // settings.workers),
-            buckets=settings.buckets,
-            device_id=settings.cuda_device,
-            tf32=settings.tf32,
-            is_specialised=settings.specialise,
-            decide=self._decide,
-        )
+        with giving_way(is_needed=is_beside):
+            return Engine.load(
+                artifact,
+                provider=settings.provider,
+                threads=settings.threads,
+                cores=max(1, len(os.sched_getaffinity(0)) // settings.workers),
+                buckets=settings.buckets,
+                device_id=settings.cuda_device,
+                tf32=settings.tf32,
+                is_specialised=settings.specialise,
+                decide=self._decide,
+                like=like.engine if like is not None else None,
+            )
 
     def _batcher(self, name: str, engine: Engine, executor: ThreadPoolExecutor, statistics: Statistics) -> Batcher:
         """A batcher that stays in the engine's own thread where the device demands it."""
@@ -199,13 +212,19 @@ class Loader:
             max_queue_rows=self._settings.max_queue_rows,
             inline_seconds=0.0 if is_bound_to_thread else self._settings.inline_below_ms / 1000,
             executor=executor,
-            observer=Observers(self._metrics.for_model(name), statistics),
+            observer=Observers(self._counters(name), statistics),
             lost=self._lost,
         )
         if name not in self._batchers:
             self._metrics.before_reading.append(lambda: self._count_waiting(name))
         self._batchers.setdefault(name, []).append(batcher)
         return batcher
+
+    def _counters(self, name: str) -> ModelMetrics:
+        """Return the counters of a model, which all of its versions share: each new one would be read for ever."""
+        if name not in self._counted:
+            self._counted[name] = self._metrics.for_model(name)
+        return self._counted[name]
 
     def _count_waiting(self, name: str) -> None:
         self._metrics.queued_rows.labels(name).set(sum(batcher.queued_rows for batcher in self._batchers[name]))

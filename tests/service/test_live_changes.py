@@ -127,6 +127,16 @@ def test_only_the_last_versions_stay_in_memory(models):
             pass
 
 
+def test_a_version_that_was_promoted_leaves_once_it_is_superseded(models):
+    """A promote loads what it needs, and keeps it no longer than its label points at it."""
+    for version in (1, 2):
+        publish(models, version)
+    with running(models, keep_warm=0) as operator:
+        for version in (1, 2, 1):
+            operator.done("models/fashion/promote", version=version)
+            assert [row["version"] for row in operator.done("index") if row["state"] == "READY"] == [str(version)]
+
+
 def test_a_rollback_is_immediate_and_pins_until_the_next_promote(models):
     """After a rollback, newer versions load but do not take over; a promote of the newest lets them again."""
     publish(models, 1)
