@@ -13,7 +13,7 @@ from typing import Any
 from service.errors import InvalidInput, ModelNotFound
 from service.loading import UNVERIFIED
 from service.registry import Registry
-from service.state import LATEST, ModelState, Shadow, check_label
+from service.state import LATEST, PROMOTE, ROLLBACK, ModelState, Shadow, check_label
 from service.versions import Versions
 
 MAX_SHADOW_SECONDS = 30 * 24 * 3600.0
@@ -113,10 +113,12 @@ class Control:
             if label == LATEST and version == max(on_disk, default=0) and self._promotes_new:
                 target = None
         source = self._target(name, label)
-        await self._move(name, label, target, "promote", source, version)
+        await self._move(name, label, target, PROMOTE, source, version)
 
     async def rollback(self, name: str, label: str = LATEST) -> None:
         """Point a label back at the version it pointed at before; `latest` stays there until the next promote.
+
+        Each further rollback goes one step further back.
 
         Raises:
             ModelNotFound: there is no such model or label.
@@ -127,10 +129,10 @@ class Control:
         source = self._target(name, label)
         if source is None:
             raise ModelNotFound(f"model {name!r} has no label {label[:64]!r} to roll back")
-        target = self._follower.previous(name) if label == LATEST else self._before(name, label)
+        target = self._follower.previous(name) if label == LATEST else self._decided(name).before(label)
         if target is None:
-            raise InvalidInput(f"rollback: {label!r} of model {name!r} has pointed at nothing but version {source}")
-        await self._move(name, label, target, "rollback", source)
+            raise InvalidInput(f"rollback: {label!r} of model {name!r} has pointed at nothing before version {source}")
+        await self._move(name, label, target, ROLLBACK, source)
         self._refuse_refused(name, target)
 
     async def shadow(self, name: str, version: int, seconds: float) -> None:
@@ -223,10 +225,6 @@ class Control:
         if label == LATEST:
             return table.latest if table else None
         return self._decided(name).labels.get(label)
-
-    def _before(self, name: str, label: str) -> int | None:
-        moves = [move for move in self._decided(name).history if move.label == label]
-        return moves[-1].source if moves else None
 
     def _refuse_refused(self, name: str, version: int) -> None:
         refusal = self._follower.refusals.get((name, version))

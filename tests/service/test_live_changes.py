@@ -158,6 +158,24 @@ def test_a_rollback_is_immediate_and_pins_until_the_next_promote(models):
         ]
 
 
+def test_each_rollback_goes_one_step_further_back(models):
+    """Never forward again to the version that was left; a promote starts anew, and a restart changes nothing of it."""
+    for version in (1, 2, 3, 4):
+        publish(models, version)
+    with running(models) as operator:
+        assert [operator.done("models/fashion/rollback")["latest"] for _ in range(2)] == [3, 2]
+    with running(models) as operator:
+        assert operator.done("models/fashion/rollback")["latest"] == 1
+        assert "nothing before version 1" in refused(operator.call("models/fashion/rollback"), 400)
+        operator.done("models/fashion/promote", version=3)
+        assert operator.done("models/fashion/rollback")["latest"] == 1
+        for version in (1, 3, 2):
+            operator.done("models/fashion/promote", version=version, label="stable")
+        labels = [operator.done("models/fashion/rollback", label="stable")["labels"]["stable"] for _ in range(2)]
+        assert labels == [3, 1]
+        assert "nothing before version 1" in refused(operator.call("models/fashion/rollback", label="stable"), 400)
+
+
 def test_a_rollback_survives_a_restart(models):
     """The pin is on disk, not in the process."""
     for version in (1, 2):
@@ -383,7 +401,7 @@ def test_a_shadow_is_compared_and_never_heard(models):
         ("models/fashion/promote", {"version": 1, "label": "../x"}, 400, "label '../x'"),
         ("models/fashion/promote", {"version": 1, "label": 5}, 400, "label '5'"),
         ("models/fashion/promote", {"label": "stable"}, 400, "no version came"),
-        ("models/fashion/rollback", {}, 400, "has pointed at nothing but version 1"),
+        ("models/fashion/rollback", {}, 400, "has pointed at nothing before version 1"),
         ("models/fashion/rollback", {"label": "stable"}, 404, "has no label 'stable'"),
         ("models/fashion/shadow", {}, 400, "shadow: expected"),
         ("models/fashion/shadow", {"version": 1}, 400, "is the one that answers"),
