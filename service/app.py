@@ -90,7 +90,8 @@ def create_app(settings: Settings, workers: Workers | None = None) -> FastAPI:
     app.state.workers = workers
     app.state.registry = Registry(settings, metrics, workers)
     app.state.body_budget = BodyBudget(settings.max_buffered_bytes)
-    app.state.access = Access(settings.keys_file, settings.closed_scopes, settings.key_rate)
+    shared = workers.folder if workers is not None else None
+    app.state.access = Access(settings.keys_file, settings.closed_scopes, settings.key_rate, shared)
     app.state.control = Control(app.state.registry, promotes_new=settings.promote_new)
     app.state.grpc = None
     app.state.readers = Readers(settings.max_rows)

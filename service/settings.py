@@ -49,7 +49,9 @@ class Settings(BaseSettings):
     closed_scopes: Annotated[tuple[str, ...], NoDecode] = Field(
         ("infer", "metrics"), description="scopes that need a key once there is a keys file: infer, metrics, read"
     )
-    key_rate: float = Field(0.0, ge=0, description="requests a second of one key in one worker; 0 does not limit")
+    key_rate: float = Field(
+        0.0, ge=0, description="requests a second of one key, in all workers together; 0 does not limit"
+    )
     workers: int = Field(1, ge=1, le=256, description="processes that share the port")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line written")
 
