@@ -187,7 +187,8 @@ async def _read_body(request: Request, share: Share) -> bytes:
     """Return the whole body, which must not be compressed."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        raise UnsupportedMediaType(f"Content-Encoding: {clip(encoding)!r}, expected none: send the body as it is")
+        message = f"Content-Encoding: {clip(encoding)!r}, expected none: send the body as it is"
+        raise UnsupportedMediaType(message, "identity")
     return await receive_body(request, share)
 
 

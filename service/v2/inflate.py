@@ -23,7 +23,8 @@ def content_encoding(text: str | None) -> str | None:
     if coding in ("", "identity"):
         return None
     if coding not in _WINDOW_BITS:
-        raise UnsupportedMediaType(f"Content-Encoding: {clip(coding)!r}, expected gzip, deflate or none")
+        message = f"Content-Encoding: {clip(coding)!r}, expected gzip, deflate or none"
+        raise UnsupportedMediaType(message, ", ".join(_WINDOW_BITS))
     return coding
 
 
