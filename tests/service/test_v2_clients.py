@@ -79,3 +79,8 @@ def test_a_client_gets_the_bytes_of_predict_at_every_batch_size(service, referen
 def test_the_interface_is_that_of_triton(service):
     """Each message, field number, type and call of our .proto is the one in Triton's own descriptors."""
     ask("descriptors", service)
+
+
+def test_the_configuration_is_one_that_triton_reads(service):
+    """The published config.pbtxt and the configuration over HTTP are Triton's own message, with no unknown member."""
+    ask("configuration", service)
