@@ -407,9 +407,9 @@ def test_what_weighs_more_than_all_rows_is_refused_unparsed():
     for form in ("flat", "nested"):
         body, _ = v2_messages.request(arrays, form)
         np.testing.assert_array_equal(reader.read(body).inputs["image"], arrays["image"])
-    for piece in (b"[],", b"{},", b"0,", b'"",', b"[[]],"):
+    for piece, count in ((b"[],", 30_000), (b"{},", 30_000), (b"[[]],", 30_000), (b"0,", 50_000), (b'"",', 50_000)):
         with pytest.raises(TooManyRows, match="more values or lists than 5000 rows"):
-            reader.read(b'{"inputs": [' + piece * 50_000 + b"0]}")
+            reader.read(b'{"inputs": [' + piece * count + b"0]}")
 
 
 def test_any_byte_of_a_request_may_be_damaged():
