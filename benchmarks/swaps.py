@@ -49,7 +49,7 @@ class Connection:
         return int(head[9:12]), head, await self.reader.readexactly(length)
 
 
-async def start(folder: Path, workers: int) -> tuple[asyncio.subprocess.Process, str, int, str]:
+async def start(folder: Path, workers: int, keep_warm: int) -> tuple[asyncio.subprocess.Process, str, int, str]:
     """The service, its host and port, and the operator's key."""
     for version in (1, 2):
         artifacts.publish_classifier(folder / "models", version=version, seed=version)
@@ -58,15 +58,22 @@ async def start(folder: Path, workers: int) -> tuple[asyncio.subprocess.Process,
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "service", "--port", "0", "--provider", "cpu", "--workers", str(workers),
         "--models-dir", str(folder / "models"), "--state-dir", str(folder / "state"), "--keys-file",
-        str(folder / "keys"), "--closed-scopes", "", "--poll-seconds", "0.1", stderr=asyncio.subprocess.PIPE,
+        str(folder / "keys"), "--closed-scopes", "", "--poll-seconds", "0.1",
+        "--keep-warm", str(keep_warm), stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    ready, address = 0, ""
-    while ready < workers:
-        event = json.loads(await process.stderr.readline())
-        address = event.get("address", address)
-        ready += event["event"] == "ready"
+    address = next(event["address"] for event in await first_events(process, workers) if "address" in event)
     host, port = address.removeprefix("http://").split(":")
     return process, host, int(port), key
+
+
+async def first_events(process: asyncio.subprocess.Process, workers: int) -> list[dict[str, object]]:
+    """The lines of a service's log until all of its workers are ready."""
+    events: list[dict[str, object]] = []
+    while sum(event["event"] == "ready" for event in events) < workers:
+        line = await process.stderr.readline()
+        assert line, f"the service ended: {events}"
+        events.append(json.loads(line))
+    return events
 
 
 async def capacity(host: str, port: int, body: bytes, seconds: float) -> float:
@@ -155,7 +162,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, object]:
     """The whole run."""
     body = artifacts.images(1, seed=5).tobytes()
     with tempfile.TemporaryDirectory() as folder:
-        process, host, port, key = await start(Path(folder), arguments.workers)
+        process, host, port, key = await start(Path(folder), arguments.workers, arguments.keep_warm)
         logs = asyncio.create_task(process.stderr.read())
         try:
             right = await references(host, port, key, body)
@@ -166,6 +173,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, object]:
                 load(host, port, body, rate, arguments.seconds),
                 swap(host, port, key, arguments.swaps, arguments.seconds),
             )
+            await asyncio.sleep(2.0)  # the last version that left is drained beside the answers
             after = resident_mib(process.pid)
         finally:
             process.terminate()
@@ -184,7 +192,8 @@ def summary(arguments, capacity_rps, rate, answers, spans, right) -> dict[str, o
     latency = np.array([d for _, d, *_ in answers]) * 1000
     inside, outside = latency[np.array(in_swap)], latency[~np.array(in_swap)]
     return {
-        "swaps": len(spans), "workers": arguments.workers, "cores": len(os.sched_getaffinity(0)),
+        "swaps": len(spans), "workers": arguments.workers, "keep_warm": arguments.keep_warm,
+        "cores": len(os.sched_getaffinity(0)),
         "load_average": os.getloadavg()[0], "capacity_rps": round(capacity_rps), "rate_rps": round(rate),
         "requests": len(answers), "failed": dict(failed), "wrong": wrong,
         "versions": dict(Counter(version.decode() for *_, version, _ in answers)),
@@ -205,6 +214,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--share", type=float, default=0.7, help="of the capacity that a closed loop finds")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument(
+        "--keep-warm", type=int, default=0, help="0: each swap loads, proves and unloads; 1: it only moves the pointer"
+    )
     print(json.dumps(uvloop.run(run(parser.parse_args())), indent=1))
 
 

@@ -57,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return START_FAILURE
     fields = {"address": address(listener), "workers": settings.workers, "models_dir": str(settings.models_dir)}
     logger.info("starting", extra=fields)
+    if settings.allow_unverified:
+        logger.warning("models without a manifest are served too, though nobody proved their answers")
     with listener:
         return run_workers(settings, listener) if settings.workers > 1 else run_alone(config, listener)
 

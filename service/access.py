@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.errors import ArtifactInvalid, Forbidden, InvalidInput, NotFound, TooManyRequests, Unauthorized
+from service.rates import Bucket, OwnBucket, SharedBucket
 
 _log = logging.getLogger(__name__)
 
@@ -37,43 +38,27 @@ class Key:
     digest: bytes
 
 
-class Bucket:
-    """Tokens that come back at a steady rate; the fullest bucket holds one second's worth, at least one.
-
-    Args:
-        rate: tokens a second.
-    """
-
-    def __init__(self, rate: float) -> None:
-        self._rate = rate
-        self._most = max(1.0, rate)
-        self._tokens = self._most
-        self._at = time.monotonic()
-
-    def take(self) -> float:
-        """Take a token; returns 0, or the seconds until there is one."""
-        now = time.monotonic()
-        self._tokens = min(self._most, self._tokens + (now - self._at) * self._rate)
-        self._at = now
-        if self._tokens < 1:
-            return (1 - self._tokens) / self._rate
-        self._tokens -= 1
-        return 0.0
-
-
 class Access:
     """The verdicts of one worker.
 
     Args:
         keys_file: None gives out no keys: everything is open, except what changes models, which is not there.
         closed: scopes that need a key once there is a file; `admin` always does.
-        rate: requests a second of one key in this worker; 0 does not limit.
+        rate: requests a second of one key; 0 does not limit.
+        shared: folder of the workers, who count a key's requests together; None where there is only this process.
 
     Raises:
         ArtifactInvalid: the file cannot be read or a line is not a key's.
     """
 
-    def __init__(self, keys_file: Path | None, closed: Iterable[str] = (INFER, METRICS), rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        keys_file: Path | None,
+        closed: Iterable[str] = (INFER, METRICS),
+        rate: float = 0.0,
+        shared: Path | None = None,
+    ) -> None:
+        self._shared = shared
         self._file = keys_file
         self._closed = frozenset({*closed, ADMIN}) if keys_file else frozenset({ADMIN})
         self._rate = rate
@@ -134,12 +119,20 @@ class Access:
         return self._keys
 
     def _spend(self, key: Key) -> None:
-        wait = self._buckets.setdefault(key.name, Bucket(self._rate)).take()
+        bucket = self._buckets.get(key.name)
+        if bucket is None:
+            bucket = self._buckets[key.name] = self._new_bucket(key.name)
+        wait = bucket.take()
         if wait:
             raise TooManyRequests(
                 f"key {key.name!r} has sent more than {self._rate:g} requests a second; wait {wait:.2f} s",
                 int(wait) + 1,
             )
+
+    def _new_bucket(self, name: str) -> Bucket:
+        return (
+            OwnBucket(self._rate) if self._shared is None else SharedBucket(self._rate, self._shared / f"rate-{name}")
+        )
 
 
 def scope_of(method: str, path: str) -> str:

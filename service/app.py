@@ -90,7 +90,8 @@ def create_app(settings: Settings, workers: Workers | None = None) -> FastAPI:
     app.state.workers = workers
     app.state.registry = Registry(settings, metrics, workers)
     app.state.body_budget = BodyBudget(settings.max_buffered_bytes)
-    app.state.access = Access(settings.keys_file, settings.closed_scopes, settings.key_rate)
+    shared = workers.folder if workers is not None else None
+    app.state.access = Access(settings.keys_file, settings.closed_scopes, settings.key_rate, shared)
     app.state.control = Control(app.state.registry, promotes_new=settings.promote_new)
     app.state.grpc = None
     app.state.readers = Readers(settings.max_rows)
@@ -117,8 +118,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         is_news = app.state.workers is None or app.state.workers.is_first("start-failure")
         app.state.start_failure = str(err) if is_news else ""
         raise
-    served = [f"{model.name}/{model.version}" for model in registry.models()]
-    logger.info("ready", extra={"models": served, "seconds": round(time.perf_counter() - started, 3)})
+    names = [f"{model.name}/{model.version}" for model in registry.models()]
+    unverified = [f"{model.name}/{model.version}" for model in registry.models() if not model.is_verified]
+    fields = {"models": names, "unverified": unverified} if unverified else {"models": names}
+    logger.info("ready", extra={**fields, "seconds": round(time.perf_counter() - started, 3)})
     settings: Settings = app.state.settings
     metrics: Metrics = app.state.metrics
     canary = asyncio.create_task(Canary(registry, settings.canary_seconds).run())

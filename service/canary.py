@@ -45,8 +45,8 @@ class Canary:
             self._batches[model.name] = answered
             return 0.0
         try:
-            answer = await model.batcher.infer(model.artifact.golden.inputs)
-            model.artifact.golden.check(answer.outputs, model.engine.device.provider)
+            answer = await model.batcher.infer(model.engine.golden.inputs)
+            model.engine.golden.check(answer.outputs, model.engine.device.provider)
         except (NotReady, Overloaded):  # it ends, or it is not idle after all
             return 0.0
         except ServiceError as err:

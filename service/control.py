@@ -11,8 +11,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from service.errors import InvalidInput, ModelNotFound
+from service.loading import UNVERIFIED
 from service.registry import Registry
-from service.state import LATEST, ModelState, Shadow, check_label
+from service.state import LATEST, PROMOTE, ROLLBACK, ModelState, Shadow, check_label
+from service.versions import Versions
 
 MAX_SHADOW_SECONDS = 30 * 24 * 3600.0
 
@@ -111,10 +113,12 @@ class Control:
             if label == LATEST and version == max(on_disk, default=0) and self._promotes_new:
                 target = None
         source = self._target(name, label)
-        await self._move(name, label, target, "promote", source)
+        await self._move(name, label, target, PROMOTE, source, version)
 
     async def rollback(self, name: str, label: str = LATEST) -> None:
         """Point a label back at the version it pointed at before; `latest` stays there until the next promote.
+
+        Each further rollback goes one step further back.
 
         Raises:
             ModelNotFound: there is no such model or label.
@@ -125,10 +129,10 @@ class Control:
         source = self._target(name, label)
         if source is None:
             raise ModelNotFound(f"model {name!r} has no label {label[:64]!r} to roll back")
-        target = self._follower.previous(name) if label == LATEST else self._before(name, label)
+        target = self._follower.previous(name) if label == LATEST else self._decided(name).before(label)
         if target is None:
-            raise InvalidInput(f"rollback: {label!r} of model {name!r} has pointed at nothing but version {source}")
-        await self._move(name, label, target, "rollback", source)
+            raise InvalidInput(f"rollback: {label!r} of model {name!r} has pointed at nothing before version {source}")
+        await self._move(name, label, target, ROLLBACK, source)
         self._refuse_refused(name, target)
 
     async def shadow(self, name: str, version: int, seconds: float) -> None:
@@ -171,10 +175,14 @@ class Control:
         """Write a decision; in a thread, since a disk may take its time to be sure and requests go on meanwhile."""
         await asyncio.to_thread(self._state.change, name, decide)
 
-    async def _move(self, name: str, label: str, target: int | None, action: str, source: int | None) -> None:
+    async def _move(
+        self, name: str, label: str, target: int | None, action: str, source: int | None, version: int | None = None
+    ) -> None:
+        """Point a label at `target`; it keeps `version`, or else that one, which no load has to keep any more."""
+
         def decide(state: ModelState) -> ModelState:
             moved = state.moved(label, target, action, source)
-            return replace(_without(moved, target or source), is_unloaded=False)
+            return replace(_without(moved, version or target), is_unloaded=False)
 
         await self._decide(name, decide)
         await self._follower.follow(name)
@@ -183,13 +191,14 @@ class Control:
         table = self._registry.tables.get(name)
         loaded = table.loaded if table else {}
         numbers = sorted({*self._follower.repository.models().get(name, []), *loaded})
-        return [self._row(name, number, table.labels_of(number) if table and number in loaded else None)
-                for number in numbers]  # fmt: skip
+        return [self._row(name, number, table) for number in numbers]
 
-    def _row(self, name: str, version: int, labels: list[str] | None) -> dict[str, Any]:
+    def _row(self, name: str, version: int, table: Versions | None) -> dict[str, Any]:
         row: dict[str, Any] = {"name": name, "version": str(version), "state": "READY", "reason": ""}
-        if labels is not None:
-            return row | {"labels": labels}
+        if table is not None and version in table.loaded:
+            verified = table.loaded[version].is_verified
+            reason = "" if verified else f"unverified: {UNVERIFIED}"
+            return row | {"reason": reason, "labels": table.labels_of(version), "verified": verified}
         if self._follower.loading == (name, version):
             return row | {"state": "LOADING"}
         refusal = self._follower.refusals.get((name, version))
@@ -216,10 +225,6 @@ class Control:
         if label == LATEST:
             return table.latest if table else None
         return self._decided(name).labels.get(label)
-
-    def _before(self, name: str, label: str) -> int | None:
-        moves = [move for move in self._decided(name).history if move.label == label]
-        return moves[-1].source if moves else None
 
     def _refuse_refused(self, name: str, version: int) -> None:
         refusal = self._follower.refusals.get((name, version))

@@ -8,17 +8,21 @@ import logging
 import os
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
 
 from service.buckets import LONGEST_RUN_SECONDS, Profile, answer_alike, check_buckets, median_seconds, profile_buckets
 from service.errors import ArtifactInvalid, BucketsInvalid, DeviceLost, EngineError
+from service.foreign import check_rows, made_inputs
+from service.golden import Golden
 from service.providers import Device, Source, cpu_session, open_session
 from service.repository import Artifact
 from service.runners import GraphRunner, PlainRunner, Runner, WideRunner
 from service.signature import ImageSpec, Signature, read_signature
-from service.specialise import REWRITES, Choice, Decide, decide_alone, specialise
+from service.specialise import REWRITES, Choice, Decide, decide_alone, specialise, take_over
+from service.structure import structure_of
 from service.tensors import Array, TensorSpec
 
 _log = logging.getLogger(__name__)
@@ -36,6 +40,8 @@ class Engine:
         device: what was asked for, what runs, and why they differ.
         deviations: largest relative difference from the golden answers, for each float output.
         rewrite: how the graph that runs differs from the published one; None when it does not.
+        structure: equal for two graphs that differ in nothing but weights; empty where that is not known.
+        golden: what it was asked at load; of a model without a manifest, made inputs and no answers.
     """
 
     def __init__(
@@ -45,9 +51,12 @@ class Engine:
         signature: Signature,
         buckets: Sequence[int],
         rewrite: str | None = None,
+        structure: str = "",
     ) -> None:
         self.device = device
+        self.structure = structure
         self.rewrite = rewrite
+        self.golden = Golden({}, {}, {})
         self.deviations: dict[str, float] = {}
         self._runner = runner
         self._signature = signature
@@ -66,11 +75,13 @@ class Engine:
         tf32: bool = False,
         is_specialised: bool = True,
         decide: Decide = decide_alone,
+        like: "Engine | None" = None,
     ) -> "Engine":
-        """Load, warm and prove a model; nothing is served that did not give its golden answers.
+        """Load, warm and prove a model; nothing is served that did not give its golden answers, where it has any.
 
         Args:
-            artifact: a verified version folder.
+            artifact: a version folder; one without a manifest is measured on made inputs, and the answers to those
+                are only known to be answers.
             provider: "auto", "cuda" or "cpu".
             threads: of one run on the CPU; 0 takes one, and `cores` where a bucket is measured to gain by them.
             cores: how many threads there may be; None takes all cores of the process.
@@ -79,6 +90,8 @@ class Engine:
             tf32: let CUDA round products to TF32.
             is_specialised: on the CPU, run a rewritten graph where that is exact and measured to pay.
             decide: has the graph chosen once for all processes that have to give the same bytes.
+            like: one that serves; if its graph differs in nothing but weights, what was measured for it holds here
+                too, and only the answers are looked at: a measurement beside requests would be wrong, and in their way.
 
         Raises:
             ProviderUnavailable: "cuda" was asked for and cannot be had.
@@ -90,36 +103,49 @@ class Engine:
             artifact.model_path, provider, threads=threads or 1, device_id=device_id, tf32=tf32
         )
         signature = read_signature(session)
-        _check_golden_inputs(artifact, signature)
+        if artifact.is_verified:
+            _check_golden_inputs(artifact, signature)
+        else:
+            artifact = replace(artifact, golden=Golden(made_inputs(signature.inputs), {}, {}))
         fitting = _fitting(candidates, signature.fixed_rows)
         cores = 1 if threads else (cores or len(os.sched_getaffinity(0)))
         if device.provider == "cuda":
             runner: Runner = GraphRunner(session, signature.inputs, signature.outputs, device_id=device_id)
             return cls(runner, device, signature, fitting)._proven(artifact)
+        _refuse_failing(PlainRunner(session, signature.outputs), artifact, fitting[0])
+        structure = structure_of(artifact.model_path)
+        kin = like if like is not None and structure and like.structure == structure else None
         choice = Choice(artifact.model_path)
-        if is_specialised and signature.fixed_rows is None:
-            choice = specialise(artifact, session, fitting, REWRITES, decide)
+        if is_specialised and signature.fixed_rows is None and artifact.is_verified:
+            choice = (
+                specialise(artifact, session, fitting, REWRITES, decide)
+                if kin is None
+                else take_over(artifact, kin.rewrite, REWRITES, decide)
+            )
         if choice.rewrite is not None:
             rewritten = cpu_session(choice.source, threads or 1)
-            runner = _cpu_runner(artifact, choice.source, rewritten, signature, fitting, cores)
-            engine = cls(runner, device, signature, fitting, choice.rewrite)._proven(artifact)
+            runner = _cpu_runner(artifact, choice.source, rewritten, signature, fitting, cores, kin)
+            engine = cls(runner, device, signature, fitting, choice.rewrite, structure)._proven(artifact, kin)
             if engine.batch_invariant and engine.buckets == engine._profile.tried:
                 return engine
             _log.warning("model %s: %r left out: answers depend on the batch", artifact.name, choice.rewrite)
-        runner = _cpu_runner(artifact, artifact.model_path, session, signature, fitting, cores)
-        return cls(runner, device, signature, fitting)._proven(artifact)
+        runner = _cpu_runner(artifact, artifact.model_path, session, signature, fitting, cores, kin)
+        return cls(runner, device, signature, fitting, structure=structure)._proven(artifact, kin)
 
-    def _proven(self, artifact: Artifact) -> "Engine":
-        """Measure every bucket and compare each with the golden answers."""
-        golden = artifact.golden
-        self._profile = profile_buckets(self._run_exactly, golden.inputs, self.buckets)
+    def _proven(self, artifact: Artifact, kin: "Engine | None" = None) -> "Engine":
+        """Measure every bucket, unless it is known how long it takes, and compare each with the golden answers."""
+        self.golden = golden = artifact.golden
+        run = self._run_exactly if artifact.is_verified else self._run_row_for_row
+        known = kin.bucket_seconds if kin is not None and kin.rewrite == self.rewrite else None
+        self._profile = profile_buckets(run, golden.inputs, self.buckets, known)
         for answers in self._profile.answers.values():
             deviations = golden.check(answers, self.device.provider)
             self.deviations = {name: max(new, self.deviations.get(name, 0.0)) for name, new in deviations.items()}
+        proof = f"off its golden answers by at most {max(self.deviations.values(), default=0.0):.1e}"
         _log.info(
-            "model %s version %d on %s: buckets %s, batch invariant: %s, off its golden answers by at most %.1e",
+            "model %s version %d on %s: buckets %s, batch invariant: %s, %s",
             *(artifact.name, artifact.version, self.device.provider, list(self.buckets), self.batch_invariant),
-            max(self.deviations.values(), default=0.0),
+            proof if artifact.is_verified else "unverified",
             extra={"rewrite": self.rewrite},
         )
         return self
@@ -165,6 +191,11 @@ class Engine:
         return self._profile.largest_deviation
 
     @property
+    def wide_from(self) -> int | None:
+        """The smallest bucket that runs on all threads; None where all run on one."""
+        return self._runner.wide_from if isinstance(self._runner, WideRunner) else None
+
+    @property
     def bucket_seconds(self) -> Mapping[int, float]:
         """Median seconds of one run of each served bucket, measured at load."""
         return self._profile.seconds
@@ -205,6 +236,12 @@ class Engine:
                 raise DeviceLost(f"the device does not answer any more: {reason}") from err
             raise EngineError(f"the run failed: {reason}") from err
 
+    def _run_row_for_row(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run a batch of a model that nobody vouches for."""
+        answers = self._run_exactly(inputs)
+        check_rows(answers, len(next(iter(inputs.values()))))
+        return answers
+
     def _still_answers(self) -> bool:
         """Whether a batch of zeros still runs: a CUDA error stays until the process ends, a bad batch does not."""
         rows = self.buckets[0]
@@ -244,6 +281,17 @@ def _check_golden_inputs(artifact: Artifact, signature: Signature) -> None:
         )
 
 
+def _refuse_failing(runner: Runner, artifact: Artifact, rows: int) -> None:
+    """Raise when the graph cannot even run on what it is going to be asked."""
+    inputs = {name: np.resize(array, (rows, *array.shape[1:])) for name, array in artifact.golden.inputs.items()}
+    try:
+        runner.run(inputs)
+    except Exception as err:  # onnxruntime's classes share no base below Exception
+        asked = "its golden inputs" if artifact.is_verified else "inputs made for it (floats 0 to 1, integers 0 or 1)"
+        reason = str(err).strip().split("\n")[0][:300]
+        raise ArtifactInvalid(f"{artifact.model_path} fails on {asked}: {reason}") from err
+
+
 def _cpu_runner(
     artifact: Artifact,
     source: Source,
@@ -251,6 +299,7 @@ def _cpu_runner(
     signature: Signature,
     buckets: Sequence[int],
     cores: int,
+    kin: Engine | None = None,
 ) -> Runner:
     """One thread, and all cores for the large buckets if they shorten those runs enough and change no byte.
 
@@ -258,9 +307,13 @@ def _cpu_runner(
     2.9 milliseconds for 256.
     """
     narrow = PlainRunner(session, signature.outputs)
-    if cores < 2:
+    if cores < 2 or (kin is not None and kin.wide_from is None):
         return narrow
     wide = PlainRunner(cpu_session(source, cores), signature.outputs)
+    if kin is not None and kin.wide_from is not None:
+        large = [bucket for bucket in kin.buckets if bucket >= kin.wide_from]
+        is_exact = all(answer_alike(narrow.run, wide.run, artifact.golden.inputs, bucket) for bucket in large)
+        return WideRunner(narrow, wide, kin.wide_from) if is_exact else narrow
     wide_from: int | None = None
     for bucket in buckets:
         slow = median_seconds(narrow.run, artifact.golden.inputs, bucket)

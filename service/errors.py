@@ -121,9 +121,23 @@ class TooManyRows(BodyTooLarge):
 
 
 class UnsupportedMediaType(RequestError):
-    """The content type or encoding is not one the route reads."""
+    """The content type or encoding is not one the route reads.
+
+    Args:
+        message: one sentence.
+        codings: content codings that the route reads; None where the type is what it does not read.
+    """
 
     status = 415
+
+    def __init__(self, message: str, codings: str | None = None) -> None:
+        super().__init__(message)
+        self.codings = codings
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The codings that would be accepted, as RFC 9110 section 15.5.16 advises."""
+        return {} if self.codings is None else {"Accept-Encoding": self.codings}
 
 
 class HeadersTooLarge(RequestError):

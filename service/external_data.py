@@ -22,7 +22,6 @@ _WAYS: dict[str, dict[int, str]] = {
     "Node": {5: "Attribute"},
     "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "SparseTensor", 23: "SparseTensor"},
     "SparseTensor": {1: "Tensor", 2: "Tensor"},
-    "Tensor": {},
 }
 _TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 13, 14
 _DEEPEST = 64
@@ -36,23 +35,40 @@ def refuse_external_data(path: Path) -> None:
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            external = _points_outside(data, 0, len(data), "Model", 0)
+            external = any(_points_outside(data, *place) for place in tensors(data))
     except (IndexError, ValueError) as err:  # cut off, garbled or empty
         raise ArtifactInvalid(f"{path} is not an ONNX model: {err}") from err
     if external:
         raise ArtifactInvalid(f"{path} keeps weights in another file; export it as one file without external data")
 
 
-def _points_outside(data: mmap.mmap, start: int, end: int, message: str, depth: int) -> bool:
+def tensors(data: mmap.mmap) -> Iterator[tuple[int, int]]:
+    """Yield where each tensor of a model begins and ends, those of subgraphs and functions included.
+
+    Raises:
+        ValueError: the bytes are not a model, or its graphs nest too deep.
+        IndexError: they end too early.
+    """
+    return _tensors(data, 0, len(data), "Model", 0)
+
+
+def _tensors(data: mmap.mmap, start: int, end: int, message: str, depth: int) -> Iterator[tuple[int, int]]:
     if depth > _DEEPEST:
         raise ValueError(f"graphs nest deeper than {_DEEPEST} messages")
     ways = _WAYS[message]
     for field, value, stop in fields(data, start, end):
-        if message == "Tensor" and (field == _TENSOR_EXTERNAL_DATA or (field == _TENSOR_DATA_LOCATION and value)):
-            return True
-        if field in ways and stop is not None and _points_outside(data, value, stop, ways[field], depth + 1):
-            return True
-    return False
+        if field in ways and stop is not None:
+            if ways[field] == "Tensor":
+                yield value, stop
+            else:
+                yield from _tensors(data, value, stop, ways[field], depth + 1)
+
+
+def _points_outside(data: mmap.mmap, start: int, end: int) -> bool:
+    return any(
+        field == _TENSOR_EXTERNAL_DATA or (field == _TENSOR_DATA_LOCATION and value)
+        for field, value, _ in fields(data, start, end)
+    )
 
 
 def fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int | None]]:

@@ -121,12 +121,17 @@ class Follower:
             await self._bring_in_step(name, on_disk, self.state.read().get(name, ModelState()))
 
     def previous(self, name: str) -> int | None:
-        """Return the version that `latest` pointed at before, else the next older one on disk; None where none is."""
+        """Return the version that `latest` pointed at before, else the next older one on disk; None where none is.
+
+        One that was rolled back from since the last promote is not meant: a second rollback goes a step further back.
+        """
         table = self._registry.tables.get(name)
-        warm = self._warm.get(name)
+        left = self.state.read().get(name, ModelState()).left_behind(LATEST)
+        warm = [version for version in self._warm.get(name, []) if version not in left]
         if table is None or warm:
             return warm[-1] if warm else None
-        return max((v for v in self.repository.models().get(name, []) if v < table.latest), default=None)
+        older = (v for v in self.repository.models().get(name, []) if v < table.latest and v not in left)
+        return max(older, default=None)
 
     async def _poll(self) -> None:
         while True:
@@ -192,7 +197,9 @@ class Follower:
             return False
         self.loading = (name, version)
         try:
-            loaded[version] = await self._loader.load(name, version)
+            table = self._registry.tables.get(name)
+            like = table.choose() if table is not None else None
+            loaded[version] = await self._loader.load(name, version, is_beside=self._is_started, like=like)
         except ServiceError as err:
             self._refuse(name, version, err, files)
             return False

@@ -43,7 +43,7 @@ async def answer(
     Raises:
         ServiceError: what the batcher raises; it is counted as a failed request.
     """
-    trace.model_version = model.version
+    trace.model_headers = model.headers
     try:
         found = await model.batcher.infer(inputs, deadline=deadline)
     except ServiceError:

@@ -129,6 +129,8 @@ class Lane:
         found = dict(headers)
         if len(found) != len(headers) or not _UNUSUAL.isdisjoint(found):  # a header came twice, or is not for us
             return None
+        if b"q=0" in found.get(b"accept-encoding", b""):  # it may refuse answers that are not compressed
+            return None
         deadline = found.get(b"x-deadline-ms")
         if deadline is not None and not (_DEADLINE.fullmatch(deadline) and int(deadline)):
             return None

@@ -82,7 +82,7 @@ class Exchange(Request):
             self,
             b"HTTP/1.1 200 OK\r\n%bcontent-length: %d\r\n%bx-request-id: %b\r\n"
             b"server-timing: parse;dur=%.3f, queue;dur=%.3f, infer;dur=%.3f, total;dur=%.3f\r\n"
-            b"x-model-version: %d\r\n%b\r\n%b"
+            b"%b%b\r\n%b"
             % (
                 lane.default_lines(self.protocol.server_state.default_headers),
                 len(body),
@@ -92,7 +92,7 @@ class Exchange(Request):
                 queue * 1e3,
                 batch.infer_seconds * 1e3,
                 total * 1e3,
-                route.model.version,
+                route.model.header_lines,
                 b"connection: close\r\n" if self.is_last else b"",
                 body,
             ),

@@ -6,18 +6,22 @@ requests take. Decides nothing: which versions are wanted is for `follow` to say
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from service.batcher import Batcher
+from service.courtesy import giving_way
 from service.engine import Engine
 from service.errors import DeviceLost, ServiceError
-from service.metrics import Metrics
+from service.memory import give_back
+from service.metrics import Metrics, ModelMetrics
 from service.repository import Artifact, Repository
 from service.settings import Settings
 from service.signature import ImageSpec
@@ -25,6 +29,8 @@ from service.specialise import Decide, decide_alone
 from service.statistics import Observers, Statistics
 
 _log = logging.getLogger(__name__)
+
+UNVERIFIED = "it came without a manifest, and nobody proved its answers"
 
 
 class _Users:
@@ -55,6 +61,22 @@ class Model:
     def version(self) -> int:
         """The version that answers."""
         return self.artifact.version
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether it came with golden answers and gave them."""
+        return self.artifact.is_verified
+
+    @cached_property
+    def header_lines(self) -> bytes:
+        """What every answer of it says of it in its headers."""
+        return b"".join(b"%b: %b\r\n" % header for header in self.headers)
+
+    @cached_property
+    def headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        """The same one by one: the version, and whether nobody proved it."""
+        version = (b"x-model-version", b"%d" % self.version)
+        return (version,) if self.is_verified else (version, (b"x-model-verified", b"false"))
 
     @property
     def labels(self) -> tuple[str, ...] | None:
@@ -105,10 +127,17 @@ class Loader:
         self._lost = lost
         self._decide = decide
         self._folder = folder
+        self._counted: dict[str, ModelMetrics] = {}
         self._batchers: dict[str, list[Batcher]] = {}  # of all versions that are loaded, for the queue's gauge
 
-    async def load(self, name: str, version: int) -> Model:
+    async def load(self, name: str, version: int, *, is_beside: bool = False, like: Model | None = None) -> Model:
         """Return a version that has given its golden answers through its batcher.
+
+        Args:
+            name: of the model.
+            version: of it.
+            is_beside: whether others are answered meanwhile, to whom the load gives way.
+            like: the version that serves, from whose measurements this one may take over what holds for both.
 
         Raises:
             ServiceError: it is not what its manifest says, cannot be loaded or answers wrongly; nothing stays behind.
@@ -118,7 +147,7 @@ class Loader:
         try:
             loop = asyncio.get_running_loop()
             artifact = await loop.run_in_executor(executor, self._repository.open, name, version)
-            engine = await loop.run_in_executor(executor, self._load_engine, artifact)
+            engine = await loop.run_in_executor(executor, self._load_engine, artifact, is_beside, like)
             folder = self._folder and self._folder / "statistics" / name / str(version)
             statistics = Statistics(engine.buckets[-1], folder)
             model = Model(artifact, engine, self._batcher(name, engine, executor, statistics), executor, statistics)
@@ -150,6 +179,8 @@ class Loader:
         model.statistics.close()
         self._metrics.forget_model(*_identity(model))
         _log.info("unloaded", extra={"model": model.name, "version": model.version})
+        del model  # the last one who holds it, or what it held could not be given back
+        await asyncio.to_thread(give_back)
 
     async def _drain(self, model: Model) -> None:
         while model.users.count:
@@ -158,24 +189,26 @@ class Loader:
         await model.batcher.close()
 
     async def _prove(self, model: Model) -> None:
-        golden = model.artifact.golden
+        golden = model.engine.golden
         answer = await model.batcher.infer(golden.inputs)
         golden.check(answer.outputs, model.engine.device.provider)
         model.statistics.forget()
 
-    def _load_engine(self, artifact: Artifact) -> Engine:
+    def _load_engine(self, artifact: Artifact, is_beside: bool, like: Model | None) -> Engine:
         settings = self._settings
-        return Engine.load(
-            artifact,
-            provider=settings.provider,
-            threads=settings.threads,
-            cores=max(1, len(os.sched_getaffinity(0)) // settings.workers),
-            buckets=settings.buckets,
-            device_id=settings.cuda_device,
-            tf32=settings.tf32,
-            is_specialised=settings.specialise,
-            decide=self._decide,
-        )
+        with giving_way(is_needed=is_beside):
+            return Engine.load(
+                artifact,
+                provider=settings.provider,
+                threads=settings.threads,
+                cores=max(1, len(os.sched_getaffinity(0)) // settings.workers),
+                buckets=settings.buckets,
+                device_id=settings.cuda_device,
+                tf32=settings.tf32,
+                is_specialised=settings.specialise,
+                decide=self._decide,
+                like=like.engine if like is not None else None,
+            )
 
     def _batcher(self, name: str, engine: Engine, executor: ThreadPoolExecutor, statistics: Statistics) -> Batcher:
         """A batcher that stays in the engine's own thread where the device demands it."""
@@ -185,13 +218,19 @@ class Loader:
             max_queue_rows=self._settings.max_queue_rows,
             inline_seconds=0.0 if is_bound_to_thread else self._settings.inline_below_ms / 1000,
             executor=executor,
-            observer=Observers(self._metrics.for_model(name), statistics),
+            observer=Observers(self._counters(name), statistics),
             lost=self._lost,
         )
         if name not in self._batchers:
             self._metrics.before_reading.append(lambda: self._count_waiting(name))
         self._batchers.setdefault(name, []).append(batcher)
         return batcher
+
+    def _counters(self, name: str) -> ModelMetrics:
+        """Return the counters of a model, which all of its versions share: each new one would be read for ever."""
+        if name not in self._counted:
+            self._counted[name] = self._metrics.for_model(name)
+        return self._counted[name]
 
     def _count_waiting(self, name: str) -> None:
         self._metrics.queued_rows.labels(name).set(sum(batcher.queued_rows for batcher in self._batchers[name]))
@@ -202,13 +241,18 @@ class Loader:
         metrics.device_fallback.labels(name).set(int(engine.device.fallback_reason is not None))
         metrics.batch_invariant.labels(name).set(int(engine.batch_invariant))
         metrics.batch_deviation.labels(name).set(engine.largest_deviation)
-        metrics.golden_deviation.labels(name).set(max(engine.deviations.values(), default=0.0))
+        deviation = max(engine.deviations.values(), default=0.0) if model.is_verified else math.nan
+        metrics.golden_deviation.labels(name).set(deviation)
         metrics.load_seconds.labels(name).set(seconds)
         for bucket, expected in engine.bucket_seconds.items():
             metrics.bucket_seconds.labels(name, str(bucket)).set(expected)
-        _log.info("loaded", extra={"model": name, "version": model.version, "seconds": round(seconds, 3)})
+        fields = {"model": name, "version": model.version, "seconds": round(seconds, 3)}
+        _log.info("loaded", extra={**fields, "verified": model.is_verified})
+        if not model.is_verified:
+            _log.warning("model %r version %d is served unverified: %s", name, model.version, UNVERIFIED)
 
 
-def _identity(model: Model) -> tuple[str, str, str, str]:
+def _identity(model: Model) -> tuple[str, ...]:
     """The labels of `model_info`."""
-    return model.name, str(model.version), model.artifact.sha256, model.engine.device.provider
+    artifact, provider = model.artifact, model.engine.device.provider
+    return model.name, str(model.version), artifact.sha256, provider, str(model.is_verified).lower()

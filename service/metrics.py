@@ -55,7 +55,7 @@ METRICS: tuple[tuple[str, type[MetricWrapperBase], str, str, tuple[str, ...], tu
         Gauge,
         "foldserve_model_info",
         "1 for each model that is served.",
-        ("model", "version", "sha256", "provider"),
+        ("model", "version", "sha256", "provider", "verified"),
         None,
     ),
     (
@@ -102,7 +102,7 @@ METRICS: tuple[tuple[str, type[MetricWrapperBase], str, str, tuple[str, ...], tu
         "golden_deviation",
         Gauge,
         "foldserve_golden_deviation_ratio",
-        "Largest difference from the golden answers, relative to the largest value.",
+        "Largest difference from the golden answers, relative to the largest value; NaN where there are none.",
         ("model",),
         None,
     ),

@@ -33,22 +33,19 @@ class Trace:
         request_id: the client's own where it is safe to repeat, else a new one.
         started: `time.perf_counter()` at its first byte that reached the application.
         stages: seconds by stage, in order: parse, queue, infer.
-        model_version: the version that answered, once one has.
+        model_headers: what the version that answered says of itself, once one has.
     """
 
     request_id: str
     started: float
     stages: dict[str, float] = field(default_factory=dict)
-    model_version: int | None = None
+    model_headers: tuple[tuple[bytes, bytes], ...] = ()
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Return the headers of the answer that starts now; durations in milliseconds."""
         stages = {**self.stages, "total": time.perf_counter() - self.started}
         timing = ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in stages.items())
-        headers = [(b"x-request-id", self.request_id.encode()), (b"server-timing", timing.encode())]
-        if self.model_version is not None:
-            headers.append((b"x-model-version", str(self.model_version).encode()))
-        return headers
+        return [(b"x-request-id", self.request_id.encode()), (b"server-timing", timing.encode()), *self.model_headers]
 
 
 class RefusalLog:

@@ -28,6 +28,7 @@ _HEADERS = {
     "X-Request-ID": "The client's own where it came and is safe, else a new one.",
     "Server-Timing": "Milliseconds by stage: parse, queue, infer, total.",
     "X-Model-Version": "The version that answered, where a model did.",
+    "X-Model-Verified": "`false` where the model came without a manifest, so that nobody proved its answers.",
 }
 
 _BINARY = {"type": "string", "format": "binary"}
@@ -155,5 +156,6 @@ def example_picture(spec: ImageSpec) -> Image.Image:
 def _add_headers(operation: dict[str, Any], *, answered_by_model: bool) -> None:
     """Declare the headers that every answer carries."""
     for status, response in operation["responses"].items():
-        names = [name for name in _HEADERS if name != "X-Model-Version" or (answered_by_model and status == "200")]
+        is_answer = answered_by_model and status == "200"
+        names = [name for name in _HEADERS if is_answer or not name.startswith("X-Model-")]
         response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}

@@ -24,10 +24,12 @@ _WAYS: dict[str, dict[int, str]] = {
     "Node": {5: "Attribute"},
     "Attribute": {6: "Graph", 11: "Graph"},
 }
-_NODE_OP_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 4, 5, 7
+_NODE_OUTPUT, _NODE_OP_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 2, 4, 5, 7
 _ATTRIBUTE_NAME, _ATTRIBUTE_INT = 1, 3
 _FUNCTION_DOMAIN = 10
 _DEEPEST = 64
+
+Field = tuple[int, int, int | None]
 
 
 def refuse_operators(path: Path) -> None:
@@ -54,16 +56,21 @@ def _check(path: Path, data: mmap.mmap, node: tuple[int, int], own: set[str]) ->
         )
     if op_type in _REFUSED:
         raise ArtifactInvalid(f"{path} holds the operator {op_type!r}, {_REFUSED[op_type]}")
-    if op_type == "BatchNormalization" and any(
-        _is_training(data, value, stop) for f, value, stop in found if f == _NODE_ATTRIBUTE and stop is not None
-    ):
+    if op_type == "BatchNormalization" and _is_training(data, found):
         raise ArtifactInvalid(
             f"{path} holds a BatchNormalization in training mode, whose answers depend on the batch; "
             "put the network into eval mode and export it again"
         )
 
 
-def _is_training(data: mmap.mmap, start: int, stop: int) -> bool:
+def _is_training(data: mmap.mmap, node: list[Field]) -> bool:
+    """Whether a norm computes the statistics of its batch: it says so, or, before opset 14, it gives them out."""
+    statistics = [value for field, value, stop in node if field == _NODE_OUTPUT and stop is not None and stop > value]
+    attributes = [(value, stop) for field, value, stop in node if field == _NODE_ATTRIBUTE and stop is not None]
+    return len(statistics) > 1 or any(_says_training(data, *place) for place in attributes)
+
+
+def _says_training(data: mmap.mmap, start: int, stop: int) -> bool:
     found = list(fields(data, start, stop))
     names = [_text(data, (v, s)) for f, v, s in found if f == _ATTRIBUTE_NAME and s is not None]
     return names == ["training_mode"] and any(f == _ATTRIBUTE_INT and v for f, v, s in found if s is None)

@@ -60,7 +60,7 @@ class Registry:
         self._end_process = end_process
         self._metrics = metrics
         self._tables: dict[str, Versions] = {}
-        repository = Repository(settings.models_dir)
+        repository = Repository(settings.models_dir, allow_unverified=settings.allow_unverified)
         decide = decide_alone if workers is None else workers.decide
         folder = None if workers is None else workers.folder
         loader = Loader(repository, settings, metrics, self._device_lost, decide, folder)

@@ -17,6 +17,7 @@ from typing import Any
 
 from service.errors import ArtifactInvalid, ModelNotFound
 from service.external_data import refuse_external_data
+from service.foreign import refuse_ours, refuse_unsound_weights
 from service.golden import Golden, golden_from_manifest
 from service.operators import refuse_operators
 from service.tensors import TensorSpec
@@ -32,7 +33,10 @@ _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 @dataclass(frozen=True)
 class Artifact:
-    """One verified version folder; `sha256` is that of model.onnx and names the answers it gives."""
+    """One version folder; `sha256` is that of model.onnx and names the answers it gives.
+
+    `is_verified` is False where the folder holds no manifest: then that is empty, and so are the golden answers.
+    """
 
     name: str
     version: int
@@ -41,6 +45,7 @@ class Artifact:
     sha256: str
     manifest: Mapping[str, Any]
     golden: Golden
+    is_verified: bool = True
 
 
 class Repository:
@@ -48,10 +53,12 @@ class Repository:
 
     Args:
         root: holds `<name>/<version>/model.onnx`.
+        allow_unverified: open folders without a manifest too, which say nothing of what their model should answer.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, allow_unverified: bool = False) -> None:
         self.root = root
+        self._allow_unverified = allow_unverified
 
     def models(self) -> dict[str, list[int]]:
         """Return the versions of each model, oldest first; names in alphabetical order.
@@ -70,7 +77,7 @@ class Repository:
         return {name: versions for name, versions in found.items() if versions}
 
     def open(self, name: str, version: int | None = None) -> Artifact:
-        """Return one version after checking each of its files against the manifest.
+        """Return one version after checking each of its files against the manifest, where there is one.
 
         Args:
             name: the model.
@@ -78,7 +85,7 @@ class Repository:
 
         Raises:
             ModelNotFound: there is no such model or version.
-            ArtifactInvalid: the folder is not what its manifest says, with the reason.
+            ArtifactInvalid: the folder is not what its manifest says, or has none and needs one, with the reason.
         """
         models = self.models()
         if name not in models:
@@ -86,7 +93,15 @@ class Repository:
         version = models[name][-1] if version is None else version
         if version not in models[name]:
             raise ModelNotFound(f"model {name!r} has no version {version}; there are {models[name]}")
-        return _open(name, version, self.root / name / str(version))
+        path = self.root / name / str(version)
+        if os.path.lexists(path / MANIFEST_FILE):
+            return _open(name, version, path)
+        if self._allow_unverified:
+            return _open_foreign(name, version, path)
+        raise ArtifactInvalid(
+            f"{path} holds no {MANIFEST_FILE}, so nothing says what its model should answer: export it with its "
+            "manifest, or serve it unproved with --allow-unverified"
+        )
 
 
 def _versions(folder: Path) -> list[int]:
@@ -103,6 +118,21 @@ def _open(name: str, version: int, path: Path) -> Artifact:
     refuse_operators(path / MODEL_FILE)
     golden = golden_from_manifest(manifest.get("golden"))
     return Artifact(name, version, path, path / MODEL_FILE, digests[MODEL_FILE], manifest, golden)
+
+
+def _open_foreign(name: str, version: int, path: Path) -> Artifact:
+    """Return a version that came without a manifest, as somebody else's exporter or model repository has it."""
+    model_path = path / MODEL_FILE
+    try:
+        with _regular(model_path).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as err:
+        raise ArtifactInvalid(f"{model_path} cannot be read: {err.strerror or err}") from err
+    refuse_external_data(model_path)
+    refuse_operators(model_path)
+    refuse_ours(model_path)
+    refuse_unsound_weights(model_path)
+    return Artifact(name, version, path, model_path, digest, {}, Golden({}, {}, {}), is_verified=False)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ are given to the application by `create_app` and found on its state.
 
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from fastapi import APIRouter, Request
@@ -25,6 +26,7 @@ from service.registry import Model, Registry
 from service.schemas import errors
 from service.settings import Settings
 from service.signature import ImageSpec
+from service.tensors import TensorSpec
 from service.v2.metadata import EXTENSIONS
 from service.versions import version_number
 
@@ -137,8 +139,18 @@ def _classifier(model: Model) -> tuple[ImageSpec, tuple[str, ...]]:
     """Return the image that a model takes and its labels, for models that have both."""
     outputs = {spec.name for spec in model.engine.outputs}
     if model.image is None or model.labels is None or not {"probabilities", "class_id"} <= outputs:
-        raise Unsupported(f"model {model.name!r} does not classify images, and /predict asks for nothing else")
+        raise Unsupported(
+            f"model {model.name!r} takes {_tensors(model.engine.inputs)} and gives {_tensors(model.engine.outputs)}, "
+            "expected one that says how an image becomes its input and gives class_id and probabilities with labels: "
+            f"ask it at /v2/models/{model.name}/infer"
+        )
     return model.image, model.labels
+
+
+def _tensors(specs: Sequence[TensorSpec]) -> str:
+    """Return inputs or outputs as a message names them; the first few of many."""
+    named = [f"{spec.name[:40]!r} ({spec.datatype} of {['rows', *spec.row_shape]})" for spec in specs[:4]]
+    return ", ".join(named) + (f" and {len(specs) - 4} more" if len(specs) > 4 else "")
 
 
 def _served(model: Model) -> schemas.ServedModel:
@@ -151,6 +163,7 @@ def _served(model: Model) -> schemas.ServedModel:
         provider=engine.device.provider,
         buckets=list(engine.buckets),
         batch_invariant=engine.batch_invariant,
+        verified=model.is_verified,
         specialised=engine.rewrite is not None,
         fallback=engine.device.fallback_reason,
     )
@@ -178,7 +191,8 @@ async def _read_body(request: Request, share: Share) -> bytes:
     """Return the whole body, which must not be compressed."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        raise UnsupportedMediaType(f"Content-Encoding: {clip(encoding)!r}, expected none: send the body as it is")
+        message = f"Content-Encoding: {clip(encoding)!r}, expected none: send the body as it is"
+        raise UnsupportedMediaType(message, "identity")
     return await receive_body(request, share)
 
 

@@ -86,6 +86,7 @@ class ServedModel(BaseModel):
     provider: str = Field(description="where it runs: cpu or cuda")
     buckets: list[int] = Field(description="batch sizes that are run; a batch is padded to the next one")
     batch_invariant: bool = Field(description="whether an answer was measured not to depend on who shares its batch")
+    verified: bool = Field(description="whether it came with golden answers and gave them")
     specialised: bool = Field(description="whether a rewritten graph runs, proven like the published one and faster")
     fallback: str | None = Field(description="why it does not run where it would rather; null when it does")
 

@@ -35,6 +35,9 @@ class Settings(BaseSettings):
         description="writable folder for labels, rollbacks and shadows; unset: latest is always the newest version",
     )
     poll_seconds: float = Field(1.0, ge=0, description="seconds between two looks for new versions; 0 never looks")
+    allow_unverified: bool = Field(
+        False, description="serve ONNX files that came without a manifest, whose answers nobody proved, marked as such"
+    )
     promote_new: bool = Field(True, description="let a new version that is proved become latest by itself")
     keep_warm: int = Field(
         1, ge=0, le=16, description="versions that were latest before and stay loaded for a rollback"
@@ -46,7 +49,9 @@ class Settings(BaseSettings):
     closed_scopes: Annotated[tuple[str, ...], NoDecode] = Field(
         ("infer", "metrics"), description="scopes that need a key once there is a keys file: infer, metrics, read"
     )
-    key_rate: float = Field(0.0, ge=0, description="requests a second of one key in one worker; 0 does not limit")
+    key_rate: float = Field(
+        0.0, ge=0, description="requests a second of one key, in all workers together; 0 does not limit"
+    )
     workers: int = Field(1, ge=1, le=256, description="processes that share the port")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line written")
 

@@ -80,6 +80,22 @@ def specialise(
     return Choice(candidates[name], name) if name in candidates else Choice(artifact.model_path)
 
 
+def take_over(artifact: Artifact, name: str | None, rewrites: Mapping[str, Rewrite], decide: Decide) -> Choice:
+    """Return the graph that another model of the same structure runs, if it is right for this one too.
+
+    Args:
+        artifact: a verified version folder.
+        name: of the rewrite that the other one runs; None for the published graph.
+        rewrites: by name.
+        decide: makes all workers run the same.
+    """
+    name = decide(f"graph-{artifact.sha256}", lambda: name or "")
+    found = _candidates(artifact, {name: rewrites[name]}) if name in rewrites else {}
+    if name not in found or not _is_right(artifact, name, cpu_session(found[name], 1)):
+        return Choice(artifact.model_path)
+    return Choice(found[name], name)
+
+
 def _fastest(
     artifact: Artifact,
     session: onnxruntime.InferenceSession,

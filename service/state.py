@@ -18,6 +18,7 @@ from typing import Any
 from service.errors import ArtifactInvalid, InvalidInput, NotReady
 
 LATEST = "latest"
+PROMOTE, ROLLBACK = "promote", "rollback"
 STATE_FILE = "state.json"
 _FORMAT = 1
 _LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
@@ -69,6 +70,28 @@ class ModelState:
             labels[label] = target
         history = (*self.history, Move(time.time(), label, action, source, target))[-_HISTORY:]
         return replace(self, labels=labels, history=history)
+
+    def left_behind(self, label: str) -> set[int]:
+        """Return the versions that a label was rolled back from since it was last promoted."""
+        left: set[int] = set()
+        for move in reversed([move for move in self.history if move.label == label]):
+            if move.action != ROLLBACK:
+                break
+            if move.source is not None:
+                left.add(move.source)
+        return left
+
+    def before(self, label: str) -> int | None:
+        """Return what a label pointed at before its last promote that was not taken back; None where nothing was."""
+        undone = 0
+        for move in reversed([move for move in self.history if move.label == label]):
+            if move.action == ROLLBACK:
+                undone += 1
+            elif undone:
+                undone -= 1
+            else:
+                return move.source
+        return None
 
 
 class StateDir:

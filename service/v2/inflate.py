@@ -9,6 +9,7 @@ from service.errors import BodyTooLarge, InvalidInput, UnsupportedMediaType
 from service.v2.agreement import clip
 
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib's way to name the two formats
+_BOMB_RATIO = (200, 1033)  # what no tensor reaches, and the most that deflate can: else the end is no size
 QUICK_BYTES = 1024  # a compressed body up to here inflates to a megabyte at most, within a millisecond or two
 
 
@@ -22,7 +23,8 @@ def content_encoding(text: str | None) -> str | None:
     if coding in ("", "identity"):
         return None
     if coding not in _WINDOW_BITS:
-        raise UnsupportedMediaType(f"Content-Encoding: {clip(coding)!r}, expected gzip, deflate or none")
+        message = f"Content-Encoding: {clip(coding)!r}, expected gzip, deflate or none"
+        raise UnsupportedMediaType(message, ", ".join(_WINDOW_BITS))
     return coding
 
 
@@ -38,6 +40,9 @@ def inflate(body: bytes, coding: str, max_bytes: int) -> bytes:
         InvalidInput: it is damaged, ends early or has something behind its end.
         BodyTooLarge: more than `max_bytes` would come out.
     """
+    stated = _stated_bytes(body) if coding == "gzip" else 0
+    if stated > max_bytes and _BOMB_RATIO[0] < stated / len(body) < _BOMB_RATIO[1]:
+        raise BodyTooLarge(f"body: by its own account {stated} bytes when inflated, expected at most {max_bytes}")
     decoder = zlib.decompressobj(_WINDOW_BITS[coding])
     try:
         inflated = decoder.decompress(body, max_bytes + 1)
@@ -49,3 +54,8 @@ def inflate(body: bytes, coding: str, max_bytes: int) -> bytes:
         fault = "has bytes behind its end" if decoder.eof else "ends too early"
         raise InvalidInput(f"body: the {coding} data {fault}, send it whole")
     return inflated
+
+
+def _stated_bytes(body: bytes) -> int:
+    """Return the inflated size that stands at the end of gzip data, modulo 2**32; a lie is found by inflating it."""
+    return int.from_bytes(body[-4:], "little")

@@ -71,6 +71,7 @@ def _properties(model: "Model") -> dict[str, str]:
         "provider": engine.device.provider,
         "buckets": ",".join(map(str, engine.buckets)),
         "batch_invariant": str(engine.batch_invariant).lower(),
+        "verified": str(model.is_verified).lower(),
     }
     if model.labels is not None:
         properties["labels"] = orjson.dumps(model.labels).decode()

@@ -14,6 +14,7 @@ from service.errors import BodyTooLarge, InvalidInput, Unsupported
 from service.schemas import errors
 from service.state import LATEST
 from service.v2.agreement import clip
+from service.v2.inflate import content_encoding, inflate
 
 MAX_BYTES = 65_536  # a control call names a version and a label
 _CHANGES = errors(400, 401, 403, 404, 413, 500, 501, 503)
@@ -97,6 +98,9 @@ async def _body(request: Request) -> dict[str, Any]:
         data += chunk
         if len(data) > MAX_BYTES:
             raise BodyTooLarge(f"body: more than {MAX_BYTES} bytes, expected at most that many")
+    coding = content_encoding(request.headers.get("content-encoding"))
+    if coding is not None:
+        data = inflate(data, coding, MAX_BYTES)
     if not data.strip():
         return {}
     try:

@@ -33,6 +33,7 @@ from service.v2.members import (
 )
 from service.v2.parameters import Parameter, check_parameters, class_count, timeout_seconds
 from service.v2.values import describe, tensor_from_json
+from service.v2.weight import Weight
 
 # Clients repeat their JSON head byte for byte and change only the binary tensors; heads up to this size are remembered.
 REMEMBERED_HEAD_BYTES = 1024
@@ -99,6 +100,7 @@ class RequestReader:
         self._inputs = tuple(inputs)
         self._outputs = tuple(outputs)
         self._max_rows = max_rows
+        self._weight = Weight(inputs, max_rows)
         self._heads: dict[bytes, _Head] = {}
 
     def read(self, body: bytes, header_length: int | None = None) -> InferRequest:
@@ -138,6 +140,7 @@ class RequestReader:
         return head
 
     def _check_head(self, data: bytes) -> _Head:
+        self._weight.check(data)
         document = read_object(_json(data), "body")
         parameters = read_parameters(document.get("parameters"), "parameters")
         check_parameters(parameters)

@@ -18,6 +18,7 @@ from service.registry import Model, Registry
 from service.schemas import errors
 from service.settings import Settings
 from service.v2 import schemas
+from service.v2.compress import compress, wanted_coding
 from service.v2.inflate import QUICK_BYTES, content_encoding, inflate
 from service.v2.metadata import model_config, model_metadata
 from service.v2.readers import Readers
@@ -135,7 +136,12 @@ async def infer(request: Request, model: str, version: str | None = None, label:
     response = await _format(found, asked, result.outputs)
     count(found, result, trace, time.perf_counter() - started)
     headers = {} if response.header_length is None else {HEADER_LENGTH: str(response.header_length)}
-    return Response(response.body, headers=headers, media_type=response.content_type)
+    body = response.body
+    coding = wanted_coding(request.headers.get("accept-encoding"), len(body))
+    if coding is not None:
+        body = await asyncio.to_thread(compress, body, coding)
+        headers |= {"Content-Encoding": coding, "Vary": "Accept-Encoding"}
+    return Response(body, headers=headers, media_type=response.content_type)
 
 
 def _registry(request: Request) -> Registry:

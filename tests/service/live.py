@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import uvicorn
 from fastapi import FastAPI
 
+from service.factory import PROTOCOL
+
 
 class _Server(uvicorn.Server):
     """Says when it answers, or that it never will."""
@@ -27,7 +29,7 @@ class _Server(uvicorn.Server):
 def serve(app: FastAPI) -> Iterator[str]:
     """Serve `app` as `python -m service` does; gives the base URL, drains at the end."""
     config = uvicorn.Config(
-        app, loop="uvloop", http="httptools", ws="none", lifespan="on", log_config=None, timeout_graceful_shutdown=5
+        app, loop="uvloop", http=PROTOCOL, ws="none", lifespan="on", log_config=None, timeout_graceful_shutdown=5
     )
     server = _Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:

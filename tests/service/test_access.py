@@ -1,15 +1,18 @@
 """Who may ask for what: keys, scopes, and the ways around them that there must not be."""
 
+import contextlib
 import os
+import threading
 import time
 from collections.abc import Iterator
 
 import httpx
 import pytest
 
-from service.access import Access, Bucket, new_key, read_keys, scope_of
+from service.access import Access, new_key, read_keys, scope_of
 from service.app import create_app
 from service.errors import ArtifactInvalid, Forbidden, NotFound, TooManyRequests, Unauthorized
+from service.rates import OwnBucket, SharedBucket
 from service.settings import Settings
 from tests.service import artifacts
 from tests.service.live import serve
@@ -224,13 +227,34 @@ def test_a_key_has_a_rate_of_its_own(tmp_path, monkeypatch):
     assert access.check("infer", None, eager) == "eager"
 
 
-def test_tokens_come_back_at_their_rate_and_no_more(monkeypatch):
+def test_tokens_come_back_at_their_rate_and_no_more(tmp_path, monkeypatch):
     """A long pause is worth one second of tokens, not an hour's."""
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    bucket = Bucket(2.0)
-    clock[0] += 3600
-    assert [bucket.take() for _ in range(3)] == [0.0, 0.0, 0.5]
+    for bucket in (OwnBucket(2.0), SharedBucket(2.0, tmp_path / "bucket")):
+        clock[0] += 3600
+        assert [bucket.take() for _ in range(3)] == [0.0, 0.0, 0.5]
+
+
+def test_workers_take_from_one_bucket(tmp_path, monkeypatch):
+    """Four at once, each with the file open for itself: not one request more than the rate, and not one less."""
+    monkeypatch.setattr(time, "monotonic", lambda: 7.0)
+    key, line = new_key("eager", ["infer"])
+    (tmp_path / "keys").write_text(line)
+    passed: list[str | None] = []
+
+    def work() -> None:
+        access = Access(tmp_path / "keys", rate=50, shared=tmp_path)
+        for _ in range(30):
+            with contextlib.suppress(TooManyRequests):
+                passed.append(access.check("infer", None, key))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert passed == ["eager"] * 50
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ for the latter the manifest is written anew, so that every digest is right.
 
 import asyncio
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from service.control import Control
 from service.metrics import Metrics
 from service.registry import Registry
 from service.settings import Settings
@@ -118,6 +120,70 @@ def link_to_another_file(folder: Path) -> None:
     (folder / "model.onnx").symlink_to(elsewhere)
 
 
+def link_to_a_folder(folder: Path) -> None:
+    """Everything is where it should be, except that it is elsewhere."""
+    elsewhere = folder.parent.parent.parent / "elsewhere"
+    elsewhere.mkdir()
+    (folder / "manifest.json").rename(elsewhere / "manifest.json")
+    (folder / "manifest.json").symlink_to(elsewhere / "manifest.json")
+
+
+def pipe_for_a_file(name: str) -> Callable[[Path], None]:
+    """Whoever opened it would wait for ever."""
+
+    def damage(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return damage
+
+
+def folder_for_a_file(folder: Path) -> None:
+    (folder / "model.onnx").unlink()
+    (folder / "model.onnx").mkdir()
+
+
+def rename_output(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        node.output[:] = ["scores" if name == "probabilities" else name for name in node.output]
+    model.graph.output[1].name = "scores"
+
+
+def float_input(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
+
+
+def fixed_batch(model: onnx.ModelProto) -> None:
+    """Batches of three, which nobody said may be run."""
+    for tensor in (*model.graph.input, *model.graph.output):
+        tensor.type.tensor_type.shape.dim[0].dim_value = 3
+
+
+def norm_of_an_old_opset_in_training_mode(model: onnx.ModelProto) -> None:
+    """Before opset 14 a norm says so by giving its batch's statistics out."""
+    norm_in_training_mode(model)
+    node = next(item for item in model.graph.node if item.op_type == "BatchNormalization")
+    del node.attribute[:]
+    node.output[1:] = ["running_mean", "running_var", "saved_mean", "saved_var"]
+    model.opset_import[0].version = 13
+
+
+def lie_about_a_digest(folder: Path) -> None:
+    entry = artifacts.file_entry(folder / "model.onnx") | {"sha256": "0" * 64}
+    artifacts.rewrite_manifest(folder, files={"model.onnx": entry})
+
+
+def lie_about_a_shape(folder: Path) -> None:
+    golden = json.loads((folder / "manifest.json").read_text())["golden"]
+    golden["outputs"]["probabilities"]["shape"] = [16, 5]
+    artifacts.rewrite_manifest(folder, golden=golden)
+
+
+def ask_for_everything_to_pass(folder: Path) -> None:
+    golden = json.loads((folder / "manifest.json").read_text())["golden"]
+    artifacts.rewrite_manifest(folder, golden=golden | {"tolerance": {"cpu": 1e9, "cuda": 1e9}})
+
+
 def another_graph(folder: Path) -> None:
     """A model that does what it says and is not the one whose answers the manifest holds."""
     republish(folder, artifacts.classifier_model(artifacts.classifier_weights(9)))
@@ -141,27 +207,40 @@ BAD = {
     "weights a little off": (changed(lambda m: weights(m, lambda w: w + 0.01)), "is off by"),
     "another model": (another_graph, "is off by"),
     "a wrong input name": (changed(rename_input), "golden inputs|states input"),
+    "a wrong output name": (changed(rename_output), "golden outputs"),
+    "a wrong datatype": (changed(float_input), "golden inputs|cannot be loaded"),
+    "a batch of fixed size": (changed(fixed_batch), "batches of exactly 3 rows|cannot be loaded"),
     "a wrong shape": (changed(widen_input), "cannot be loaded|states input"),
     "a huge dimension": (changed(huge_input), "cannot be loaded|states input"),
     "nine labels for ten classes": (changed(nine_labels), "names 9 classes"),
     "a future opset": (changed(future_opset), "cannot be loaded"),
     "an operator of nobody's": (changed(custom_operator), "com.example"),
     "a norm in training mode": (changed(norm_in_training_mode), "training"),
+    "a norm in training mode before opset 14": (changed(norm_of_an_old_opset_in_training_mode), "training"),
     "weights in a file that is missing": (changed(external("weights.bin")), "keeps weights in another file"),
     "weights outside the folder": (changed(external("../../../../etc/passwd")), "keeps weights in another file"),
     "weights at an absolute path": (changed(external("/etc/passwd")), "keeps weights in another file"),
     "a link": (link_to_another_file, "not a regular file"),
+    "a manifest behind a link": (link_to_a_folder, "not a regular file"),
+    "a pipe": (pipe_for_a_file("model.onnx"), "not a regular file"),
+    "a pipe for a manifest": (pipe_for_a_file("manifest.json"), "not a regular file"),
+    "a folder for a file": (folder_for_a_file, "not a regular file"),
+    "a file too few": (lambda folder: (folder / "model.onnx").unlink(), "its manifest lists"),
     "a file too many": (lambda folder: (folder / "x.bin").write_bytes(b"x"), "its manifest lists"),
     "a manifest of another version": (lambda folder: artifacts.rewrite_manifest(folder, version=7), "version is 7"),
     "a manifest that lies about answers": (lie_about_answers, "expected [0]"),
+    "a manifest that lies about a digest": (lie_about_a_digest, "its manifest says 0000"),
+    "a manifest that lies about a shape": (lie_about_a_shape, "cannot be decoded"),
+    "a manifest that lets everything pass": (ask_for_everything_to_pass, "golden tolerance"),
+    "a manifest cut off": (lambda folder: os.truncate(folder / "manifest.json", 99), "cannot be read as JSON"),
     "a manifest without answers": (lambda folder: artifacts.rewrite_manifest(folder, golden=None), "no golden section"),
     "no manifest": (lambda folder: os.unlink(folder / "manifest.json"), "manifest.json"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("damage", "expected"), BAD.values(), ids=BAD.keys())
-def test_a_bad_version_is_refused_with_its_reason_and_the_old_one_goes_on(models, damage, expected):
-    """Live: the registry keeps answering with version 1, stays ready, and counts the refusal."""
+def test_a_bad_version_is_refused_with_its_reason_and_the_old_one_goes_on(models, caplog, damage, expected):
+    """Live: the reason stands in the index and in the log, the metric counts it, and version 1 goes on answering."""
     artifacts.publish_classifier(models, version=1)
 
     async def test() -> str:
@@ -178,12 +257,16 @@ def test_a_bad_version_is_refused_with_its_reason_and_the_old_one_goes_on(models
         answer = await model.batcher.infer({"image": ASKED[:3]})
         np.testing.assert_array_equal(answer.outputs["class_id"], artifacts.classify(ASKED[:3])["class_id"])
         assert metrics.registry.get_sample_value("foldserve_refused_versions_total", {"model": "fashion"}) == 1
-        refusal = registry.follower.refusals["fashion", 2]
-        await registry.follower.follow("fashion")  # and it is not tried again for nothing
-        assert registry.follower.refusals["fashion", 2] is refusal
+        await registry.follower.follow("fashion")  # it is not tried again for nothing, so it is not counted again
+        assert metrics.registry.get_sample_value("foldserve_refused_versions_total", {"model": "fashion"}) == 1
+        rows = Control(registry, promotes_new=True).index()
+        assert [(row["version"], row["state"]) for row in rows] == [("1", "READY"), ("2", "UNAVAILABLE")]
         await registry.close()
-        return refusal.reason
+        return rows[1]["reason"]
 
-    reason = asyncio.run(test())
+    with caplog.at_level(logging.ERROR):
+        reason = asyncio.run(test())
     assert any(part in reason for part in expected.split("|")), reason
     assert "\n" not in reason
+    logged = [vars(record) for record in caplog.records if record.getMessage() == "version refused"]
+    assert [(entry["model"], entry["version"], entry["reason"]) for entry in logged] == [("fashion", 2, reason)]

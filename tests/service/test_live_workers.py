@@ -29,7 +29,7 @@ threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).st
 seen = collections.Counter()
 with httpx.Client(limits=httpx.Limits(max_keepalive_connections=0)) as http:
     while not ended.is_set():
-        answer = http.post(url, content=pixels, headers={"Content-Type": "application/octet-stream"}, timeout=30)
+        answer = http.post(url, content=pixels, headers={"Content-Type": "application/octet-stream"}, timeout=300)
         if not seen:
             print("asking", flush=True)
         seen[answer.status_code, answer.headers.get("x-model-version"), hashlib.sha256(answer.content).hexdigest()] += 1
@@ -45,11 +45,12 @@ def test_two_workers_follow_every_change_under_load(models, tmp_path):
     key, line = new_key("operator", ["admin"])
     (tmp_path / "keys").write_text(line)
     flags = ("--models-dir", str(models), "--workers", "2", "--state-dir", str(tmp_path / "state"), "--keys-file",
-             str(tmp_path / "keys"), "--closed-scopes", "", "--poll-seconds", "0.05", "--keep-warm", "1")  # fmt: skip
+             str(tmp_path / "keys"), "--closed-scopes", "", "--poll-seconds", "0.05", "--keep-warm", "1",
+             "--default-deadline-ms", "300000")  # fmt: skip
     new_connections = httpx.Limits(max_keepalive_connections=0)  # each may meet another worker
     with (
         started(*flags, ready_lines=2) as (process, address),
-        httpx.Client(base_url=address, timeout=60, limits=new_connections) as http,
+        httpx.Client(base_url=address, timeout=300, limits=new_connections) as http,
     ):
         log = threading.Thread(target=process.stderr.read)
         log.start()

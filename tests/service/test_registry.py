@@ -96,7 +96,7 @@ def test_what_was_measured_at_load_is_in_the_metrics(fashion):
         await registry.load()
         value = metrics.registry.get_sample_value
         digest = registry.get().artifact.sha256
-        labels = {"model": "fashion", "version": "1", "sha256": digest, "provider": "cpu"}
+        labels = {"model": "fashion", "version": "1", "sha256": digest, "provider": "cpu", "verified": "true"}
         assert value("foldserve_model_info", labels) == 1
         assert value("foldserve_device_fallback", {"model": "fashion"}) == 0
         assert value("foldserve_batch_invariant", {"model": "fashion"}) == 1

@@ -105,7 +105,7 @@ CORRUPTIONS = {
     "no model": (lambda folder: (folder / "model.onnx").unlink(), r"holds \[\], its manifest lists"),
     "a link": (link, "links are not followed"),
     "a file too many": (lambda folder: (folder / "extra.bin").write_bytes(b"x"), "extra.bin"),
-    "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "manifest.json cannot be read"),
+    "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "holds no manifest.json"),
     "manifest not JSON": (lambda folder: (folder / "manifest.json").write_text("<html>"), "cannot be read as JSON"),
     "manifest a list": (lambda folder: (folder / "manifest.json").write_text("[]"), "expected an object"),
     "future format": (lambda folder: artifacts.rewrite_manifest(folder, format=2), "format is 2, expected 1"),

@@ -35,7 +35,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
     artifacts.publish_classifier(folder / "models")
     images = artifacts.images(ROWS, seed=11)
     np.save(folder / "images.npy", images)
-    app = create_app(Settings(models_dir=folder / "models", provider="cpu", grpc_port=0, default_deadline_ms=60_000))
+    app = create_app(Settings(models_dir=folder / "models", provider="cpu", grpc_port=0, default_deadline_ms=300_000))
     with serve(app) as url:
         address = f"127.0.0.1:{app.state.grpc.port}"
         yield SimpleNamespace(url=url, address=address, folder=folder, images=images)
@@ -45,7 +45,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
 def reference(service) -> dict[str, np.ndarray]:
     """What /predict says of all images, and the plain session's logits."""
     octets = {"Content-Type": "application/octet-stream"}
-    answer = httpx.post(f"{service.url}/predict", content=service.images.tobytes(), headers=octets, timeout=60)
+    answer = httpx.post(f"{service.url}/predict", content=service.images.tobytes(), headers=octets, timeout=300)
     predictions = answer.json()["predictions"]
     session = artifacts.plain_session(service.folder / "models/fashion/1/model.onnx")
     return {
@@ -79,3 +79,8 @@ def test_a_client_gets_the_bytes_of_predict_at_every_batch_size(service, referen
 def test_the_interface_is_that_of_triton(service):
     """Each message, field number, type and call of our .proto is the one in Triton's own descriptors."""
     ask("descriptors", service)
+
+
+def test_the_configuration_is_one_that_triton_reads(service):
+    """The published config.pbtxt and the configuration over HTTP are Triton's own message, with no unknown member."""
+    ask("configuration", service)

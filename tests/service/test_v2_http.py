@@ -13,6 +13,7 @@ import pytest
 
 from service.app import create_app
 from service.settings import Settings
+from service.v2.compress import wanted_coding
 from tests.service import artifacts, v2_messages
 from tests.service.live import serve
 
@@ -191,9 +192,69 @@ def test_what_cannot_be_inflated_is_refused(service, coding, body, status, expec
 
 
 def test_compressed_bodies_are_refused_outside_the_protocol(service):
-    """/predict takes bodies as they are."""
+    """/predict takes bodies as they are, and each refusal says which codings would do."""
     headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
-    refusal(service.post("/predict?model=fashion", content=gzip.compress(b"{}"), headers=headers), 415)
+    answer = service.post("/predict?model=fashion", content=gzip.compress(b"{}"), headers=headers)
+    refusal(answer, 415)
+    assert answer.headers["accept-encoding"] == "identity"
+    answer = service.post(INFER, content=b"{}", headers={"Content-Encoding": "br"})
+    assert answer.headers["accept-encoding"] == "gzip, deflate"
+
+
+def test_the_repository_takes_compressed_bodies_too(service):
+    """All of /v2 does, within the limits of its bodies."""
+    headers = {"Content-Encoding": "gzip"}
+    answer = service.post("/v2/repository/index", content=gzip.compress(b'{"ready": true}'), headers=headers)
+    assert {row["name"] for row in answer.json()} == {"echo", "fashion", "sum"}
+    bomb = service.post("/v2/repository/index", content=gzip.compress(bytes(1_000_000)), headers=headers)
+    refusal(bomb, 413)
+
+
+@pytest.mark.parametrize("form", ["flat", "binary"])
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+def test_a_client_that_refuses_plain_answers_gets_compressed_ones(service, form, coding):
+    """The same answer, whose header length counts inflated bytes."""
+    wish = {"binary_data_output": form == "binary"}
+    body, length = v2_messages.request({"image": PIXELS}, form, parameters=wish)
+    headers = {"Accept-Encoding": f"{coding}, identity;q=0"} | ({HEADER_LENGTH: str(length)} if length else {})
+    answer = service.post(INFER, content=body, headers=headers)
+    assert (answer.headers["content-encoding"], answer.headers["vary"]) == (coding, "Accept-Encoding")
+    plain = service.post(INFER, content=body, headers=headers | {"Accept-Encoding": "identity"})
+    assert "content-encoding" not in plain.headers
+    assert answer.content == plain.content
+    np.testing.assert_array_equal(opened(answer)[1]["logits"], opened(plain)[1]["logits"])
+
+
+@pytest.mark.parametrize(
+    ("accepted", "size", "coding"),
+    [
+        (None, 1 << 20, None),
+        ("", 1 << 20, None),
+        ("gzip, deflate", 1 << 20, "gzip"),
+        ("gzip, deflate", 1 << 10, None),
+        ("deflate", 1 << 20, "deflate"),
+        ("gzip;q=0.5, deflate", 1 << 20, "deflate"),
+        ("br", 1 << 20, None),
+        ("gzip;q=0", 1 << 20, None),
+        ("*", 1 << 20, "gzip"),
+        ("*;q=0", 1 << 20, None),
+        ("identity, gzip;q=0.1", 1 << 20, None),
+        ("gzip, *;q=0", 10, "gzip"),
+        ("GZIP ; q=1.0", 1 << 20, "gzip"),
+        ("gzip;q=x", 1 << 20, None),
+        ("ÿ,;;", 1 << 20, None),
+    ],
+)
+def test_the_coding_of_an_answer_is_one_that_the_client_takes(accepted, size, coding):
+    """By the weights of Accept-Encoding, and plain wherever that is short and not refused."""
+    assert wanted_coding(accepted, size) == coding
+
+
+def test_a_priority_is_passed_over(service):
+    """There is one queue, and no extension that promises another."""
+    body, _ = v2_messages.request({"image": PIXELS}, parameters={"priority": 3})
+    opened(service.post(INFER, content=body))
+    assert "schedule_policy" not in service.get("/v2").json()["extensions"]
 
 
 def test_metadata_describes_the_graph_with_the_batch_as_minus_one(service):

@@ -206,7 +206,7 @@ REFUSALS = [
     (head(image={"shape": [True, 1, 2, 3]}), "inputs[0].shape: [true, 1, 2, 3]"),
     (head(image={"shape": [2, 6]}), "input 'image': shape [2, 6], expected [N, 1, 2, 3]"),
     (head(image={"shape": [2, 1, 3, 2]}), "input 'image': shape [2, 1, 3, 2], expected [N, 1, 2, 3]"),
-    (head(image={"shape": [1] * 100_000}), "input 'image': shape [1, 1"),
+    (head(image={"shape": [1] * 10_000}), "input 'image': shape [1, 1"),
     (head(image={"shape": []}), "input 'image': shape [], expected [N, 1, 2, 3]"),
     (head(image={"shape": [0, 1, 2, 3], "data": []}), "expected [N, 1, 2, 3] with N at least 1"),
     (head(image={"shape": [-2, 1, 2, 3]}), "input 'image': shape [-2, 1, 2, 3]"),
@@ -394,7 +394,22 @@ HOSTILE = {
 @pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE.keys())
 def test_hostile_json_is_refused_at_once(body):
     """No body of a few megabytes holds the service up or takes it down."""
-    refused(body)
+    with pytest.raises((InvalidInput, TooManyRows)) as caught:
+        READER.read(body)
+    assert len(str(caught.value)) < 300
+
+
+def test_what_weighs_more_than_all_rows_is_refused_unparsed():
+    """Counted by its marks; the heaviest request that is right passes in every form it may have."""
+    specs = (TensorSpec("image", "UINT8", (None, 2, 3)), TensorSpec("point", "FP32", (None, 2)))
+    reader = RequestReader(specs, specs, 5_000)
+    arrays = {"image": np.full((5_000, 2, 3), 200, np.uint8), "point": np.full((5_000, 2), -1.25, np.float32)}
+    for form in ("flat", "nested"):
+        body, _ = v2_messages.request(arrays, form)
+        np.testing.assert_array_equal(reader.read(body).inputs["image"], arrays["image"])
+    for piece, count in ((b"[],", 30_000), (b"{},", 30_000), (b"[[]],", 30_000), (b"0,", 50_000), (b'"",', 50_000)):
+        with pytest.raises(TooManyRows, match="more values or lists than 5000 rows"):
+            reader.read(b'{"inputs": [' + piece * count + b"0]}")
 
 
 def test_any_byte_of_a_request_may_be_damaged():

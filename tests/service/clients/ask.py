@@ -51,6 +51,9 @@ def triton_http(url, address, images, binary):
         result = server.infer("fashion", [tensor], **{"outputs": wanted, **options})
         return [result.as_numpy(name) for name in OUTPUTS]
 
+    long = {"response_compression_algorithm": "gzip"}  # beyond 64 KiB it is taken at its word
+    for one, other in zip(ask(images[:3000]), ask(images[:3000], **long), strict=True):
+        np.testing.assert_array_equal(one, other)
     few = images[:5]
     compressed = {"request_compression_algorithm": "deflate", "response_compression_algorithm": "gzip"}
     for options in ({"outputs": None}, {"request_compression_algorithm": "gzip"}, compressed, {"timeout": 5_000_000}):
@@ -75,7 +78,7 @@ def triton_grpc(url, address, images):
     def ask(batch):
         tensor = client.InferInput("image", list(batch.shape), "UINT8")
         tensor.set_data_from_numpy(batch)
-        result = server.infer("fashion", [tensor], client_timeout=30)
+        result = server.infer("fashion", [tensor], client_timeout=300)
         return [result.as_numpy(name) for name in OUTPUTS]
 
     assert server.get_inference_statistics("fashion").model_stats[0].name == "fashion"
@@ -94,7 +97,7 @@ def kserve_http(url, address, images):
     from kserve import InferenceRESTClient, InferRequest, RESTConfig
 
     loop = asyncio.new_event_loop()
-    server = InferenceRESTClient(RESTConfig(protocol="v2", timeout=60, retries=0))
+    server = InferenceRESTClient(RESTConfig(protocol="v2", timeout=300, retries=0))
     assert loop.run_until_complete(server.is_server_live(url))
     assert loop.run_until_complete(server.is_server_ready(url))
     assert loop.run_until_complete(server.is_model_ready(url, "fashion"))
@@ -115,7 +118,7 @@ def kserve_grpc(url, address, images):
     asyncio.set_event_loop(loop)
 
     async def connect():
-        return InferenceGRPCClient(address, timeout=60, channel_args=[("grpc.max_receive_message_length", -1)])
+        return InferenceGRPCClient(address, timeout=300, channel_args=[("grpc.max_receive_message_length", -1)])
 
     server = loop.run_until_complete(connect())
     assert loop.run_until_complete(server.is_server_ready())
@@ -152,6 +155,27 @@ def compare_descriptors():
         )  # fmt: skip
 
 
+def read_configuration(url):
+    """Read the published config.pbtxt, and the configuration that the service gives, as Triton's own message."""
+    import tritonclient.http as client
+    from google.protobuf import json_format, text_format
+    from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
+
+    folder = Path(__file__).parents[3] / "models/lenet-bn"
+    published = text_format.Parse((folder / "config.pbtxt").read_text(), ModelConfig())
+    assert (published.name, published.backend, published.max_batch_size) == ("lenet-bn", "onnxruntime", 256)
+    tensors = {tensor.name: (DataType.Name(tensor.data_type), list(tensor.dims)) for tensor in published.input}
+    tensors |= {tensor.name: (DataType.Name(tensor.data_type), list(tensor.dims)) for tensor in published.output}
+    assert tensors == {
+        "image": ("TYPE_UINT8", [1, 28, 28]), "logits": ("TYPE_FP32", [10]), "probabilities": ("TYPE_FP32", [10]),
+        "class_id": ("TYPE_INT64", [1]),
+    }  # fmt: skip
+    (labelled,) = [tensor for tensor in published.output if tensor.label_filename]
+    assert len((folder / labelled.label_filename).read_text().splitlines()) == labelled.dims[0]
+    served = client.InferenceServerClient(url.removeprefix("http://")).get_model_config("fashion")
+    assert json_format.ParseDict(served, ModelConfig()).input[0].dims == [1, 28, 28]  # no member that it does not know
+
+
 def compare_message(ours, theirs):
     for field in ours.fields:
         if (ours.name, field.name) == ("ModelMetadataResponse", "properties"):
@@ -172,6 +196,8 @@ def compare_message(ours, theirs):
 def main(kind, url, address, images_file, outputs_file):
     if kind == "descriptors":
         return compare_descriptors()
+    if kind == "configuration":
+        return read_configuration(url)
     images = np.load(images_file)
     asks = {
         "triton_http_binary": lambda: triton_http(url, address, images, True),

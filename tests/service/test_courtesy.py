@@ -1,0 +1,44 @@
+"""A load that gives way: in its own thread, for as long as it lasts, and only where somebody is there."""
+
+import sys
+import threading
+
+import pytest
+
+from service import courtesy
+
+
+@pytest.fixture
+def slept(monkeypatch):
+    """The seconds of each pause."""
+    seconds = []
+    monkeypatch.setattr(courtesy.time, "sleep", seconds.append)
+    return seconds
+
+
+def test_pauses_are_in_proportion_and_bounded(slept):
+    """Three times the run, and never so long that a load of large batches does not end."""
+    with courtesy.giving_way():
+        courtesy.pause(0.002)
+        courtesy.pause(2.0)
+    assert slept == [0.006, 0.05]
+
+
+def test_nobody_else_pauses(slept):
+    """Neither another thread nor a load at the start, nor this one once it is done."""
+    with courtesy.giving_way():
+        thread = threading.Thread(target=courtesy.pause, args=(1.0,))
+        thread.start()
+        thread.join()
+    with courtesy.giving_way(is_needed=False):
+        courtesy.pause(1.0)
+    courtesy.pause(1.0)
+    assert slept == []
+
+
+def test_the_interpreter_changes_hands_quickly_meanwhile():
+    """And as it did before afterwards."""
+    before = sys.getswitchinterval()
+    with courtesy.giving_way():
+        assert sys.getswitchinterval() <= 0.0005
+    assert sys.getswitchinterval() == before

@@ -1,0 +1,90 @@
+"""Models that differ in nothing but their weights: what was measured for one holds for the other."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from service import engine as engines
+from service.engine import Engine
+from service.repository import Repository
+from service.specialise import decide_alone
+from service.structure import structure_of
+from tests.service import artifacts
+
+
+def loaded(models, version, like=None, **options):
+    artifact = Repository(models).open("fashion", version)
+    return Engine.load(artifact, provider="cpu", buckets=(1, 4, 8), cores=2, like=like, **options)
+
+
+def test_weights_and_metadata_make_no_difference(models):
+    """Another training, other labels: the same structure."""
+    paths = [
+        artifacts.publish_classifier(models, version=version, seed=version, **options) / "model.onnx"
+        for version, options in ((1, {}), (2, {"metadata": {}}))
+    ]
+    assert structure_of(paths[0]) == structure_of(paths[1]) != ""
+
+
+@pytest.mark.parametrize("change", ["attribute", "shape", "opset", "name"])
+def test_everything_else_does(models, tmp_path, change):
+    """Another padding, other channels, another opset, another name of an output."""
+    first = artifacts.publish_classifier(models) / "model.onnx"
+    model = artifacts.classifier_model(artifacts.classifier_weights(channels=8) if change == "shape" else None)
+    if change == "attribute":
+        next(node for node in model.graph.node if node.op_type == "Conv").attribute[0].ints[0] = 1
+    elif change == "opset":
+        model.opset_import[0].version = 17
+    elif change == "name":
+        model.graph.node[-1].output[0] = model.graph.output[-1].name = "winner"
+    (tmp_path / "other.onnx").write_bytes(model.SerializeToString())
+    assert structure_of(tmp_path / "other.onnx") != structure_of(first)
+
+
+def test_what_cannot_be_read_has_none(tmp_path):
+    """And nothing is like it."""
+    (tmp_path / "model.onnx").write_bytes(b"\xff" * 9)
+    assert structure_of(tmp_path / "model.onnx") == ""
+
+
+def test_a_version_like_the_one_that_serves_is_proved_and_not_timed(models, monkeypatch):
+    """It takes over rewrite, threads and times, gives its own answers, and nothing is measured beside requests."""
+    for version in (1, 2):
+        artifacts.publish_classifier(models, version=version, seed=version)
+    first = loaded(models, 1)
+
+    def measured(*_, **__):
+        raise AssertionError("measured again")
+
+    for name in ("specialise", "median_seconds"):
+        monkeypatch.setattr(engines, name, measured)
+    second = loaded(models, 2, like=first)
+    assert (second.rewrite, second.wide_from, second.buckets) == (first.rewrite, first.wide_from, first.buckets)
+    assert dict(second.bucket_seconds) == dict(first.bucket_seconds)
+    assert second.batch_invariant
+    asked = artifacts.images(8, seed=4)
+    expected = artifacts.classify(asked, artifacts.classifier_weights(2))["logits"]
+    answers = second.run({"image": asked})["logits"]
+    np.testing.assert_allclose(answers, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_rewrite_is_taken_over_and_proved_again(models, monkeypatch):
+    """Where the version that serves runs a rewritten graph, so does the next one; a wrong one is left out."""
+    for version in (1, 2):
+        artifacts.publish_classifier(models, version=version, seed=version)
+    name = "pools split"
+    taken = lambda artifact, *_: engines.take_over(artifact, name, engines.REWRITES, decide_alone)  # noqa: E731
+    monkeypatch.setattr(engines, "specialise", taken)
+    first = loaded(models, 1)
+    assert first.rewrite == name
+    assert loaded(models, 2, like=first).rewrite == name
+
+    def wrong(data):
+        model = onnx.load_from_string(data)
+        bias = next(item for item in model.graph.initializer if item.name == "fc.bias")
+        bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 1, "fc.bias"))
+        return model.SerializeToString()
+
+    monkeypatch.setattr(engines, "REWRITES", {name: wrong})
+    assert loaded(models, 2, like=first).rewrite is None
