@@ -4,7 +4,6 @@
 nothing is returned that was not proved.
 """
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from training.errors import FoldError
 from training.fold.core import Array
-from training.fold.float64 import named_tensors
+from training.fold.float64 import Inputs, full_copy, named_tensors
 from training.fold.inputs import CastInput, InputNormalisation, Numbers
 from training.fold.job import Job, prepare, report_of
 from training.fold.parameters import Value
@@ -44,7 +43,7 @@ class Folded:
 
 def fold(
     model: nn.Module,
-    example_inputs: tuple[Any, ...],
+    example_inputs: Inputs,
     *,
     strict: bool = False,
     dynamic: Any = True,
@@ -57,8 +56,8 @@ def fold(
 
     Args:
         model: in eval mode; not modified.
-        example_inputs: positional arguments of its forward; shapes and ranks are read from them, and the proof runs
-            on them.
+        example_inputs: positional arguments of its forward, or a mapping of keyword arguments; shapes and ranks are
+            read from them, and the proof runs on them.
         strict: raise when any norm had to stay.
         dynamic: True when the first axis of every tensor may vary, False when none may, else `torch.export`'s
             dynamic_shapes.
@@ -82,22 +81,20 @@ def fold(
     return folded
 
 
-def explain(
-    model: nn.Module, example_inputs: tuple[Any, ...], *, dynamic: Any = True, padding: str = "refuse"
-) -> Report:
+def explain(model: nn.Module, example_inputs: Inputs, *, dynamic: Any = True, padding: str = "refuse") -> Report:
     """Return the report that `fold` would return, proof of each site included, without making a model."""
     job = prepare(model, example_inputs, dynamic, padding)
     proofs = prove_sites(job.graph, job.plan, job.changes)
     return report_of(job, proofs)
 
 
-def verify(original: nn.Module, folded: nn.Module | Folded, inputs: tuple[Any, ...]) -> Proof:
+def verify(original: nn.Module, folded: nn.Module | Folded, inputs: Inputs) -> Proof:
     """Return how well two models agree on `inputs`; raise FoldError when they are not the same function.
 
     Args:
         original: in eval mode.
         folded: in eval mode; a `Folded` is compared with its float64 parameters as well, to 1e-11.
-        inputs: positional arguments for both.
+        inputs: positional arguments for both, or a mapping of keyword arguments.
     """
     if isinstance(folded, Folded):
         return prove_model(original, folded.model, inputs, exact=_by_identity(folded.model, folded.exact))
@@ -110,7 +107,7 @@ def fold_input(
     mean: Numbers | None = None,
     std: Numbers | None = None,
     *,
-    example_inputs: tuple[Any, ...] | None = None,
+    example_inputs: Inputs | None = None,
     dynamic: Any = True,
     padding: str = "refuse",
     uint8: bool = False,
@@ -148,7 +145,7 @@ def fold_input(
 class _Origin:
     """What `fold_input` needs of a model that `fold` returned."""
 
-    example_inputs: tuple[Any, ...]
+    example_inputs: Inputs
     exact: Mapping[str, Array]
 
 
@@ -173,10 +170,10 @@ def _unchanged(model: nn.Module, exact: Mapping[str, Array]) -> dict[str, Array]
     return kept
 
 
-def _finish(model: nn.Module, example_inputs: tuple[Any, ...], job: Job) -> Folded:
+def _finish(model: nn.Module, example_inputs: Inputs, job: Job) -> Folded:
     proofs = prove_sites(job.graph, job.plan, job.changes)
     if not job.plan.folded:
-        unchanged = copy.deepcopy(model)
+        unchanged = full_copy(model)
         _ORIGINS[unchanged] = _Origin(example_inputs, {})
         return Folded(unchanged, report_of(job, proofs))
     try:
@@ -191,7 +188,7 @@ def _finish(model: nn.Module, example_inputs: tuple[Any, ...], job: Job) -> Fold
 
 
 def _written(
-    writer: ModuleWriter | GraphWriter, model: nn.Module, example_inputs: tuple[Any, ...], job: Job
+    writer: ModuleWriter | GraphWriter, model: nn.Module, example_inputs: Inputs, job: Job
 ) -> tuple[nn.Module, dict[str, Array], Proof]:
     """Return the model that the writer makes of the job, the float64 values behind its parameters, and its proof."""
     writer.write(job.graph, job.plan, job.changes)
@@ -199,9 +196,7 @@ def _written(
     return writer.model, exact, _prove(model, writer.model, example_inputs, job, exact)
 
 
-def _prove(
-    model: nn.Module, folded: nn.Module, example_inputs: tuple[Any, ...], job: Job, exact: Mapping[str, Array]
-) -> Proof:
+def _prove(model: nn.Module, folded: nn.Module, example_inputs: Inputs, job: Job, exact: Mapping[str, Array]) -> Proof:
     normalisation, known = job.normalisation, _unchanged(model, job.graph.exact)
     return prove_model(
         model,

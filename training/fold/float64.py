@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 
 from training.errors import FoldError
 
+Inputs = tuple[Any, ...] | Mapping[str, Any]
 NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -111,10 +112,19 @@ def sharing_copy(model: nn.Module, keep: Iterable[int] = ()) -> nn.Module:
     """
     shared = set(keep)
     named = [tensor for _, tensor in named_tensors(model)]
-    memo: dict[int, Any] = {id(t): t for t in named if isinstance(t, nn.Parameter) or id(t) in shared}
+    return full_copy(model, {id(t): t for t in named if isinstance(t, nn.Parameter) or id(t) in shared})
+
+
+def full_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """Return a deep copy of the model; objects in `memo`, by `id`, are replaced by what it says."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # copying a GraphModule warns about pytrees of torch's own
         return copy.deepcopy(model, memo)
+
+
+def call(model: Callable[..., Any], inputs: Inputs) -> Any:
+    """Return what the model gives for positional arguments, or for keyword arguments when `inputs` is a mapping."""
+    return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
 
 
 def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.export import ExportedProgram
 
 from training.errors import FoldError
 from training.fold.core import Array
-from training.fold.float64 import sharing_copy
+from training.fold.float64 import Inputs, sharing_copy
 from training.fold.graph import Graph, hooked_modules, module_path, read
 from training.fold.inputs import InputNormalisation
 from training.fold.norms import Norm, find_norms
@@ -22,6 +23,7 @@ from training.fold.refusals import Refusal, RefusalCode
 from training.fold.registry import state_registered
 from training.fold.report import Report, Site
 from training.fold.site_proof import SiteProof
+from training.fold.unseen import unseen_norms
 
 
 @dataclass
@@ -38,7 +40,7 @@ class Job:
 
 def prepare(
     model: nn.Module,
-    example_inputs: tuple[Any, ...],
+    example_inputs: Inputs,
     dynamic: Any,
     padding: str,
     normalisation: InputNormalisation | None = None,
@@ -50,26 +52,59 @@ def prepare(
     Raises:
         FoldError: the arguments do not fit, the model cannot be read, or the input's normalisation has to stay.
     """
-    if padding not in ("refuse", "exact"):
-        raise FoldError(f'padding is {padding!r}; expected "refuse" or "exact"')
-    if not isinstance(example_inputs, tuple):
-        raise FoldError(f"example_inputs is a {type(example_inputs).__name__}; expected a tuple of arguments")
+    _require_arguments(example_inputs, padding)
     require_foldable(model)
-    readable = sharing_copy(model)
+    readable, quantised = sharing_copy(model), _quantised(model)
     stated = state_registered(readable)
-    graph = Graph(read(readable, example_inputs, dynamic), {**(exact or {}), **stated}, hooked_modules(model))
-    norms, unreadable = ([], []) if input_only else find_norms(graph)
+    graph = Graph(_read(readable, example_inputs, dynamic), {**(exact or {}), **stated}, hooked_modules(model))
+    norms, unreadable = ([], []) if input_only else _norms(model, graph)
     if normalisation is not None:
         norms = [normalisation.norm(graph), *norms]
-    plan, changes = _planned(graph, norms, padding == "exact")
+    plan, changes = _planned(graph, norms, padding == "exact", dict.fromkeys(norms, quantised) if quantised else {})
     if normalisation is not None and norms[0] in plan.refused:
         raise plan.refused[norms[0]]
     return Job(graph, norms, plan, unreadable, changes, normalisation)
 
 
-def _planned(graph: Graph, norms: list[Norm], exact_padding: bool) -> tuple[Plan, list[Replacement]]:
-    """Return a plan whose parameters all fit their dtypes."""
-    banned: dict[Norm, Refusal] = {}
+def _require_arguments(example_inputs: object, padding: str) -> None:
+    if padding not in ("refuse", "exact"):
+        raise FoldError(f'padding is {padding!r}; expected "refuse" or "exact"')
+    if not isinstance(example_inputs, tuple | Mapping):
+        kind = type(example_inputs).__name__
+        raise FoldError(f"example_inputs is a {kind}; expected a tuple of arguments, or a mapping of keyword arguments")
+
+
+def _norms(model: nn.Module, graph: Graph) -> tuple[list[Norm], list[Site]]:
+    """Return the norms of the graph, and refused sites for those that it shows as something else or not at all."""
+    norms, refused = find_norms(graph)
+    by_name = {node.name: node for node in graph.nodes}
+    wanting = [by_name[site.node] for site in refused if site.node in by_name]
+    found = [*wanting, *(node for norm in norms for node in norm.nodes)]
+    return norms, refused + unseen_norms(model, graph, found, refused)
+
+
+def _read(model: nn.Module, example_inputs: Inputs, dynamic: Any) -> ExportedProgram:
+    try:
+        return read(model, example_inputs, dynamic)
+    except FoldError as err:
+        raise _quantised(model) or err from err
+
+
+def _quantised(model: nn.Module) -> Refusal | None:
+    """Return why nothing is folded in a model that is quantised, or prepared for it; None for any other."""
+    for name, module in model.named_modules():
+        if any(part in f"{type(module).__module__}." for part in (".quantized.", ".ao.quantization.")):
+            kind = type(module).__name__
+            return Refusal(
+                RefusalCode.QUANTISED, f"the module '{name}' is {kind}: scales were, or will be, chosen with it"
+            )
+    return None
+
+
+def _planned(
+    graph: Graph, norms: list[Norm], exact_padding: bool, banned: dict[Norm, Refusal]
+) -> tuple[Plan, list[Replacement]]:
+    """Return a plan whose parameters all fit their dtypes, without the norms that are banned from the start."""
     while True:
         plan = make_plan(graph, norms, exact_padding, banned)
         changes, misfits = replacements(graph, plan)
@@ -85,10 +120,6 @@ def require_foldable(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
             raise Refusal(RefusalCode.LAZY, f"the module '{name}' has no shapes yet; run one batch through the model")
-        if ".quantized." in f"{type(module).__module__}." or ".ao.quantization." in f"{type(module).__module__}.":
-            raise Refusal(
-                RefusalCode.QUANTISED, f"the module '{name}' is {type(module).__name__}; fold before quantising"
-            )
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta:
             raise FoldError(f"the tensor '{name}' is on the meta device, without values; load the weights first")

@@ -291,7 +291,7 @@ def _objections(graph: Graph, edit: Edit, plan: Plan, removed: set[Node]) -> Ite
         for reader in _other_readers(graph, tensor, edit.layer.node, removed):
             other = plan.edits.get(reader)
             twin = None if other is None else getattr(other.layer, name)
-            if other is None or twin is None or _roots(twin) != _roots(tensor) or not other.agrees_with(edit):
+            if other is None or twin is None or graph.roots(twin) != graph.roots(tensor) or not other.agrees_with(edit):
                 yield Refusal(
                     RefusalCode.SHARED,
                     f"the {name} of '{edit.layer.node.name}' also serves '{reader.name}', which would need another one",
@@ -300,7 +300,7 @@ def _objections(graph: Graph, edit: Edit, plan: Plan, removed: set[Node]) -> Ite
 
 def _other_readers(graph: Graph, tensor: Node, layer: Node, removed: set[Node]) -> list[Node]:
     """Return the operations on data, other than `layer`, that use the parameters behind a constant."""
-    found, pending = [], _roots(tensor)
+    found, pending = [], graph.roots(tensor)
     seen: set[Node] = set()
     while pending:
         for user in pending.pop().users:
@@ -314,13 +314,6 @@ def _other_readers(graph: Graph, tensor: Node, layer: Node, removed: set[Node]) 
             else:
                 found.append(user)
     return found
-
-
-def _roots(tensor: Node) -> list[Node]:
-    """Return the parameters and buffers that a constant is computed from."""
-    if tensor.op == "placeholder":
-        return [tensor]
-    return list(dict.fromkeys(root for source in tensor.all_input_nodes for root in _roots(source)))
 
 
 def _equal(one: Affine | None, two: Affine | None) -> bool:

@@ -4,7 +4,6 @@ One of the two ways to write a result. It keeps classes, names, devices, dtypes,
 it raises `CannotExpress` where the tree has no place for a change; then the graph is written instead.
 """
 
-import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
@@ -14,7 +13,7 @@ from torch.fx import Node
 from torch.nn.utils import parametrize
 
 from training.fold.border import takes_border, with_border
-from training.fold.float64 import named_tensors
+from training.fold.float64 import full_copy, named_tensors
 from training.fold.graph import Graph, call_key, is_tensor, module_path
 from training.fold.layers import Layer
 from training.fold.norms import Norm
@@ -34,7 +33,7 @@ class ModuleWriter:
     """
 
     def __init__(self, model: nn.Module):
-        self.model = copy.deepcopy(model)
+        self.model = full_copy(model)
         self._values: list[tuple[Tensor, Value]] = []
 
     def write(self, graph: Graph, plan: Plan, changes: Iterable[Replacement]) -> None:
