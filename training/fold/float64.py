@@ -90,6 +90,32 @@ def run_in_float64(
         return function(*wide)
 
 
+def run_model_in_float64(model: nn.Module, inputs: Inputs, exact: Mapping[int, Tensor] | None = None) -> Any:
+    """Return what `model` gives for `inputs` when evaluated in float64; its own tensors stay as they are.
+
+    Args:
+        model: any; one with torch.cond and the like runs as a widened copy, for no mode looks into their bodies.
+        inputs: positional arguments, or a mapping of keyword arguments.
+        exact: as in `run_in_float64`.
+    """
+    runnable = sharing_copy(model, keep=exact or ())
+    try:
+        return run_in_float64(lambda given: call(runnable, given), (inputs,), exact)
+    except RuntimeError as err:
+        if "HigherOrderOperator" not in str(err) and not type(err).__module__.startswith("torch._dynamo"):
+            raise
+    torch.compiler.reset()  # torch.cond keeps what it compiled under the mode, which does not run without it
+    with torch.no_grad():
+        return call(_widened_copy(model, exact or {}), tree_map(widen, inputs))
+
+
+def _widened_copy(model: nn.Module, exact: Mapping[int, Tensor]) -> nn.Module:
+    copied = full_copy(model)
+    for (_, mine), (_, its) in zip(named_tensors(model), named_tensors(copied), strict=True):
+        its.data = exact.get(id(mine), widen(its.data))
+    return copied
+
+
 def tensors_in(value: Any) -> list[Tensor]:
     """Return the tensors of a model's output (tensor, tuple, list, dict or data class), depth first."""
     if isinstance(value, Tensor):

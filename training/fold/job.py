@@ -23,7 +23,7 @@ from training.fold.refusals import Refusal, RefusalCode
 from training.fold.registry import state_registered
 from training.fold.report import Report, Site
 from training.fold.site_proof import SiteProof
-from training.fold.unseen import unseen_norms
+from training.fold.unseen import norms_in_bodies, unseen_norms
 
 
 @dataclass
@@ -77,6 +77,7 @@ def _require_arguments(example_inputs: object, padding: str) -> None:
 def _norms(model: nn.Module, graph: Graph) -> tuple[list[Norm], list[Site]]:
     """Return the norms of the graph, and refused sites for those that it shows as something else or not at all."""
     norms, refused = find_norms(graph)
+    refused += norms_in_bodies(graph)
     by_name = {node.name: node for node in graph.nodes}
     wanting = [by_name[site.node] for site in refused if site.node in by_name]
     found = [*wanting, *(node for norm in norms for node in norm.nodes)]

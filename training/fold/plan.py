@@ -5,7 +5,7 @@ that read its output. Two rules hold everywhere: a value that changes has no oth
 calls share gets the same change from each of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -85,17 +85,26 @@ def _place(graph: Graph, norm: Norm, norms: list[Norm], plan: Plan, exact_paddin
     try:
         walk = _walk_back(graph, norm, plan)
         _require_no_hooks(graph, norm, walk)
-        edits = [_behind(plan.edits.get(layer.node, Edit(layer)), affine) for layer, affine in walk.takes]
+        edits = _edited(plan, walk, _behind)
     except Refusal as backwards:
         try:
             walk = _walk_forward(graph, norm, norms, exact_padding)
             _require_no_hooks(graph, norm, walk)
-            edits = [_ahead(plan.edits.get(layer.node, Edit(layer)), affine) for layer, affine in walk.takes]
+            edits = _edited(plan, walk, _ahead)
         except Refusal as forwards:
             plan.refused[norm] = _told(backwards, forwards)
             return
-    plan.edits.update({edit.layer.node: edit for edit in edits})
-    plan.folded[norm] = (tuple(layer for layer, _ in walk.takes), tuple(walk.passed))
+    plan.edits.update(edits)
+    plan.folded[norm] = (tuple(edit.layer for edit in edits.values()), tuple(walk.passed))
+
+
+def _edited(plan: Plan, walk: _Walk, add: Callable[[Edit, Affine], Edit]) -> dict[Node, Edit]:
+    """Return the edits of the walk's layers; a layer whose parts were split takes one affine for each part."""
+    edits: dict[Node, Edit] = {}
+    for layer, affine in walk.takes:
+        so_far = edits.get(layer.node) or plan.edits.get(layer.node) or Edit(layer)
+        edits[layer.node] = add(so_far, affine)
+    return edits
 
 
 def _behind(edit: Edit, affine: Affine) -> Edit:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from training.errors import FoldError
-from training.fold.float64 import Inputs, call, run_in_float64, sharing_copy, tensors_in
+from training.fold.float64 import Inputs, call, run_model_in_float64, sharing_copy, tensors_in, widen
 from training.fold.report import Proof
 
 ALGEBRA_LIMIT = 1e-11
@@ -74,13 +74,11 @@ def _require(holds: bool, where: str, error: float, limit: float) -> None:
 def _outputs(
     what: str, model: nn.Module, inputs: Inputs, prepared: Callable[[Inputs], Inputs] | None = None, exact: Any = None
 ) -> list[Tensor]:
-    runnable = sharing_copy(model, keep=exact or ())
-
-    def run(values: Inputs) -> Any:
-        return call(runnable, prepared(values) if prepared else values)
-
+    given = _detached(inputs)
+    if prepared is not None:
+        given = prepared(tree_map(widen, given))
     try:
-        outputs = tensors_in(run_in_float64(run, (_detached(inputs),), exact))
+        outputs = tensors_in(run_model_in_float64(model, given, exact))
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as err:
         raise FoldError(f"{what} cannot be run on the inputs: {type(err).__name__}: {err}") from err
     if not outputs:

@@ -203,6 +203,8 @@ def _before_step(node: Node, affine: Affine, scale: Any, shift: Any) -> Affine:
 
 def _cat_backward(node: Node, axis: int | None, affine: Affine) -> list[Flow]:
     parts: Any = node.args[0]
+    if len(set(parts)) < len(parts):
+        raise Refusal(RefusalCode.MULTI_USE, f"'{node.name}' joins a value with itself")
     if axis is None or _dim(node) != axis:
         return [Flow(part, axis, affine) for part in parts]
     flows, start = [], 0
@@ -232,6 +234,8 @@ def _getitem_backward(node: Node, axis: int | None, affine: Affine) -> list[Flow
         return [Flow(_source(split), axis, affine)]
     if name not in _SPLITS or axis is None or _dim(split) != axis:
         raise _unknown(split)
+    if sum(user.args[1:] == node.args[1:] for user in split.users) > 1:
+        raise Refusal(RefusalCode.MULTI_USE, f"part {index} of '{split.name}' is taken twice")
     sizes = [_static(split, part.shape[axis]) for part in split.meta["val"]]
     pieces = [affine if i == index else Affine.identity(size) for i, size in enumerate(sizes)]
     return [Flow(_source(split), axis, concatenate(pieces))]

@@ -1,7 +1,7 @@
-"""The norms of the user's module tree that no one found in the graph: each must be in the report all the same.
+"""The norms that are not in the graph itself: each must be in the report all the same.
 
-After `norms`. A norm that no input reaches, or whose arithmetic is not recognised, would otherwise stay in the model
-without a word; here it becomes a refused site. What is in the graph is not looked at again.
+After `norms`. A norm in the body of control flow, one that no input reaches, or one whose arithmetic is not recognised
+would otherwise stay in the model without a word; here it becomes a refused site.
 """
 
 from collections.abc import Iterable
@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from training.fold.graph import Graph, is_tensor, module_path, module_stack, operation
+from training.fold.graph import Graph, arguments, is_tensor, module_path, module_stack, operation
+from training.fold.norms import READERS
 from training.fold.refusals import Refusal, RefusalCode
 from training.fold.registry import is_registered
 from training.fold.report import Site
@@ -21,6 +22,35 @@ def is_norm(module: nn.Module) -> bool:
     """True for PyTorch's batch and instance norms, registered classes, and modules that keep a running mean."""
     known = isinstance(module, nn.modules.batchnorm._BatchNorm | nn.modules.instancenorm._InstanceNorm)
     return known or is_registered(module) or any(hasattr(module, name) for name in _STATISTICS)
+
+
+def norms_in_bodies(graph: Graph) -> list[Site]:
+    """Return refused sites for the norms in the bodies of control flow and autocast, which are graphs of their own."""
+    sites = []
+    for call in graph.nodes:
+        for body, operands in _bodies(graph.program.graph_module, call):
+            outside = dict(zip(body.graph.find_nodes(op="placeholder"), operands, strict=False))
+            for node in (n for part in body.modules() if isinstance(part, GraphModule) for n in part.graph.nodes):
+                if operation(node) in READERS:
+                    path = module_path(node) or _owner(graph, node, outside) or node.name
+                    refusal = Refusal(RefusalCode.SUBGRAPH, f"the norm is in a body of '{operation(call)}'")
+                    sites.append(Site.refused(path, node.name, operation(node).removeprefix("aten::"), refusal))
+    return sites
+
+
+def _bodies(owner: GraphModule, call: Node) -> list[tuple[GraphModule, list[Node]]]:
+    """Return the bodies that an operation runs, each with the values that it hands them."""
+    given = call.all_input_nodes if call.op == "call_function" else []
+    parts = {n: getattr(owner, str(n.target), None) for n in given if n.op == "get_attr"}
+    bodies = [part for part in parts.values() if isinstance(part, GraphModule)]
+    counts = [len(body.graph.find_nodes(op="placeholder")) for body in bodies]
+    return [(body, given[len(given) - count :]) for body, count in zip(bodies, counts, strict=True)]
+
+
+def _owner(graph: Graph, norm: Node, outside: dict[Node, Node]) -> str:
+    """Return the path of the module whose statistics a norm in a body reads, "" when it does not tell."""
+    mean = outside.get(arguments(norm)["running_mean"])
+    return ((graph.target(mean) if mean is not None else None) or "").rpartition(".")[0]
 
 
 def unseen_norms(model: nn.Module, graph: Graph, found: Iterable[Node], sites: Iterable[Site]) -> list[Site]:

@@ -518,6 +518,22 @@ def _() -> nn.Module:
     return randomise(Forward(forward, conv=C(3, 5, 3), bn=BN(5)))
 
 
+@case("torch.cond before a pair", IMAGE, 1, "subgraph")
+def _() -> nn.Module:
+    forward = lambda m, x: m.bn(m.conv(torch.cond(x.sum() > 0, lambda y: m.inner(y), lambda y: y + 0, (x,))))
+    return randomise(Forward(forward, inner=BN(3), conv=C(3, 5, 3), bn=BN(5)))
+
+
+@case("autocast before a pair", IMAGE, 1, "subgraph")
+def _() -> nn.Module:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            x = m.inner(x)
+        return m.bn(m.conv(x))
+
+    return randomise(Forward(forward, inner=BN(3), conv=C(3, 5, 3), bn=BN(5)))
+
+
 @case("statistics computed from the input", IMAGE, 0, "untracked")
 def _() -> nn.Module:
     forward = lambda m, x: F.batch_norm(m.conv(x), m.mean, m.var, x.mean((0, 2, 3)).repeat(2)[:5])
@@ -650,3 +666,43 @@ def _() -> nn.Module:
 def _() -> nn.Module:
     forward = lambda m, x: m.bn(m.conv(x.half())).float()
     return randomise(Forward(forward, conv=C(3, 5, 3).half(), bn=BN(5)))
+
+
+@case("halves joined in the other order", IMAGE, 1)
+def _() -> nn.Module:
+    forward = lambda m, x: m.bn(torch.cat(m.conv(x).chunk(2, 1)[::-1], 1))
+    return randomise(Forward(forward, conv=nn.Conv2d(3, 6, 3), bn=nn.BatchNorm2d(6)))
+
+
+@case("sum of two halves", IMAGE, 1)
+def _() -> nn.Module:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        one, other = m.conv(x).chunk(2, 1)
+        return m.bn(one + other)
+
+    return randomise(Forward(forward, conv=nn.Conv2d(3, 6, 3), bn=nn.BatchNorm2d(3)))
+
+
+@case("a value joined with itself", IMAGE, 0, "multi-use")
+def _() -> nn.Module:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = m.conv(x)
+        return m.bn(torch.cat([x, x], 1))
+
+    return randomise(Forward(forward, conv=nn.Conv2d(3, 3, 3), bn=nn.BatchNorm2d(6)))
+
+
+class AddcmulAffine(nn.Module):
+    """The learned affine of ResMLP: no statistics, one fused operation."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.rand(1, 1, channels) + 0.5)
+        self.beta = nn.Parameter(torch.randn(1, 1, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.beta, self.alpha, x)
+
+
+plain("addcmul before a linear layer", (2, 7, 6), 1, (), lambda: AddcmulAffine(6), lambda: nn.Linear(6, 4))
+plain("addcmul behind a linear layer", (2, 7, 6), 1, (), lambda: nn.Linear(6, 4), lambda: AddcmulAffine(4))
