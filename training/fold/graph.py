@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.utils._pytree import SUPPORTED_NODES
 
 from training.errors import FoldError
 from training.fold.core import Array
@@ -225,6 +226,7 @@ def read(model: nn.Module, example_inputs: Inputs, dynamic: Any) -> ExportedProg
     Raises:
         FoldError: `torch.export` cannot read the model or the inputs do not fit; says what it tripped over.
     """
+    model.register_forward_hook(_plain_outputs)
     given = dict(example_inputs) if isinstance(example_inputs, Mapping) else example_inputs
     inputs = _batch_of_two(given) if dynamic is True else given
     attempts = [(inputs, _dynamic_batch(inputs) if dynamic is True else (dynamic or None))]
@@ -239,6 +241,12 @@ def read(model: nn.Module, example_inputs: Inputs, dynamic: Any) -> ExportedProg
             if number == len(attempts):
                 raise _unreadable(err) from err
     raise AssertionError("unreachable")
+
+
+def _plain_outputs(_: nn.Module, __: Any, output: Any) -> Any:
+    """Return a data class that torch.export does not know as a dict of its fields, anything else as it is."""
+    unknown = is_dataclass(output) and not isinstance(output, type) and type(output) not in SUPPORTED_NODES
+    return {one.name: getattr(output, one.name) for one in fields(output)} if unknown else output
 
 
 def _dynamic_batch(inputs: Inputs) -> Any:

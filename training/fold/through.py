@@ -72,7 +72,7 @@ def backward(graph: Graph, node: Node, axis: int | None, affine: Affine) -> list
         return [Flow(node.all_input_nodes[0], axis_before(node, axis), affine)]
     if name == "aten::cat":
         return _cat_backward(node, axis, affine)
-    if name in _SUMS and _is_plain_sum(graph, node):
+    if is_plain_sum(graph, node):
         first, second = node.args[:2]
         return [Flow(first, axis, affine), Flow(second, axis, affine.without_shift())]  # type: ignore[arg-type]
     if name == "getitem":
@@ -172,7 +172,10 @@ def _unknown(node: Node) -> Refusal:
     return Refusal(RefusalCode.UNKNOWN_OP, f"no exact rule is known for '{node.name}' ({name})")
 
 
-def _is_plain_sum(graph: Graph, node: Node) -> bool:
+def is_plain_sum(graph: Graph, node: Node) -> bool:
+    """True for the sum or difference of two different values of one shape."""
+    if _name(node) not in _SUMS:
+        return False
     operands = list(node.args[:2])
     moving = all(is_tensor(a) and not graph.is_constant(a) for a in operands)  # type: ignore[arg-type]
     if not moving or operands[0] is operands[1] or float(node.kwargs.get("alpha", 1)) != 1:  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn.utils import parametrize
 
+from training.fold.beside import Nothing
 from training.fold.border import takes_border, with_border
 from training.fold.float64 import full_copy, named_tensors
 from training.fold.graph import Graph, call_key, is_tensor, module_path
@@ -114,7 +115,10 @@ class ModuleWriter:
         if any(module_path(node) == path for node in rest):
             raise CannotExpress(f"the module '{path}' does more than its norm ('{rest[0].name}')")
         # A norm with an activation inside keeps its children, which run one after the other.
-        left = nn.Sequential(OrderedDict(owner.named_children())) if rest else nn.Identity()
+        if norm in plan.beside and rest:
+            raise CannotExpress(f"the module '{path}' does more than its norm ('{rest[0].name}')")
+        alone = Nothing() if norm in plan.beside else nn.Identity()
+        left = nn.Sequential(OrderedDict(owner.named_children())) if rest else alone
         _replace_module(self.model, path, left.train(self.model.training))
 
 

@@ -706,3 +706,55 @@ class AddcmulAffine(nn.Module):
 
 plain("addcmul before a linear layer", (2, 7, 6), 1, (), lambda: AddcmulAffine(6), lambda: nn.Linear(6, 4))
 plain("addcmul behind a linear layer", (2, 7, 6), 1, (), lambda: nn.Linear(6, 4), lambda: AddcmulAffine(4))
+
+
+# Beside: a norm and a convolution of the same value, added ----------------------------------------------------------
+
+
+def beside(name: str, folded: int, refused: tuple[str, ...] | str, forward: Callable[..., Any], **more: Any) -> None:
+    conv = more.pop("conv", lambda: nn.Conv2d(3, 3, 3, padding=1))
+    parts = {"norm": lambda: BN(3), "conv": conv, "bn": lambda: BN(3), "last": lambda: BN(3)}
+
+    def build() -> nn.Module:
+        return randomise(
+            Forward(forward, **{name: make() for name, make in parts.items() if f"m.{name}" in more["uses"]})
+        )
+
+    case(name, (2, 3, 9, 8), folded, refused)(build)
+
+
+BRANCHES = "m.norm m.conv m.bn"
+GROUPED = {"conv": lambda: nn.Conv2d(3, 3, 3, padding=2, dilation=2, groups=3), "uses": BRANCHES}
+beside("identity branch", 2, (), lambda m, x: F.relu(m.norm(x) + m.bn(m.conv(x))), uses=BRANCHES)
+beside("identity branch minus conv", 2, (), lambda m, x: F.relu(m.norm(x) - m.bn(m.conv(x))), uses=BRANCHES)
+beside("conv minus identity branch", 2, (), lambda m, x: F.relu(m.bn(m.conv(x)) - m.norm(x)), uses=BRANCHES)
+beside("identity branch, groups", 2, (), lambda m, x: F.relu(m.norm(x) + m.bn(m.conv(x))), **GROUPED)
+beside("identity branch, three parts", 2, (), lambda m, x: F.relu(x + m.norm(x) + m.bn(m.conv(x))), uses=BRANCHES)
+beside("identity branch, conv with no norm", 1, (), lambda m, x: F.relu(m.conv(x) + m.norm(x)), uses="m.norm m.conv")
+beside(
+    "identity branch, norm behind the sum",
+    3,
+    (),
+    lambda m, x: m.last(m.norm(x) + m.bn(m.conv(x))),
+    uses=BRANCHES + " m.last",
+)
+beside("identity branch, written in place", 2, (), lambda m, x: m.bn(m.conv(x)).add_(m.norm(x)), uses=BRANCHES)
+beside("identity branch that is written", 1, "multi-use", lambda m, x: m.norm(x).add_(m.bn(m.conv(x))), uses=BRANCHES)
+beside(
+    "identity branch of another value", 1, "activation-between", lambda m, x: m.norm(x.relu()) + m.bn(m.conv(x)), uses=BRANCHES
+)
+beside(
+    "identity branch, kernel off centre",
+    1,
+    "multi-use",
+    lambda m, x: m.norm(x) + m.bn(m.conv(F.pad(x, (0, 2, 0, 2)))),
+    conv=lambda: nn.Conv2d(3, 3, 3),
+    uses=BRANCHES,
+)
+beside(
+    "identity branch, activation between",
+    1,
+    "multi-use",
+    lambda m, x: m.norm(x) + F.relu(m.bn(m.conv(x))),
+    uses=BRANCHES,
+)
