@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
 from training.fold.core import Layout, in_channels, out_channels
-from training.fold.graph import Graph, arguments, is_in_place, operation, same_shape, shape
+from training.fold.graph import Graph, arguments, operation, same_shape, shape
 from training.fold.layers import Layer, read_layer
 from training.fold.norms import Norm
 from training.fold.refusals import Refusal, RefusalCode
@@ -20,11 +21,19 @@ from training.fold.through import is_plain_sum
 
 
 class Nothing(nn.Module):
-    """Stands where a norm was whose share the convolution beside it now computes."""
+    """Stands where a norm was whose share the convolution beside it now computes.
+
+    Args:
+        is_written: the caller writes into the output in place, so that it needs a shape and memory of its own.
+    """
+
+    def __init__(self, is_written: bool = False):
+        super().__init__()
+        self.is_written = is_written
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a zero that adds to any value of as many axes as `x`, in its dtype."""
-        return x.new_zeros((1,) * x.ndim)
+        return torch.zeros_like(x) if self.is_written else x.new_zeros((1,) * x.ndim)
 
 
 @dataclass(frozen=True)
@@ -53,11 +62,13 @@ def find_beside(graph: Graph, norm: Norm, gone: Mapping[Node, tuple[Norm, Layer]
     Raises:
         Refusal: multi-use, when there is none.
     """
-    value, sign, passed = norm.output, 1.0, []
+    value, sign = norm.output, 1.0
+    passed: list[Node] = []
     while (total := _sum_of(graph, value)) is not None:
-        if is_in_place(total) and total.args[0] is norm.output:
-            break
         passed.append(total)
+        if _adds_zero(total):
+            value = total
+            continue
         left, right = total.args[:2]
         sign = -sign if operation(total).startswith("aten::sub") and value is right else sign
         other = right if value is left else left
@@ -74,7 +85,13 @@ def _sum_of(graph: Graph, value: Node) -> Node | None:
     """Return the sum that alone reads the value."""
     readers = graph.readers(value)
     alone = value not in graph.outputs and len(readers) == 1
-    return readers[0] if alone and is_plain_sum(graph, readers[0]) else None
+    return readers[0] if alone and (is_plain_sum(graph, readers[0]) or _adds_zero(readers[0])) else None
+
+
+def _adds_zero(node: Node) -> bool:
+    """True for value + 0, with which some networks begin a sum."""
+    number = node.args[1] if operation(node).removesuffix("_") == "aten::add" else None
+    return isinstance(number, int | float) and number == 0
 
 
 def _layers_in(

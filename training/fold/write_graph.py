@@ -44,7 +44,7 @@ class GraphWriter:
                 self._write_layer(graph, layer, change, f"folded_{number}")
         for norm in sorted(plan.folded, key=lambda n: -graph.order[n.output]):
             if norm in plan.beside:
-                self._drop(self._node(norm.output))
+                self._drop(self._node(norm.output), self._node(norm.source))
             elif norm.nodes:
                 self._node(norm.output).replace_all_uses_with(self._node(norm.source))
         self.model.graph.eliminate_dead_code()
@@ -60,11 +60,14 @@ class GraphWriter:
         found: Node = self._inputs[node.name] if node.op == "placeholder" else self._nodes[node.name]
         return found
 
-    def _drop(self, value: Node) -> None:
+    def _drop(self, value: Node, like: Node) -> None:
         """Take a value out of the one sum that reads it."""
         (total,) = (user for user in value.users if user.op == "call_function")
         (other,) = (part for part in total.args[:2] if part is not value)
-        assert isinstance(other, Node)
+        if not isinstance(other, Node):  # a sum that begins with the number zero
+            with self.model.graph.inserting_before(value):
+                value.replace_all_uses_with(self.model.graph.call_function(torch.ops.aten.zeros_like.default, (like,)))
+            return
         with self.model.graph.inserting_before(total):
             if operation(total).startswith("aten::sub") and other is total.args[1]:
                 other = self.model.graph.call_function(torch.ops.aten.neg.default, (other,))

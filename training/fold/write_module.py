@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from training.fold.beside import Nothing
 from training.fold.border import takes_border, with_border
 from training.fold.float64 import full_copy, named_tensors
-from training.fold.graph import Graph, call_key, is_tensor, module_path
+from training.fold.graph import Graph, call_key, is_in_place, is_tensor, module_path
 from training.fold.layers import Layer
 from training.fold.norms import Norm
 from training.fold.parameters import Replacement, Value
@@ -117,7 +117,8 @@ class ModuleWriter:
         # A norm with an activation inside keeps its children, which run one after the other.
         if norm in plan.beside and rest:
             raise CannotExpress(f"the module '{path}' does more than its norm ('{rest[0].name}')")
-        alone = Nothing() if norm in plan.beside else nn.Identity()
+        written = any(is_in_place(node) for node in plan.folded[norm][1])
+        alone = Nothing(written) if norm in plan.beside else nn.Identity()
         left = nn.Sequential(OrderedDict(owner.named_children())) if rest else alone
         _replace_module(self.model, path, left.train(self.model.training))
 

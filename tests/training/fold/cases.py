@@ -739,9 +739,14 @@ beside(
     uses=BRANCHES + " m.last",
 )
 beside("identity branch, written in place", 2, (), lambda m, x: m.bn(m.conv(x)).add_(m.norm(x)), uses=BRANCHES)
-beside("identity branch that is written", 1, "multi-use", lambda m, x: m.norm(x).add_(m.bn(m.conv(x))), uses=BRANCHES)
+beside("identity branch begun with zero", 2, (), lambda m, x: (0 + m.norm(x)).add_(m.bn(m.conv(x))), uses=BRANCHES)
+beside("identity branch that is written", 2, (), lambda m, x: m.norm(x).add_(m.bn(m.conv(x))), uses=BRANCHES)
 beside(
-    "identity branch of another value", 1, "activation-between", lambda m, x: m.norm(x.relu()) + m.bn(m.conv(x)), uses=BRANCHES
+    "identity branch of another value",
+    1,
+    "activation-between",
+    lambda m, x: m.norm(x.relu()) + m.bn(m.conv(x)),
+    uses=BRANCHES,
 )
 beside(
     "identity branch, kernel off centre",
