@@ -57,7 +57,8 @@ def fold(
     Args:
         model: in eval mode; not modified.
         example_inputs: positional arguments of its forward, or a mapping of keyword arguments; shapes and ranks are
-            read from them, and the proof runs on them.
+            read from them, and the proof runs on them. A data class among the outputs is a dict of its fields in a
+            result of the form "graph".
         strict: raise when any norm had to stay.
         dynamic: True when the first axis of every tensor may vary, False when none may, else `torch.export`'s
             dynamic_shapes.

@@ -117,6 +117,8 @@ class ModuleWriter:
         # A norm with an activation inside keeps its children, which run one after the other.
         if norm in plan.beside and rest:
             raise CannotExpress(f"the module '{path}' does more than its norm ('{rest[0].name}')")
+        if len({other in plan.beside for other in plan.folded if module_path(other.output) == path}) > 1:
+            raise CannotExpress(f"the module '{path}' is called beside a convolution and elsewhere")
         written = any(is_in_place(node) for node in plan.folded[norm][1])
         alone = Nothing(written) if norm in plan.beside else nn.Identity()
         left = nn.Sequential(OrderedDict(owner.named_children())) if rest else alone

@@ -1,6 +1,7 @@
 """`fold`, `explain`, `fold_input` and `register_norm`: what they promise of their argument and their result."""
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -181,6 +182,21 @@ def test_a_registered_norm_is_folded_and_a_wrong_reader_is_found_out() -> None:
     register_norm(Unread, lambda m: Affine(torch.full((5,), m.factor).numpy(), torch.zeros(5).numpy()))
     with pytest.raises(FoldError, match="does not compute"):
         fold(model, (IMAGES,))
+
+
+@dataclass
+class Output:
+    values: Tensor
+    images: Tensor
+
+
+def test_a_data_class_among_the_outputs_is_kept() -> None:
+    """Its tensors are compared, and the folded module still returns it."""
+    model = Forward(lambda m, x: Output(m.body(x), x), body=pair()).eval()
+    result = fold(model, (IMAGES,), strict=True)
+    output = result.model(IMAGES)
+    assert type(output) is Output
+    torch.testing.assert_close(output.values, model(IMAGES).values)
 
 
 def test_arguments_may_be_given_by_keyword() -> None:
