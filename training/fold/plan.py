@@ -299,9 +299,11 @@ def _require_no_border(layer: Layer, affine: Affine, exact_padding: bool) -> Non
 
 
 def _require_unwritten(graph: Graph, norm: Norm) -> None:
-    """Refuse when the value that takes the norm's place is written in place, by anyone."""
+    """Refuse when the value that takes the norm's place is written in place, by anyone, once the norm has read it."""
+    first = graph.order[norm.nodes[0]] if norm.nodes else -1
     for writer in _writers(norm):
-        raise Refusal(RefusalCode.MULTI_USE, f"'{writer.name}' writes into what the norm reads")
+        if graph.order[writer] >= first:
+            raise Refusal(RefusalCode.MULTI_USE, f"'{writer.name}' writes into what the norm reads")
 
 
 def _writers(norm: Norm) -> Iterator[Node]:

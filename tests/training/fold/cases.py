@@ -763,3 +763,25 @@ beside(
     lambda m, x: m.norm(x) + F.relu(m.bn(m.conv(x))),
     uses=BRANCHES,
 )
+
+
+plain(
+    "norm between an activation in place and a pointwise conv",
+    IMAGE,
+    1,
+    (),
+    lambda: nn.ReLU(inplace=True),
+    lambda: BN(3),
+    lambda: C(3, 4, 1),
+)
+
+
+@case("value written once the norm has read it", IMAGE, 0, "multi-use")
+def _() -> nn.Module:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = x * x
+        y = m.bn(x)
+        x.add_(1)
+        return m.conv(y)
+
+    return randomise(Forward(forward, bn=BN(3), conv=C(3, 4, 1)))
