@@ -1,10 +1,9 @@
-"""Fold a PyTorch model: read, recognise, plan, compute, write, prove.
+"""Fold a PyTorch model: the public functions, and the last steps of a fold, writing and proving.
 
-The one module that knows the order of the steps; each step is a module of its own. The argument is never modified, and
+`job` has the steps before those; each step is a module of its own. The argument is never modified, and
 nothing is returned that was not proved.
 """
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,18 +14,14 @@ from torch import Tensor, nn
 
 from training.errors import FoldError
 from training.fold.core import Array
-from training.fold.float64 import named_tensors, sharing_copy
-from training.fold.graph import Graph, hooked_modules, module_path, read
+from training.fold.float64 import Inputs, full_copy, named_tensors
 from training.fold.inputs import CastInput, InputNormalisation, Numbers
-from training.fold.norms import Norm, find_norms
-from training.fold.parameters import Replacement, Value, replacements
-from training.fold.plan import Plan, make_plan
+from training.fold.job import Job, prepare, report_of
+from training.fold.parameters import Value
 from training.fold.proof import verify as prove_model
-from training.fold.refusals import Refusal, RefusalCode
-from training.fold.registry import state_registered
-from training.fold.report import Proof, Report, Site
+from training.fold.report import Proof, Report
 from training.fold.rounding import round_once
-from training.fold.site_proof import SiteProof, prove_sites
+from training.fold.site_proof import prove_sites
 from training.fold.write_graph import GraphWriter
 from training.fold.write_module import CannotExpress, ModuleWriter
 
@@ -48,7 +43,7 @@ class Folded:
 
 def fold(
     model: nn.Module,
-    example_inputs: tuple[Any, ...],
+    example_inputs: Inputs,
     *,
     strict: bool = False,
     dynamic: Any = True,
@@ -61,8 +56,9 @@ def fold(
 
     Args:
         model: in eval mode; not modified.
-        example_inputs: positional arguments of its forward; shapes and ranks are read from them, and the proof runs
-            on them.
+        example_inputs: positional arguments of its forward, or a mapping of keyword arguments; shapes and ranks are
+            read from them, and the proof runs on them. A data class among the outputs is a dict of its fields in a
+            result of the form "graph".
         strict: raise when any norm had to stay.
         dynamic: True when the first axis of every tensor may vary, False when none may, else `torch.export`'s
             dynamic_shapes.
@@ -79,29 +75,27 @@ def fold(
     """
     wanted = (input_scale, input_mean, input_std)
     normalisation = None if all(value is None for value in wanted) else _normalisation(*wanted)
-    job = _prepare(model, example_inputs, dynamic, padding, normalisation)
+    job = prepare(model, example_inputs, dynamic, padding, normalisation)
     folded = _finish(model, example_inputs, job)
     if strict:
         folded.report.require_all_folded()
     return folded
 
 
-def explain(
-    model: nn.Module, example_inputs: tuple[Any, ...], *, dynamic: Any = True, padding: str = "refuse"
-) -> Report:
+def explain(model: nn.Module, example_inputs: Inputs, *, dynamic: Any = True, padding: str = "refuse") -> Report:
     """Return the report that `fold` would return, proof of each site included, without making a model."""
-    job = _prepare(model, example_inputs, dynamic, padding)
+    job = prepare(model, example_inputs, dynamic, padding)
     proofs = prove_sites(job.graph, job.plan, job.changes)
-    return _report(job, proofs)
+    return report_of(job, proofs)
 
 
-def verify(original: nn.Module, folded: nn.Module | Folded, inputs: tuple[Any, ...]) -> Proof:
+def verify(original: nn.Module, folded: nn.Module | Folded, inputs: Inputs) -> Proof:
     """Return how well two models agree on `inputs`; raise FoldError when they are not the same function.
 
     Args:
         original: in eval mode.
         folded: in eval mode; a `Folded` is compared with its float64 parameters as well, to 1e-11.
-        inputs: positional arguments for both.
+        inputs: positional arguments for both, or a mapping of keyword arguments.
     """
     if isinstance(folded, Folded):
         return prove_model(original, folded.model, inputs, exact=_by_identity(folded.model, folded.exact))
@@ -114,7 +108,7 @@ def fold_input(
     mean: Numbers | None = None,
     std: Numbers | None = None,
     *,
-    example_inputs: tuple[Any, ...] | None = None,
+    example_inputs: Inputs | None = None,
     dynamic: Any = True,
     padding: str = "refuse",
     uint8: bool = False,
@@ -143,7 +137,7 @@ def fold_input(
     if inputs is None:
         raise FoldError("fold_input needs example_inputs for a model that does not come from fold; pass a tuple")
     exact = _unchanged(module, known.exact if known else {})
-    job = _prepare(module, inputs, dynamic, padding, _normalisation(scale, mean, std), exact, input_only=True)
+    job = prepare(module, inputs, dynamic, padding, _normalisation(scale, mean, std), exact, input_only=True)
     folded = _finish(module, inputs, job).model
     return CastInput(folded).eval() if uint8 else folded
 
@@ -152,7 +146,7 @@ def fold_input(
 class _Origin:
     """What `fold_input` needs of a model that `fold` returned."""
 
-    example_inputs: tuple[Any, ...]
+    example_inputs: Inputs
     exact: Mapping[str, Array]
 
 
@@ -177,74 +171,25 @@ def _unchanged(model: nn.Module, exact: Mapping[str, Array]) -> dict[str, Array]
     return kept
 
 
-@dataclass
-class _Job:
-    """A model that has been read, planned and computed, and not yet written."""
-
-    graph: Graph
-    norms: list[Norm]
-    plan: Plan
-    unreadable: list[Site]
-    changes: list[Replacement]
-    normalisation: InputNormalisation | None
-
-
-def _prepare(
-    model: nn.Module,
-    example_inputs: tuple[Any, ...],
-    dynamic: Any,
-    padding: str,
-    normalisation: InputNormalisation | None = None,
-    exact: Mapping[str, Array] | None = None,
-    input_only: bool = False,
-) -> _Job:
-    if padding not in ("refuse", "exact"):
-        raise FoldError(f'padding is {padding!r}; expected "refuse" or "exact"')
-    if not isinstance(example_inputs, tuple):
-        raise FoldError(f"example_inputs is a {type(example_inputs).__name__}; expected a tuple of arguments")
-    require_foldable(model)
-    readable = sharing_copy(model)
-    stated = state_registered(readable)
-    graph = Graph(read(readable, example_inputs, dynamic), {**(exact or {}), **stated}, hooked_modules(model))
-    norms, unreadable = ([], []) if input_only else find_norms(graph)
-    if normalisation is not None:
-        norms = [normalisation.norm(graph), *norms]
-    plan, changes = _planned(graph, norms, padding == "exact")
-    if normalisation is not None and norms[0] in plan.refused:
-        raise plan.refused[norms[0]]
-    return _Job(graph, norms, plan, unreadable, changes, normalisation)
-
-
-def _planned(graph: Graph, norms: list[Norm], exact_padding: bool) -> tuple[Plan, list[Replacement]]:
-    """Return a plan whose parameters all fit their dtypes."""
-    banned: dict[Norm, Refusal] = {}
-    while True:
-        plan = make_plan(graph, norms, exact_padding, banned)
-        changes, misfits = replacements(graph, plan)
-        if not misfits:
-            return plan, changes
-        banned.update(misfits)
-
-
-def _finish(model: nn.Module, example_inputs: tuple[Any, ...], job: _Job) -> Folded:
+def _finish(model: nn.Module, example_inputs: Inputs, job: Job) -> Folded:
     proofs = prove_sites(job.graph, job.plan, job.changes)
     if not job.plan.folded:
-        unchanged = copy.deepcopy(model)
+        unchanged = full_copy(model)
         _ORIGINS[unchanged] = _Origin(example_inputs, {})
-        return Folded(unchanged, _report(job, proofs))
+        return Folded(unchanged, report_of(job, proofs))
     try:
         folded, exact, proof = _written(ModuleWriter(model), model, example_inputs, job)
         form, reason = "module", ""
     except (CannotExpress, FoldError) as why:  # a FoldError: the forward uses what the write-back took away
         folded, exact, proof = _written(GraphWriter(job.graph), model, example_inputs, job)
         form, reason = "graph", str(why)
-    report = replace(_report(job, proofs), form=form, form_reason=reason, proof=proof)
+    report = replace(report_of(job, proofs), form=form, form_reason=reason, proof=proof)
     _ORIGINS[folded] = _Origin(example_inputs, exact)
     return Folded(folded, report, exact)
 
 
 def _written(
-    writer: ModuleWriter | GraphWriter, model: nn.Module, example_inputs: tuple[Any, ...], job: _Job
+    writer: ModuleWriter | GraphWriter, model: nn.Module, example_inputs: Inputs, job: Job
 ) -> tuple[nn.Module, dict[str, Array], Proof]:
     """Return the model that the writer makes of the job, the float64 values behind its parameters, and its proof."""
     writer.write(job.graph, job.plan, job.changes)
@@ -252,9 +197,7 @@ def _written(
     return writer.model, exact, _prove(model, writer.model, example_inputs, job, exact)
 
 
-def _prove(
-    model: nn.Module, folded: nn.Module, example_inputs: tuple[Any, ...], job: _Job, exact: Mapping[str, Array]
-) -> Proof:
+def _prove(model: nn.Module, folded: nn.Module, example_inputs: Inputs, job: Job, exact: Mapping[str, Array]) -> Proof:
     normalisation, known = job.normalisation, _unchanged(model, job.graph.exact)
     return prove_model(
         model,
@@ -264,22 +207,6 @@ def _prove(
         original_exact=_by_identity(model, known),
         before=None if normalisation is None else normalisation.apply,
     )
-
-
-def require_foldable(model: nn.Module) -> None:
-    """Raise FoldError for a model in a state that no fold can start from."""
-    if model.training:
-        raise Refusal(RefusalCode.TRAINING, "the model is in training mode; expected model.eval()")
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
-            raise Refusal(RefusalCode.LAZY, f"the module '{name}' has no shapes yet; run one batch through the model")
-        if ".quantized." in f"{type(module).__module__}." or ".ao.quantization." in f"{type(module).__module__}.":
-            raise Refusal(
-                RefusalCode.QUANTISED, f"the module '{name}' is {type(module).__name__}; fold before quantising"
-            )
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_meta:
-            raise FoldError(f"the tensor '{name}' is on the meta device, without values; load the weights first")
 
 
 def _checked(model: nn.Module, exact: Mapping[str, Value]) -> dict[str, Array]:
@@ -302,32 +229,3 @@ def _tensor(model: nn.Module, name: str) -> Tensor:
     tensor = getattr(model.get_submodule(path), attribute)
     assert isinstance(tensor, Tensor)
     return tensor
-
-
-def _report(job: _Job, proofs: Mapping[Norm, SiteProof]) -> Report:
-    by_node = {layer.node: change for change in job.changes for layer in change.layers}
-    folded = tuple(_site(norm, job, by_node, proofs[norm]) for norm in job.plan.folded)
-    refused = [(norm, refusal) for norm, refusal in job.plan.refused.items()]
-    stayed = [Site.refused(n.path, n.output.name, n.kind, r, channels=n.affine.channels) for n, r in refused]
-    order = {node.name: position for node, position in job.graph.order.items()}
-    stayed = sorted([*stayed, *job.unreadable], key=lambda site: order.get(site.node, len(order)))
-    return Report(folded, tuple(stayed))
-
-
-def _site(norm: Norm, job: _Job, by_node: Mapping[Any, Replacement], proof: SiteProof) -> Site:
-    layers = job.plan.folded[norm][0]
-    changes = [by_node[layer.node] for layer in layers]
-    scale = norm.affine.scale
-    return Site(
-        path=norm.path,
-        node=norm.output.name,
-        kind=norm.kind,
-        reason="taken into the weights",
-        into=tuple(module_path(layer.node) or layer.node.name for layer in layers),
-        channels=norm.affine.channels,
-        scale_range=(float(scale.min()), float(scale.max())),
-        dead_channels=int((scale == 0).sum()),
-        max_ulp=max((change.max_ulp for change in changes), default=0.0),
-        cancellation=max((change.cancellation for change in changes), default=1.0),
-        proof_error=proof.algebra,
-    )

@@ -197,6 +197,23 @@ def fold_consumer(
     return require_in_range("folded weight", folded), require_in_range("folded bias", shifted)
 
 
+def fold_beside(weight: Array, bias: Array, affine: Affine, groups: int = 1) -> tuple[Array, Array]:
+    """Return weight and bias of the one convolution that computes `conv(x) + affine(x)`.
+
+    Args:
+        weight: (channels, channels/groups, *kernel), odd kernel sizes; the centre lies on the output's own place.
+        bias: (channels,).
+        affine: one channel per channel.
+        groups: of the convolution.
+
+    Source: Ding et al. 2021 (arXiv:2101.03697), section 3.3.
+    """
+    folded, channel = weight.copy(), np.arange(len(weight))
+    centre = tuple(size // 2 for size in weight.shape[2:])
+    folded[(channel, channel % (len(weight) // groups), *centre)] += affine.scale
+    return require_in_range("folded weight", folded), require_in_range("folded bias", bias + affine.shift)
+
+
 def border_kernel(weight: npt.NDArray[Any], affine: Affine, groups: int = 1) -> Array:
     """Return the kernel that makes up for zero padding when `conv(affine(x))` is folded into the conv.
 

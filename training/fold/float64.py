@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 
 from training.errors import FoldError
 
+Inputs = tuple[Any, ...] | Mapping[str, Any]
 NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -89,6 +90,32 @@ def run_in_float64(
         return function(*wide)
 
 
+def run_model_in_float64(model: nn.Module, inputs: Inputs, exact: Mapping[int, Tensor] | None = None) -> Any:
+    """Return what `model` gives for `inputs` when evaluated in float64; its own tensors stay as they are.
+
+    Args:
+        model: any; one with torch.cond and the like runs as a widened copy, for no mode looks into their bodies.
+        inputs: positional arguments, or a mapping of keyword arguments.
+        exact: as in `run_in_float64`.
+    """
+    runnable = sharing_copy(model, keep=exact or ())
+    try:
+        return run_in_float64(lambda given: call(runnable, given), (inputs,), exact)
+    except RuntimeError as err:
+        if "HigherOrderOperator" not in str(err) and not type(err).__module__.startswith("torch._dynamo"):
+            raise
+    torch.compiler.reset()  # torch.cond keeps what it compiled under the mode, which does not run without it
+    with torch.no_grad():
+        return call(_widened_copy(model, exact or {}), tree_map(widen, inputs))
+
+
+def _widened_copy(model: nn.Module, exact: Mapping[int, Tensor]) -> nn.Module:
+    copied = full_copy(model)
+    for (_, mine), (_, its) in zip(named_tensors(model), named_tensors(copied), strict=True):
+        its.data = exact.get(id(mine), widen(its.data))
+    return copied
+
+
 def tensors_in(value: Any) -> list[Tensor]:
     """Return the tensors of a model's output (tensor, tuple, list, dict or data class), depth first."""
     if isinstance(value, Tensor):
@@ -111,10 +138,19 @@ def sharing_copy(model: nn.Module, keep: Iterable[int] = ()) -> nn.Module:
     """
     shared = set(keep)
     named = [tensor for _, tensor in named_tensors(model)]
-    memo: dict[int, Any] = {id(t): t for t in named if isinstance(t, nn.Parameter) or id(t) in shared}
+    return full_copy(model, {id(t): t for t in named if isinstance(t, nn.Parameter) or id(t) in shared})
+
+
+def full_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """Return a deep copy of the model; objects in `memo`, by `id`, are replaced by what it says."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # copying a GraphModule warns about pytrees of torch's own
         return copy.deepcopy(model, memo)
+
+
+def call(model: Callable[..., Any], inputs: Inputs) -> Any:
+    """Return what the model gives for positional arguments, or for keyword arguments when `inputs` is a mapping."""
+    return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
 
 
 def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:

@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -17,10 +17,11 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.utils._pytree import SUPPORTED_NODES
 
 from training.errors import FoldError
 from training.fold.core import Array
-from training.fold.float64 import run_in_float64
+from training.fold.float64 import Inputs, run_in_float64
 from training.fold.refusals import Refusal, RefusalCode
 
 _READS_ONLY_METADATA = {
@@ -101,6 +102,12 @@ class Graph:
             kwargs = torch.fx.node.map_arg(node.kwargs, self.constant)
             self._constants[node] = run_in_float64(lambda: node.target(*args, **kwargs), ())  # type: ignore[operator]
         return self._constants[node]
+
+    def roots(self, constant: Node) -> list[Node]:
+        """Return the parameters and buffers that a constant is computed from."""
+        if constant.op == "placeholder":
+            return [constant]
+        return list(dict.fromkeys(root for source in constant.all_input_nodes for root in self.roots(source)))
 
     def unexpanded(self, node: Node) -> Node | None:
         """Return the constant that this node only repeats along other axes, None when it is something else."""
@@ -208,39 +215,48 @@ def _draws_random_numbers(node: Node) -> bool:
     return torch.Tag.nondeterministic_seeded in tags
 
 
-def read(model: nn.Module, example_inputs: tuple[Any, ...], dynamic: Any) -> ExportedProgram:
+def read(model: nn.Module, example_inputs: Inputs, dynamic: Any) -> ExportedProgram:
     """Return the graph of `model`, a copy that may be spoiled, for inputs like `example_inputs`.
 
     Args:
         model: in eval mode.
-        example_inputs: positional arguments of its forward.
+        example_inputs: positional arguments of its forward, or a mapping of keyword arguments.
         dynamic: True for a dynamic first axis of every tensor, False for none, else `torch.export`'s dynamic_shapes.
 
     Raises:
         FoldError: `torch.export` cannot read the model or the inputs do not fit; says what it tripped over.
     """
-    inputs = _batch_of_two(example_inputs) if dynamic is True else example_inputs
+    model.register_forward_hook(_plain_outputs)
+    given = dict(example_inputs) if isinstance(example_inputs, Mapping) else example_inputs
+    inputs = _batch_of_two(given) if dynamic is True else given
     attempts = [(inputs, _dynamic_batch(inputs) if dynamic is True else (dynamic or None))]
     if dynamic is True:
-        attempts.append((example_inputs, None))
+        attempts.append((given, None))
     for number, (sample, shapes) in enumerate(attempts, start=1):
+        args, kwargs = (sample, {}) if isinstance(sample, tuple) else ((), dict(sample))
         try:
             with quiet(), torch.no_grad():
-                return torch.export.export(model, sample, dynamic_shapes=shapes, strict=False)
+                return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
         except Exception as err:  # torch.export raises nearly every type there is
             if number == len(attempts):
                 raise _unreadable(err) from err
     raise AssertionError("unreachable")
 
 
-def _dynamic_batch(inputs: tuple[Any, ...]) -> Any:
+def _plain_outputs(_: nn.Module, __: Any, output: Any) -> Any:
+    """Return a data class that torch.export does not know as a dict of its fields, anything else as it is."""
+    unknown = is_dataclass(output) and not isinstance(output, type) and type(output) not in SUPPORTED_NODES
+    return {one.name: getattr(output, one.name) for one in fields(output)} if unknown else output
+
+
+def _dynamic_batch(inputs: Inputs) -> Any:
     def spec(value: Any) -> Any:
         return {0: Dim.AUTO} if isinstance(value, Tensor) and value.ndim > 1 else None
 
     return torch.utils._pytree.tree_map(spec, inputs)
 
 
-def _batch_of_two(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _batch_of_two(inputs: Inputs) -> Inputs:
     """Return the inputs with a first axis of one doubled: torch.export takes a size of one for a constant."""
     tensors = [v for v in torch.utils._pytree.tree_leaves(inputs) if isinstance(v, Tensor) and v.ndim > 1]
     if not tensors or any(v.shape[0] != 1 for v in tensors):
@@ -249,7 +265,7 @@ def _batch_of_two(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     def double(value: Any) -> Any:
         return torch.cat([value, value]) if isinstance(value, Tensor) and value.ndim > 1 else value
 
-    doubled: tuple[Any, ...] = torch.utils._pytree.tree_map(double, inputs)
+    doubled: Inputs = torch.utils._pytree.tree_map(double, inputs)
     return doubled
 
 
@@ -277,7 +293,11 @@ def _unreadable(err: Exception) -> FoldError:
         word in kind + told for word in ("DataDependent", "data-dependent", "GuardOn", "bool(", "dynamic control flow")
     )
     if depends_on_data:
-        return Refusal(RefusalCode.CONTROL_FLOW, f"torch.export cannot read the model: {kind}: {told}")
+        return Refusal(
+            RefusalCode.CONTROL_FLOW,
+            f"torch.export cannot read the model: {kind}: {told}; fold each part that has no such choice by itself, or "
+            "an ONNX export of the model with fold_onnx",
+        )
     return FoldError(
         f"torch.export cannot read the model with these inputs: {kind}: {told}; expected inputs that model(*inputs) "
         "takes, or fold an ONNX export of the model with fold_onnx"

@@ -4,7 +4,7 @@ Used by `fold` and `fold_input`. It stands before the graph instead of in it, so
 other norm and its parameters are rounded once together with theirs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from training.errors import FoldError
 from training.fold.core import Affine, Array
+from training.fold.float64 import Inputs
 from training.fold.graph import Graph, shape
 from training.fold.norms import Norm
 
@@ -87,15 +88,21 @@ class InputNormalisation:
         magnitude = Affine(abs(affine.scale), abs(affine.shift))
         return Norm("input", source, source, (), axis, affine, magnitude)
 
-    def apply(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    def apply(self, inputs: Inputs) -> Inputs:
         """Return the inputs with the first one normalised."""
-        scale, shift = self._columns(inputs[0])
-        return (inputs[0] * scale + shift, *inputs[1:])
+        return _with_first(inputs, self._normalised)
 
-    def invert(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    def invert(self, inputs: Inputs) -> Inputs:
         """Return raw inputs that normalise to these, in the dtype of these."""
-        scale, shift = self._columns(inputs[0].double())
-        return (((inputs[0].double() - shift) / scale).to(inputs[0].dtype), *inputs[1:])
+        return _with_first(inputs, self._raw)
+
+    def _normalised(self, value: Tensor) -> Tensor:
+        scale, shift = self._columns(value)
+        return value * scale + shift
+
+    def _raw(self, value: Tensor) -> Tensor:
+        scale, shift = self._columns(value.double())
+        return ((value.double() - shift) / scale).to(value.dtype)
 
     def _columns(self, like: Tensor) -> tuple[Tensor, Tensor]:
         def column(values: Array) -> Tensor:
@@ -103,3 +110,11 @@ class InputNormalisation:
             return tensor.reshape(()) if values.size == 1 else tensor.reshape([1, -1] + [1] * (like.ndim - 2))
 
         return column(self.affine.scale), column(self.affine.shift)
+
+
+def _with_first(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+    """Return the inputs with the first tensor changed."""
+    if isinstance(inputs, Mapping):
+        first = next(name for name, value in inputs.items() if isinstance(value, Tensor))
+        return {**inputs, first: change(inputs[first])}
+    return (change(inputs[0]), *inputs[1:])

@@ -56,7 +56,7 @@ def find_norms(graph: Graph) -> tuple[list[Norm], list[Site]]:
     for node in graph.nodes:
         if node in claimed or node.op != "call_function" or graph.is_constant(node):
             continue  # a norm of weights (weight standardisation) is a constant like any other
-        reader = _READERS.get(operation(node))
+        reader = READERS.get(operation(node))
         try:
             norm = reader(graph, node) if reader else _affine_chain(graph, node)
         except Refusal as refusal:
@@ -66,7 +66,7 @@ def find_norms(graph: Graph) -> tuple[list[Norm], list[Site]]:
         if norm is not None:
             norms.append(norm)
             claimed.update(norm.nodes)
-    return norms, refused + _inside_subgraphs(graph)
+    return norms, refused
 
 
 def _batch_norm(graph: Graph, node: Node) -> Norm:
@@ -89,7 +89,7 @@ def _batch_norm(graph: Graph, node: Node) -> Norm:
     return Norm(kind, source, node, (node,), axis, affine, Affine(abs(affine.scale), shift))
 
 
-_READERS: dict[str, Callable[[Graph, Node], Norm]] = {
+READERS: dict[str, Callable[[Graph, Node], Norm]] = {
     "aten::batch_norm": _batch_norm,
     "aten::instance_norm": _batch_norm,
 }
@@ -129,6 +129,8 @@ class Step:
 def affine_step(graph: Graph, node: Node) -> Step | None:
     """Return the node as a step when it adds a constant to one value, or multiplies, subtracts, divides by one."""
     name = operation(node).removesuffix("_")
+    if name == "aten::addcmul":
+        return _addcmul_step(graph, node)
     if name not in _STEPS or not is_tensor(node) or not dtype(node).is_floating_point:
         return None
     operands: list[Any] = list(node.args[:2]) if name != "aten::neg" else [node.args[0]]
@@ -147,6 +149,18 @@ def affine_step(graph: Graph, node: Node) -> Step | None:
     scale, shift = _STEPS[name](operands[0] is source, constants[0] if constants else None, float(alpha))
     has_axes = any(is_tensor(a) and shape(a) for a in operands if a is not source)
     return Step(source, scale, shift, has_axes)
+
+
+def _addcmul_step(graph: Graph, node: Node) -> Step | None:
+    """Return shift + value * scale * x as a step, when x alone is no constant."""
+    given = arguments(node)
+    shift, one, other = (graph.unexpanded(given[name]) or given[name] for name in ("self", "tensor1", "tensor2"))
+    source, scale = (one, other) if graph.is_constant(other) else (other, one)
+    constant = graph.is_constant(shift) and graph.is_constant(scale) and not graph.is_constant(source)
+    if not constant or dtype(source) != dtype(node) or not same_shape(source, node):
+        return None
+    factor = float(given["value"]) * graph.constant(scale).double()
+    return Step(source, factor, graph.constant(shift).double(), bool(shape(scale) or shape(shift)))
 
 
 def _constant(graph: Graph, operand: object) -> Tensor | None:
@@ -226,8 +240,8 @@ def _has_own_module(graph: Graph, nodes: list[Node]) -> bool:
 
 
 def _is_norm(steps: list[Step]) -> bool:
-    scales = any(s.is_tensor and s.shift is _ZERO for s in steps)
-    shifts = any(s.is_tensor and s.shift is not _ZERO for s in steps)
+    scales = any(s.is_tensor and s.scale.ndim > 0 for s in steps)
+    shifts = any(s.is_tensor and s.shift.ndim > 0 for s in steps)
     return scales and shifts
 
 
@@ -261,16 +275,3 @@ def _varying_axes(values: Tensor, rank: int) -> list[int]:
     """Return the axes of a value of `rank` axes along which a constant that broadcasts over it varies."""
     offset = rank - values.ndim
     return [offset + axis for axis, size in enumerate(values.shape) if size > 1]
-
-
-def _inside_subgraphs(graph: Graph) -> list[Site]:
-    """Return refused sites for norms in the bodies of control flow, which are graphs of their own."""
-    sites = []
-    for _, inner in graph.program.graph_module.named_modules():
-        if inner is graph.program.graph_module or not isinstance(inner, torch.fx.GraphModule):
-            continue
-        for node in inner.graph.nodes:
-            if operation(node) in _READERS:
-                refusal = Refusal(RefusalCode.SUBGRAPH, "the norm is in the body of control flow or autocast")
-                sites.append(Site.refused(module_path(node) or node.name, node.name, "batch_norm", refusal))
-    return sites

@@ -10,7 +10,16 @@ import numpy as np
 import numpy.typing as npt
 from torch.fx import Node
 
-from training.fold.core import Affine, Array, Layout, border_kernel, fold_consumer, fold_producer, out_channels
+from training.fold.core import (
+    Affine,
+    Array,
+    Layout,
+    border_kernel,
+    fold_beside,
+    fold_consumer,
+    fold_producer,
+    out_channels,
+)
 from training.fold.graph import Graph, dtype
 from training.fold.layers import Layer
 from training.fold.norms import Norm
@@ -135,6 +144,9 @@ def _folded(edit: Edit, weight: Array, bias: Array | None) -> tuple[Array, Array
         new_weight, new_bias = fold_producer(new_weight, new_bias, edit.after, layer.layout, layer.groups)
         if border is not None:
             border = fold_producer(border, None, Affine(edit.after.scale, 0 * edit.after.shift), Layout.CONV)[0]
+    if edit.beside is not None:
+        beside = edit.beside.spread(len(new_bias))
+        new_weight, new_bias = fold_beside(new_weight, new_bias, beside, layer.groups)
     return new_weight, new_bias, border
 
 

@@ -5,12 +5,13 @@ that read its output. Two rules hold everywhere: a value that changes has no oth
 calls share gets the same change from each of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch.fx import Node
 
+from training.fold.beside import find_beside
 from training.fold.core import Affine, in_channels, out_channels
 from training.fold.graph import Graph, is_in_place, module_stack, operation
 from training.fold.layers import Layer, read_layer, read_vector, require_axis
@@ -21,15 +22,19 @@ from training.fold.through import Flow, backward, forward
 
 @dataclass
 class Edit:
-    """What one call of a layer takes: an affine on its inputs, on its outputs, or both; None for neither."""
+    """What one call of a layer takes: an affine of its inputs, of its outputs, or of its input beside it; or None.
+
+    With all three the layer becomes x -> after(layer(before(x))) + beside(x); `before` and `beside` exclude each other.
+    """
 
     layer: Layer
     before: Affine | None = None
     after: Affine | None = None
+    beside: Affine | None = None
 
     def agrees_with(self, other: "Edit") -> bool:
         """True when both ask for the same change of the weights."""
-        pairs = ((self.before, other.before), (self.after, other.after))
+        pairs = ((self.before, other.before), (self.after, other.after), (self.beside, other.beside))
         alike = (self.layer.layout, self.layer.groups) == (other.layer.layout, other.layer.groups)
         return alike and all(_equal(one, two) for one, two in pairs)
 
@@ -42,11 +47,13 @@ class Plan:
         edits: by layer call.
         folded: for each norm that goes, its layer calls and every node that its affine passes on the way.
         refused: why the others stay.
+        beside: those of `folded` that go into a layer beside them; nothing takes their place in the sum.
     """
 
     edits: dict[Node, Edit] = field(default_factory=dict)
     folded: dict[Norm, tuple[tuple[Layer, ...], tuple[Node, ...]]] = field(default_factory=dict)
     refused: dict[Norm, Refusal] = field(default_factory=dict)
+    beside: set[Norm] = field(default_factory=set)
 
 
 @dataclass
@@ -74,6 +81,8 @@ def make_plan(graph: Graph, norms: list[Norm], exact_padding: bool, banned: dict
         for norm in norms:
             if norm not in banned:
                 _place(graph, norm, norms, plan, exact_padding)
+        for norm in [one for one in plan.refused if one not in banned]:
+            _place_beside(graph, norm, plan)
         conflicts = _conflicts(graph, plan)
         if not conflicts:
             return plan
@@ -85,17 +94,59 @@ def _place(graph: Graph, norm: Norm, norms: list[Norm], plan: Plan, exact_paddin
     try:
         walk = _walk_back(graph, norm, plan)
         _require_no_hooks(graph, norm, walk)
-        edits = [_behind(plan.edits.get(layer.node, Edit(layer)), affine) for layer, affine in walk.takes]
+        edits = _edited(plan, walk, _behind)
     except Refusal as backwards:
         try:
             walk = _walk_forward(graph, norm, norms, exact_padding)
             _require_no_hooks(graph, norm, walk)
-            edits = [_ahead(plan.edits.get(layer.node, Edit(layer)), affine) for layer, affine in walk.takes]
+            edits = _edited(plan, walk, _ahead)
         except Refusal as forwards:
             plan.refused[norm] = _told(backwards, forwards)
             return
-    plan.edits.update({edit.layer.node: edit for edit in edits})
-    plan.folded[norm] = (tuple(layer for layer, _ in walk.takes), tuple(walk.passed))
+    plan.edits.update(edits)
+    plan.folded[norm] = (tuple(edit.layer for edit in edits.values()), tuple(walk.passed))
+
+
+def _place_beside(graph: Graph, norm: Norm, plan: Plan) -> None:
+    """Move a norm from the refused into a convolution beside it, when there is one."""
+    gone = {one.output: (one, layers[0]) for one, (layers, _) in plan.folded.items() if len(layers) == 1}
+    inner = set(norm.nodes) - {norm.output}
+    if norm.kind == "input" or any(inner & {*passed} for _, passed in plan.folded.values()) or inner & {*plan.edits}:
+        return  # another norm passes this one, or goes into a part of it
+    try:
+        found = find_beside(graph, norm, gone)
+        edit = plan.edits.get(found.layer.node) or Edit(found.layer)
+        places = sorted((graph.order[norm.nodes[0]], graph.order[edit.layer.node]))
+        if edit.before is not None or any(places[0] < graph.order[node] < places[1] for node in _writers(norm)):
+            return
+        _require_no_hooks(graph, norm, _Walk([(edit.layer, norm.affine)], list(found.passed)))
+    except Refusal:
+        return
+    affine = _with_later(plan, norm)
+    scale, shift = (found.sign * values for values in (affine.scale, affine.shift))
+    if edit.beside is not None:
+        scale, shift = edit.beside.scale + scale, edit.beside.shift + shift
+    plan.edits[edit.layer.node] = replace(edit, beside=Affine(scale, shift))
+    plan.folded[norm] = ((edit.layer,), found.passed)
+    plan.beside.add(norm)
+    del plan.refused[norm]
+
+
+def _with_later(plan: Plan, norm: Norm) -> Affine:
+    """Return the norm's affine and that of the norms which went into it as a layer; it is none any more."""
+    later = plan.edits.pop(norm.output, None)
+    for other, (layers, passed) in plan.folded.items():
+        plan.folded[other] = (tuple(layer for layer in layers if layer.node is not norm.output), passed)
+    return norm.affine if later is None or later.after is None else norm.affine.then(later.after)
+
+
+def _edited(plan: Plan, walk: _Walk, add: Callable[[Edit, Affine], Edit]) -> dict[Node, Edit]:
+    """Return the edits of the walk's layers; a layer whose parts were split takes one affine for each part."""
+    edits: dict[Node, Edit] = {}
+    for layer, affine in walk.takes:
+        so_far = edits.get(layer.node) or plan.edits.get(layer.node) or Edit(layer)
+        edits[layer.node] = add(so_far, affine)
+    return edits
 
 
 def _behind(edit: Edit, affine: Affine) -> Edit:
@@ -248,7 +299,15 @@ def _require_no_border(layer: Layer, affine: Affine, exact_padding: bool) -> Non
 
 
 def _require_unwritten(graph: Graph, norm: Norm) -> None:
-    """Refuse when the value that takes the norm's place is written in place, by anyone."""
+    """Refuse when the value that takes the norm's place is written in place, by anyone, once the norm has read it."""
+    first = graph.order[norm.nodes[0]] if norm.nodes else -1
+    for writer in _writers(norm):
+        if graph.order[writer] >= first:
+            raise Refusal(RefusalCode.MULTI_USE, f"'{writer.name}' writes into what the norm reads")
+
+
+def _writers(norm: Norm) -> Iterator[Node]:
+    """Yield the operations that write into the value that the norm reads, or into what shares its memory."""
     aliases, seen = [norm.source, *norm.nodes], set()
     while aliases:
         value = aliases.pop()
@@ -257,7 +316,7 @@ def _require_unwritten(graph: Graph, norm: Norm) -> None:
         seen.add(value)
         for user in value.users:
             if user.op == "call_function" and is_in_place(user) and user.args[0] is value:
-                raise Refusal(RefusalCode.MULTI_USE, f"'{user.name}' writes into what the norm reads")
+                yield user
             if user.op == "call_function" and _may_alias(user):
                 aliases.append(user)
         if value.op == "call_function" and _may_alias(value):
@@ -291,7 +350,7 @@ def _objections(graph: Graph, edit: Edit, plan: Plan, removed: set[Node]) -> Ite
         for reader in _other_readers(graph, tensor, edit.layer.node, removed):
             other = plan.edits.get(reader)
             twin = None if other is None else getattr(other.layer, name)
-            if other is None or twin is None or _roots(twin) != _roots(tensor) or not other.agrees_with(edit):
+            if other is None or twin is None or graph.roots(twin) != graph.roots(tensor) or not other.agrees_with(edit):
                 yield Refusal(
                     RefusalCode.SHARED,
                     f"the {name} of '{edit.layer.node.name}' also serves '{reader.name}', which would need another one",
@@ -300,7 +359,7 @@ def _objections(graph: Graph, edit: Edit, plan: Plan, removed: set[Node]) -> Ite
 
 def _other_readers(graph: Graph, tensor: Node, layer: Node, removed: set[Node]) -> list[Node]:
     """Return the operations on data, other than `layer`, that use the parameters behind a constant."""
-    found, pending = [], _roots(tensor)
+    found, pending = [], graph.roots(tensor)
     seen: set[Node] = set()
     while pending:
         for user in pending.pop().users:
@@ -314,13 +373,6 @@ def _other_readers(graph: Graph, tensor: Node, layer: Node, removed: set[Node]) 
             else:
                 found.append(user)
     return found
-
-
-def _roots(tensor: Node) -> list[Node]:
-    """Return the parameters and buffers that a constant is computed from."""
-    if tensor.op == "placeholder":
-        return [tensor]
-    return list(dict.fromkeys(root for source in tensor.all_input_nodes for root in _roots(source)))
 
 
 def _equal(one: Affine | None, two: Affine | None) -> bool:

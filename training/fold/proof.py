@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from training.errors import FoldError
-from training.fold.float64 import run_in_float64, sharing_copy, tensors_in
+from training.fold.float64 import Inputs, call, run_model_in_float64, sharing_copy, tensors_in, widen
 from training.fold.report import Proof
 
 ALGEBRA_LIMIT = 1e-11
 # Folding moves where a layer rounds, so the deployed error may differ from the unfolded model's; not by orders.
 DEPLOYED_FACTOR = 64.0
 
-Inputs = tuple[Any, ...]
 Runner = Callable[..., Any]
 
 
@@ -39,7 +38,7 @@ def verify(
     Args:
         original: in eval mode.
         folded: in eval mode.
-        inputs: positional arguments for both.
+        inputs: positional arguments for both, or a mapping of keyword arguments.
         exact: float64 values behind the folded model's rounded tensors, by `id`; without them the comparison can be no
             sharper than the rounding of the parameters, and the limit is that of their dtype.
         original_exact: the same for the original.
@@ -75,13 +74,11 @@ def _require(holds: bool, where: str, error: float, limit: float) -> None:
 def _outputs(
     what: str, model: nn.Module, inputs: Inputs, prepared: Callable[[Inputs], Inputs] | None = None, exact: Any = None
 ) -> list[Tensor]:
-    runnable = sharing_copy(model, keep=exact or ())
-
-    def call(*values: Any) -> Any:
-        return runnable(*(prepared(values) if prepared else values))
-
+    given = _detached(inputs)
+    if prepared is not None:
+        given = prepared(tree_map(widen, given))
     try:
-        outputs = tensors_in(run_in_float64(call, _detached(inputs), exact))
+        outputs = tensors_in(run_model_in_float64(model, given, exact))
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as err:
         raise FoldError(f"{what} cannot be run on the inputs: {type(err).__name__}: {err}") from err
     if not outputs:
@@ -91,12 +88,13 @@ def _outputs(
 
 def _deployed(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     with torch.no_grad():
-        return tensors_in(sharing_copy(model)(*_detached(inputs)))
+        return tensors_in(call(sharing_copy(model), _detached(inputs)))
 
 
 def _detached(inputs: Inputs) -> Inputs:
     """Return copies of the inputs, so that an operation that writes into its input does not spoil the next run."""
-    copied: Inputs = tree_map(lambda v: v.detach().clone() if isinstance(v, Tensor) else v, inputs)
+    given = dict(inputs) if isinstance(inputs, Mapping) else inputs
+    copied: Inputs = tree_map(lambda v: v.detach().clone() if isinstance(v, Tensor) else v, given)
     return copied
 
 

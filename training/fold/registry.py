@@ -28,6 +28,11 @@ def register_norm(cls: type[nn.Module], reader: Reader) -> None:
     _READERS[cls] = reader
 
 
+def is_registered(module: nn.Module) -> bool:
+    """True when `register_norm` was called with exactly the module's class."""
+    return type(module) in _READERS
+
+
 class _Stated(nn.Module):
     """Stands for a registered module while the graph is read."""
 

@@ -38,6 +38,7 @@ class _Cut:
 
     norms: list[Norm]
     nodes: list[Node]
+    beside: set[Norm]
 
     def sources(self, graph: Graph) -> list[Node]:
         """Return the values on data that the part reads from outside."""
@@ -75,7 +76,7 @@ def _cuts(graph: Graph, plan: Plan) -> list[_Cut]:
             cuts.remove(other)
             norms, nodes = other[0] + norms, other[1] | nodes
         cuts.append((norms, nodes))
-    return [_Cut(norms, sorted(nodes, key=lambda n: graph.order[n])) for norms, nodes in cuts]
+    return [_Cut(norms, sorted(nodes, key=lambda n: graph.order[n]), plan.beside) for norms, nodes in cuts]
 
 
 def _prove(graph: Graph, cut: _Cut, changed: dict[Node, tuple[Layer, Replacement]]) -> SiteProof:
@@ -185,7 +186,7 @@ class _Run:
     def _value(self, node: Node, known: dict[Node, Any], mode: _Mode) -> Any:
         norm = self._norms.get(node)
         if norm is not None and self._changed:
-            return known[norm.source]
+            return known[norm.source] * 0 if norm in self._cut.beside else known[norm.source]
         if norm is not None and mode.absolute:
             return _apply(norm, known[norm.source], mode)
         if node in self._changed:

@@ -72,7 +72,7 @@ def backward(graph: Graph, node: Node, axis: int | None, affine: Affine) -> list
         return [Flow(node.all_input_nodes[0], axis_before(node, axis), affine)]
     if name == "aten::cat":
         return _cat_backward(node, axis, affine)
-    if name in _SUMS and _is_plain_sum(graph, node):
+    if is_plain_sum(graph, node):
         first, second = node.args[:2]
         return [Flow(first, axis, affine), Flow(second, axis, affine.without_shift())]  # type: ignore[arg-type]
     if name == "getitem":
@@ -172,7 +172,10 @@ def _unknown(node: Node) -> Refusal:
     return Refusal(RefusalCode.UNKNOWN_OP, f"no exact rule is known for '{node.name}' ({name})")
 
 
-def _is_plain_sum(graph: Graph, node: Node) -> bool:
+def is_plain_sum(graph: Graph, node: Node) -> bool:
+    """True for the sum or difference of two different values of one shape."""
+    if _name(node) not in _SUMS:
+        return False
     operands = list(node.args[:2])
     moving = all(is_tensor(a) and not graph.is_constant(a) for a in operands)  # type: ignore[arg-type]
     if not moving or operands[0] is operands[1] or float(node.kwargs.get("alpha", 1)) != 1:  # type: ignore[arg-type]
@@ -203,6 +206,8 @@ def _before_step(node: Node, affine: Affine, scale: Any, shift: Any) -> Affine:
 
 def _cat_backward(node: Node, axis: int | None, affine: Affine) -> list[Flow]:
     parts: Any = node.args[0]
+    if len(set(parts)) < len(parts):
+        raise Refusal(RefusalCode.MULTI_USE, f"'{node.name}' joins a value with itself")
     if axis is None or _dim(node) != axis:
         return [Flow(part, axis, affine) for part in parts]
     flows, start = [], 0
@@ -232,6 +237,8 @@ def _getitem_backward(node: Node, axis: int | None, affine: Affine) -> list[Flow
         return [Flow(_source(split), axis, affine)]
     if name not in _SPLITS or axis is None or _dim(split) != axis:
         raise _unknown(split)
+    if sum(user.args[1:] == node.args[1:] for user in split.users) > 1:
+        raise Refusal(RefusalCode.MULTI_USE, f"part {index} of '{split.name}' is taken twice")
     sizes = [_static(split, part.shape[axis]) for part in split.meta["val"]]
     pieces = [affine if i == index else Affine.identity(size) for i, size in enumerate(sizes)]
     return [Flow(_source(split), axis, concatenate(pieces))]

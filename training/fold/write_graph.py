@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from training.fold.float64 import named_tensors
-from training.fold.graph import Graph, quiet
+from training.fold.graph import Graph, is_in_place, operation, quiet
 from training.fold.layers import Layer
 from training.fold.parameters import Replacement, Value
 from training.fold.plan import Plan
@@ -43,7 +43,9 @@ class GraphWriter:
             for layer in change.layers:
                 self._write_layer(graph, layer, change, f"folded_{number}")
         for norm in sorted(plan.folded, key=lambda n: -graph.order[n.output]):
-            if norm.nodes:
+            if norm in plan.beside:
+                self._drop(self._node(norm.output), self._node(norm.source))
+            elif norm.nodes:
                 self._node(norm.output).replace_all_uses_with(self._node(norm.source))
         self.model.graph.eliminate_dead_code()
         self.model.delete_all_unused_submodules()
@@ -57,6 +59,22 @@ class GraphWriter:
     def _node(self, node: Node) -> Node:
         found: Node = self._inputs[node.name] if node.op == "placeholder" else self._nodes[node.name]
         return found
+
+    def _drop(self, value: Node, like: Node) -> None:
+        """Take a value out of the one sum that reads it."""
+        (total,) = (user for user in value.users if user.op == "call_function")
+        (other,) = (part for part in total.args[:2] if part is not value)
+        if not isinstance(other, Node):  # a sum that begins with the number zero
+            with self.model.graph.inserting_before(value):
+                value.replace_all_uses_with(self.model.graph.call_function(torch.ops.aten.zeros_like.default, (like,)))
+            return
+        with self.model.graph.inserting_before(total):
+            if operation(total).startswith("aten::sub") and other is total.args[1]:
+                other = self.model.graph.call_function(torch.ops.aten.neg.default, (other,))
+            elif any(user.op == "call_function" and is_in_place(user) for user in total.users):
+                other = self.model.graph.call_function(torch.ops.aten.clone.default, (other,))
+        total.replace_all_uses_with(other)
+        self.model.graph.erase_node(total)
 
     def _write_layer(self, graph: Graph, layer: Layer, change: Replacement, fresh: str) -> None:
         call = self._nodes[layer.node.name]

@@ -4,7 +4,6 @@ One of the two ways to write a result. It keeps classes, names, devices, dtypes,
 it raises `CannotExpress` where the tree has no place for a change; then the graph is written instead.
 """
 
-import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
@@ -13,9 +12,10 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn.utils import parametrize
 
+from training.fold.beside import Nothing
 from training.fold.border import takes_border, with_border
-from training.fold.float64 import named_tensors
-from training.fold.graph import Graph, call_key, is_tensor, module_path
+from training.fold.float64 import full_copy, named_tensors
+from training.fold.graph import Graph, call_key, is_in_place, is_tensor, module_path
 from training.fold.layers import Layer
 from training.fold.norms import Norm
 from training.fold.parameters import Replacement, Value
@@ -34,7 +34,7 @@ class ModuleWriter:
     """
 
     def __init__(self, model: nn.Module):
-        self.model = copy.deepcopy(model)
+        self.model = full_copy(model)
         self._values: list[tuple[Tensor, Value]] = []
 
     def write(self, graph: Graph, plan: Plan, changes: Iterable[Replacement]) -> None:
@@ -115,7 +115,13 @@ class ModuleWriter:
         if any(module_path(node) == path for node in rest):
             raise CannotExpress(f"the module '{path}' does more than its norm ('{rest[0].name}')")
         # A norm with an activation inside keeps its children, which run one after the other.
-        left = nn.Sequential(OrderedDict(owner.named_children())) if rest else nn.Identity()
+        if norm in plan.beside and rest:
+            raise CannotExpress(f"the module '{path}' does more than its norm ('{rest[0].name}')")
+        if len({other in plan.beside for other in plan.folded if module_path(other.output) == path}) > 1:
+            raise CannotExpress(f"the module '{path}' is called beside a convolution and elsewhere")
+        written = any(is_in_place(node) for node in plan.folded[norm][1])
+        alone = Nothing(written) if norm in plan.beside else nn.Identity()
+        left = nn.Sequential(OrderedDict(owner.named_children())) if rest else alone
         _replace_module(self.model, path, left.train(self.model.training))
 
 

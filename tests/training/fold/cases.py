@@ -518,6 +518,22 @@ def _() -> nn.Module:
     return randomise(Forward(forward, conv=C(3, 5, 3), bn=BN(5)))
 
 
+@case("torch.cond before a pair", IMAGE, 1, "subgraph")
+def _() -> nn.Module:
+    forward = lambda m, x: m.bn(m.conv(torch.cond(x.sum() > 0, lambda y: m.inner(y), lambda y: y + 0, (x,))))
+    return randomise(Forward(forward, inner=BN(3), conv=C(3, 5, 3), bn=BN(5)))
+
+
+@case("autocast before a pair", IMAGE, 1, "subgraph")
+def _() -> nn.Module:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            x = m.inner(x)
+        return m.bn(m.conv(x))
+
+    return randomise(Forward(forward, inner=BN(3), conv=C(3, 5, 3), bn=BN(5)))
+
+
 @case("statistics computed from the input", IMAGE, 0, "untracked")
 def _() -> nn.Module:
     forward = lambda m, x: F.batch_norm(m.conv(x), m.mean, m.var, x.mean((0, 2, 3)).repeat(2)[:5])
@@ -650,3 +666,122 @@ def _() -> nn.Module:
 def _() -> nn.Module:
     forward = lambda m, x: m.bn(m.conv(x.half())).float()
     return randomise(Forward(forward, conv=C(3, 5, 3).half(), bn=BN(5)))
+
+
+@case("halves joined in the other order", IMAGE, 1)
+def _() -> nn.Module:
+    forward = lambda m, x: m.bn(torch.cat(m.conv(x).chunk(2, 1)[::-1], 1))
+    return randomise(Forward(forward, conv=nn.Conv2d(3, 6, 3), bn=nn.BatchNorm2d(6)))
+
+
+@case("sum of two halves", IMAGE, 1)
+def _() -> nn.Module:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        one, other = m.conv(x).chunk(2, 1)
+        return m.bn(one + other)
+
+    return randomise(Forward(forward, conv=nn.Conv2d(3, 6, 3), bn=nn.BatchNorm2d(3)))
+
+
+@case("a value joined with itself", IMAGE, 0, "multi-use")
+def _() -> nn.Module:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = m.conv(x)
+        return m.bn(torch.cat([x, x], 1))
+
+    return randomise(Forward(forward, conv=nn.Conv2d(3, 3, 3), bn=nn.BatchNorm2d(6)))
+
+
+class AddcmulAffine(nn.Module):
+    """The learned affine of ResMLP: no statistics, one fused operation."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.rand(1, 1, channels) + 0.5)
+        self.beta = nn.Parameter(torch.randn(1, 1, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.beta, self.alpha, x)
+
+
+plain("addcmul before a linear layer", (2, 7, 6), 1, (), lambda: AddcmulAffine(6), lambda: nn.Linear(6, 4))
+plain("addcmul behind a linear layer", (2, 7, 6), 1, (), lambda: nn.Linear(6, 4), lambda: AddcmulAffine(4))
+
+
+# Beside: a norm and a convolution of the same value, added ----------------------------------------------------------
+
+
+def beside(name: str, folded: int, refused: tuple[str, ...] | str, forward: Callable[..., Any], **more: Any) -> None:
+    conv = more.pop("conv", lambda: nn.Conv2d(3, 3, 3, padding=1))
+    parts = {"norm": lambda: BN(3), "conv": conv, "bn": lambda: BN(3), "last": lambda: BN(3)}
+
+    def build() -> nn.Module:
+        return randomise(
+            Forward(forward, **{name: make() for name, make in parts.items() if f"m.{name}" in more["uses"]})
+        )
+
+    case(name, (2, 3, 9, 8), folded, refused)(build)
+
+
+BRANCHES = "m.norm m.conv m.bn"
+GROUPED = {"conv": lambda: nn.Conv2d(3, 3, 3, padding=2, dilation=2, groups=3), "uses": BRANCHES}
+beside("identity branch", 2, (), lambda m, x: F.relu(m.norm(x) + m.bn(m.conv(x))), uses=BRANCHES)
+beside("identity branch minus conv", 2, (), lambda m, x: F.relu(m.norm(x) - m.bn(m.conv(x))), uses=BRANCHES)
+beside("conv minus identity branch", 2, (), lambda m, x: F.relu(m.bn(m.conv(x)) - m.norm(x)), uses=BRANCHES)
+beside("identity branch, groups", 2, (), lambda m, x: F.relu(m.norm(x) + m.bn(m.conv(x))), **GROUPED)
+beside("identity branch, three parts", 2, (), lambda m, x: F.relu(x + m.norm(x) + m.bn(m.conv(x))), uses=BRANCHES)
+beside("identity branch, conv with no norm", 1, (), lambda m, x: F.relu(m.conv(x) + m.norm(x)), uses="m.norm m.conv")
+beside(
+    "identity branch, norm behind the sum",
+    3,
+    (),
+    lambda m, x: m.last(m.norm(x) + m.bn(m.conv(x))),
+    uses=BRANCHES + " m.last",
+)
+beside("identity branch, written in place", 2, (), lambda m, x: m.bn(m.conv(x)).add_(m.norm(x)), uses=BRANCHES)
+beside("identity branch begun with zero", 2, (), lambda m, x: (0 + m.norm(x)).add_(m.bn(m.conv(x))), uses=BRANCHES)
+beside("identity branch that is written", 2, (), lambda m, x: m.norm(x).add_(m.bn(m.conv(x))), uses=BRANCHES)
+beside(
+    "identity branch of another value",
+    1,
+    "activation-between",
+    lambda m, x: m.norm(x.relu()) + m.bn(m.conv(x)),
+    uses=BRANCHES,
+)
+beside(
+    "identity branch, kernel off centre",
+    1,
+    "multi-use",
+    lambda m, x: m.norm(x) + m.bn(m.conv(F.pad(x, (0, 2, 0, 2)))),
+    conv=lambda: nn.Conv2d(3, 3, 3),
+    uses=BRANCHES,
+)
+beside(
+    "identity branch, activation between",
+    1,
+    "multi-use",
+    lambda m, x: m.norm(x) + F.relu(m.bn(m.conv(x))),
+    uses=BRANCHES,
+)
+
+
+plain(
+    "norm between an activation in place and a pointwise conv",
+    IMAGE,
+    1,
+    (),
+    lambda: nn.ReLU(inplace=True),
+    lambda: BN(3),
+    lambda: C(3, 4, 1),
+)
+
+
+@case("value written once the norm has read it", IMAGE, 0, "multi-use")
+def _() -> nn.Module:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = x * x
+        y = m.bn(x)
+        x.add_(1)
+        return m.conv(y)
+
+    return randomise(Forward(forward, bn=BN(3), conv=C(3, 4, 1)))

@@ -1,16 +1,18 @@
 """`fold`, `explain`, `fold_input` and `register_norm`: what they promise of their argument and their result."""
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.ao.nn.quantized import FloatFunctional
 from torch.ao.quantization import FakeQuantize
 
 from tests.training.fold.cases import Forward, randomise
 from tests.training.fold.networks import BookNorm, build
 from training.errors import FoldError
-from training.fold import Affine, explain, fold, fold_input, register_norm
+from training.fold import Affine, explain, fold, fold_input, register_norm, verify
 from training.fold.float64 import run_in_float64, sharing_copy
 from training.fold.refusals import Refusal, RefusalCode
 
@@ -83,8 +85,6 @@ def test_lazy_meta_and_other_unfit_models_are_refused() -> None:
     lazy = nn.Sequential(nn.LazyConv2d(5, 3), nn.LazyBatchNorm2d()).eval()
     with pytest.raises(Refusal, match="lazy: the module '0'"):
         fold(lazy, (IMAGES,))
-    with pytest.raises(Refusal, match="quantised: the module '0' is FakeQuantize"):
-        fold(nn.Sequential(FakeQuantize(), pair()).eval(), (IMAGES,))
     with pytest.raises(FoldError, match=r"'0\.weight' is on the meta device"):
         fold(pair().to("meta"), (IMAGES,))
     with pytest.raises(FoldError, match="with these inputs"):
@@ -93,6 +93,16 @@ def test_lazy_meta_and_other_unfit_models_are_refused() -> None:
         fold(pair(), IMAGES)
     with pytest.raises(FoldError, match='expected "refuse" or "exact"'):
         fold(pair(), (IMAGES,), padding="zeros")
+
+
+def test_a_model_for_quantisation_keeps_its_norms() -> None:
+    """Also one that still computes in floats: its tools look for the norms, and scales are chosen with them."""
+    model = Forward(lambda m, x: m.body(m.sum.add(x, x)), body=pair(), sum=FloatFunctional()).eval()
+    report = fold(model, (IMAGES,)).report
+    assert [(site.path, site.code) for site in report.refused] == [("body.1", RefusalCode.QUANTISED)]
+    assert "the module 'sum' is FloatFunctional" in report.refused[0].reason
+    with pytest.raises(Refusal, match="quantised: the module '0' is FakeQuantize"):  # torch.export cannot read it
+        fold(nn.Sequential(FakeQuantize(), pair()).eval(), (IMAGES,))
 
 
 def test_a_path_that_depends_on_values_is_control_flow() -> None:
@@ -172,3 +182,42 @@ def test_a_registered_norm_is_folded_and_a_wrong_reader_is_found_out() -> None:
     register_norm(Unread, lambda m: Affine(torch.full((5,), m.factor).numpy(), torch.zeros(5).numpy()))
     with pytest.raises(FoldError, match="does not compute"):
         fold(model, (IMAGES,))
+
+
+@dataclass
+class Output:
+    values: Tensor
+    images: Tensor
+
+
+def test_a_data_class_among_the_outputs_is_kept() -> None:
+    """Its tensors are compared, and the folded module still returns it."""
+    model = Forward(lambda m, x: Output(m.body(x), x), body=pair()).eval()
+    result = fold(model, (IMAGES,), strict=True)
+    output = result.model(IMAGES)
+    assert type(output) is Output
+    torch.testing.assert_close(output.values, model(IMAGES).values)
+
+
+def test_arguments_may_be_given_by_keyword() -> None:
+    """Keyword-only inputs are read, proved and folded like positional ones, in both forms of a result."""
+
+    class TwoInputs(nn.Module):
+        def __init__(self, functional: bool):
+            super().__init__()
+            self.body, self.functional = pair(bias=False), functional
+
+        def forward(self, *, image: Tensor, weight: Tensor) -> dict[str, Tensor]:
+            values = self.body(image) * weight
+            return {"values": nn.functional.conv2d(values, torch.ones(1, 5, 1, 1)) if self.functional else values}
+
+    given = {"image": IMAGES, "weight": torch.rand(2, 1, 1, 1)}
+    for functional in (False, True):
+        model = TwoInputs(functional).eval()
+        result = fold(model, given)
+        assert [site.path for site in result.report.folded] == ["body.1"]
+        torch.testing.assert_close(result.model(**given), model(**given))
+        assert verify(model, result, given).algebra_error < 1e-11
+        raw = fold_input(result, scale=0.5)
+        doubled = {**given, "image": IMAGES * 2}
+        torch.testing.assert_close(raw(**doubled), model(**given))

@@ -10,7 +10,8 @@ from torch import nn
 from tests.training.fold.cases import randomise
 from training.errors import FoldError
 from training.fold import fold, verify
-from training.fold.api import _checked, _prepare
+from training.fold.api import _checked
+from training.fold.job import prepare
 from training.fold.parameters import Value
 from training.fold.site_proof import prove_sites
 
@@ -92,7 +93,7 @@ BELOW_A_LIMIT = (eps_in_float32, one_last_bit)  # so small that the layers behin
 def test_site_proof_catches(mutant) -> None:
     """A site whose folded parameters are wrong in any of these ways is refused by its own proof."""
     model = network()
-    job = _prepare(model, INPUTS, True, "refuse")
+    job = prepare(model, INPUTS, True, "refuse")
     prove_sites(job.graph, job.plan, job.changes)
     change = job.changes[0]
     weight, bias = mutant(change.weight.exact, change.bias.exact, model)
