@@ -99,6 +99,7 @@ class Case:
         verdict: "fold", or the code of the refusal that our fold has to give.
         left: how many BatchNormalization nodes a right fold leaves.
         tolerance: of outputs against the float64 oracle, relative to the largest.
+        options: arguments for our own fold, beside the model.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Case:
     verdict: str = FOLD
     left: int = 0
     tolerance: float = 1e-4
+    options: dict[str, str] = field(default_factory=dict)
 
 
 def type_number(dtype: type) -> int:

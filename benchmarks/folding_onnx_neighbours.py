@@ -1,10 +1,9 @@
-"""ONNX cases about who else is there: second readers, shared weights, taken names, bodies of If and of functions."""
+"""ONNX cases about who else is there: second readers, shared weights, taken names."""
 
 from collections.abc import Iterator
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper
 
 from benchmarks.folding_net import Case, Net
 
@@ -83,58 +82,3 @@ def neighbours() -> Iterator[Case]:
     yield Case("name w_bias is an input", _clash)
     yield Case("name w_bias is a parameter", _clash_parameter)
     yield Case("statistics of the batch", _computed_statistics, "batch-stats", 1)
-    yield Case("inside If, outer weights", _inside_if, "subgraph", 2)
-    yield Case("Conv output captured by If", _captured_by_if, "subgraph", 1)
-    yield Case("Conv in a local function", _local_function, "subgraph", 1)
-
-
-def _if_node(net: Net, then: list[NodeProto], other: list[NodeProto], out: str) -> None:
-    bodies = []
-    for label, nodes in (("then", then), ("else", other)):
-        inner = helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, ["N", 6, 7, 7])
-        bodies.append(helper.make_graph(nodes, label, [], [inner]))
-    net.inputs.append(helper.make_tensor_value_info("flag", TensorProto.BOOL, []))
-    net.nodes.append(
-        helper.make_node("If", ["flag"], [out], name="branch", then_branch=bodies[0], else_branch=bodies[1])
-    )
-
-
-def _inside_if() -> onnx.ModelProto:
-    net = Net()
-    x, w, stats = net.input("x", "N", 4, 9, 9), net.constant("w", 6, 4, 3, 3), net.statistics("bn", 6)
-    bodies = [
-        [
-            helper.make_node("Conv", [x, w], [f"c{i}"], name=f"conv{i}"),
-            helper.make_node("BatchNormalization", [f"c{i}", *stats], [f"b{i}"], name=f"norm{i}"),
-        ]
-        for i in range(2)
-    ]
-    _if_node(net, bodies[0], bodies[1], "y")
-    net.output("y", 4)
-    return net.model()
-
-
-def _captured_by_if() -> onnx.ModelProto:
-    net = Net()
-    c = net.node("Conv", [net.input("x", "N", 4, 9, 9), net.constant("w", 6, 4, 3, 3)], "c")
-    stats = net.statistics("bn", 6)
-    then = [helper.make_node("BatchNormalization", [c, *stats], ["b"], name="norm")]
-    other = [helper.make_node("Relu", [c], ["r"], name="relu")]
-    _if_node(net, then, other, "y")
-    net.output("y", 4)
-    return net.model()
-
-
-def _local_function() -> onnx.ModelProto:
-    net = Net(extra_opsets=(("local", 1),))
-    x, w, stats = net.input("x", "N", 4, 9, 9), net.constant("w", 6, 4, 3, 3), net.statistics("bn", 6)
-    net.nodes.append(helper.make_node("ConvNorm", [x, w, *stats], ["y"], name="call", domain="local"))
-    net.output("y", 4)
-    model = net.model()
-    names = ["a", "w", "s", "b", "m", "v"]
-    body = [
-        helper.make_node("Conv", ["a", "w"], ["c"]),
-        helper.make_node("BatchNormalization", ["c", *names[2:]], ["o"]),
-    ]
-    model.functions.append(helper.make_function("local", "ConvNorm", names, ["o"], body, [helper.make_opsetid("", 20)]))
-    return model

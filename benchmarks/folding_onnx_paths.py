@@ -1,4 +1,4 @@
-"""ONNX cases about the way from norm to layer: what stands between them, and norms that come before their layer."""
+"""ONNX cases about the way from a norm back to its layer: what stands between them, and where several layers meet."""
 
 from collections.abc import Iterator
 
@@ -74,71 +74,3 @@ def between() -> Iterator[Case]:
     yield Case("Sum of two Convs", lambda: _joined("Add", "conv"))
     yield Case("difference of two Convs", lambda: _joined("Sub", "conv"))
     yield Case("residual identity", lambda: _joined("Add", "identity"), "no-producer", 1)
-
-
-def _norm_first(consumer: str, way: str = "", **attributes: object) -> onnx.ModelProto:
-    net = Net()
-    x = net.input("x", "N", 4, 9, 9)
-    if consumer in ("Conv", "ConvTranspose"):
-        groups = int(attributes.get("group", 1))  # type: ignore[call-overload]
-        h = net.norm(x, 4, prefix="bn")
-        if way == "no shift":
-            stats = net.tensors
-            stats["bn_bias"], stats["bn_mean"] = stats["bn_bias"] * 0, stats["bn_mean"] * 0  # type: ignore[operator]
-        elif way:
-            extra = [net.put("pads", [0, 0, 1, 1, 0, 0, 1, 1], np.int64)] if way == "Pad" else []
-            h = net.node(way, [h, *extra], **({"mode": "reflect"} if way == "Pad" else {}))
-        shape = (4, 6) if consumer == "ConvTranspose" else (6, 4 // groups)
-        net.output(net.node(consumer, [h, net.constant("w", *shape, 3, 3), net.constant("b", 6)], "y", **attributes))
-        return net.model()
-    net = Net()
-    if way == "Flatten":
-        h = net.node("Flatten", [net.norm(net.input("x", "N", 3, 2, 2), 3)])
-        width = 12
-    else:
-        width = 5
-        h = net.norm(net.input("x", "N", width), width)
-        h = net.node(way, [h]) if way else h
-    more = [net.constant("c", 4)] if consumer == "Gemm" else []
-    shape = (4, width) if attributes.get("transB") else (width, 4)
-    net.output(net.node(consumer, [h, net.constant("w", *shape), *more], "y", **attributes))
-    return net.model()
-
-
-def _norm_norm_conv() -> onnx.ModelProto:
-    net = Net()
-    h = net.node("Dropout", [net.norm(net.input("x", "N", 4, 9, 9), 4)])
-    net.output(net.node("Conv", [net.norm(h, 4), net.constant("w", 6, 4, 3, 3)], "y"))
-    return net.model()
-
-
-def _norm_read_twice() -> onnx.ModelProto:
-    net = Net()
-    h = net.norm(net.input("x", "N", 4, 9, 9), 4)
-    net.output(net.node("Conv", [h, net.constant("w", 6, 4, 3, 3)], "y"))
-    net.output(net.node("Relu", [h], "z"))
-    return net.model()
-
-
-def forward() -> Iterator[Case]:
-    yield Case("norm -> Conv", lambda: _norm_first("Conv"))
-    yield Case("norm -> Conv grouped", lambda: _norm_first("Conv", group=2))
-    yield Case("norm -> Conv with zero padding", lambda: _norm_first("Conv", pads=[1] * 4), "pad", 1)
-    yield Case("norm -> Conv same padding", lambda: _norm_first("Conv", auto_pad="SAME_LOWER"), "pad", 1)
-    yield Case("norm without shift -> padded Conv", lambda: _norm_first("Conv", "no shift", pads=[1] * 4))
-    yield Case("norm -> Pad reflect -> Conv", lambda: _norm_first("Conv", "Pad"))
-    yield Case("norm -> Relu -> Conv", lambda: _norm_first("Conv", "Relu"), "activation-between", 1)
-    yield Case("norm -> ConvTranspose", lambda: _norm_first("ConvTranspose"), "pad", 1)
-    yield Case("norm -> Gemm", lambda: _norm_first("Gemm"))
-    yield Case("norm -> Gemm alpha, beta, transB", lambda: _norm_first("Gemm", alpha=0.5, beta=3.0, transB=1))
-    yield Case("norm -> Dropout -> MatMul", lambda: _norm_first("MatMul", "Dropout"))
-    yield Case("norm -> Flatten -> Gemm", lambda: _norm_first("Gemm", "Flatten"))
-    yield Case("norm, Dropout, norm -> Conv", _norm_norm_conv)
-    yield Case("norm read twice, then Conv", _norm_read_twice, "multi-use", 1)
-    yield Case("norm alone", _alone, "no-producer", 1)
-
-
-def _alone() -> onnx.ModelProto:
-    net = Net()
-    net.output(net.norm(net.input("x", "N", 4, 9, 9), 4, "y"))
-    return net.model()

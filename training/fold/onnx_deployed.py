@@ -90,14 +90,15 @@ def _stored_in_float64(
     found = Evaluator(folded).run(feeds, truth)
     floats = [name for name, value in truth.items() if value.dtype.kind == "f"]
     error = max((_error(found[name], truth[name]) if name in found else np.inf for name in floats), default=0.0)
-    coarsest = max((_unit(tensor.data_type) for tensor in folded.graph.initializer), default=0.0)
+    coarsest = max((unit_roundoff(tensor.data_type) for tensor in folded.graph.initializer), default=0.0)
     limit = coarsest * max(64.0, 16.0 * min(amplification, 1e4))
     if not error <= limit:
         raise FoldError(f"proof failed: the stored parameters are off by {error:.2e}, expected at most {limit:.2e}")
     return error, 0.0, limit
 
 
-def _unit(kind: int) -> float:
+def unit_roundoff(kind: int) -> float:
+    """Return the unit roundoff of an ONNX float type, 0 for any other."""
     return {1: 2.0**-24, 10: 2.0**-11, 11: 2.0**-53, 16: 2.0**-8}.get(kind, 0.0)
 
 

@@ -15,7 +15,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from training.fold.core import Array
-from training.fold.onnx_kernels import KERNELS
+from training.fold.onnx_kernels import KERNELS, BatchNormalization
 from training.fold.onnx_types import FLOAT_TYPES, attributes, captures, subgraphs, to_array
 
 Values = npt.NDArray[Any]
@@ -86,7 +86,7 @@ class Evaluator:
             if lost is not None:
                 raise NotImplementedError(self.unknown[lost])
             results = self._compute(node, {n: self._value(n, live, absolute) for n in _reads(node)})
-            if absolute is not None and node.op_type == "Constant":
+            if absolute is not None and node.op_type in ("Constant", "ConstantOfShape"):
                 results = [np.abs(r).astype(absolute) if r.dtype.kind == "f" else r for r in results]
         except Exception as err:  # whatever the operation tripped over: its results are unknown, which the caller sees
             reason = str(err) or type(err).__name__
@@ -146,7 +146,7 @@ def _reference(node: NodeProto, values: dict[str, Values], model: onnx.ModelProt
     graph = helper.make_graph([wide], "node", inputs, outputs)
     single = helper.make_model(graph, opset_imports=model.opset_import, functions=_wide_functions(model))
     with np.errstate(all="ignore"), contextlib.redirect_stdout(None):
-        return list(ReferenceEvaluator(single).run(None, values))
+        return list(ReferenceEvaluator(single, new_ops=[BatchNormalization]).run(None, values))
 
 
 def _wide_functions(model: onnx.ModelProto) -> Sequence[onnx.FunctionProto]:

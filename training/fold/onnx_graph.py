@@ -32,9 +32,10 @@ class OnnxGraph:
         nodes: the main graph's nodes in order.
         initializers: name -> tensor of the copy, edited in place.
         exact: float64 values of the initializers that were written here, as they were before their one rounding.
+        names: every name that is taken, shared between a graph and the bodies in it.
     """
 
-    def __init__(self, model: onnx.ModelProto):
+    def __init__(self, model: onnx.ModelProto, names: set[str] | None = None):
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
         graph = self.model.graph
@@ -45,7 +46,7 @@ class OnnxGraph:
         self.inputs = {value.name for value in graph.input}
         self.outputs = {value.name for value in graph.output}
         self._shapes, self._types = infer(self.model)
-        self._names = set(names_of(graph))
+        self.names = set(names_of(graph)) if names is None else names
         self._index()
         self._read_at_start = set(self._uses) | self.outputs
 
@@ -72,10 +73,10 @@ class OnnxGraph:
     def fresh(self, wish: str) -> str:
         """Return `wish`, numbered when it is taken anywhere in the model, and reserve it."""
         name, number = wish, 0
-        while name in self._names:
+        while name in self.names:
             number += 1
             name = f"{wish}_{number}"
-        self._names.add(name)
+        self.names.add(name)
         return name
 
     def store(self, name: str, exact: Array, dtype: str) -> None:
@@ -90,6 +91,25 @@ class OnnxGraph:
         self.initializers[name].CopyFrom(tensor)
         self.exact[name] = exact
         self._types[name], self._shapes[name] = TYPE_NUMBERS[dtype], tuple(exact.shape)
+
+    def put_integers(self, wish: str, values: list[int]) -> str:
+        """Add an int64 initializer of one axis, such as a shape, and return its name."""
+        name = self.fresh(wish)
+        self.initializers[name] = self.model.graph.initializer.add()
+        self.initializers[name].CopyFrom(helper.make_tensor(name, TensorProto.INT64, [len(values)], values))
+        self._types[name], self._shapes[name] = TensorProto.INT64, (len(values),)
+        return name
+
+    def value_info(self, value: str) -> onnx.ValueInfoProto:
+        """Return what is known of `value` as a declaration; without a type when that is not known."""
+        kind, shape = self._types.get(value, 0), self._shapes.get(value)
+        if not kind:
+            return helper.make_value_info(value, onnx.TypeProto())
+        return helper.make_tensor_value_info(value, kind, None if shape is None else list(shape))
+
+    def reindex(self) -> None:
+        """Take note of edits that were made to the nodes themselves."""
+        self._index()
 
     def remove(self, nodes: Iterable[NodeProto]) -> None:
         """Take `nodes` out of the graph."""

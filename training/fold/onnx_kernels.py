@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from onnx.reference.op_run import OpRun
 from torch import Tensor
 
 Values = npt.NDArray[Any]
@@ -125,6 +126,18 @@ def _tensors(inputs: Sequence[Values | None]) -> list[Tensor]:
 def _operands(inputs: Sequence[Values | None]) -> tuple[Tensor, Tensor, Tensor | None]:
     tensors = _tensors(inputs)
     return tensors[0], tensors[1], tensors[2] if len(tensors) > 2 else None
+
+
+class BatchNormalization(OpRun):
+    """The same normalisation inside bodies and functions, which ONNX's reference runs by itself."""
+
+    op_domain = ""
+
+    def _run(self, *inputs: Values, **fields: Any) -> tuple[Values]:
+        result = _batch_norm(inputs, fields)
+        if result is None:
+            raise NotImplementedError("BatchNormalization in training mode, or with statistics of each position")
+        return (result,)
 
 
 KERNELS: dict[str, Kernel] = {

@@ -7,7 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.folding_cases_onnx import Net, cases
 from training.errors import FoldError
-from training.fold.onnx_fold import explain_onnx, fold_onnx
+from training.fold.onnx_fold import explain_onnx, fold_onnx, verify_onnx
 
 BY_NAME = {case.name: case for case in cases()}
 
@@ -170,3 +170,60 @@ def test_ir_3_keeps_initializers_and_inputs_in_step():
     listed = {value.name for value in model.graph.input}
     assert {tensor.name for tensor in model.graph.initializer} <= listed
     assert listed == {"x", "w", "b"}
+
+
+def test_norm_that_several_layers_read_goes_into_each_of_them():
+    """Two readers take the norm, each into its own weights, and the site names both."""
+    folded = fold_onnx(build("norm -> Conv and Gemm"))
+    (site,) = folded.report.folded
+    assert len(site.into) == 2
+    assert "BatchNormalization" not in operations(folded.model)
+
+
+def test_border_of_a_map_of_fixed_size_is_a_constant_for_the_runtime():
+    """The correction of a padded convolution reads no data when the size is known: a runtime works it out once."""
+    model = fold_onnx(build("norm -> padded Conv, exact"), padding="exact").model
+    assert operations(model) == ["Conv", "ConstantOfShape", "Conv", "Add"]
+    assert fold_onnx(model, padding="exact").model == model
+
+
+def test_weights_of_a_body_move_to_the_main_graph_under_names_of_their_own():
+    """Both branches of an If read one weight: each gets its own copy, and the old one is gone."""
+    folded = fold_onnx(build("inside If, outer weights"))
+    assert {site.node for site in folded.report.folded} == {"norm0", "norm1"}
+    assert all(site.proof_error <= 1e-13 for site in folded.report.folded)
+    parameters = arrays(folded.model)
+    assert "w" not in parameters
+    assert sorted(values.shape for values in parameters.values()) == [(6,), (6,), (6, 4, 3, 3), (6, 4, 3, 3)]
+
+
+def test_local_function_stays_a_function_when_no_norm_in_it_folds():
+    """Functions are written out only where that makes a fold possible."""
+    model = build("Relu between, in a local function")
+    folded = fold_onnx(model)
+    assert folded.model == model
+    (site,) = folded.report.refused
+    assert "activation-between" in site.reason
+
+
+@pytest.mark.parametrize("name", ["Conv output captured by If", "Relu between, in a local function"])
+def test_strict_sees_norms_in_other_scopes(name):
+    """A norm in a body or a function that stays is an error under strict like any other."""
+    with pytest.raises(FoldError, match="subgraph"):
+        fold_onnx(build(name), strict=True)
+
+
+def test_unknown_padding_is_refused():
+    """A word that is no choice is an error, not the default."""
+    with pytest.raises(FoldError, match="expected"):
+        fold_onnx(build("Conv2d"), padding="same")
+
+
+def test_verify_takes_any_other_model_of_the_same_interface():
+    """A fold is verified with its exact parameters to 1e-11, any other file to the rounding of its parameters."""
+    model = build("Conv2d")
+    folded = fold_onnx(model)
+    assert verify_onnx(model, folded).algebra_limit < 1e-9
+    assert verify_onnx(model, folded.model).algebra_limit > 1e-9
+    with pytest.raises(FoldError, match="inputs and outputs"):
+        verify_onnx(model, build("weight shared, two norms"))
