@@ -42,6 +42,18 @@ def _linear_flattened() -> onnx.ModelProto:
     return net.model()
 
 
+def _linear_reshaped_back(again: bool) -> onnx.ModelProto:
+    """The same with `reshape_as`, which reads the shape of what is normalised, or of the value within the norm."""
+    net = Net()
+    product = net.node("MatMul", [net.input("x", "N", 7, 5), net.constant("w", 5, 6)])
+    flat = net.node("Reshape", [product, net.put("flat", [-1, 6], np.int64)])
+    normed = net.norm(flat, 6)
+    size = net.node("Shape", [normed if again else product])
+    y = net.norm(normed, 6) if again else normed
+    net.output(net.node("Reshape", [y, size], "y"), 2 if again else 3)
+    return net.model()
+
+
 def _linear_to_map() -> onnx.ModelProto:
     """A linear layer whose output is read as a map of channels, as in a DCGAN generator."""
     net = Net()
@@ -73,6 +85,8 @@ def axes() -> Iterator[Case]:
     yield Case("MatMul -> Reshape that splits rows", _matmul_reshaped, "axis", 1)
     yield Case("Linear 3-D -> Transpose -> norm", _linear_3d_transposed)
     yield Case("Linear 3-D -> flatten -> norm", _linear_flattened)
+    yield Case("Linear 3-D -> flatten -> norm -> reshape_as", lambda: _linear_reshaped_back(False))
+    yield Case("shape read between two norms", lambda: _linear_reshaped_back(True))
     yield Case("Linear -> view as channels", _linear_to_map)
     yield Case("Conv -> Flatten, map 1x1", lambda: _conv_flattened(1))
     yield Case("Conv -> Flatten, map 2x2", lambda: _conv_flattened(2), "axis", 1)

@@ -15,6 +15,8 @@ from training.fold.core import Array
 from training.fold.onnx_types import FLOAT_TYPES, TYPE_NUMBERS, Dims, captures, infer, names_of, opset_of, to_tensor
 from training.fold.rounding import round_once
 
+_SHAPE_ONLY = frozenset({"Shape", "Size"})
+
 
 @dataclass(frozen=True)
 class Use:
@@ -57,6 +59,10 @@ class OnnxGraph:
     def uses(self, value: str) -> list[Use]:
         """Return every reader of `value` in the main graph, captures by If, Loop and Scan bodies included."""
         return self._uses.get(value, [])
+
+    def readers(self, value: str) -> list[Use]:
+        """Return those of `uses` to which the numbers matter: not Shape and Size, which a fold leaves as they are."""
+        return [use for use in self.uses(value) if use.node.op_type not in _SHAPE_ONLY or use.index < 0]
 
     def shape(self, value: str) -> Dims | None:
         """Return the dimensions of `value` as `onnx_types.infer` tells them, or None when its rank is not known."""

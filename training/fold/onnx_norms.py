@@ -124,7 +124,7 @@ def _longest_run(graph: OnnxGraph, first: Step) -> Norm:
     steps, affine, axis = [first], first.affine, first.axis
     while True:
         result = str(steps[-1].node.output[0])
-        uses = graph.uses(result)
+        uses = graph.readers(result)
         if result in graph.outputs or len(uses) != 1 or uses[0].index < 0:
             break
         try:

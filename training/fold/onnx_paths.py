@@ -166,7 +166,7 @@ def _require_private(graph: OnnxGraph, value: str) -> None:
     """Raise Refusal unless exactly one node reads `value` and the caller does not."""
     if value in graph.outputs:
         raise Refusal(RefusalCode.GRAPH_OUTPUT, f"{value!r} is an output of the graph")
-    uses = graph.uses(value)
+    uses = graph.readers(value)
     if len(uses) != 1:
         readers = ", ".join(sorted({use.node.name or use.node.op_type for use in uses})) or "nobody"
         raise Refusal(RefusalCode.MULTI_USE, f"{value!r} has {len(uses)} readers: {readers}")

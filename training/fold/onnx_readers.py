@@ -29,7 +29,7 @@ def landings_ahead(graph: OnnxGraph, norm: Norm) -> list[Landing]:
 def _ahead(graph: OnnxGraph, value: str, affine: Affine, axis: int | None, way: tuple[NodeProto, ...]) -> list[Landing]:
     if value in graph.outputs:
         raise Refusal(RefusalCode.GRAPH_OUTPUT, f"{value!r} is an output of the graph")
-    uses = graph.uses(value)
+    uses = graph.readers(value)
     if not uses:
         raise Refusal(RefusalCode.NO_PRODUCER, f"nothing reads {value!r}")
     if len(uses) == 1:

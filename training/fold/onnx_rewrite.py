@@ -75,10 +75,13 @@ def _fold_behind(graph: OnnxGraph, norm: Norm) -> Fold:
 
 def _bypass(graph: OnnxGraph, source: str, nodes: list[NodeProto]) -> None:
     """Remove a run of nodes that reads `source`, and let what makes `source` make the run's result instead."""
-    producer = graph.producer(source)
+    producer, result = graph.producer(source), str(nodes[-1].output[0])
     assert producer is not None
     graph.remove(nodes)
-    graph.rename_output(producer, source, str(nodes[-1].output[0]))
+    graph.rename_output(producer, source, result)
+    for name in (source, *(str(node.output[0]) for node in nodes[:-1])):
+        for use in graph.uses(name):  # of its shape, which is that of the result
+            graph.set_input(use.node, use.index, result)
 
 
 def _fold_ahead(graph: OnnxGraph, norm: Norm, exact_padding: bool) -> Fold:

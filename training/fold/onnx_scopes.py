@@ -83,7 +83,7 @@ def _fold_until_nothing_moves(graph: OnnxGraph, outcome: Outcome, exact_padding:
             if isinstance(result, Fold):
                 outcome.folds.append(result)
                 progress = True
-            elif not isinstance(norm, Norm) or _is_reported(norm, result):
+            elif not isinstance(norm, Norm) or _is_reported(graph, norm, result):
                 outcome.refused += _refused_sites(node, norm, result)
 
 
@@ -131,6 +131,9 @@ def _refused_sites(node: NodeProto, norm: Norm | Refusal, refusal: object) -> li
     return [Site.refused(label(n), label(n), "batch_norm", refusal, channels) for n in norm.batch_norms]
 
 
-def _is_reported(norm: Norm, refusal: object) -> bool:
-    """A scale and a shift after no layer, such as the end of a LayerNorm, is no norm that anybody would miss."""
+def _is_reported(graph: OnnxGraph, norm: Norm, refusal: Fold | Refusal) -> bool:
+    """A scale and a shift after no layer, such as the end of a LayerNorm, is no norm; nor is reckoning with sizes."""
+    shape = graph.shape(norm.source)
+    if not norm.batch_norms and shape is not None and len(shape) < 2:
+        return False
     return norm.centres or not (isinstance(refusal, Refusal) and refusal.code in WEAK)

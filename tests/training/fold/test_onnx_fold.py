@@ -133,6 +133,20 @@ def test_the_end_of_a_layer_norm_is_not_missed():
     assert not report.refused
 
 
+def test_reckoning_with_sizes_is_no_norm():
+    """Padding worked out from the input's size subtracts and multiplies, but numbers that belong to no channel."""
+    net = Net()
+    x = net.input("x", "N", 3, "H", "W")
+    size = net.node("Cast", [net.node("Gather", [net.node("Shape", [x]), net.put("i", 2, np.int64)])], to=1)
+    half = net.node(
+        "Mul", [net.node("Sub", [net.node("Ceil", [size]), net.put("one", 1, np.float32)]), net.put("h", 2, np.float32)]
+    )
+    net.output(net.node("Mul", [x, half], "y"), 4)
+    report = fold_onnx(net.model()).report
+    assert not report.folded
+    assert not report.refused
+
+
 def test_what_another_domain_does_is_left_alone():
     """A network around an operator that nobody here knows is folded and proved site by site."""
     net = Net(extra_opsets=(("own.domain", 1),))
