@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.folding import RESULTS, ROOT, versions
+from benchmarks.folding import RESULTS, ROOT
+from benchmarks.folding_runs import versions
 
 STAGES = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 152: (3, 8, 36, 3)}
 TITLE = "## Time and memory\n"
