@@ -2,11 +2,13 @@
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.folding_cases_onnx import Net, cases
 from training.errors import FoldError
+from training.fold.onnx_evaluate import Evaluator
 from training.fold.onnx_fold import explain_onnx, fold_onnx, verify_onnx
 
 BY_NAME = {case.name: case for case in cases()}
@@ -241,3 +243,18 @@ def test_verify_takes_any_other_model_of_the_same_interface():
     assert verify_onnx(model, folded.model).algebra_limit > 1e-9
     with pytest.raises(FoldError, match="inputs and outputs"):
         verify_onnx(model, build("weight shared, two norms"))
+
+
+@pytest.mark.parametrize("name", ["local function, opset 11", "inside If, opset 11", "inside Loop"])
+def test_float64_evaluation_agrees_with_onnxruntime_in_other_scopes(name):
+    """The oracle runs norms in bodies and functions as the runtime does, in the opsets that the reference misreads."""
+    model = build(name)
+    dims = [dim.dim_value or 2 for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    feeds = {"x": np.random.default_rng(0).normal(size=dims).astype(np.float32)}
+    if len(model.graph.input) > 1:
+        feeds["flag"] = np.array(False)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, feeds)
+    wide = {key: value.astype(np.float64) if key == "x" else value for key, value in feeds.items()}
+    found = Evaluator(model).run(wide, ["y"])["y"]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
