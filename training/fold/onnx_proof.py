@@ -16,7 +16,7 @@ from training.fold.core import Array
 from training.fold.onnx_deployed import deployed_errors
 from training.fold.onnx_evaluate import SMALL, Evaluator, Values
 from training.fold.onnx_probe import probe_inputs
-from training.fold.onnx_types import FLOAT_TYPES, as_float64
+from training.fold.onnx_types import FLOAT_TYPES, to_array
 from training.fold.report import Proof
 from training.fold.rounding import round_once
 
@@ -82,7 +82,7 @@ def require_rounded_once(folded: onnx.ModelProto, exact: Mapping[str, Array]) ->
         if tensor.name not in exact:
             continue
         expected = round_once(exact[tensor.name], FLOAT_TYPES[tensor.data_type])
-        if not np.array_equal(as_float64(tensor), np.asarray(expected, np.float64)):
+        if not np.array_equal(to_array(tensor), expected):
             raise FoldError(f"proof failed: stored parameter {tensor.name!r} is not its float64 value rounded once")
 
 

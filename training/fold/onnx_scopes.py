@@ -12,6 +12,7 @@ from onnx import NodeProto
 
 from training.errors import FoldError
 from training.fold.core import Array
+from training.fold.onnx_axes import SHAPE_OPERATIONS
 from training.fold.onnx_bodies import lift, lower
 from training.fold.onnx_functions import refused_within
 from training.fold.onnx_graph import OnnxGraph
@@ -21,6 +22,8 @@ from training.fold.onnx_rewrite import WEAK, Fold, fold_norm, label
 from training.fold.onnx_types import check, subgraphs
 from training.fold.refusals import Refusal, RefusalCode
 from training.fold.report import Proof, Site
+
+_NORMALISED = frozenset({"InstanceNormalization", "GroupNormalization", "LayerNormalization", "Div", "Mul"})
 
 
 @dataclass
@@ -132,8 +135,17 @@ def _refused_sites(node: NodeProto, norm: Norm | Refusal, refusal: object) -> li
 
 
 def _is_reported(graph: OnnxGraph, norm: Norm, refusal: Fold | Refusal) -> bool:
-    """A scale and a shift after no layer, such as the end of a LayerNorm, is no norm; nor is reckoning with sizes."""
+    """A scale and a shift after no layer, such as the end of a GroupNorm, is no norm; nor is reckoning with sizes."""
     shape = graph.shape(norm.source)
     if not norm.batch_norms and shape is not None and len(shape) < 2:
         return False
-    return norm.centres or not (isinstance(refusal, Refusal) and refusal.code in WEAK)
+    is_weak = isinstance(refusal, Refusal) and refusal.code in WEAK
+    return norm.centres or (not is_weak and _comes_from(graph, norm.source) not in _NORMALISED)
+
+
+def _comes_from(graph: OnnxGraph, value: str) -> str:
+    """Return the operation that makes `value`, shapes apart."""
+    node = graph.producer(value)
+    while node is not None and node.op_type in SHAPE_OPERATIONS | {"Transpose"}:
+        node = graph.producer(str(node.input[0]))
+    return "" if node is None else str(node.op_type)

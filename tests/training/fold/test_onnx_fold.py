@@ -135,6 +135,19 @@ def test_the_end_of_a_layer_norm_is_not_missed():
     assert not report.refused
 
 
+def test_the_end_of_a_group_norm_is_not_missed():
+    """Nor are those of a GroupNorm, which normalises a reshaped map and scales the map itself."""
+    net = Net()
+    c = net.node("Conv", [net.input("x", "N", 3, 9, 9), net.constant("w", 6, 3, 3, 3)])
+    flat = net.node("Reshape", [c, net.put("groups", [0, 2, -1], np.int64)])
+    normal = net.node("InstanceNormalization", [flat, net.put("one", np.ones(2, np.float32)), net.constant("zero", 2)])
+    back = net.node("Reshape", [normal, net.put("back", [-1, 6, 7, 7], np.int64)])
+    net.output(net.node("Add", [net.node("Mul", [back, net.constant("g", 6, 1, 1)]), net.constant("b", 6, 1, 1)], "y"))
+    report = fold_onnx(net.model()).report
+    assert not report.folded
+    assert not report.refused
+
+
 def test_reckoning_with_sizes_is_no_norm():
     """Padding worked out from the input's size subtracts and multiplies, but numbers that belong to no channel."""
     net = Net()
