@@ -86,6 +86,21 @@ def _global_average_pool(inputs: Sequence[Values | None], fields: dict[str, Any]
     return np.asarray(x.mean(axis=tuple(range(2, x.ndim)), keepdims=True))
 
 
+def _pad(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
+    """Padding with a constant; negative pads crop, which the reference does not know."""
+    x = np.asarray(inputs[0])
+    if fields.get("mode", b"constant") != b"constant" or (len(inputs) > 3 and inputs[3] is not None):
+        return None
+    pads = [int(p) for p in (inputs[1] if len(inputs) > 1 and inputs[1] is not None else fields.get("pads", []))]
+    filling = np.asarray(inputs[2] if len(inputs) > 2 and inputs[2] is not None else fields.get("value", 0.0))
+    begins, ends = pads[: x.ndim], pads[x.ndim :]
+    if len(begins) != x.ndim or len(ends) != x.ndim:
+        return None
+    kept = tuple(slice(max(-b, 0), size - max(-e, 0)) for b, e, size in zip(begins, ends, x.shape, strict=True))
+    around = [(max(b, 0), max(e, 0)) for b, e in zip(begins, ends, strict=True)]
+    return np.pad(x[kept], around, constant_values=x.dtype.type(filling.item()))
+
+
 def _matmul(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
     return np.asarray(np.matmul(np.asarray(inputs[0]), np.asarray(inputs[1])))
 
@@ -149,4 +164,5 @@ KERNELS: dict[str, Kernel] = {
     "GlobalAveragePool": _global_average_pool,
     "MatMul": _matmul,
     "MaxPool": _max_pool,
+    "Pad": _pad,
 }

@@ -271,3 +271,19 @@ def test_float64_evaluation_agrees_with_onnxruntime_in_other_scopes(name):
     wide = {key: value.astype(np.float64) if key == "x" else value for key, value in feeds.items()}
     found = Evaluator(model).run(wide, ["y"])["y"]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("mode_opset", [11, 10])
+def test_float64_evaluation_knows_pads_that_crop(mode_opset):
+    """A pad of -1 takes a row away, as in NASNet; the fold beside it is proved all the same."""
+    net = Net(opset=mode_opset)
+    pads = [0, 0, -1, -1, 0, 0, 1, 1]
+    x = net.input("x", "N", 4, 9, 9)
+    more = {"pads": pads} if mode_opset < 11 else {}
+    cropped = net.node("Pad", [x] if more else [x, net.put("pads", pads, np.int64)], **more)
+    net.output(net.norm(net.node("Conv", [cropped, net.constant("w", 6, 4, 3, 3)]), 6, "y"))
+    model = net.model()
+    assert len(fold_onnx(model).report.folded) == 1
+    values = np.random.default_rng(1).normal(size=(2, 4, 9, 9))
+    expected = np.pad(values[:, :, 1:, 1:], ((0, 0), (0, 0), (0, 1), (0, 1)))
+    np.testing.assert_array_equal(Evaluator(model).run({"x": values}, [cropped])[cropped], expected)
