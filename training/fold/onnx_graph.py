@@ -119,28 +119,32 @@ class OnnxGraph:
 
     def remove(self, nodes: Iterable[NodeProto]) -> None:
         """Take `nodes` out of the graph."""
-        gone = {id(node) for node in nodes}
+        gone = {id(node): node for node in nodes}
         self.nodes = [node for node in self.nodes if id(node) not in gone]
-        self._index()
+        for node in gone.values():
+            self._leave(node)
 
     def insert_after(self, anchor: NodeProto, node: NodeProto) -> None:
         """Put `node` right behind `anchor`."""
         at = next(i for i, other in enumerate(self.nodes) if other is anchor)
         self.nodes.insert(at + 1, node)
-        self._index()
+        self._enter(node)
 
     def rename_output(self, node: NodeProto, old: str, new: str) -> None:
         """Let `node` make `new` where it made `old`; the shape stays what was known of `new`."""
         at = list(node.output).index(old)
         node.output[at] = new
-        self._index()
+        self._producers.pop(old, None)
+        self._producers[new] = node
 
     def set_input(self, node: NodeProto, index: int, value: str) -> None:
         """Let input `index` of `node` read `value`, with empty inputs before it where it had fewer."""
         while len(node.input) <= index:
             node.input.append("")
+        old = node.input[index]
+        self._uses[old] = [use for use in self.uses(old) if use.node is not node or use.index != index]
         node.input[index] = value
-        self._index()
+        self._uses.setdefault(value, []).append(Use(node, index))
 
     def finish(self) -> onnx.ModelProto:
         """Return the model with the edits written back, without what nothing reads any more because of them."""
@@ -158,14 +162,25 @@ class OnnxGraph:
         return self.model
 
     def _index(self) -> None:
-        self._producers = {name: node for node in self.nodes for name in node.output if name}
+        self._producers: dict[str, NodeProto] = {}
         self._uses: dict[str, list[Use]] = {}
         for node in self.nodes:
-            for i, name in enumerate(node.input):
-                if name:
-                    self._uses.setdefault(name, []).append(Use(node, i))
-            for name in captures(node):
-                self._uses.setdefault(name, []).append(Use(node, -1))
+            self._enter(node)
+
+    def _enter(self, node: NodeProto) -> None:
+        self._producers.update({name: node for name in node.output if name})
+        for i, name in enumerate(node.input):
+            if name:
+                self._uses.setdefault(name, []).append(Use(node, i))
+        for name in captures(node):
+            self._uses.setdefault(name, []).append(Use(node, -1))
+
+    def _leave(self, node: NodeProto) -> None:
+        for name in node.output:
+            if self._producers.get(name) is node:
+                del self._producers[name]
+        for name in (*node.input, *captures(node)):
+            self._uses[name] = [use for use in self.uses(name) if use.node is not node]
 
     def _is_orphan(self, value: str) -> bool:
         """True when `value` was read before the fold (or came with it) and no longer is."""
