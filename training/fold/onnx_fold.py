@@ -13,6 +13,7 @@ from training.errors import FoldError
 from training.fold.core import Array
 from training.fold.onnx_functions import labels, norms_in_functions, refused_in_functions, with_norms_inlined
 from training.fold.onnx_graph import OnnxGraph
+from training.fold.onnx_order import with_nodes_in_order
 from training.fold.onnx_scopes import fold_scope, prove_folds
 from training.fold.onnx_types import check, with_output_shapes
 from training.fold.onnx_verify import verify_models
@@ -57,7 +58,7 @@ def fold_onnx(model: onnx.ModelProto, *, strict: bool = False, padding: str = "r
     """
     if padding not in ("refuse", "exact"):
         raise FoldError(f'padding is {padding!r}; expected "refuse" or "exact"')
-    model = with_output_shapes(model)
+    model = with_output_shapes(with_nodes_in_order(model))
     check(model, "the model", full=False)
     folded = _fold_with_functions(model, exact_padding=padding == "exact")
     if strict:

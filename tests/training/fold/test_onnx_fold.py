@@ -287,3 +287,23 @@ def test_float64_evaluation_knows_pads_that_crop(mode_opset):
     values = np.random.default_rng(1).normal(size=(2, 4, 9, 9))
     expected = np.pad(values[:, :, 1:, 1:], ((0, 0), (0, 0), (0, 1), (0, 1)))
     np.testing.assert_array_equal(Evaluator(model).run({"x": values}, [cropped])[cropped], expected)
+
+
+def test_nodes_in_another_order_are_sorted():
+    """A graph whose nodes stand in any order, as some converters leave them, folds like the sorted one."""
+    model = build("difference of two Convs")
+    expected = fold_onnx(model).model
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(nodes))
+    folded = fold_onnx(model)
+    assert len(folded.report.folded) == 1
+    assert {t.name: t for t in folded.model.graph.initializer} == {t.name: t for t in expected.graph.initializer}
+
+
+def test_a_cycle_is_no_model():
+    """Values that need one another are named by the check."""
+    model = build("Conv2d")
+    model.graph.node[0].input[0] = model.graph.node[1].output[0]
+    with pytest.raises(FoldError, match="not valid ONNX"):
+        fold_onnx(model)
