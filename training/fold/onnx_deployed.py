@@ -30,7 +30,7 @@ def deployed_errors(
     """Return the folded model's error, the unfolded model's, and the bound for the first.
 
     The bound is four times the unfolded error, or what rounding the input and the parameters once may do by itself:
-    16 u times the amplification, at least 64 u, u being the unit roundoff of the output's dtype.
+    16 u times the amplification, at least 64 u, u being the roundoff of the coarsest dtype of outputs and parameters.
 
     Args:
         original: the unfolded model.
@@ -55,6 +55,7 @@ def deployed_errors(
     error = max((_error(found[name], expected[name]) for name in floats), default=0.0)
     usual = max((_error(unfolded[name], expected[name]) for name in floats), default=0.0)
     unit = max((_ROUNDOFF[unfolded[name].dtype.name] for name in floats), default=0.0)
+    unit = max(unit, *(unit_roundoff(tensor.data_type) for tensor in folded.graph.initializer), 0.0)
     limit = max(4 * usual, unit * max(64.0, 16.0 * min(amplification, 1e4)))
     if not error <= limit:
         raise FoldError(

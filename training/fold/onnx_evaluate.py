@@ -95,7 +95,7 @@ class Evaluator:
             return
         for name, value in zip(node.output, results, strict=False):
             if name:
-                live[name] = np.asarray(value)
+                live[name] = _boxed(value)
 
     def _compute(self, node: NodeProto, values: dict[str, Values]) -> list[Values]:
         if node.op_type in _RANDOM:
@@ -141,6 +141,15 @@ def _reads(node: NodeProto) -> list[str]:
     return [name for name in (*node.input, *sorted(captures(node))) if name]
 
 
+def _boxed(value: Any) -> Values:
+    """Return a sequence of tensors as one object, anything else as an array: sequences must not be stacked."""
+    if not isinstance(value, list):
+        return np.asarray(value)
+    box = np.empty((), object)
+    box[()] = value
+    return box
+
+
 def _wide(values: Values) -> Values:
     """Return floats as float64, anything else as it is."""
     is_float = values.dtype.kind == "f" or values.dtype.name == "bfloat16"
@@ -156,6 +165,7 @@ def _reference(node: NodeProto, values: dict[str, Values], model: onnx.ModelProt
     outputs = [helper.make_value_info(name, onnx.TypeProto()) for name in node.output if name]
     graph = helper.make_graph([wide], "node", inputs, outputs)
     single = helper.make_model(graph, opset_imports=model.opset_import, functions=_wide_functions(model))
+    values = {name: value.item() if value.dtype == object else value for name, value in values.items()}
     with np.errstate(all="ignore"), contextlib.redirect_stdout(None):
         return list(ReferenceEvaluator(single, new_ops=[BatchNormalization]).run(None, values))
 

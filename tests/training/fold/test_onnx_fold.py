@@ -307,3 +307,25 @@ def test_a_cycle_is_no_model():
     model.graph.node[0].input[0] = model.graph.node[1].output[0]
     with pytest.raises(FoldError, match="not valid ONNX"):
         fold_onnx(model)
+
+
+def test_sequences_of_unequal_parts_are_evaluated():
+    """What torch.split exports to is a sequence; the proof goes through it."""
+    net = Net()
+    c = net.norm(net.node("Conv", [net.input("x", "N", 4, 9, 9), net.constant("w", 6, 4, 3, 3)]), 6)
+    parts = net.node("SplitToSequence", [c, net.put("sizes", [4, 2], np.int64)], axis=1)
+    net.output(net.node("Relu", [net.node("SequenceAt", [parts, net.put("at", 1, np.int64)])], "y"), 4)
+    report = fold_onnx(net.model()).report
+    assert len(report.folded) == 1
+    assert report.proof is not None
+    assert report.proof.algebra_error > 0  # the output itself was compared
+
+
+def test_float16_network_with_float32_outputs_is_judged_by_its_parameters():
+    """Parameters rounded to float16 move the outputs by more than float32 rounding, whatever the outputs' dtype."""
+    net = Net(dtype=np.float16)
+    c = net.node("Conv", [net.input("x", "N", 4, 9, 9), net.constant("w", 6, 4, 3, 3, scale=0.2)])
+    wide = net.node("Cast", [net.norm(c, 6)], "y", to=TensorProto.FLOAT)
+    net.dtype = np.float32
+    net.output(wide)
+    assert len(fold_onnx(net.model()).report.folded) == 1
