@@ -1,51 +1,69 @@
 """The folding scoreboard: every case of both lists through this project and every tool that installs from PyPI.
 
-    python -m benchmarks.folding                    run everything and write docs/results/folding.md
-    python -m benchmarks.folding --show TOOL CASE   run one case through one tool and print the verdict
+    python -m benchmarks.folding --python .venv-folding/bin/python     run everything, write docs/results/folding.md
+    python -m benchmarks.folding --show TOOL CASE                      one case through one tool
+    python -m benchmarks.folding --reproducers                         run the programs that the page prints
 
-Each tool runs in a process of its own, with a time limit for each case, so that a crash costs one case and not the run.
-A tool that is not installed is named as such; nothing is skipped in silence.
+The other tools need an environment of their own: `python -m venv .venv-folding`, then `pip install -r
+benchmarks/folding_requirements.txt` in it. `--python` names its interpreter; without it, the one that runs this serves.
+A tool that is not installed there is named on the page as such; nothing is skipped in silence. A run that was broken
+off goes on where it was, from the file that `--raw` names; verdicts of other versions or cases are not taken over.
 """
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
-import threading
+import time
 import warnings
-from collections import Counter
-from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
-from queue import Empty, Queue
 from typing import Any
+
+from benchmarks.folding_runs import describe, found_here, run_boards
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results" / "folding.md"
-LIMIT_S = 180.0
-KINDS = ("right", "alone", "WRONG", "raised", "INVALID", "crashed", "timed out")
-Row = dict[str, dict[str, Any]]
+LISTS = ("onnx", "torch")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worker", nargs=3, metavar=("LIST", "TOOL", "FIRST"), help=argparse.SUPPRESS)
+    parser.add_argument("--describe", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--show", nargs=2, metavar=("TOOL", "CASE"), help="run one case and print the verdict")
+    parser.add_argument("--reproducers", action="store_true", help="run the page's programs and check what they show")
+    parser.add_argument("--python", type=Path, default=Path(sys.executable), help="interpreter that has the tools")
+    parser.add_argument("--jobs", type=int, default=2, help="how many tools run at once (default 2)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the page to write")
     parser.add_argument("--raw", type=Path, help="JSON file of verdicts, kept up to date, from which a run goes on")
     parser.add_argument("--tool", action="append", help="run these tools again, with the others' verdicts from --raw")
     args = parser.parse_args()
+    if args.describe:
+        print(json.dumps(found_here()))
+        return 0
     if args.worker:
         return work(args.worker[0], args.worker[1], int(args.worker[2]))
     if args.show:
         return show(*args.show)
-    boards = {name: run_list(name, args.raw, args.tool or []) for name in ("onnx", "torch")}
+    python = str(args.python.absolute())
+    if args.reproducers:
+        from benchmarks.folding_reproducers import check
+
+        return 1 if check(python) else 0
+    return write_page(python, args.jobs, args.out, args.raw, args.tool or [])
+
+
+def write_page(python: str, jobs: int, out: Path, raw: Path | None, again: list[str]) -> int:
+    """Run both lists and write the page with one timestamp's worth of verdicts."""
     from benchmarks.folding_report import page
 
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(page(boards, versions(), missing(), costs(args.out)), encoding="utf-8")
-    print(f"wrote {args.out}")
+    start = time.perf_counter()
+    here = describe(python)
+    boards = run_boards(python, here, jobs, raw, again)
+    minutes = (time.perf_counter() - start) / 60
+    out.parent.mkdir(parents=True, exist_ok=True)
+    text = page(boards, here["versions"], here["missing"], costs(out), minutes=minutes, jobs=jobs)
+    out.write_text(text, encoding="utf-8")
+    print(f"wrote {out} after {minutes:.1f} minutes")
     return 0
 
 
@@ -66,12 +84,6 @@ def tools(name: str) -> dict[str, str]:
     from benchmarks.folding_tools import ONNX_TOOLS, TORCH_TOOLS
 
     return {tool: package for tool, (package, _) in (ONNX_TOOLS if name == "onnx" else TORCH_TOOLS).items()}
-
-
-def missing() -> list[str]:
-    """Tools whose package is not installed."""
-    both = {**tools("torch"), **tools("onnx")}
-    return [tool for tool, package in both.items() if find_spec(package.split(".")[0]) is None]
 
 
 def judge(name: str, tool: str, case: Any) -> dict[str, Any]:
@@ -97,96 +109,15 @@ def work(name: str, tool: str, first: int) -> int:
 
 
 def show(tool: str, wanted: str) -> int:
-    for name in ("torch", "onnx"):
+    shown = 0
+    for name in LISTS:
         for case in case_list(name):
             if case.name == wanted and tool in tools(name):
                 print(name, tool, wanted, judge(name, tool, case))
-    return 0
-
-
-def run_list(name: str, raw: Path | None, again: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """Return the verdicts of every installed tool on the list `name`, in its order."""
-    known = json.loads(raw.read_text()) if raw is not None and raw.exists() else {}
-    board = {}
-    for tool in tools(name):
-        if tool in missing():
-            continue
-        kept = known.get(name, {}).get(tool)
-        count = len(case_list(name))
-        board[tool] = kept if kept and len(kept) == count and tool not in again else run_tool(name, tool, count)
-        print(name, tool, dict(Counter(verdict["kind"] for verdict in board[tool])), flush=True)
-        if raw is not None:
-            known.setdefault(name, {})[tool] = board[tool]
-            raw.write_text(json.dumps(known))
-    return board
-
-
-def run_tool(name: str, tool: str, count: int) -> list[dict[str, Any]]:
-    verdicts: list[dict[str, Any]] = []
-    while len(verdicts) < count:
-        kind = collect(name, tool, verdicts, count)
-        if len(verdicts) < count:
-            verdicts.append({"kind": kind, "error": 0.0, "detail": ""})
-    return verdicts
-
-
-def collect(name: str, tool: str, verdicts: list[dict[str, Any]], count: int) -> str:
-    """Append verdicts of one worker until it is through, crashes or takes too long; return which of the last two."""
-    command = [sys.executable, "-m", "benchmarks.folding", "--worker", name, tool, str(len(verdicts))]
-    worker = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    lines: Queue[str | None] = Queue()
-    assert worker.stdout is not None
-    reader = threading.Thread(target=feed, args=(worker.stdout, lines), daemon=True)
-    reader.start()
-    kind = "crashed"
-    while len(verdicts) < count:
-        try:
-            line = lines.get(timeout=LIMIT_S)
-        except Empty:
-            kind = "timed out"
-            break
-        if line is None:
-            break
-        if line.startswith('{"case": '):
-            verdicts.append(json.loads(line))
-    worker.kill()
-    worker.wait()
-    return kind
-
-
-def feed(stream: Any, lines: "Queue[str | None]") -> None:
-    for line in stream:
-        lines.put(line)
-    lines.put(None)
-
-
-def versions() -> dict[str, str]:
-    """Python, machine and the version of every package that has a part in the results."""
-    packages = (
-        "torch",
-        "torchao",
-        "numpy",
-        "onnx",
-        "onnx-ir",
-        "onnxscript",
-        "onnxruntime",
-        "onnxoptimizer",
-        "onnxsim",
-        "onnxslim",
-    )
-    found = {"python": platform.python_version(), "machine": machine()}
-    for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def machine() -> str:
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {len(names) or '?'} logical CPUs, {platform.system()}"
+                shown += 1
+    if not shown:
+        print(f"no case {wanted!r} for a tool {tool!r}; the page lists both", file=sys.stderr)
+    return 0 if shown else 2
 
 
 def costs(out: Path) -> str:

@@ -3,6 +3,8 @@
 from collections import Counter
 from typing import Any
 
+from benchmarks.folding_reproducers import section
+
 Board = dict[str, list[dict[str, Any]]]
 
 WORDS = {
@@ -17,51 +19,25 @@ WORDS = {
 }
 TITLES = {"torch": "PyTorch models", "onnx": "ONNX models"}
 
-REPRODUCERS = """\
-Two of the silent errors above, as short programs.
 
-onnxruntime at its default level, after an ordinary export (the rule `MatMul_BatchNormalization_Fusion` does not look
-at the transposition):
+def page(
+    boards: dict[str, Board], versions: dict[str, str], missing: list[str], costs: str, *, minutes: float, jobs: int
+) -> str:
+    """Return the whole page as Markdown.
 
-    import numpy as np, onnxruntime as ort, torch
-    class Net(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.w = torch.nn.Parameter(torch.randn(5, 6))
-            self.bn = torch.nn.BatchNorm1d(6)
-        def forward(self, x):
-            return self.bn((x @ self.w).t())
-    torch.manual_seed(0)
-    net = Net().eval()
-    net.bn.running_mean.normal_(), net.bn.running_var.uniform_(0.1, 2), torch.nn.init.normal_(net.bn.weight)
-    x = torch.randn(6, 5)
-    data = torch.onnx.export(net, (x,), verbose=False).model_proto.SerializeToString()
-    off = ort.SessionOptions()
-    off.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    run = lambda options: ort.InferenceSession(data, options).run(None, {"x": x.numpy()})[0]
-    print(np.abs(run(ort.SessionOptions()) - run(off)).max())    # expected about 1e-7
-
-Inductor with freezing (the pass does not look at whether a convolution is transposed):
-
-    import torch
-    import torch._inductor.config as config
-    torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.ConvTranspose2d(4, 4, 3), torch.nn.BatchNorm2d(4)).eval()
-    net[1].running_mean.normal_(), net[1].running_var.uniform_(0.1, 2), torch.nn.init.normal_(net[1].weight)
-    x = torch.randn(2, 4, 8, 8)
-    config.freezing = True
-    with torch.no_grad():
-        print((torch.compile(net)(x) - net(x)).abs().max())      # expected about 1e-7
-"""
-
-
-def page(boards: dict[str, Board], versions: dict[str, str], missing: list[str], costs: str) -> str:
-    """Return the whole page as Markdown."""
+    Args:
+        boards: list -> tool -> one verdict for each case.
+        versions: of everything that has a part in the results.
+        missing: tools without a column.
+        costs: the section of `folding_cost`, or nothing.
+        minutes: how long the run took.
+        jobs: how many tools ran at once.
+    """
     names = {"torch": _case_names("torch"), "onnx": _case_names("onnx")}
-    parts = [_head(versions, missing)]
+    parts = [_head(versions, missing, minutes, jobs)]
     for name, board in boards.items():
         parts += [f"## {TITLES[name]}: {len(names[name])} cases\n", _counts(board), _matrix(names[name], board)]
-    parts += ["## Silent errors\n", _errors(names, boards), REPRODUCERS, costs]
+    parts += ["## Silent errors\n", _errors(names, boards), section(), costs]
     return "\n".join(part.rstrip() + "\n" for part in parts if part)
 
 
@@ -75,7 +51,7 @@ def _case_names(name: str) -> list[tuple[str, str]]:
     return [(case, ", ".join(dict.fromkeys(verdicts)) or "-") for case, verdicts in wanted]
 
 
-def _head(versions: dict[str, str], missing: list[str]) -> str:
+def _head(versions: dict[str, str], missing: list[str], minutes: float, jobs: int) -> str:
     lines = [f"| {name} | {version} |" for name, version in versions.items()]
     absent = f"\nNot installed, and so without a column: {', '.join(missing)}.\n" if missing else ""
     return f"""# Folding scoreboard
@@ -86,7 +62,14 @@ What each tool makes of the same small models: **folded** (fewer norm operations
 column is what exact algebra gives: `fold`, or the reason for which the norm has to stay. Where it has to, *left* is the
 right answer, and foldserve's report says why.
 
-Written by `python -m benchmarks.folding`; one case again: `python -m benchmarks.folding --show TOOL CASE`.
+Written in {minutes:.0f} minutes, {jobs} tools at a time, by
+
+    python -m venv .venv-folding
+    .venv-folding/bin/pip install -r benchmarks/folding_requirements.txt      # the other tools
+    python -m benchmarks.folding --python .venv-folding/bin/python
+
+One case again: `.venv-folding/bin/python -m benchmarks.folding --show TOOL CASE`; the programs at the end:
+`python -m benchmarks.folding --python .venv-folding/bin/python --reproducers`.
 `ao.fuse_modules` is given each layer with the norm that follows it in the module list; `inductor freezing` is the graph
 after inductor's passes, run by eager kernels; `onnxruntime` is its basic level, which its default level includes.
 

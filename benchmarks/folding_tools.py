@@ -8,7 +8,7 @@ import copy
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -61,13 +61,13 @@ def _run_session(model: onnx.ModelProto, options: ort.SessionOptions, feeds: dic
     return session.run(None, {name: value for name, value in feeds.items() if name in names})
 
 
-def _ours(model: onnx.ModelProto) -> onnx.ModelProto:
+def _ours(model: onnx.ModelProto, options: dict[str, str]) -> onnx.ModelProto:
     from training.fold.onnx_fold import fold_onnx
 
-    return fold_onnx(model).model
+    return fold_onnx(model, **options).model
 
 
-def _onnxscript(model: onnx.ModelProto) -> onnx.ModelProto:
+def _onnxscript(model: onnx.ModelProto, options: dict[str, str]) -> onnx.ModelProto:
     """The optimizer that torch.onnx.export runs unasked, with its rewrite rules."""
     import onnx_ir
     from onnxscript import optimizer, rewriter
@@ -77,13 +77,13 @@ def _onnxscript(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnx_ir.serde.serialize_model(rewriter.rewrite(graph))
 
 
-def _onnxoptimizer(model: onnx.ModelProto) -> onnx.ModelProto:
+def _onnxoptimizer(model: onnx.ModelProto, options: dict[str, str]) -> onnx.ModelProto:
     import onnxoptimizer
 
     return onnxoptimizer.optimize(model)
 
 
-def _onnxsim(model: onnx.ModelProto) -> onnx.ModelProto:
+def _onnxsim(model: onnx.ModelProto, options: dict[str, str]) -> onnx.ModelProto:
     import onnxsim
 
     simplified, is_checked = onnxsim.simplify(model)
@@ -92,13 +92,13 @@ def _onnxsim(model: onnx.ModelProto) -> onnx.ModelProto:
     return simplified
 
 
-def _onnxslim(model: onnx.ModelProto) -> onnx.ModelProto:
+def _onnxslim(model: onnx.ModelProto, options: dict[str, str]) -> onnx.ModelProto:
     import onnxslim
 
     return onnxslim.slim(model)
 
 
-def _onnxruntime(model: onnx.ModelProto) -> onnx.ModelProto:
+def _onnxruntime(model: onnx.ModelProto, options: dict[str, str]) -> onnx.ModelProto:
     """The graph as onnxruntime's basic level, part of its default level, leaves it."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -109,7 +109,7 @@ def _onnxruntime(model: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.load(options.optimized_model_filepath)
 
 
-ONNX_TOOLS: dict[str, tuple[str, Callable[[onnx.ModelProto], onnx.ModelProto]]] = {
+ONNX_TOOLS: dict[str, tuple[str, Callable[[onnx.ModelProto, dict[str, str]], onnx.ModelProto]]] = {
     "foldserve": ("training.fold", _ours),
     "onnxscript": ("onnxscript", _onnxscript),
     "onnxruntime": ("onnxruntime", _onnxruntime),
@@ -144,7 +144,7 @@ def judge_onnx(tool: str, case: OnnxCase) -> Verdict:
     given.CopyFrom(model)
     try:
         with _silence():
-            result = ONNX_TOOLS[tool][1](given)
+            result = ONNX_TOOLS[tool][1](given, case.options)
     except Exception as err:
         return Verdict("raised", detail=_first_line(err))
     try:
@@ -203,11 +203,18 @@ def _is_checked(model: onnx.ModelProto) -> bool:
 
 
 def _norm_ops(model: onnx.ModelProto) -> int:
-    graphs = [model.graph, *(a.g for n in model.graph.node for a in n.attribute if a.HasField("g"))]
-    nodes = [node for graph in graphs for node in graph.node] + [n for f in model.functions for n in f.node]
+    nodes = [*_nodes_within(model.graph.node), *(n for f in model.functions for n in _nodes_within(f.node))]
     norms = sum(node.op_type == "BatchNormalization" for node in nodes)
     by_hand = sum(node.op_type in NORM_OPS_ONNX[1:] for node in nodes)
     return norms * 100 + by_hand  # arithmetic that a fold leaves for a constant folder is no norm
+
+
+def _nodes_within(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _nodes_within(attribute.g.node)
 
 
 def _overridable(model: onnx.ModelProto) -> list[onnx.TensorProto]:

@@ -70,11 +70,9 @@ def _fold_file(args: argparse.Namespace) -> Report:
     for name in ("weights", "input", "export"):
         if getattr(args, name):
             raise ConfigError(f"--{name} is for package.module:factory; {args.source} is taken for an ONNX file")
-    if args.padding != "refuse":
-        raise ConfigError("--padding exact is for package.module:factory; fold the PyTorch network, then export it")
     if args.out is not None:
         require_writable(args.out)
-    folded = fold_onnx(load_onnx(Path(args.source)), strict=args.strict)
+    folded = fold_onnx(load_onnx(Path(args.source)), strict=args.strict, padding=args.padding)
     if args.out is not None:
         write_onnx(folded.model, args.out)
     return folded.report

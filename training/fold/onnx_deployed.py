@@ -5,14 +5,18 @@ on models that still have a norm, and the model is what is judged here.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
+from onnx import TensorProto, helper
 
 from training.errors import FoldError
 from training.fold.onnx_evaluate import Evaluator, Values
 from training.fold.onnx_probe import stored_form
+from training.fold.onnx_types import to_array
 
+_LARGE = 2**14  # elements
 _ROUNDOFF = {"float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
 
 
@@ -26,7 +30,7 @@ def deployed_errors(
     """Return the folded model's error, the unfolded model's, and the bound for the first.
 
     The bound is four times the unfolded error, or what rounding the input and the parameters once may do by itself:
-    16 u times the amplification, at least 64 u, u being the unit roundoff of the output's dtype.
+    16 u times the amplification, at least 64 u, u being the roundoff of the coarsest dtype of outputs and parameters.
 
     Args:
         original: the unfolded model.
@@ -51,6 +55,7 @@ def deployed_errors(
     error = max((_error(found[name], expected[name]) for name in floats), default=0.0)
     usual = max((_error(unfolded[name], expected[name]) for name in floats), default=0.0)
     unit = max((_ROUNDOFF[unfolded[name].dtype.name] for name in floats), default=0.0)
+    unit = max(unit, *(unit_roundoff(tensor.data_type) for tensor in folded.graph.initializer), 0.0)
     limit = max(4 * usual, unit * max(64.0, 16.0 * min(amplification, 1e4)))
     if not error <= limit:
         raise FoldError(
@@ -72,13 +77,45 @@ def _run(model: onnx.ModelProto, feeds: Mapping[str, Values]) -> dict[str, Value
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
+    options.enable_cpu_mem_arena = False  # one run: nothing to keep memory for
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    values = stored_form(feeds, model)
+    large = large_initializers(model)
     try:
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        names = [output.name for output in session.get_outputs()]
-        results = session.run(names, stored_form(feeds, model))
+        try:
+            weights = {tensor.name: to_array(tensor) for tensor in large}
+            return _session_outputs(ort, fed_with(model, large), options, {**values, **weights})
+        except Exception:  # an operation that wants its weights as constants
+            return _session_outputs(ort, model, options, values)
     except Exception as err:  # onnxruntime's own exceptions share no public base
         raise _CannotRunError(str(err).splitlines()[0]) from err
+
+
+def _session_outputs(ort: Any, model: onnx.ModelProto, options: Any, feeds: Mapping[str, Values]) -> dict[str, Values]:
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    results = session.run(names, dict(feeds))
     return {name: value for name, value in zip(names, results, strict=True) if isinstance(value, np.ndarray)}
+
+
+def large_initializers(model: onnx.ModelProto) -> list[TensorProto]:
+    """Return the initializers that are worth handing over as inputs, of the float types that numpy knows."""
+    kinds = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+    return [t for t in model.graph.initializer if t.data_type in kinds and int(np.prod(t.dims)) > _LARGE]
+
+
+def fed_with(model: onnx.ModelProto, tensors: list[TensorProto]) -> onnx.ModelProto:
+    """Return `model` with `tensors` as inputs: a session would hold them twice more than the arrays that are fed."""
+    names = {tensor.name for tensor in tensors}
+    graph = model.graph
+    inputs = [value for value in graph.input if value.name not in names]
+    inputs += [helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in tensors]
+    kept = [tensor for tensor in graph.initializer if tensor.name not in names]
+    bare = helper.make_graph(graph.node, graph.name, inputs, graph.output, kept, value_info=graph.value_info)
+    bare.sparse_initializer.extend(graph.sparse_initializer)
+    result = helper.make_model(bare, opset_imports=model.opset_import, functions=model.functions)
+    result.ir_version = model.ir_version
+    return result
 
 
 def _stored_in_float64(
@@ -90,14 +127,15 @@ def _stored_in_float64(
     found = Evaluator(folded).run(feeds, truth)
     floats = [name for name, value in truth.items() if value.dtype.kind == "f"]
     error = max((_error(found[name], truth[name]) if name in found else np.inf for name in floats), default=0.0)
-    coarsest = max((_unit(tensor.data_type) for tensor in folded.graph.initializer), default=0.0)
+    coarsest = max((unit_roundoff(tensor.data_type) for tensor in folded.graph.initializer), default=0.0)
     limit = coarsest * max(64.0, 16.0 * min(amplification, 1e4))
     if not error <= limit:
         raise FoldError(f"proof failed: the stored parameters are off by {error:.2e}, expected at most {limit:.2e}")
     return error, 0.0, limit
 
 
-def _unit(kind: int) -> float:
+def unit_roundoff(kind: int) -> float:
+    """Return the unit roundoff of an ONNX float type, 0 for any other."""
     return {1: 2.0**-24, 10: 2.0**-11, 11: 2.0**-53, 16: 2.0**-8}.get(kind, 0.0)
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, inliner, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from training.fold.core import Array
-from training.fold.onnx_kernels import KERNELS
+from training.fold.onnx_kernels import KERNELS, BatchNormalization
 from training.fold.onnx_types import FLOAT_TYPES, attributes, captures, subgraphs, to_array
 
 Values = npt.NDArray[Any]
@@ -35,6 +35,7 @@ class Evaluator:
     """
 
     def __init__(self, model: onnx.ModelProto, exact: Mapping[str, Array] | None = None):
+        model = _without_functions(model)
         self.model = model
         self.nodes: list[NodeProto] = list(model.graph.node)
         self.unknown: dict[str, str] = {}
@@ -86,7 +87,7 @@ class Evaluator:
             if lost is not None:
                 raise NotImplementedError(self.unknown[lost])
             results = self._compute(node, {n: self._value(n, live, absolute) for n in _reads(node)})
-            if absolute is not None and node.op_type == "Constant":
+            if absolute is not None and node.op_type in ("Constant", "ConstantOfShape"):
                 results = [np.abs(r).astype(absolute) if r.dtype.kind == "f" else r for r in results]
         except Exception as err:  # whatever the operation tripped over: its results are unknown, which the caller sees
             reason = str(err) or type(err).__name__
@@ -94,7 +95,7 @@ class Evaluator:
             return
         for name, value in zip(node.output, results, strict=False):
             if name:
-                live[name] = np.asarray(value)
+                live[name] = _boxed(value)
 
     def _compute(self, node: NodeProto, values: dict[str, Values]) -> list[Values]:
         if node.op_type in _RANDOM:
@@ -126,8 +127,27 @@ class Evaluator:
         return [node for node in self.nodes if id(node) in needed]
 
 
+def _without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with its local functions written out: the reference would run a norm in them in its own way."""
+    if not model.functions:
+        return model
+    try:
+        return inliner.inline_local_functions(model)
+    except Exception:  # the inliner is C++, its errors share no base; the reference runs functions, too
+        return model
+
+
 def _reads(node: NodeProto) -> list[str]:
     return [name for name in (*node.input, *sorted(captures(node))) if name]
+
+
+def _boxed(value: Any) -> Values:
+    """Return a sequence of tensors as one object, anything else as an array: sequences must not be stacked."""
+    if not isinstance(value, list):
+        return np.asarray(value)
+    box = np.empty((), object)
+    box[()] = value
+    return box
 
 
 def _wide(values: Values) -> Values:
@@ -145,8 +165,9 @@ def _reference(node: NodeProto, values: dict[str, Values], model: onnx.ModelProt
     outputs = [helper.make_value_info(name, onnx.TypeProto()) for name in node.output if name]
     graph = helper.make_graph([wide], "node", inputs, outputs)
     single = helper.make_model(graph, opset_imports=model.opset_import, functions=_wide_functions(model))
+    values = {name: value.item() if value.dtype == object else value for name, value in values.items()}
     with np.errstate(all="ignore"), contextlib.redirect_stdout(None):
-        return list(ReferenceEvaluator(single).run(None, values))
+        return list(ReferenceEvaluator(single, new_ops=[BatchNormalization]).run(None, values))
 
 
 def _wide_functions(model: onnx.ModelProto) -> Sequence[onnx.FunctionProto]:

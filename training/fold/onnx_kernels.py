@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from onnx.reference.op_run import OpRun
 from torch import Tensor
 
 Values = npt.NDArray[Any]
@@ -85,6 +86,21 @@ def _global_average_pool(inputs: Sequence[Values | None], fields: dict[str, Any]
     return np.asarray(x.mean(axis=tuple(range(2, x.ndim)), keepdims=True))
 
 
+def _pad(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
+    """Padding with a constant; negative pads crop, which the reference does not know."""
+    x = np.asarray(inputs[0])
+    if fields.get("mode", b"constant") != b"constant" or (len(inputs) > 3 and inputs[3] is not None):
+        return None
+    pads = [int(p) for p in (inputs[1] if len(inputs) > 1 and inputs[1] is not None else fields.get("pads", []))]
+    filling = np.asarray(inputs[2] if len(inputs) > 2 and inputs[2] is not None else fields.get("value", 0.0))
+    begins, ends = pads[: x.ndim], pads[x.ndim :]
+    if len(begins) != x.ndim or len(ends) != x.ndim:
+        return None
+    kept = tuple(slice(max(-b, 0), size - max(-e, 0)) for b, e, size in zip(begins, ends, x.shape, strict=True))
+    around = [(max(b, 0), max(e, 0)) for b, e in zip(begins, ends, strict=True)]
+    return np.pad(x[kept], around, constant_values=x.dtype.type(filling.item()))
+
+
 def _matmul(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
     return np.asarray(np.matmul(np.asarray(inputs[0]), np.asarray(inputs[1])))
 
@@ -127,6 +143,18 @@ def _operands(inputs: Sequence[Values | None]) -> tuple[Tensor, Tensor, Tensor |
     return tensors[0], tensors[1], tensors[2] if len(tensors) > 2 else None
 
 
+class BatchNormalization(OpRun):
+    """The same normalisation inside bodies and functions, which ONNX's reference runs by itself."""
+
+    op_domain = ""
+
+    def _run(self, *inputs: Values, **fields: Any) -> tuple[Values]:
+        result = _batch_norm(inputs, fields)
+        if result is None:
+            raise NotImplementedError("BatchNormalization in training mode, or with statistics of each position")
+        return (result,)
+
+
 KERNELS: dict[str, Kernel] = {
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
@@ -136,4 +164,5 @@ KERNELS: dict[str, Kernel] = {
     "GlobalAveragePool": _global_average_pool,
     "MatMul": _matmul,
     "MaxPool": _max_pool,
+    "Pad": _pad,
 }

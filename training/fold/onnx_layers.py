@@ -9,7 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto, helper
 
-from training.fold.core import Affine, Array, Layout, fold_consumer, fold_producer, in_channels, out_channels
+from training.fold.core import (
+    Affine,
+    Array,
+    Layout,
+    border_kernel,
+    fold_consumer,
+    fold_producer,
+    in_channels,
+    out_channels,
+)
+from training.fold.onnx_border import add_border, require_border
 from training.fold.onnx_constants import Constant, read_constant
 from training.fold.onnx_graph import OnnxGraph
 from training.fold.onnx_passing import QUANTISED, has_padding
@@ -31,6 +41,7 @@ class Change:
         dtype: of both, as stored.
         ulp: largest distance of the stored values from these, in units in the last place.
         cancellation: largest (|s b| + |t|) / |b'|.
+        border: (out, 1, *kernel), float64, what makes up for zero padding; None nearly always. See `onnx_border`.
     """
 
     layer: NodeProto
@@ -40,6 +51,7 @@ class Change:
     dtype: str
     ulp: float
     cancellation: float
+    border: Array | None = None
 
 
 def change_behind(graph: OnnxGraph, landing: Landing) -> Change:
@@ -61,8 +73,13 @@ def change_behind(graph: OnnxGraph, landing: Landing) -> Change:
     return _change(layer, weight_at, new_weight, _bias_shape(layer, weight_at, new_bias), weight.dtype, kappa)
 
 
-def change_ahead(graph: OnnxGraph, landing: Landing) -> Change:
+def change_ahead(graph: OnnxGraph, landing: Landing, *, exact_padding: bool = False) -> Change:
     """Return the change of a layer whose data input the affine rescales.
+
+    Args:
+        graph: holds the layer.
+        landing: the layer and its affine.
+        exact_padding: give a zero-padded Conv a correction at the border instead of refusing.
 
     Raises:
         Refusal: pad when the layer adds zeros that the affine would have shifted; otherwise as `change_behind`.
@@ -72,14 +89,17 @@ def change_ahead(graph: OnnxGraph, landing: Landing) -> Change:
     weight, bias = _weight(graph, layer, weight_at), _bias(graph, layer)
     groups = int(attributes(layer).get("group", 1))
     affine = _fitted(landing.affine, in_channels(weight.values, layout, groups), layer)
-    _require_no_shift_into_padding(layer, affine)
+    border = None
+    if _shifts_into_padding(graph, layer, affine, exact_padding):
+        border, affine = border_kernel(weight.values, affine, groups), affine.without_shift()
     vector = _bias_vector(layer, bias, out_channels(weight.values, layout, groups))
     alpha = float(attributes(layer).get("alpha", 1.0)) if layer.op_type == "Gemm" else 1.0
     old_bias = np.zeros(out_channels(weight.values, layout, groups)) if vector is None else vector
     new_weight, moved = fold_consumer(weight.values, None, affine, layout, groups)
     new_bias = old_bias + alpha * moved
     kappa = np.abs(old_bias) + np.abs(alpha * moved)
-    return _change(layer, weight_at, new_weight, _bias_shape(layer, weight_at, new_bias), weight.dtype, kappa)
+    bias_as_read = _bias_shape(layer, weight_at, new_bias)
+    return _change(layer, weight_at, new_weight, bias_as_read, weight.dtype, kappa, border)
 
 
 def apply(graph: OnnxGraph, change: Change) -> tuple[str, ...]:
@@ -91,6 +111,9 @@ def apply(graph: OnnxGraph, change: Change) -> tuple[str, ...]:
         _add_behind(graph, layer, change, stem)
     else:
         notes += _write(graph, layer, 2, change.bias, change.dtype, stem)
+        if change.border is not None:
+            add_border(graph, layer, change.border, change.dtype, stem)
+            notes.append("the border of the padded Conv gets a correction: a convolution of one channel of ones")
         graph.sweep()  # a bias made from the weight's shape was a second reader of the weight
     if layer.op_type == "Gemm" and "beta" in attributes(layer):
         set_attribute(layer, "beta", 1.0)
@@ -226,9 +249,10 @@ def _fitted(affine: Affine, channels: int, layer: NodeProto) -> Affine:
     return affine.spread(channels)
 
 
-def _require_no_shift_into_padding(layer: NodeProto, affine: Affine) -> None:
+def _shifts_into_padding(graph: OnnxGraph, layer: NodeProto, affine: Affine, exact_padding: bool) -> bool:
+    """Return True when the layer needs a correction at its border, which then is allowed and possible."""
     if layer.op_type not in ("Conv", "ConvTranspose") or not np.any(affine.shift):
-        return
+        return False
     if layer.op_type == "ConvTranspose":
         raise Refusal(
             RefusalCode.PAD,
@@ -236,17 +260,28 @@ def _require_no_shift_into_padding(layer: NodeProto, affine: Affine) -> None:
             "so that a shift before it is no constant behind it",
             "put the norm behind the transposed convolution",
         )
-    if has_padding(layer):
+    if not has_padding(layer):
+        return False
+    if not exact_padding:
         raise Refusal(
-            RefusalCode.PAD,
-            f"Conv {layer.name!r} pads with zeros, which the norm before it would have shifted",
-            "pad with copied values, or without padding",
+            RefusalCode.PAD, f"Conv {layer.name!r} pads with zeros, which the norm before it would have shifted"
         )
+    require_border(graph, layer)
+    return True
 
 
-def _change(layer: NodeProto, at: int, weight: Array, bias: Array, dtype: str | None, kappa: Array) -> Change:
+def _change(
+    layer: NodeProto,
+    at: int,
+    weight: Array,
+    bias: Array,
+    dtype: str | None,
+    kappa: Array,
+    border: Array | None = None,
+) -> Change:
     assert dtype is not None
-    ulp = max(max_ulp(round_once(values, dtype), values, dtype) for values in (weight, bias))
+    written = (weight, bias) if border is None else (weight, bias, border)
+    ulp = max(max_ulp(round_once(values, dtype), values, dtype) for values in written)
     flat = np.abs(bias.reshape(-1))
     cancelled = kappa[flat > 0] / flat[flat > 0]
-    return Change(layer, at, weight, bias, dtype, ulp, float(cancelled.max(initial=0.0)))
+    return Change(layer, at, weight, bias, dtype, ulp, float(cancelled.max(initial=0.0)), border)

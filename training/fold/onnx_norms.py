@@ -106,8 +106,9 @@ def find_norms(graph: OnnxGraph) -> list[tuple[NodeProto, Norm | Refusal]]:
         try:
             step = read_step(graph, node)
         except Refusal as refusal:
-            if is_batch_norm(node):
+            if is_batch_norm(node) or (id(node) not in taken and _shifts_and_scales_beside(graph, node)):
                 found.append((node, refusal))
+                taken.update(id(use.node) for use in graph.uses(node.output[0]))  # one norm, one report
             continue
         if step is None:
             continue
@@ -123,7 +124,7 @@ def _longest_run(graph: OnnxGraph, first: Step) -> Norm:
     steps, affine, axis = [first], first.affine, first.axis
     while True:
         result = str(steps[-1].node.output[0])
-        uses = graph.uses(result)
+        uses = graph.readers(result)
         if result in graph.outputs or len(uses) != 1 or uses[0].index < 0:
             break
         try:
@@ -139,6 +140,14 @@ def _longest_run(graph: OnnxGraph, first: Step) -> Norm:
         axis = step.axis if axis is None else axis
         steps.append(step)
     return Norm(tuple(steps), affine, axis, _centres(steps))
+
+
+def _shifts_and_scales_beside(graph: OnnxGraph, node: NodeProto) -> bool:
+    """True when an elementwise node that cannot be read has the other half of a norm right before or behind it."""
+    halves = ("Sub", "Add"), ("Div", "Mul")
+    other = halves[1] if node.op_type in halves[0] else halves[0]
+    beside = [graph.producer(name) for name in node.input] + [use.node for use in graph.uses(node.output[0])]
+    return any(one is not None and one.op_type in other for one in beside)
 
 
 def _scales_and_shifts(norm: Norm) -> bool:

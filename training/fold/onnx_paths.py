@@ -1,7 +1,8 @@
-"""Finds the layers whose weights can take a norm: backward to what makes its input, forward to what reads its output.
+"""Finds the layers before a norm whose weights can take it: backward from its input to what makes that.
 
-Fourth in the ONNX flow, after `onnx_norms`. No value on the way may have another reader or be an output of the graph,
-and each operation must let the affine pass (`onnx_passing`, `onnx_axes`). The arithmetic is `onnx_layers`' task.
+Fourth in the ONNX flow, after `onnx_norms`; `onnx_readers` looks forward. No value on the way may have another reader
+or be an output of the graph, and each operation must let the affine pass (`onnx_passing`, `onnx_axes`). The arithmetic
+is `onnx_layers`' task.
 """
 
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from training.fold.onnx_axes import SHAPE_OPERATIONS, through_reshape, through_t
 from training.fold.onnx_constants import read_constant
 from training.fold.onnx_graph import OnnxGraph
 from training.fold.onnx_norms import Norm, Step, read_step
-from training.fold.onnx_passing import blocked, require_passing
+from training.fold.onnx_passing import require_passing
 from training.fold.onnx_types import attributes
 from training.fold.refusals import Refusal, RefusalCode
 
@@ -49,28 +50,7 @@ def landings_behind(graph: OnnxGraph, norm: Norm) -> list[Landing]:
     Raises:
         Refusal: why the norm cannot go backward.
     """
-    return _behind(graph, norm.source, _Load(norm.affine, _axis(norm)))
-
-
-def landing_ahead(graph: OnnxGraph, norm: Norm) -> Landing:
-    """Return the one layer that reads what `norm` makes.
-
-    Raises:
-        Refusal: why the norm cannot go forward.
-    """
-    value, affine, axis = norm.result, norm.affine, _axis(norm)
-    way: list[NodeProto] = []
-    while True:
-        _require_private(graph, value)
-        use = graph.uses(value)[0]
-        node = use.node
-        if node.op_type in LAYERS and node.domain in ("", "ai.onnx"):
-            return Landing(node, affine, axis, tuple(way), data=use.index)
-        if use.index != 0:
-            raise blocked(node)
-        affine, axis = _step(graph, node, affine, axis, backward=False)
-        value = str(node.output[0])
-        way.append(node)
+    return _behind(graph, norm.source, _Load(norm.affine, axis_of(norm)))
 
 
 @dataclass(frozen=True)
@@ -102,7 +82,7 @@ def _behind(graph: OnnxGraph, value: str, load: _Load) -> list[Landing]:
             return _behind(graph, step.source, _absorb(step, load))
         if node.op_type in _SUMS:
             return _behind_sum(graph, node, load)
-    affine, axis = _step(graph, node, load.affine, load.axis, backward=True)
+    affine, axis = step_over(graph, node, load.affine, load.axis, backward=True)
     return _behind(graph, str(node.input[0]), load.past(node, affine, axis))
 
 
@@ -117,10 +97,14 @@ def _absorb(step: Step, load: _Load) -> _Load:
     return replace(past, absorbed=(*load.absorbed, step))
 
 
-def _step(
+def step_over(
     graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None, *, backward: bool
 ) -> tuple[Affine, int | None]:
-    """Return affine and axis on the other side of `node`."""
+    """Return affine and axis on the other side of `node`.
+
+    Raises:
+        Refusal: the affine does not pass, or its axis cannot be followed.
+    """
     is_ours = node.domain in ("", "ai.onnx")
     if is_ours and (node.op_type == "Transpose" or node.op_type in SHAPE_OPERATIONS):
         if axis is None:
@@ -182,7 +166,7 @@ def _require_private(graph: OnnxGraph, value: str) -> None:
     """Raise Refusal unless exactly one node reads `value` and the caller does not."""
     if value in graph.outputs:
         raise Refusal(RefusalCode.GRAPH_OUTPUT, f"{value!r} is an output of the graph")
-    uses = graph.uses(value)
+    uses = graph.readers(value)
     if len(uses) != 1:
         readers = ", ".join(sorted({use.node.name or use.node.op_type for use in uses})) or "nobody"
         raise Refusal(RefusalCode.MULTI_USE, f"{value!r} has {len(uses)} readers: {readers}")
@@ -190,5 +174,6 @@ def _require_private(graph: OnnxGraph, value: str) -> None:
         raise Refusal(RefusalCode.SUBGRAPH, f"{value!r} is read inside the body of {uses[0].node.op_type}")
 
 
-def _axis(norm: Norm) -> int | None:
+def axis_of(norm: Norm) -> int | None:
+    """Return the norm's axis, or None when one scalar serves every element."""
     return None if norm.affine.channels == 1 else norm.axis

@@ -15,6 +15,7 @@ from training.fold.onnx_evaluate import Evaluator, Values
 from training.fold.onnx_types import FLOAT_TYPES, Dims, infer
 from training.fold.rounding import round_once
 
+_INTEGERS = {getattr(TensorProto, f"{sign}INT{bits}") for sign in ("", "U") for bits in (8, 16, 32, 64)}
 _LARGE = 2**16  # elements of one row from which on a single row is enough work
 _SIZES = (12, 32, 64, 224)  # tried for each free dimension that is not the batch
 
@@ -79,5 +80,7 @@ def _random(rng: np.random.Generator, shape: Dims, kind: int, sizes: dict[str, i
         return np.asarray(rng.integers(0, 2, dims), np.bool_)
     if kind == TensorProto.STRING:
         raise FoldError("proof impossible: the model has a string input")
+    if kind not in _INTEGERS:
+        raise FoldError(f"proof impossible: the model has an input of ONNX type {kind}; expected a tensor of numbers")
     highest = 256 if kind == TensorProto.UINT8 else 2
     return np.asarray(rng.integers(0, highest, dims), helper.tensor_dtype_to_np_dtype(kind))

@@ -1,8 +1,8 @@
 """Proves a folded ONNX model against the original, or raises; `fold_onnx` never returns without it.
 
-Last in the ONNX flow. Four questions: is every stored parameter its float64 value rounded once; does each site compute
-the same in float64; does the whole model; and is the model as stored, run by onnxruntime without optimisations, as
-close to the float64 original as rounding allows.
+At the end of the ONNX flow. Four questions: is every stored parameter its float64 value rounded once; does each site
+compute the same in float64; does the whole model; and is the model as stored, run by onnxruntime without optimisations,
+as close to the float64 original as rounding allows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from training.fold.core import Array
 from training.fold.onnx_deployed import deployed_errors
 from training.fold.onnx_evaluate import SMALL, Evaluator, Values
 from training.fold.onnx_probe import probe_inputs
-from training.fold.onnx_types import FLOAT_TYPES, as_float64
+from training.fold.onnx_types import FLOAT_TYPES, to_array
 from training.fold.report import Proof
 from training.fold.rounding import round_once
 
@@ -67,7 +67,7 @@ def prove_onnx(
     if not truth:  # all lie behind an operation that is unknown here: judge what stands before it
         truth = {segment.result: known[segment.result] for segment in live if segment.result in known}
     del known, values  # large: every site's input and result
-    algebra, amplification = _end_to_end(before, after, feeds, truth)
+    algebra, amplification = end_to_end(before, after, feeds, truth)
     limit = ALGEBRA_LIMIT * amplification
     if not algebra <= limit:
         raise FoldError(f"proof failed: end to end the float64 error is {algebra:.2e}, expected at most {limit:.2e}")
@@ -82,7 +82,7 @@ def require_rounded_once(folded: onnx.ModelProto, exact: Mapping[str, Array]) ->
         if tensor.name not in exact:
             continue
         expected = round_once(exact[tensor.name], FLOAT_TYPES[tensor.data_type])
-        if not np.array_equal(as_float64(tensor), np.asarray(expected, np.float64)):
+        if not np.array_equal(to_array(tensor), expected):
             raise FoldError(f"proof failed: stored parameter {tensor.name!r} is not its float64 value rounded once")
 
 
@@ -129,7 +129,7 @@ def _segment_error(
     return error
 
 
-def _end_to_end(
+def end_to_end(
     before: Evaluator, after: Evaluator, feeds: Mapping[str, Values], truth: Mapping[str, Values]
 ) -> tuple[float, float]:
     """Return the error of the whole model in float64, and how much it enlarges a last-bit change of its input."""

@@ -25,6 +25,7 @@ FLOAT_TYPES = {
     int(TensorProto.DOUBLE): "float64",
 }
 TYPE_NUMBERS = {name: number for number, name in FLOAT_TYPES.items()}
+_CHECKED_WHOLE = 2**22  # numbers; the check of a larger model would hold it twice more
 _SMALL = 1024  # initializers up to this many elements may be shapes or axes, which inference wants to see
 
 
@@ -69,6 +70,20 @@ def with_output_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
+def check(model: onnx.ModelProto, what: str, *, full: bool = True) -> None:
+    """Run ONNX's check, with the types and shapes of every node when `full`; of a large model without its weights.
+
+    Raises:
+        FoldError: naming what ONNX found.
+    """
+    large = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer) > _CHECKED_WHOLE
+    try:
+        onnx.checker.check_model(_skeleton(model) if full and large else model, full_check=full)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as err:
+        first = next((line for line in str(err).splitlines() if line.strip()), type(err).__name__)
+        raise FoldError(f"{what} is not valid ONNX: {first.strip()}; expected one that passes onnx.checker") from err
+
+
 def names_of(graph: onnx.GraphProto) -> Iterator[str]:
     """Yield every name that is taken anywhere in `graph` and its subgraphs: values, nodes, initializers."""
     for node in graph.node:
@@ -95,7 +110,17 @@ def subgraphs(node: NodeProto) -> Iterator[onnx.GraphProto]:
 
 def captures(node: NodeProto) -> set[str]:
     """Return the names that the node's bodies read from outside themselves."""
-    return {name for body in subgraphs(node) for name in _free_names(body)}
+    return {name for body in subgraphs(node) for name in free_names(body)}
+
+
+def free_names(body: onnx.GraphProto) -> set[str]:
+    """Return the names that `body` reads from outside itself, the bodies in it included."""
+    own = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
+    own |= {name for node in body.node for name in node.output}
+    read = {name for node in body.node for name in node.input if name} | {value.name for value in body.output}
+    for node in body.node:
+        read |= captures(node)
+    return read - own
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:
@@ -157,12 +182,3 @@ def _dimension(dim: onnx.TensorShapeProto.Dimension, value: str, axis: int) -> i
     if dim.HasField("dim_value"):
         return int(dim.dim_value)
     return dim.dim_param or f"{value}?{axis}"
-
-
-def _free_names(body: onnx.GraphProto) -> set[str]:
-    own = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
-    own |= {name for node in body.node for name in node.output}
-    read = {name for node in body.node for name in node.input if name} | {value.name for value in body.output}
-    for node in body.node:
-        read |= captures(node)
-    return read - own

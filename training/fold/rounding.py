@@ -13,6 +13,7 @@ from training.fold.core import Array
 from training.fold.refusals import Refusal, RefusalCode
 
 BFLOAT16 = "bfloat16"
+_BLOCK = 2**16
 _FLOATS = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
 
 
@@ -44,10 +45,12 @@ def max_ulp(stored: npt.NDArray[Any], exact: Array, dtype: str) -> float:
         exact: the same shape, float64.
         dtype: as in `round_once`; at most 0.5 comes out when `stored` was rounded once from `exact`.
     """
-    if exact.size == 0:
-        return 0.0
-    distance = np.abs(np.asarray(stored, np.float64) - exact)
-    return float(np.max(distance / _spacing(exact, dtype)))
+    one, other, worst = np.ravel(stored), np.ravel(exact), 0.0
+    for start in range(0, other.size, _BLOCK):  # in pieces: the intermediate values of a large weight add up
+        part = other[start : start + _BLOCK]
+        distance = np.abs(np.asarray(one[start : start + _BLOCK], np.float64) - part)
+        worst = max(worst, float(np.max(distance / _spacing(part, dtype))))
+    return worst
 
 
 def _spacing(exact: Array, dtype: str) -> Array:

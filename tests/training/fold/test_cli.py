@@ -102,11 +102,21 @@ def test_existing_output_is_refused_before_any_work(onnx_file, tmp_path):
         command(onnx_file, str(out))
 
 
-@pytest.mark.parametrize("flags", [["--weights", "w.safetensors"], ["--input", "1,3"], ["--padding", "exact"]])
+@pytest.mark.parametrize("flags", [["--weights", "w.safetensors"], ["--input", "1,3"]])
 def test_flags_of_a_factory_are_refused_for_a_file(onnx_file, flags):
     """A flag that would be ignored is an error."""
     with pytest.raises(ConfigError, match="is for package"):
         command(onnx_file, *flags)
+
+
+def test_padding_exact_folds_a_norm_before_a_padded_convolution_of_a_file(tmp_path, capsys):
+    """What is refused by default is folded, with its correction at the border, when the flag asks for it."""
+    path = tmp_path / "in.onnx"
+    onnx.save(next(case for case in cases() if case.name == "norm -> Conv with zero padding").build(), path)
+    assert command(str(path)) == 0
+    assert "0 folded, 1 refused" in capsys.readouterr().out
+    assert command(str(path), "--padding", "exact") == 0
+    assert "1 folded, 0 refused" in capsys.readouterr().out
 
 
 def test_factory_with_weights_is_folded_and_exported(factory, tmp_path, capsys):

@@ -2,12 +2,14 @@
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.folding_cases_onnx import Net, cases
 from training.errors import FoldError
-from training.fold.onnx_fold import explain_onnx, fold_onnx
+from training.fold.onnx_evaluate import Evaluator
+from training.fold.onnx_fold import explain_onnx, fold_onnx, verify_onnx
 
 BY_NAME = {case.name: case for case in cases()}
 
@@ -133,6 +135,33 @@ def test_the_end_of_a_layer_norm_is_not_missed():
     assert not report.refused
 
 
+def test_the_end_of_a_group_norm_is_not_missed():
+    """Nor are those of a GroupNorm, which normalises a reshaped map and scales the map itself."""
+    net = Net()
+    c = net.node("Conv", [net.input("x", "N", 3, 9, 9), net.constant("w", 6, 3, 3, 3)])
+    flat = net.node("Reshape", [c, net.put("groups", [0, 2, -1], np.int64)])
+    normal = net.node("InstanceNormalization", [flat, net.put("one", np.ones(2, np.float32)), net.constant("zero", 2)])
+    back = net.node("Reshape", [normal, net.put("back", [-1, 6, 7, 7], np.int64)])
+    net.output(net.node("Add", [net.node("Mul", [back, net.constant("g", 6, 1, 1)]), net.constant("b", 6, 1, 1)], "y"))
+    report = fold_onnx(net.model()).report
+    assert not report.folded
+    assert not report.refused
+
+
+def test_reckoning_with_sizes_is_no_norm():
+    """Padding worked out from the input's size subtracts and multiplies, but numbers that belong to no channel."""
+    net = Net()
+    x = net.input("x", "N", 3, "H", "W")
+    size = net.node("Cast", [net.node("Gather", [net.node("Shape", [x]), net.put("i", 2, np.int64)])], to=1)
+    half = net.node(
+        "Mul", [net.node("Sub", [net.node("Ceil", [size]), net.put("one", 1, np.float32)]), net.put("h", 2, np.float32)]
+    )
+    net.output(net.node("Mul", [x, half], "y"), 4)
+    report = fold_onnx(net.model()).report
+    assert not report.folded
+    assert not report.refused
+
+
 def test_what_another_domain_does_is_left_alone():
     """A network around an operator that nobody here knows is folded and proved site by site."""
     net = Net(extra_opsets=(("own.domain", 1),))
@@ -170,3 +199,133 @@ def test_ir_3_keeps_initializers_and_inputs_in_step():
     listed = {value.name for value in model.graph.input}
     assert {tensor.name for tensor in model.graph.initializer} <= listed
     assert listed == {"x", "w", "b"}
+
+
+def test_norm_that_several_layers_read_goes_into_each_of_them():
+    """Two readers take the norm, each into its own weights, and the site names both."""
+    folded = fold_onnx(build("norm -> Conv and Gemm"))
+    (site,) = folded.report.folded
+    assert len(site.into) == 2
+    assert "BatchNormalization" not in operations(folded.model)
+
+
+def test_border_of_a_map_of_fixed_size_is_a_constant_for_the_runtime():
+    """The correction of a padded convolution reads no data when the size is known: a runtime works it out once."""
+    model = fold_onnx(build("norm -> padded Conv, exact"), padding="exact").model
+    assert operations(model) == ["Conv", "ConstantOfShape", "Conv", "Add"]
+    assert fold_onnx(model, padding="exact").model == model
+
+
+def test_weights_of_a_body_move_to_the_main_graph_under_names_of_their_own():
+    """Both branches of an If read one weight: each gets its own copy, and the old one is gone."""
+    folded = fold_onnx(build("inside If, outer weights"))
+    assert {site.node for site in folded.report.folded} == {"norm0", "norm1"}
+    assert all(site.proof_error <= 1e-13 for site in folded.report.folded)
+    parameters = arrays(folded.model)
+    assert "w" not in parameters
+    assert sorted(values.shape for values in parameters.values()) == [(6,), (6,), (6, 4, 3, 3), (6, 4, 3, 3)]
+
+
+def test_local_function_stays_a_function_when_no_norm_in_it_folds():
+    """Functions are written out only where that makes a fold possible."""
+    model = build("Relu between, in a local function")
+    folded = fold_onnx(model)
+    assert folded.model == model
+    (site,) = folded.report.refused
+    assert "activation-between" in site.reason
+
+
+@pytest.mark.parametrize("name", ["Conv output captured by If", "Relu between, in a local function"])
+def test_strict_sees_norms_in_other_scopes(name):
+    """A norm in a body or a function that stays is an error under strict like any other."""
+    with pytest.raises(FoldError, match="subgraph"):
+        fold_onnx(build(name), strict=True)
+
+
+def test_unknown_padding_is_refused():
+    """A word that is no choice is an error, not the default."""
+    with pytest.raises(FoldError, match="expected"):
+        fold_onnx(build("Conv2d"), padding="same")
+
+
+def test_verify_takes_any_other_model_of_the_same_interface():
+    """A fold is verified with its exact parameters to 1e-11, any other file to the rounding of its parameters."""
+    model = build("Conv2d")
+    folded = fold_onnx(model)
+    assert verify_onnx(model, folded).algebra_limit < 1e-9
+    assert verify_onnx(model, folded.model).algebra_limit > 1e-9
+    with pytest.raises(FoldError, match="inputs and outputs"):
+        verify_onnx(model, build("weight shared, two norms"))
+
+
+@pytest.mark.parametrize("name", ["local function, opset 11", "inside If, opset 11", "inside Loop"])
+def test_float64_evaluation_agrees_with_onnxruntime_in_other_scopes(name):
+    """The oracle runs norms in bodies and functions as the runtime does, in the opsets that the reference misreads."""
+    model = build(name)
+    dims = [dim.dim_value or 2 for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    feeds = {"x": np.random.default_rng(0).normal(size=dims).astype(np.float32)}
+    if len(model.graph.input) > 1:
+        feeds["flag"] = np.array(False)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, feeds)
+    wide = {key: value.astype(np.float64) if key == "x" else value for key, value in feeds.items()}
+    found = Evaluator(model).run(wide, ["y"])["y"]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("mode_opset", [11, 10])
+def test_float64_evaluation_knows_pads_that_crop(mode_opset):
+    """A pad of -1 takes a row away, as in NASNet; the fold beside it is proved all the same."""
+    net = Net(opset=mode_opset)
+    pads = [0, 0, -1, -1, 0, 0, 1, 1]
+    x = net.input("x", "N", 4, 9, 9)
+    more = {"pads": pads} if mode_opset < 11 else {}
+    cropped = net.node("Pad", [x] if more else [x, net.put("pads", pads, np.int64)], **more)
+    net.output(net.norm(net.node("Conv", [cropped, net.constant("w", 6, 4, 3, 3)]), 6, "y"))
+    model = net.model()
+    assert len(fold_onnx(model).report.folded) == 1
+    values = np.random.default_rng(1).normal(size=(2, 4, 9, 9))
+    expected = np.pad(values[:, :, 1:, 1:], ((0, 0), (0, 0), (0, 1), (0, 1)))
+    np.testing.assert_array_equal(Evaluator(model).run({"x": values}, [cropped])[cropped], expected)
+
+
+def test_nodes_in_another_order_are_sorted():
+    """A graph whose nodes stand in any order, as some converters leave them, folds like the sorted one."""
+    model = build("difference of two Convs")
+    expected = fold_onnx(model).model
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(nodes))
+    folded = fold_onnx(model)
+    assert len(folded.report.folded) == 1
+    assert {t.name: t for t in folded.model.graph.initializer} == {t.name: t for t in expected.graph.initializer}
+
+
+def test_a_cycle_is_no_model():
+    """Values that need one another are named by the check."""
+    model = build("Conv2d")
+    model.graph.node[0].input[0] = model.graph.node[1].output[0]
+    with pytest.raises(FoldError, match="not valid ONNX"):
+        fold_onnx(model)
+
+
+def test_sequences_of_unequal_parts_are_evaluated():
+    """What torch.split exports to is a sequence; the proof goes through it."""
+    net = Net()
+    c = net.norm(net.node("Conv", [net.input("x", "N", 4, 9, 9), net.constant("w", 6, 4, 3, 3)]), 6)
+    parts = net.node("SplitToSequence", [c, net.put("sizes", [4, 2], np.int64)], axis=1)
+    net.output(net.node("Relu", [net.node("SequenceAt", [parts, net.put("at", 1, np.int64)])], "y"), 4)
+    report = fold_onnx(net.model()).report
+    assert len(report.folded) == 1
+    assert report.proof is not None
+    assert report.proof.algebra_error > 0  # the output itself was compared
+
+
+def test_float16_network_with_float32_outputs_is_judged_by_its_parameters():
+    """Parameters rounded to float16 move the outputs by more than float32 rounding, whatever the outputs' dtype."""
+    net = Net(dtype=np.float16)
+    c = net.node("Conv", [net.input("x", "N", 4, 9, 9), net.constant("w", 6, 4, 3, 3, scale=0.2)])
+    wide = net.node("Cast", [net.norm(c, 6)], "y", to=TensorProto.FLOAT)
+    net.dtype = np.float32
+    net.output(wide)
+    assert len(fold_onnx(net.model()).report.folded) == 1

@@ -13,6 +13,7 @@ from training.errors import FoldError
 from training.fold.core import Array
 from training.fold.onnx_graph import OnnxGraph
 from training.fold.onnx_proof import Segment, prove_onnx
+from training.fold.onnx_verify import verify_models
 
 torch.set_num_threads(1)
 
@@ -98,24 +99,41 @@ def test_right_fold_is_proved_far_below_the_limit():
     assert prove(*right()) < 1e-14
 
 
-@pytest.mark.parametrize(
-    "mutant",
-    [
-        swapped,
-        one_sign,
-        no_epsilon,
-        variance_for_deviation,
-        bias_not_scaled,
-        group_off_by_one,
-        shifted_by_a_pixel,
-        scaled_along_inputs,
-    ],
-    ids=lambda mutant: mutant.__name__,
-)
+MUTANTS = [
+    swapped,
+    one_sign,
+    no_epsilon,
+    variance_for_deviation,
+    bias_not_scaled,
+    group_off_by_one,
+    shifted_by_a_pixel,
+    scaled_along_inputs,
+]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_mutant_is_caught(mutant: Callable[[], tuple[Array, Array]]):
     """A fold with one mistake in it is not returned."""
     with pytest.raises(FoldError, match="proof failed"):
         prove(*mutant())
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+@pytest.mark.parametrize("knows_exact", [True, False])
+def test_mutant_is_caught_by_verify(mutant: Callable[[], tuple[Array, Array]], knows_exact: bool):
+    """Nor does `verify_onnx` let it pass, which knows no site, and of a foreign file not even the exact parameters."""
+    model, exact = folded_with(*mutant())
+    if mutant is no_epsilon and not knows_exact:
+        return  # eps is 1e-5 of variances near 1: less than the rounding of parameters that nobody can check
+    with pytest.raises(FoldError, match="the models differ"):
+        verify_models(MODEL, model, exact if knows_exact else None)
+
+
+def test_right_fold_passes_verify():
+    """What the mutants are mutations of is accepted, with its exact parameters and without."""
+    model, exact = folded_with(*right())
+    assert verify_models(MODEL, model, exact).algebra_error < 1e-14
+    assert verify_models(MODEL, model).algebra_error < 1e-6
 
 
 def test_parameter_one_ulp_off_is_caught():
