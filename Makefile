@@ -84,8 +84,15 @@ bench-serving: install ## the service beside its peers (wrk; `make bench-peers` 
 bench-overload: install ## far more than it can answer, and latency against load (an engine slowed on purpose)
 	$(PYTHON) benchmarks/overload.py $(ARGS)
 
-bench-folding: install ## the folding scoreboard
-	$(PYTHON) -m benchmarks.folding
+FOLD_TOOLS ?= .venv-folding
+bench-folding: install $(FOLD_TOOLS)/.installed ## the folding scoreboard beside ten other tools, and what a fold costs
+	$(PYTHON) -m benchmarks.folding --python $(FOLD_TOOLS)/bin/python
+	$(PYTHON) -m benchmarks.folding_cost
+
+$(FOLD_TOOLS)/.installed: benchmarks/folding_requirements.txt
+	python3 -m venv $(FOLD_TOOLS)
+	$(FOLD_TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
 
 gates: install   ## train many seeds and hold them to the published range (goes on where it was interrupted)
 	$(PYTHON) -m training compare

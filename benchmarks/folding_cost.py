@@ -148,7 +148,7 @@ class Clocks:
         self.form = form
         self.spent: list[tuple[str, tuple[float, float]]] = []
         if form == "onnx":
-            import training.fold.onnx_scopes as proving
+            import training.fold.onnx.scopes as proving
 
             self._time(proving, "prove_onnx", "proof")
             return
@@ -171,7 +171,7 @@ class Clocks:
     def fold(self, model: Any, size: int) -> Any:
         """Fold a module, or an ONNX model or its bytes, and return the report."""
         if self.form == "onnx":
-            from training.fold.onnx_fold import fold_onnx
+            from training.fold.onnx.fold import fold_onnx
 
             return fold_onnx(self.load(model) if isinstance(model, bytes) else model).report
         import torch

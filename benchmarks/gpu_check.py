@@ -23,9 +23,9 @@ import numpy as np
 import torch
 
 from benchmarks.textbook import Textbook
-from service.engine import Engine
+from service.artifacts.repository import Repository
+from service.engines.engine import Engine
 from service.errors import ServiceError
-from service.repository import Repository
 from training.config import Recipe
 from training.dataset import FashionMNIST, load
 from training.errors import TrainingError

@@ -33,11 +33,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from service.app import create_app  # noqa: E402
-from service.batch import Batch  # noqa: E402
-from service.batcher import Batcher  # noqa: E402
-from service.lane_protocol import Exchange, LaneProtocol  # noqa: E402
-from service.predict import Predict  # noqa: E402
-from service.runners import PlainRunner  # noqa: E402
+from service.batching.batch import Batch  # noqa: E402
+from service.batching.batcher import Batcher  # noqa: E402
+from service.connections.lane_protocol import Exchange, LaneProtocol  # noqa: E402
+from service.connections.predict import Predict  # noqa: E402
+from service.engines.runners import PlainRunner  # noqa: E402
 from service.settings import Settings  # noqa: E402
 
 STAGES: tuple[tuple[str, type, str], ...] = (

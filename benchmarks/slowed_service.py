@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from service.__main__ import main
-from service.runners import PlainRunner
+from service.engines.runners import PlainRunner
 from service.tensors import Array
 
 ROWS_PER_SECOND = 2_000

@@ -21,9 +21,9 @@ from service.access import Access
 from service.errors import ProviderUnavailable, ServiceError
 from service.factory import PROTOCOL, build_app
 from service.logs import log_config
+from service.processes.supervisor import START_FAILURE, Supervisor
+from service.processes.workers import Workers
 from service.settings import Settings
-from service.supervisor import START_FAILURE, Supervisor
-from service.workers import Workers
 
 logger = logging.getLogger("service")
 

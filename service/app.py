@@ -20,26 +20,26 @@ from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 
 from service.access import INFER, Access
-from service.answers import error_json
-from service.budget import BodyBudget
-from service.canary import Canary
-from service.control import Control
+from service.bodies.answers import error_json
+from service.bodies.budget import BodyBudget
+from service.connections.guard import Guard, wire_limits
+from service.connections.lane import LANE, Lane
+from service.connections.protocol import GUARD
 from service.errors import ProviderUnavailable, ServiceError
 from service.gate import Gate
-from service.guard import Guard, wire_limits
-from service.lane import LANE, Lane
+from service.live.canary import Canary
+from service.live.control import Control
+from service.live.registry import Registry
 from service.metrics import Metrics
 from service.observe import Observe, RefusalLog, Trace, failure_sentence
 from service.openapi import describe
-from service.protocol import GUARD
-from service.registry import Registry
+from service.processes.watchdog import Watchdog
+from service.processes.workers import Workers
 from service.routes import STATIC, router
 from service.settings import Settings
 from service.v2.readers import Readers
 from service.v2.repository import router as repository_router
 from service.v2.routes import router as v2_router
-from service.watchdog import Watchdog
-from service.workers import Workers
 
 logger = logging.getLogger(__name__)
 

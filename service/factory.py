@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from service.processes.workers import Workers
     from service.settings import Settings
-    from service.workers import Workers
 
-PROTOCOL = "service.lane_protocol:LaneProtocol"
+PROTOCOL = "service.connections.lane_protocol:LaneProtocol"
 
 
 def build_app(settings: "Settings", workers: "Workers | None") -> "FastAPI":

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.answers import error_json
+from service.bodies.answers import error_json
 from service.metrics import Metrics
 
 logger = logging.getLogger(__name__)

@@ -13,22 +13,22 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, RedirectResponse, Response
 
 from service import schemas
-from service.answers import predictions_json
-from service.bodies import EMPTY_BODY, Images, Limits, is_quick, media_type, read_images
-from service.budget import BodyBudget, Share
+from service.artifacts.signature import ImageSpec
+from service.bodies.answers import predictions_json
+from service.bodies.bodies import EMPTY_BODY, Images, Limits, is_quick, media_type, read_images
+from service.bodies.budget import BodyBudget, Share
+from service.bodies.limits import clip
+from service.bodies.receive import receive_body, stated_deadline
 from service.errors import InvalidInput, NotReady, Unsupported, UnsupportedMediaType
 from service.inference import answer, count
-from service.limits import clip
+from service.live.registry import Model, Registry
+from service.live.versions import version_number
 from service.observe import Trace
 from service.openapi import PREDICT, PREDICT_DESCRIPTION
-from service.receive import receive_body, stated_deadline
-from service.registry import Model, Registry
 from service.schemas import errors
 from service.settings import Settings
-from service.signature import ImageSpec
 from service.tensors import TensorSpec
 from service.v2.metadata import EXTENSIONS
-from service.versions import version_number
 
 STATIC = Path(__file__).parent / "static"
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import orjson
 
-from service.loading import Model
-from service.request import BatchAnswer
-from service.statistics import Stages
+from service.batching.request import BatchAnswer
+from service.live.loading import Model
+from service.live.statistics import Stages
 from service.tensors import Array
 from service.v2.agreement import WantedOutput
 from service.v2.datatypes import DATATYPES, datatype_of

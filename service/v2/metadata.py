@@ -11,7 +11,7 @@ import orjson
 from service.tensors import TensorSpec
 
 if TYPE_CHECKING:
-    from service.registry import Model
+    from service.live.registry import Model
 
 PLATFORM = "onnxruntime_onnx"  # what Triton calls it
 BACKEND = "onnxruntime"

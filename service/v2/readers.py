@@ -2,8 +2,8 @@
 
 from weakref import WeakKeyDictionary
 
-from service.engine import Engine
-from service.registry import Model
+from service.engines.engine import Engine
+from service.live.registry import Model
 from service.v2.request import RequestReader
 
 

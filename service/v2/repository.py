@@ -1,6 +1,6 @@
 """The repository extension over HTTP, and what goes beyond it: labels, rollback, shadow.
 
-The calls themselves stand in `service.control`; whether they are there at all is decided by `service.access`.
+The calls themselves stand in `service.live.control`; whether they are there at all is decided by `service.access`.
 """
 
 from typing import Any
@@ -9,10 +9,10 @@ import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from service.control import Control, body_version
 from service.errors import BodyTooLarge, InvalidInput, Unsupported
+from service.live.control import Control, body_version
+from service.live.state import LATEST
 from service.schemas import errors
-from service.state import LATEST
 from service.v2.agreement import clip
 from service.v2.inflate import content_encoding, inflate
 

@@ -10,11 +10,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from service.budget import BodyBudget, Share
+from service.bodies.budget import BodyBudget, Share
+from service.bodies.receive import receive_body, stated_deadline
 from service.inference import answer, count, deadline_of, served_model
+from service.live.registry import Model, Registry
 from service.observe import Trace
-from service.receive import receive_body, stated_deadline
-from service.registry import Model, Registry
 from service.schemas import errors
 from service.settings import Settings
 from service.v2 import schemas

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.answers import ERROR_BYTES, error_json, predictions_json
+from service.bodies.answers import ERROR_BYTES, error_json, predictions_json
 from service.errors import EngineError
 from tests.service.artifacts import LABELS, classify, images
 

@@ -16,9 +16,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from service.control import Control
+from service.live.control import Control
+from service.live.registry import Registry
 from service.metrics import Metrics
-from service.registry import Registry
 from service.settings import Settings
 from tests.service import artifacts
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.batcher import BatchAnswer, Batcher, Request
+from service.batching.batcher import BatchAnswer, Batcher, Request
+from service.batching.pace import Pace
 from service.errors import DeadlineExceeded, DeviceLost, EngineError, NotReady, Overloaded
+from service.live.registry import Registry
 from service.metrics import Metrics
-from service.pace import Pace
-from service.registry import Registry
 from service.settings import Settings
 
 BUCKETS = (1, 2, 4, 8)

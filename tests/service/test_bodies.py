@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.bodies import MEDIA_TYPES, Limits, is_quick, media_type, read_images
+from service.artifacts.signature import ImageSpec
+from service.bodies.bodies import MEDIA_TYPES, Limits, is_quick, media_type, read_images
 from service.errors import BodyTooLarge, InvalidInput, TooManyRows, UnsupportedMediaType
-from service.signature import ImageSpec
 from tests.service.artifacts import images
 
 SPEC = ImageSpec("image", 28, 28, 1, (0, 255), "light-on-dark", 0, "ITU-R 601")

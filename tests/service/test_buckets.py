@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from service.buckets import answer_alike, check_buckets, profile_buckets
+from service.engines.buckets import answer_alike, check_buckets, profile_buckets
 from service.errors import BucketsInvalid
 
 ASKED = {"x": np.arange(1, 17, dtype=np.float32)[:, None]}

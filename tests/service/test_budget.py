@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.budget import BodyBudget
+from service.bodies.budget import BodyBudget
 from service.errors import Overloaded
 
 

@@ -5,9 +5,9 @@ import asyncio
 import numpy as np
 import pytest
 
-from service.canary import Canary
+from service.live.canary import Canary
+from service.live.registry import Registry
 from service.metrics import Metrics
-from service.registry import Registry
 from service.settings import Settings
 from tests.service import artifacts
 

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from service import courtesy
+from service.engines import courtesy
 
 
 @pytest.fixture

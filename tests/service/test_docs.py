@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from service.app import create_app
-from service.bodies import MEDIA_TYPES
+from service.bodies.bodies import MEDIA_TYPES
 from service.settings import Settings
 from tests.service import artifacts
 from tests.service.live import serve

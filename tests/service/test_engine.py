@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from service.engine import Engine
+from service.artifacts.repository import Repository, TensorSpec
+from service.engines.engine import Engine
 from service.errors import ArtifactInvalid, BucketsInvalid, EngineError
-from service.repository import Repository, TensorSpec
 from tests.service import artifacts
 
 

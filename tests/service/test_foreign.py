@@ -14,13 +14,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from service.app import create_app
+from service.artifacts.foreign import made_inputs
+from service.artifacts.repository import Repository
 from service.errors import ArtifactInvalid, ServiceError
-from service.foreign import made_inputs
-from service.loading import UNVERIFIED
+from service.live.loading import UNVERIFIED
+from service.live.registry import Registry
 from service.metrics import Metrics
 from service.models_cli import main as type_in
-from service.registry import Registry
-from service.repository import Repository
 from service.settings import Settings
 from service.tensors import TensorSpec
 from tests.service import artifacts, v2_messages

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.artifacts.signature import ImageSpec
+from service.bodies.images import PixelBudget, decode_image
 from service.errors import BodyTooLarge, InvalidInput
-from service.images import PixelBudget, decode_image
-from service.signature import ImageSpec
 
 GREY = ImageSpec("image", 28, 28, 1, (0, 255), "light-on-dark", 0, "ITU-R 601")
 MAX_PIXELS = 50_000_000

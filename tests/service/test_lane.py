@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from service.app import create_app
-from service.lane import VERSION_ROUTE
-from service.lane_protocol import LaneProtocol
+from service.connections.lane import VERSION_ROUTE
+from service.connections.lane_protocol import LaneProtocol
 from service.settings import Settings
 from tests.service import artifacts
 from tests.service.wire import Answer, Client, Serving, on_loop, running

@@ -8,10 +8,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from service.batcher import Batcher
+from service.batching.batcher import Batcher
 from service.errors import ArtifactInvalid, DeviceLost, InvalidInput, ModelNotFound, NotReady, ProviderUnavailable
+from service.live.registry import Registry
 from service.metrics import Metrics
-from service.registry import Registry
 from service.settings import Settings
 from tests.service import artifacts
 
@@ -169,7 +169,7 @@ class Reversing(Batcher):
 
 def test_the_golden_questions_take_the_way_that_requests_take(fashion, monkeypatch):
     """A right engine behind a batcher that mixes up rows is not ready either."""
-    monkeypatch.setattr("service.loading.Batcher", Reversing)
+    monkeypatch.setattr("service.live.loading.Batcher", Reversing)
     with pytest.raises(ArtifactInvalid, match="model 'fashion'"):
         asyncio.run(registry_of(fashion).load())
 

@@ -13,7 +13,7 @@ import pytest
 
 from service import routes
 from service.app import create_app
-from service.bodies import read_images
+from service.bodies.bodies import read_images
 from service.settings import Settings
 from tests.service import artifacts
 from tests.service.live import serve
@@ -137,7 +137,7 @@ def test_a_model_that_is_not_there_is_not_found(two_models):
 
 def test_a_model_that_does_not_classify_images_says_so(two_models):
     """`/predict` is for classifiers of images; another model is not guessed at."""
-    assert "does not classify images" in error_of(
+    assert "expected one that says how an image becomes its input" in error_of(
         two_models.post("/predict?model=echo", json={"instances": [[1]]}), 501
     )
 
@@ -176,7 +176,7 @@ def document(*instances: object) -> bytes:
         ({"Content-Type": "image/png"}, b"a text file called .png", 400, "image: not a PNG or JPEG image"),
         ({"Content-Type": "image/png"}, png(artifacts.images(1)[0, 0])[:300], 400, "image: the PNG file is truncated"),
         ({"Content-Type": "image/png"}, bomb(13_000), 400, "image: more than 89 million pixels"),
-        (OCTETS, bytes(MAX_BODY + 1), 413, f"body: {MAX_BODY + 1} bytes, expected at most {MAX_BODY}"),
+        (OCTETS, bytes(MAX_BODY + 1), 413, f"body: {MAX_BODY + 1} bytes came, expected at most {MAX_BODY}"),
         ({"Content-Type": "text/csv"}, b"1,2", 415, "Content-Type: 'text/csv', expected one of"),
         ({}, b"no type", 415, "Content-Type: none, expected one of"),
         (OCTETS | {"Content-Encoding": "gzip"}, b"\x1f\x8b", 415, "Content-Encoding: 'gzip', expected none"),

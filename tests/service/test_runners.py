@@ -4,12 +4,12 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from service.engine import Engine
+from service.artifacts.repository import Repository
+from service.artifacts.signature import read_signature
+from service.engines.engine import Engine
+from service.engines.providers import Device, cpu_session, open_session
+from service.engines.runners import GraphRunner, PlainRunner, WideRunner
 from service.errors import DeviceLost, EngineError
-from service.providers import Device, cpu_session, open_session
-from service.repository import Repository
-from service.runners import GraphRunner, PlainRunner, WideRunner
-from service.signature import read_signature
 from tests.service import artifacts
 
 

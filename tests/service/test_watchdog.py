@@ -12,7 +12,8 @@ from tests.service.test_main import OCTETS, command, environment
 # `python -m service` in which one image, all pixels 77, makes the run hang.
 HANGING = """
 import sys, time
-from service import __main__, engine
+from service import __main__
+from service.engines import engine
 run = engine.Engine.run
 def hang(self, inputs):
     if (inputs["image"] == 77).all():
@@ -25,7 +26,7 @@ sys.exit(__main__.main(sys.argv[1:]))
 # An event loop that is blocked once for longer than the limit by being stopped from outside, and is not to blame.
 STOPPED = """
 import asyncio, os, signal, subprocess
-from service.watchdog import Watchdog
+from service.processes.watchdog import Watchdog
 async def main():
     async with Watchdog(1.0, dict).watch():
         await asyncio.sleep(0.6)

@@ -17,7 +17,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.workers import Workers
+from service.processes.workers import Workers
 from tests.service import artifacts
 from tests.service.test_main import OCTETS, failed, read_until, started
 

@@ -9,7 +9,7 @@ from training.fold.registry import register_norm
 from training.fold.report import Proof, Report, Site
 
 if TYPE_CHECKING:
-    from training.fold.onnx_fold import FoldedOnnx, explain_onnx, fold_onnx, verify_onnx
+    from training.fold.onnx.fold import FoldedOnnx, explain_onnx, fold_onnx, verify_onnx
 
 __all__ = [
     "Affine",
@@ -33,7 +33,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Load the ONNX front end when it is asked for: whoever folds PyTorch models needs no onnxruntime."""
     if name in ("FoldedOnnx", "explain_onnx", "fold_onnx", "verify_onnx"):
-        from training.fold import onnx_fold
+        from training.fold.onnx import fold as onnx_fold
 
         return getattr(onnx_fold, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

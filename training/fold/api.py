@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from training.errors import FoldError
 from training.fold.core import Array
-from training.fold.float64 import Inputs, full_copy, named_tensors
-from training.fold.inputs import CastInput, InputNormalisation, Numbers
-from training.fold.job import Job, prepare, report_of
-from training.fold.parameters import Value
-from training.fold.proof import verify as prove_model
+from training.fold.pytorch.float64 import Inputs, full_copy, named_tensors
+from training.fold.pytorch.inputs import CastInput, InputNormalisation, Numbers
+from training.fold.pytorch.job import Job, prepare, report_of
+from training.fold.pytorch.parameters import Value
+from training.fold.pytorch.proof import verify as prove_model
+from training.fold.pytorch.site_proof import prove_sites
+from training.fold.pytorch.write_graph import GraphWriter
+from training.fold.pytorch.write_module import CannotExpress, ModuleWriter
 from training.fold.report import Proof, Report
 from training.fold.rounding import round_once
-from training.fold.site_proof import prove_sites
-from training.fold.write_graph import GraphWriter
-from training.fold.write_module import CannotExpress, ModuleWriter
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _fold_file(args: argparse.Namespace) -> Report:
-    from training.fold.onnx_files import load_onnx, require_writable, write_onnx
-    from training.fold.onnx_fold import fold_onnx
+    from training.fold.onnx.files import load_onnx, require_writable, write_onnx
+    from training.fold.onnx.fold import fold_onnx
 
     for name in ("weights", "input", "export"):
         if getattr(args, name):
@@ -80,7 +80,7 @@ def _fold_file(args: argparse.Namespace) -> Report:
 
 def _fold_factory(args: argparse.Namespace) -> Report:
     from training.fold.api import fold
-    from training.fold.onnx_files import require_writable
+    from training.fold.onnx.files import require_writable
     from training.fold.user_model import make_inputs, make_model
 
     if args.out is not None:
@@ -97,7 +97,7 @@ def _fold_factory(args: argparse.Namespace) -> Report:
 
 
 def _export(folded: Any, inputs: tuple[Any, ...], path: Path) -> None:
-    from training.fold.onnx_export import export_folded
-    from training.fold.onnx_files import write_onnx
+    from training.fold.onnx.export import export_folded
+    from training.fold.onnx.files import write_onnx
 
     write_onnx(export_folded(folded, inputs), path)

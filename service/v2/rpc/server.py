@@ -13,7 +13,6 @@ from typing import Any
 import grpc
 
 from service.access import ADMIN, INFER, OPEN, READ, Access
-from service.control import Control
 from service.errors import (
     DeadlineExceeded,
     Forbidden,
@@ -24,9 +23,10 @@ from service.errors import (
     Unauthorized,
     Unsupported,
 )
+from service.live.control import Control
+from service.live.registry import Registry
 from service.metrics import Metrics
 from service.observe import Trace, failure_sentence
-from service.registry import Registry
 from service.settings import Settings
 from service.v2.rpc.messages import HEALTH, INFERENCE
 from service.v2.rpc.proto import Method, Proto

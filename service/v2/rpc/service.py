@@ -9,11 +9,11 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from service.control import Control, body_version
 from service.errors import NotReady, ServiceError, Unsupported
 from service.inference import answer, count, deadline_of, served_model
+from service.live.control import Control, body_version
+from service.live.registry import Model, Registry
 from service.observe import Trace
-from service.registry import Model, Registry
 from service.settings import Settings
 from service.v2.agreement import clip
 from service.v2.metadata import EXTENSIONS, model_config, model_metadata

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from tests.training.fold.cases import CASES, Case
 from training.fold import fold
-from training.fold.float64 import sharing_copy
+from training.fold.pytorch.float64 import sharing_copy
 
 
 def flat(value: object) -> list[Tensor]:

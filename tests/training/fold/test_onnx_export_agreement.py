@@ -10,7 +10,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from training.fold.api import fold
-from training.fold.onnx_fold import fold_onnx
+from training.fold.onnx.fold import fold_onnx
 
 torch.set_num_threads(1)
 

@@ -11,9 +11,9 @@ from onnx import numpy_helper
 from benchmarks.folding_cases_onnx import Net
 from training.errors import FoldError
 from training.fold.core import Array
-from training.fold.onnx_graph import OnnxGraph
-from training.fold.onnx_proof import Segment, prove_onnx
-from training.fold.onnx_verify import verify_models
+from training.fold.onnx.graph import OnnxGraph
+from training.fold.onnx.proof import Segment, prove_onnx
+from training.fold.onnx.verify import verify_models
 
 torch.set_num_threads(1)
 

@@ -11,9 +11,9 @@ from tests.training.fold.cases import randomise
 from training.errors import FoldError
 from training.fold import fold, verify
 from training.fold.api import _checked
-from training.fold.job import prepare
-from training.fold.parameters import Value
-from training.fold.site_proof import prove_sites
+from training.fold.pytorch.job import prepare
+from training.fold.pytorch.parameters import Value
+from training.fold.pytorch.site_proof import prove_sites
 
 
 def network() -> nn.Module:

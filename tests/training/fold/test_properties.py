@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tests.training.fold.cases import randomise
 from training.fold import fold
-from training.fold.float64 import run_in_float64, sharing_copy
+from training.fold.pytorch.float64 import run_in_float64, sharing_copy
 
 CHANNELS = 4
 STEPS = ["conv", "conv", "conv padded", "depthwise", "transposed", "norm", "norm", "norm", "relu", "avg", "max"]

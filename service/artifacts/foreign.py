@@ -1,0 +1,122 @@
+"""What is asked of a model that came without a manifest, since there are no golden answers to ask it for.
+
+Beside `external_data` and `operators`, which look at every file: weights that no sound training leaves behind are
+refused here, and so are files of our own export whose manifest got lost. Makes the inputs on which such a model is
+measured; what it answers to them proves nothing about it.
+"""
+
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from service.artifacts.external_data import fields, tensors
+from service.errors import ArtifactInvalid
+from service.tensors import Array, TensorSpec
+
+_MODEL_METADATA, _ENTRY_KEY = 14, 1
+_OURS = "foldserve.format"
+_TENSOR_TYPE, _TENSOR_FLOATS, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_DOUBLES = 2, 4, 8, 9, 10
+# Number of a tensor's type in onnx.proto -> numpy's.
+_FLOATS: Mapping[int, np.dtype[Any]] = {1: np.dtype("<f4"), 10: np.dtype("<f2"), 11: np.dtype("<f8")}
+_ROWS = 16
+
+
+def refuse_ours(path: Path) -> None:
+    """Raise when the ONNX file at `path` is one of our own export, which publishes none without its manifest.
+
+    A folder that is copied file by file has the model before the manifest for a while, and must not serve meanwhile.
+
+    Raises:
+        ArtifactInvalid: the file's metadata says that it is ours.
+    """
+    with _opened(path) as data:
+        entries = ((value, stop) for field, value, stop in fields(data, 0, len(data)) if field == _MODEL_METADATA)
+        if any(_text(data, value, stop, _ENTRY_KEY) == _OURS for value, stop in entries if stop is not None):
+            raise ArtifactInvalid(
+                f"{path} was exported together with a manifest, which is missing: copy the whole version folder"
+            )
+
+
+def refuse_unsound_weights(path: Path) -> None:
+    """Raise when a float tensor of the ONNX file at `path` holds NaN; infinity is at home in masks and may stand.
+
+    Raises:
+        ArtifactInvalid: such a tensor exists; the message names it.
+    """
+    with _opened(path) as data:
+        for place in tensors(data):
+            if any(np.isnan(values).any() for values in _floats(data, *place)):
+                name = _text(data, *place, _TENSOR_NAME)[:80]
+                raise ArtifactInvalid(f"{path}: tensor {name!r} holds NaN; the weights are damaged")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[mmap.mmap]:
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield data
+    except (IndexError, ValueError) as err:
+        raise ArtifactInvalid(f"{path} is not an ONNX model: {err}") from err
+
+
+def made_inputs(specs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """Return the same rows each time for inputs of which nothing but name, type and shape is known.
+
+    Floats lie between 0 and 1, where a root and a logarithm exist; bytes are any, as pixels are; wider integers are 0
+    or 1, since they may be places in a table of unknown length.
+
+    Args:
+        specs: of the inputs; a first axis of fixed size gives the number of rows.
+    """
+    generator = np.random.default_rng(0)
+    rows = specs[0].shape[0] or _ROWS
+    return {spec.name: _made(generator, (rows, *spec.row_shape), spec.dtype) for spec in specs}
+
+
+def _made(generator: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
+    if dtype.kind == "f":
+        return generator.random(shape).astype(dtype)
+    return generator.integers(0, 256 if dtype == np.uint8 else 2, shape).astype(dtype)
+
+
+def check_rows(answers: Mapping[str, Array], rows: int) -> None:
+    """Raise when a model does not answer row for row.
+
+    Args:
+        answers: its outputs.
+        rows: of the inputs.
+
+    Raises:
+        ArtifactInvalid: an output has another number of rows, so that the graph's first axis is no batch.
+    """
+    for name, answer in answers.items():
+        if answer.shape[:1] != (rows,):
+            raise ArtifactInvalid(
+                f"output {name!r} has shape {answer.shape} for a batch of {rows}, expected as many rows: the graph's "
+                "first axis is not the batch"
+            )
+
+
+def _floats(data: mmap.mmap, start: int, stop: int) -> Iterator[Array]:
+    """Yield the values of a tensor, where they are floats, as they lie in the file."""
+    found = list(fields(data, start, stop))
+    dtype = _FLOATS.get(next((value for field, value, end in found if field == _TENSOR_TYPE and end is None), 0))
+    if dtype is None:
+        return
+    for field, value, end in found:
+        if end is None:
+            continue
+        if field == _TENSOR_RAW:
+            yield np.frombuffer(data[value:end], dtype)
+        elif field in (_TENSOR_FLOATS, _TENSOR_DOUBLES):
+            yield np.frombuffer(data[value:end], _FLOATS[1 if field == _TENSOR_FLOATS else 11])
+
+
+def _text(data: mmap.mmap, start: int, stop: int, number: int) -> str:
+    """Return the text in a field of a message, empty where there is none."""
+    places = ((value, end) for field, value, end in fields(data, start, stop) if field == number and end is not None)
+    return next((data[value:end].decode("utf-8", "replace") for value, end in places), "")

@@ -1,0 +1,172 @@
+"""Requests that share one run: put together into arrays, run, and told what came of it.
+
+Used by the batcher, which decides who shares a batch and where it runs. Nothing here waits or queues.
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from service.batching.request import BatchAnswer, Request
+from service.errors import DeviceLost, EngineError
+from service.tensors import Array
+
+_log = logging.getLogger(__name__)
+
+
+class BatchEngine(Protocol):
+    """What a batcher needs of an engine."""
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Batch sizes, rising."""
+
+    @property
+    def bucket_seconds(self) -> Mapping[int, float]:
+        """Expected seconds of one run of each bucket."""
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Answer one batch; must neither keep nor return views of `inputs`, whose memory is used again."""
+
+
+class Observer(Protocol):
+    """Who counts; called once per batch and per refusal, always on the event loop."""
+
+    def batch(self, rows: int, bucket: int, queue_seconds: float, infer_seconds: float) -> None:
+        """A batch ran; `queue_seconds` is the longest wait among its members."""
+
+    def batch_failed(self) -> None:
+        """A batch failed, and its members ran alone."""
+
+    def refused(self, reason: str) -> None:
+        """A request got no run: "queue_full", "deadline_ahead", "deadline_passed", "cancelled" or "closed"."""
+
+
+class Nobody:
+    """An observer that counts nothing."""
+
+    def batch(self, rows: int, bucket: int, queue_seconds: float, infer_seconds: float) -> None:
+        """Forget a batch."""
+
+    def batch_failed(self) -> None:
+        """Forget a failure."""
+
+    def refused(self, reason: str) -> None:
+        """Forget a refusal."""
+
+
+class Staging:
+    """Input arrays of each bucket, used again and again: one allocation for many batches."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[dict[str, Array]]] = {}
+
+    def borrow(self, bucket: int, like: Mapping[str, Array]) -> dict[str, Array]:
+        """Arrays of `bucket` rows; what stands in them is zero or an older batch, and answers depend on neither."""
+        free = self._free.setdefault(bucket, [])
+        if free:
+            return free.pop()
+        return {name: np.zeros((bucket, *array.shape[1:]), array.dtype) for name, array in like.items()}
+
+    def give_back(self, bucket: int, arrays: dict[str, Array]) -> None:
+        """Let another batch have the arrays."""
+        self._free[bucket].append(arrays)
+
+
+class Batch:
+    """Some requests, the bucket they run in, and afterwards the answer or each member's own outcome."""
+
+    __slots__ = ("_alone", "answer", "bucket", "inputs", "requests", "rows")
+
+    def __init__(self, requests: list[Request], rows: int, bucket: int) -> None:
+        self.requests = requests
+        self.rows = rows
+        self.bucket = bucket
+        self.inputs: Mapping[str, Array] | None = None
+        self.answer: BatchAnswer | None = None
+        self._alone: list[BatchAnswer | EngineError] = []
+
+    def prepare(self, staging: Staging) -> None:
+        """Assemble ahead of the run; if that fails, the run will, and find out whose fault it is."""
+        with contextlib.suppress(Exception):
+            self.assemble(staging)
+
+    def assemble(self, staging: Staging) -> None:
+        """Copy all rows into arrays of the bucket's size; a lone request that fills its bucket is taken as it is."""
+        first = self.requests[0].inputs
+        if len(self.requests) == 1 and self.rows == self.bucket:
+            self.inputs = first
+            return
+        arrays = staging.borrow(self.bucket, first)
+        try:
+            for name, array in arrays.items():
+                parts = [request.inputs[name] for request in self.requests]
+                np.concatenate(parts, out=array[: self.rows], casting="no")
+        except Exception:
+            staging.give_back(self.bucket, arrays)
+            raise
+        self.inputs = arrays
+
+    def run(self, engine: BatchEngine, staging: Staging) -> None:
+        """Assemble if that has not been done, and run; if that fails, run each member alone."""
+        started = time.perf_counter()
+        try:
+            if self.inputs is None:
+                self.assemble(staging)
+            assert self.inputs is not None
+            outputs = engine.run(self.inputs)
+        except Exception as err:  # whatever an engine raises must reach the callers, who wait for an answer
+            self._run_alone(engine, err)
+        else:
+            self.answer = BatchAnswer(outputs, self.rows, started, time.perf_counter() - started)
+        if isinstance(self.inputs, dict) and self.inputs is not self.requests[0].inputs:
+            staging.give_back(self.bucket, self.inputs)
+        self.inputs = None
+
+    def _run_alone(self, engine: BatchEngine, err: Exception) -> None:
+        _log.warning("a batch of %d requests failed: %s", len(self.requests), err)
+        if len(self.requests) == 1 or isinstance(err, DeviceLost):
+            self._alone = [_engine_error(err)] * len(self.requests)
+        else:
+            self._alone = [_outcome_alone(engine, request) for request in self.requests]
+
+    @property
+    def device_lost(self) -> DeviceLost | None:
+        """Why the engine can run nothing any more, if it said so."""
+        return next((outcome for outcome in self._alone if isinstance(outcome, DeviceLost)), None)
+
+    def deliver(self) -> None:
+        """Tell every member that still waits."""
+        start = 0
+        for place, request in enumerate(self.requests):
+            if not request.is_over:
+                outcome: BatchAnswer | EngineError = self.answer or self._alone[place]
+                try:
+                    if isinstance(outcome, BatchAnswer):
+                        request.answered(outcome, start if self.answer else 0)
+                    else:
+                        request.failed(outcome)
+                except Exception:  # one caller's mistake is not its neighbours'
+                    _log.exception("a caller could not take its answer")
+            start += request.rows
+
+
+def _outcome_alone(engine: BatchEngine, request: Request) -> BatchAnswer | EngineError:
+    started = time.perf_counter()
+    try:
+        outputs = engine.run(request.inputs)
+    except Exception as err:
+        return _engine_error(err)
+    return BatchAnswer(outputs, request.rows, started, time.perf_counter() - started)
+
+
+def _engine_error(err: Exception) -> EngineError:
+    if isinstance(err, EngineError):
+        return err
+    wrapped = EngineError(f"the run failed: {type(err).__name__}: {str(err)[:300]}")
+    wrapped.__cause__ = err
+    return wrapped

@@ -1,0 +1,343 @@
+"""The queue before an engine: who waits, what becomes a batch, where it runs, who is refused.
+
+An idle engine runs at once what came; a busy one takes everything that waits when it frees, up to its largest bucket.
+There is no delay window. Knows futures and rows; neither HTTP nor ONNX.
+
+A batch that is expected to be short runs on the event loop itself, at the end of the turn in which its requests
+arrived; a longer one runs in the batcher's one thread, so that health and metrics never wait behind it. Measured on
+two cores with a convolutional network of 23 microseconds a row: a lone caller is answered in 32 microseconds on the
+loop and 85 through the thread; 32 callers get 52,000 to 54,000 answers a second on the loop and 40,000 through it.
+"""
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from itertools import chain
+
+from service.batching.batch import Batch, BatchEngine, Nobody, Observer, Staging
+from service.batching.pace import Pace
+from service.batching.request import Answer, BatchAnswer, Request, future_request, join
+from service.errors import DeadlineExceeded, DeviceLost, NotReady, Overloaded
+from service.tensors import Array
+
+__all__ = ["Answer", "BatchAnswer", "BatchEngine", "Batcher", "Observer", "Request"]
+
+# While the thread runs, requests whose deadline passes are told so within this time.
+_SWEEP_SECONDS = 0.01
+
+
+class Batcher:
+    """Batches the requests of one event loop for one engine; all methods belong to that loop.
+
+    Args:
+        engine: runs batches, one at a time.
+        max_queue_rows: rows that may wait; a request beyond them is refused.
+        inline_seconds: batches expected to be shorter run on the event loop; 0 sends all to the thread.
+        executor: a pool of exactly one thread that the engine has to run in; None makes one when it is needed.
+        observer: counts batches and refusals.
+        lost: called when the engine says that its device is gone.
+    """
+
+    def __init__(
+        self,
+        engine: BatchEngine,
+        *,
+        max_queue_rows: int,
+        inline_seconds: float = 0.001,
+        executor: Executor | None = None,
+        observer: Observer | None = None,
+        lost: Callable[[DeviceLost], None] | None = None,
+    ) -> None:
+        self._engine = engine
+        self._largest = engine.buckets[-1]
+        self._max_queue_rows = max_queue_rows
+        self._easy_rows = min(self._largest, max_queue_rows)
+        self._inline_seconds = inline_seconds
+        self._executor = executor
+        self._own_executor: ThreadPoolExecutor | None = None
+        self._observer = observer or Nobody()
+        self._lost = lost
+        self._pace = Pace(engine.bucket_seconds)
+        self._staging = Staging()
+        self._queue: deque[Request] = deque()
+        self._queued_rows = 0
+        self._prepared: deque[Batch] = deque()  # at most one; the thread takes it when it frees
+        self._in_flight: list[Batch] = []  # prepared or running in the thread
+        self._is_running = False
+        self._batches = 0
+        self._is_scheduled = False
+        self._is_watching = False
+        self._is_closed = False
+        self._drained: asyncio.Event | None = None
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows that wait for their batch."""
+        return self._queued_rows
+
+    @property
+    def batches(self) -> int:
+        """Batches that were started so far."""
+        return self._batches
+
+    @property
+    def running_batch(self) -> int | None:
+        """The number of the batch that runs in the thread now; None when none does."""
+        return self._batches if self._is_running else None
+
+    async def infer(self, inputs: Mapping[str, Array], *, deadline: float | None = None) -> Answer:
+        """Answer any number of rows; more than the largest bucket are split and joined.
+
+        Args:
+            inputs: each input by name, all with the same number of rows, at least 1; left as they are until answered.
+            deadline: on the clock of `time.perf_counter`; None waits for ever.
+
+        Raises:
+            Overloaded: the answer could not be ready by the deadline, or the queue is full.
+            DeadlineExceeded: the deadline passed before there was an answer.
+            NotReady: the batcher is closed.
+            EngineError: the run failed, also for this request alone.
+        """
+        rows = len(next(iter(inputs.values())))
+        if rows > self._largest:
+            return await self._infer_split(inputs, rows, deadline)
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        request = future_request(future, inputs, deadline)
+        self.submit(request)
+        try:
+            return await future
+        finally:
+            request.cancel()  # after an answer this changes nothing; after a cancellation it spares a run
+
+    def submit(self, request: Request, *, is_alone: bool = False) -> None:
+        """Queue a request of at most the largest bucket's rows; its callbacks tell what became of it.
+
+        Args:
+            request: the rows and who waits for them.
+            is_alone: nothing else can arrive in this turn of the loop: an idle engine need not wait for its end.
+
+        Raises:
+            Overloaded: the answer could not be ready by the deadline, or the queue is full.
+            NotReady: the batcher is closed.
+        """
+        self._admit(request.rows, request.deadline)
+        if is_alone and not (self._is_running or self._queue or self._is_scheduled):
+            self._queue.append(request)
+            self._queued_rows += request.rows
+            self._turn()
+        else:
+            self._enqueue(request)
+
+    async def close(self) -> None:
+        """Refuse new requests, answer those that wait, and end the thread."""
+        self._is_closed = True
+        if self._queue or self._is_running:
+            self._drained = asyncio.Event()
+            await self._drained.wait()
+        if self._own_executor is not None:
+            self._own_executor.shutdown()
+
+    async def _infer_split(self, inputs: Mapping[str, Array], rows: int, deadline: float | None) -> Answer:
+        """Queue all parts in one go and join their answers; one that fails takes the others with it."""
+        self._admit(rows, deadline)
+        loop = asyncio.get_running_loop()
+        waiting: list[tuple[asyncio.Future[Answer], Request]] = []
+        for start in range(0, rows, self._largest):
+            part = {name: array[start : start + self._largest] for name, array in inputs.items()}
+            future: asyncio.Future[Answer] = loop.create_future()
+            waiting.append((future, future_request(future, part, deadline)))
+        for _, request in waiting:
+            self._enqueue(request)
+        try:
+            return join([await future for future, _ in waiting])
+        finally:
+            for future, request in waiting:
+                request.cancel()
+                future.cancel()
+
+    def _admit(self, rows: int, deadline: float | None) -> None:
+        """Refuse what could not be answered in time: a promise that will be broken costs a run and helps nobody."""
+        if self._is_closed:
+            self._observer.refused("closed")
+            raise NotReady("the service is shutting down; ask again")
+        is_idle = not self._is_running and not self._queue
+        if is_idle and rows <= self._easy_rows and self._is_easy(deadline):
+            return
+        ahead = self._queued_rows + sum(batch.rows for batch in self._prepared)
+        if ahead + rows > self._max_queue_rows:
+            self._observer.refused("queue_full")
+            after = math.ceil(self._pace.seconds_for(ahead, is_idle=is_idle))
+            raise Overloaded(f"{ahead} rows wait and {rows} came, at most {self._max_queue_rows} may wait", after)
+        if deadline is None:
+            return
+        expected, left = self._pace.seconds_for(ahead + rows, is_idle=is_idle), deadline - time.perf_counter()
+        if not self._pace.can_promise(expected, left):
+            self._observer.refused("deadline_ahead")
+            message = (
+                f"the answer would take {expected * 1e3:.0f} ms, the deadline leaves {max(0.0, left) * 1e3:.0f} ms"
+            )
+            raise Overloaded(message, math.ceil(max(0.0, expected - left)))
+
+    def _is_easy(self, deadline: float | None) -> bool:
+        """Whether an idle engine keeps a deadline whatever it runs: the usual case, found out at little cost."""
+        return deadline is None or self._pace.is_easy(deadline - time.perf_counter())
+
+    def _enqueue(self, request: Request) -> None:
+        self._queue.append(request)
+        self._queued_rows += request.rows
+        if self._is_running:
+            self._prepare_full()
+        else:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        """Run at the end of this turn of the loop: whatever else arrives in it joins the batch."""
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._is_scheduled = False
+        if self._is_running:
+            return
+        batch = self._take()
+        if batch is None:
+            self._tell_if_drained()
+        elif self._pace.bucket_seconds(batch.bucket) < self._inline_seconds:
+            self._batches += 1
+            batch.run(self._engine, self._staging)
+            self._settle(batch)
+            if self._queue:
+                self._schedule()
+            else:
+                self._tell_if_drained()
+        else:
+            self._in_flight.append(batch)
+            self._start(batch)
+            self._watch_deadlines()
+
+    def _take(self) -> Batch | None:
+        """Everything that waits, in order, up to the largest bucket, and no more than its members' deadlines allow.
+
+        Who has gone is left out, and so is who would be answered too late even alone.
+        """
+        if len(self._queue) == 1 and not self._is_running and (batch := self._take_only()):
+            return batch
+        requests: list[Request] = []
+        rows, limit = 0, self._largest
+        start = time.perf_counter() + self._pace.busy_seconds()
+        end = start + self._pace.run_seconds(self._queued_rows)
+        while self._queue:
+            request = self._queue[0]
+            if request.deadline is not None and request.deadline < end and not request.is_over:
+                if start + self._pace.run_seconds(request.rows) > request.deadline:
+                    self._expire(request)
+                else:
+                    limit = min(limit, max(request.rows, self._pace.safe_rows(request.deadline - start)))
+            if not request.is_over:
+                if rows + request.rows > limit:
+                    break
+                requests.append(request)
+                rows += request.rows
+            elif not request.is_expired:
+                self._observer.refused("cancelled")
+            self._queue.popleft()
+            self._queued_rows -= request.rows
+        return Batch(requests, rows, self._pace.bucket_for(rows)) if requests else None
+
+    def _take_only(self) -> Batch | None:
+        """The one request that waits for an idle engine, unless there is anything to think about."""
+        request = self._queue[0]
+        if request.is_over or not self._is_easy(request.deadline):
+            return None
+        self._queue.clear()
+        self._queued_rows = 0
+        return Batch([request], request.rows, self._pace.bucket_for(request.rows))
+
+    def _expire(self, request: Request) -> None:
+        request.is_over = request.is_expired = True
+        self._observer.refused("deadline_passed")
+        waited = time.perf_counter() - request.arrived
+        request.failed(DeadlineExceeded(f"the deadline passed {waited * 1e3:.0f} ms after the request arrived"))
+
+    def _start(self, batch: Batch) -> None:
+        """Hand a batch to the thread."""
+        self._batches += 1
+        self._is_running = True
+        self._pace.started(batch.bucket)
+        if self._executor is None:
+            self._own_executor = self._executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._executor.submit(self._work, batch, asyncio.get_running_loop())
+        self._prepare_full()
+
+    def _work(self, batch: Batch, loop: asyncio.AbstractEventLoop) -> None:
+        """In the thread: run this batch, then the prepared one if there is one, and so on."""
+        while True:
+            batch.run(self._engine, self._staging)
+            try:
+                following = self._prepared.popleft()
+            except IndexError:
+                loop.call_soon_threadsafe(self._finished, batch, None)
+                return
+            loop.call_soon_threadsafe(self._finished, batch, following)
+            batch = following
+
+    def _finished(self, batch: Batch, following: Batch | None) -> None:
+        """Back on the loop: keep the engine busy first, then tell the callers."""
+        self._in_flight.remove(batch)
+        if following is not None:
+            self._batches += 1
+            self._pace.started(following.bucket)
+            self._prepare_full()
+        elif self._prepared:  # it came just after the thread had looked
+            self._start(self._prepared.popleft())
+        else:
+            self._is_running = False
+            self._schedule()
+        self._settle(batch)
+
+    def _prepare_full(self) -> None:
+        """While the thread runs, put the next batch together if it cannot grow any more; never more than that one."""
+        if self._prepared or self._queued_rows < self._largest:
+            return
+        batch = self._take()
+        if batch is not None:
+            batch.prepare(self._staging)
+            self._in_flight.append(batch)
+            self._prepared.append(batch)
+
+    def _watch_deadlines(self) -> None:
+        if not self._is_watching:
+            self._is_watching = True
+            asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
+
+    def _sweep(self) -> None:
+        """While the thread runs, tell those whose deadline passes: they need not wait for the run to end."""
+        self._is_watching = False
+        if not self._is_running:
+            return
+        now = time.perf_counter()
+        for request in chain(self._queue, *(batch.requests for batch in self._in_flight)):
+            if request.deadline is not None and request.deadline < now and not request.is_over:
+                self._expire(request)
+        self._watch_deadlines()
+
+    def _settle(self, batch: Batch) -> None:
+        """Tell the members, count the batch, remember its time."""
+        batch.deliver()
+        answer = batch.answer
+        if answer is None:
+            self._observer.batch_failed()
+            if batch.device_lost is not None and self._lost is not None:
+                self._lost(batch.device_lost)
+            return
+        self._pace.finished(batch.bucket, answer.infer_seconds)
+        waited = answer.started - batch.requests[0].arrived
+        self._observer.batch(batch.rows, batch.bucket, waited, answer.infer_seconds)
+
+    def _tell_if_drained(self) -> None:
+        if self._drained is not None and not self._queue and not self._is_running:
+            self._drained.set()

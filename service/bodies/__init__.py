@@ -1,0 +1,1 @@
+"""Request bodies to arrays and results to answers, within limits and budgets."""

@@ -1,0 +1,132 @@
+"""The body of `POST /predict` -> one uint8 array (n, C, H, W), for each of the forms it may have.
+
+Pure functions of bytes, with no request and no framework in them, so that whatever receives the bytes can use them.
+Every check of what a sender wrote is here; nothing after this point has to doubt the array.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from service.bodies.images import PixelBudget, decode_image
+from service.bodies.instances import Images, images_from_json
+from service.bodies.limits import Limits, check_rows, clip
+from service.errors import InvalidInput, UnsupportedMediaType
+
+if TYPE_CHECKING:
+    from service.artifacts.signature import ImageSpec
+
+__all__ = [
+    "EMPTY_BODY", "INLINE_PIXEL_BYTES", "MEDIA_TYPES", "Images", "Limits", "images_from_form", "images_from_json",
+    "images_from_octets", "is_quick", "media_type", "read_images",
+]  # fmt: skip
+
+MEDIA_TYPES = ("application/json", "application/octet-stream", "image/png", "image/jpeg", "multipart/form-data")
+
+EMPTY_BODY = "body: 0 bytes, expected at least one image"
+
+INLINE_PIXEL_BYTES = 65_536  # plain pixels up to here are parsed in well under a millisecond
+INLINE_IMAGE_BYTES = 2_048  # deflate packs a thousandfold: only tiny files are sure to decode as fast
+
+
+def media_type(content_type: str | None) -> str:
+    """Return the media type of a Content-Type header, in lower case and without its parameters.
+
+    Raises:
+        UnsupportedMediaType: it is none of `MEDIA_TYPES`, or there is no header.
+    """
+    kind = (content_type or "").partition(";")[0].strip().lower()
+    if kind not in MEDIA_TYPES:
+        came = f"{clip(kind)!r}" if kind else "none"
+        raise UnsupportedMediaType(f"Content-Type: {came}, expected one of {', '.join(MEDIA_TYPES)}")
+    return kind
+
+
+def is_quick(body: bytes, kind: str) -> bool:
+    """Return whether an event loop can afford to read this body itself rather than hand it to a thread."""
+    if kind == "application/octet-stream":
+        return True  # one view of the bytes, whatever their number
+    plain = kind == "application/json" and not (b"b" in body and b'"b64"' in body)
+    return len(body) <= (INLINE_PIXEL_BYTES if plain else INLINE_IMAGE_BYTES)
+
+
+def read_images(body: bytes, content_type: str | None, spec: ImageSpec, limits: Limits) -> Images:
+    """Return the images of a body of any form.
+
+    Args:
+        body: the whole body; its size was limited by who received it.
+        content_type: the header as it came, parameters included.
+        spec: size, channels and background of what the model takes.
+        limits: how many images, and how large, one request may hold.
+
+    Returns:
+        uint8 array (n, C, H, W), 1 <= n <= limits.rows, contiguous; it may be a read-only view of `body`.
+
+    Raises:
+        UnsupportedMediaType: the media type is none of `MEDIA_TYPES`.
+        InvalidInput: the body is not what its media type says, or does not fit the model.
+        TooManyRows: more than `limits.rows` images.
+        BodyTooLarge: more pixels in all its files than one request may have decoded.
+    """
+    kind = media_type(content_type)
+    if not body:
+        raise InvalidInput(EMPTY_BODY)
+    if kind == "application/json":
+        return images_from_json(body, spec, limits)
+    if kind == "application/octet-stream":
+        return images_from_octets(body, spec, limits)
+    if kind == "multipart/form-data":
+        return images_from_form(body, content_type or "", spec, limits)
+    return decode_image(body, spec, PixelBudget(limits.pixels))[None]
+
+
+def images_from_octets(body: bytes, spec: ImageSpec, limits: Limits) -> Images:
+    """Return n x (C*H*W) bytes as images, without a copy. Raises as `read_images` does."""
+    values = spec.channels * spec.height * spec.width
+    rows, rest = divmod(len(body), values)
+    if rest or not rows:
+        raise InvalidInput(f"body: {len(body)} bytes, expected a multiple of {values} (one byte a pixel, row by row)")
+    check_rows(rows, limits)
+    return np.frombuffer(body, np.uint8).reshape(rows, spec.channels, spec.height, spec.width)
+
+
+def images_from_form(body: bytes, content_type: str, spec: ImageSpec, limits: Limits) -> Images:
+    """Return one image for each part of a multipart form, in their order. Raises as `read_images` does."""
+    parts = _form_parts(body, content_type, limits)
+    if not parts:
+        raise InvalidInput("form: no parts, expected one or several PNG or JPEG files")
+    budget = PixelBudget(limits.pixels)
+    images = [decode_image(bytes(part), spec, budget, f"form file {index}") for index, part in enumerate(parts)]
+    return np.stack(images)
+
+
+def _form_parts(body: bytes, content_type: str, limits: Limits) -> list[bytearray]:
+    """Return the content of each part; every part counts, so that n parts are n predictions."""
+    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    if not boundary:
+        raise InvalidInput("Content-Type: multipart/form-data without a boundary, let the client library write it")
+    parts: list[bytearray] = []
+    ended: list[bool] = []
+
+    def begin() -> None:
+        check_rows(len(parts) + 1, limits)
+        parts.append(bytearray())
+
+    def data(chunk: bytes, start: int, end: int) -> None:
+        parts[-1] += chunk[start:end]
+
+    def end() -> None:
+        ended.append(True)
+
+    try:
+        parser = MultipartParser(boundary, {"on_part_begin": begin, "on_part_data": data, "on_end": end})
+        parser.write(body)
+    except FormParserError as err:
+        raise InvalidInput("form: not valid multipart/form-data with the boundary that Content-Type names") from err
+    if not ended:
+        raise InvalidInput("form: it ends before its closing boundary, send it whole")
+    return parts

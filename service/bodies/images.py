@@ -1,0 +1,155 @@
+"""A PNG or JPEG file of any size and colour -> the pixels that a model expects, as its own file describes them.
+
+The border for image files: what is not an image, is too large or cannot be decoded is refused here. Values stay 0-255
+and are never inverted: scaling belongs to the graph, and whether light means ink is for the sender to know.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from service.errors import BodyTooLarge, InvalidInput
+
+if TYPE_CHECKING:
+    from service.artifacts.signature import ImageSpec
+
+FORMATS = ("PNG", "JPEG")  # by content; every decoder more is a door more
+
+# Below 179 megapixels Pillow only warns of a decompression bomb, and goes on.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+
+class PixelBudget:
+    """The pixels that one request may have decoded: a file of 6 KB can hold 49 million, and a body 10,000 such files.
+
+    Args:
+        per_image: width x height of one image; all images of a request together may have `IMAGES` times as many.
+    """
+
+    IMAGES = 8
+
+    def __init__(self, per_image: int) -> None:
+        self.per_image = per_image
+        self.left = per_image * self.IMAGES
+
+    @property
+    def expected(self) -> str:
+        """The limit of one image, for a message."""
+        return f"expected at most {self.per_image} in one image: send it smaller"
+
+    def take(self, image: Image.Image, place: str) -> None:
+        """Count an image that is about to be decoded.
+
+        Raises:
+            InvalidInput: it has too many pixels.
+            BodyTooLarge: it has too many together with those before it.
+        """
+        pixels = image.width * image.height
+        if pixels > self.per_image:
+            raise InvalidInput(f"{place}: {image.width}x{image.height} pixels, {self.expected}")
+        if pixels > self.left:
+            most = self.per_image * self.IMAGES
+            raise BodyTooLarge(
+                f"{place}: more than {most} pixels in one request, send the images in several or smaller"
+            )
+        self.left -= pixels
+
+
+def decode_image(data: bytes, spec: ImageSpec, budget: PixelBudget, place: str = "image") -> NDArray[np.uint8]:
+    """Return the pixels of an image file, fitted to what the model takes.
+
+    The steps, each left out where it has nothing to do: EXIF orientation, transparency over `spec.background`, grey
+    after ITU-R 601 (or RGB for a model of three channels), reduction by area averaging with the aspect kept, padding
+    with `spec.background`. A grey image of the right size arrives byte for byte.
+
+    Args:
+        data: the file, PNG or JPEG; the content decides, not a name.
+        spec: the model's height, width, channels (1 or 3) and background (0-255).
+        budget: the pixels that the request may still have decoded.
+        place: how a message names this image, for example "instances[3]".
+
+    Returns:
+        uint8 array (C, H, W).
+
+    Raises:
+        InvalidInput: not a PNG or JPEG, too many pixels, truncated or damaged.
+        BodyTooLarge: too many pixels together with the images before it.
+    """
+    image = open_image(data, budget, place)
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+        pixels = _fit(_flatten(image, spec), spec)
+    except Exception as err:  # a hostile file makes a decoder raise nearly anything: the file is at fault, not we
+        raise InvalidInput(f"{place}: the {image.format} file is truncated or damaged, send it whole") from err
+    array = np.asarray(pixels, dtype=np.uint8)
+    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))  # (C, H, W)
+
+
+def open_image(data: bytes, budget: PixelBudget, place: str = "image") -> Image.Image:
+    """Return the opened file with only its header read, once its format and its size are acceptable.
+
+    Raises:
+        InvalidInput: empty, not a PNG or JPEG, or too many pixels.
+        BodyTooLarge: too many pixels together with the images before it.
+    """
+    if not data:
+        raise InvalidInput(f"{place}: 0 bytes, expected a PNG or JPEG file")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
+        raise InvalidInput(f"{place}: more than 89 million pixels, {budget.expected}") from err
+    except Exception as err:
+        raise InvalidInput(f"{place}: not a PNG or JPEG image, expected the bytes of one") from err
+    budget.take(image, place)
+    return image
+
+
+def _flatten(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    """Return the image without transparency, in the model's own mode (`L` or `RGB`)."""
+    mode: Literal["L", "RGB"] = "L" if spec.channels == 1 else "RGB"
+    if image.mode.startswith("I"):
+        image = _eight_bits(image, spec)
+    if image.has_transparency_data:
+        colour = image if image.mode in ("LA", "RGBA") else image.convert("RGBA")
+        backdrop = Image.new(mode, image.size, _background(mode, spec))
+        return Image.composite(colour.convert(mode), backdrop, colour.getchannel("A"))
+    if image.mode in ("CMYK", "YCbCr"):
+        image = image.convert("RGB")
+    return image if image.mode == mode else image.convert(mode)  # RGB -> L is ITU-R 601: 0.299 R + 0.587 G + 0.114 B
+
+
+def _eight_bits(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    """Return a 16-bit grey image as 8 bits, rounded; Pillow's own conversion would clip at 255 instead of scaling."""
+    values = np.asarray(image).astype(np.int64)
+    grey = ((values + 128) // 257).astype(np.uint8)  # 65535 / 255 = 257
+    key = image.info.get("transparency")
+    if isinstance(key, int):  # PNG: this one value means "nothing here"
+        grey[values == key] = spec.background
+    return Image.fromarray(grey)
+
+
+def _fit(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    """Return the image at the model's size: aspect kept, area averaging, centred on the background."""
+    target = (spec.width, spec.height)
+    if image.size == target:
+        return image
+    scale = min(spec.width / image.width, spec.height / image.height)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    # BOX weighs each source pixel by the area it covers; the other filters ring or skip pixels when they reduce much.
+    resized = image.resize(size, Image.Resampling.BOX)
+    if size == target:
+        return resized
+    canvas = Image.new(image.mode, target, _background(image.mode, spec))
+    canvas.paste(resized, ((spec.width - size[0]) // 2, (spec.height - size[1]) // 2))
+    return canvas
+
+
+def _background(mode: str, spec: ImageSpec) -> int | tuple[int, ...]:
+    """Return the model's background in the terms of an image's mode."""
+    return spec.background if mode == "L" else (spec.background,) * 3

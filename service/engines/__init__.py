@@ -1,0 +1,1 @@
+"""One proven onnxruntime session: its device, its batch sizes, its rewritten graphs."""

@@ -1,0 +1,176 @@
+"""Which batch sizes a session may run: those whose answers do not depend on who shares the batch.
+
+A kernel may add in another order for another batch size, so the same image can get other last bits in other company.
+That is measured at load, on the golden inputs at several positions of every bucket, and only buckets that agree byte
+for byte are served. Knows arrays and a function that runs them; no sessions.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from service.engines.courtesy import pause
+from service.errors import BucketsInvalid
+from service.tensors import Array
+
+_log = logging.getLogger(__name__)
+
+Run = Callable[[Mapping[str, Array]], dict[str, Array]]
+
+# A batch that runs longer than this gains no throughput worth its wait; larger buckets are not tried.
+LONGEST_RUN_SECONDS = 0.25
+_SHIFTS = 3
+# A bucket is timed at least and at most so often, and not for longer than this once it has been timed often enough.
+_FEWEST_RUNS, _MOST_RUNS, _TIMED_SECONDS = 3, 7, 0.005
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What was measured at load.
+
+    `buckets` of those that were `tried` are served; `answers` holds the golden answers of each of them, rows in golden
+    order. `seconds` is the median time of one run. `largest_deviation` compares all buckets that were tried with the
+    first: the largest |difference| of a float output relative to its largest |value|.
+    """
+
+    buckets: tuple[int, ...]
+    batch_invariant: bool
+    largest_deviation: float
+    seconds: Mapping[int, float]
+    answers: Mapping[int, Mapping[str, Array]]
+    tried: tuple[int, ...] = ()
+
+
+def check_buckets(buckets: Sequence[int]) -> tuple[int, ...]:
+    """Return the buckets as a tuple.
+
+    Raises:
+        BucketsInvalid: the list is empty, not rising, or holds a number below 1.
+    """
+    if not buckets or buckets[0] < 1 or any(later <= earlier for earlier, later in pairwise(buckets)):
+        raise BucketsInvalid(f"buckets are {list(buckets)}, expected rising batch sizes from 1 up, such as 1,8,32")
+    return tuple(buckets)
+
+
+def profile_buckets(
+    run: Run, asked: Mapping[str, Array], candidates: Sequence[int], known_seconds: Mapping[int, float] | None = None
+) -> Profile:
+    """Run every candidate on the golden inputs and choose those that agree byte for byte.
+
+    The buckets that agree with the first (bucket 1, usually) are served; if that one stands alone, the largest set
+    that agrees among itself is, and smaller batches are padded up to it. When not even one bucket gives the same
+    answer twice, all are served and the profile says that answers vary.
+
+    Args:
+        run: exactly one batch of the given size, with no padding of its own.
+        asked: golden inputs, the same number of rows in each.
+        candidates: rising batch sizes.
+        known_seconds: how long buckets take that need not be timed again.
+    """
+    answers: dict[int, dict[str, Array]] = {}
+    times: dict[int, list[float]] = {}
+    steady: list[int] = []
+    for bucket in candidates:
+        if any(min(taken) > LONGEST_RUN_SECONDS for taken in times.values()):
+            _log.info("buckets from %d on left out: a run of fewer rows takes %.2f s", bucket, LONGEST_RUN_SECONDS)
+            break
+        answers[bucket], is_steady = _answers(run, asked, bucket)
+        known = (known_seconds or {}).get(bucket)
+        times[bucket] = _times(run, asked, bucket) if known is None else [known]
+        if is_steady:
+            steady.append(bucket)
+    served = _agreeing(answers, steady) or tuple(answers)
+    return Profile(
+        buckets=served,
+        batch_invariant=bool(steady),
+        largest_deviation=max(_deviation(answers[candidates[0]], other) for other in answers.values()),
+        seconds={bucket: float(np.median(times[bucket])) for bucket in served},
+        answers={bucket: answers[bucket] for bucket in served},
+        tried=tuple(answers),
+    )
+
+
+def _answers(run: Run, asked: Mapping[str, Array], bucket: int) -> tuple[dict[str, Array], bool]:
+    """Golden answers of one bucket, and whether every position and every company gave the same bytes.
+
+    Each run takes the golden rows in a circle from another start, so that every position of the bucket is used and
+    every row meets several positions and neighbours.
+    """
+    rows = len(next(iter(asked.values())))
+    if bucket == 1:
+        shifts: Sequence[int] = range(2 * rows)  # each row twice, or an engine that never repeats itself looks steady
+    elif bucket < rows:
+        shifts = range(rows)
+    else:
+        shifts = [shift * rows // _SHIFTS for shift in range(_SHIFTS)]
+    found: dict[str, Array] = {}
+    is_seen, is_steady = np.zeros(rows, np.bool_), True
+    for shift in shifts:
+        order = (np.arange(bucket) + shift) % rows
+        started = time.perf_counter()
+        outputs = run({name: np.ascontiguousarray(array[order]) for name, array in asked.items()})
+        pause(time.perf_counter() - started)
+        if not found:
+            found = {name: np.zeros((rows, *array.shape[1:]), array.dtype) for name, array in outputs.items()}
+        first = np.unique(order, return_index=True)[1]  # where each row stands for the first time
+        fresh = first[~is_seen[order[first]]]
+        for name, array in outputs.items():
+            found[name][order[fresh]] = array[fresh]
+            is_steady = is_steady and found[name][order].tobytes() == array.tobytes()
+        is_seen[order] = True
+    return found, is_steady
+
+
+def _agreeing(answers: Mapping[int, Mapping[str, Array]], steady: Sequence[int]) -> tuple[int, ...]:
+    """The set with the first bucket if it has company, else the largest set (of the largest buckets on a tie)."""
+    sets: dict[bytes, list[int]] = {}
+    for bucket in steady:
+        sets.setdefault(b"".join(array.tobytes() for array in answers[bucket].values()), []).append(bucket)
+    if not sets:
+        return ()
+    first = next(iter(sets.values()))
+    if len(first) > 1 and first[0] == next(iter(answers)):
+        return tuple(first)
+    largest = max((len(agreeing), agreeing[-1], agreeing) for agreeing in sets.values())
+    return tuple(largest[2])
+
+
+def _deviation(first: Mapping[str, Array], other: Mapping[str, Array]) -> float:
+    largest = 0.0
+    for name, expected in first.items():
+        if np.issubdtype(expected.dtype, np.floating) and expected.size:
+            scale = float(np.abs(expected).max()) or 1.0
+            largest = max(largest, float(np.abs(other[name].astype(np.float64) - expected).max()) / scale)
+    return largest
+
+
+def median_seconds(run: Run, asked: Mapping[str, Array], bucket: int) -> float:
+    """Median seconds of one run of `bucket` golden rows, taken in a circle."""
+    return float(np.median(_times(run, asked, bucket)))
+
+
+def answer_alike(one: Run, other: Run, asked: Mapping[str, Array], bucket: int) -> bool:
+    """Whether two ways to run `bucket` golden rows give the same bytes."""
+    batch = _batch(asked, bucket)
+    first, second = one(batch), other(batch)
+    return all(array.tobytes() == second[name].tobytes() for name, array in first.items())
+
+
+def _batch(asked: Mapping[str, Array], bucket: int) -> dict[str, Array]:
+    return {name: np.resize(array, (bucket, *array.shape[1:])) for name, array in asked.items()}
+
+
+def _times(run: Run, asked: Mapping[str, Array], bucket: int) -> list[float]:
+    batch = _batch(asked, bucket)
+    times: list[float] = []
+    while len(times) < _FEWEST_RUNS or (len(times) < _MOST_RUNS and sum(times) < _TIMED_SECONDS):
+        started = time.perf_counter()
+        run(batch)
+        times.append(time.perf_counter() - started)
+        if times[-1] > LONGEST_RUN_SECONDS:
+            break
+    return times

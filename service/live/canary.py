@@ -1,0 +1,68 @@
+"""Asks every idle model its golden questions again: ready is a statement about now, not about the start.
+
+Goes through the batcher like any request. Wrong or missing answers turn ready false with the reason; after several in
+a row the process ends, since only a new one can help.
+"""
+
+import asyncio
+import logging
+
+from service.errors import NotReady, Overloaded, ServiceError
+from service.live.registry import Model, Registry
+
+_log = logging.getLogger(__name__)
+
+_FAILURES = 3
+_SHARE = 1000  # a canary may take one part in so many of a core's time
+
+
+class Canary:
+    """The questions, and how often they went unanswered.
+
+    Args:
+        registry: holds the models, and is told what they say.
+        seconds: between two questions, longer where one costs more than a thousandth of that; 0 asks none.
+    """
+
+    def __init__(self, registry: Registry, seconds: float) -> None:
+        self._registry = registry
+        self._seconds = seconds
+        self._failures: dict[str, int] = {}
+        self._batches: dict[str, int] = {}
+
+    async def run(self) -> None:
+        """Ask until cancelled."""
+        pause = self._seconds
+        while pause > 0:
+            await asyncio.sleep(pause)
+            spent = sum([await self.ask(model) for model in self._registry.models()])
+            pause = max(self._seconds, _SHARE * spent)
+
+    async def ask(self, model: Model) -> float:
+        """Ask one model, unless it has answered others since it was last asked; returns the seconds that it ran."""
+        answered = model.batcher.batches
+        if self._batches.get(model.name) != answered and not self._failures.get(model.name):
+            self._batches[model.name] = answered
+            return 0.0
+        try:
+            answer = await model.batcher.infer(model.engine.golden.inputs)
+            model.engine.golden.check(answer.outputs, model.engine.device.provider)
+        except (NotReady, Overloaded):  # it ends, or it is not idle after all
+            return 0.0
+        except ServiceError as err:
+            self._failed(model, err)
+            return 0.0
+        else:
+            if self._failures.pop(model.name, 0):
+                _log.warning("model %r gives its golden answers again", model.name)
+            self._registry.doubt(model.name, None)
+        self._batches[model.name] = model.batcher.batches
+        return answer.infer_seconds
+
+    def _failed(self, model: Model, err: ServiceError) -> None:
+        failures = self._failures[model.name] = self._failures.get(model.name, 0) + 1
+        reason = f"model {model.name!r} does not give its golden answers any more: {err}"
+        _log.error("%s", reason, extra={"failures": failures})
+        self._registry.doubt(model.name, reason)
+        if failures == _FAILURES:
+            self._registry.end(reason)

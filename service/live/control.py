@@ -1,0 +1,256 @@
+"""What an operator can ask of the models: list, load, unload, promote, roll back, compare.
+
+Each call writes the decision where every worker reads it, follows it in this worker, and returns once it holds here.
+Knows nothing of HTTP; who may ask is for `access` to say.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from service.errors import InvalidInput, ModelNotFound
+from service.live.loading import UNVERIFIED
+from service.live.registry import Registry
+from service.live.state import LATEST, PROMOTE, ROLLBACK, ModelState, Shadow, check_label
+from service.live.versions import Versions
+
+MAX_SHADOW_SECONDS = 30 * 24 * 3600.0
+
+
+class Control:
+    """The calls.
+
+    Args:
+        registry: of this worker.
+        promotes_new: whether `latest` follows the newest version by itself.
+    """
+
+    def __init__(self, registry: Registry, *, promotes_new: bool) -> None:
+        self._registry = registry
+        self._follower = registry.follower
+        self._state = registry.follower.state
+        self._promotes_new = promotes_new
+
+    def index(self, *, ready_only: bool = False) -> list[dict[str, Any]]:
+        """Return every version, on disk or in memory: name, version, state, and the reason where it does not serve."""
+        names = sorted({*self._follower.repository.models(), *self._registry.tables})
+        rows = [row for name in names for row in self._versions(name)]
+        return [row for row in rows if row["state"] == "READY"] if ready_only else rows
+
+    def show(self, name: str) -> dict[str, Any]:
+        """Return labels, versions, history and comparison of one model.
+
+        Raises:
+            ModelNotFound: it is neither on disk nor in memory.
+        """
+        self._known(name)
+        state, table = self._decided(name), self._registry.tables.get(name)
+        return {
+            "name": name,
+            "latest": table.latest if table else None,
+            "pinned": LATEST in state.labels,
+            "labels": dict(table.labels) if table else {},
+            "versions": self._versions(name),
+            "shadow": self.shadow_report(name),
+            "history": [asdict(move) for move in state.history],
+        }
+
+    async def load(self, name: str, version: int | None = None) -> None:
+        """Load the newest version, or a named one beside those that serve; refused ones are tried again.
+
+        Raises:
+            ModelNotFound: it is not on disk.
+            InvalidInput: it was refused; the sentence says why.
+            NotReady: a named version, or a model that was unloaded, needs the state folder.
+        """
+        on_disk = self._known(name)
+        if version is not None:
+            self._on_disk(name, version)
+            await self._decide(name, lambda state: replace(_with(state, version), is_unloaded=False))
+        elif self._decided(name).is_unloaded:
+            await self._decide(name, lambda state: replace(state, is_unloaded=False))
+        await self._follower.follow(name, again=True)
+        try:
+            self._refuse_refused(name, version if version is not None else max(on_disk, default=0))
+        except InvalidInput:
+            if version is not None:
+                await self._decide(name, lambda state: _without(state, version))
+            raise
+
+    async def unload(self, name: str) -> None:
+        """Let a model answer nothing any more, in no version, until it is loaded again.
+
+        Raises:
+            ModelNotFound: there is no such model.
+            NotReady: there is no state folder.
+        """
+        self._known(name)
+        await self._decide(name, lambda state: replace(state, is_unloaded=True, loaded=(), shadow=None))
+        await self._follower.follow(name)
+
+    async def promote(self, name: str, version: int | None, label: str = LATEST) -> None:
+        """Point a label at a version, once that is loaded and proved.
+
+        `latest` follows the newest version again where that is the one, or where none is named.
+
+        Raises:
+            ModelNotFound: the version is not on disk.
+            InvalidInput: it was refused, or no version is named for another label.
+            NotReady: there is no state folder.
+        """
+        check_label(label)
+        on_disk = self._known(name)
+        target = version
+        if version is None:
+            if label != LATEST:
+                raise InvalidInput(f"promote: no version came, expected the one that {label!r} shall point at")
+        else:
+            table = self._registry.tables.get(name)
+            if table is None or version not in table.loaded:
+                await self.load(name, version)
+            if label == LATEST and version == max(on_disk, default=0) and self._promotes_new:
+                target = None
+        source = self._target(name, label)
+        await self._move(name, label, target, PROMOTE, source, version)
+
+    async def rollback(self, name: str, label: str = LATEST) -> None:
+        """Point a label back at the version it pointed at before; `latest` stays there until the next promote.
+
+        Each further rollback goes one step further back.
+
+        Raises:
+            ModelNotFound: there is no such model or label.
+            InvalidInput: there is nothing to go back to, or that version was refused.
+            NotReady: there is no state folder.
+        """
+        self._known(name)
+        source = self._target(name, label)
+        if source is None:
+            raise ModelNotFound(f"model {name!r} has no label {label[:64]!r} to roll back")
+        target = self._follower.previous(name) if label == LATEST else self._decided(name).before(label)
+        if target is None:
+            raise InvalidInput(f"rollback: {label!r} of model {name!r} has pointed at nothing before version {source}")
+        await self._move(name, label, target, ROLLBACK, source)
+        self._refuse_refused(name, target)
+
+    async def shadow(self, name: str, version: int, seconds: float) -> None:
+        """Give a version a copy of live inputs for a while.
+
+        Raises:
+            ModelNotFound: the version is not on disk.
+            InvalidInput: it was refused, it is `latest` itself, or the time is none.
+            NotReady: there is no state folder.
+        """
+        self._known(name)
+        self._on_disk(name, version)
+        if not 0 < seconds <= MAX_SHADOW_SECONDS:
+            raise InvalidInput(f"shadow: {seconds} seconds, expected a number above 0 and at most 30 days")
+        if version == self._target(name, LATEST):
+            raise InvalidInput(f"shadow: version {version} is the one that answers, expected another one")
+        decided = Shadow(version, time.time(), time.time() + seconds)
+        await self._decide(name, lambda state: replace(state, shadow=decided))
+        await self._follower.follow(name, again=True)
+        try:
+            self._refuse_refused(name, version)
+        except InvalidInput:
+            await self.end_shadow(name)
+            raise
+
+    async def end_shadow(self, name: str) -> None:
+        """End a comparison; its version leaves unless a label points at it."""
+        self._known(name)
+        await self._decide(name, lambda state: replace(state, shadow=None))
+        await self._follower.follow(name)
+
+    def shadow_report(self, name: str) -> dict[str, Any] | None:
+        """Return what the comparison has found so far; None where there is none."""
+        decided = self._decided(name).shadow
+        if decided is None:
+            return None
+        return {**asdict(decided), **self._registry.shadows.report(name, decided)}
+
+    async def _decide(self, name: str, decide: Callable[[ModelState], ModelState]) -> None:
+        """Write a decision; in a thread, since a disk may take its time to be sure and requests go on meanwhile."""
+        await asyncio.to_thread(self._state.change, name, decide)
+
+    async def _move(
+        self, name: str, label: str, target: int | None, action: str, source: int | None, version: int | None = None
+    ) -> None:
+        """Point a label at `target`; it keeps `version`, or else that one, which no load has to keep any more."""
+
+        def decide(state: ModelState) -> ModelState:
+            moved = state.moved(label, target, action, source)
+            return replace(_without(moved, version or target), is_unloaded=False)
+
+        await self._decide(name, decide)
+        await self._follower.follow(name)
+
+    def _versions(self, name: str) -> list[dict[str, Any]]:
+        table = self._registry.tables.get(name)
+        loaded = table.loaded if table else {}
+        numbers = sorted({*self._follower.repository.models().get(name, []), *loaded})
+        return [self._row(name, number, table) for number in numbers]
+
+    def _row(self, name: str, version: int, table: Versions | None) -> dict[str, Any]:
+        row: dict[str, Any] = {"name": name, "version": str(version), "state": "READY", "reason": ""}
+        if table is not None and version in table.loaded:
+            verified = table.loaded[version].is_verified
+            reason = "" if verified else f"unverified: {UNVERIFIED}"
+            return row | {"reason": reason, "labels": table.labels_of(version), "verified": verified}
+        if self._follower.loading == (name, version):
+            return row | {"state": "LOADING"}
+        refusal = self._follower.refusals.get((name, version))
+        return row | {"state": "UNAVAILABLE", "reason": refusal.reason if refusal else "not loaded"}
+
+    def _known(self, name: str) -> list[int]:
+        """Return the versions on disk of a model that exists."""
+        on_disk = self._follower.repository.models()
+        if name not in on_disk and name not in self._registry.tables:
+            raise ModelNotFound(f"model {name[:80]!r} does not exist; there are {sorted(on_disk)}")
+        return on_disk.get(name, [])
+
+    def _on_disk(self, name: str, version: int) -> None:
+        on_disk = self._known(name)
+        if version not in on_disk:
+            raise ModelNotFound(f"model {name!r} has no version {version}; there are {on_disk}")
+
+    def _decided(self, name: str) -> ModelState:
+        return self._state.read().get(name, ModelState())
+
+    def _target(self, name: str, label: str) -> int | None:
+        """Return where a label points now; None where it points nowhere."""
+        table = self._registry.tables.get(name)
+        if label == LATEST:
+            return table.latest if table else None
+        return self._decided(name).labels.get(label)
+
+    def _refuse_refused(self, name: str, version: int) -> None:
+        refusal = self._follower.refusals.get((name, version))
+        if refusal is not None:
+            raise InvalidInput(f"version {version} was refused, and what served goes on: {refusal.reason}")
+
+
+def _with(state: ModelState, version: int) -> ModelState:
+    return replace(state, loaded=tuple(sorted({*state.loaded, version})))
+
+
+def _without(state: ModelState, version: int | None) -> ModelState:
+    return replace(state, loaded=tuple(other for other in state.loaded if other != version))
+
+
+def body_version(body: Mapping[str, Any]) -> int | None:
+    """Return the version that a control call names, as a number or as text, or under `parameters` as Triton has it.
+
+    Raises:
+        InvalidInput: it is no positive whole number.
+    """
+    value = body.get("version", (body.get("parameters") or {}).get("version"))
+    if value is None:
+        return None
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 18:
+        value = int(value)
+    if type(value) is not int or value < 1:
+        raise InvalidInput(f"version: {str(value)[:40]!r}, expected a positive whole number")
+    return value

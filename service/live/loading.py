@@ -1,0 +1,258 @@
+"""One version of a model, from its folder to something that answers, and back.
+
+A version is loaded beside those that serve, in a thread of its own, and asked its golden questions by the way that
+requests take. Decides nothing: which versions are wanted is for `follow` to say.
+"""
+
+import asyncio
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from service.artifacts.repository import Artifact, Repository
+from service.artifacts.signature import ImageSpec
+from service.batching.batcher import Batcher
+from service.engines.courtesy import giving_way
+from service.engines.engine import Engine
+from service.engines.specialise import Decide, decide_alone
+from service.errors import DeviceLost, ServiceError
+from service.live.memory import give_back
+from service.live.statistics import Observers, Statistics
+from service.metrics import Metrics, ModelMetrics
+from service.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+UNVERIFIED = "it came without a manifest, and nobody proved its answers"
+
+
+class _Users:
+    """How many requests hold a version, and a signal when the last one lets go."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.gone = asyncio.Event()
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """One version of a model, ready to answer."""
+
+    artifact: Artifact
+    engine: Engine
+    batcher: Batcher
+    executor: ThreadPoolExecutor
+    statistics: Statistics
+    users: _Users = field(default_factory=_Users)
+
+    @property
+    def name(self) -> str:
+        """The name that requests use."""
+        return self.artifact.name
+
+    @property
+    def version(self) -> int:
+        """The version that answers."""
+        return self.artifact.version
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether it came with golden answers and gave them."""
+        return self.artifact.is_verified
+
+    @cached_property
+    def header_lines(self) -> bytes:
+        """What every answer of it says of it in its headers."""
+        return b"".join(b"%b: %b\r\n" % header for header in self.headers)
+
+    @cached_property
+    def headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        """The same one by one: the version, and whether nobody proved it."""
+        version = (b"x-model-version", b"%d" % self.version)
+        return (version,) if self.is_verified else (version, (b"x-model-verified", b"false"))
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Class names, index = class id."""
+        return self.engine.labels
+
+    @property
+    def image(self) -> ImageSpec | None:
+        """How a picture becomes a row."""
+        return self.engine.image
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep this version from being unloaded while a request that has chosen it is read and answered."""
+        self.users.count += 1
+        try:
+            yield
+        finally:
+            self.users.count -= 1
+            if not self.users.count:
+                self.users.gone.set()
+
+
+class Loader:
+    """Loads and unloads versions.
+
+    Args:
+        repository: where they are.
+        settings: where they run and what they may hold.
+        metrics: told of every load, batch and refusal.
+        lost: called once when a device no longer answers.
+        decide: settles a question of measurement among all workers.
+        folder: where the workers keep what they counted; None when there is only one.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        settings: Settings,
+        metrics: Metrics,
+        lost: Callable[[DeviceLost], None],
+        decide: Decide = decide_alone,
+        folder: Path | None = None,
+    ) -> None:
+        self._repository = repository
+        self._settings = settings
+        self._metrics = metrics
+        self._lost = lost
+        self._decide = decide
+        self._folder = folder
+        self._counted: dict[str, ModelMetrics] = {}
+        self._batchers: dict[str, list[Batcher]] = {}  # of all versions that are loaded, for the queue's gauge
+
+    async def load(self, name: str, version: int, *, is_beside: bool = False, like: Model | None = None) -> Model:
+        """Return a version that has given its golden answers through its batcher.
+
+        Args:
+            name: of the model.
+            version: of it.
+            is_beside: whether others are answered meanwhile, to whom the load gives way.
+            like: the version that serves, from whose measurements this one may take over what holds for both.
+
+        Raises:
+            ServiceError: it is not what its manifest says, cannot be loaded or answers wrongly; nothing stays behind.
+        """
+        started = time.perf_counter()
+        executor = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{name}")
+        try:
+            loop = asyncio.get_running_loop()
+            artifact = await loop.run_in_executor(executor, self._repository.open, name, version)
+            engine = await loop.run_in_executor(executor, self._load_engine, artifact, is_beside, like)
+            folder = self._folder and self._folder / "statistics" / name / str(version)
+            statistics = Statistics(engine.buckets[-1], folder)
+            model = Model(artifact, engine, self._batcher(name, engine, executor, statistics), executor, statistics)
+            await self._prove(model)
+        except ServiceError as err:
+            executor.shutdown()
+            raise type(err)(f"model {name!r}: {err}") from err
+        except BaseException:
+            executor.shutdown()
+            raise
+        self._report(model, time.perf_counter() - started)
+        return model
+
+    async def unload(self, model: Model) -> None:
+        """Let the requests that chose a version end, answer what waits for it, and free what it holds.
+
+        No longer than the settings allow: a run that hangs must not keep us.
+        """
+        try:
+            await asyncio.wait_for(self._drain(model), self._settings.drain_seconds)
+        except TimeoutError:
+            seconds = self._settings.drain_seconds
+            _log.error("model %r version %d still ran after %g s and was left", model.name, model.version, seconds)
+            model.executor.shutdown(wait=False, cancel_futures=True)
+        else:
+            model.executor.shutdown()
+        if model.batcher in self._batchers.get(model.name, []):
+            self._batchers[model.name].remove(model.batcher)
+        model.statistics.close()
+        self._metrics.forget_model(*_identity(model))
+        _log.info("unloaded", extra={"model": model.name, "version": model.version})
+        del model  # the last one who holds it, or what it held could not be given back
+        await asyncio.to_thread(give_back)
+
+    async def _drain(self, model: Model) -> None:
+        while model.users.count:
+            model.users.gone.clear()
+            await model.users.gone.wait()
+        await model.batcher.close()
+
+    async def _prove(self, model: Model) -> None:
+        golden = model.engine.golden
+        answer = await model.batcher.infer(golden.inputs)
+        golden.check(answer.outputs, model.engine.device.provider)
+        model.statistics.forget()
+
+    def _load_engine(self, artifact: Artifact, is_beside: bool, like: Model | None) -> Engine:
+        settings = self._settings
+        with giving_way(is_needed=is_beside):
+            return Engine.load(
+                artifact,
+                provider=settings.provider,
+                threads=settings.threads,
+                cores=max(1, len(os.sched_getaffinity(0)) // settings.workers),
+                buckets=settings.buckets,
+                device_id=settings.cuda_device,
+                tf32=settings.tf32,
+                is_specialised=settings.specialise,
+                decide=self._decide,
+                like=like.engine if like is not None else None,
+            )
+
+    def _batcher(self, name: str, engine: Engine, executor: ThreadPoolExecutor, statistics: Statistics) -> Batcher:
+        """A batcher that stays in the engine's own thread where the device demands it."""
+        is_bound_to_thread = engine.device.provider == "cuda"
+        batcher = Batcher(
+            engine,
+            max_queue_rows=self._settings.max_queue_rows,
+            inline_seconds=0.0 if is_bound_to_thread else self._settings.inline_below_ms / 1000,
+            executor=executor,
+            observer=Observers(self._counters(name), statistics),
+            lost=self._lost,
+        )
+        if name not in self._batchers:
+            self._metrics.before_reading.append(lambda: self._count_waiting(name))
+        self._batchers.setdefault(name, []).append(batcher)
+        return batcher
+
+    def _counters(self, name: str) -> ModelMetrics:
+        """Return the counters of a model, which all of its versions share: each new one would be read for ever."""
+        if name not in self._counted:
+            self._counted[name] = self._metrics.for_model(name)
+        return self._counted[name]
+
+    def _count_waiting(self, name: str) -> None:
+        self._metrics.queued_rows.labels(name).set(sum(batcher.queued_rows for batcher in self._batchers[name]))
+
+    def _report(self, model: Model, seconds: float) -> None:
+        name, engine, metrics = model.name, model.engine, self._metrics
+        metrics.model_info.labels(*_identity(model)).set(1)
+        metrics.device_fallback.labels(name).set(int(engine.device.fallback_reason is not None))
+        metrics.batch_invariant.labels(name).set(int(engine.batch_invariant))
+        metrics.batch_deviation.labels(name).set(engine.largest_deviation)
+        deviation = max(engine.deviations.values(), default=0.0) if model.is_verified else math.nan
+        metrics.golden_deviation.labels(name).set(deviation)
+        metrics.load_seconds.labels(name).set(seconds)
+        for bucket, expected in engine.bucket_seconds.items():
+            metrics.bucket_seconds.labels(name, str(bucket)).set(expected)
+        fields = {"model": name, "version": model.version, "seconds": round(seconds, 3)}
+        _log.info("loaded", extra={**fields, "verified": model.is_verified})
+        if not model.is_verified:
+            _log.warning("model %r version %d is served unverified: %s", name, model.version, UNVERIFIED)
+
+
+def _identity(model: Model) -> tuple[str, ...]:
+    """The labels of `model_info`."""
+    artifact, provider = model.artifact, model.engine.device.provider
+    return model.name, str(model.version), artifact.sha256, provider, str(model.is_verified).lower()

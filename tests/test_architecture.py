@@ -1,0 +1,86 @@
+"""The house as docs/architecture.md draws it: one direction, two halves, and no file that the page does not name."""
+
+import ast
+import graphlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HALVES = ("training", "service", "foldserve_client")
+
+
+def modules(package: str) -> dict[str, Path]:
+    """Every module of a package by its dotted name."""
+    found = {}
+    for path in (ROOT / package).rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that a file imports anywhere, also inside functions and for the type checker alone."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def graph_of(package: str) -> dict[str, set[str]]:
+    """Which modules of a package import which others of it; a package's own module counts where nothing nearer does."""
+    known = modules(package)
+    edges = {}
+    for name, path in known.items():
+        wanted = {target for target in imports(path) if target in known and target != name}
+        edges[name] = {target for target in wanted if not any(other.startswith(f"{target}.") for other in wanted)}
+    return edges
+
+
+@pytest.mark.parametrize("package", HALVES)
+def test_no_module_imports_itself_by_a_way_round(package):
+    """A circle would mean that two files are one thought."""
+    list(graphlib.TopologicalSorter(graph_of(package)).static_order())
+
+
+@pytest.mark.parametrize("package", ["service", "training.fold"])
+def test_rooms_stand_in_one_order(package):
+    """What holds for files holds for the folders of a half: each is built on others, never on one built on it."""
+    depth = package.count(".") + 2
+    rooms: dict[str, set[str]] = {}
+    for name, targets in graph_of(package.split(".")[0]).items():
+        room = ".".join(name.split(".")[:depth])
+        inside = {".".join(target.split(".")[:depth]) for target in targets if target.startswith(f"{package}.")}
+        if name.startswith(f"{package}."):
+            rooms.setdefault(room, set()).update(inside - {room})
+    list(graphlib.TopologicalSorter(rooms).static_order())
+
+
+def test_the_halves_do_not_know_each_other():
+    """They meet in the version folder: whoever serves needs neither training code nor torch."""
+    for half, others in (
+        ("service", {"training", "foldserve_client", "torch", "onnx"}),
+        ("foldserve_client", {"training", "service", "torch", "onnx", "onnxruntime"}),
+        ("training", {"service", "foldserve_client"}),
+    ):
+        for name, path in modules(half).items():
+            assert not {target.split(".")[0] for target in imports(path)} & others, name
+
+
+@pytest.mark.parametrize("half", ["training", "service"])
+def test_the_page_names_every_file(half):
+    """Who looks for a file finds it in docs/architecture.md, with its room."""
+    page = (ROOT / "docs/architecture.md").read_text()
+    named = set(re.findall(r"`([\w/]+)`", page))
+    for path in (ROOT / half).rglob("*.py"):
+        inside = path.relative_to(ROOT / half).with_suffix("")
+        if inside.name in ("__init__", "__main__"):
+            continue
+        rooms = {f"{parent}/" for parent in map(str, inside.parents) if parent != "."}
+        whole_room_is_named = any(f"`{room}`" in page for room in rooms)
+        assert inside.name in named or str(inside) in named or whole_room_is_named, inside

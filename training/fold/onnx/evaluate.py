@@ -1,0 +1,201 @@
+"""Runs an ONNX graph in float64, every float tensor and every cast widened, keeping only the values that are asked for.
+
+Used by `onnx_proof`. It is not onnxruntime, on purpose: that has no double convolution, and it is what the deployed
+model is measured with. An operation that nobody can run here makes its results unknown, not the whole evaluation.
+"""
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import NodeProto, TensorProto, helper, inliner, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from training.fold.core import Array
+from training.fold.onnx.kernels import KERNELS, BatchNormalization
+from training.fold.onnx.types import FLOAT_TYPES, attributes, captures, subgraphs, to_array
+
+Values = npt.NDArray[Any]
+_Precision = type[np.floating[Any]] | None  # of a run on magnitudes; None for an ordinary one
+_RANDOM = frozenset(
+    ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+)
+SMALL = 64  # values up to this many elements are kept anyway: they are shapes, which any part of the graph may read
+
+
+class Evaluator:
+    """One model and how to compute any of its values.
+
+    Attributes:
+        inputs: names of the graph's inputs.
+        unknown: value -> why it could not be computed, from the last run.
+    """
+
+    def __init__(self, model: onnx.ModelProto, exact: Mapping[str, Array] | None = None):
+        model = _without_functions(model)
+        self.model = model
+        self.nodes: list[NodeProto] = list(model.graph.node)
+        self.unknown: dict[str, str] = {}
+        self.inputs = [value.name for value in model.graph.input]
+        self._exact = exact or {}
+        self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._producers = {name: node for node in self.nodes for name in node.output if name}
+
+    def run(self, feeds: Mapping[str, Values], keep: Iterable[str]) -> dict[str, Values]:
+        """Return the values named in `keep`, and the small ones on the way, as far as they could be computed.
+
+        Args:
+            feeds: values that are given, graph inputs or any others; what makes them is not run.
+            keep: names of values.
+        """
+        return self._run(feeds, keep, None)
+
+    def magnitude(self, feeds: Mapping[str, Values], result: str) -> Values | None:
+        """Return `result` with every number replaced by its magnitude: the A of the error bound.
+
+        It is a yardstick, for which float32 is fine enough and far faster; where that overflows, float64 is used.
+        """
+        for precision in (np.float32, np.float64):
+            magnitudes = {n: np.abs(v).astype(precision) if v.dtype.kind == "f" else v for n, v in feeds.items()}
+            found = self._run(magnitudes, [result], precision).get(result)
+            if found is not None and np.all(np.isfinite(found)):
+                return found
+        return None
+
+    def _run(self, feeds: Mapping[str, Values], keep: Iterable[str], absolute: _Precision) -> dict[str, Values]:
+        wanted = set(keep)
+        nodes = self._needed(wanted, set(feeds))
+        last = {name: i for i, node in enumerate(nodes) for name in _reads(node)}
+        live: dict[str, Values] = dict(feeds)
+        self.unknown = {}
+        for i, node in enumerate(nodes):
+            self._run_node(node, live, absolute)
+            for name in _reads(node):
+                if last[name] == i and name not in wanted and name in live and live[name].size > SMALL:
+                    del live[name]
+        for name in wanted - set(live):
+            if name in self._initializers:
+                live[name] = self._constant(name, absolute)
+        return live
+
+    def _run_node(self, node: NodeProto, live: dict[str, Values], absolute: _Precision) -> None:
+        lost = next((name for name in _reads(node) if name in self.unknown), None)
+        try:
+            if lost is not None:
+                raise NotImplementedError(self.unknown[lost])
+            results = self._compute(node, {n: self._value(n, live, absolute) for n in _reads(node)})
+            if absolute is not None and node.op_type in ("Constant", "ConstantOfShape"):
+                results = [np.abs(r).astype(absolute) if r.dtype.kind == "f" else r for r in results]
+        except Exception as err:  # whatever the operation tripped over: its results are unknown, which the caller sees
+            reason = str(err) or type(err).__name__
+            self.unknown.update({name: reason for name in node.output if name})
+            return
+        for name, value in zip(node.output, results, strict=False):
+            if name:
+                live[name] = _boxed(value)
+
+    def _compute(self, node: NodeProto, values: dict[str, Values]) -> list[Values]:
+        if node.op_type in _RANDOM:
+            raise NotImplementedError(f"{node.op_type} draws random numbers")
+        if node.domain in ("", "ai.onnx") and node.op_type in KERNELS and len([o for o in node.output if o]) == 1:
+            inputs = [values[name] if name else None for name in node.input]
+            result = KERNELS[node.op_type](inputs, attributes(node))
+            if result is not None:
+                return [result]
+        return _reference(node, values, self.model)
+
+    def _value(self, name: str, live: Mapping[str, Values], absolute: _Precision) -> Values:
+        return live[name] if name in live else self._constant(name, absolute)
+
+    def _constant(self, name: str, absolute: _Precision) -> Values:
+        value = self._exact[name] if name in self._exact else _wide(to_array(self._initializers[name]))
+        return np.abs(value).astype(absolute) if absolute is not None and value.dtype.kind == "f" else value
+
+    def _needed(self, wanted: set[str], given: set[str]) -> list[NodeProto]:
+        """Return the nodes that lead to `wanted` without those behind `given`, in the graph's order."""
+        needed: set[int] = set()
+        pending = [name for name in wanted if name not in given]
+        while pending:
+            node = self._producers.get(pending.pop())
+            if node is None or id(node) in needed:
+                continue
+            needed.add(id(node))
+            pending += [name for name in _reads(node) if name not in given]
+        return [node for node in self.nodes if id(node) in needed]
+
+
+def _without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with its local functions written out: the reference would run a norm in them in its own way."""
+    if not model.functions:
+        return model
+    try:
+        return inliner.inline_local_functions(model)
+    except Exception:  # the inliner is C++, its errors share no base; the reference runs functions, too
+        return model
+
+
+def _reads(node: NodeProto) -> list[str]:
+    return [name for name in (*node.input, *sorted(captures(node))) if name]
+
+
+def _boxed(value: Any) -> Values:
+    """Return a sequence of tensors as one object, anything else as an array: sequences must not be stacked."""
+    if not isinstance(value, list):
+        return np.asarray(value)
+    box = np.empty((), object)
+    box[()] = value
+    return box
+
+
+def _wide(values: Values) -> Values:
+    """Return floats as float64, anything else as it is."""
+    is_float = values.dtype.kind == "f" or values.dtype.name == "bfloat16"
+    return np.asarray(values, np.float64) if is_float else values
+
+
+def _reference(node: NodeProto, values: dict[str, Values], model: onnx.ModelProto) -> list[Values]:
+    """Return the node's results from ONNX's reference implementation, as a graph of this one node."""
+    wide = NodeProto()
+    wide.CopyFrom(node)
+    _widen(wide)
+    inputs = [helper.make_value_info(name, onnx.TypeProto()) for name in dict.fromkeys(values)]
+    outputs = [helper.make_value_info(name, onnx.TypeProto()) for name in node.output if name]
+    graph = helper.make_graph([wide], "node", inputs, outputs)
+    single = helper.make_model(graph, opset_imports=model.opset_import, functions=_wide_functions(model))
+    values = {name: value.item() if value.dtype == object else value for name, value in values.items()}
+    with np.errstate(all="ignore"), contextlib.redirect_stdout(None):
+        return list(ReferenceEvaluator(single, new_ops=[BatchNormalization]).run(None, values))
+
+
+def _wide_functions(model: onnx.ModelProto) -> Sequence[onnx.FunctionProto]:
+    functions = []
+    for function in model.functions:
+        copy = onnx.FunctionProto()
+        copy.CopyFrom(function)
+        for node in copy.node:
+            _widen(node)
+        functions.append(copy)
+    return functions
+
+
+def _widen(node: NodeProto) -> None:
+    """Turn every float that the node carries in its attributes into a double, in its bodies too."""
+    for attribute in node.attribute:
+        if attribute.HasField("t"):
+            _widen_tensor(attribute.t)
+        is_target = (node.op_type, attribute.name) in (("Cast", "to"), ("EyeLike", "dtype"))
+        if is_target and attribute.i in FLOAT_TYPES:
+            attribute.i = TensorProto.DOUBLE
+    for body in subgraphs(node):
+        for tensor in body.initializer:
+            _widen_tensor(tensor)
+        for inner in body.node:
+            _widen(inner)
+
+
+def _widen_tensor(tensor: TensorProto) -> None:
+    if tensor.data_type in FLOAT_TYPES:
+        tensor.CopyFrom(numpy_helper.from_array(_wide(to_array(tensor)), tensor.name))

@@ -1,0 +1,130 @@
+"""Reads and writes ONNX files for the command line: whole or not at all, and never beyond the model's own folder.
+
+It sits at the ends of the ONNX flow and knows nothing of folding.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, external_data_helper
+
+from training.errors import ConfigError, FoldError
+from training.fold.onnx.types import subgraphs
+
+
+def load_onnx(path: Path) -> onnx.ModelProto:
+    """Return the model in `path` with all its weights in memory.
+
+    Raises:
+        ConfigError: there is no such file, or it is a folder.
+        FoldError: it is no ONNX file, or its external data is missing, too short or outside the model's folder.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; expected an ONNX file")
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist; expected an ONNX file")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as err:  # protobuf's own errors, which ship no types
+        raise FoldError(f"{path} is not a readable ONNX file ({_first_line(err)}); it may be cut off") from err
+    if not model.HasField("graph") or not model.opset_import:
+        raise FoldError(f"{path} holds no ONNX graph; expected a file that an exporter wrote")
+    for tensor in _tensors(model.graph):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            _require_inside(path, tensor)
+    try:
+        external_data_helper.load_external_data_for_model(model, str(path.parent))
+    except (OSError, ValueError, onnx.checker.ValidationError) as err:
+        raise FoldError(f"{path}: its external data cannot be read: {_first_line(err)}") from err
+    return model
+
+
+def require_writable(path: Path) -> None:
+    """Raise ConfigError when `path` exists or its folder does not."""
+    if path.exists() or path.is_symlink():
+        raise ConfigError(f"{path} exists already; it is never overwritten: choose another path or remove it")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path.parent} is not a folder; make it first")
+
+
+def write_onnx(model: onnx.ModelProto, path: Path) -> None:
+    """Write `model` to `path`, which appears whole or not at all.
+
+    Raises:
+        ConfigError: `path` exists, or cannot be written.
+        FoldError: the model is larger than the 2 GiB that one ONNX file can hold.
+    """
+    require_writable(path)
+    try:
+        data = model.SerializeToString(deterministic=True)
+    except Exception as err:  # protobuf's own errors, which ship no types
+        raise FoldError(f"the model does not fit into one ONNX file: {_first_line(err)}") from err
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.chmod(0o666 & ~_umask())
+            _publish(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except FileExistsError as err:
+        raise ConfigError(f"{path} exists already; it is never overwritten: choose another path or remove it") from err
+    except OSError as err:
+        raise ConfigError(f"{path} cannot be written: {err.strerror or err}") from err
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Give the finished file its name; a hard link, unlike a rename, fails when somebody was faster."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        os.rename(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _require_inside(path: Path, tensor: TensorProto) -> None:
+    fields = {entry.key: entry.value for entry in tensor.external_data}
+    location = fields.get("location", "")
+    folder = path.parent.resolve()
+    target = (folder / location).resolve()
+    if not location or not target.is_relative_to(folder):
+        raise FoldError(
+            f"{path}: external data of {tensor.name!r} lies in {location!r}, outside the model's folder; "
+            "move it beside the model"
+        )
+    if not target.is_file():
+        raise FoldError(f"{path}: external data of {tensor.name!r} is missing: expected the file {location!r}")
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+        for body in subgraphs(node):
+            yield from _tensors(body)
+
+
+def _first_line(err: Exception) -> str:
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    return lines[0] if lines else type(err).__name__

@@ -1,0 +1,111 @@
+"""The ONNX front end: `fold_onnx` takes the norms out of a model, proves the result, and reports every one of them.
+
+Last in the ONNX flow: `onnx_functions` writes out local functions, `onnx_scopes` folds the graph and the bodies in it,
+and both models go to `onnx_proof`. It reads and writes no files; `cli` does.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import onnx
+
+from training.errors import FoldError
+from training.fold.core import Array
+from training.fold.onnx.functions import labels, norms_in_functions, refused_in_functions, with_norms_inlined
+from training.fold.onnx.graph import OnnxGraph
+from training.fold.onnx.order import with_nodes_in_order
+from training.fold.onnx.scopes import fold_scope, prove_folds
+from training.fold.onnx.types import check, with_output_shapes
+from training.fold.onnx.verify import verify_models
+from training.fold.refusals import Refusal
+from training.fold.report import Proof, Report, Site
+
+
+@dataclass(frozen=True)
+class FoldedOnnx:
+    """What `fold_onnx` returns.
+
+    Attributes:
+        model: the folded model, which passes ONNX's full check; a new object.
+        report: every norm, folded or refused, and the proof.
+        exact: float64 values behind the changed parameters, by name; their rounding is what `model` holds.
+    """
+
+    model: onnx.ModelProto
+    report: Report
+    exact: Mapping[str, Array] = field(default_factory=dict, repr=False, compare=False)
+
+
+def fold_onnx(model: onnx.ModelProto, *, strict: bool = False, padding: str = "refuse") -> FoldedOnnx:
+    """Return `model` without the norms that its weights can take exactly.
+
+    Folds BatchNormalization (opset 7 to 24) and the elementwise form of hand-written norms into the Conv,
+    ConvTranspose, Gemm or MatMul before them, or into all that read them; in the bodies of If, Loop and Scan as well.
+    Local functions are written out where a norm in them folds. The algebra is float64 with one rounding to each
+    parameter's dtype; eps is the attribute's float32 value.
+
+    Args:
+        model: weights in memory; left as it is.
+        strict: raise when any norm had to stay.
+        padding: "refuse" leaves a norm before a zero-padded Conv alone; "exact" folds it and adds the correction at
+            the border that this takes.
+
+    Returns:
+        The folded model and the report. There is always a proof: see `onnx_proof`.
+
+    Raises:
+        FoldError: the model is no valid ONNX, strict and a norm stays, or the proof failed.
+    """
+    if padding not in ("refuse", "exact"):
+        raise FoldError(f'padding is {padding!r}; expected "refuse" or "exact"')
+    model = with_output_shapes(with_nodes_in_order(model))
+    check(model, "the model", full=False)
+    folded = _fold_with_functions(model, exact_padding=padding == "exact")
+    if strict:
+        folded.report.require_all_folded()
+    return folded
+
+
+def explain_onnx(model: onnx.ModelProto, *, padding: str = "refuse") -> Report:
+    """Return the report that `fold_onnx` would give, with its proof; `model` is left as it is."""
+    return fold_onnx(model, padding=padding).report
+
+
+def verify_onnx(original: onnx.ModelProto, folded: onnx.ModelProto | FoldedOnnx) -> Proof:
+    """Return how well two models agree; raise FoldError when they are not the same function.
+
+    Args:
+        original: weights in memory.
+        folded: another model with the same inputs and outputs, made by whatever tool; a `FoldedOnnx` is compared with
+            its float64 parameters as well, to 1e-11.
+    """
+    if isinstance(folded, FoldedOnnx):
+        return verify_models(original, folded.model, folded.exact)
+    return verify_models(original, folded)
+
+
+def _fold_with_functions(model: onnx.ModelProto, *, exact_padding: bool) -> FoldedOnnx:
+    """Fold the model with its functions written out, or as it is when no norm in them can be folded."""
+    try:
+        inlined = with_norms_inlined(model)
+    except Refusal as refusal:
+        return _fold_graphs(model, norms_in_functions(model, refusal), exact_padding=exact_padding)
+    folded = _fold_graphs(inlined, [], exact_padding=exact_padding)
+    own = labels(model.graph)
+    if inlined is model or any(site.node not in own for site in folded.report.folded):
+        return folded
+    return _fold_graphs(model, refused_in_functions(folded.report.refused, own), exact_padding=exact_padding)
+
+
+def _fold_graphs(model: onnx.ModelProto, in_functions: list[Site], *, exact_padding: bool) -> FoldedOnnx:
+    graph = OnnxGraph(model)
+    outcome = fold_scope(graph, exact_padding=exact_padding)
+    refused = (*outcome.refused, *in_functions)
+    folded = graph.finish()
+    if not outcome.folds and not outcome.proved:
+        return FoldedOnnx(folded, Report((), refused, form="onnx"))
+    check(folded, "the folded model")
+    errors, proof = prove_folds(model, folded, graph.exact, outcome.folds)
+    order = {node.name or node.output[0]: i for i, node in enumerate(model.graph.node) if node.output}
+    sites = sorted(outcome.sites(errors), key=lambda site: order.get(site.node, len(order)))
+    return FoldedOnnx(folded, Report(tuple(sites), refused, form="onnx", proof=proof), graph.exact)

@@ -1,0 +1,85 @@
+"""Writes local functions that hold a norm out at the places where they are called, so that the norm meets its layer.
+
+First in the ONNX flow, before the graph is read; functions without a norm stay as they are. A function knows its
+parameters only by the name of its inputs: what they are, and who else reads them, shows at each call.
+"""
+
+from collections.abc import Iterable
+
+import onnx
+from onnx import NodeProto, inliner
+
+from training.fold.onnx.types import subgraphs
+from training.fold.refusals import Refusal, RefusalCode
+from training.fold.report import Site
+
+_AT_THE_EDGE = {RefusalCode.NO_PRODUCER, RefusalCode.GRAPH_OUTPUT}  # the layer may stand right outside
+
+
+def with_norms_inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return `model` with the calls of functions that hold a norm written out; `model` itself when there are none.
+
+    Raises:
+        Refusal: subgraph when ONNX cannot write them out.
+    """
+    chosen = _functions_with_norms(model)
+    if not chosen:
+        return model
+    try:
+        return inliner.inline_selected_functions(model, sorted(chosen))
+    except Exception as err:  # the inliner is C++, its errors share no base
+        reason = f"the local function around it cannot be written out: {str(err).splitlines()[0]}"
+        raise Refusal(RefusalCode.SUBGRAPH, reason) from err
+
+
+def refused_in_functions(sites: Iterable[Site], own: set[str]) -> list[Site]:
+    """Return those of `sites`, found after inlining, that are no nodes of the model itself (`own`), as refusals."""
+    return [refused_within("a local function", site) for site in sites if site.node not in own]
+
+
+def refused_within(where: str, site: Site) -> Site:
+    """Return the refusal of a norm that stands in `where`: the code says so, reason and remedy are as found there."""
+    if site.code is RefusalCode.SUBGRAPH or site.code is None:
+        return site
+    remedy = None if site.code in _AT_THE_EDGE else site.remedy
+    refusal = Refusal(RefusalCode.SUBGRAPH, f"in {where}, {site.code}: {site.reason}", remedy)
+    return Site.refused(site.path, site.node, site.kind, refusal, site.channels)
+
+
+def norms_in_functions(model: onnx.ModelProto, refusal: Refusal) -> list[Site]:
+    """Return a refusal for each BatchNormalization that stands in a local function."""
+    found = [node for function in model.functions for node in function.node if _is_norm(node)]
+    return [_refused(node.name or node.output[0], refusal.reason) for node in found]
+
+
+def labels(graph: onnx.GraphProto) -> set[str]:
+    """Return what the report calls the nodes of `graph` and of the bodies in it."""
+    found = {node.name or node.output[0] for node in graph.node if node.output}
+    return found | {name for node in graph.node for body in subgraphs(node) for name in labels(body)}
+
+
+def _refused(node: str, reason: str) -> Site:
+    return Site.refused(node, node, "batch_norm", Refusal(RefusalCode.SUBGRAPH, reason))
+
+
+def _functions_with_norms(model: onnx.ModelProto) -> set[tuple[str, str]]:
+    """Return (domain, name) of each function with a norm in it, or with a call of such a function."""
+    chosen: set[tuple[str, str]] = set()
+    while True:
+        more = {
+            (function.domain, function.name)
+            for function in model.functions
+            if any(_holds_norm(node, chosen) for node in function.node)
+        }
+        if more == chosen:
+            return chosen
+        chosen = more
+
+
+def _holds_norm(node: NodeProto, chosen: set[tuple[str, str]]) -> bool:
+    within = any(_holds_norm(inner, chosen) for body in subgraphs(node) for inner in body.node)
+    return within or _is_norm(node) or (node.domain, node.op_type) in chosen
+
+
+def _is_norm(node: NodeProto) -> bool:
+    return node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx")

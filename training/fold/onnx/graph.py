@@ -1,0 +1,211 @@
+"""A private, editable view of an ONNX graph: who makes a value, who reads it, what is constant, which shape it has.
+
+Second in the ONNX flow, after `onnx_types`; the modules that find and fold norms see the model only through it. It
+knows no norm and no layer, and never touches the model it was made from.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+from onnx import NodeProto, TensorProto, helper
+
+from training.fold.core import Array
+from training.fold.onnx.types import FLOAT_TYPES, TYPE_NUMBERS, Dims, captures, infer, names_of, opset_of, to_tensor
+from training.fold.rounding import round_once
+
+_SHAPE_ONLY = frozenset({"Shape", "Size"})
+
+
+@dataclass(frozen=True)
+class Use:
+    """One reader of a value: the node and which of its inputs; what a subgraph captures has index -1."""
+
+    node: NodeProto
+    index: int
+
+
+class OnnxGraph:
+    """The main graph of a copied model, with the edits that a fold needs.
+
+    Attributes:
+        model: the copy; its nodes are complete only after `finish`.
+        nodes: the main graph's nodes in order.
+        initializers: name -> tensor of the copy, edited in place.
+        exact: float64 values of the initializers that were written here, as they were before their one rounding.
+        names: every name that is taken, shared between a graph and the bodies in it.
+    """
+
+    def __init__(self, model: onnx.ModelProto, names: set[str] | None = None):
+        self.model = onnx.ModelProto()
+        self.model.CopyFrom(model)
+        graph = self.model.graph
+        self.nodes: list[NodeProto] = list(graph.node)
+        self.initializers: dict[str, TensorProto] = {tensor.name: tensor for tensor in graph.initializer}
+        self.exact: dict[str, Array] = {}
+        self.opset = opset_of(self.model)
+        self.inputs = {value.name for value in graph.input}
+        self.outputs = {value.name for value in graph.output}
+        self._shapes, self._types = infer(self.model)
+        self.names = set(names_of(graph)) if names is None else names
+        self._index()
+        self._read_at_start = set(self._uses) | self.outputs
+
+    def producer(self, value: str) -> NodeProto | None:
+        """Return the node that makes `value`, or None for a graph input or an initializer."""
+        return self._producers.get(value)
+
+    def uses(self, value: str) -> list[Use]:
+        """Return every reader of `value` in the main graph, captures by If, Loop and Scan bodies included."""
+        return self._uses.get(value, [])
+
+    def readers(self, value: str) -> list[Use]:
+        """Return those of `uses` to which the numbers matter: not Shape and Size, which a fold leaves as they are."""
+        return [use for use in self.uses(value) if use.node.op_type not in _SHAPE_ONLY or use.index < 0]
+
+    def shape(self, value: str) -> Dims | None:
+        """Return the dimensions of `value` as `onnx_types.infer` tells them, or None when its rank is not known."""
+        return self._shapes.get(value)
+
+    def dtype(self, value: str) -> str | None:
+        """Return the float dtype of `value` by numpy's name, or None when it is no float or not known."""
+        return FLOAT_TYPES.get(self._types.get(value, 0))
+
+    def is_overridable(self, value: str) -> bool:
+        """True when callers may replace this initializer; before IR 4 every initializer had to be an input."""
+        return value in self.initializers and value in self.inputs and self.model.ir_version >= 4
+
+    def fresh(self, wish: str) -> str:
+        """Return `wish`, numbered when it is taken anywhere in the model, and reserve it."""
+        name, number = wish, 0
+        while name in self.names:
+            number += 1
+            name = f"{wish}_{number}"
+        self.names.add(name)
+        return name
+
+    def store(self, name: str, exact: Array, dtype: str) -> None:
+        """Write `exact`, rounded once to `dtype`, as the initializer `name`, a new one or in place of the old.
+
+        Raises:
+            Refusal: overflow when a value does not fit `dtype`.
+        """
+        tensor = to_tensor(name, round_once(exact, dtype), dtype)
+        if name not in self.initializers:
+            self.initializers[name] = self.model.graph.initializer.add()
+        self.initializers[name].CopyFrom(tensor)
+        self.exact[name] = exact
+        self._types[name], self._shapes[name] = TYPE_NUMBERS[dtype], tuple(exact.shape)
+
+    def put_integers(self, wish: str, values: list[int]) -> str:
+        """Add an int64 initializer of one axis, such as a shape, and return its name."""
+        name = self.fresh(wish)
+        self.initializers[name] = self.model.graph.initializer.add()
+        self.initializers[name].CopyFrom(helper.make_tensor(name, TensorProto.INT64, [len(values)], values))
+        self._types[name], self._shapes[name] = TensorProto.INT64, (len(values),)
+        return name
+
+    def value_info(self, value: str) -> onnx.ValueInfoProto:
+        """Return what is known of `value` as a declaration; without a type when that is not known."""
+        kind, shape = self._types.get(value, 0), self._shapes.get(value)
+        if not kind:
+            return helper.make_value_info(value, onnx.TypeProto())
+        return helper.make_tensor_value_info(value, kind, None if shape is None else list(shape))
+
+    def reindex(self) -> None:
+        """Take note of edits that were made to the nodes themselves."""
+        self._index()
+
+    def remove(self, nodes: Iterable[NodeProto]) -> None:
+        """Take `nodes` out of the graph."""
+        gone = {id(node): node for node in nodes}
+        self.nodes = [node for node in self.nodes if id(node) not in gone]
+        for node in gone.values():
+            self._leave(node)
+
+    def insert_after(self, anchor: NodeProto, node: NodeProto) -> None:
+        """Put `node` right behind `anchor`."""
+        at = next(i for i, other in enumerate(self.nodes) if other is anchor)
+        self.nodes.insert(at + 1, node)
+        self._enter(node)
+
+    def rename_output(self, node: NodeProto, old: str, new: str) -> None:
+        """Let `node` make `new` where it made `old`; the shape stays what was known of `new`."""
+        at = list(node.output).index(old)
+        node.output[at] = new
+        self._producers.pop(old, None)
+        self._producers[new] = node
+
+    def set_input(self, node: NodeProto, index: int, value: str) -> None:
+        """Let input `index` of `node` read `value`, with empty inputs before it where it had fewer."""
+        while len(node.input) <= index:
+            node.input.append("")
+        old = node.input[index]
+        self._uses[old] = [use for use in self.uses(old) if use.node is not node or use.index != index]
+        node.input[index] = value
+        self._uses.setdefault(value, []).append(Use(node, index))
+
+    def finish(self) -> onnx.ModelProto:
+        """Return the model with the edits written back, without what nothing reads any more because of them."""
+        self.sweep()
+        graph = self.model.graph
+        nodes = [NodeProto.FromString(node.SerializeToString()) for node in self.nodes]
+        del graph.node[:]
+        graph.node.extend(nodes)
+        gone = {name for name in self.initializers if self._is_orphan(name)}
+        _keep(graph.initializer, lambda tensor: tensor.name not in gone)
+        made = {name for node in nodes for name in node.output}
+        _keep(graph.value_info, lambda value: value.name in made)
+        if self.model.ir_version < 4:
+            self._list_initializers_as_inputs(gone)
+        return self.model
+
+    def _index(self) -> None:
+        self._producers: dict[str, NodeProto] = {}
+        self._uses: dict[str, list[Use]] = {}
+        for node in self.nodes:
+            self._enter(node)
+
+    def _enter(self, node: NodeProto) -> None:
+        self._producers.update({name: node for name in node.output if name})
+        for i, name in enumerate(node.input):
+            if name:
+                self._uses.setdefault(name, []).append(Use(node, i))
+        for name in captures(node):
+            self._uses.setdefault(name, []).append(Use(node, -1))
+
+    def _leave(self, node: NodeProto) -> None:
+        for name in node.output:
+            if self._producers.get(name) is node:
+                del self._producers[name]
+        for name in (*node.input, *captures(node)):
+            self._uses[name] = [use for use in self.uses(name) if use.node is not node]
+
+    def _is_orphan(self, value: str) -> bool:
+        """True when `value` was read before the fold (or came with it) and no longer is."""
+        known = value in self._read_at_start or value in self.exact
+        return known and not self.uses(value) and value not in self.outputs
+
+    def sweep(self) -> None:
+        """Remove the nodes whose results nothing reads any more because of the fold."""
+        while dead := [node for node in self.nodes if node.output and all(self._is_dead(o) for o in node.output)]:
+            self.remove(dead)
+
+    def _is_dead(self, output: str) -> bool:
+        return not output or self._is_orphan(output)
+
+    def _list_initializers_as_inputs(self, gone: set[str]) -> None:
+        """Keep the graph's inputs in step with its initializers, as IR 3 wants."""
+        graph = self.model.graph
+        _keep(graph.input, lambda value: value.name not in gone)
+        for tensor in graph.initializer:
+            if tensor.name not in self.inputs:
+                graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+
+
+def _keep(field: Any, wanted: Callable[[Any], bool]) -> None:
+    """Delete from a repeated protobuf field, in place, what is not wanted."""
+    for i in reversed(range(len(field))):
+        if not wanted(field[i]):
+            del field[i]

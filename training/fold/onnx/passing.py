@@ -1,0 +1,201 @@
+"""Which ONNX operations let a per-channel affine pass unchanged, and under which conditions.
+
+The closed table behind `onnx_paths`: `op(s x + t) = s op(x) + t` holds for an operation exactly when each element of
+its output is a copy of one element or a mean of several of one channel. An operation that is not here does not pass.
+Source of the conditions: the identity itself; each is checked in float64 by the tests.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from onnx import NodeProto
+
+from training.fold.core import Affine
+from training.fold.onnx.constants import integers_at, read_constant
+from training.fold.onnx.graph import OnnxGraph
+from training.fold.onnx.types import attributes
+from training.fold.refusals import Refusal, RefusalCode
+
+Rule = Callable[[OnnxGraph, NodeProto, Affine, int | None], None]
+
+ACTIVATIONS = frozenset(
+    {
+        "Abs",
+        "Celu",
+        "Clip",
+        "Elu",
+        "Erf",
+        "Exp",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "LeakyRelu",
+        "Log",
+        "LogSoftmax",
+        "Mish",
+        "PRelu",
+        "Pow",
+        "Relu",
+        "Selu",
+        "Sigmoid",
+        "Softmax",
+        "Softplus",
+        "Softsign",
+        "Sqrt",
+        "Swish",
+        "Tanh",
+        "ThresholdedRelu",
+    }
+)
+QUANTISED = frozenset(
+    {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "QLinearConv",
+        "QLinearMatMul",
+        "ConvInteger",
+        "MatMulInteger",
+    }
+)
+CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
+
+
+def require_passing(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:
+    """Return when the affine along `axis` passes through `node`, whose axes stay where they are.
+
+    Args:
+        graph: holds the node.
+        node: the operation between norm and layer.
+        affine: what has to pass.
+        axis: channel axis of the node's first input and output, None for a scalar affine.
+
+    Raises:
+        Refusal: with the code that says what stands in the way.
+    """
+    rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    if rule is None:
+        raise blocked(node)
+    rule(graph, node, affine, axis)
+
+
+def blocked(node: NodeProto) -> Refusal:
+    """Return the refusal for an operation that lets no affine pass."""
+    label = f"{node.op_type} {node.name or node.output[0]!r}"
+    if node.domain not in ("", "ai.onnx"):
+        return Refusal(RefusalCode.UNKNOWN_OP, f"{label} is of the domain {node.domain!r}, whose meaning is not known")
+    if node.op_type in QUANTISED:
+        return Refusal(RefusalCode.QUANTISED, f"{label} stands between the norm and the weights")
+    if node.op_type in CONTROL_FLOW:
+        return Refusal(RefusalCode.CONTROL_FLOW, f"{label} decides while the model runs")
+    if node.op_type in ACTIVATIONS:
+        return Refusal(RefusalCode.ACTIVATION_BETWEEN, f"{label} stands between the norm and the weights")
+    if node.op_type == "LpPool" or node.op_type == "GlobalLpPool":
+        return Refusal(RefusalCode.POOL, f"{label} does not average")
+    if node.op_type in ("Cast", "CastLike"):
+        return Refusal(RefusalCode.DTYPE, f"{label} changes the dtype between the norm and the weights")
+    return Refusal(RefusalCode.UNKNOWN_OP, f"{label} stands between the norm and the weights")
+
+
+def has_padding(node: NodeProto) -> bool:
+    """True when a convolution or a pool may read beyond its input."""
+    fields = attributes(node)
+    same = fields.get("auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER")
+    return same or any(fields.get("pads", ()))
+
+
+def _copies(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:
+    return
+
+
+def _dropout(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:
+    if len(node.output) > 1 and graph.uses(node.output[1]):
+        raise Refusal(RefusalCode.UNKNOWN_OP, f"the mask of Dropout {node.name!r} is used")
+    if len(node.input) > 2 and node.input[2]:
+        training = read_constant(graph, node.input[2])
+        if training is None or bool(np.any(training.values)):
+            raise Refusal(RefusalCode.TRAINING, f"Dropout {node.name!r} may run in training mode")
+
+
+def _average_pool(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:
+    _require_channels(node, axis)
+    counts = attributes(node).get("count_include_pad", 0)
+    if counts and (has_padding(node) or attributes(node).get("ceil_mode", 0)):
+        raise Refusal(RefusalCode.POOL, f"AveragePool {node.name!r} counts its padding")
+
+
+def _max_pool(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:
+    _require_channels(node, axis)
+    if len(node.output) > 1 and node.output[1]:
+        raise Refusal(RefusalCode.POOL, f"MaxPool {node.name!r} returns indices")
+    if np.any(affine.scale < 0):
+        count = int(np.sum(affine.scale < 0))
+        raise Refusal(RefusalCode.SIGN, f"{count} of {affine.channels} scales are negative behind {node.op_type}")
+
+
+def _global_pool(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:
+    _require_channels(node, axis)
+
+
+def _reduce_mean(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:
+    """A mean over other axes passes; it must keep them, or the channel axis would move."""
+    fields = attributes(node)
+    axes = integers_at(graph, node, 1) or list(fields.get("axes", []))
+    shape = graph.shape(node.input[0])
+    if axis is None and axes:
+        return
+    if not axes or shape is None or axis in {a % len(shape) for a in axes} or not fields.get("keepdims", 1):
+        raise Refusal(RefusalCode.AXIS, f"ReduceMean {node.name!r} does not keep the channel axis in its place")
+
+
+def _pad(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:
+    fields = attributes(node)
+    if fields.get("mode", b"constant") == b"constant":
+        raise Refusal(RefusalCode.PAD, f"Pad {node.name!r} adds a constant around the values")
+    pads = integers_at(graph, node, 1) or list(fields.get("pads", []))
+    if len(node.input) > 3 and node.input[3]:
+        raise Refusal(RefusalCode.PAD, f"Pad {node.name!r} names its axes in an input")
+    if not pads or (axis is not None and (pads[axis] or pads[axis + len(pads) // 2])):
+        raise Refusal(RefusalCode.AXIS, f"Pad {node.name!r} does not keep the channel axis as it is")
+
+
+def _slice(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:
+    if axis is None:
+        return
+    axes = integers_at(graph, node, 3) if len(node.input) > 3 else attributes(node).get("axes")
+    shape = graph.shape(node.input[0])
+    if axes is None or shape is None or axis in {a % len(shape) for a in axes}:
+        raise Refusal(RefusalCode.AXIS, f"Slice {node.name!r} cuts the channel axis, or may cut it")
+
+
+def _resize(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:
+    """Nearest copies, linear averages with weights that sum to one; extrapolation and cubic overshoot are left out."""
+    fields = attributes(node)
+    means = fields.get("mode", b"nearest") in (b"nearest", b"linear", b"bilinear")
+    if not means or fields.get("coordinate_transformation_mode", b"half_pixel") == b"tf_crop_and_resize":
+        raise Refusal(RefusalCode.UNKNOWN_OP, f"{node.op_type} {node.name!r} is neither nearest nor linear")
+    if axis is None:
+        return
+    before, after = graph.shape(node.input[0]), graph.shape(node.output[0])
+    if before is None or after is None or before[axis] != after[axis]:
+        raise Refusal(RefusalCode.AXIS, f"{node.op_type} {node.name!r} does not keep the channel axis as it is")
+
+
+def _require_channels(node: NodeProto, axis: int | None) -> None:
+    if axis not in (None, 1):
+        raise Refusal(RefusalCode.AXIS, f"{node.op_type} {node.name!r} runs over axis {axis}, the one of the norm")
+
+
+_RULES: dict[str, Rule] = {
+    "Identity": _copies,
+    "Dropout": _dropout,
+    "AveragePool": _average_pool,
+    "GlobalAveragePool": _global_pool,
+    "MaxPool": _max_pool,
+    "GlobalMaxPool": _max_pool,
+    "ReduceMean": _reduce_mean,
+    "Pad": _pad,
+    "Slice": _slice,
+    "Resize": _resize,
+    "Upsample": _resize,
+}

@@ -1,0 +1,128 @@
+"""Takes one norm out of an ONNX graph: into the layers before it, else into those behind it, else a refusal.
+
+Sixth in the ONNX flow, between `onnx_layers`, which works out the new weights, and `onnx_scopes`, which asks for one
+norm after another. Everything is worked out before anything is written, so that a refusal leaves no trace.
+"""
+
+from dataclasses import dataclass, field
+
+from onnx import NodeProto
+
+from training.fold.onnx.graph import OnnxGraph
+from training.fold.onnx.layers import Change, apply, change_ahead, change_behind
+from training.fold.onnx.norms import Norm
+from training.fold.onnx.paths import Landing, landings_behind
+from training.fold.onnx.proof import Segment
+from training.fold.onnx.readers import landings_ahead
+from training.fold.refusals import Refusal, RefusalCode
+from training.fold.report import Site
+
+WEAK = {RefusalCode.NO_PRODUCER, RefusalCode.ACTIVATION_BETWEEN, RefusalCode.UNKNOWN_OP}
+_AT_A_LAYER = {RefusalCode.PAD, RefusalCode.QUANTISED, RefusalCode.OVERRIDABLE, RefusalCode.OVERFLOW}
+
+
+@dataclass
+class Fold:
+    """One norm that was folded: what the report says of it, and which stretches of the graph prove it."""
+
+    norm: Norm
+    site: Site
+    segments: list[Segment]
+    batch_norms: list[NodeProto] = field(default_factory=list)
+
+
+def fold_norm(graph: OnnxGraph, norm: Norm, *, exact_padding: bool) -> Fold | Refusal:
+    """Fold `norm` backward, else forward; return the refusal that says most when neither is possible.
+
+    Args:
+        graph: is edited when the norm is folded.
+        norm: what `find_norms` found in it.
+        exact_padding: allow a correction at the border of a zero-padded Conv behind the norm.
+    """
+    try:
+        return _fold_behind(graph, norm)
+    except Refusal as refusal:
+        behind = refusal
+    if not norm.centres:
+        return behind
+    try:
+        return _fold_ahead(graph, norm, exact_padding)
+    except Refusal as refusal:
+        ahead = refusal
+    is_first = graph.producer(norm.source) is None and ahead.code is not RefusalCode.GRAPH_OUTPUT
+    return ahead if is_first or (behind.code in WEAK and ahead.code in _AT_A_LAYER) else behind
+
+
+def label(node: NodeProto) -> str:
+    """Return what the report calls a node: its name, else that of its first output."""
+    return str(node.name or node.output[0])
+
+
+def _fold_behind(graph: OnnxGraph, norm: Norm) -> Fold:
+    landings = landings_behind(graph, norm)
+    changes = [change_behind(graph, landing) for landing in landings]
+    inputs = [_data_input(change) for change in changes]
+    changed = {name for landing in landings for node in (landing.layer, *landing.way) for name in node.output}
+    notes = tuple(note for change in changes for note in apply(graph, change))
+    for landing in landings:
+        for step in reversed(landing.absorbed):
+            _bypass(graph, step.source, [step.node])
+    source, result = norm.source, norm.result
+    _bypass(graph, source, norm.nodes)
+    segment = Segment(result, tuple(dict.fromkeys(inputs)), frozenset(changed | {source}))
+    return Fold(norm, _site(norm, landings, changes, notes), [segment], norm.batch_norms)
+
+
+def _bypass(graph: OnnxGraph, source: str, nodes: list[NodeProto]) -> None:
+    """Remove a run of nodes that reads `source`, and let what makes `source` make the run's result instead."""
+    producer, result = graph.producer(source), str(nodes[-1].output[0])
+    assert producer is not None
+    graph.remove(nodes)
+    graph.rename_output(producer, source, result)
+    for name in (source, *(str(node.output[0]) for node in nodes[:-1])):
+        for use in graph.uses(name):  # of its shape, which is that of the result
+            graph.set_input(use.node, use.index, result)
+
+
+def _fold_ahead(graph: OnnxGraph, norm: Norm, exact_padding: bool) -> Fold:
+    landings = landings_ahead(graph, norm)
+    changes = [change_ahead(graph, landing, exact_padding=exact_padding) for landing in landings]
+    changed = frozenset({norm.result, *(name for one in landings for node in one.way for name in node.output)})
+    segments = [_segment_ahead(graph, norm, landing, changed) for landing in landings]
+    notes = tuple(note for change in changes for note in apply(graph, change))
+    for use in graph.uses(norm.result):
+        graph.set_input(use.node, use.index, norm.source)
+    graph.remove(norm.nodes)
+    return Fold(norm, _site(norm, landings, changes, notes, is_ahead=True), segments, norm.batch_norms)
+
+
+def _segment_ahead(graph: OnnxGraph, norm: Norm, landing: Landing, changed: frozenset[str]) -> Segment:
+    """Return the stretch from the norm's input, and whatever a Concat joins to it, to the layer's output."""
+    joined = [name for node in landing.way if node.op_type == "Concat" for name in node.input]
+    others = [name for name in joined if name not in changed and graph.producer(name) is not None]
+    return Segment(str(landing.layer.output[0]), tuple(dict.fromkeys((norm.source, *others))), changed)
+
+
+def _data_input(change: Change) -> str:
+    """Return what the layer reads besides its weights."""
+    return str(change.layer.input[1 - change.weight_at])
+
+
+def _site(
+    norm: Norm, landings: list[Landing], changes: list[Change], notes: tuple[str, ...], *, is_ahead: bool = False
+) -> Site:
+    first = norm.nodes[0]
+    affine = norm.affine
+    return Site(
+        path=label(first),
+        node=label(first),
+        kind="batch_norm" if norm.batch_norms else "affine chain",
+        reason=f"folded into the layer {'after' if is_ahead else 'before'} it",
+        into=tuple(label(landing.layer) for landing in landings),
+        channels=affine.channels,
+        scale_range=(float(affine.scale.min()), float(affine.scale.max())),
+        dead_channels=int((affine.scale == 0).sum()),
+        max_ulp=max(change.ulp for change in changes),
+        cancellation=max(change.cancellation for change in changes),
+        notes=notes,
+    )

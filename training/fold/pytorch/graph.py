@@ -1,0 +1,304 @@
+"""A user's model as a graph of aten operations with ranks, axes and owners known: `torch.export`, read under no_grad.
+
+First step of the PyTorch front end. It answers what the later steps ask of a node (its arguments by name, who else
+reads it, is it a constant and which, which module it belongs to) and decides nothing about folding.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.utils._pytree import SUPPORTED_NODES
+
+from training.errors import FoldError
+from training.fold.core import Array
+from training.fold.pytorch.float64 import Inputs, run_in_float64
+from training.fold.refusals import Refusal, RefusalCode
+
+_READS_ONLY_METADATA = {
+    "aten::sym_size",
+    "aten::sym_stride",
+    "aten::sym_numel",
+    "aten::sym_storage_offset",
+    "aten::_assert_tensor_metadata",
+    "aten::new_zeros",
+    "aten::new_ones",
+    "aten::new_empty",
+    "aten::new_full",
+    "prim::device",
+    "prim::dtype",
+}
+
+
+@dataclass
+class Graph:
+    """The exported program of one model, with what folding needs to ask of it.
+
+    Attributes:
+        program: what `torch.export` returned.
+        exact: float64 values behind parameters that an earlier fold rounded, by qualified name.
+        hooked: paths of modules with forward hooks of the user's.
+    """
+
+    program: ExportedProgram
+    exact: Mapping[str, Array] = field(default_factory=dict)
+    hooked: frozenset[str] = frozenset()
+    _constants: dict[Node, Tensor] = field(default_factory=dict, repr=False)
+    _is_constant: dict[Node, bool] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {**self.program.state_dict, **self.program.constants}
+        specs = self.program.graph_signature.input_specs
+        self._targets = {s.arg.name: s.target for s in specs if s.kind is not InputKind.USER_INPUT and s.target}
+        self._mutated = set(self.program.graph_signature.buffers_to_mutate.values())
+        self.user_inputs = [
+            n for n in self.nodes if n.op == "placeholder" and n.name not in self._targets and is_tensor(n)
+        ]
+        self.outputs = set(self.program.graph.output_node().all_input_nodes)
+        self.order = {node: position for position, node in enumerate(self.nodes)}
+
+    @property
+    def nodes(self) -> list[Node]:
+        """All nodes in the order of evaluation."""
+        return list(self.program.graph.nodes)
+
+    def target(self, node: Node) -> str | None:
+        """Return the qualified name of the parameter, buffer or constant that this node stands for."""
+        return self._targets.get(node.name) if node.op == "placeholder" else None
+
+    def readers(self, node: Node) -> list[Node]:
+        """Return the nodes that read the values of `node`; asking for its shape does not count."""
+        return [user for user in node.users if not _reads_only_metadata(user, node)]
+
+    def is_constant(self, node: Node) -> bool:
+        """True when the node's value does not depend on the model's inputs."""
+        if node not in self._is_constant:
+            if node.op == "placeholder":
+                known = self.target(node) in self.tensors and self.target(node) not in self._mutated
+            else:
+                known = node.op == "call_function" and operation(node) != "" and not _draws_random_numbers(node)
+                known = known and all(self.is_constant(source) for source in node.all_input_nodes)
+            self._is_constant[node] = known
+        return self._is_constant[node]
+
+    def constant(self, node: Node) -> Tensor:
+        """Return the float64 value of a constant node, on the CPU; parameters are widened anew each time."""
+        target = self.target(node)
+        if target is not None:
+            known = self.exact.get(target)
+            value = self.tensors[target].detach().cpu() if known is None else torch.from_numpy(known)
+            return value.double() if value.is_floating_point() else value
+        if node not in self._constants:
+            args = torch.fx.node.map_arg(node.args, self.constant)
+            kwargs = torch.fx.node.map_arg(node.kwargs, self.constant)
+            self._constants[node] = run_in_float64(lambda: node.target(*args, **kwargs), ())  # type: ignore[operator]
+        return self._constants[node]
+
+    def roots(self, constant: Node) -> list[Node]:
+        """Return the parameters and buffers that a constant is computed from."""
+        if constant.op == "placeholder":
+            return [constant]
+        return list(dict.fromkeys(root for source in constant.all_input_nodes for root in self.roots(source)))
+
+    def unexpanded(self, node: Node) -> Node | None:
+        """Return the constant that this node only repeats along other axes, None when it is something else."""
+        while operation(node) in {"aten::expand", "aten::expand_as", "aten::broadcast_to"}:
+            node = node.all_input_nodes[0]
+            if self.is_constant(node):
+                return node
+        return None
+
+    def require_single_reader(self, node: Node, reader: Node) -> None:
+        """Raise Refusal unless `reader` alone reads `node`: multi-use, or graph-output when the caller gets it."""
+        if node in self.outputs:
+            raise Refusal(RefusalCode.GRAPH_OUTPUT, f"the value '{node.name}' that would change is an output")
+        others = [user.name for user in self.readers(node) if user is not reader]
+        if others:
+            raise Refusal(RefusalCode.MULTI_USE, f"the value '{node.name}' is also read by {', '.join(others[:3])}")
+
+
+def hooked_modules(model: nn.Module) -> frozenset[str]:
+    """Return the paths of modules with forward hooks; those of weight_norm and spectral_norm compute weights only."""
+    paths = set()
+    for path, module in model.named_modules(remove_duplicate=False):
+        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        if any(type(hook).__name__ not in {"WeightNorm", "SpectralNorm"} for hook in hooks):
+            paths.add(path)
+    return frozenset(paths)
+
+
+def module_stack(node: Node) -> list[str]:
+    """Return the paths of the modules that the node was called in, outermost first."""
+    return [str(entry[0]).split("@")[0] for entry in (node.meta.get("nn_module_stack") or {}).values()]
+
+
+def module_path(node: Node) -> str:
+    """Return the path of the innermost module that the node was called in, "" for the model itself."""
+    return (module_stack(node) or [""])[-1]
+
+
+def call_key(node: Node) -> tuple[str, ...]:
+    """Return what tells one call of a module from another call of the same module."""
+    return tuple((node.meta.get("nn_module_stack") or {}).keys())
+
+
+def operation(node: Node) -> str:
+    """Return the operation's name, such as "aten::conv2d"; "" for what is not an operation on tensors."""
+    schema = getattr(node.target, "_schema", None)
+    if node.op != "call_function":
+        return ""
+    return str(schema.name) if schema is not None else getattr(node.target, "__name__", str(node.target))
+
+
+def is_in_place(node: Node) -> bool:
+    """True when the operation writes into its first argument."""
+    name = operation(node)
+    return name.endswith("_") and not name.endswith("__")
+
+
+def arguments(node: Node) -> dict[str, Any]:
+    """Return all arguments of an operation by the names of its schema, defaults included."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    values = {a.name: (a.default_value if a.has_default_value() else None) for a in schema.arguments}
+    values.update(zip((a.name for a in schema.arguments), node.args, strict=False))
+    values.update(node.kwargs)
+    return values
+
+
+def is_tensor(node: Any) -> bool:
+    """True when the node's value is one tensor."""
+    return isinstance(node, Node) and isinstance(node.meta.get("val"), Tensor)
+
+
+def shape(node: Node) -> tuple[Any, ...]:
+    """Return the sizes of the node's value: integers, or symbols for dynamic axes."""
+    return tuple(node.meta["val"].shape)
+
+
+def dtype(node: Node) -> torch.dtype:
+    """Return the dtype of the node's value."""
+    value = node.meta["val"].dtype
+    assert isinstance(value, torch.dtype)
+    return value
+
+
+def same(left: Any, right: Any) -> bool:
+    """True when two sizes are equal for every input, not only for the sample."""
+    return bool(statically_known_true(left == right))
+
+
+def same_shape(one: Node, other: Node) -> bool:
+    """True when two nodes have equal shapes for every input."""
+    left, right = shape(one), shape(other)
+    return len(left) == len(right) and all(same(a, b) for a, b in zip(left, right, strict=True))
+
+
+def _reads_only_metadata(user: Node, node: Node) -> bool:
+    """True when the user asks for shape, dtype or device alone; folding changes none of them."""
+    name = operation(user)
+    if name in {"aten::view_as", "aten::reshape_as", "aten::expand_as", "aten::type_as"}:
+        return user.args[0] is not node
+    return user.op == "call_function" and (name in _READS_ONLY_METADATA or name.endswith("_like"))
+
+
+def _draws_random_numbers(node: Node) -> bool:
+    tags = getattr(node.target, "tags", ())
+    return torch.Tag.nondeterministic_seeded in tags
+
+
+def read(model: nn.Module, example_inputs: Inputs, dynamic: Any) -> ExportedProgram:
+    """Return the graph of `model`, a copy that may be spoiled, for inputs like `example_inputs`.
+
+    Args:
+        model: in eval mode.
+        example_inputs: positional arguments of its forward, or a mapping of keyword arguments.
+        dynamic: True for a dynamic first axis of every tensor, False for none, else `torch.export`'s dynamic_shapes.
+
+    Raises:
+        FoldError: `torch.export` cannot read the model or the inputs do not fit; says what it tripped over.
+    """
+    model.register_forward_hook(_plain_outputs)
+    given = dict(example_inputs) if isinstance(example_inputs, Mapping) else example_inputs
+    inputs = _batch_of_two(given) if dynamic is True else given
+    attempts = [(inputs, _dynamic_batch(inputs) if dynamic is True else (dynamic or None))]
+    if dynamic is True:
+        attempts.append((given, None))
+    for number, (sample, shapes) in enumerate(attempts, start=1):
+        args, kwargs = (sample, {}) if isinstance(sample, tuple) else ((), dict(sample))
+        try:
+            with quiet(), torch.no_grad():
+                return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        except Exception as err:  # torch.export raises nearly every type there is
+            if number == len(attempts):
+                raise _unreadable(err) from err
+    raise AssertionError("unreachable")
+
+
+def _plain_outputs(_: nn.Module, __: Any, output: Any) -> Any:
+    """Return a data class that torch.export does not know as a dict of its fields, anything else as it is."""
+    unknown = is_dataclass(output) and not isinstance(output, type) and type(output) not in SUPPORTED_NODES
+    return {one.name: getattr(output, one.name) for one in fields(output)} if unknown else output
+
+
+def _dynamic_batch(inputs: Inputs) -> Any:
+    def spec(value: Any) -> Any:
+        return {0: Dim.AUTO} if isinstance(value, Tensor) and value.ndim > 1 else None
+
+    return torch.utils._pytree.tree_map(spec, inputs)
+
+
+def _batch_of_two(inputs: Inputs) -> Inputs:
+    """Return the inputs with a first axis of one doubled: torch.export takes a size of one for a constant."""
+    tensors = [v for v in torch.utils._pytree.tree_leaves(inputs) if isinstance(v, Tensor) and v.ndim > 1]
+    if not tensors or any(v.shape[0] != 1 for v in tensors):
+        return inputs
+
+    def double(value: Any) -> Any:
+        return torch.cat([value, value]) if isinstance(value, Tensor) and value.ndim > 1 else value
+
+    doubled: Inputs = torch.utils._pytree.tree_map(double, inputs)
+    return doubled
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what torch.export says about hand-written norms and single-size axes; errors still come through."""
+    logger = logging.getLogger("torch")
+    exporters = [logging.getLogger(n) for n in ("torch._export", "torch.export", "torch.fx", "torch._dynamo")]
+    levels = [(one, one.level) for one in [logger, *exporters]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for one, _ in levels:
+            one.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for one, level in levels:
+                one.setLevel(level)
+
+
+def _unreadable(err: Exception) -> FoldError:
+    kind = type(err).__name__
+    told = " ".join(str(err).split())[:400]
+    depends_on_data = any(
+        word in kind + told for word in ("DataDependent", "data-dependent", "GuardOn", "bool(", "dynamic control flow")
+    )
+    if depends_on_data:
+        return Refusal(
+            RefusalCode.CONTROL_FLOW,
+            f"torch.export cannot read the model: {kind}: {told}; fold each part that has no such choice by itself, or "
+            "an ONNX export of the model with fold_onnx",
+        )
+    return FoldError(
+        f"torch.export cannot read the model with these inputs: {kind}: {told}; expected inputs that model(*inputs) "
+        "takes, or fold an ONNX export of the model with fold_onnx"
+    )

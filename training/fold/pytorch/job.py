@@ -1,0 +1,156 @@
+"""Everything of a fold before the result is written: read, recognise, plan, compute; and its report.
+
+Between the public functions of `api` and the steps, each of which is a module of its own. Nothing here changes the
+model, which `explain` relies on.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from training.errors import FoldError
+from training.fold.core import Array
+from training.fold.pytorch.float64 import Inputs, sharing_copy
+from training.fold.pytorch.graph import Graph, hooked_modules, module_path, read
+from training.fold.pytorch.inputs import InputNormalisation
+from training.fold.pytorch.norms import Norm, find_norms
+from training.fold.pytorch.parameters import Replacement, replacements
+from training.fold.pytorch.plan import Plan, make_plan
+from training.fold.pytorch.site_proof import SiteProof
+from training.fold.pytorch.unseen import norms_in_bodies, unseen_norms
+from training.fold.refusals import Refusal, RefusalCode
+from training.fold.registry import state_registered
+from training.fold.report import Report, Site
+
+
+@dataclass
+class Job:
+    """A model that has been read, planned and computed, and not yet written."""
+
+    graph: Graph
+    norms: list[Norm]
+    plan: Plan
+    unreadable: list[Site]
+    changes: list[Replacement]
+    normalisation: InputNormalisation | None
+
+
+def prepare(
+    model: nn.Module,
+    example_inputs: Inputs,
+    dynamic: Any,
+    padding: str,
+    normalisation: InputNormalisation | None = None,
+    exact: Mapping[str, Array] | None = None,
+    input_only: bool = False,
+) -> Job:
+    """Return what is to be folded, and into what, for arguments as `api.fold` and `api.fold_input` take them.
+
+    Raises:
+        FoldError: the arguments do not fit, the model cannot be read, or the input's normalisation has to stay.
+    """
+    _require_arguments(example_inputs, padding)
+    require_foldable(model)
+    readable, quantised = sharing_copy(model), _quantised(model)
+    stated = state_registered(readable)
+    graph = Graph(_read(readable, example_inputs, dynamic), {**(exact or {}), **stated}, hooked_modules(model))
+    norms, unreadable = ([], []) if input_only else _norms(model, graph)
+    if normalisation is not None:
+        norms = [normalisation.norm(graph), *norms]
+    plan, changes = _planned(graph, norms, padding == "exact", dict.fromkeys(norms, quantised) if quantised else {})
+    if normalisation is not None and norms[0] in plan.refused:
+        raise plan.refused[norms[0]]
+    return Job(graph, norms, plan, unreadable, changes, normalisation)
+
+
+def _require_arguments(example_inputs: object, padding: str) -> None:
+    if padding not in ("refuse", "exact"):
+        raise FoldError(f'padding is {padding!r}; expected "refuse" or "exact"')
+    if not isinstance(example_inputs, tuple | Mapping):
+        kind = type(example_inputs).__name__
+        raise FoldError(f"example_inputs is a {kind}; expected a tuple of arguments, or a mapping of keyword arguments")
+
+
+def _norms(model: nn.Module, graph: Graph) -> tuple[list[Norm], list[Site]]:
+    """Return the norms of the graph, and refused sites for those that it shows as something else or not at all."""
+    norms, refused = find_norms(graph)
+    refused += norms_in_bodies(graph)
+    by_name = {node.name: node for node in graph.nodes}
+    wanting = [by_name[site.node] for site in refused if site.node in by_name]
+    found = [*wanting, *(node for norm in norms for node in norm.nodes)]
+    return norms, refused + unseen_norms(model, graph, found, refused)
+
+
+def _read(model: nn.Module, example_inputs: Inputs, dynamic: Any) -> ExportedProgram:
+    try:
+        return read(model, example_inputs, dynamic)
+    except FoldError as err:
+        raise _quantised(model) or err from err
+
+
+def _quantised(model: nn.Module) -> Refusal | None:
+    """Return why nothing is folded in a model that is quantised, or prepared for it; None for any other."""
+    for name, module in model.named_modules():
+        if any(part in f"{type(module).__module__}." for part in (".quantized.", ".ao.quantization.")):
+            kind = type(module).__name__
+            return Refusal(
+                RefusalCode.QUANTISED, f"the module '{name}' is {kind}: scales were, or will be, chosen with it"
+            )
+    return None
+
+
+def _planned(
+    graph: Graph, norms: list[Norm], exact_padding: bool, banned: dict[Norm, Refusal]
+) -> tuple[Plan, list[Replacement]]:
+    """Return a plan whose parameters all fit their dtypes, without the norms that are banned from the start."""
+    while True:
+        plan = make_plan(graph, norms, exact_padding, banned)
+        changes, misfits = replacements(graph, plan)
+        if not misfits:
+            return plan, changes
+        banned.update(misfits)
+
+
+def require_foldable(model: nn.Module) -> None:
+    """Raise FoldError for a model in a state that no fold can start from."""
+    if model.training:
+        raise Refusal(RefusalCode.TRAINING, "the model is in training mode; expected model.eval()")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+            raise Refusal(RefusalCode.LAZY, f"the module '{name}' has no shapes yet; run one batch through the model")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            raise FoldError(f"the tensor '{name}' is on the meta device, without values; load the weights first")
+
+
+def report_of(job: Job, proofs: Mapping[Norm, SiteProof]) -> Report:
+    """Return every norm of the job, folded or refused, in the order of evaluation."""
+    by_node = {layer.node: change for change in job.changes for layer in change.layers}
+    folded = tuple(_site(norm, job, by_node, proofs[norm]) for norm in job.plan.folded)
+    refused = [(norm, refusal) for norm, refusal in job.plan.refused.items()]
+    stayed = [Site.refused(n.path, n.output.name, n.kind, r, channels=n.affine.channels) for n, r in refused]
+    order = {node.name: position for node, position in job.graph.order.items()}
+    stayed = sorted([*stayed, *job.unreadable], key=lambda site: order.get(site.node, len(order)))
+    return Report(folded, tuple(stayed))
+
+
+def _site(norm: Norm, job: Job, by_node: Mapping[Any, Replacement], proof: SiteProof) -> Site:
+    layers = job.plan.folded[norm][0]
+    changes = [by_node[layer.node] for layer in layers]
+    scale = norm.affine.scale
+    return Site(
+        path=norm.path,
+        node=norm.output.name,
+        kind=norm.kind,
+        reason="taken into the weights",
+        into=tuple(module_path(layer.node) or layer.node.name for layer in layers),
+        channels=norm.affine.channels,
+        scale_range=(float(scale.min()), float(scale.max())),
+        dead_channels=int((scale == 0).sum()),
+        max_ulp=max((change.max_ulp for change in changes), default=0.0),
+        cancellation=max((change.cancellation for change in changes), default=1.0),
+        proof_error=proof.algebra,
+    )

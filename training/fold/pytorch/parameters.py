@@ -1,0 +1,158 @@
+"""The new parameters of every layer in a plan: exact in float64, then rounded once to the layer's own dtype.
+
+After `plan`, before either way of writing the result. Layers that share their weights share one `Replacement`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch.fx import Node
+
+from training.fold.core import (
+    Affine,
+    Array,
+    Layout,
+    border_kernel,
+    fold_beside,
+    fold_consumer,
+    fold_producer,
+    out_channels,
+)
+from training.fold.pytorch.graph import Graph, dtype
+from training.fold.pytorch.layers import Layer
+from training.fold.pytorch.norms import Norm
+from training.fold.pytorch.plan import Edit, Plan
+from training.fold.refusals import Refusal
+from training.fold.rounding import max_ulp, round_once
+
+
+@dataclass
+class Value:
+    """One parameter after folding.
+
+    Attributes:
+        exact: float64.
+        stored: the same rounded once, in `dtype` (float32 for bfloat16).
+        dtype: name without "torch.", such as "float32".
+    """
+
+    exact: Array
+    dtype: str
+    stored: npt.NDArray[Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stored = round_once(self.exact, self.dtype)
+
+    @property
+    def max_ulp(self) -> float:
+        """Largest rounding error in units in the last place, at most 0.5."""
+        return max_ulp(self.stored, self.exact, self.dtype)
+
+
+@dataclass
+class Replacement:
+    """The new weights of one layer, or of several calls that share them.
+
+    Attributes:
+        layers: the calls.
+        weight: None when the layer has a bias alone.
+        bias: None when there was none and none is needed.
+        border: correction for zero padding, (out, 1, *kernel); None nearly always.
+        cancellation: largest (|s| |b| + |t|) / |new bias|.
+    """
+
+    layers: list[Layer]
+    weight: Value | None
+    bias: Value | None
+    border: Value | None = None
+    cancellation: float = 1.0
+
+    @property
+    def max_ulp(self) -> float:
+        """Largest rounding error of any of its parameters."""
+        return max((value.max_ulp for value in (self.weight, self.bias, self.border) if value is not None), default=0.0)
+
+
+def replacements(graph: Graph, plan: Plan) -> tuple[list[Replacement], dict[Norm, Refusal]]:
+    """Return the new parameters for every edit of the plan, one entry per set of shared weights.
+
+    Returns:
+        The parameters, and the norms that must stay because theirs do not fit the layer's dtype, with the reason.
+    """
+    made: dict[tuple[Node | None, Node | None], Replacement] = {}
+    misfits: dict[Norm, Refusal] = {}
+    for edit in plan.edits.values():
+        key = (edit.layer.weight, edit.layer.bias)
+        try:
+            if key in made and _is_plain(edit.layer):
+                made[key].layers.append(edit.layer)
+            else:
+                made[key] = _replacement(graph, edit)
+        except Refusal as refusal:
+            misfits.update(dict.fromkeys(_norms_in(plan, edit.layer), refusal))
+    return list(made.values()), misfits
+
+
+def _norms_in(plan: Plan, layer: Layer) -> list[Norm]:
+    return [norm for norm, (layers, _) in plan.folded.items() if any(one.node is layer.node for one in layers)]
+
+
+def _is_plain(layer: Layer) -> bool:
+    return layer.weight is None or layer.weight.op == "placeholder"
+
+
+def _replacement(graph: Graph, edit: Edit) -> Replacement:
+    layer = edit.layer
+    bias = None if layer.bias is None else graph.constant(layer.bias).numpy().reshape(-1)
+    if layer.weight is None:
+        return _vector(edit, bias)
+    weight = graph.constant(layer.weight).numpy()
+    kind = str(dtype(layer.weight)).removeprefix("torch.")
+    new_weight, new_bias, border = _folded(edit, weight, bias)
+    keeps_none = bias is None and not np.any(new_bias)
+    return Replacement(
+        [layer],
+        Value(new_weight, kind),
+        None if keeps_none else Value(new_bias, kind),
+        None if border is None else Value(border, kind),
+        _cancellation(edit, bias, new_bias),
+    )
+
+
+def _vector(edit: Edit, bias: Array | None) -> Replacement:
+    """Return the new values of a vector that is added: s v + t."""
+    assert bias is not None
+    assert edit.layer.bias is not None
+    assert edit.after is not None
+    kind = str(dtype(edit.layer.bias)).removeprefix("torch.")
+    moved = edit.after.scale * bias + edit.after.shift
+    return Replacement([edit.layer], None, Value(moved, kind), None, _cancellation(edit, bias, moved))
+
+
+def _folded(edit: Edit, weight: Array, bias: Array | None) -> tuple[Array, Array, Array | None]:
+    layer, border = edit.layer, None
+    new_weight: Array = weight
+    new_bias: Array = np.zeros(out_channels(weight, layer.layout, layer.groups)) if bias is None else bias
+    if edit.before is not None:
+        inside = edit.before
+        if layer.borders and layer.layout is Layout.CONV and np.any(inside.shift):
+            border, inside = border_kernel(weight, inside, layer.groups), inside.without_shift()
+        new_weight, new_bias = fold_consumer(new_weight, new_bias, inside, layer.layout, layer.groups)
+    if edit.after is not None:
+        new_weight, new_bias = fold_producer(new_weight, new_bias, edit.after, layer.layout, layer.groups)
+        if border is not None:
+            border = fold_producer(border, None, Affine(edit.after.scale, 0 * edit.after.shift), Layout.CONV)[0]
+    if edit.beside is not None:
+        beside = edit.beside.spread(len(new_bias))
+        new_weight, new_bias = fold_beside(new_weight, new_bias, beside, layer.groups)
+    return new_weight, new_bias, border
+
+
+def _cancellation(edit: Edit, bias: Array | None, new_bias: Array) -> float:
+    if edit.after is None:
+        return 1.0
+    old = np.zeros_like(new_bias) if bias is None else np.abs(bias)
+    size = old * np.abs(edit.after.scale) + np.abs(edit.after.shift)
+    return float(np.max(size / np.where(new_bias == 0, np.inf, np.abs(new_bias)), initial=1.0))

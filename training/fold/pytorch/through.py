@@ -1,0 +1,327 @@
+"""The operations that an affine may pass, and under which condition: one table for both directions.
+
+Used by the walk. `backward` answers what an operation's inputs must become so that its output becomes affine(output);
+`forward` answers what affine its output carries when its input carries one. Every rule is an equality of real numbers;
+what is not in the table is refused, with the reason.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch.fx import Node
+
+from training.fold.core import Affine, concatenate
+from training.fold.pytorch.axes import MOVES_AXES, axis_after, axis_before, merged
+from training.fold.pytorch.graph import Graph, arguments, dtype, is_tensor, operation, same_shape, shape
+from training.fold.pytorch.norms import Step, affine_step
+from training.fold.refusals import Refusal, RefusalCode
+
+_KEEPS = {"aten::clone", "aten::contiguous", "aten::detach", "aten::alias", "aten::lift_fresh_copy"}
+_CASTS = {"aten::to", "aten::_to_copy", "aten::type_as"}
+_DROPOUTS = {"aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "aten::feature_alpha_dropout"}
+_PADDED_AVERAGES = {"aten::avg_pool1d", "aten::avg_pool2d", "aten::avg_pool3d"}
+_AVERAGES = {f"aten::adaptive_avg_pool{n}d" for n in (1, 2, 3)} | {
+    "aten::upsample_nearest1d",
+    "aten::upsample_nearest2d",
+    "aten::upsample_nearest3d",
+    "aten::_upsample_nearest_exact1d",
+    "aten::_upsample_nearest_exact2d",
+    "aten::_upsample_nearest_exact3d",
+    "aten::upsample_linear1d",
+    "aten::upsample_bilinear2d",
+    "aten::upsample_trilinear3d",
+    "aten::upsample_bicubic2d",
+    "aten::_upsample_bilinear2d_aa",
+    "aten::_upsample_bicubic2d_aa",
+}
+_MAXIMA = {f"aten::{kind}max_pool{n}d" for kind in ("", "adaptive_") for n in (1, 2, 3)}
+_MAXIMA |= {f"aten::max_pool{n}d_with_indices" for n in (1, 2, 3)}
+_COPIES = {f"aten::{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)}
+_REDUCTIONS = {"aten::mean", "aten::amax", "aten::amin"}
+_SELECTIONS = {"aten::slice", "aten::narrow", "aten::index_select", "aten::flip", "aten::roll"}
+_SPLITS = {"aten::split", "aten::split_with_sizes", "aten::chunk", "aten::unsafe_split", "aten::unsafe_chunk"}
+_SPLITS |= {"aten::tensor_split", "aten::unsafe_split_with_sizes"}
+_SUMS = {"aten::add", "aten::sub"}
+# fmt: off
+_ACTIVATIONS = {
+    "relu", "relu6", "sigmoid", "tanh", "gelu", "silu", "mish", "elu", "selu", "celu", "leaky_relu", "prelu", "rrelu",
+    "hardtanh", "hardswish", "hardsigmoid", "softplus", "softsign", "softmax", "log_softmax", "log_sigmoid", "clamp",
+    "clamp_min", "clamp_max", "glu", "threshold", "hardshrink", "softshrink",
+}
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Flow:
+    """An affine that a value carries: which value, along which axis (None: one channel, any axis)."""
+
+    value: Node
+    axis: int | None
+    affine: Affine
+
+
+def backward(graph: Graph, node: Node, axis: int | None, affine: Affine) -> list[Flow]:
+    """Return what the inputs of `node` must carry so that its output carries `affine` along `axis`.
+
+    Raises:
+        Refusal: no such inputs exist, or the rule for this operation is not known.
+    """
+    name = _name(node)
+    if name in MOVES_AXES:
+        return [Flow(node.all_input_nodes[0], axis_before(node, axis), affine)]
+    if name == "aten::cat":
+        return _cat_backward(node, axis, affine)
+    if is_plain_sum(graph, node):
+        first, second = node.args[:2]
+        return [Flow(first, axis, affine), Flow(second, axis, affine.without_shift())]  # type: ignore[arg-type]
+    if name == "getitem":
+        return _getitem_backward(node, axis, affine)
+    if name == "aten::pixel_shuffle":
+        return [_pixel_shuffle_backward(node, axis, affine)]
+    step = affine_step(graph, node)
+    if step is not None:
+        scale, shift = _constants(step, node, axis, affine.channels)
+        return [Flow(step.source, axis, _before_step(node, affine, scale, shift))]
+    source = _source(node)
+    if name in _SELECTIONS and axis is not None and _dim(node) == axis:
+        return [Flow(source, axis, _slice_backward(node, axis, affine))]
+    before = _axis_before_reduction(node, axis) if name in _REDUCTIONS else axis
+    require_passable(node, before, affine)
+    return [Flow(source, before, affine)]
+
+
+def forward(graph: Graph, node: Node, value: Node, axis: int | None, affine: Affine) -> Flow:
+    """Return what the output of `node` carries when its input `value` carries `affine` along `axis`.
+
+    Raises:
+        Refusal: the output would be no affine of what it was, or the rule for this operation is not known.
+    """
+    name = _name(node)
+    if name in MOVES_AXES:
+        joined = None if axis is None else merged(node, axis)
+        if joined is not None and axis is not None and (joined[1] > 1 or joined[2] > 1):
+            place, repeat, tile = joined
+            return Flow(node, place, concatenate([affine.repeat(repeat)] * tile))
+        return Flow(node, axis_after(node, axis), affine)
+    if name == "aten::cat":
+        return _cat_forward(node, value, axis, affine)
+    step = affine_step(graph, node)
+    if step is not None:
+        scale, shift = _constants(step, node, axis, affine.channels)
+        return Flow(node, axis, Affine(affine.scale, scale * affine.shift + shift - affine.scale * shift))
+    if _source(node) is not value:
+        raise _unknown(node)
+    if name in _SELECTIONS and axis is not None and _dim(node) == axis:
+        start, stop = _slice_range(node, axis)
+        return Flow(node, axis, affine.take(start, stop))
+    require_passable(node, axis, affine)
+    return Flow(node, _axis_after_reduction(node, axis) if name in _REDUCTIONS else axis, affine)
+
+
+def require_passable(node: Node, axis: int | None, affine: Affine) -> None:
+    """Raise Refusal unless the operation gives affine(output) for affine(input), `axis` being the input's."""
+    name, given = _name(node), arguments(node) if hasattr(node.target, "_schema") else {}
+    if name in _KEEPS or name in _AVERAGES:
+        return
+    if name in _CASTS:
+        if dtype(node) != dtype(_source(node)):
+            raise Refusal(RefusalCode.DTYPE, f"'{node.name}' casts {dtype(_source(node))} to {dtype(node)} on the way")
+    elif name in _DROPOUTS:
+        if given["train"]:
+            raise Refusal(RefusalCode.TRAINING, f"the dropout '{node.name}' is in training mode")
+    elif name in _PADDED_AVERAGES:
+        _require_plain_average(node, given)
+    elif name in _MAXIMA or name == "aten::amax" or name == "aten::amin":
+        if np.any(affine.scale < 0):
+            raise Refusal(
+                RefusalCode.SIGN,
+                f"{int(np.sum(affine.scale < 0))} channels have a negative scale, "
+                f"and the largest value of '{node.name}' would become the smallest",
+            )
+        _require_other_axes(node, axis, given)
+    elif name in _REDUCTIONS or name in _SELECTIONS:
+        _require_other_axes(node, axis, given)
+    elif name == "aten::pad" or name == "aten::constant_pad_nd" or name in _COPIES:
+        _require_copying_pad(node, given, affine)
+    else:
+        raise _unknown(node)
+
+
+def _name(node: Node) -> str:
+    name = operation(node)
+    return name.removesuffix("_") if not name.endswith("__") else name
+
+
+def _source(node: Node) -> Node:
+    if not node.all_input_nodes:
+        raise Refusal(RefusalCode.NO_PRODUCER, f"'{node.name}' is an input of the model")
+    return node.all_input_nodes[0]
+
+
+def _unknown(node: Node) -> Refusal:
+    name = _name(node).removeprefix("aten::")
+    if node.op == "placeholder":
+        return Refusal(RefusalCode.NO_PRODUCER, f"no layer stands between the model's input '{node.name}' and the norm")
+    if name in _ACTIVATIONS:
+        return Refusal(RefusalCode.ACTIVATION_BETWEEN, f"the activation {name} ('{node.name}') is in between")
+    if "quantize" in name:
+        return Refusal(RefusalCode.QUANTISED, f"'{node.name}' ({name}) works on quantised values")
+    if not hasattr(node.target, "_schema"):
+        return Refusal(RefusalCode.SUBGRAPH, f"'{node.name}' ({name}) has a body of its own")
+    return Refusal(RefusalCode.UNKNOWN_OP, f"no exact rule is known for '{node.name}' ({name})")
+
+
+def is_plain_sum(graph: Graph, node: Node) -> bool:
+    """True for the sum or difference of two different values of one shape."""
+    if _name(node) not in _SUMS:
+        return False
+    operands = list(node.args[:2])
+    moving = all(is_tensor(a) and not graph.is_constant(a) for a in operands)  # type: ignore[arg-type]
+    if not moving or operands[0] is operands[1] or float(node.kwargs.get("alpha", 1)) != 1:  # type: ignore[arg-type]
+        return False
+    return all(same_shape(a, node) for a in operands)  # type: ignore[arg-type]
+
+
+def _constants(step: Step, node: Node, axis: int | None, channels: int) -> tuple[Any, Any]:
+    """Return the constants of a step that stays in the graph, per channel; refuse those that vary along other axes."""
+    rank, wide = len(shape(node)), []
+    for part in (step.scale, step.shift):
+        offset = rank - part.ndim
+        varying = [offset + a for a, size in enumerate(part.shape) if size > 1]
+        if any(a != axis for a in varying):
+            raise Refusal(RefusalCode.AXIS, f"the constant of '{node.name}' varies along axis {varying[0]}")
+        row = part.reshape(-1).numpy()
+        wide.append(row if row.size == channels else np.repeat(row, channels))
+    return wide[0], wide[1]
+
+
+def _before_step(node: Node, affine: Affine, scale: Any, shift: Any) -> Affine:
+    """Return what to put before y = scale x + shift so that y becomes affine(y), the step staying as it is."""
+    needed = affine.shift + affine.scale * shift - shift
+    if np.any((scale == 0) & (needed != 0)):
+        raise Refusal(RefusalCode.ZERO_DENOMINATOR, f"'{node.name}' multiplies by zero before the norm adds its shift")
+    return Affine(affine.scale, needed / np.where(scale == 0, 1.0, scale))
+
+
+def _cat_backward(node: Node, axis: int | None, affine: Affine) -> list[Flow]:
+    parts: Any = node.args[0]
+    if len(set(parts)) < len(parts):
+        raise Refusal(RefusalCode.MULTI_USE, f"'{node.name}' joins a value with itself")
+    if axis is None or _dim(node) != axis:
+        return [Flow(part, axis, affine) for part in parts]
+    flows, start = [], 0
+    for part in parts:
+        size = _static(node, shape(part)[axis])
+        flows.append(Flow(part, axis, affine.take(start, start + size)))
+        start += size
+    return flows
+
+
+def _cat_forward(node: Node, value: Node, axis: int | None, affine: Affine) -> Flow:
+    parts: Any = node.args[0]
+    if axis is None or _dim(node) != axis:
+        raise Refusal(RefusalCode.MULTI_USE, f"'{node.name}' joins the norm's output with values that have no norm")
+    sizes = [_static(node, shape(part)[axis]) for part in parts]
+    pieces = [affine if part is value else Affine.identity(n) for part, n in zip(parts, sizes, strict=True)]
+    return Flow(node, axis, concatenate(pieces))
+
+
+def _getitem_backward(node: Node, axis: int | None, affine: Affine) -> list[Flow]:
+    split, index = node.args[0], node.args[1]
+    assert isinstance(split, Node)
+    assert isinstance(index, int)
+    name = _name(split)
+    if index == 0 and name in _MAXIMA and len(split.users) == 1:
+        require_passable(split, axis, affine)
+        return [Flow(_source(split), axis, affine)]
+    if name not in _SPLITS or axis is None or _dim(split) != axis:
+        raise _unknown(split)
+    if sum(user.args[1:] == node.args[1:] for user in split.users) > 1:
+        raise Refusal(RefusalCode.MULTI_USE, f"part {index} of '{split.name}' is taken twice")
+    sizes = [_static(split, part.shape[axis]) for part in split.meta["val"]]
+    pieces = [affine if i == index else Affine.identity(size) for i, size in enumerate(sizes)]
+    return [Flow(_source(split), axis, concatenate(pieces))]
+
+
+def _pixel_shuffle_backward(node: Node, axis: int | None, affine: Affine) -> Flow:
+    """Each channel of the output is made of factor**2 neighbouring channels of the input."""
+    given = arguments(node)
+    if axis is not None and axis != len(shape(node)) - 3:
+        raise _unknown(node)
+    return Flow(_source(node), len(shape(node)) - 3, affine.repeat(int(given["upscale_factor"]) ** 2))
+
+
+def _slice_backward(node: Node, axis: int, affine: Affine) -> Affine:
+    total = _static(node, shape(_source(node))[axis])
+    start, stop = _slice_range(node, axis)
+    return concatenate([Affine.identity(start), affine, Affine.identity(total - stop)])
+
+
+def _slice_range(node: Node, axis: int) -> tuple[int, int]:
+    given = arguments(node)
+    if _name(node) != "aten::slice" or given["step"] != 1:
+        raise Refusal(RefusalCode.AXIS, f"'{node.name}' picks channels in another order")
+    total = _static(node, shape(_source(node))[axis])
+    start, stop, _ = slice(given["start"], given["end"]).indices(total)
+    return start, stop
+
+
+def _dim(node: Node) -> int:
+    rank = len(shape(node)) if is_tensor(node) else len(node.meta["val"][0].shape)
+    dim = arguments(node).get("dim", 0)
+    return int(dim[0] if isinstance(dim, list | tuple) else dim) % rank
+
+
+def _static(node: Node, size: Any) -> int:
+    if not isinstance(size, int):
+        raise Refusal(RefusalCode.AXIS, f"the number of channels at '{node.name}' is not fixed")
+    return size
+
+
+def _require_plain_average(node: Node, given: dict[str, Any]) -> None:
+    padding = given["padding"] if isinstance(given["padding"], list | tuple) else [given["padding"]]
+    if given.get("divisor_override") is not None:
+        raise Refusal(RefusalCode.POOL, f"'{node.name}' divides by {given['divisor_override']}, not by the area")
+    if any(padding) and given["count_include_pad"]:
+        raise Refusal(RefusalCode.POOL, f"'{node.name}' counts zeros of the padding into its averages")
+
+
+def _require_copying_pad(node: Node, given: dict[str, Any], affine: Affine) -> None:
+    """Allow padding that copies values, crops, or adds a constant that the affine leaves as it is."""
+    if _name(node) in _COPIES or given.get("mode", "constant") != "constant" or all(p <= 0 for p in given["pad"]):
+        return
+    value = float(given.get("value") or 0.0)
+    if np.any(affine.scale * value + affine.shift != value):
+        raise Refusal(RefusalCode.PAD, f"'{node.name}' pads with {value:g}, which the norm would move")
+
+
+def _require_other_axes(node: Node, axis: int | None, given: dict[str, Any]) -> None:
+    """Refuse a reduction, selection or maximum along the channel axis itself."""
+    if axis is None and _name(node) in _REDUCTIONS | _SELECTIONS | _MAXIMA:
+        return
+    wanted = given.get("dims", given.get("dim"))
+    if _name(node) in _MAXIMA:
+        return
+    rank = len(shape(_source(node)))
+    dims = range(rank) if wanted in (None, []) else (wanted if isinstance(wanted, list | tuple) else [wanted])
+    if axis in {d % rank for d in dims}:
+        raise Refusal(RefusalCode.AXIS, f"'{node.name}' works along the channel axis {axis}")
+
+
+def _reduced(node: Node) -> set[int]:
+    given, rank = arguments(node), len(shape(_source(node)))
+    dims = given.get("dim")
+    if given.get("keepdim"):
+        return set()
+    return set(range(rank)) if dims in (None, []) else {d % rank for d in dims}
+
+
+def _axis_before_reduction(node: Node, axis: int | None) -> int | None:
+    kept = [a for a in range(len(shape(_source(node)))) if a not in _reduced(node)]
+    return None if axis is None else kept[axis]
+
+
+def _axis_after_reduction(node: Node, axis: int | None) -> int | None:
+    kept = [a for a in range(len(shape(_source(node)))) if a not in _reduced(node)]
+    return None if axis is None else kept.index(axis)

@@ -1,0 +1,188 @@
+"""The way of one norm to the layers that can take it: back to those before it, or forward to those behind it.
+
+Between `through`, which knows single operations, and `plan`, which joins the ways of all norms. A way that does not end
+at layers on every branch raises `Refusal`; nothing is changed.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch.fx import Node
+
+from training.fold.core import Affine, in_channels, out_channels
+from training.fold.pytorch.graph import Graph, is_in_place, operation
+from training.fold.pytorch.layers import Layer, read_layer, read_vector, require_axis
+from training.fold.pytorch.norms import Norm
+from training.fold.pytorch.through import Flow, backward, forward
+from training.fold.refusals import Refusal, RefusalCode
+
+
+@dataclass
+class Walk:
+    """One norm's way to its layers: the ends, with the affine each takes, and the nodes in between."""
+
+    takes: list[tuple[Layer, Affine]] = field(default_factory=list)
+    passed: list[Node] = field(default_factory=list)
+
+
+def walk_back(graph: Graph, norm: Norm, folded: Mapping[Norm, object]) -> Walk:
+    """Return the way to the layers before the norm, through norms that are `folded` already.
+
+    Raises:
+        Refusal: a value on the way has another reader, or no layer stands at the end of it.
+    """
+    if norm.kind == "input":
+        raise Refusal(RefusalCode.NO_PRODUCER, "nothing stands before the model's input")
+    gone = {norm.output: norm for norm in folded}
+    walk = Walk()
+    pending = [(Flow(norm.source, norm.axis, norm.affine), norm.nodes[0])]
+    while pending:
+        flow, reader = pending.pop()
+        graph.require_single_reader(flow.value, reader)
+        if flow.value in gone:
+            inner = gone[flow.value]
+            walk.passed.extend(inner.nodes)
+            pending.append((Flow(inner.source, flow.axis, flow.affine), inner.nodes[0]))
+            continue
+        layer = read_layer(graph, flow.value)
+        if layer is not None:
+            walk.takes.append((layer, _taken(layer, flow, "output")))
+            continue
+        vector = read_vector(graph, flow.value, flow.axis, flow.affine.channels)
+        if vector is not None:
+            walk.takes.append((vector, flow.affine))
+            pending.append((Flow(vector.source, flow.axis, flow.affine.without_shift()), vector.node))
+            continue
+        for source in backward(graph, flow.value, flow.axis, flow.affine):
+            reader = _reader_of(source.value, flow.value)
+            pending.append((source, reader))
+            if reader is not flow.value:
+                walk.passed.extend([reader, *(part for part in reader.users if part is not flow.value)])
+        walk.passed.append(flow.value)
+    return walk
+
+
+def _reader_of(source: Node, node: Node) -> Node:
+    """Return which node reads `source` on the way to `node`: itself, or the split whose part it is."""
+    return node if source in node.all_input_nodes else node.all_input_nodes[0]
+
+
+def walk_forward(graph: Graph, norm: Norm, norms: Sequence[Norm], exact_padding: bool) -> Walk:
+    """Return the way to the layers behind the norm, through others of `norms`.
+
+    Raises:
+        Refusal: a reader of the value, or of what becomes of it, cannot take the norm.
+    """
+    _require_unwritten(graph, norm)
+    kept = {other.nodes[0]: other for other in norms if other.nodes and other is not norm}
+    walk = Walk()
+    pending = [Flow(norm.output, norm.axis, norm.affine)]
+    while pending:
+        flow = pending.pop()
+        if flow.value in graph.outputs:
+            raise Refusal(RefusalCode.GRAPH_OUTPUT, f"the value '{flow.value.name}' that would change is an output")
+        readers = graph.readers(flow.value)
+        if not readers:
+            raise Refusal(RefusalCode.NO_PRODUCER, f"nothing reads '{flow.value.name}'")
+        for reader in readers:
+            if is_in_place(reader):
+                raise Refusal(RefusalCode.MULTI_USE, f"'{reader.name}' writes into the normalised value")
+            if reader in kept:
+                pending.append(_through_norm(kept[reader], flow))
+                walk.passed.extend(kept[reader].nodes)
+                continue
+            layer = read_layer(graph, reader)
+            if layer is not None and layer.source is flow.value and not _is_norm_layer(layer):
+                walk.takes.append((layer, _taken(layer, flow, "input")))
+                _require_no_border(layer, walk.takes[-1][1], exact_padding)
+                continue
+            pending.append(_forward(graph, reader, flow))
+            walk.passed.append(reader)
+    _require_once(walk)
+    return walk
+
+
+def _through_norm(norm: Norm, flow: Flow) -> Flow:
+    """Return what the output of another norm carries: a(x) becomes b(a(x)) = c(b(x)) with the c returned here."""
+    if norm.axis != flow.axis and norm.axis is not None and flow.axis is not None:
+        raise Refusal(RefusalCode.AXIS, f"the norm '{norm.output.name}' behind it runs over another axis")
+    channels = max(norm.affine.channels, flow.affine.channels)
+    own, carried = norm.affine.spread(channels), flow.affine.spread(channels)
+    shift = own.scale * carried.shift + own.shift - carried.scale * own.shift
+    return Flow(norm.output, flow.axis if norm.axis is None else norm.axis, Affine(carried.scale, shift))
+
+
+def _forward(graph: Graph, reader: Node, flow: Flow) -> Flow:
+    if operation(reader) == "getitem":
+        raise Refusal(RefusalCode.UNKNOWN_OP, f"'{reader.name}' takes a part of the normalised value")
+    return forward(graph, reader, flow.value, flow.axis, flow.affine)
+
+
+def _is_norm_layer(layer: Layer) -> bool:
+    return operation(layer.node).endswith("_norm")
+
+
+def _require_once(walk: Walk) -> None:
+    """Refuse a norm whose output reaches one operation on two ways."""
+    nodes = [layer.node for layer, _ in walk.takes] + walk.passed
+    if len(set(nodes)) != len(nodes):
+        raise Refusal(RefusalCode.MULTI_USE, "the normalised value reaches one operation on two ways")
+
+
+def _taken(layer: Layer, flow: Flow, side: str) -> Affine:
+    """Return the flow's affine for the channels of one side of the layer; refuse another axis or another number."""
+    require_axis(layer, flow.axis, layer.out_axis if side == "output" else layer.in_axis, side)
+    weight = layer.weight
+    if weight is None:
+        return flow.affine
+    count = out_channels if side == "output" else in_channels
+    expected = count(weight.meta["val"], layer.layout, layer.groups)
+    if flow.affine.channels not in (1, expected):
+        raise Refusal(RefusalCode.AXIS, f"the norm has {flow.affine.channels} channels, '{layer.node.name}' {expected}")
+    return flow.affine.spread(expected)
+
+
+def _require_no_border(layer: Layer, affine: Affine, exact_padding: bool) -> None:
+    if not layer.borders or not np.any(affine.shift):
+        return
+    if operation(layer.node).startswith("aten::conv_transpose"):
+        raise Refusal(
+            RefusalCode.PAD,
+            f"'{layer.node.name}' is a transposed convolution: its outputs do not all see the same number of inputs",
+            "put the norm behind it",
+        )
+    if not exact_padding:
+        raise Refusal(RefusalCode.PAD, f"'{layer.node.name}' pads with zeros, and the norm would have moved them")
+
+
+def _require_unwritten(graph: Graph, norm: Norm) -> None:
+    """Refuse when the value that takes the norm's place is written in place, by anyone, once the norm has read it."""
+    first = graph.order[norm.nodes[0]] if norm.nodes else -1
+    for writer in writers(norm):
+        if graph.order[writer] >= first:
+            raise Refusal(RefusalCode.MULTI_USE, f"'{writer.name}' writes into what the norm reads")
+
+
+def writers(norm: Norm) -> Iterator[Node]:
+    """Yield the operations that write into the value that the norm reads, or into what shares its memory."""
+    aliases, seen = [norm.source, *norm.nodes], set()
+    while aliases:
+        value = aliases.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        for user in value.users:
+            if user.op == "call_function" and is_in_place(user) and user.args[0] is value:
+                yield user
+            if user.op == "call_function" and _may_alias(user):
+                aliases.append(user)
+        if value.op == "call_function" and _may_alias(value):
+            aliases.extend(value.all_input_nodes[:1])
+
+
+def _may_alias(node: Node) -> bool:
+    """True when the operation returns a view of its input, or the input itself."""
+    schema = getattr(node.target, "_schema", None)
+    views = schema is not None and any(r.alias_info is not None for r in schema.returns)
+    return views or operation(node) in {"aten::reshape", "aten::contiguous", "aten::dropout", "aten::to", "getitem"}

@@ -1,0 +1,143 @@
+"""Write folded parameters into the exported graph, where the user's module tree has no place for them.
+
+The other of the two ways to write a result. What comes out is an `fx.GraphModule` with the same inputs, outputs and
+parameter names, without the folded norms and without the user's classes.
+"""
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from training.fold.pytorch.float64 import named_tensors
+from training.fold.pytorch.graph import Graph, is_in_place, operation, quiet
+from training.fold.pytorch.layers import Layer
+from training.fold.pytorch.parameters import Replacement, Value
+from training.fold.pytorch.plan import Plan
+from training.fold.pytorch.write_module import names_of, stored_like
+
+
+class GraphWriter:
+    """The exported program as a GraphModule that takes new parameters, and remembers the float64 value behind each.
+
+    Attributes:
+        model: the GraphModule.
+    """
+
+    def __init__(self, graph: Graph):
+        exported = graph.program.module(check_guards=False)
+        shared = GraphModule(exported, exported.graph)  # its tensors are the user's
+        with quiet():
+            self.model = copy.deepcopy(shared)
+        self._values: list[tuple[Tensor, Value]] = []
+        self._nodes = {n.name: n for n in self.model.graph.nodes}
+        placeholders = [n for n in self.model.graph.nodes if n.op == "placeholder"]
+        own = [n for n in graph.nodes if n.op == "placeholder" and graph.target(n) is None]
+        self._inputs = {n.name: mine for n, mine in zip(own, placeholders, strict=True)}
+
+    def write(self, graph: Graph, plan: Plan, changes: Iterable[Replacement]) -> None:
+        """Apply a whole plan to the GraphModule."""
+        for number, change in enumerate(changes):
+            for layer in change.layers:
+                self._write_layer(graph, layer, change, f"folded_{number}")
+        for norm in sorted(plan.folded, key=lambda n: -graph.order[n.output]):
+            if norm in plan.beside:
+                self._drop(self._node(norm.output), self._node(norm.source))
+            elif norm.nodes:
+                self._node(norm.output).replace_all_uses_with(self._node(norm.source))
+        self.model.graph.eliminate_dead_code()
+        self.model.delete_all_unused_submodules()
+        self.model.recompile()
+        self.model.eval()
+
+    def exact(self) -> dict[str, Value]:
+        """Return the float64 values of the changed parameters, by qualified name."""
+        return names_of(self.model, self._values)
+
+    def _node(self, node: Node) -> Node:
+        found: Node = self._inputs[node.name] if node.op == "placeholder" else self._nodes[node.name]
+        return found
+
+    def _drop(self, value: Node, like: Node) -> None:
+        """Take a value out of the one sum that reads it."""
+        (total,) = (user for user in value.users if user.op == "call_function")
+        (other,) = (part for part in total.args[:2] if part is not value)
+        if not isinstance(other, Node):  # a sum that begins with the number zero
+            with self.model.graph.inserting_before(value):
+                value.replace_all_uses_with(self.model.graph.call_function(torch.ops.aten.zeros_like.default, (like,)))
+            return
+        with self.model.graph.inserting_before(total):
+            if operation(total).startswith("aten::sub") and other is total.args[1]:
+                other = self.model.graph.call_function(torch.ops.aten.neg.default, (other,))
+            elif any(user.op == "call_function" and is_in_place(user) for user in total.users):
+                other = self.model.graph.call_function(torch.ops.aten.clone.default, (other,))
+        total.replace_all_uses_with(other)
+        self.model.graph.erase_node(total)
+
+    def _write_layer(self, graph: Graph, layer: Layer, change: Replacement, fresh: str) -> None:
+        call = self._nodes[layer.node.name]
+        if layer.weight is not None and change.weight is not None:
+            self._put(graph, call, layer.weight, change.weight, f"{fresh}_weight")
+        if change.bias is not None:
+            if layer.bias is not None:
+                self._put(graph, call, layer.bias, change.bias, f"{fresh}_bias")
+            else:
+                self._add_bias(call, change.bias, f"{fresh}_bias")
+        if change.border is not None:
+            self._add_border(call, change.border, f"{fresh}_border_kernel")
+
+    def _put(self, graph: Graph, call: Node, old: Node, value: Value, fresh: str) -> None:
+        """Store a value where the constant `old` was: in its own tensor, or in a new one when it was computed."""
+        name = graph.target(old)
+        if name is not None:
+            path, _, attribute = name.rpartition(".")
+            tensor = getattr(self.model.get_submodule(path), attribute)
+            tensor.data = stored_like(tensor, value)
+            self._values.append((tensor, value))
+        else:
+            call.replace_input_with(self._nodes[old.name], self._new(call, value, fresh))
+
+    def _new(self, before: Node, value: Value, name: str) -> Node:
+        """Return a new parameter as a node before `before`."""
+        while hasattr(self.model, name):
+            name += "_"
+        stored = torch.from_numpy(value.stored).to(getattr(torch, value.dtype))
+        device = next((tensor.device for _, tensor in named_tensors(self.model)), stored.device)
+        parameter = nn.Parameter(stored.to(device))
+        self.model.register_parameter(name, parameter)
+        self._values.append((parameter, value))
+        with self.model.graph.inserting_before(before):
+            return self.model.graph.get_attr(name)
+
+    def _add_bias(self, call: Node, value: Value, fresh: str) -> None:
+        node = self._new(call, value, fresh)
+        schema = [a.name for a in call.target._schema.arguments]  # type: ignore[union-attr]
+        if "bias" in schema:
+            position = schema.index("bias")
+            call.args = (*call.args[:position], node, *call.args[position + 1 :])
+        else:
+            self._add_after(call, node)
+
+    def _add_border(self, call: Node, value: Value, fresh: str) -> None:
+        """Add the convolution of one channel of ones that stands for the shift; see `border`."""
+        kernel = self._new(call, value, fresh)
+        source, channels = call.args[0], len(value.exact.shape) - 2
+        aten = torch.ops.aten
+        with self.model.graph.inserting_before(call):
+            one = source
+            for axis in range(len(call.meta["val"].shape) - channels):
+                one = self.model.graph.call_function(aten.slice.Tensor, (one, axis, 0, 1))
+            ones = self.model.graph.call_function(aten.ones_like.default, (one,))
+            options = (*call.args[3:6],)
+            shares = self.model.graph.call_function(call.target, (ones, kernel, None, *options))  # type: ignore[arg-type]
+        self._add_after(call, shares)
+
+    def _add_after(self, call: Node, addend: Node) -> None:
+        users = list(call.users)
+        with self.model.graph.inserting_after(call):
+            total = self.model.graph.call_function(torch.ops.aten.add.Tensor, (call, addend))
+        for user in users:
+            user.replace_input_with(call, total)
+        self._nodes[call.name] = total  # what now stands for the layer's output

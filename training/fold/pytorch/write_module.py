@@ -1,0 +1,187 @@
+"""Write folded parameters back into a copy of the user's own module tree, norms becoming `nn.Identity`.
+
+One of the two ways to write a result. It keeps classes, names, devices, dtypes, memory formats and requires_grad, and
+it raises `CannotExpress` where the tree has no place for a change; then the graph is written instead.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+from torch.nn.utils import parametrize
+
+from training.fold.pytorch.beside import Nothing
+from training.fold.pytorch.border import takes_border, with_border
+from training.fold.pytorch.float64 import full_copy, named_tensors
+from training.fold.pytorch.graph import Graph, call_key, is_in_place, is_tensor, module_path
+from training.fold.pytorch.layers import Layer
+from training.fold.pytorch.norms import Norm
+from training.fold.pytorch.parameters import Replacement, Value
+from training.fold.pytorch.plan import Plan
+
+
+class CannotExpress(Exception):  # noqa: N818 -- not an error: it chooses the other form
+    """The user's module tree has no place for a change; the message says which."""
+
+
+class ModuleWriter:
+    """A deep copy of a model that takes new parameters, and remembers the float64 value behind each.
+
+    Attributes:
+        model: the copy.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = full_copy(model)
+        self._values: list[tuple[Tensor, Value]] = []
+
+    def write(self, graph: Graph, plan: Plan, changes: Iterable[Replacement]) -> None:
+        """Apply a whole plan to the copy.
+
+        Raises:
+            CannotExpress: see the class; the copy is then of no use.
+        """
+        for change in changes:
+            for layer in {module_path(one.node): one for one in change.layers}.values():
+                self._write_layer(graph, layer, change)
+        for norm in plan.folded:
+            if norm.nodes:
+                self._remove(graph, norm, plan)
+
+    def exact(self) -> dict[str, Value]:
+        """Return the float64 values of the changed parameters, by qualified name."""
+        return names_of(self.model, self._values)
+
+    def _write_layer(self, graph: Graph, layer: Layer, change: Replacement) -> None:
+        if layer.weight is not None and change.weight is not None:
+            self._store(graph.target(layer.weight) or self._materialise(layer), change.weight)
+        if change.bias is not None:
+            name = None if layer.bias is None else graph.target(layer.bias)
+            self._store(name or self._new_bias(layer), change.bias)
+        if change.border is not None:
+            path = self._owner(layer, border=True)
+            with_border(self.model.get_submodule(path), change.border.stored)
+            self._values.append((self.model.get_buffer(f"{path}.border_kernel"), change.border))
+
+    def _owner(self, layer: Layer, border: bool = False) -> str:
+        """Return the path of the module whose own weight this is: a convolution or linear layer of PyTorch's kind."""
+        path = module_path(layer.node)
+        owner = self.model.get_submodule(path)
+        if border and not takes_border(owner):
+            raise CannotExpress(f"the class {type(owner).__name__} of '{path}' may not add a correction at the border")
+        if not isinstance(owner, nn.modules.conv._ConvNd | nn.Linear):
+            raise CannotExpress(f"'{layer.node.name}' is a call in the forward of {type(owner).__name__}")
+        return path
+
+    def _materialise(self, layer: Layer) -> str:
+        """Turn a computed weight (weight_norm, spectral_norm, a parametrization) into a plain parameter."""
+        path = module_path(layer.node)
+        owner = self.model.get_submodule(path)
+        if parametrize.is_parametrized(owner, "weight"):
+            _remove_parametrization(owner, path)
+        elif not _remove_weight_hooks(owner):
+            raise CannotExpress(f"the forward of {type(owner).__name__} '{path}' computes its weight")
+        return f"{path}.weight"
+
+    def _new_bias(self, layer: Layer) -> str:
+        path = self._owner(layer)
+        owner = self.model.get_submodule(path)
+        if getattr(owner, "bias", None) is not None:
+            raise CannotExpress(f"'{layer.node.name}' does not use the bias of its module '{path}'")
+        weight = owner.weight
+        size = owner.out_features if isinstance(owner, nn.Linear) else owner.out_channels
+        bias = torch.zeros(int(size), dtype=weight.dtype, device=weight.device)  # type: ignore[arg-type]
+        owner.bias = nn.Parameter(bias, requires_grad=weight.requires_grad)  # type: ignore[arg-type]
+        return f"{path}.bias"
+
+    def _store(self, name: str, value: Value) -> None:
+        path, _, attribute = name.rpartition(".")
+        tensor = getattr(self.model.get_submodule(path), attribute)
+        assert isinstance(tensor, Tensor)
+        tensor.data = stored_like(tensor, value)
+        self._values.append((tensor, value))
+
+    def _remove(self, graph: Graph, norm: Norm, plan: Plan) -> None:
+        """Put an Identity in place of the module that computes this norm and nothing else."""
+        path = module_path(norm.output)
+        calls = _calls(graph, path)
+        gone = {node for other in plan.folded for node in other.nodes}
+        if not path:
+            raise CannotExpress(f"the norm '{norm.output.name}' is written out in the model's own forward")
+        owner = self.model.get_submodule(path)
+        rest = [node for nodes in calls.values() for node in nodes if node not in gone]
+        if any(module_path(node) == path for node in rest):
+            raise CannotExpress(f"the module '{path}' does more than its norm ('{rest[0].name}')")
+        # A norm with an activation inside keeps its children, which run one after the other.
+        if norm in plan.beside and rest:
+            raise CannotExpress(f"the module '{path}' does more than its norm ('{rest[0].name}')")
+        if len({other in plan.beside for other in plan.folded if module_path(other.output) == path}) > 1:
+            raise CannotExpress(f"the module '{path}' is called beside a convolution and elsewhere")
+        written = any(is_in_place(node) for node in plan.folded[norm][1])
+        alone = Nothing(written) if norm in plan.beside else nn.Identity()
+        left = nn.Sequential(OrderedDict(owner.named_children())) if rest else alone
+        _replace_module(self.model, path, left.train(self.model.training))
+
+
+def _calls(graph: Graph, path: str) -> Mapping[tuple[str, ...], set[Node]]:
+    """Return the operations on data in each call of the module at `path`."""
+    calls: dict[tuple[str, ...], set[Node]] = {}
+    for node in graph.nodes:
+        stack = [str(entry[0]).split("@")[0] for entry in (node.meta.get("nn_module_stack") or {}).values()]
+        if node.op == "call_function" and path in stack and _is_data(graph, node):
+            calls.setdefault(call_key(node)[: stack.index(path) + 1], set()).add(node)
+    return calls
+
+
+def _is_data(graph: Graph, node: Node) -> bool:
+    return is_tensor(node) and not graph.is_constant(node) and graph.unexpanded(node) is None
+
+
+def _replace_module(model: nn.Module, path: str, new: nn.Module) -> None:
+    """Put `new` wherever the module at `path` stands, under all its names."""
+    old = model.get_submodule(path)
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is old:
+                parent._modules[name] = new
+
+
+def _remove_parametrization(owner: nn.Module, path: str) -> None:
+    """Turn a parametrized weight into a plain one; torch's own removal would also change the user's module.
+
+    A parametrized module has a class made for it alone, which its copies share; torch takes the property off that.
+    """
+    if len(owner.parametrizations) > 1:  # type: ignore[arg-type]
+        raise CannotExpress(f"'{path}' has more parametrized tensors than its weight")
+    with torch.no_grad():
+        weight = nn.Parameter(owner.weight.detach().clone())  # type: ignore[operator]
+    weight.requires_grad_(any(p.requires_grad for p in owner.parametrizations.parameters()))  # type: ignore[union-attr]
+    owner.__class__ = type(owner).__bases__[0]
+    del owner._modules["parametrizations"]
+    owner.register_parameter("weight", weight)
+
+
+def _remove_weight_hooks(owner: nn.Module) -> bool:
+    """Remove the hook of the old weight_norm or spectral_norm, leaving a plain weight; False when there is none."""
+    for key, hook in list(owner._forward_pre_hooks.items()):
+        if type(hook).__name__ in {"WeightNorm", "SpectralNorm"} and getattr(hook, "name", "weight") == "weight":
+            with torch.no_grad():
+                hook.remove(owner)  # type: ignore[attr-defined]
+            del owner._forward_pre_hooks[key]
+            return True
+    return False
+
+
+def names_of(model: nn.Module, values: Iterable[tuple[Tensor, Value]]) -> dict[str, Value]:
+    """Return the values by the names that their tensors have in the model."""
+    names = {id(tensor): name for name, tensor in named_tensors(model)}
+    return {names[id(tensor)]: value for tensor, value in values}
+
+
+def stored_like(tensor: Tensor, value: Value) -> Tensor:
+    """Return the rounded value with dtype, device, shape and strides of `tensor`."""
+    new = torch.empty_like(tensor.detach())  # keeps channels_last and other dense strides
+    source = torch.from_numpy(value.stored.reshape(tuple(tensor.shape)))
+    return new.copy_(source)  # the dtype holds every value exactly: it was rounded to it before
