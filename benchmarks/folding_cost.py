@@ -153,9 +153,14 @@ class Clocks:
             self._time(proving, "prove_onnx", "proof")
             return
         import training.fold.api as front
+        import training.fold.pytorch.job as reading
 
-        for name, kind in (("read", "read"), ("prove_sites", "proof"), ("prove_model", "proof")):
-            self._time(front, name, kind)
+        for module, name, kind in (
+            (reading, "read", "read"),
+            (front, "prove_sites", "proof"),
+            (front, "prove_model", "proof"),
+        ):
+            self._time(module, name, kind)
 
     def load(self, given: Any) -> Any:
         """Return the model that a user would hold: a module as it is, an ONNX file parsed."""

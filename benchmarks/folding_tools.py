@@ -131,7 +131,7 @@ def onnx_feeds(model: onnx.ModelProto) -> dict[str, np.ndarray]:
         shape = [dim.dim_value or ROWS for dim in tensor.shape.dim]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
         values = rng.normal(0.4, 1.5, shape)
-        feeds[value.name] = (values > 0) if dtype == np.bool_ else np.asarray(values, dtype)
+        feeds[value.name] = np.asarray(values > 0 if dtype == np.bool_ else values, dtype)
     return feeds
 
 
@@ -355,6 +355,7 @@ def judge_torch(tool: str, case: TorchCase) -> Verdict:
         expected = _torch_oracle(model, x)
         before = _norms_of(model, x) if tool != "inductor freezing" else _norms_of(_inductor_graph(model, x, False), x)
         given = copy.deepcopy(model)
+        torch._dynamo.reset()  # what the runs above, under a counting mode, made it give up on
         try:
             with _silence():
                 result = TORCH_TOOLS[tool][1](given, x, case)
