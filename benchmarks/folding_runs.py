@@ -127,11 +127,15 @@ def _fingerprint(here: dict[str, Any]) -> str:
 
 
 def run_tool(python: str, name: str, tool: str, count: int) -> Verdicts:
-    """Return the verdict of each case; a worker that crashes or hangs is replaced behind that case."""
+    """Return the verdict of each case; a worker that hangs, or crashes on its first case, is replaced behind that case.
+
+    One that crashes later is replaced at the case: earlier ones may have left something behind in the process.
+    """
     verdicts: Verdicts = []
     while len(verdicts) < count:
+        begun = len(verdicts)
         kind = collect(python, name, tool, verdicts, count)
-        if len(verdicts) < count:
+        if len(verdicts) < count and (kind != "crashed" or len(verdicts) == begun):
             verdicts.append({"kind": kind, "error": 0.0, "detail": ""})
     return verdicts
 

@@ -355,7 +355,7 @@ def judge_torch(tool: str, case: TorchCase) -> Verdict:
         expected = _torch_oracle(model, x)
         before = _norms_of(model, x) if tool != "inductor freezing" else _norms_of(_inductor_graph(model, x, False), x)
         given = copy.deepcopy(model)
-        torch._dynamo.reset()  # what the runs above, under a counting mode, made it give up on
+        torch._dynamo.reset()  # what the run above, under a counting mode, made it give up on
         try:
             with _silence():
                 result = TORCH_TOOLS[tool][1](given, x, case)
@@ -381,6 +381,7 @@ def _norms_of(model: Runner, x: Tensor) -> int:
             model(x.clone())
         return int(model.norms)
     model = copy.deepcopy(model) if isinstance(model, nn.Module) else model
+    torch._dynamo.reset()
     with _Counting() as counting:
         model(x.clone())
     return counting.norms

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_SHARE = 9  # times as long as a run took
+_SHARE = 3  # times as long as a run took
 _LONGEST_PAUSE_SECONDS = 0.05
 _SWITCH_SECONDS = 0.0005  # within which the event loop gets the interpreter back; Python's own 5 ms are a long time
 
