@@ -121,7 +121,7 @@ def test_several_models_need_a_name(two_models):
     np.testing.assert_allclose(answer.json()["predictions"][0]["probabilities"], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("query", ["lable=stable", "model=fashion&model=echo", "verbose"])
+@pytest.mark.parametrize("query", ["labels=stable", "model=fashion&model=echo", "verbose"])
 def test_a_query_that_is_not_understood_is_refused(two_models, query):
     """A misspelt label must not be answered by another version than the one that was meant."""
     pixels = artifacts.images(1)
