@@ -110,6 +110,8 @@ def describe(app: FastAPI, models: Sequence[tuple[str, ImageSpec]]) -> dict[str,
     bodies: list[Any] = [(PredictRequest, "validation"), (InferenceRequest, "validation")]
     definitions = models_json_schema(bodies, ref_template="#/components/schemas/{model}")[1]
     schemas.update(definitions["$defs"])
+    for unused in ("HTTPValidationError", "ValidationError"):  # of the 422 that is taken out below
+        schemas.pop(unused, None)
     document["components"]["headers"] = {
         name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()
     }
