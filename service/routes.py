@@ -126,9 +126,11 @@ def _ready_registry(request: Request) -> Registry:
 def _chosen(request: Request) -> Model:
     """Return the model, and the version of it, that the query names."""
     query = request.query_params
-    for parameter in query:  # a misspelt label must not be answered by another version
+    for parameter in query:  # a misspelt or forgotten label must not be answered by another version
         if parameter not in ("model", "version", "label") or len(query.getlist(parameter)) > 1:
             raise InvalidInput(f"query: {clip(parameter)!r} came, expected model, version and label, each at most once")
+        if not query[parameter]:
+            raise InvalidInput(f"query: {parameter} came empty, expected a value, or none of it")
     name, version, label = query.get("model"), query.get("version"), query.get("label")
     if version is not None and label is not None:
         raise InvalidInput("query: both version and label came, expected at most one of them")

@@ -129,6 +129,14 @@ def test_a_query_that_is_not_understood_is_refused(two_models, query):
     assert "expected model, version and label" in error_of(refused, 400)
 
 
+@pytest.mark.parametrize("parameter", ["model", "version", "label"])
+def test_an_empty_choice_is_refused(two_models, parameter):
+    """A variable that was never set does not choose the latest version."""
+    chosen = {"model": "fashion", parameter: ""}
+    refused = two_models.post("/predict", params=chosen, content=artifacts.images(1).tobytes(), headers=OCTETS)
+    assert error_of(refused, 400) == f"query: {parameter} came empty, expected a value, or none of it"
+
+
 def test_a_model_that_is_not_there_is_not_found(two_models):
     """The name that came is quoted, shortened, and the names that exist are listed."""
     sentence = error_of(two_models.post("/predict", params={"model": "x" * 9000}, json={}), 404)
