@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from training.device import flushed_denormals, is_flushing_denormals
-from training.lanes import Lanes
+from training.lanes import MOST, Lanes
 
 
 def test_results_come_in_the_order_of_the_parts():
@@ -71,3 +71,12 @@ def test_a_part_that_fails_is_heard_and_the_threads_end():
         lanes.each(lambda part: 1 / part, [1, 0])
     assert threading.active_count() == before
     assert torch.get_num_threads() == 2
+
+
+def test_a_machine_with_many_cores_opens_no_more_threads_than_a_batch_feeds():
+    """With one row for each of sixty threads the meetings would cost more than the work."""
+    torch.set_num_threads(2 * MOST)
+    lanes = Lanes()
+    with lanes.open():
+        assert lanes.count == MOST
+    assert torch.get_num_threads() == 2 * MOST
