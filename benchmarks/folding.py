@@ -44,6 +44,10 @@ def main() -> int:
         return work(args.worker[0], args.worker[1], int(args.worker[2]))
     if args.show:
         return show(*args.show)
+    if not args.python.is_file():
+        parser.error(f"--python {args.python}: there is no such file; make the environment as said above")
+    if args.jobs < 1:
+        parser.error(f"--jobs {args.jobs}: expected 1 or more")
     python = str(args.python.absolute())
     if args.reproducers:
         from benchmarks.folding_reproducers import check

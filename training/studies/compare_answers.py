@@ -66,10 +66,8 @@ def sweep_answer(arms: ByArm, names: str, values: Sequence[float]) -> str:
         learnt = [f"{value:g}" for value, run in runs if _learns(run)]
         others = [f"{value:g}" for value, run in runs if not _learns(run)]
         if runs:
-            parts.append(
-                f"{name} it learns at {', '.join(learnt) or 'none'}"
-                + (f" and not at {', '.join(others)}" if others else "")
-            )
+            not_there = f" and not at {', '.join(others)}" if others else ""
+            parts.append(f"{name} it learns at {', '.join(learnt)}{not_there}" if learnt else f"{name} at none of them")
     return f"{'; '.join(parts)}. To learn is to end with a loss under {LEARNS:.0%} of chance's.\n" if parts else ""
 
 

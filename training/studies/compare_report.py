@@ -3,6 +3,7 @@
 Every sentence with a number is made from the measurements; what is not measured yet is said to be missing.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,8 @@ def report_files(
         **come_from,
         "measured": len(found),
         "planned": len(cases),
-        "adopted": sum("adopted_revision" in each for each in found),
+        "adopted": sum("adopted" in each for each in found),
+        "trained_at": Counter(each.get("revision", "not noted") for each in found),
         "compiled": sum(bool(each.get("compiled")) for each in found),
         "gates": {name: [vars(gate) for gate in each] for name, each in tests.items()},
         "arms": {name: summary_of(runs) for name, runs in arms.items()},
@@ -83,13 +85,17 @@ def summary_of(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found | {"gap": vars(Spread.of(gap(run) for run in whole))}
 
 
+def _revisions_text(trained_at: Mapping[str, int]) -> str:
+    return ", ".join(f"{revision[:12]} ({count})" for revision, count in trained_at.items())
+
+
 def text_of(arms: ByArm, tests: Mapping[str, Sequence[published.Gate]], summary: Mapping[str, Any]) -> str:
     """Return the report in Markdown."""
     return f"""# Batch normalization compared
 
 {summary["measured"]} of {summary["planned"]} trainings are measured; the same command goes on with the rest.
 {summary["adopted"]} of them are runs of `train-and-export` with the same recipe, taken in by `--from-run`; the steps of
-{summary["compiled"]} went through `torch.compile`.
+{summary["compiled"]} went through `torch.compile`. Trained at revisions: {_revisions_text(summary["trained_at"])}.
 {origin_text(summary)}
 Loss and train accuracy are the book's: means over the last epoch while it trains. *Running* are the averages of
 training, *population* statistics are recomputed over all training images with the weights frozen. ± is the standard

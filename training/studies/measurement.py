@@ -15,6 +15,7 @@ from training.dataset import FashionMNIST, scale_pixels
 from training.device import to_device
 from training.errors import DivergenceError
 from training.fit import EpochRecord, evaluate, fit
+from training.provenance import revision
 from training.statistics import Norm, population_statistics
 from training.studies.arms import Case
 from training.studies.selection import first_rows, held_out
@@ -36,11 +37,11 @@ def measure(case: Case, dataset: FashionMNIST, device: torch.device, *, compiled
         compiled: whether steps of longer trainings go through `torch.compile`, which rounds otherwise and is faster.
 
     Returns:
-        `arm`, `seed`, `recipe`, `network`, `train_rows`, `threads`, `compiled`, `seconds`, and `diverged` with the
-        reason or None; `epochs`: one record each, with `population_accuracy` where there are norms; `test_accuracy`
-        and `train_accuracy` in evaluation mode by kind of statistics (`running` for the test alone, `population`, or
-        `none` without norms); `saturated`: `before` training, norms on a batch, and `after`, as it serves, the share of
-        saturated sigmoids in each layer.
+        `arm`, `seed`, `recipe`, `network`, `train_rows`, `threads`, `revision`, `compiled`, `seconds`, and `diverged`
+        with the reason or None; `epochs`: one record each, with `population_accuracy` where there are norms;
+        `test_accuracy` and `train_accuracy` in evaluation mode by kind of statistics (`running` for the test alone,
+        `population`, or `none` without norms); `saturated`: `before` training, norms on a batch, and `after`, as it
+        serves, the share of saturated sigmoids in each layer.
     """
     recipe = case.arm.recipe(case.seed)
     dataset = _rows_of(case, dataset)
@@ -54,6 +55,7 @@ def measure(case: Case, dataset: FashionMNIST, device: torch.device, *, compiled
         "train_rows": len(dataset.train_labels),
         "recipe": recipe.as_dict(),
         "threads": torch.get_num_threads(),
+        "revision": revision(),
         "compiled": compiled and recipe.epochs >= WORTH_COMPILING_EPOCHS,
         "diverged": None,
         "epochs": epochs,
