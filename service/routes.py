@@ -23,6 +23,7 @@ from service.errors import InvalidInput, NotReady, Unsupported, UnsupportedMedia
 from service.inference import answer, count
 from service.live.registry import Model, Registry
 from service.live.versions import version_number
+from service.metrics import Metrics
 from service.observe import Trace
 from service.openapi import PREDICT, PREDICT_DESCRIPTION
 from service.schemas import errors
@@ -100,7 +101,9 @@ async def ready(request: Request) -> schemas.Ready:
 )
 async def metrics(request: Request) -> Response:
     """Give every metric in Prometheus' text format."""
-    return Response(request.app.state.metrics.exposition(), media_type=request.app.state.metrics.content_type)
+    found: Metrics = request.app.state.metrics
+    await found.others_have_counted()
+    return Response(found.exposition(), media_type=found.content_type)
 
 
 @router.get("/", include_in_schema=False)

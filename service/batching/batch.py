@@ -7,11 +7,12 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping
-from typing import Protocol
+from itertools import accumulate
+from typing import Any, Protocol
 
 import numpy as np
 
-from service.batching.request import BatchAnswer, Request
+from service.batching.request import BatchAnswer, Receiver, Request
 from service.errors import DeviceLost, EngineError
 from service.tensors import Array
 
@@ -80,7 +81,7 @@ class Staging:
 class Batch:
     """Some requests, the bucket they run in, and afterwards the answer or each member's own outcome."""
 
-    __slots__ = ("_alone", "answer", "bucket", "inputs", "requests", "rows")
+    __slots__ = ("_alone", "_borrowed", "_receiver", "answer", "bucket", "inputs", "requests", "rows")
 
     def __init__(self, requests: list[Request], rows: int, bucket: int) -> None:
         self.requests = requests
@@ -88,6 +89,8 @@ class Batch:
         self.bucket = bucket
         self.inputs: Mapping[str, Array] | None = None
         self.answer: BatchAnswer | None = None
+        self._receiver = _common_receiver(requests)
+        self._borrowed: dict[str, Array] | None = None
         self._alone: list[BatchAnswer | EngineError] = []
 
     def prepare(self, staging: Staging) -> None:
@@ -96,12 +99,19 @@ class Batch:
             self.assemble(staging)
 
     def assemble(self, staging: Staging) -> None:
-        """Copy all rows into arrays of the bucket's size; a lone request that fills its bucket is taken as it is."""
-        first = self.requests[0].inputs
-        if len(self.requests) == 1 and self.rows == self.bucket:
-            self.inputs = first
-            return
-        arrays = staging.borrow(self.bucket, first)
+        """Put all rows into arrays of the bucket's size; a lone request that fills its bucket is taken as it is."""
+        packing = None if self._receiver is None else self._receiver.packing
+        if packing is not None:
+            octets: list[Any] = [request.octets for request in self.requests]
+            self.inputs = packing.join(octets, self.bucket - self.rows)
+        elif len(self.requests) == 1 and self.rows == self.bucket:
+            self.inputs = self.requests[0].inputs
+        else:
+            self._copy(staging)
+
+    def _copy(self, staging: Staging) -> None:
+        """Copy the rows of requests that hold arrays into arrays that are used again."""
+        arrays = staging.borrow(self.bucket, self.requests[0].inputs)
         try:
             for name, array in arrays.items():
                 parts = [request.inputs[name] for request in self.requests]
@@ -109,7 +119,7 @@ class Batch:
         except Exception:
             staging.give_back(self.bucket, arrays)
             raise
-        self.inputs = arrays
+        self.inputs = self._borrowed = arrays
 
     def run(self, engine: BatchEngine, staging: Staging) -> None:
         """Assemble if that has not been done, and run; if that fails, run each member alone."""
@@ -123,9 +133,9 @@ class Batch:
             self._run_alone(engine, err)
         else:
             self.answer = BatchAnswer(outputs, self.rows, started, time.perf_counter() - started)
-        if isinstance(self.inputs, dict) and self.inputs is not self.requests[0].inputs:
-            staging.give_back(self.bucket, self.inputs)
-        self.inputs = None
+        if self._borrowed is not None:
+            staging.give_back(self.bucket, self._borrowed)
+        self.inputs = self._borrowed = None
 
     def _run_alone(self, engine: BatchEngine, err: Exception) -> None:
         _log.warning("a batch of %d requests failed: %s", len(self.requests), err)
@@ -141,18 +151,42 @@ class Batch:
 
     def deliver(self) -> None:
         """Tell every member that still waits."""
-        start = 0
-        for place, request in enumerate(self.requests):
-            if not request.is_over:
-                outcome: BatchAnswer | EngineError = self.answer or self._alone[place]
-                try:
-                    if isinstance(outcome, BatchAnswer):
-                        request.answered(outcome, start if self.answer else 0)
-                    else:
-                        request.failed(outcome)
-                except Exception:  # one caller's mistake is not its neighbours'
-                    _log.exception("a caller could not take its answer")
-            start += request.rows
+        if self.answer is None:
+            for request, outcome in zip(self.requests, self._alone, strict=True):
+                _tell(request, outcome, 0)
+            return
+        starts = list(accumulate((request.rows for request in self.requests[:-1]), initial=0))
+        if self._receiver is not None:
+            try:
+                self._receiver.receive(self.requests, starts, self.answer)
+            except Exception:
+                _log.exception("answers could not be taken")
+            return
+        for request, start in zip(self.requests, starts, strict=True):
+            _tell(request, self.answer, start)
+
+
+def _common_receiver(requests: list[Request]) -> Receiver | None:
+    """Return who takes the answers of all of them; None where that is not one and the same."""
+    receiver = requests[0].receiver
+    if receiver is None or all(request.receiver is receiver for request in requests):
+        return receiver
+    return None
+
+
+def _tell(request: Request, outcome: BatchAnswer | EngineError, start: int) -> None:
+    """Tell one member, unless it waits no more; its mistake is not its neighbours'."""
+    if request.is_over:
+        return
+    try:
+        if not isinstance(outcome, BatchAnswer):
+            request.failed(outcome)
+        elif request.receiver is not None:
+            request.receiver.receive((request,), (start,), outcome)
+        else:
+            request.answered(outcome, start)
+    except Exception:
+        _log.exception("a caller could not take its answer")
 
 
 def _outcome_alone(engine: BatchEngine, request: Request) -> BatchAnswer | EngineError:

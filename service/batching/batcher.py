@@ -123,13 +123,23 @@ class Batcher:
             Overloaded: the answer could not be ready by the deadline, or the queue is full.
             NotReady: the batcher is closed.
         """
-        self._admit(request.rows, request.deadline)
-        if is_alone and not (self._is_running or self._queue or self._is_scheduled):
-            self._queue.append(request)
-            self._queued_rows += request.rows
-            self._turn()
-        else:
-            self._enqueue(request)
+        waiting = self._queued_rows + request.rows
+        if (
+            self._is_running
+            or self._is_closed
+            or waiting > self._easy_rows
+            or request.deadline - request.arrived < self._pace.easy_seconds
+        ):
+            self._admit(request.rows, request.deadline)
+        self._queue.append(request)
+        self._queued_rows = waiting
+        if self._is_running:
+            self._prepare_full()
+        elif not self._is_scheduled:
+            if is_alone:
+                self._turn()
+            else:
+                self._schedule()
 
     async def close(self) -> None:
         """Refuse new requests, answer those that wait, and end the thread."""
@@ -142,7 +152,7 @@ class Batcher:
 
     async def _infer_split(self, inputs: Mapping[str, Array], rows: int, deadline: float | None) -> Answer:
         """Queue all parts in one go and join their answers; one that fails takes the others with it."""
-        self._admit(rows, deadline)
+        self._admit(rows, math.inf if deadline is None else deadline)
         loop = asyncio.get_running_loop()
         waiting: list[tuple[asyncio.Future[Answer], Request]] = []
         for start in range(0, rows, self._largest):
@@ -158,21 +168,17 @@ class Batcher:
                 request.cancel()
                 future.cancel()
 
-    def _admit(self, rows: int, deadline: float | None) -> None:
+    def _admit(self, rows: int, deadline: float) -> None:
         """Refuse what could not be answered in time: a promise that will be broken costs a run and helps nobody."""
         if self._is_closed:
             self._observer.refused("closed")
             raise NotReady("the service is shutting down; ask again")
         is_idle = not self._is_running and not self._queue
-        if is_idle and rows <= self._easy_rows and self._is_easy(deadline):
-            return
         ahead = self._queued_rows + sum(batch.rows for batch in self._prepared)
         if ahead + rows > self._max_queue_rows:
             self._observer.refused("queue_full")
             after = math.ceil(self._pace.seconds_for(ahead, is_idle=is_idle))
             raise Overloaded(f"{ahead} rows wait and {rows} came, at most {self._max_queue_rows} may wait", after)
-        if deadline is None:
-            return
         expected, left = self._pace.seconds_for(ahead + rows, is_idle=is_idle), deadline - time.perf_counter()
         if not self._pace.can_promise(expected, left):
             self._observer.refused("deadline_ahead")
@@ -180,10 +186,6 @@ class Batcher:
                 f"the answer would take {expected * 1e3:.0f} ms, the deadline leaves {max(0.0, left) * 1e3:.0f} ms"
             )
             raise Overloaded(message, math.ceil(max(0.0, expected - left)))
-
-    def _is_easy(self, deadline: float | None) -> bool:
-        """Whether an idle engine keeps a deadline whatever it runs: the usual case, found out at little cost."""
-        return deadline is None or self._pace.is_easy(deadline - time.perf_counter())
 
     def _enqueue(self, request: Request) -> None:
         self._queue.append(request)
@@ -224,38 +226,34 @@ class Batcher:
 
         Who has gone is left out, and so is who would be answered too late even alone.
         """
-        if len(self._queue) == 1 and not self._is_running and (batch := self._take_only()):
-            return batch
         requests: list[Request] = []
-        rows, limit = 0, self._largest
+        queue, waiting, rows = self._queue, self._queued_rows, 0
+        limit = self._pace.rows_to_take(waiting)
         start = time.perf_counter() + self._pace.busy_seconds()
-        end = start + self._pace.run_seconds(self._queued_rows)
-        while self._queue:
-            request = self._queue[0]
-            if request.deadline is not None and request.deadline < end and not request.is_over:
-                if start + self._pace.run_seconds(request.rows) > request.deadline:
-                    self._expire(request)
-                else:
-                    limit = min(limit, max(request.rows, self._pace.safe_rows(request.deadline - start)))
-            if not request.is_over:
-                if rows + request.rows > limit:
-                    break
+        end = start + self._pace.run_seconds(waiting)
+        while queue:
+            request = queue[0]
+            if request.deadline < end and not request.is_over:
+                limit = min(limit, self._rows_in_time(request, start))
+            if request.is_over:
+                if not request.is_expired:
+                    self._observer.refused("cancelled")
+            elif rows + request.rows > limit and requests:
+                break
+            else:
                 requests.append(request)
                 rows += request.rows
-            elif not request.is_expired:
-                self._observer.refused("cancelled")
-            self._queue.popleft()
-            self._queued_rows -= request.rows
+            queue.popleft()
+            waiting -= request.rows
+        self._queued_rows = waiting
         return Batch(requests, rows, self._pace.bucket_for(rows)) if requests else None
 
-    def _take_only(self) -> Batch | None:
-        """The one request that waits for an idle engine, unless there is anything to think about."""
-        request = self._queue[0]
-        if request.is_over or not self._is_easy(request.deadline):
-            return None
-        self._queue.clear()
-        self._queued_rows = 0
-        return Batch([request], request.rows, self._pace.bucket_for(request.rows))
+    def _rows_in_time(self, request: Request, start: float) -> int:
+        """Rows that a batch may have in which a request is to be answered in time; too late even alone, it expires."""
+        if start + self._pace.run_seconds(request.rows) > request.deadline:
+            self._expire(request)
+            return self._largest
+        return max(request.rows, self._pace.safe_rows(request.deadline - start))
 
     def _expire(self, request: Request) -> None:
         request.is_over = request.is_expired = True
@@ -321,7 +319,7 @@ class Batcher:
             return
         now = time.perf_counter()
         for request in chain(self._queue, *(batch.requests for batch in self._in_flight)):
-            if request.deadline is not None and request.deadline < now and not request.is_over:
+            if request.deadline < now and not request.is_over:
                 self._expire(request)
         self._watch_deadlines()
 

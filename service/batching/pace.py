@@ -10,6 +10,8 @@ from collections.abc import Mapping
 # A promise uses at most this much of the time that is left. Under overload the queue is always as long as admission
 # lets it be: without a margin every accepted request would be answered at its deadline, half of them just after it.
 _SAFE_SHARE = 0.7
+# What one more batch costs beside its run: a turn of the loop, and the call into the engine.
+_BATCH_SECONDS = 30e-6
 # Weight of the newest run. About ten runs change the mind; one that was disturbed does not.
 _WEIGHT = 0.2
 
@@ -26,7 +28,9 @@ class Pace:
         self._expected = dict(measured)
         self._buckets = sorted(measured)
         self._largest = self._buckets[-1]
-        self._easy_seconds = max(measured.values()) / _SAFE_SHARE
+        # An idle engine can promise any one batch to whoever has this long, without a closer look.
+        self.easy_seconds = max(measured.values()) / _SAFE_SHARE
+        self._first_rows = _first_rows(measured)
         self._busy_until = 0.0
 
     def bucket_seconds(self, bucket: int) -> float:
@@ -37,13 +41,16 @@ class Pace:
         """The smallest bucket that holds `rows`, or the largest there is."""
         return self._buckets[bisect_left(self._buckets, min(rows, self._largest))]
 
+    def rows_to_take(self, waiting: int) -> int:
+        """How many of the rows that wait make the next batch, if all are to be answered soonest.
+
+        All of them, unless their bucket is much larger and two smaller ones are measured to take less time than it.
+        """
+        return self._first_rows[min(waiting, self._largest)]
+
     def can_promise(self, seconds: float, left: float) -> bool:
         """Whether work of `seconds` can be promised when `left` seconds are left until its deadline."""
         return seconds <= left * _SAFE_SHARE
-
-    def is_easy(self, left: float) -> bool:
-        """Whether an idle engine can promise any one batch when `left` seconds are left, without a closer look."""
-        return left >= self._easy_seconds
 
     def run_seconds(self, rows: int) -> float:
         """Seconds that a batch of `rows`, or the largest if they are more, needs at least."""
@@ -84,3 +91,18 @@ class Pace:
     def _at_load(self, full: int, rest: int) -> float:
         seconds = full * self._measured[self._largest]
         return seconds + (self._measured[self.bucket_for(rest)] if rest else 0.0)
+
+
+def _first_rows(seconds: Mapping[int, float]) -> list[int]:
+    """Return for each number of rows that may wait, 0 to the largest bucket, the first batch of the fastest way."""
+    buckets = sorted(seconds)
+    first, fastest = [0], [0.0]
+    for rows in range(1, buckets[-1] + 1):
+        best, cost = rows, seconds[buckets[bisect_left(buckets, rows)]]
+        for bucket in reversed(buckets[: bisect_left(buckets, rows)]):
+            split = seconds[bucket] + _BATCH_SECONDS + fastest[rows - bucket]
+            if split < cost:
+                best, cost = bucket, split
+        first.append(best)
+        fastest.append(cost)
+    return first

@@ -1,19 +1,22 @@
 """One caller's rows on their way through the batcher, and the answer they come back with.
 
-Callbacks underneath, futures on top: whoever serves thousands of callers a second need not make a future for each.
-Knows neither queues nor engines.
+Callbacks underneath, futures on top: whoever serves thousands of callers a second need not make a future for each, and
+may take the answers of a whole batch in one call. Knows neither queues nor engines.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from service.errors import ServiceError
-from service.tensors import Array
+from service.tensors import Array, TensorSpec
+
+Octets = bytes | bytearray | memoryview  # rows as they lie in memory, without gaps
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,41 @@ class BatchAnswer:
         self.formatted: dict[Any, Any] = {}
 
 
+class Packing:
+    """How rows of a model's only input lie in bytes: a batch of them is one join, with no array made for any of them.
+
+    Args:
+        spec: the input.
+    """
+
+    def __init__(self, spec: TensorSpec) -> None:
+        self._name = spec.name
+        self._dtype = spec.dtype
+        self._shape = (-1, *spec.row_shape)
+        self._row_bytes = spec.row_bytes
+
+    def unpack(self, octets: Octets) -> dict[str, Array]:
+        """Return some rows as the input of a run, without a copy."""
+        return {self._name: np.frombuffer(octets, self._dtype).reshape(self._shape)}
+
+    def join(self, parts: list[Octets], missing_rows: int) -> dict[str, Array]:
+        """Return the rows of all parts and, behind them, as many rows of zeros as are missing."""
+        if missing_rows:
+            parts.append(bytes(missing_rows * self._row_bytes))
+        return self.unpack(b"".join(parts))
+
+
+class Receiver(Protocol):
+    """Who takes the answers of several requests at once; all requests that share one name the same."""
+
+    @property
+    def packing(self) -> Packing | None:
+        """How the `octets` of its requests are to be read; None when they have none."""
+
+    def receive(self, requests: Sequence[Any], starts: Sequence[int], batch: BatchAnswer) -> None:
+        """Take the answer of a batch for some of its members; each one's rows begin at its start."""
+
+
 class Request:
     """Rows that wait for an answer. Callbacks, since a future for each request costs more than its share of a run.
 
@@ -51,9 +89,15 @@ class Request:
         answered: called once with the batch's answer and the place of this request's first row in it.
         failed: called once instead, with the reason.
         deadline: on the clock of `time.perf_counter`; None waits for ever.
+
+    Attributes:
+        octets: the rows as bytes instead, where there is a receiver that says how to read them.
+        receiver: called instead of `answered`, once for all its requests in a batch.
     """
 
-    __slots__ = ("answered", "arrived", "deadline", "failed", "inputs", "is_expired", "is_over", "rows")
+    __slots__ = (
+        "_inputs", "answered", "arrived", "deadline", "failed", "is_expired", "is_over", "octets", "receiver", "rows",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -62,14 +106,26 @@ class Request:
         failed: Callable[[ServiceError], None],
         deadline: float | None = None,
     ) -> None:
-        self.inputs = inputs
+        self._inputs: Mapping[str, Array] | None = inputs
+        self.octets: Octets | None = None
+        self.receiver: Receiver | None = None
         self.rows = len(next(iter(inputs.values())))
         self.answered = answered
         self.failed = failed
-        self.deadline = deadline
+        self.deadline = math.inf if deadline is None else deadline
         self.arrived = time.perf_counter()
         self.is_over = False  # nobody waits any more: answered, cancelled or expired
         self.is_expired = False
+
+    @property
+    def inputs(self) -> Mapping[str, Array]:
+        """Each input by name."""
+        if self._inputs is None:
+            packing = None if self.receiver is None else self.receiver.packing
+            assert packing is not None
+            assert self.octets is not None
+            self._inputs = packing.unpack(self.octets)
+        return self._inputs
 
     def cancel(self) -> None:
         """Say that nobody waits any more; neither callback is called afterwards."""

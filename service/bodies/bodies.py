@@ -13,7 +13,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.bodies.images import PixelBudget, decode_image
-from service.bodies.instances import Images, images_from_json
+from service.bodies.instances import Images, images_from_json, pixels_from_json
 from service.bodies.limits import Limits, check_rows, clip
 from service.errors import InvalidInput, UnsupportedMediaType
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EMPTY_BODY", "INLINE_PIXEL_BYTES", "MEDIA_TYPES", "Images", "Limits", "images_from_form", "images_from_json",
-    "images_from_octets", "is_quick", "media_type", "read_images",
+    "images_from_octets", "is_quick", "media_type", "pixels_from_json", "read_images",
 ]  # fmt: skip
 
 MEDIA_TYPES = ("application/json", "application/octet-stream", "image/png", "image/jpeg", "multipart/form-data")

@@ -27,7 +27,13 @@ HEAVY_JSON_BYTES = 1_048_576  # beyond it, marks are counted before a document i
 
 
 def images_from_json(body: bytes, spec: ImageSpec, limits: Limits) -> Images:
-    """Return the images of `{"instances": [...]}`.
+    """Return the images of `{"instances": [...]}`; what `pixels_from_json` says holds here too."""
+    pixels = pixels_from_json(body, spec, limits)
+    return np.frombuffer(pixels, np.uint8).reshape(-1, spec.channels, spec.height, spec.width)
+
+
+def pixels_from_json(body: bytes, spec: ImageSpec, limits: Limits) -> bytes | bytearray:
+    """Return the pixels of `{"instances": [...]}`, image after image.
 
     An instance is H x W nested (C x H x W for several channels) or C*H*W flat numbers, integers 0-255 (3.0 counts as
     one, true does not), or `{"b64": "<PNG or JPEG>"}`. The forms may be mixed within one request. Raises as
@@ -36,20 +42,19 @@ def images_from_json(body: bytes, spec: ImageSpec, limits: Limits) -> Images:
     _check_weight(body, spec, limits)
     instances = _instances(body)
     check_rows(len(instances), limits)
-    out = np.empty((len(instances), spec.channels, spec.height, spec.width), np.uint8)
+    parts: list[bytes | bytearray] = []
     budget = PixelBudget(limits.pixels)
     # A single letter is found, or not, ten times as fast as a word; plain pixels hold neither.
     may_hold_booleans = (b"u" in body and b"true" in body) or (b"f" in body and b"false" in body)
     for index, instance in enumerate(instances):
         if isinstance(instance, dict):
-            out[index] = _from_b64(instance, spec, budget, f"instances[{index}]")
+            parts.append(_from_b64(instance, spec, budget, f"instances[{index}]").tobytes())
             continue
         octets = None
         if not (may_hold_booleans and _holds_boolean(instance)):  # bytes() and NumPy take true for 1
             octets = _octets(instance, spec) or _whole_floats(instance, spec)
-        octets = octets or _careful_octets(instance, spec, f"instances[{index}]")
-        out[index] = np.frombuffer(octets, np.uint8).reshape(out.shape[1:])
-    return out
+        parts.append(octets or _careful_octets(instance, spec, f"instances[{index}]"))
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _check_weight(body: bytes, spec: ImageSpec, limits: Limits) -> None:

@@ -7,14 +7,14 @@ before is not read again.
 """
 
 import asyncio
-import itertools
 import re
-import secrets
-from dataclasses import dataclass
+from dataclasses import replace
 
 from service.batching.request import Request
 from service.bodies.budget import BodyBudget
 from service.bodies.limits import Limits
+from service.connections.exchange import Head, Route, Target
+from service.connections.outgoing import Outgoing
 from service.connections.predict import Predict
 from service.connections.wire import REQUEST_ID
 from service.errors import NotReady, ServiceError, Unsupported
@@ -32,27 +32,11 @@ LANE = "lane"  # the key of the lifespan's state
 
 _MOST_HEADS = 4_096  # heads that are remembered; each is small, and few clients write more than one
 _LONGEST_HEAD = 2_048
-_MOST_NOTED = 4_096
 
 # Headers that change how a request is to be read or answered, in ways that the lane leaves to the application.
 _UNUSUAL = {b"content-encoding", b"transfer-encoding", b"expect", b"upgrade", b"authorization", b"x-api-key"}
 _DEADLINE = re.compile(rb"[0-9]{1,9}")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
-
-Route = Predict | Infer
-
-
-@dataclass(slots=True)
-class Head:
-    """What the headers of a request say, all of it; equal bytes mean an equal head."""
-
-    target: bytes
-    media_type: str
-    length: int
-    header_length: int | None
-    deadline_seconds: float | None
-    request_id: bytes | None
-    keep_alive: bool
 
 
 class Lane:
@@ -81,50 +65,35 @@ class Lane:
     ) -> None:
         self.registry = registry
         self.budget = budget
+        self.outgoing = Outgoing(metrics, refusals)
         self.heads: dict[bytes, Head] = {}
-        self.default_deadline = settings.default_deadline_ms / 1000
+        self._default_deadline = settings.default_deadline_ms / 1000
         self._limits = Limits(settings.max_rows, settings.max_image_pixels)
         self._is_open = is_open
-        self.targets: dict[bytes, Route] = {}
+        self.targets: dict[bytes, Target] = {}
         self._readers = readers
         self.find_targets()
         registry.changed.append(self.find_targets)
-        self._metrics = metrics
-        self.refusals = refusals
-        self._answered: dict[tuple[str, int], list[float]] = {}  # by route and status: seconds, not counted yet
         self._failed: list[tuple[Request, ServiceError]] = []
-        self._id_start = secrets.token_hex(4).encode()
-        self._ids = itertools.count(secrets.randbelow(1 << 31))
-        self._default_headers: list[tuple[bytes, bytes]] | None = None
-        self._default_lines = b""
-        metrics.before_reading.append(self.count)
 
     def find_targets(self) -> None:
         """Look again at what answers: a pointer has moved, or a version has come or gone."""
+        for target in self.targets.values():
+            target.is_current = False
         self.heads.clear()
-        self.targets = _targets(self.registry, self._limits, self._readers) if self._is_open else {}
+        routes = _routes(self.registry, self._limits, self._readers) if self._is_open else {}
+        self.targets = {path: Target(route, self.outgoing, self.registry.shadows) for path, route in routes.items()}
 
-    def route_for(self, head: Head) -> Route:
-        """Return what answers a request now; another version may, since its head was read.
-
-        Raises:
-            NotReady: nothing on the lane does any more.
-        """
-        route = self.targets.get(head.target)
-        if route is None:
-            raise NotReady("the models changed while the request arrived; send it again")
-        return route
-
-    def read_head(self, target: bytes, headers: list[tuple[bytes, bytes]], *, keep_alive: bool) -> Head | None:
+    def read_head(self, path: bytes, headers: list[tuple[bytes, bytes]], *, keep_alive: bool) -> Head | None:
         """Return what a POST asks for, or None when the application has to see it.
 
         Args:
-            target: the request target as it came.
+            path: the request target as it came.
             headers: names in lower case.
             keep_alive: whether the connection goes on afterwards.
         """
-        route = self.targets.get(target)
-        if route is None:
+        target = self.targets.get(path)
+        if target is None:
             return None
         found = dict(headers)
         if len(found) != len(headers) or not _UNUSUAL.isdisjoint(found):  # a header came twice, or is not for us
@@ -139,19 +108,26 @@ class Lane:
             return None
         media_type = found.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
         length = int(found.get(b"content-length", b"0"))
-        if not route.takes(media_type, length):
+        if not target.route.takes(media_type, length):
             return None
         request_id = found.get(b"x-request-id")
         if request_id is not None and not REQUEST_ID.fullmatch(request_id):
             request_id = None
+        binary_from = int(header_length) if header_length else None
+        rows, asked = target.route.plain(media_type, length, binary_from)
+        seconds = int(deadline) / 1000 if deadline else None
         return Head(
-            target,
-            media_type,
-            length,
-            int(header_length) if header_length else None,
-            int(deadline) / 1000 if deadline else None,
-            request_id,
-            keep_alive,
+            path=path,
+            target=target,
+            media_type=media_type,
+            length=length,
+            header_length=binary_from,
+            deadline_seconds=seconds,
+            patience=seconds or self._default_deadline,
+            request_id=request_id,
+            keep_alive=keep_alive,
+            rows=rows,
+            asked=asked,
         )
 
     def remember(self, raw: bytes, head: Head) -> None:
@@ -159,18 +135,20 @@ class Lane:
         if len(raw) <= _LONGEST_HEAD:
             if len(self.heads) >= _MOST_HEADS:
                 self.heads.clear()
+            head.raw = raw
             self.heads[raw] = head
 
-    def new_id(self) -> bytes:
-        """Return a request id that this process has not given before; a system call for each would cost more."""
-        return b"%b%08x" % (self._id_start, next(self._ids) & 0xFFFFFFFF)
+    def renew(self, head: Head) -> Head:
+        """Return what a head means now that the models have changed since it was read.
 
-    def default_lines(self, headers: list[tuple[bytes, bytes]]) -> bytes:
-        """Return the server's own headers as they are written; the server makes a new list each second."""
-        if headers is not self._default_headers:
-            self._default_headers = headers
-            self._default_lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-        return self._default_lines
+        Raises:
+            NotReady: nothing on the lane answers it any more.
+        """
+        target = self.targets.get(head.path)
+        if target is None:
+            raise NotReady("the models changed while the request arrived; send it again")
+        rows, asked = target.route.plain(head.media_type, head.length, head.header_length)
+        return replace(head, target=target, rows=rows, asked=asked, raw=b"")
 
     def fail_soon(self, request: Request, error: ServiceError) -> None:
         """Tell a request at the end of this turn of the loop that it failed.
@@ -188,40 +166,24 @@ class Lane:
             if not request.is_over:
                 request.failed(error)
 
-    def count_answer(self, route: str, seconds: float, status: int = 200) -> None:
-        """Remember to count an answer."""
-        answered = self._answered.get((route, status))
-        if answered is None:
-            answered = self._answered[route, status] = []
-        answered.append(seconds)
-        self._metrics.has_news()
-        if len(answered) >= _MOST_NOTED:
-            self.count()
 
-    def count(self) -> None:
-        """Bring the metrics up to date."""
-        noted, self._answered = self._answered, {}
-        for (route, status), answered in noted.items():
-            self._metrics.observe_requests(route, "POST", status, answered)
-
-
-def _targets(registry: Registry, limits: Limits, readers: Readers) -> dict[bytes, Route]:
-    """Return the request targets that the lane knows; a target written in any other way goes to the application."""
-    targets: dict[bytes, Route] = {}
+def _routes(registry: Registry, limits: Limits, readers: Readers) -> dict[bytes, Route]:
+    """Return the routes of all paths that the lane knows; a path written in any other way goes to the application."""
+    routes: dict[bytes, Route] = {}
     models = registry.models()
     for model in models:
         name = model.name.encode()
         if can_take(model):
-            targets[b"/v2/models/%b/infer" % name] = Infer(model, readers.of(model), INFER_ROUTE)
+            routes[b"/v2/models/%b/infer" % name] = Infer(model, readers.of(model), INFER_ROUTE)
         try:
             predict = Predict(model, limits)
         except Unsupported:
             continue
-        targets[b"/predict?model=%b" % name] = predict
+        routes[b"/predict?model=%b" % name] = predict
         if len(models) == 1:
-            targets[b"/predict"] = predict
+            routes[b"/predict"] = predict
     for model in registry.all_versions():
         if can_take(model):
-            target = b"/v2/models/%b/versions/%d/infer" % (model.name.encode(), model.version)
-            targets[target] = Infer(model, readers.of(model), VERSION_ROUTE)
-    return targets
+            path = b"/v2/models/%b/versions/%d/infer" % (model.name.encode(), model.version)
+            routes[path] = Infer(model, readers.of(model), VERSION_ROUTE)
+    return routes

@@ -5,7 +5,6 @@ as `protocol` and uvicorn do it.
 """
 
 import asyncio
-import logging
 import socket
 import time
 from collections import deque
@@ -16,16 +15,12 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
-from service.batching.request import Answer, BatchAnswer, Request
-from service.bodies.answers import error_json
+from service.batching.request import BatchAnswer
 from service.bodies.budget import Share
-from service.connections.lane import LANE, Head, Lane, Route
+from service.connections.exchange import Exchange, Head, Target
+from service.connections.lane import LANE, Lane
 from service.connections.protocol import GuardedProtocol, Phase
-from service.connections.wire import answer
 from service.errors import Overloaded, ServiceError
-from service.observe import UNKNOWN_ROUTE, Trace, failure_sentence
-
-logger = logging.getLogger(__name__)
 
 _HEAD_END = b"\r\n\r\n"
 _POST = b"POST "
@@ -33,101 +28,6 @@ _POST = b"POST "
 # The end of what a client sends looks the same whether it still listens or not.
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _PROBE_SECONDS = 0.005
-
-
-class Exchange(Request):
-    """One request on the lane and, in the end, its answer; the batcher calls `answered` or `failed`."""
-
-    __slots__ = ("answer", "asked", "head", "is_last", "parsed", "protocol", "request_id", "route")
-
-    route: Route  # chosen when the request is whole
-    asked: Any  # what else the body says of the answer
-
-    def __init__(self, protocol: "LaneProtocol", head: Head, started: float) -> None:
-        self.protocol = protocol
-        self.head = head
-        self.request_id = head.request_id
-        self.is_last = not head.keep_alive
-        self.arrived = started
-        self.deadline = started + (head.deadline_seconds or protocol.lane.default_deadline)
-        self.rows = 0
-        self.is_over = self.is_expired = False
-        self.answer: bytes | None = None  # waits for its turn
-
-    def read(self, body: bytes) -> None:
-        """Take the rows out of the body. Raises what `Predict.read` raises."""
-        head = self.head
-        self.inputs, self.asked = self.route.read(body, head.media_type, head.header_length)
-        self.rows = len(next(iter(self.inputs.values())))
-        if self.asked is not None and self.asked.timeout_seconds is not None:
-            limit = self.arrived + self.asked.timeout_seconds
-            self.deadline = limit if head.deadline_seconds is None else min(limit, self.arrived + head.deadline_seconds)
-        self.parsed = time.perf_counter()
-
-    def answered(self, batch: BatchAnswer, start: int) -> None:
-        """Write the answer of these rows."""
-        lane, route = self.protocol.lane, self.route
-        try:
-            content, body = route.write(batch, start, self.rows, self.asked)
-        except ServiceError as err:
-            self.failed(err)
-            return
-        if lane.registry.shadows.watches(route.model.name):
-            self._show_candidate(batch, start)
-        total = time.perf_counter() - self.arrived
-        parse, queue = self.parsed - self.arrived, batch.started - self.parsed
-        lane.count_answer(route.label, total)
-        route.count(batch, total, parse, queue)
-        self.protocol.settle(
-            self,
-            b"HTTP/1.1 200 OK\r\n%bcontent-length: %d\r\n%bx-request-id: %b\r\n"
-            b"server-timing: parse;dur=%.3f, queue;dur=%.3f, infer;dur=%.3f, total;dur=%.3f\r\n"
-            b"%b%b\r\n%b"
-            % (
-                lane.default_lines(self.protocol.server_state.default_headers),
-                len(body),
-                content,
-                self.request_id or lane.new_id(),
-                parse * 1e3,
-                queue * 1e3,
-                batch.infer_seconds * 1e3,
-                total * 1e3,
-                route.model.header_lines,
-                b"connection: close\r\n" if self.is_last else b"",
-                body,
-            ),
-        )
-
-    def _show_candidate(self, batch: BatchAnswer, start: int) -> None:
-        """Let the model's candidate answer the same rows."""
-        outputs = {name: array[start : start + self.rows] for name, array in batch.outputs.items()}
-        answer = Answer(outputs, batch.started - self.arrived, batch.infer_seconds, batch.rows)
-        self.protocol.lane.registry.shadows.offer(self.route.model, self.inputs, answer)
-
-    def failed(self, error: ServiceError) -> None:
-        """Write an error; of a failure of ours only the log learns more than the id."""
-        lane = self.protocol.lane
-        total = time.perf_counter() - self.arrived
-        route = getattr(self, "route", None)  # none when the models changed while the request arrived
-        lane.count_answer(route.label if route else UNKNOWN_ROUTE, total, error.status)
-        if route and self.rows:
-            route.count_failure(total)
-        request_id = self.request_id or lane.new_id()
-        message = str(error)
-        if error.status == 500:
-            fields = {"request_id": request_id.decode(), "status": 500, "reason": message}
-            logger.error("request failed", exc_info=error, extra=fields)
-            message = failure_sentence(Trace(request_id.decode(), self.arrived))
-        elif error.status > 500:
-            lane.refusals.note(request_id.decode(), error.status, message)
-        headers = [
-            *self.protocol.server_state.default_headers,
-            *((name.lower().encode(), value.encode()) for name, value in error.headers.items()),
-            (b"content-type", b"application/json"),
-            (b"x-request-id", request_id),
-            (b"server-timing", b"total;dur=%.3f" % (total * 1e3)),
-        ]
-        self.protocol.settle(self, answer(error.status, headers, error_json(message), is_last=self.is_last))
 
 
 class LaneProtocol(GuardedProtocol):
@@ -146,8 +46,10 @@ class LaneProtocol(GuardedProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.lane: Lane = app_state[LANE]
+        self.outgoing = self.lane.outgoing
         self.exchanges: deque[Exchange] = deque()
         self.head: Head | None = None  # of the request on the lane that is being received
+        self._usual: Head | None = None  # what came last, if nothing has happened since that could forbid it
         self._parts: list[bytes] = []
         self._missing = 0  # bytes of a body whose head was known
         self._share = Share(self.lane.budget)
@@ -157,6 +59,14 @@ class LaneProtocol(GuardedProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take requests whose head is known by its bytes; leave the others to the parser."""
+        usual = self._usual
+        if usual is not None and not self.exchanges and self.phase is Phase.QUIET and data.startswith(usual.raw):
+            start = len(usual.raw)
+            if len(data) == start + usual.length and usual.target.is_current and self.lane.registry.ready:
+                self._started = time.perf_counter()
+                self._take(usual, data[start:], is_whole=True)
+                return
+        self._usual = None
         try:
             while data and self.phase < Phase.DEAF:
                 data = self._fill(data) if self._missing else self._receive(data)
@@ -185,8 +95,7 @@ class LaneProtocol(GuardedProtocol):
             self._unset_keepalive_if_required()
         stop = end + head.length
         if len(data) >= stop:
-            self.since = self.loop.time()
-            self._take(head, data[end:stop], is_alone=len(data) == stop and self.guard.connections == 1)
+            self._take(head, data[end:stop], is_whole=len(data) == stop)
             return data[stop:]
         self.head = head
         self.phase = Phase.BODY
@@ -259,31 +168,56 @@ class LaneProtocol(GuardedProtocol):
         self.since = self.loop.time()
         self._take_parts()
 
-    def _take(self, head: Head, body: bytes, *, is_alone: bool = False) -> None:
-        """Put a whole request before the batcher; `is_alone`: no other can share its batch."""
+    def _take(self, head: Head, body: bytes, *, is_whole: bool = False) -> None:
+        """Put a whole request before the batcher.
+
+        Args:
+            head: of it.
+            body: all of it.
+            is_whole: it came in one piece with nothing behind it, and so may the next.
+        """
         exchange = Exchange(self, head, self._started)
         if self.guard.draining_since is not None:
             exchange.is_last = True
-        self.phase = Phase.DEAF if exchange.is_last else Phase.QUIET
         self.exchanges.append(exchange)
+        if exchange.is_last:
+            self.phase = Phase.DEAF
+        else:
+            self.phase = Phase.QUIET
+            if is_whole and head.raw:
+                self._usual = head
         try:
-            exchange.route = route = self.lane.route_for(head)
-            if route.is_quick(body, head.media_type, head.header_length):
-                exchange.read(body)
-            if 0 < exchange.rows <= route.most_rows:
-                route.model.batcher.submit(exchange, is_alone=is_alone)
-            else:
-                task = self.loop.create_task(self._take_slowly(exchange, body))
-                self.tasks.add(task)
-                task.add_done_callback(self.tasks.discard)
+            self._submit(exchange, body, is_whole=is_whole)
         except ServiceError as err:
             self.lane.fail_soon(exchange, err)
         if len(self.exchanges) > self.limits.pipelined:
             self.flow.hold()
 
-    async def _take_slowly(self, exchange: Exchange, body: bytes) -> None:
+    def _submit(self, exchange: Exchange, body: bytes, *, is_whole: bool) -> None:
+        """Give a request to the batcher, now or by way of a task.
+
+        Raises:
+            ServiceError: it cannot be read, or nothing on the lane answers it any more, or it is refused.
+        """
+        head = exchange.head
+        if not head.target.is_current:
+            head = self.lane.renew(head)
+            exchange.head, exchange.receiver = head, head.target
+        target = head.target
+        if head.rows:
+            exchange.octets, exchange.rows, exchange.asked = body, head.rows, head.asked
+        elif target.route.is_quick(body, head.media_type, head.header_length):
+            exchange.read(body)
+        if 0 < exchange.rows <= target.most_rows:
+            target.batcher.submit(exchange, is_alone=is_whole and self.guard.is_single)
+        else:
+            task = self.loop.create_task(self._take_slowly(exchange, target, body))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+
+    async def _take_slowly(self, exchange: Exchange, target: Target, body: bytes) -> None:
         """Read a body that would hold up the event loop in a thread; split one that fills several batches."""
-        model = exchange.route.model
+        model = target.route.model
         try:
             with model.in_use():
                 if not exchange.rows:
@@ -294,9 +228,9 @@ class LaneProtocol(GuardedProtocol):
             if not exchange.is_over:
                 exchange.failed(err)
             return
-        if not exchange.is_over:
-            started = asked + answer.queue_seconds
-            exchange.answered(BatchAnswer(answer.outputs, exchange.rows, started, answer.infer_seconds), 0)
+        started = asked + answer.queue_seconds
+        batch = BatchAnswer(answer.outputs, exchange.rows, started, answer.infer_seconds)
+        target.receive((exchange,), (0,), batch)
 
     def settle(self, exchange: Exchange, data: bytes) -> None:
         """Write an answer when all before it are written, and those that waited for it."""
@@ -306,11 +240,12 @@ class LaneProtocol(GuardedProtocol):
             return
         self.transport.write(data)
         exchanges.popleft()
-        self.server_state.total_requests += 1
         while exchanges and exchanges[0].answer is not None:
             self.transport.write(exchanges.popleft().answer)  # type: ignore[arg-type]
         if not exchanges:
-            self._after_lane()
+            self.since = self.loop.time()
+            if self._deferred is not None or self.flow.is_held or self.phase is Phase.DEAF:
+                self._after_lane()
 
     def _after_lane(self) -> None:
         """The lane is empty: start what waited for that."""
@@ -367,6 +302,7 @@ class LaneProtocol(GuardedProtocol):
     def shutdown(self) -> None:
         """The service ends: the newest request on the lane becomes the connection's last."""
         super().shutdown()
+        self._usual = None
         if self.phase is Phase.QUIET and self.exchanges and not self.is_application_due():
             self.exchanges[-1].is_last = True
             self.phase = Phase.DEAF

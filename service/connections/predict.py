@@ -4,11 +4,13 @@ What `bodies` and `answers` do for one request, in the form that the fast lane w
 Pure functions of bytes and arrays: knows no connection and no queue.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import orjson
 
-from service.batching.request import BatchAnswer
-from service.bodies.bodies import INLINE_PIXEL_BYTES, Images, images_from_json, images_from_octets, is_quick
+from service.batching.request import BatchAnswer, Octets, Request
+from service.bodies.bodies import INLINE_PIXEL_BYTES, images_from_octets, is_quick, pixels_from_json
 from service.bodies.limits import Limits
 from service.errors import EngineError, Unsupported
 from service.live.registry import Model
@@ -17,7 +19,6 @@ OCTETS = "application/octet-stream"
 JSON = "application/json"
 
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY  # the shortest digits that give the same float32
-_END = b"]}"
 _HEADERS = b"content-type: application/json\r\n"
 
 
@@ -46,7 +47,7 @@ class Predict:
         self._places = np.arange(self.most_rows)
         self._most_bytes = {OCTETS: self._row_bytes * self.most_rows, JSON: INLINE_PIXEL_BYTES}
         empty = {"model": model.name, "version": model.version, "predictions": []}
-        self._start = orjson.dumps(empty).removesuffix(_END)
+        self._start = orjson.dumps(empty).removesuffix(b"]}")
         # What an answer says of its class, up to the number that follows.
         self._classes = [
             b'{"class_id":%d,"label":%b,"confidence":' % (class_id, orjson.dumps(label))
@@ -61,47 +62,66 @@ class Predict:
         """Return whether the event loop can afford to read the body itself."""
         return is_quick(body, media_type)
 
-    def read(self, body: bytes, media_type: str, header_length: int | None) -> tuple[dict[str, Images], None]:
-        """Return the input of a body that `takes` allowed, and nothing else: the answer depends on no wish.
+    def plain(self, media_type: str, length: int, header_length: int | None) -> tuple[int, None]:
+        """Return the rows of a body that holds nothing else, 0 for one that has to be read; and what it asks: nothing.
+
+        Any bytes of such a length are images.
+        """
+        rows, rest = divmod(length, self._row_bytes)
+        is_plain = media_type == OCTETS and not rest and rows <= min(self.most_rows, self._limits.rows)
+        return (rows if is_plain else 0), None
+
+    def read(self, body: bytes, media_type: str, header_length: int | None) -> tuple[None, Octets, int, None]:
+        """Return no arrays, the pixels, the number of images, and no wish: the answer depends on none.
 
         Raises:
             RequestError: the body is not what the model takes.
         """
-        read = images_from_octets if media_type == OCTETS else images_from_json
-        return {self._spec.input: read(body, self._spec, self._limits)}, None
+        if media_type == JSON:
+            pixels = pixels_from_json(body, self._spec, self._limits)
+            return None, pixels, len(pixels) // self._row_bytes, None
+        return None, body, len(images_from_octets(body, self._spec, self._limits)), None
 
-    def write(self, batch: BatchAnswer, start: int, rows: int, asked: None) -> tuple[bytes, bytes]:
-        """Return header lines and body of the answer of `rows` rows from `start` on.
+    def write(
+        self, batch: BatchAnswer, requests: Sequence[Request], starts: Sequence[int]
+    ) -> Sequence[tuple[bytes, bytes] | EngineError]:
+        """Return header lines and body of each request's answer, or why there is none.
 
         The first caller formats the whole batch.
-
-        Raises:
-            EngineError: a probability among these rows is not a finite number.
         """
         formatted = batch.formatted.get(Predict)
         if formatted is None:
             formatted = batch.formatted[Predict] = self._format(batch)
-        prediction = formatted[start] if rows == 1 else b",".join(formatted[start : start + rows])
-        if b"null" in prediction and not np.isfinite(batch.outputs["probabilities"][start : start + rows]).all():
-            raise EngineError(f"model {self.model.name!r} gave probabilities that are not finite numbers")
-        return _HEADERS, b"%b%b%b" % (self._start, prediction, _END)
+        predictions, is_finite = formatted
+        head = self._start
+        if len(requests) == batch.rows and is_finite:
+            return [(_HEADERS, b"%b%b]}" % (head, prediction)) for prediction in predictions]
+        answers: list[tuple[bytes, bytes] | EngineError] = []
+        for request, start in zip(requests, starts, strict=True):
+            rows = slice(start, start + request.rows)
+            if is_finite or np.isfinite(batch.outputs["probabilities"][rows]).all():
+                answers.append((_HEADERS, b"%b%b]}" % (head, b",".join(predictions[rows]))))
+            else:
+                answers.append(EngineError(f"model {self.model.name!r} gave probabilities that are not finite numbers"))
+        return answers
 
-    def count(self, batch: BatchAnswer, total: float, parse: float, queue: float) -> None:
+    def count(self, answers: int, total: float, parse: float, infer: float, since_run: float) -> None:
         """Nothing: the protocol's statistics are of its own route."""
 
     def count_failure(self, seconds: float) -> None:
         """Nothing, likewise."""
 
-    def _format(self, batch: BatchAnswer) -> list[bytes]:
-        """Return one JSON object for each row of a batch; a number that is not finite reads `null` in it."""
-        probabilities = np.ascontiguousarray(batch.outputs["probabilities"])
-        class_ids = batch.outputs["class_id"].ravel()
+    def _format(self, batch: BatchAnswer) -> tuple[list[bytes], bool]:
+        """Return one JSON object for each row of a batch, and whether all numbers are finite; others read `null`."""
+        probabilities = np.ascontiguousarray(batch.outputs["probabilities"][: batch.rows])
+        class_ids = batch.outputs["class_id"][: batch.rows].ravel()
         text = orjson.dumps(probabilities, option=_NUMPY)[2:-2]
+        is_finite = b"null" not in text
         classes = self._classes
         if len(probabilities) == 1:  # a lone request pays every call alone: cut the number out of the text instead
             class_id = int(class_ids[0])
             confidence = text.split(b",", class_id + 1)[class_id]
-            return [b'%b%b,"probabilities":[%b]}' % (classes[class_id], confidence, text)]
+            return [b'%b%b,"probabilities":[%b]}' % (classes[class_id], confidence, text)], is_finite
         rows = text.split(b"],[")
         places = self._places[: len(rows)] if len(rows) <= self.most_rows else np.arange(len(rows))
         confidences = probabilities[places, class_ids]
@@ -109,4 +129,4 @@ class Predict:
         return [
             b'%b%b,"probabilities":[%b]}' % (classes[class_id], confidence, row)
             for class_id, confidence, row in zip(class_ids.tolist(), written, rows, strict=True)
-        ]
+        ], is_finite

@@ -27,7 +27,7 @@ _CELL_BYTES = 8
 
 @dataclass(slots=True)
 class Stages:
-    """Seconds of one request: `input` and `output` are reading and formatting, outside the engine."""
+    """Seconds of a request, or of several: `input` and `output` are reading and formatting, outside the engine."""
 
     total: float
     queue: float
@@ -53,11 +53,11 @@ class Statistics:
         self._file = folder / str(os.getpid()) if folder else None
         self._cells = memoryview(self._memory()).cast("q")
 
-    def answered(self, stages: Stages) -> None:
-        """Count a request that got its outputs."""
-        self._add(_SUCCESS, stages.total)
+    def answered(self, stages: Stages, requests: int = 1) -> None:
+        """Count requests that got their outputs; the seconds are those of all of them together."""
+        self._add(_SUCCESS, stages.total, requests)
         for place, seconds in enumerate((stages.queue, stages.input, stages.infer, stages.output)):
-            self._add(_FIRST_STAGE + 2 * place, seconds)
+            self._add(_FIRST_STAGE + 2 * place, seconds, requests)
 
     def failed(self, seconds: float) -> None:
         """Count a request that got an error after it was read."""
@@ -118,8 +118,8 @@ class Statistics:
             "memory_usage": [],
         }
 
-    def _add(self, place: int, seconds: float) -> None:
-        self._cells[place] += 1
+    def _add(self, place: int, seconds: float, times: int = 1) -> None:
+        self._cells[place] += times
         self._cells[place + 1] += round(seconds * 1e9)
 
     def _memory(self) -> bytearray | mmap.mmap:

@@ -4,13 +4,15 @@ The reader is the one that the application uses; what an answer says besides its
 asking, and the numbers are written once for all requests of a batch. Knows no connection and no queue.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 import orjson
 
-from service.batching.request import BatchAnswer
+from service.batching.request import BatchAnswer, Octets
+from service.errors import InvalidInput
 from service.live.loading import Model
 from service.live.statistics import Stages
 from service.tensors import Array
@@ -46,7 +48,6 @@ class Infer:
         row_bytes = sum(spec.row_bytes for spec in model.engine.inputs)
         self._most_bytes = max(QUICK_JSON_BYTES, _HEAD_BYTES + row_bytes * self.most_rows)
         self._heads: dict[Way, list[bytes]] = {}
-        self._last: tuple[tuple[WantedOutput, ...], int, list[bytes]] = ((), 0, [])
 
     def takes(self, media_type: str, length: int) -> bool:
         """Return whether a body of this length is likely to make one part of one batch; the type says nothing here."""
@@ -56,33 +57,76 @@ class Infer:
         """Return whether the event loop can afford to read the body itself."""
         return (len(body) if header_length is None else header_length) <= QUICK_JSON_BYTES
 
-    def read(self, body: bytes, media_type: str, header_length: int | None) -> tuple[Mapping[str, Array], InferRequest]:
-        """Return the inputs and the request. Raises what `RequestReader.read` raises."""
-        request = self._reader.read(body, header_length)
-        return request.inputs, request
+    def plain(self, media_type: str, length: int, header_length: int | None) -> tuple[int, InferRequest | None]:
+        """Return the rows of a body that holds nothing else, and what it asks; 0 rows for one that has to be read."""
+        request = self._reader.plain(length) if header_length == 0 else None
+        return (0, None) if request is None or request.rows > self.most_rows else (request.rows, request)
 
-    def write(self, batch: BatchAnswer, start: int, rows: int, request: InferRequest) -> tuple[bytes, bytes]:
-        """Return header lines and body of the answer of `rows` rows from `start` on.
+    def read(
+        self, body: bytes, media_type: str, header_length: int | None
+    ) -> tuple[Mapping[str, Array] | None, Octets | None, int, InferRequest]:
+        """Return the inputs as arrays or, of a model with one, its numbers as bytes; the rows, and what is asked.
 
-        Raises:
-            InvalidInput: an output does not travel in the form that is asked for.
+        Raises what `RequestReader.read` raises.
         """
-        last, last_rows, pieces = self._last
-        if request.outputs is not last or rows != last_rows:  # comparing what they say would cost more than the rest
-            if any(wanted.classes for wanted in request.outputs):
-                return self._write_alone(batch, start, rows, request)
-            pieces = self._pieces(batch, request.outputs, rows)
-            self._last = request.outputs, rows, pieces
-        if request.id:
+        octets, request = self._reader.read(body, header_length)
+        if octets is not None:
+            return None, octets, request.rows, request
+        if len(request.inputs) == 1:
+            octets = np.ascontiguousarray(next(iter(request.inputs.values()))).data
+        return request.inputs, octets, request.rows, request
+
+    def write(
+        self, batch: BatchAnswer, requests: Sequence[Any], starts: Sequence[int]
+    ) -> Sequence[tuple[bytes, bytes] | InvalidInput]:
+        """Return header lines and body of each request's answer, or why it cannot be written in the form asked for."""
+        return self._write_alike(batch, requests) or [
+            self._write(batch, start, request.rows, request.asked)
+            for request, start in zip(requests, starts, strict=True)
+        ]
+
+    def _write_alike(self, batch: BatchAnswer, requests: Sequence[Any]) -> list[tuple[bytes, bytes]] | None:
+        """Return the answers of a batch of single rows that ask for the same; None when it is anything else."""
+        asked: InferRequest = requests[0].asked
+        if len(requests) != batch.rows or any(request.asked is not asked for request in requests):
+            return None
+        wanted = asked.outputs
+        is_binary = wanted[0].binary
+        if asked.id or any(output.binary != is_binary or output.classes for output in wanted):
+            return None
+        pieces = self._pieces(batch, wanted, 1)
+        if is_binary:
+            head = b"".join(pieces)
+            octets = [_octets_of_rows(batch, output.name) for output in wanted]
+            lines = _WITH_TENSORS % len(head)
+            return [(lines, b"".join(parts)) for parts in zip(repeat(head), *octets, strict=False)]
+        columns: list[Iterable[bytes]] = [repeat(pieces[0])]
+        for output, piece in zip(wanted, pieces[1:], strict=True):
+            texts = _written(batch, output.name)
+            if any(b"null" in text for text in texts):  # not a number: the careful way says so
+                return None
+            columns += [texts, repeat(piece)]
+        return [(_PLAIN, b"".join(parts)) for parts in zip(*columns, strict=False)]
+
+    def _write(
+        self, batch: BatchAnswer, start: int, rows: int, request: InferRequest
+    ) -> tuple[bytes, bytes] | InvalidInput:
+        """Return header lines and body of the answer of `rows` rows from `start` on, or why there is none."""
+        try:
+            return self._write_one(batch, start, rows, request)
+        except InvalidInput as err:
+            return err
+
+    def _write_one(self, batch: BatchAnswer, start: int, rows: int, request: InferRequest) -> tuple[bytes, bytes]:
+        if request.id or any(wanted.classes for wanted in request.outputs):
             return self._write_alone(batch, start, rows, request)
+        pieces = self._pieces(batch, request.outputs, rows)
         texts, tails = [pieces[0]], []
         for wanted, piece in zip(request.outputs, pieces[1:], strict=True):
             if wanted.binary:
-                octets, row_bytes = _octets(batch, wanted.name)
-                tails.append(octets[start * row_bytes : (start + rows) * row_bytes])
+                tails.extend(_octets_of_rows(batch, wanted.name)[start : start + rows])
             else:
-                written = _written(batch, wanted.name)[start : start + rows]
-                text = written[0] if rows == 1 else b",".join(written)
+                text = b",".join(_written(batch, wanted.name)[start : start + rows])
                 if b"null" in text:  # not a number: the careful way says so
                     return self._write_alone(batch, start, rows, request)
                 texts.append(text)
@@ -90,9 +134,18 @@ class Infer:
         head = b"".join(texts)
         return (_WITH_TENSORS % len(head), b"".join((head, *tails))) if tails else (_PLAIN, head)
 
-    def count(self, batch: BatchAnswer, total: float, parse: float, queue: float) -> None:
-        """Count a request that was answered; formatting is part of the total only."""
-        self.model.statistics.answered(Stages(total, queue, parse, batch.infer_seconds, 0.0))
+    def count(self, answers: int, total: float, parse: float, infer: float, since_run: float) -> None:
+        """Count requests that were answered; formatting is part of the total only.
+
+        Args:
+            answers: how many.
+            total: seconds of all of them from arrival to answer.
+            parse: seconds that reading all of them took.
+            infer: seconds of the run that they shared.
+            since_run: seconds from the start of the run to their answers.
+        """
+        queue = total - parse - answers * since_run
+        self.model.statistics.answered(Stages(total, queue, parse, answers * infer, 0.0), answers)
 
     def count_failure(self, seconds: float) -> None:
         """Count a request that was read and got an error."""
@@ -141,23 +194,27 @@ class Infer:
 
 def can_take(model: Model) -> bool:
     """Return whether the numbers of all outputs can be written by the row, as numbers."""
-    return all(spec.datatype in DATATYPES and spec.datatype not in ("BOOL", "FP16") for spec in model.engine.outputs)
+    outputs = model.engine.outputs
+    return all(spec.datatype in DATATYPES and spec.datatype not in ("BOOL", "FP16") for spec in outputs) and all(
+        spec.row_bytes for spec in outputs
+    )
 
 
 def _written(batch: BatchAnswer, name: str) -> list[bytes]:
     """Return the numbers of each row of one output as JSON; the first who asks writes them for the whole batch."""
     rows: list[bytes] | None = batch.formatted.get(name)
     if rows is None:
-        array = np.ascontiguousarray(batch.outputs[name])
+        array = np.ascontiguousarray(batch.outputs[name][: batch.rows])
         flat = array.reshape(len(array), -1)
         rows = batch.formatted[name] = orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)[2:-2].split(b"],[")
     return rows
 
 
-def _octets(batch: BatchAnswer, name: str) -> tuple[bytes, int]:
-    """Return one output of the whole batch as bytes, and how many a row has; made once, for the first who asks."""
-    octets: tuple[bytes, int] | None = batch.formatted.get((name, bytes))
-    if octets is None:
-        array = batch.outputs[name]
-        octets = batch.formatted[name, bytes] = (array.tobytes(), array[:1].nbytes)
-    return octets
+def _octets_of_rows(batch: BatchAnswer, name: str) -> list[bytes]:
+    """Return each row of one output as bytes; made once, for the first who asks."""
+    rows: list[bytes] | None = batch.formatted.get((name, bytes))
+    if rows is None:
+        array = batch.outputs[name][: batch.rows]
+        size, octets = array[:1].nbytes, array.tobytes()
+        rows = batch.formatted[name, bytes] = [octets[at : at + size] for at in range(0, len(octets), size)]
+    return rows

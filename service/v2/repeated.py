@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import orjson
 
-from service.tensors import Array, TensorSpec
+from service.batching.request import Octets
+from service.errors import ServiceError
+from service.tensors import TensorSpec
 from service.v2.request import InferRequest, RequestReader
 
 _DATA = b'"data":'
@@ -37,21 +39,34 @@ class RepeatedReader:
         self._is_plain = self._spec is not None and self._spec.dtype.kind in "iuf"
         self._known: dict[Around, InferRequest] = {}
 
-    def read(self, body: bytes, header_length: int | None) -> InferRequest:
-        """Return the request that a body holds. Raises what `RequestReader.read` raises."""
+    def plain(self, length: int) -> InferRequest | None:
+        """Return what any bare body of this length asks, without its numbers; None for one that has to be looked at."""
+        if not self._is_plain:
+            return None
+        try:
+            self.read(bytes(length), 0)
+        except ServiceError:
+            return None
+        return self._known[length]
+
+    def read(self, body: bytes, header_length: int | None) -> tuple[Octets | None, InferRequest]:
+        """Return the request that a body holds, and its numbers as bytes if they are not in it.
+
+        Raises:
+            ServiceError: what `RequestReader.read` raises.
+        """
         around, start, stop = self._around(body, header_length)
         known = self._known.get(around) if around is not None else None
         if known is not None:
-            name, like = next(iter(known.inputs.items()))
-            array = _bare(body, like) if header_length == 0 else _flat_bytes(body[start:stop], like)
-            if array is not None:
-                return InferRequest({name: array}, known.outputs, "", known.timeout_seconds, known.parameters)
+            octets = body if header_length == 0 else _flat_bytes(body[start:stop], known)
+            if octets is not None:
+                return octets, known
         request = self._reader.read(body, header_length)
         if around is not None and known is None and self._is_repeatable(request, around):
             if len(self._known) >= _MOST_REMEMBERED:
                 self._known.clear()
             self._known[around] = _without_numbers(request)
-        return request
+        return None, request
 
     def _around(self, body: bytes, header_length: int | None) -> tuple[Around | None, int, int]:
         """Return what surrounds the numbers of a body, None where nothing can repeat, and where they start and stop."""
@@ -78,20 +93,15 @@ def _without_numbers(request: InferRequest) -> InferRequest:
     return InferRequest(inputs, request.outputs, "", request.timeout_seconds, request.parameters)
 
 
-def _bare(body: bytes, like: Array) -> Array:
-    """Return bytes, of which there are as many as before, in the shape and type of `like`."""
-    return np.frombuffer(body, like.dtype).reshape(like.shape)
-
-
-def _flat_bytes(text: bytes, like: Array) -> Array | None:
-    """Return a flat JSON list of integers 0-255 in the shape of `like`; None when it is anything else."""
+def _flat_bytes(text: bytes, known: InferRequest) -> bytearray | None:
+    """Return a flat JSON list of integers 0-255, as many as the only input had; None when it is anything else."""
     if b"t" in text or b"f" in text:  # true and false, which C takes for 1 and 0
         return None
     try:
         octets = bytearray(orjson.loads(text))
     except (ValueError, TypeError):
         return None
-    return np.frombuffer(octets, np.uint8).reshape(like.shape) if len(octets) == like.size else None
+    return octets if len(octets) == next(iter(known.inputs.values())).size else None
 
 
 def _is_data_between(before: bytes, behind: bytes) -> bool:

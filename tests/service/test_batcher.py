@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,12 @@ import pytest
 
 from service.batching.batcher import BatchAnswer, Batcher, Request
 from service.batching.pace import Pace
+from service.batching.request import Packing
 from service.errors import DeadlineExceeded, DeviceLost, EngineError, NotReady, Overloaded
 from service.live.registry import Registry
 from service.metrics import Metrics
 from service.settings import Settings
+from service.tensors import TensorSpec
 
 BUCKETS = (1, 2, 4, 8)
 POISON = -1
@@ -125,6 +127,81 @@ def test_what_arrives_in_one_turn_of_the_loop_is_one_batch():
         assert [echoed(answer) for answer in answers] == [[3], [4], [5]]
         assert [batch[:3] for batch in engine.batches] == [[3, 4, 5]]
         assert counted.batches == [(3, 4)]
+
+    run(test())
+
+
+class Desk:
+    """Takes answers for all its requests of a batch at once."""
+
+    def __init__(self) -> None:
+        self.packing = Packing(TensorSpec("identity", "INT64", (None,)))
+        self.calls: list[list[list[int]]] = []
+        self.failures: list[list[int]] = []
+
+    def receive(self, requests: Sequence[Request], starts: Sequence[int], batch: BatchAnswer) -> None:
+        echo = batch.outputs["echo"]
+        given = [echo[start : start + request.rows].tolist() for request, start in zip(requests, starts, strict=True)]
+        asked = [request.inputs["identity"].tolist() for request in requests]
+        assert given == asked
+        self.calls.append(given)
+
+    def request(self, *numbers: int) -> Request:
+        """A request whose rows are bytes."""
+        request = Request(rows(*numbers), pytest.fail, lambda error: self.failures.append(list(numbers)))
+        request._inputs, request.octets, request.receiver = None, rows(*numbers)["identity"].tobytes(), self
+        return request
+
+
+def test_answers_are_taken_for_a_whole_batch_at_once():
+    """Requests of one receiver come as bytes and are answered in one call; others in their batch, and other receivers',
+    get their own rows too."""
+
+    async def test():
+        engine, desk, other = Echo(), Desk(), Desk()
+        batcher = Batcher(engine, max_queue_rows=100)
+        for numbers in ((1,), (2, 3), (4,)):
+            batcher.submit(desk.request(*numbers))
+        await asyncio.sleep(0)
+        assert desk.calls == [[[1], [2, 3], [4]]]
+        (task,) = await arrive(batcher.infer(rows(5)))
+        batcher.submit(desk.request(6))
+        batcher.submit(other.request(7, 8))
+        assert echoed(await task) == [5]
+        assert (desk.calls[1:], other.calls) == ([[[6]]], [[[7, 8]]])
+        assert engine.batches == [[1, 2, 3, 4], [5, 6, 7, 8]]
+
+    run(test())
+
+
+def test_bytes_that_do_not_fill_a_bucket_are_padded_and_a_poisoned_row_harms_only_itself():
+    """Three rows of bytes run as four, the last of zeros; of a batch that fails each is run alone."""
+
+    async def test():
+        engine, desk = Echo(), Desk()
+        batcher = Batcher(engine, max_queue_rows=100)
+        for number in (1, POISON, 3):
+            batcher.submit(desk.request(number))
+        await asyncio.sleep(0)
+        assert engine.batches == [[1, POISON, 3, 0], [1], [POISON], [3]]
+        assert (desk.calls, desk.failures) == ([[[1]], [[3]]], [[POISON]])
+
+    run(test())
+
+
+def test_a_bucket_that_is_mostly_padding_is_not_run():
+    """Five rows on a device that computes row after row are four and one, in the order in which they came."""
+
+    async def test():
+        engine, counted = Echo(), Counted()
+        engine.bucket_seconds = {bucket: bucket * 1e-4 for bucket in BUCKETS}
+        batcher = Batcher(engine, max_queue_rows=100, observer=counted)
+        answers = await asyncio.gather(*(batcher.infer(rows(n)) for n in (1, 2, 3, 4, 5)))
+        assert [echoed(answer) for answer in answers] == [[n] for n in (1, 2, 3, 4, 5)]
+        assert counted.batches == [(4, 4), (1, 1)]
+        (answer,) = await asyncio.gather(batcher.infer(rows(1, 2, 3, 4, 5)))
+        assert echoed(answer) == [1, 2, 3, 4, 5]  # one request is never cut for that
+        assert counted.batches[2:] == [(5, 8)]
 
     run(test())
 

@@ -59,7 +59,7 @@ def total(found, name: str, **labels: str) -> float:
 
 
 def counted(address: str, answers: int) -> dict[tuple[str, frozenset], float]:
-    """A scrape that has all of the client's answers; each worker brings its counts up to date every 50 ms."""
+    """A scrape that has all of the client's answers."""
     found = {}
 
     def holds() -> bool:
