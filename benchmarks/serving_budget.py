@@ -35,21 +35,23 @@ sys.path.insert(0, str(ROOT))
 from service.app import create_app  # noqa: E402
 from service.batching.batch import Batch  # noqa: E402
 from service.batching.batcher import Batcher  # noqa: E402
-from service.connections.lane_protocol import Exchange, LaneProtocol  # noqa: E402
+from service.connections.exchange import Exchange, Target  # noqa: E402
+from service.connections.lane_protocol import LaneProtocol  # noqa: E402
 from service.connections.predict import Predict  # noqa: E402
 from service.engines.runners import PlainRunner  # noqa: E402
 from service.settings import Settings  # noqa: E402
 
 STAGES: tuple[tuple[str, type, str], ...] = (
-    ("receive: find the head, make the exchange", LaneProtocol, "data_received"),
-    ("read the body", Predict, "read"),
+    ("receive: know the head, make the exchange", LaneProtocol, "data_received"),
+    ("read the body, where bytes are not rows already", Exchange, "read"),
     ("admit and queue", Batcher, "submit"),
-    ("take the batch, remember its time, count it", Batcher, "_turn"),
-    ("copy the rows together", Batch, "assemble"),
+    ("take the batch, remember its time", Batcher, "_turn"),
+    ("join the rows", Batch, "assemble"),
     ("run the network", PlainRunner, "run"),
-    ("format the batch", Predict, "_format"),
-    ("head and body of the answer", Exchange, "answered"),
-    ("write, next in line", LaneProtocol, "settle"),
+    ("write the numbers of the batch", Predict, "write"),
+    ("head and body of the answers", Target, "_with_heads"),
+    ("send, next in line", LaneProtocol, "settle"),
+    ("count", Target, "_count"),
 )
 REST = "event loop between them"
 BATCHES = (1, 32, 128)

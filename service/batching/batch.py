@@ -7,7 +7,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping
-from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -155,7 +154,10 @@ class Batch:
             for request, outcome in zip(self.requests, self._alone, strict=True):
                 _tell(request, outcome, 0)
             return
-        starts = list(accumulate((request.rows for request in self.requests[:-1]), initial=0))
+        starts, start = [], 0
+        for request in self.requests:
+            starts.append(start)
+            start += request.rows
         if self._receiver is not None:
             try:
                 self._receiver.receive(self.requests, starts, self.answer)
@@ -169,9 +171,10 @@ class Batch:
 def _common_receiver(requests: list[Request]) -> Receiver | None:
     """Return who takes the answers of all of them; None where that is not one and the same."""
     receiver = requests[0].receiver
-    if receiver is None or all(request.receiver is receiver for request in requests):
-        return receiver
-    return None
+    for request in requests:
+        if request.receiver is not receiver:
+            return None
+    return receiver
 
 
 def _tell(request: Request, outcome: BatchAnswer | EngineError, start: int) -> None:

@@ -229,12 +229,11 @@ class Batcher:
         requests: list[Request] = []
         queue, waiting, rows = self._queue, self._queued_rows, 0
         limit = self._pace.rows_to_take(waiting)
-        start = time.perf_counter() + self._pace.busy_seconds()
-        end = start + self._pace.run_seconds(waiting)
+        hurried = time.perf_counter() + self._pace.easy_seconds + (self._pace.busy_seconds() if self._is_running else 0)
         while queue:
             request = queue[0]
-            if request.deadline < end and not request.is_over:
-                limit = min(limit, self._rows_in_time(request, start))
+            if request.deadline < hurried and not request.is_over:
+                limit = min(limit, self._rows_in_time(request, waiting + rows))
             if request.is_over:
                 if not request.is_expired:
                     self._observer.refused("cancelled")
@@ -248,8 +247,14 @@ class Batcher:
         self._queued_rows = waiting
         return Batch(requests, rows, self._pace.bucket_for(rows)) if requests else None
 
-    def _rows_in_time(self, request: Request, start: float) -> int:
-        """Rows that a batch may have in which a request is to be answered in time; too late even alone, it expires."""
+    def _rows_in_time(self, request: Request, rows: int) -> int:
+        """Rows that a batch may have, of `rows` at most, so that a request in it is answered in time.
+
+        One that would be too late even alone expires.
+        """
+        start = time.perf_counter() + self._pace.busy_seconds()
+        if request.deadline >= start + self._pace.run_seconds(rows):
+            return self._largest
         if start + self._pace.run_seconds(request.rows) > request.deadline:
             self._expire(request)
             return self._largest

@@ -43,11 +43,12 @@ def pixels_from_json(body: bytes, spec: ImageSpec, limits: Limits) -> bytes | by
     instances = _instances(body)
     check_rows(len(instances), limits)
     parts: list[bytes | bytearray] = []
-    budget = PixelBudget(limits.pixels)
+    budget: PixelBudget | None = None
     # A single letter is found, or not, ten times as fast as a word; plain pixels hold neither.
     may_hold_booleans = (b"u" in body and b"true" in body) or (b"f" in body and b"false" in body)
     for index, instance in enumerate(instances):
         if isinstance(instance, dict):
+            budget = budget or PixelBudget(limits.pixels)
             parts.append(_from_b64(instance, spec, budget, f"instances[{index}]").tobytes())
             continue
         octets = None
@@ -81,10 +82,10 @@ def _instances(body: bytes) -> list[Any]:
     shape = '{"instances": [...]}'
     if not isinstance(document, dict):
         raise InvalidInput(f"body: {_name(document)}, expected an object {shape}")
-    unknown = [key for key in document if key != "instances"]
-    if unknown:
-        raise InvalidInput(f"body: unknown key {clip(unknown[0])!r}, expected {shape} and no other key")
-    if "instances" not in document:
+    if len(document) != 1 or "instances" not in document:
+        unknown = [key for key in document if key != "instances"]
+        if unknown:
+            raise InvalidInput(f"body: unknown key {clip(unknown[0])!r}, expected {shape} and no other key")
         raise InvalidInput(f"body: no key 'instances', expected {shape}")
     instances = document["instances"]
     if not isinstance(instances, list):

@@ -113,8 +113,10 @@ class Predict:
 
     def _format(self, batch: BatchAnswer) -> tuple[list[bytes], bool]:
         """Return one JSON object for each row of a batch, and whether all numbers are finite; others read `null`."""
-        probabilities = np.ascontiguousarray(batch.outputs["probabilities"][: batch.rows])
-        class_ids = batch.outputs["class_id"][: batch.rows].ravel()
+        probabilities, class_ids = batch.outputs["probabilities"], batch.outputs["class_id"].ravel()
+        if len(probabilities) > batch.rows:  # what fills the bucket is nobody's
+            probabilities, class_ids = probabilities[: batch.rows], class_ids[: batch.rows]
+        probabilities = np.ascontiguousarray(probabilities)
         text = orjson.dumps(probabilities, option=_NUMPY)[2:-2]
         is_finite = b"null" not in text
         classes = self._classes
