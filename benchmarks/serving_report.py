@@ -119,7 +119,7 @@ def _ratios(document: dict[str, Any], best: dict[str, str]) -> str:
             if ratios:
                 spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
                 lines.append(f"| {what} | {count} | {target} | {spread} |")
-    lines += _lone(document, best)
+    lines += _large(document, best) + _lone(document, best)
     return "\n".join(lines) + "\n"
 
 
@@ -137,6 +137,19 @@ def ratios_of(rounds: dict[str, Rounds], best: dict[str, str], form: str, connec
         mine["forms"][form][connections]["per_second"] / yours["forms"][form][connections]["per_second"]
         for mine, yours in pairs
     ]
+
+
+def _large(document: dict[str, Any], best: dict[str, str]) -> list[str]:
+    """One request of 256 images against the same request to plain FastAPI."""
+    if not {"foldserve", "plain FastAPI"} <= set(best):
+        return []
+    mine, theirs = (document["rounds"][best[name]] for name in ("foldserve", "plain FastAPI"))
+    ratios = [
+        a["batches"]["256"]["per_second"] / b["batches"]["256"]["per_second"]
+        for a, b in zip(mine, theirs, strict=False)
+    ]
+    spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    return [f"| 256 images in one request, against plain FastAPI | 1 | at least 2 | {spread} |"]
 
 
 def _lone(document: dict[str, Any], best: dict[str, str]) -> list[str]:
