@@ -1,7 +1,7 @@
-"""The queue before an engine: who waits, what becomes a batch, where it runs, who is refused.
+"""Requests before an engine: who is refused, when a batch runs and where, and how its members are told.
 
 An idle engine runs at once what came; a busy one takes everything that waits when it frees, up to its largest bucket.
-There is no delay window. Knows futures and rows; neither HTTP nor ONNX.
+There is no delay window. Who waits is `queue`'s business. Knows futures and rows; neither HTTP nor ONNX.
 
 A batch that is expected to be short runs on the event loop itself, at the end of the turn in which its requests
 arrived; a longer one runs in the batcher's one thread, so that health and metrics never wait behind it. Measured on
@@ -19,8 +19,9 @@ from itertools import chain
 
 from service.batching.batch import Batch, BatchEngine, Nobody, Observer, Staging
 from service.batching.pace import Pace
+from service.batching.queue import Queue
 from service.batching.request import Answer, BatchAnswer, Request, future_request, join
-from service.errors import DeadlineExceeded, DeviceLost, NotReady, Overloaded
+from service.errors import DeviceLost, NotReady, Overloaded
 from service.tensors import Array
 
 __all__ = ["Answer", "BatchAnswer", "BatchEngine", "Batcher", "Observer", "Request"]
@@ -61,9 +62,8 @@ class Batcher:
         self._observer = observer or Nobody()
         self._lost = lost
         self._pace = Pace(engine.bucket_seconds)
+        self._queue = Queue(self._pace, self._largest, self._observer)
         self._staging = Staging()
-        self._queue: deque[Request] = deque()
-        self._queued_rows = 0
         self._prepared: deque[Batch] = deque()  # at most one; the thread takes it when it frees
         self._in_flight: list[Batch] = []  # prepared or running in the thread
         self._is_running = False
@@ -76,7 +76,7 @@ class Batcher:
     @property
     def queued_rows(self) -> int:
         """Rows that wait for their batch."""
-        return self._queued_rows
+        return self._queue.rows
 
     @property
     def batches(self) -> int:
@@ -123,16 +123,14 @@ class Batcher:
             Overloaded: the answer could not be ready by the deadline, or the queue is full.
             NotReady: the batcher is closed.
         """
-        waiting = self._queued_rows + request.rows
         if (
             self._is_running
             or self._is_closed
-            or waiting > self._easy_rows
+            or self._queue.rows + request.rows > self._easy_rows
             or request.deadline - request.arrived < self._pace.easy_seconds
         ):
             self._admit(request.rows, request.deadline)
         self._queue.append(request)
-        self._queued_rows = waiting
         if self._is_running:
             self._prepare_full()
         elif not self._is_scheduled:
@@ -174,7 +172,7 @@ class Batcher:
             self._observer.refused("closed")
             raise NotReady("the service is shutting down; ask again")
         is_idle = not self._is_running and not self._queue
-        ahead = self._queued_rows + sum(batch.rows for batch in self._prepared)
+        ahead = self._queue.rows + sum(batch.rows for batch in self._prepared)
         if ahead + rows > self._max_queue_rows:
             self._observer.refused("queue_full")
             after = math.ceil(self._pace.seconds_for(ahead, is_idle=is_idle))
@@ -189,7 +187,6 @@ class Batcher:
 
     def _enqueue(self, request: Request) -> None:
         self._queue.append(request)
-        self._queued_rows += request.rows
         if self._is_running:
             self._prepare_full()
         else:
@@ -205,7 +202,7 @@ class Batcher:
         self._is_scheduled = False
         if self._is_running:
             return
-        batch = self._take()
+        batch = self._queue.take()
         if batch is None:
             self._tell_if_drained()
         elif self._pace.bucket_seconds(batch.bucket) < self._inline_seconds:
@@ -220,51 +217,6 @@ class Batcher:
             self._in_flight.append(batch)
             self._start(batch)
             self._watch_deadlines()
-
-    def _take(self) -> Batch | None:
-        """Everything that waits, in order, up to the largest bucket, and no more than its members' deadlines allow.
-
-        Who has gone is left out, and so is who would be answered too late even alone.
-        """
-        requests: list[Request] = []
-        queue, waiting, rows = self._queue, self._queued_rows, 0
-        limit = self._pace.rows_to_take(waiting)
-        hurried = time.perf_counter() + self._pace.easy_seconds + (self._pace.busy_seconds() if self._is_running else 0)
-        while queue:
-            request = queue[0]
-            if request.deadline < hurried and not request.is_over:
-                limit = min(limit, self._rows_in_time(request, waiting + rows))
-            if request.is_over:
-                if not request.is_expired:
-                    self._observer.refused("cancelled")
-            elif rows + request.rows > limit and requests:
-                break
-            else:
-                requests.append(request)
-                rows += request.rows
-            queue.popleft()
-            waiting -= request.rows
-        self._queued_rows = waiting
-        return Batch(requests, rows, self._pace.bucket_for(rows)) if requests else None
-
-    def _rows_in_time(self, request: Request, rows: int) -> int:
-        """Rows that a batch may have, of `rows` at most, so that a request in it is answered in time.
-
-        One that would be too late even alone expires.
-        """
-        start = time.perf_counter() + self._pace.busy_seconds()
-        if request.deadline >= start + self._pace.run_seconds(rows):
-            return self._largest
-        if start + self._pace.run_seconds(request.rows) > request.deadline:
-            self._expire(request)
-            return self._largest
-        return max(request.rows, self._pace.safe_rows(request.deadline - start))
-
-    def _expire(self, request: Request) -> None:
-        request.is_over = request.is_expired = True
-        self._observer.refused("deadline_passed")
-        waited = time.perf_counter() - request.arrived
-        request.failed(DeadlineExceeded(f"the deadline passed {waited * 1e3:.0f} ms after the request arrived"))
 
     def _start(self, batch: Batch) -> None:
         """Hand a batch to the thread."""
@@ -304,9 +256,9 @@ class Batcher:
 
     def _prepare_full(self) -> None:
         """While the thread runs, put the next batch together if it cannot grow any more; never more than that one."""
-        if self._prepared or self._queued_rows < self._largest:
+        if self._prepared or self._queue.rows < self._largest:
             return
-        batch = self._take()
+        batch = self._queue.take()
         if batch is not None:
             batch.prepare(self._staging)
             self._in_flight.append(batch)
@@ -325,7 +277,7 @@ class Batcher:
         now = time.perf_counter()
         for request in chain(self._queue, *(batch.requests for batch in self._in_flight)):
             if request.deadline < now and not request.is_over:
-                self._expire(request)
+                self._queue.expire(request)
         self._watch_deadlines()
 
     def _settle(self, batch: Batch) -> None:

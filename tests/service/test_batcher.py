@@ -488,7 +488,9 @@ def test_who_would_be_answered_too_late_costs_no_run():
         first = await arrive(batcher.infer(rows(0)))
         await engine.has_started()
         late, patient = await arrive(batcher.infer(rows(1), deadline=soon(PATIENCE)), batcher.infer(rows(2)))
-        batcher._pace = Pace(dict.fromkeys(BUCKETS, 60.0))  # since it was let in, a run has become that slow
+        batcher._pace = batcher._queue._pace = Pace(
+            dict.fromkeys(BUCKETS, 60.0)
+        )  # since it was let in, a run has become that slow
         engine.let_go.release(2)
         with pytest.raises(DeadlineExceeded):
             await late

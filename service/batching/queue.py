@@ -1,0 +1,92 @@
+"""Who waits for an engine, in the order in which they came, and who of them makes the next batch.
+
+Between the batcher, which decides when and where a batch runs, and the pace, which knows how long it will take. Leaves
+out who has gone and who could only be answered too late, and tells the latter.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+
+from service.batching.batch import Batch, Observer
+from service.batching.pace import Pace
+from service.batching.request import Request
+from service.errors import DeadlineExceeded
+
+
+class Queue:
+    """Requests that wait.
+
+    Args:
+        pace: how long runs take.
+        largest: rows that one batch may have.
+        observer: counts who gets no run.
+
+    Attributes:
+        rows: of all that wait.
+    """
+
+    def __init__(self, pace: Pace, largest: int, observer: Observer) -> None:
+        self.rows = 0
+        self._pace = pace
+        self._largest = largest
+        self._observer = observer
+        self._waiting: deque[Request] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self._waiting)
+
+    def append(self, request: Request) -> None:
+        """Let a request wait behind all others."""
+        self._waiting.append(request)
+        self.rows += request.rows
+
+    def take(self) -> Batch | None:
+        """Return the next batch: everything that waits, in order, up to the largest bucket.
+
+        It is smaller where two smaller buckets are faster than the one that would hold all, and no larger than its
+        members' deadlines allow.
+        """
+        requests: list[Request] = []
+        waiting, left, rows = self._waiting, self.rows, 0
+        limit = self._pace.rows_to_take(left)
+        hurried = time.perf_counter() + self._pace.busy_seconds() + self._pace.easy_seconds
+        while waiting:
+            request = waiting[0]
+            if request.deadline < hurried and not request.is_over:
+                limit = min(limit, self._rows_in_time(request, left + rows))
+            if request.is_over:
+                if not request.is_expired:
+                    self._observer.refused("cancelled")
+            elif rows + request.rows > limit and requests:
+                break
+            else:
+                requests.append(request)
+                rows += request.rows
+            waiting.popleft()
+            left -= request.rows
+        self.rows = left
+        return Batch(requests, rows, self._pace.bucket_for(rows)) if requests else None
+
+    def expire(self, request: Request) -> None:
+        """Tell a request that its deadline has passed."""
+        request.is_over = request.is_expired = True
+        self._observer.refused("deadline_passed")
+        waited = time.perf_counter() - request.arrived
+        request.failed(DeadlineExceeded(f"the deadline passed {waited * 1e3:.0f} ms after the request arrived"))
+
+    def _rows_in_time(self, request: Request, rows: int) -> int:
+        """Rows that a batch may have, of `rows` at most, so that a request in it is answered in time.
+
+        One that would be too late even alone expires.
+        """
+        start = time.perf_counter() + self._pace.busy_seconds()
+        if request.deadline >= start + self._pace.run_seconds(rows):
+            return self._largest
+        if start + self._pace.run_seconds(request.rows) > request.deadline:
+            self.expire(request)
+            return self._largest
+        return max(request.rows, self._pace.safe_rows(request.deadline - start))
