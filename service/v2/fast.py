@@ -48,6 +48,7 @@ class Infer:
         row_bytes = sum(spec.row_bytes for spec in model.engine.inputs)
         self._most_bytes = max(QUICK_JSON_BYTES, _HEAD_BYTES + row_bytes * self.most_rows)
         self._heads: dict[Way, list[bytes]] = {}
+        self._last: tuple[InferRequest, list[bytes]] | None = None
 
     def takes(self, media_type: str, length: int) -> bool:
         """Return whether a body of this length is likely to make one part of one batch; the type says nothing here."""
@@ -94,7 +95,9 @@ class Infer:
         is_binary = wanted[0].binary
         if asked.id or any(output.binary != is_binary or output.classes for output in wanted):
             return None
-        pieces = self._pieces(batch, wanted, 1)
+        if self._last is None or self._last[0] is not asked:  # comparing what they say would cost more than the rest
+            self._last = asked, self._pieces(batch, wanted, 1)
+        pieces = self._last[1]
         if is_binary:
             head = b"".join(pieces)
             octets = [_octets_of_rows(batch, output.name) for output in wanted]
