@@ -3,6 +3,8 @@
 The supervisor of several workers never imports what they need, so that they start while it would still be reading it.
 """
 
+import gc
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,7 +17,19 @@ PROTOCOL = "service.connections.lane_protocol:LaneProtocol"
 
 
 def build_app(settings: "Settings", workers: "Workers | None") -> "FastAPI":
-    """Return the application; what it needs is imported now."""
-    from service.app import create_app
+    """Return the application; what it needs is imported now.
 
-    return create_app(settings, workers)
+    Importing makes a hundred thousand objects that stay for ever. The collector would look through them a hundred times
+    meanwhile, and again in every full collection while requests wait; so it rests, and never looks at them.
+    """
+    # numpy's threads for linear algebra, which nothing here uses, spin for a while when they are made.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    gc.disable()
+    try:
+        from service.app import create_app
+
+        app = create_app(settings, workers)
+        gc.freeze()
+    finally:
+        gc.enable()
+    return app
