@@ -4,6 +4,11 @@ Whatever keeps the service from starting is one line and an exit code other than
 used, 3 for everything else.
 """
 
+import gc
+
+if __name__ in ("__main__", "__mp_main__"):  # the second is what it is called in a worker
+    gc.disable()  # until all is imported, see `factory`
+
 import functools
 import importlib.util
 import logging
@@ -162,6 +167,7 @@ def run_alone(config: uvicorn.Config, listener: socket.socket) -> int:
 
 def run_workers(settings: Settings, listener: socket.socket) -> int:
     """Serve in several processes, each of which is replaced when it ends."""
+    gc.enable()
     workers = Workers.create()
     try:
         supervisor = Supervisor(server_config(settings, workers), listener, workers, settings.drain_seconds)

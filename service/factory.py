@@ -19,8 +19,8 @@ PROTOCOL = "service.connections.lane_protocol:LaneProtocol"
 def build_app(settings: "Settings", workers: "Workers | None") -> "FastAPI":
     """Return the application; what it needs is imported now.
 
-    Importing makes a hundred thousand objects that stay for ever. The collector would look through them a hundred times
-    meanwhile, and again in every full collection while requests wait; so it rests, and never looks at them.
+    Importing makes a hundred thousand objects that stay for ever. The collector would look through them two hundred
+    times meanwhile, and again in every full collection while requests wait; so it rests, and never looks at them.
     """
     # numpy's threads for linear algebra, which nothing here uses, spin for a while when they are made.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -14,15 +14,14 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, values
-from prometheus_client.metrics_core import Metric
-from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.registry import Collector
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 logger = logging.getLogger(__name__)
 
@@ -62,21 +61,22 @@ class Workers:
         Returns:
             The place, from 0; it is free again when the process ends, however it does.
         """
+        from service.processes.counts import count_in
+
         place, _ = self._take_place()
         self._forget_gauges(place)
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self.folder)
-        values.ValueClass = values.MultiProcessValue(lambda: place)  # type: ignore[no-untyped-call]
+        count_in(self.folder, place)
         parent = multiprocessing.parent_process()
         if parent is not None:
             follow = threading.Thread(target=self._follow, args=(parent, drain_seconds), name="follow", daemon=True)
             follow.start()
         return place
 
-    def totals(self) -> CollectorRegistry:
+    def totals(self) -> "CollectorRegistry":
         """Return a registry that gives the counts of all workers, and each worker's gauges under its place."""
-        registry = CollectorRegistry()
-        registry.register(_Totals(self.folder))
-        return registry
+        from service.processes.counts import totals
+
+        return totals(self.folder)
 
     def forget_gone(self) -> None:
         """Take the gauges of places that nobody holds out of the metrics; counts stay."""
@@ -136,19 +136,3 @@ class Workers:
         self.remove()
         time.sleep(drain_seconds + _GRACE_SECONDS)
         os._exit(1)
-
-
-class _Totals(Collector):
-    """The sums over all places; the library calls the place of a gauge "pid"."""
-
-    def __init__(self, folder: Path) -> None:
-        self._files = MultiProcessCollector(None, str(folder))  # type: ignore[no-untyped-call]
-
-    def collect(self) -> Iterable[Metric]:
-        for metric in self._files.collect():  # type: ignore[no-untyped-call]
-            if metric.type == "gauge":
-                metric.samples = [
-                    sample._replace(labels={"worker" if key == "pid" else key: to for key, to in sample.labels.items()})
-                    for sample in metric.samples
-                ]
-            yield metric
