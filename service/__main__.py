@@ -24,7 +24,7 @@ import uvicorn
 
 from service.access import Access
 from service.errors import ProviderUnavailable, ServiceError
-from service.factory import PROTOCOL, build_app
+from service.factory import PROTOCOL, build_app, import_libraries
 from service.logs import log_config
 from service.processes.supervisor import START_FAILURE, Supervisor
 from service.processes.workers import Workers
@@ -167,6 +167,8 @@ def run_alone(config: uvicorn.Config, listener: socket.socket) -> int:
 
 def run_workers(settings: Settings, listener: socket.socket) -> int:
     """Serve in several processes, each of which is replaced when it ends."""
+    import_libraries()
+    gc.freeze()  # a copy of a page that nobody writes to takes no memory
     gc.enable()
     workers = Workers.create()
     try:

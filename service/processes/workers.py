@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _IN_MEMORY = Path("/dev/shm")  # noqa: S108 - the folder within it is made by mkdtemp, for this user alone
 _GRACE_SECONDS = 5.0
+_LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,8 @@ class Workers:
 
     def _follow(self, parent: BaseProcess, drain_seconds: float) -> None:
         """Wait for the parent's end, then drain; nobody else could ever end this process or replace it."""
-        parent.join()
+        while os.getppid() == parent.pid:  # its pipes say nothing: other workers may hold copies of their ends
+            time.sleep(_LOOK_SECONDS)
         logger.error("the supervisor is gone, this worker ends")
         os.kill(os.getpid(), signal.SIGTERM)
         self.remove()

@@ -10,12 +10,6 @@ def printed(program: str) -> list[str]:
     return run.stdout.split()
 
 
-def test_the_supervisor_imports_nothing_that_only_workers_need():
-    """Workers start when it has read its own modules, so each one more would delay them all."""
-    program = "import sys, service.__main__; print(*sys.modules)"
-    assert not {"numpy", "onnxruntime", "fastapi", "prometheus_client", "PIL"} & set(printed(program))
-
-
 def test_an_application_is_built_with_the_collector_at_rest_and_no_threads_of_numpy():
     """What was imported is never looked at again, what comes later is, and numpy has made no threads."""
     program = (
