@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 PROTOCOL = "service.connections.lane_protocol:LaneProtocol"
 
-
 # What takes longest to import and makes no threads, so that a process which has it can be copied.
 _LIBRARIES = (
     "fastapi.openapi.utils", "fastapi.staticfiles", "numpy", "orjson", "prometheus_client.multiprocess",
@@ -26,8 +25,8 @@ _LIBRARIES = (
 
 def import_libraries() -> None:
     """Import what every worker needs; their supervisor does it once for all of them."""
-    # numpy's threads for linear algebra, which nothing here uses, spin for a while when they are made.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # numpy's threads for linear algebra, which nothing here uses, would spin for a while and not survive a copy.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     for name in _LIBRARIES:
         importlib.import_module(name)
 
