@@ -4,6 +4,11 @@ Whatever keeps the service from starting is one line and an exit code other than
 used, 3 for everything else.
 """
 
+import gc
+
+if __name__ in ("__main__", "__mp_main__"):  # the second is what it is called in a worker
+    gc.disable()  # until all is imported, see `factory`
+
 import functools
 import importlib.util
 import logging
@@ -19,7 +24,7 @@ import uvicorn
 
 from service.access import Access
 from service.errors import ProviderUnavailable, ServiceError
-from service.factory import PROTOCOL, build_app
+from service.factory import PROTOCOL, build_app, import_libraries
 from service.logs import log_config
 from service.processes.supervisor import START_FAILURE, Supervisor
 from service.processes.workers import Workers
@@ -162,6 +167,9 @@ def run_alone(config: uvicorn.Config, listener: socket.socket) -> int:
 
 def run_workers(settings: Settings, listener: socket.socket) -> int:
     """Serve in several processes, each of which is replaced when it ends."""
+    import_libraries()
+    gc.freeze()  # a copy of a page that nobody writes to takes no memory
+    gc.enable()
     workers = Workers.create()
     try:
         supervisor = Supervisor(server_config(settings, workers), listener, workers, settings.drain_seconds)

@@ -20,6 +20,7 @@ from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 
 from service.access import INFER, Access
+from service.bodies import decoder
 from service.bodies.answers import error_json
 from service.bodies.budget import BodyBudget
 from service.connections.guard import Guard, wire_limits
@@ -51,6 +52,8 @@ NO_TELEMETRY: TelemetryConfig = {
     "operation_spans": False,
     "auto_configure": False,
 }
+
+_LATE_SECONDS = 1.0  # after which what the first request seldom needs is imported
 
 DESCRIPTION = "Serves models that were trained, folded and proven equal before they were published."
 
@@ -124,6 +127,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     logger.info("ready", extra={**fields, "seconds": round(time.perf_counter() - started, 3)})
     settings: Settings = app.state.settings
     metrics: Metrics = app.state.metrics
+    loop = asyncio.get_running_loop()
+    loop.call_later(_LATE_SECONDS, loop.run_in_executor, None, decoder.load)
     canary = asyncio.create_task(Canary(registry, settings.canary_seconds).run())
     async with Watchdog(settings.hang_seconds, registry.running_batches).watch():
         try:

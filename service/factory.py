@@ -1,8 +1,11 @@
 """Makes the application in the process that serves it.
 
-The supervisor of several workers never imports what they need, so that they start while it would still be reading it.
+The supervisor of several workers imports the libraries that they can share, and nothing else of what they need.
 """
 
+import gc
+import importlib
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,9 +16,34 @@ if TYPE_CHECKING:
 
 PROTOCOL = "service.connections.lane_protocol:LaneProtocol"
 
+# What takes longest to import and makes no threads, so that a process which has it can be copied.
+_LIBRARIES = (
+    "fastapi.openapi.utils", "fastapi.staticfiles", "numpy", "orjson", "prometheus_client.multiprocess",
+    "python_multipart.multipart", "uvicorn.protocols.http.httptools_impl", "uvloop",
+)  # fmt: skip
+
+
+def import_libraries() -> None:
+    """Import what every worker needs; their supervisor does it once for all of them."""
+    # numpy's threads for linear algebra, which nothing here uses, would spin for a while and not survive a copy.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    for name in _LIBRARIES:
+        importlib.import_module(name)
+
 
 def build_app(settings: "Settings", workers: "Workers | None") -> "FastAPI":
-    """Return the application; what it needs is imported now."""
-    from service.app import create_app
+    """Return the application; what it needs is imported now.
 
-    return create_app(settings, workers)
+    Importing makes a hundred thousand objects that stay for ever. The collector would look through them two hundred
+    times meanwhile, and again in every full collection while requests wait; so it rests, and never looks at them.
+    """
+    gc.disable()
+    try:
+        import_libraries()
+        from service.app import create_app
+
+        app = create_app(settings, workers)
+        gc.freeze()
+    finally:
+        gc.enable()
+    return app

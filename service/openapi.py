@@ -11,16 +11,16 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from fastapi.openapi.utils import get_openapi
-from PIL import Image, ImageDraw
 from pydantic.json_schema import models_json_schema
 
-from service.schemas import PredictRequest
+from service.schemas import ErrorResponse, PredictRequest
 from service.v2.schemas import InferenceRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fastapi import FastAPI
+    from PIL import Image
 
     from service.artifacts.signature import ImageSpec
 
@@ -107,7 +107,7 @@ def describe(app: FastAPI, models: Sequence[tuple[str, ImageSpec]]) -> dict[str,
     """
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    bodies: list[Any] = [(PredictRequest, "validation"), (InferenceRequest, "validation")]
+    bodies: list[Any] = [(model, "validation") for model in (PredictRequest, InferenceRequest, ErrorResponse)]
     definitions = models_json_schema(bodies, ref_template="#/components/schemas/{model}")[1]
     schemas.update(definitions["$defs"])
     for unused in ("HTTPValidationError", "ValidationError"):  # of the 422 that is taken out below
@@ -145,6 +145,8 @@ def json_examples(spec: ImageSpec) -> dict[str, Any]:
 
 def example_picture(spec: ImageSpec) -> Image.Image:
     """Return a shirt, light on dark as Fashion-MNIST has it, drawn at the model's size."""
+    from PIL import Image, ImageDraw
+
     unit = min(spec.width, spec.height) / 28
     picture = Image.new("L", (spec.width, spec.height), spec.background)
     draw = ImageDraw.Draw(picture)

@@ -10,19 +10,18 @@ import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 ENV_PREFIX = "FOLDSERVE_"
 MEBIBYTE = 1024 * 1024
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """The settings of one service; frozen, so that every part sees the same."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     host: str = Field("127.0.0.1", description="address to listen on; only this machine unless said otherwise")
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
@@ -46,7 +45,7 @@ class Settings(BaseSettings):
         None,
         description="file of API keys, one a line: <name> <scope,scope> <SHA-256>; unset: open, and no admin calls",
     )
-    closed_scopes: Annotated[tuple[str, ...], NoDecode] = Field(
+    closed_scopes: tuple[str, ...] = Field(
         ("infer", "metrics"), description="scopes that need a key once there is a keys file: infer, metrics, read"
     )
     key_rate: float = Field(
@@ -66,7 +65,7 @@ class Settings(BaseSettings):
     specialise: bool = Field(
         True, description="on the CPU, run a rewritten graph where it gives the golden answers and is measured faster"
     )
-    buckets: Annotated[tuple[int, ...], NoDecode] = Field(
+    buckets: tuple[int, ...] = Field(
         (1, 2, 4, 8, 16, 32, 64, 128, 256), description="batch sizes in rows, rising; each batch is padded to one"
     )
     inline_below_ms: float = Field(
@@ -131,16 +130,15 @@ class Settings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_unknown_variables(cls, values: Any) -> Any:
-        known = {f"{ENV_PREFIX}{name}".upper() for name in cls.model_fields}
-        unknown = sorted(
-            name for name in os.environ if name.upper().startswith(ENV_PREFIX) and name.upper() not in known
-        )
+    def _add_environment(cls, given: dict[str, Any]) -> dict[str, Any]:
+        names = {f"{ENV_PREFIX}{name}".upper(): name for name in cls.model_fields}
+        found = {name: value for name, value in os.environ.items() if name.upper().startswith(ENV_PREFIX)}
+        unknown = sorted(variable for variable in found if variable.upper() not in names)
         if unknown:
             raise ValueError(
                 f"the environment sets {', '.join(unknown)}, which no setting has; unset it or mend its name"
             )
-        return values
+        return {names[variable.upper()]: value for variable, value in found.items()} | given
 
     @model_validator(mode="after")
     def _queue_holds_one_request(self) -> Self:

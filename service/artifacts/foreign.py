@@ -77,7 +77,7 @@ def made_inputs(specs: Sequence[TensorSpec]) -> dict[str, Array]:
     return {spec.name: _made(generator, (rows, *spec.row_shape), spec.dtype) for spec in specs}
 
 
-def _made(generator: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
+def _made(generator: "np.random.Generator", shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
     if dtype.kind == "f":
         return generator.random(shape).astype(dtype)
     return generator.integers(0, 256 if dtype == np.uint8 else 2, shape).astype(dtype)

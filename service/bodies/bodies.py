@@ -12,9 +12,9 @@ import numpy as np
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from service.bodies.images import PixelBudget, decode_image
+from service.bodies.decoder import decode_image, is_loaded
 from service.bodies.instances import Images, images_from_json, pixels_from_json
-from service.bodies.limits import Limits, check_rows, clip
+from service.bodies.limits import Limits, PixelBudget, check_rows, clip
 from service.errors import InvalidInput, UnsupportedMediaType
 
 if TYPE_CHECKING:
@@ -50,8 +50,9 @@ def is_quick(body: bytes, kind: str) -> bool:
     """Return whether an event loop can afford to read this body itself rather than hand it to a thread."""
     if kind == "application/octet-stream":
         return True  # one view of the bytes, whatever their number
-    plain = kind == "application/json" and not (b"b" in body and b'"b64"' in body)
-    return len(body) <= (INLINE_PIXEL_BYTES if plain else INLINE_IMAGE_BYTES)
+    if kind == "application/json" and not (b"b" in body and b'"b64"' in body):
+        return len(body) <= INLINE_PIXEL_BYTES
+    return len(body) <= INLINE_IMAGE_BYTES and is_loaded()
 
 
 def read_images(body: bytes, content_type: str | None, spec: ImageSpec, limits: Limits) -> Images:

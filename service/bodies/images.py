@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from service.errors import BodyTooLarge, InvalidInput
+from service.bodies.limits import PixelBudget
+from service.errors import InvalidInput
 
 if TYPE_CHECKING:
     from service.artifacts.signature import ImageSpec
@@ -23,42 +24,6 @@ FORMATS = ("PNG", "JPEG")  # by content; every decoder more is a door more
 
 # Below 179 megapixels Pillow only warns of a decompression bomb, and goes on.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-
-
-class PixelBudget:
-    """The pixels that one request may have decoded: a file of 6 KB can hold 49 million, and a body 10,000 such files.
-
-    Args:
-        per_image: width x height of one image; all images of a request together may have `IMAGES` times as many.
-    """
-
-    IMAGES = 8
-
-    def __init__(self, per_image: int) -> None:
-        self.per_image = per_image
-        self.left = per_image * self.IMAGES
-
-    @property
-    def expected(self) -> str:
-        """The limit of one image, for a message."""
-        return f"expected at most {self.per_image} in one image: send it smaller"
-
-    def take(self, image: Image.Image, place: str) -> None:
-        """Count an image that is about to be decoded.
-
-        Raises:
-            InvalidInput: it has too many pixels.
-            BodyTooLarge: it has too many together with those before it.
-        """
-        pixels = image.width * image.height
-        if pixels > self.per_image:
-            raise InvalidInput(f"{place}: {image.width}x{image.height} pixels, {self.expected}")
-        if pixels > self.left:
-            most = self.per_image * self.IMAGES
-            raise BodyTooLarge(
-                f"{place}: more than {most} pixels in one request, send the images in several or smaller"
-            )
-        self.left -= pixels
 
 
 def decode_image(data: bytes, spec: ImageSpec, budget: PixelBudget, place: str = "image") -> NDArray[np.uint8]:
@@ -106,7 +71,7 @@ def open_image(data: bytes, budget: PixelBudget, place: str = "image") -> Image.
         raise InvalidInput(f"{place}: more than 89 million pixels, {budget.expected}") from err
     except Exception as err:
         raise InvalidInput(f"{place}: not a PNG or JPEG image, expected the bytes of one") from err
-    budget.take(image, place)
+    budget.take(image.width, image.height, place)
     return image
 
 

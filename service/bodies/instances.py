@@ -14,8 +14,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from service.bodies.images import PixelBudget, decode_image
-from service.bodies.limits import Limits, check_rows, clip
+from service.bodies.decoder import decode_image
+from service.bodies.limits import Limits, PixelBudget, check_rows, clip
 from service.errors import InvalidInput, TooManyRows
 
 if TYPE_CHECKING:

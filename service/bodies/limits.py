@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from service.errors import TooManyRows
+from service.errors import BodyTooLarge, InvalidInput, TooManyRows
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,42 @@ class Limits:
 
     rows: int
     pixels: int
+
+
+class PixelBudget:
+    """The pixels that one request may have decoded: a file of 6 KB can hold 49 million, and a body 10,000 such files.
+
+    Args:
+        per_image: width x height of one image; all images of a request together may have `IMAGES` times as many.
+    """
+
+    IMAGES = 8
+
+    def __init__(self, per_image: int) -> None:
+        self.per_image = per_image
+        self.left = per_image * self.IMAGES
+
+    @property
+    def expected(self) -> str:
+        """The limit of one image, for a message."""
+        return f"expected at most {self.per_image} in one image: send it smaller"
+
+    def take(self, width: int, height: int, place: str) -> None:
+        """Count an image that is about to be decoded.
+
+        Raises:
+            InvalidInput: it has too many pixels.
+            BodyTooLarge: it has too many together with those before it.
+        """
+        pixels = width * height
+        if pixels > self.per_image:
+            raise InvalidInput(f"{place}: {width}x{height} pixels, {self.expected}")
+        if pixels > self.left:
+            most = self.per_image * self.IMAGES
+            raise BodyTooLarge(
+                f"{place}: more than {most} pixels in one request, send the images in several or smaller"
+            )
+        self.left -= pixels
 
 
 def check_rows(rows: int, limits: Limits) -> None:

@@ -27,7 +27,7 @@ REWRITES: Mapping[str, Rewrite] = {
     "blocks of 16 filled, narrowed behind the pool": fill_blocks(16, narrow=True),
     "blocks of 8 filled": fill_blocks(8, narrow=False),
 }
-_BATCH = 64
+_BATCH = 32  # from here on a gain does not change any more
 _LONE_ROUNDS, _BATCH_ROUNDS = 15, 5
 _LEAST_GAIN = 1.05  # less is noise, and one more thing that could differ
 _MOST_LOSS = 0.97

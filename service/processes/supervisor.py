@@ -14,6 +14,7 @@ from multiprocessing.connection import wait
 import uvicorn
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
+from service.processes.worker import Worker
 from service.processes.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,12 @@ class Supervisor(Multiprocess):
             self.keep_subprocess_alive()
         self.terminate_all()
         self.join_all()
+
+    def init_processes(self) -> None:
+        """Start the first worker of each place."""
+        self.processes = [Worker(self.config, self.sockets) for _ in range(self.processes_num)]
+        for process in self.processes:
+            process.start()
 
     def keep_subprocess_alive(self) -> None:
         """Replace every worker that has ended or does not answer."""
@@ -113,7 +120,7 @@ class Supervisor(Multiprocess):
         self._workers.forget_gone()
 
     def _replace(self, index: int, life: "_Life") -> None:
-        self.processes[index] = Process(self.config, self.sockets)
+        self.processes[index] = Worker(self.config, self.sockets)
         self.processes[index].start()
         self._lives[index] = _Life(life.short_lives)
 

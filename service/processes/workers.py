@@ -14,20 +14,20 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, values
-from prometheus_client.metrics_core import Metric
-from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.registry import Collector
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 logger = logging.getLogger(__name__)
 
 _IN_MEMORY = Path("/dev/shm")  # noqa: S108 - the folder within it is made by mkdtemp, for this user alone
 _GRACE_SECONDS = 5.0
+_LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -62,21 +62,22 @@ class Workers:
         Returns:
             The place, from 0; it is free again when the process ends, however it does.
         """
+        from service.processes.counts import count_in
+
         place, _ = self._take_place()
         self._forget_gauges(place)
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self.folder)
-        values.ValueClass = values.MultiProcessValue(lambda: place)  # type: ignore[no-untyped-call]
+        count_in(self.folder, place)
         parent = multiprocessing.parent_process()
         if parent is not None:
             follow = threading.Thread(target=self._follow, args=(parent, drain_seconds), name="follow", daemon=True)
             follow.start()
         return place
 
-    def totals(self) -> CollectorRegistry:
+    def totals(self) -> "CollectorRegistry":
         """Return a registry that gives the counts of all workers, and each worker's gauges under its place."""
-        registry = CollectorRegistry()
-        registry.register(_Totals(self.folder))
-        return registry
+        from service.processes.counts import totals
+
+        return totals(self.folder)
 
     def forget_gone(self) -> None:
         """Take the gauges of places that nobody holds out of the metrics; counts stay."""
@@ -130,25 +131,10 @@ class Workers:
 
     def _follow(self, parent: BaseProcess, drain_seconds: float) -> None:
         """Wait for the parent's end, then drain; nobody else could ever end this process or replace it."""
-        parent.join()
+        while os.getppid() == parent.pid:  # its pipes say nothing: other workers may hold copies of their ends
+            time.sleep(_LOOK_SECONDS)
         logger.error("the supervisor is gone, this worker ends")
         os.kill(os.getpid(), signal.SIGTERM)
         self.remove()
         time.sleep(drain_seconds + _GRACE_SECONDS)
         os._exit(1)
-
-
-class _Totals(Collector):
-    """The sums over all places; the library calls the place of a gauge "pid"."""
-
-    def __init__(self, folder: Path) -> None:
-        self._files = MultiProcessCollector(None, str(folder))  # type: ignore[no-untyped-call]
-
-    def collect(self) -> Iterable[Metric]:
-        for metric in self._files.collect():  # type: ignore[no-untyped-call]
-            if metric.type == "gauge":
-                metric.samples = [
-                    sample._replace(labels={"worker" if key == "pid" else key: to for key, to in sample.labels.items()})
-                    for sample in metric.samples
-                ]
-            yield metric

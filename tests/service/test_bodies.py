@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import subprocess
+import sys
 from contextlib import suppress
 from itertools import product
 
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.artifacts.signature import ImageSpec
+from service.bodies import decoder
 from service.bodies.bodies import MEDIA_TYPES, Limits, is_quick, media_type, read_images
 from service.errors import BodyTooLarge, InvalidInput, TooManyRows, UnsupportedMediaType
 from tests.service.artifacts import images
@@ -296,9 +299,24 @@ def test_no_bytes_lead_to_anything_but_images_or_a_refusal(body, content_type):
 
 def test_only_what_is_surely_quick_stays_on_the_event_loop():
     """A file may hold a thousand times its bytes, so only the smallest are decoded on the loop; pixels always are."""
+    decoder.load()
     assert is_quick(bytes(10_000_000), "application/octet-stream")
     assert is_quick(bytes(60_000), "application/json")
     assert not is_quick(bytes(70_000), "application/json")
     assert not is_quick(b'{"instances": [{"b64": "' + bytes(3_000), "application/json")
     assert is_quick(bytes(900), "image/png")
     assert not is_quick(bytes(3_000), "image/png")
+
+
+def test_the_first_image_is_left_to_a_thread_which_imports_the_library():
+    """The application starts without the library for image files, and the event loop never waits for its import."""
+    program = (
+        "import sys, service.app\n"
+        "from service.bodies.bodies import is_quick\n"
+        "from service.bodies import decoder\n"
+        "print('PIL' in sys.modules, is_quick(bytes(9), 'image/png'), is_quick(bytes(9), 'application/json'))\n"
+        "decoder.load()\n"
+        "print('PIL' in sys.modules, is_quick(bytes(9), 'image/png'))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["False", "False", "True", "True", "True"]

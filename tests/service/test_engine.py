@@ -7,6 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from service.artifacts.repository import Repository, TensorSpec
+from service.engines import engine as engines
 from service.engines.engine import Engine
 from service.errors import ArtifactInvalid, BucketsInvalid, EngineError
 from tests.service import artifacts
@@ -119,6 +120,29 @@ def test_measured_threads_do_not_change_the_answers(fashion):
     measured, one = Engine.load(artifact, provider="cpu"), Engine.load(artifact, provider="cpu", threads=1)
     asked = {"image": artifacts.images(5)}
     assert np.array_equal(measured.run(asked)["class_id"], one.run(asked)["class_id"])
+
+
+@pytest.mark.parametrize(("inexact", "wide_from"), [((), 64), ((64,), 256), ((256,), None), ((64, 256), None)])
+def test_larger_batches_take_all_threads_from_where_it_pays_and_changes_nothing(
+    fashion, monkeypatch, inexact, wide_from
+):
+    """A bucket that would answer otherwise on more threads keeps those below it on one; no bucket is timed twice."""
+    timed = []
+
+    def median_seconds(run, asked, bucket):
+        threads = run.__self__._session.get_session_options().intra_op_num_threads
+        timed.append((bucket, threads))
+        return bucket * 1e-4 / threads
+
+    monkeypatch.setattr(engines, "median_seconds", median_seconds)
+    monkeypatch.setattr(engines, "answer_alike", lambda one, other, asked, bucket: bucket not in inexact)
+    artifact = Repository(fashion).open("fashion")
+    engine = Engine.load(artifact, provider="cpu", cores=2, buckets=(1, 64, 256), is_specialised=False)
+    assert engine.wide_from == wide_from
+    assert engine.buckets == (1, 64, 256)
+    if wide_from == 64:
+        assert timed == [(1, 1), (64, 1), (64, 2), (256, 2)]
+        assert dict(engine.bucket_seconds) == pytest.approx({1: 1e-4, 64: 3.2e-3, 256: 1.28e-2})
 
 
 def republish(folder, model=None, golden=None):

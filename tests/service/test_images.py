@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from service.artifacts.signature import ImageSpec
-from service.bodies.images import PixelBudget, decode_image
+from service.bodies.images import decode_image
+from service.bodies.limits import PixelBudget
 from service.errors import BodyTooLarge, InvalidInput
 
 GREY = ImageSpec("image", 28, 28, 1, (0, 255), "light-on-dark", 0, "ITU-R 601")

@@ -25,9 +25,8 @@ TWO = ("--workers", "2", "--drain-seconds", "2", "--canary-seconds", "0")
 
 
 def children(pid: int) -> list[int]:
-    """The worker processes of a service, oldest first; the resource tracker of multiprocessing is none."""
-    found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return [child for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    """The worker processes of a service, oldest first."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def is_gone(pid: int) -> bool:
@@ -312,9 +311,23 @@ def test_the_folder_belongs_to_one_user_and_goes_away():
     assert not workers.folder.exists()
 
 
-def test_the_supervisor_imports_nothing_that_only_workers_need():
-    """It starts them at once; what it would import, they would wait for."""
-    heavy = ("numpy", "fastapi", "onnxruntime", "PIL")
+def test_what_workers_cannot_share_is_imported_by_themselves():
+    """A copy has only the thread that copied, so the supervisor must not have been given any other."""
+    code = (
+        "import os, sys\n"
+        "for name in ('OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS'):\n"
+        "    os.environ.pop(name, None)\n"
+        "import service.__main__, service.factory\n"
+        "service.factory.import_libraries()\n"
+        "print('numpy' in sys.modules, 'onnxruntime' in sys.modules, len(os.listdir('/proc/self/task')))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True False 1\n", done.stderr
+
+
+def test_a_service_that_may_be_alone_imports_no_library_before_it_knows():
+    """Whatever is wrong with the settings or the port is said at once."""
+    heavy = ("numpy", "fastapi", "onnxruntime", "prometheus_client", "PIL")
     code = f"import sys, service.__main__; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "[]\n", done.stderr
