@@ -29,7 +29,7 @@ ANSWER_ROWS = 4_000  # some 1 MB
 WRITE_SECONDS = 8
 LATE_SECONDS = 2.0  # the service looks each quarter second, and the reader each second
 SLOW_MIB = 100.0
-BESIDE_RATE = 500.0
+BESIDE_RATE = 1_000.0
 _ESTABLISHED = "01"
 _ONE_AFTER_ANOTHER = threading.Lock()
 
@@ -98,7 +98,7 @@ def measure_slow_readers(models: Path, seconds: float) -> Found:
             readers = [pool.submit(read_slowly, service) for _ in range(READERS)]
             wait_until(lambda: service.total("foldserve_rows_total") >= rows, 60)
             grew = (service.rss_kib() - before) / 1024
-            crowd = begin(Load, load, BESIDE_RATE, WRITE_SECONDS / 2).result()
+            crowd = begin(Load, load, BESIDE_RATE, 0.75 * WRITE_SECONDS).result()
             ends = [reader.result() for reader in readers]
         rss_after = (service.rss_kib() - before) / 1024
     recipe = (

@@ -25,6 +25,7 @@ CONNECTIONS = 256
 BAD_CONNECTIONS = 100
 BAD_RATE = 1_000.0
 SMALL_BYTES = 8_192  # malformed requests up to this size; one system call sends them
+POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)  # of Python's default executor, which grows as it is needed
 MOST_MIB = 10.0  # for 10^6 requests
 SAMPLE_SECONDS = 0.5
 WARM_SECONDS = 2.0
@@ -57,9 +58,11 @@ def measure(requests: int, malformed: int) -> Found:
     grew = honest["grew_bad_mib"]
     bar = MOST_MIB * max(malformed, 1) / 1e6
     found.add("of that, while malformed ones came", f"told (even: {bar:.1f} MiB)", f"{grew:+.1f} MiB", True)
-    for what in ("open_files", "threads"):
-        before, after = honest[what]
-        found.add(what.replace("_", " "), f"{before} as before", str(after), after == before)
+    before, after = honest["open_files"]
+    found.add("open files", f"{before} as before", str(after), after == before)
+    before, after = honest["threads"]
+    most = before + POOL_THREADS
+    found.add("threads", f"{before} as before, at most {most} if a pool filled", str(after), after <= most)
     statuses = {status: count for status, count in honest["bad_statuses"].items() if not status.startswith("4")}
     expected = honest["expected_5xx"]
     is_right = set(statuses) <= {"501"} and statuses.get("501", 0) == expected

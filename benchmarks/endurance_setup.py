@@ -75,8 +75,10 @@ class Service:
 
     def workers(self) -> list[int]:
         """The processes that answer: the workers, or the one process where there are none."""
-        found = [pid for pid in self.running.processes() if b"spawn_main" in read(f"/proc/{pid}/cmdline")]
-        return found or [self.running.process.pid]
+        first, *others = self.running.processes()
+        found = [pid for pid in others if b"resource_tracker" not in read(f"/proc/{pid}/cmdline")]
+        leaves = [pid for pid in found if not read(f"/proc/{pid}/task/{pid}/children").strip()]
+        return leaves or [first]
 
     def rss_kib(self) -> int:
         """Resident memory of the processes that answer."""
@@ -126,12 +128,20 @@ def serving(models: Path, flags: str = "", changes: str = "", workers: int = 1) 
 
 
 def get(port: int, path: str) -> bytes:
-    """Return the body behind a path."""
+    """Return the body behind a path; asks once more where the connection broke, since workers are killed meanwhile."""
+    try:
+        return _get(port, path)
+    except (ConnectionError, http.client.HTTPException):
+        return _get(port, path)
+
+
+def _get(port: int, path: str) -> bytes:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("GET", path)
-    body = connection.getresponse().read()
-    connection.close()
-    return body
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().read()
+    finally:
+        connection.close()
 
 
 def read(path: str) -> bytes:

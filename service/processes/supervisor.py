@@ -47,8 +47,8 @@ class Supervisor(Multiprocess):
     def run(self) -> None:
         """Start the workers and watch them until the end."""
         self.init_processes()
-        self._lives = [Life(process) for process in self.processes]
         while not self.should_exit.is_set():
+            self._know_processes()
             wait(list(self._signs()), TICK_SECONDS)
             self.handle_signals()
             self.keep_subprocess_alive()
@@ -57,6 +57,7 @@ class Supervisor(Multiprocess):
 
     def keep_subprocess_alive(self) -> None:
         """Replace every worker that has ended or does not answer."""
+        self._know_processes()
         for index, life in enumerate(self._lives):
             if self.should_exit.is_set():
                 return
@@ -87,6 +88,11 @@ class Supervisor(Multiprocess):
                 for process in left:
                     process.process.kill()
             wait([process.process.sentinel for process in left], 0.1)
+
+    def _know_processes(self) -> None:
+        """Follow what signals did in uvicorn: SIGHUP exchanges workers, SIGTTIN and SIGTTOU change how many there are."""
+        known = {life.process: life for life in self._lives}
+        self._lives = [known.get(process) or Life(process) for process in self.processes]
 
     def _signs(self) -> Iterator[Any]:
         """What can happen next: the end of a worker, or the answer that it owes."""

@@ -198,6 +198,24 @@ def test_a_worker_that_hangs_does_not_hide_the_end_of_another(fashion):
 
 
 @pytest.mark.slow
+def test_workers_that_a_signal_exchanged_or_added_are_looked_after(fashion):
+    """SIGHUP: two others, and none too many; SIGTTIN: a third; each is replaced when it is killed."""
+    with started("--models-dir", str(fashion), *TWO, ready_lines=2) as (process, address):
+        first = set(children(process.pid))
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: len(now := set(children(process.pid))) == 2 and not now & first)
+        process.send_signal(signal.SIGTTIN)
+        wait_until(lambda: len(children(process.pid)) == 3)
+        for victim in children(process.pid):
+            os.kill(victim, signal.SIGKILL)
+            assert read_until(process, "worker ended and is replaced")["worker"] == victim
+        wait_until(lambda: len(children(process.pid)) == 3)
+        assert predict(address) == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+@pytest.mark.slow
 def test_a_worker_that_cannot_live_is_tried_again_more_and_more_rarely(fashion):
     """Once a service has served, a worker that dies at every start is replaced after longer and longer pauses."""
     with started("--models-dir", str(fashion), *TWO, "--poll-seconds", "0", ready_lines=2) as (process, address):
