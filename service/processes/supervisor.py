@@ -90,7 +90,7 @@ class Supervisor(Multiprocess):
             wait([process.process.sentinel for process in left], 0.1)
 
     def _know_processes(self) -> None:
-        """Follow what signals did in uvicorn: SIGHUP exchanges workers, SIGTTIN and SIGTTOU change how many there are."""
+        """Follow what uvicorn does on signals: SIGHUP exchanges workers, SIGTTIN and SIGTTOU add and take one."""
         known = {life.process: life for life in self._lives}
         self._lives = [known.get(process) or Life(process) for process in self.processes]
 
