@@ -87,7 +87,9 @@ def main() -> int:
 def arguments() -> argparse.Namespace:
     """Return what was asked for; what was not said is as in a full run, or as in a quick one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checks", nargs="*", choices=[*CHECKS, []], help="; ".join(CHECKS))
+    parser.add_argument(
+        "checks", nargs="*", metavar="CHECK", help=f"some of {', '.join(CHECKS)}; all where none is named"
+    )
     parser.add_argument("--quick", action="store_true", help="all in small, to see that it works")
     parser.add_argument("--kills", type=int, help="of workers")
     parser.add_argument("--seconds", type=float, help="over which the kills are spread")
@@ -98,6 +100,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--models", type=Path, default=ROOT / "models")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "endurance.md")
     given = parser.parse_args()
+    if unknown := [name for name in given.checks if name not in CHECKS]:
+        parser.error(f"there is no check {unknown[0]!r}, expected some of {', '.join(CHECKS)}")
     for name, value in (QUICK if given.quick else FULL).items():
         if getattr(given, name) is None:
             setattr(given, name, value)

@@ -18,6 +18,7 @@ from tests.service.bad_requests import BOMB, FLAT_BOMB, INFER
 
 MOST_BODY_BYTES: int = Settings.model_fields["max_body_bytes"].default
 CHUNKS = 100_000
+SETTLE_SECONDS = 2.0
 PIECE = bytes(MEBIBYTE)
 
 Sender = Callable[[int], int]  # port -> status
@@ -36,24 +37,27 @@ def measure(times: int) -> Found:
         f"bodies that say they hold more than {MOST_BODY_BYTES // MEBIBYTE} MiB": (too_much_said, 1.0, {413}),
         f"chunked bodies that hold more than {MOST_BODY_BYTES // MEBIBYTE} MiB": (too_much_sent, 1.0, {413}),
     }
-    recipe = f"{times} of each, one after another; memory before (after {max(1, times // 10)} of them) and after"
+    recipe = (
+        f"{times} of each, one after another; memory after {max(1, times // 10)} of them and after all, "
+        f"{SETTLE_SECONDS:g} s later each"
+    )
     found = Found("R16", recipe)
     with tempfile.TemporaryDirectory() as models, serving(published(models)) as service:
         for name, (send, most_mib, wanted) in kinds.items():
             attack(service, send, max(1, times // 10))
-            before = service.rss_kib()
-            started = time.perf_counter()
-            statuses = attack(service, send, times - times // 2)
-            half = service.rss_kib()
-            statuses |= attack(service, send, times // 2)
-            seconds = time.perf_counter() - started
-            grew, late = (service.rss_kib() - before) / 1024, (service.rss_kib() - half) / 1024
-            measured = f"{grew:+.2f} MiB, {late:+.2f} of it in the second half"
+            before, started = settled(service), time.perf_counter()
+            statuses, first_peak = attack(service, send, times - times // 2)
+            half = settled(service)
+            more_statuses, peak = attack(service, send, times // 2)
+            after, seconds = settled(service), time.perf_counter() - started - 2 * SETTLE_SECONDS
+            statuses |= more_statuses
+            grew, late, peak = after - before, after - half, max(first_peak, peak) - before
+            measured = f"{grew:+.2f} MiB, {late:+.2f} of it in the second half; at most {peak:+.0f} meanwhile"
             found.add(f"memory, {times} {name}", f"<= {most_mib:g} MiB", measured, grew <= most_mib)
             words = ", ".join(str(status) for status in sorted(wanted))
             found.add(f"status, {name}", words, ", ".join(map(str, sorted(statuses))), statuses <= wanted)
-            figures = {"seconds": seconds, "grew_mib": grew, "late_mib": late, "statuses": sorted(statuses)}
-            found.details[name] = figures
+            figures = {"seconds": seconds, "grew_mib": grew, "late_mib": late, "peak_mib": peak}
+            found.details[name] = figures | {"statuses": sorted(statuses)}
         is_whole = gzip_bomb(service.port) == 413 and service.tracebacks() == 0
     found.add("afterwards", "it answers, no traceback", "so" if is_whole else "not so", is_whole)
     return found
@@ -65,9 +69,19 @@ def published(folder: str) -> Path:
     return Path(folder)
 
 
-def attack(service: Service, send: Sender, times: int) -> set[int]:
-    """Send so many; return which statuses came."""
-    return {send(service.port) for _ in range(times)}
+def attack(service: Service, send: Sender, times: int) -> tuple[set[int], float]:
+    """Send so many; return which statuses came, and the most memory right behind one of them, in MiB."""
+    statuses, peak = set(), 0.0
+    for _ in range(times):
+        statuses.add(send(service.port))
+        peak = max(peak, service.rss_kib() / 1024)
+    return statuses, peak
+
+
+def settled(service: Service) -> float:
+    """Return the service's memory in MiB, once it has had the time to let go of the last request."""
+    time.sleep(SETTLE_SECONDS)
+    return service.rss_kib() / 1024
 
 
 def gzip_bomb(port: int) -> int:
