@@ -1,6 +1,6 @@
 """The promises that only time and bad luck can test, measured one after another.
 
-    python -m benchmarks.endurance                                   all of them, some 20 minutes
+    python -m benchmarks.endurance                                   all of them, some 15 minutes
     python -m benchmarks.endurance kills --kills 20 --seconds 300    one of them
     python -m benchmarks.endurance --quick                           all of them, in small
 
@@ -16,7 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import endurance_clients, endurance_hostile, endurance_kills, endurance_memory, endurance_starved
+from benchmarks import (
+    endurance_clients,
+    endurance_crowded,
+    endurance_hostile,
+    endurance_kills,
+    endurance_memory,
+    endurance_starved,
+)
 from benchmarks.endurance_report import machine, write
 from benchmarks.endurance_setup import Found
 from benchmarks.serving_setup import ROOT
@@ -61,6 +68,11 @@ CHECKS = {
         "less of a core than the load needs",
         ("load_seconds",),
         lambda given: endurance_starved.measure(given.models, given.load_seconds),
+    ),
+    "crowded": Check(
+        "a core that others want as well",
+        ("load_seconds",),
+        lambda given: endurance_crowded.measure(given.models, given.load_seconds),
     ),
 }
 FULL = {"kills": 20, "seconds": 300.0, "load_seconds": 20.0, "requests": 1_000_000, "malformed": 100_000, "times": 100}
