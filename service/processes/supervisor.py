@@ -9,11 +9,14 @@ import logging
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import wait
+from typing import Any
 
 import uvicorn
-from uvicorn.supervisors.multiprocess import Multiprocess, Process
+from uvicorn.supervisors.multiprocess import Multiprocess
 
+from service.processes.life import TICK_SECONDS, Life
 from service.processes.worker import Worker
 from service.processes.workers import Workers
 
@@ -21,10 +24,6 @@ logger = logging.getLogger(__name__)
 
 START_FAILURE = 3  # uvicorn's own code for an application that did not start
 
-_TICK_SECONDS = 0.5
-_START_SECONDS = 120.0  # until a worker answers pings: reading its modules from a slow disk is no hang
-_STEADY_SECONDS = 10.0  # a worker that lived so long was not killed by its own start
-_LONGEST_PAUSE_SECONDS = 30.0
 _GRACE_SECONDS = 5.0
 
 
@@ -44,13 +43,14 @@ class Supervisor(Multiprocess):
         self._workers = workers
         self._drain_seconds = drain_seconds
         self._has_served = False
-        self._lives: dict[int, _Life] = {}
+        self._lives: list[Life] = []
 
     def run(self) -> None:
         """Start the workers and watch them until the end."""
         self.init_processes()
         while not self.should_exit.is_set():
-            wait([process.process.sentinel for process in self.processes if process.exitcode is None], _TICK_SECONDS)
+            self._know_processes()
+            wait(list(self._signs()), TICK_SECONDS)
             self.handle_signals()
             self.keep_subprocess_alive()
         self.terminate_all()
@@ -58,24 +58,43 @@ class Supervisor(Multiprocess):
 
     def init_processes(self) -> None:
         """Start the first worker of each place."""
-        self.processes = [Worker(self.config, self.sockets) for _ in range(self.processes_num)]
-        for process in self.processes:
-            process.start()
+        self.processes = [self._start() for _ in range(self.processes_num)]
+
+    def restart_all(self) -> None:
+        """SIGHUP: exchange the workers one after the other, each once the next one serves."""
+        for index, old in enumerate(self.processes):
+            new = self._start()
+            if not new.wait_until_ready(self.config.timeout_worker_healthcheck, self.should_exit):
+                new.kill()
+                new.join()
+                if not self.should_exit.is_set():
+                    logger.error("a new worker was not ready in time, the old ones stay", extra={"worker": new.pid})
+                return
+            old.terminate()
+            old.join()
+            self.processes[index] = new
+
+    def handle_ttin(self) -> None:
+        """SIGTTIN: one worker more."""
+        self.processes_num += 1
+        self.processes.append(self._start())
 
     def keep_subprocess_alive(self) -> None:
         """Replace every worker that has ended or does not answer."""
-        for index, process in enumerate(self.processes):
+        self._know_processes()
+        for index, life in enumerate(self._lives):
             if self.should_exit.is_set():
                 return
-            life = self._lives.setdefault(index, _Life())
-            if process.exitcode is None and self._answers(process, life):
+            process = life.process
+            if process.exitcode is None and life.answers(self.config.timeout_worker_healthcheck, time.monotonic()):
+                self._has_served = self._has_served or life.has_served
                 continue
             if process.exitcode is None:
                 logger.error("worker does not answer and is killed", extra={"worker": process.pid})
                 process.kill()
                 process.join()
             if not life.is_told:
-                self._tell(process, life)
+                self._tell(life)
             if self.has_failed:
                 self.should_exit.set()
                 return
@@ -94,63 +113,35 @@ class Supervisor(Multiprocess):
                     process.process.kill()
             wait([process.process.sentinel for process in left], 0.1)
 
-    def _answers(self, process: Process, life: "_Life") -> bool:
-        """Whether a worker that lives also answers, or may still be starting."""
-        if not life.has_answered:
-            life.has_answered = _has_come_up(process, life)
-            if life.has_answered:
-                logger.debug("worker answers", extra={"worker": process.pid})
-            return life.has_answered or life.seconds < _START_SECONDS
-        if not process.ping(self.config.timeout_worker_healthcheck):
-            return False
-        self._has_served = self._has_served or process.is_ready(1)
-        return True
+    def _know_processes(self) -> None:
+        """Follow what signals do: SIGHUP exchanges workers, SIGTTIN and SIGTTOU add and take one."""
+        known = {life.process: life for life in self._lives}
+        self._lives = [known.get(process) or Life(process) for process in self.processes]
 
-    def _tell(self, process: Process, life: "_Life") -> None:
+    def _signs(self) -> Iterator[Any]:
+        """What can happen next: the end of a worker, or the answer that it owes."""
+        for life in self._lives:
+            if life.process.exitcode is None:
+                yield life.process.process.sentinel
+                if life.is_owed:
+                    yield life.process.parent_conn
+
+    def _tell(self, life: Life) -> None:
         """Say how a worker ended and when the next one comes; clear up behind it."""
         life.is_told = True
-        if process.exitcode == START_FAILURE and not self._has_served:
+        if life.process.exitcode == START_FAILURE and not self._has_served:
             self.has_failed = True  # it has said why, and the next one would say the same
             return
-        life.short_lives = 0 if life.seconds > _STEADY_SECONDS else life.short_lives + 1
-        pause = 0.0 if life.short_lives < 2 else min(2.0 ** (life.short_lives - 2), _LONGEST_PAUSE_SECONDS)
-        life.again_at = time.monotonic() + pause
-        fields = {"worker": process.pid, "exit_code": process.exitcode, "again_in_seconds": pause}
+        pause = life.pause_after_it(time.monotonic())
+        fields = {"worker": life.process.pid, "exit_code": life.process.exitcode, "again_in_seconds": pause}
         logger.error("worker ended and is replaced", extra=fields)
         self._workers.forget_gone()
 
-    def _replace(self, index: int, life: "_Life") -> None:
-        self.processes[index] = Worker(self.config, self.sockets)
-        self.processes[index].start()
-        self._lives[index] = _Life(life.short_lives)
+    def _replace(self, index: int, life: Life) -> None:
+        self.processes[index] = process = self._start()
+        self._lives[index] = Life(process, life.short_lives)
 
-
-class _Life:
-    """What is known of the process in one place; `short_lives` counts those that ended soon, one after the other."""
-
-    def __init__(self, short_lives: int = 0) -> None:
-        self.started = time.monotonic()
-        self.short_lives = short_lives
-        self.again_at = 0.0
-        self.is_asked = False
-        self.has_answered = False
-        self.is_told = False
-
-    @property
-    def seconds(self) -> float:
-        """Since it was started."""
-        return time.monotonic() - self.started
-
-
-def _has_come_up(process: Process, life: _Life) -> bool:
-    """Whether a process has answered its first ping, which is sent once: unread answers would hide a hang later."""
-    try:
-        if not life.is_asked:
-            life.is_asked = True
-            process.parent_conn.send(b"ping")
-        if not process.parent_conn.poll(0):
-            return False
-        process.parent_conn.recv()
-    except (OSError, EOFError):
-        return False
-    return True
+    def _start(self) -> Worker:
+        process = Worker(self.config, self.sockets)
+        process.start()
+        return process

@@ -14,6 +14,8 @@ import traceback
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
+from service.processes.cores import CoreWait
+
 logger = logging.getLogger(__name__)
 
 HANG = 4  # the exit code of a process that ended itself so
@@ -24,8 +26,9 @@ _BEAT_SECONDS = 0.5
 class Watchdog:
     """A beat on the event loop that looks after batches, and a thread that looks whether the beat comes.
 
-    Time is counted in looks rather than read from a clock: a process that was stopped, or starved of its cores, has not
-    looked often meanwhile, and goes on.
+    Time is counted in looks rather than read from a clock: a process that was stopped has not looked meanwhile, and
+    goes on. A look counts as far as the threads that should have moved had a core: on a starved machine the thread
+    that looks gets its turn long before a loop that is busy does.
 
     Args:
         limit_seconds: how long loop and batches may stand still; 0 watches nothing.
@@ -45,13 +48,15 @@ class Watchdog:
         self._beats = 0
         self._still: dict[str, _Still] = {}
         self._is_over = threading.Event()
+        self._batch_wait = CoreWait(os.getpid())
 
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[None]:
         """Watch the running loop until the block is left."""
         beat = asyncio.create_task(self._beat())
         if self._limit_seconds > 0:
-            threading.Thread(target=self._look_at_loop, name="watchdog", daemon=True).start()
+            wait = CoreWait(os.getpid(), threading.get_native_id())  # of the loop's thread, which this is
+            threading.Thread(target=self._look_at_loop, args=(wait,), name="watchdog", daemon=True).start()
         try:
             yield
         finally:
@@ -66,16 +71,16 @@ class Watchdog:
             await asyncio.sleep(_BEAT_SECONDS)
 
     def _look_at_batches(self) -> None:
-        running = self._running()
+        running, waited = self._running(), self._batch_wait.seconds()
         self._still = {name: self._still.get(name) or _Still() for name in running}
         for name, batch in running.items():
-            if self._still[name].seconds(batch) >= self._limit_seconds:
+            if self._still[name].seconds(batch, waited) >= self._limit_seconds:
                 self._end(f"a batch of {name!r} has run for {self._limit_seconds:g} s")
 
-    def _look_at_loop(self) -> None:
+    def _look_at_loop(self, wait: CoreWait) -> None:
         still = _Still()
         while not self._is_over.wait(_BEAT_SECONDS):
-            if still.seconds(self._beats) >= self._limit_seconds:
+            if still.seconds(self._beats, wait.seconds()) >= self._limit_seconds:
                 self._end(f"the event loop has not moved for {self._limit_seconds:g} s")
 
 
@@ -84,13 +89,13 @@ class _Still:
 
     def __init__(self) -> None:
         self._last = -1
-        self._looks = 0
+        self._seconds = 0.0
 
-    def seconds(self, number: int) -> float:
-        """Take a look; seconds since the first look that saw this number."""
-        self._looks = self._looks + 1 if number == self._last else 0
+    def seconds(self, number: int, waited: float) -> float:
+        """Take a look; seconds since the first look that saw this number, less what was waited for a core."""
+        self._seconds = max(0.0, self._seconds + _BEAT_SECONDS - waited) if number == self._last else 0.0
         self._last = number
-        return self._looks * _BEAT_SECONDS
+        return self._seconds
 
 
 def end_process(reason: str) -> None:

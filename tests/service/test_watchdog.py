@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
@@ -32,6 +33,29 @@ async def main():
         await asyncio.sleep(0.6)
         subprocess.Popen(["sh", "-c", f"kill -STOP {os.getpid()}; sleep 3; kill -CONT {os.getpid()}"])
         await asyncio.sleep(2)
+        print("alive")
+asyncio.run(main())
+"""
+
+# A turn of the loop that needs less than half the limit, on a core that five others want as well.
+STARVED = r"""
+import asyncio, os, subprocess, sys, time
+from service.processes.watchdog import Watchdog
+os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+async def main():
+    async with Watchdog(1.0, dict).watch():
+        await asyncio.sleep(0.6)
+        busy = f"import os\nwhile os.getppid() == {os.getpid()}: pass"
+        rivals = [subprocess.Popen([sys.executable, "-c", busy]) for _ in range(5)]
+        try:
+            ends = time.thread_time() + 0.45
+            while time.thread_time() < ends:
+                pass
+        finally:
+            for rival in rivals:
+                rival.kill()
+                rival.wait()
+        await asyncio.sleep(0.6)
         print("alive")
 asyncio.run(main())
 """
@@ -71,5 +95,14 @@ def test_a_process_that_hangs_ends_and_says_where(fashion, flag, reason, functio
 def test_a_process_that_was_stopped_goes_on():
     """A suspended container is not a hung loop: three seconds without a beat, and no look that missed one."""
     done = subprocess.run([sys.executable, "-c", STOPPED], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "alive\n", done.stderr
+    assert done.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="this system does not count waits for a core")
+def test_a_process_that_is_starved_goes_on():
+    """A loop that gets a sixth of a core is slow and not hung, though the thread that looks is on time."""
+    done = subprocess.run([sys.executable, "-c", STARVED], capture_output=True, text=True, timeout=60)
     assert done.stdout == "alive\n", done.stderr
     assert done.returncode == 0

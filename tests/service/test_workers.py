@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -33,6 +34,11 @@ def is_gone(pid: int) -> bool:
     with suppress(FileNotFoundError):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
     return True
+
+
+def sleeps(pid: int) -> int:
+    """How often a process has gone to sleep by itself."""
+    return int(re.search(r"^voluntary_ctxt_switches:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)[1])
 
 
 def wait_until(holds, seconds: float = 60) -> None:
@@ -169,6 +175,43 @@ def test_a_worker_that_hangs_is_killed_and_replaced(fashion):
         assert read_until(process, "ready")
         assert predict(address) == 200
         assert is_gone(victim)
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_does_not_hide_the_end_of_another(fashion):
+    """The one that was killed is replaced before it is known of the one that was stopped that it hangs."""
+    with started("--models-dir", str(fashion), *TWO, "--log-level", "debug", ready_lines=2) as (process, _):
+        hung, killed = children(process.pid)
+        known = {event["worker"] for event in process.events if event["event"] == "worker answers"}
+        while known < {hung, killed}:
+            known.add(read_until(process, "worker answers")["worker"])
+        os.kill(hung, signal.SIGSTOP)
+        before = sleeps(process.pid)
+        wait_until(lambda: sleeps(process.pid) >= before + 2)  # it has looked since, and asked
+        os.kill(killed, signal.SIGKILL)
+        ends = ("worker ended and is replaced", "worker does not answer and is killed")
+        lines = (json.loads(line) for line in process.stderr)
+        first = next(event for event in lines if event["event"] in ends)
+        assert first["event"] == ends[0]
+        assert first["worker"] == killed
+
+
+@pytest.mark.slow
+def test_workers_that_a_signal_exchanged_or_added_are_looked_after(fashion):
+    """SIGHUP: two others, and none too many; SIGTTIN: a third; each is replaced when it is killed."""
+    with started("--models-dir", str(fashion), *TWO, ready_lines=2) as (process, address):
+        first = set(children(process.pid))
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: len(now := set(children(process.pid))) == 2 and not now & first)
+        process.send_signal(signal.SIGTTIN)
+        wait_until(lambda: len(children(process.pid)) == 3)
+        for victim in children(process.pid):
+            os.kill(victim, signal.SIGKILL)
+            assert read_until(process, "worker ended and is replaced")["worker"] == victim
+        wait_until(lambda: len(children(process.pid)) == 3)
+        assert predict(address) == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
 
 
 @pytest.mark.slow
