@@ -14,6 +14,8 @@ _SAFE_SHARE = 0.7
 _BATCH_SECONDS = 30e-6
 # Weight of the newest run. About ten runs change the mind; one that was disturbed does not.
 _WEIGHT = 0.2
+# A bucket whose runs take this many times as long as at load counts as slow.
+_SLOW = 1.25
 
 
 class Pace:
@@ -31,6 +33,7 @@ class Pace:
         # An idle engine can promise any one batch to whoever has this long, without a closer look.
         self.easy_seconds = max(measured.values()) / _SAFE_SHARE
         self._first_rows = _first_rows(measured)
+        self._slow: set[int] = set()
         self._busy_until = 0.0
 
     def bucket_seconds(self, bucket: int) -> float:
@@ -73,6 +76,10 @@ class Pace:
         """A run of `bucket` took `seconds`."""
         self._expected[bucket] += _WEIGHT * (seconds - self._expected[bucket])
         self._busy_until = 0.0
+        if self._expected[bucket] > _SLOW * self._measured[bucket]:
+            self._slow.add(bucket)
+        if self._slow:
+            self._recover(seconds / self._measured[bucket])
 
     def seconds_for(self, rows: int, *, is_idle: bool) -> float:
         """Expected seconds until `rows` rows, which include all that wait before them, have been answered.
@@ -87,6 +94,18 @@ class Pace:
         if is_idle:
             return min(seconds, self._at_load(full, rest))
         return seconds + self.busy_seconds()
+
+    def _recover(self, slowness: float) -> None:
+        """Believe of slow buckets, too, what the last run showed of the device.
+
+        A bucket that is thought too slow is not run, and nothing else would ever correct that: after a moment in which
+        the process got no processor, a service would refuse a part of its load for good.
+        """
+        for bucket in tuple(self._slow):
+            too_much = self._expected[bucket] - self._measured[bucket] * slowness
+            self._expected[bucket] -= _WEIGHT * max(0.0, too_much)
+            if self._expected[bucket] <= _SLOW * self._measured[bucket]:
+                self._slow.remove(bucket)
 
     def _at_load(self, full: int, rest: int) -> float:
         seconds = full * self._measured[self._largest]

@@ -63,3 +63,15 @@ def test_buckets_are_filled_where_rows_cost_and_shared_where_they_do_not() -> No
 def test_more_than_the_largest_bucket_is_as_much_as_it_holds() -> None:
     """However many rows wait, a batch is what one run can hold."""
     assert Pace(by_the_row(1e-3)).rows_to_take(1_000) == 16
+
+
+def test_a_bucket_that_was_slow_once_is_believed_again_when_others_are_fast() -> None:
+    """Too slow to be run it would never be known again; where the others are slow as well, it stays slow."""
+    seconds = by_the_row(1e-3)
+    for slowness in (1, 50):
+        pace = Pace(seconds)
+        pace.finished(16, 10.0)
+        assert pace.bucket_seconds(16) > 1.0
+        for _ in range(60):
+            pace.finished(4, slowness * seconds[4])
+        assert pace.bucket_seconds(16) == pytest.approx(slowness * seconds[16], rel=0.3)
