@@ -6,7 +6,7 @@ Used by the batcher, which decides who shares a batch and where it runs. Nothing
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -80,13 +80,14 @@ class Staging:
 class Batch:
     """Some requests, the bucket they run in, and afterwards the answer or each member's own outcome."""
 
-    __slots__ = ("_alone", "_borrowed", "_receiver", "answer", "bucket", "inputs", "requests", "rows")
+    __slots__ = ("_alone", "_borrowed", "_receiver", "answer", "bucket", "gone", "inputs", "requests", "rows")
 
     def __init__(self, requests: list[Request], rows: int, bucket: int) -> None:
         self.requests = requests
         self.rows = rows
         self.bucket = bucket
         self.inputs: Mapping[str, Array] | None = None
+        self.gone = 0  # members that were left out, since nobody waited for them
         self.answer: BatchAnswer | None = None
         self._receiver = _common_receiver(requests)
         self._borrowed: dict[str, Array] | None = None
@@ -96,6 +97,22 @@ class Batch:
         """Assemble ahead of the run; if that fails, the run will, and find out whose fault it is."""
         with contextlib.suppress(Exception):
             self.assemble(staging)
+
+    def leave_out_gone(self, bucket_for: Callable[[int], int], staging: Staging) -> None:
+        """Drop, just before the run, the members for whom nobody waits any more; the others are assembled anew.
+
+        Args:
+            bucket_for: the bucket of a number of rows.
+            staging: where the arrays go that were assembled.
+        """
+        waiting = [request for request in self.requests if not request.is_over]
+        if not waiting or len(waiting) == len(self.requests):
+            return
+        self.gone = sum(request.is_over and not request.is_expired for request in self.requests)
+        self._give_back(staging)
+        self.requests = waiting
+        self.rows = sum(request.rows for request in waiting)
+        self.bucket = bucket_for(self.rows)
 
     def assemble(self, staging: Staging) -> None:
         """Put all rows into arrays of the bucket's size; a lone request that fills its bucket is taken as it is."""
@@ -132,6 +149,9 @@ class Batch:
             self._run_alone(engine, err)
         else:
             self.answer = BatchAnswer(outputs, self.rows, started, time.perf_counter() - started)
+        self._give_back(staging)
+
+    def _give_back(self, staging: Staging) -> None:
         if self._borrowed is not None:
             staging.give_back(self.bucket, self._borrowed)
         self.inputs = self._borrowed = None

@@ -237,6 +237,7 @@ class Batcher:
             except IndexError:
                 loop.call_soon_threadsafe(self._finished, batch, None)
                 return
+            following.leave_out_gone(self._pace.bucket_for, self._staging)
             loop.call_soon_threadsafe(self._finished, batch, following)
             batch = following
 
@@ -282,6 +283,8 @@ class Batcher:
 
     def _settle(self, batch: Batch) -> None:
         """Tell the members, count the batch, remember its time."""
+        for _ in range(batch.gone):
+            self._observer.refused("cancelled")
         batch.deliver()
         answer = batch.answer
         if answer is None:

@@ -479,6 +479,37 @@ def test_a_deadline_that_passes_in_the_queue_is_told_in_time_and_costs_no_run():
     run(test())
 
 
+@pytest.mark.parametrize("form", ["arrays", "bytes"])
+def test_who_leaves_a_prepared_batch_costs_no_run(form):
+    """Five of eight go after their batch was put together and before it runs: the other three run, padded to four."""
+
+    async def test():
+        engine, counted, desk = Held(), Counted(), Desk()
+        batcher = Batcher(engine, max_queue_rows=100, observer=counted)
+        (first,) = await arrive(batcher.infer(rows(0)))
+        await engine.has_started()
+        answers: list[int] = []
+        waiting = [
+            desk.request(n)
+            if form == "bytes"
+            else Request(rows(n), lambda batch, start: answers.append(int(batch.outputs["echo"][start])), pytest.fail)
+            for n in range(1, 9)
+        ]
+        for request in waiting:
+            batcher.submit(request)
+        for request in waiting[1:6]:
+            request.cancel()
+        engine.let_go.release(2)
+        await first
+        await batcher.close()
+        assert [batch[:3] for batch in engine.batches[1:]] == [[1, 7, 8]]
+        assert len(engine.batches[1]) == 4
+        assert (desk.calls, answers) == (([[[1], [7], [8]]], []) if form == "bytes" else ([], [1, 7, 8]))
+        assert counted.reasons == ["cancelled"] * 5
+
+    run(test())
+
+
 def test_who_would_be_answered_too_late_costs_no_run():
     """A run that cannot end before the deadline is not begun for it, though the deadline has not passed yet."""
 
@@ -488,9 +519,8 @@ def test_who_would_be_answered_too_late_costs_no_run():
         first = await arrive(batcher.infer(rows(0)))
         await engine.has_started()
         late, patient = await arrive(batcher.infer(rows(1), deadline=soon(PATIENCE)), batcher.infer(rows(2)))
-        batcher._pace = batcher._queue._pace = Pace(
-            dict.fromkeys(BUCKETS, 60.0)
-        )  # since it was let in, a run has become that slow
+        # Since it was let in, a run has become that slow.
+        batcher._pace = batcher._queue._pace = Pace(dict.fromkeys(BUCKETS, 60.0))
         engine.let_go.release(2)
         with pytest.raises(DeadlineExceeded):
             await late
