@@ -32,6 +32,9 @@ from service.settings import Settings
 
 logger = logging.getLogger("service")
 
+# What a client does not read stays with us beyond this, where the write deadline sees it: the system would take an
+# answer of megabytes, and keep it for as long as the client likes.
+UNSENT_BYTES = 128 * 1024
 BACKLOG = 2048  # connections that wait to be accepted, as in uvicorn
 
 
@@ -121,6 +124,8 @@ def bind(settings: Settings) -> socket.socket:
     listener = socket.socket(info[0], info[1])
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # connections inherit it
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         listener.bind(info[4])
         listener.listen(BACKLOG)
     except OSError:

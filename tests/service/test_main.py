@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.__main__ import bind
+from service.settings import MEBIBYTE, Settings
 from tests.service import artifacts
 
 OCTETS = {"Content-Type": "application/octet-stream"}
@@ -152,3 +154,18 @@ def test_a_wrong_setting_is_told_before_anything_starts():
     code, lines = failed("--max-rows", "none")
     assert code == 2
     assert "--max-rows" in lines[-1]
+
+
+def test_what_a_client_does_not_read_stays_with_us():
+    """The system takes no megabytes of an answer that nobody reads: the write deadline could not see them."""
+    with bind(Settings(port=0)) as listener, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+        client.connect(listener.getsockname())
+        connection, _ = listener.accept()
+        with connection:
+            connection.setblocking(False)
+            taken = 0
+            with contextlib.suppress(BlockingIOError):
+                while taken < 64 * MEBIBYTE:
+                    taken += connection.send(bytes(MEBIBYTE))
+        assert taken < MEBIBYTE
