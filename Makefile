@@ -7,7 +7,7 @@ STAMP   := $(VENV)/.installed-$(ORT)
 JOBS    ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: bench-training bench-start bench-engine bench-peers bench-serving bench-overload bench-folding gates gpu-check help install demo train verify serve test lint format typecheck unit clients-test container-test image constraints clean
+.PHONY: bench-training bench-start bench-engine bench-peers bench-serving bench-overload bench-folding bench-endurance gates gpu-check help install demo train verify serve test lint format typecheck unit clients-test container-test image constraints clean
 
 help:            ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,6 +93,9 @@ $(FOLD_TOOLS)/.installed: benchmarks/folding_requirements.txt
 	python3 -m venv $(FOLD_TOOLS)
 	$(FOLD_TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
+
+bench-endurance: install ## kills, leaks, hostile and slow clients, starvation (16 minutes; needs wrk)
+	$(PYTHON) -m benchmarks.endurance $(ARGS)
 
 gates: install   ## train many seeds and hold them to the published range (goes on where it was interrupted)
 	$(PYTHON) -m training compare
