@@ -7,7 +7,7 @@ import pytest
 from service.batching.pace import Pace
 
 BUCKETS = (1, 2, 4, 8, 16)
-ONE_MORE_BATCH = 30e-6
+ONE_MORE_BATCH = 100e-6
 
 
 def by_the_row(seconds: float) -> dict[int, float]:
@@ -35,6 +35,7 @@ MEASURED = {
     "a device that does not mind": dict.fromkeys(BUCKETS, 1e-3),
     "a jump": {1: 1e-4, 2: 1.1e-4, 4: 1.2e-4, 8: 9e-4, 16: 1e-3},
     "a small network": {1: 23e-6, 2: 33e-6, 4: 55e-6, 8: 100e-6, 16: 180e-6},
+    "a larger network": {1: 230e-6, 2: 330e-6, 4: 550e-6, 8: 1000e-6, 16: 1800e-6},
 }
 
 
