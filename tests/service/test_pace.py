@@ -76,3 +76,12 @@ def test_a_bucket_that_was_slow_once_is_believed_again_when_others_are_fast() ->
         for _ in range(60):
             pace.finished(4, slowness * seconds[4])
         assert pace.bucket_seconds(16) == pytest.approx(slowness * seconds[16], rel=0.3)
+
+
+def test_short_runs_are_preferred_where_long_ones_are_hardly_faster() -> None:
+    """Sixteen rows are taken as four times four if only four are short, unless sixteen together cost much less."""
+    pace = Pace(by_the_row(1e-3), short_seconds=0.005)
+    assert [pace.is_short(bucket) for bucket in BUCKETS] == [True, True, True, False, False]
+    assert shared_out(pace, 16) == [4, 4, 4, 4]
+    assert shared_out(Pace({**by_the_row(1e-3), 16: 8e-3}, short_seconds=0.005), 16) == [16]
+    assert shared_out(Pace(by_the_row(1.0), short_seconds=0.005), 16) == [16]  # none is short
