@@ -20,6 +20,7 @@ from benchmarks import (
     endurance_clients,
     endurance_crowded,
     endurance_hostile,
+    endurance_identity,
     endurance_kills,
     endurance_memory,
     endurance_starved,
@@ -59,6 +60,11 @@ CHECKS = {
         ("requests", "malformed"),
         lambda given: endurance_memory.measure(given.requests, given.malformed),
     ),
+    "identity": Check(
+        "random sizes at random times, and company",
+        ("questions",),
+        lambda given: endurance_identity.measure(given.models, given.questions),
+    ),
     "hostile": Check(
         "bodies made to fill a memory",
         ("times",),
@@ -75,8 +81,14 @@ CHECKS = {
         lambda given: endurance_crowded.measure(given.models, given.load_seconds),
     ),
 }
-FULL = {"kills": 20, "seconds": 300.0, "load_seconds": 20.0, "requests": 1_000_000, "malformed": 100_000, "times": 100}
-QUICK = {"kills": 3, "seconds": 15.0, "load_seconds": 4.0, "requests": 50_000, "malformed": 4_000, "times": 10}
+FULL = {
+    "kills": 20, "seconds": 300.0, "load_seconds": 20.0, "requests": 1_000_000, "malformed": 100_000,
+    "questions": 100_000, "times": 100,
+}  # fmt: skip
+QUICK = {
+    "kills": 3, "seconds": 15.0, "load_seconds": 4.0, "requests": 50_000, "malformed": 4_000,
+    "questions": 5_000, "times": 10,
+}  # fmt: skip
 
 
 def main() -> int:
@@ -108,6 +120,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--load-seconds", type=float, help="of each load of the other checks")
     parser.add_argument("--requests", type=int, help="good ones, to see whether memory grows")
     parser.add_argument("--malformed", type=int, help="bad ones, likewise")
+    parser.add_argument("--questions", type=int, help="of random sizes, for a model that gives them back")
     parser.add_argument("--times", type=int, help="each kind of hostile body")
     parser.add_argument("--models", type=Path, default=ROOT / "models")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "endurance.md")

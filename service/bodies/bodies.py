@@ -29,6 +29,7 @@ MEDIA_TYPES = ("application/json", "application/octet-stream", "image/png", "ima
 
 EMPTY_BODY = "body: 0 bytes, expected at least one image"
 
+_B = ord("b")
 INLINE_PIXEL_BYTES = 65_536  # plain pixels up to here are parsed in well under a millisecond
 INLINE_IMAGE_BYTES = 2_048  # deflate packs a thousandfold: only tiny files are sure to decode as fast
 
@@ -50,7 +51,7 @@ def is_quick(body: bytes, kind: str) -> bool:
     """Return whether an event loop can afford to read this body itself rather than hand it to a thread."""
     if kind == "application/octet-stream":
         return True  # one view of the bytes, whatever their number
-    if kind == "application/json" and not (b"b" in body and b'"b64"' in body):
+    if kind == "application/json" and not (_B in body and b'"b64"' in body):
         return len(body) <= INLINE_PIXEL_BYTES
     return len(body) <= INLINE_IMAGE_BYTES and is_loaded()
 

@@ -17,7 +17,7 @@ from service.bodies.answers import error_json
 from service.connections.outgoing import Outgoing
 from service.connections.predict import Predict
 from service.connections.wire import answer
-from service.errors import ServiceError
+from service.errors import EngineError, ServiceError
 from service.live.shadow import Shadows
 from service.observe import Trace, failure_sentence
 from service.v2.fast import Infer
@@ -51,9 +51,8 @@ class Target:
 
     def receive(self, requests: Sequence["Exchange"], starts: Sequence[int], batch: BatchAnswer) -> None:
         """Write the answers of some members of a batch, each to its own connection."""
-        route = self.route
-        written = route.write(batch, requests, starts)
-        if self._shadows.watches(route.model.name):
+        written = self._write(requests, starts, batch)
+        if self._shadows.watches(self.route.model.name):
             self._show_candidate(requests, starts, batch)
         now = time.perf_counter()
         answers = self._with_heads(requests, written, batch, now)
@@ -64,6 +63,17 @@ class Target:
                 logger.exception("an answer could not be sent")
         if answers:
             self._count([exchange for exchange, _ in answers], batch, now)
+
+    def _write(
+        self, requests: Sequence["Exchange"], starts: Sequence[int], batch: BatchAnswer
+    ) -> Sequence[tuple[bytes, bytes] | ServiceError]:
+        """Return header lines and body of each answer, or why there is none; nobody is left to wait for ever."""
+        try:
+            return self.route.write(batch, requests, starts)
+        except Exception as err:
+            failure = EngineError(f"the answer could not be written: {type(err).__name__}")
+            failure.__cause__ = err
+            return [failure] * len(requests)
 
     def _with_heads(
         self,

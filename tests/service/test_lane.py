@@ -554,6 +554,21 @@ async def test_a_row_that_is_not_a_number_harms_only_itself(fashion: Path) -> No
 
 
 @on_loop
+async def test_answers_that_cannot_be_written_are_500_and_leave_nobody_waiting(fashion: Path) -> None:
+    """An output that no route can read, a mistake of ours, ends in an error for each and a connection that goes on."""
+    async with service(fashion, buckets=(4,)) as server, server.connect() as client:
+        run = server.model.engine.run
+        server.model.engine.run = lambda inputs: {"probabilities": run(inputs)["probabilities"]}
+        await client.send(ask(ONE) * 3)
+        answers = [await client.answer() for _ in range(3)]
+        assert [answer.status for answer in answers] == [500] * 3
+        assert "KeyError" not in answers[0].error
+        server.model.engine.run = run
+        await client.send(ask(ONE))
+        assert (await client.answer()).status == 200
+
+
+@on_loop
 async def test_a_request_on_the_lane_is_answered_before_the_end(fashion: Path) -> None:
     """SIGTERM waits for the engine; the answer says that the connection ends."""
     async with held(fashion) as (server, valve, first):
