@@ -171,6 +171,8 @@ def _rest(document: dict[str, Any], best: dict[str, str]) -> str:
     lines = [
         "## Start, memory, idle CPU",
         "",
+        "Idle CPU over the two seconds after the first answer, with whatever a server puts off until then.",
+        "",
         "| server | ready after | memory (PSS) | idle CPU |",
         "|---|---|---|---|",
     ]
