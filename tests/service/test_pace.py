@@ -85,3 +85,4 @@ def test_short_runs_are_preferred_where_long_ones_are_hardly_faster() -> None:
     assert shared_out(pace, 16) == [4, 4, 4, 4]
     assert shared_out(Pace({**by_the_row(1e-3), 16: 8e-3}, short_seconds=0.005), 16) == [16]
     assert shared_out(Pace(by_the_row(1.0), short_seconds=0.005), 16) == [16]  # none is short
+    assert shared_out(Pace(by_the_row(5e-4), short_seconds=0.001), 16) == [16]  # one row alone is, at a fifth more
