@@ -15,8 +15,8 @@ _SAFE_SHARE = 0.7
 _BATCH_SECONDS = 100e-6
 # Short runs are preferred where a row costs at most this many times what it costs in longer ones, its share of the batch
 # included: what a run in the thread gains is lost in handing it over. One worker with 128 callers answers 25,000 a
-# second so, and 19,000 otherwise.
-_NEARLY = 1.15
+# second so, and 19,000 otherwise. Fewer rows than these are no batch.
+_NEARLY, _ENOUGH_ROWS = 1.25, 8
 # Weight of the newest run. About ten runs change the mind; one that was disturbed does not.
 _WEIGHT = 0.2
 # A bucket whose runs take this many times as long as at load counts as slow.
@@ -144,4 +144,5 @@ def _most_rows(seconds: Mapping[int, float], short: Collection[int]) -> int:
     """Return the rows of the largest short run where that costs no more for each row than longer runs do, or nearly."""
     for_each_row = {bucket: (taken + _BATCH_SECONDS) / bucket for bucket, taken in seconds.items()}
     most = max(short, default=0)
-    return most if most and for_each_row[most] <= _NEARLY * min(for_each_row.values()) else max(seconds)
+    is_enough = most >= _ENOUGH_ROWS and for_each_row[most] <= _NEARLY * min(for_each_row.values())
+    return most if is_enough else max(seconds)

@@ -79,10 +79,10 @@ def test_a_bucket_that_was_slow_once_is_believed_again_when_others_are_fast() ->
 
 
 def test_short_runs_are_preferred_where_long_ones_are_hardly_faster() -> None:
-    """Sixteen rows are taken as four times four if only four are short, unless sixteen together cost much less."""
-    pace = Pace(by_the_row(1e-3), short_seconds=0.005)
-    assert [pace.is_short(bucket) for bucket in BUCKETS] == [True, True, True, False, False]
-    assert shared_out(pace, 16) == [4, 4, 4, 4]
-    assert shared_out(Pace({**by_the_row(1e-3), 16: 8e-3}, short_seconds=0.005), 16) == [16]
-    assert shared_out(Pace(by_the_row(1.0), short_seconds=0.005), 16) == [16]  # none is short
-    assert shared_out(Pace(by_the_row(5e-4), short_seconds=0.001), 16) == [16]  # one row alone is, at a fifth more
+    """Sixteen rows are taken as eight and eight if only eight are short, unless sixteen together cost much less."""
+    pace = Pace(by_the_row(1e-3), short_seconds=0.01)
+    assert [pace.is_short(bucket) for bucket in BUCKETS] == [True, True, True, True, False]
+    assert shared_out(pace, 16) == [8, 8]
+    assert shared_out(Pace({**by_the_row(1e-3), 16: 8e-3}, short_seconds=0.01), 16) == [16]
+    assert shared_out(Pace(by_the_row(1.0), short_seconds=0.01), 16) == [16]  # none is short
+    assert shared_out(Pace(by_the_row(1e-3), short_seconds=0.003), 16) == [16]  # two rows alone are, which is no batch
