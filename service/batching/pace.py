@@ -13,9 +13,9 @@ _SAFE_SHARE = 0.7
 # What one more batch costs beside its run: a turn of the loop, the call into the engine, caches that went cold. It is a
 # third of this on an idle machine, but with two workers under load, batches cut to save less made answers 7 % dearer.
 _BATCH_SECONDS = 100e-6
-# Short runs are preferred where a row costs at most this many times what it costs in longer ones, its share of the batch
-# included: what a run in the thread gains is lost in handing it over. One worker with 128 callers answers 25,000 a
-# second so, and 19,000 otherwise. Fewer rows than these are no batch.
+# Short runs are preferred where they hold this many rows, and a row costs at most so many times what it costs in longer
+# ones, its share of the batch included: what a run in the thread gains is lost in handing it over. One worker with 128
+# callers answers 25,000 a second so, and 19,000 otherwise.
 _NEARLY, _ENOUGH_ROWS = 1.25, 8
 # Weight of the newest run. About ten runs change the mind; one that was disturbed does not.
 _WEIGHT = 0.2
