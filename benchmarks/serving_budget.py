@@ -55,6 +55,7 @@ STAGES: tuple[tuple[str, type, str], ...] = (
 )
 REST = "event loop between them"
 BATCHES = (1, 32, 128)
+PASSES = 4  # one after the other over all columns; of each column the fastest counts, since a machine's speed moves
 
 
 class Clock:
@@ -202,12 +203,14 @@ def main() -> None:
     logging.disable()
     columns: dict[str, dict[str, float]] = {}
     requests = requests_of(arguments.models)
-    for form, batches in (("binary", BATCHES), ("JSON", (32,))):
-        for connections in batches:
-            turns = arguments.requests // connections
-            columns[f"{form}, {connections}"] = uvloop.run(
-                measure(arguments.models, requests[form], connections, turns)
-            )
+    for _ in range(PASSES):
+        for form, batches in (("binary", BATCHES), ("JSON", (32,))):
+            for connections in batches:
+                turns = arguments.requests // connections // PASSES
+                column = uvloop.run(measure(arguments.models, requests[form], connections, turns))
+                best = columns.setdefault(f"{form}, {connections}", column)
+                if column["all"] < best["all"]:
+                    columns[f"{form}, {connections}"] = column
     arguments.out.mkdir(parents=True, exist_ok=True)
     bare = {connections: floor(arguments.out, requests["binary"][-784:], connections) for connections in BATCHES}
     page = write(columns, bare)
@@ -224,7 +227,8 @@ def write(columns: dict[str, dict[str, float]], bare: dict[int, float]) -> str:
         f"`python benchmarks/serving_budget.py` ({time.strftime('%Y-%m-%d')}), one process on"
         f"{model.partition(':')[2]}; load average before: {os.getloadavg()[1]:.1f}.",
         "Microseconds for one request with one image on the fast lane; the number in each column is how many requests",
-        "arrive in one turn of the event loop, and so share one batch. Tenth percentile over the turns.",
+        "arrive in one turn of the event loop, and so share one batch. Tenth percentile over the turns, fastest of",
+        f"{PASSES} passes over all columns.",
         "",
         f"| stage | {' | '.join(columns)} |",
         "|---" * (len(columns) + 1) + "|",

@@ -36,6 +36,10 @@ def write_report(document: dict[str, Any], folder: Path) -> None:
     parts = [_head(document), _closed(document, best), _ratios(document, best), _rest(document, best)]
     if "open_loop" in document:
         parts.append("\n".join(["## Open loop", "", *tables(document["open_loop"])]))
+    else:
+        parts.append(
+            "Latency against load, and far too much of it: [overload.md](overload.md), `make bench-overload`.\n"
+        )
     parts.append(_left_out(document))
     (folder / "serving.md").write_text("\n".join(part.rstrip() + "\n" for part in parts if part))
     draw(document, best, folder / "serving.png")
