@@ -5,26 +5,27 @@ the published model answers every test image of Fashion-MNIST alone, and again i
 """
 
 import asyncio
-import os
+import itertools
+import json
 import random
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import uvloop
 
-from benchmarks.endurance_setup import Found
+from benchmarks.endurance_setup import Found, get
 from benchmarks.serving_setup import OCTETS, Form, Peer, Running, newest_model, start
+from service.tensors import TensorSpec
 from tests.service import artifacts
 from training.dataset import load
 
 CONNECTIONS = 64
 ECHO_ROW_BYTES = 4 * 8
 PIXELS = 28 * 28
-OUTPUTS = (slice(0, 40), slice(40, 80), slice(80, 88))  # of a row: logits, probabilities, class_id
 MANY_ROWS = 400  # more than the largest batch holds
 SEED = 11
 INFER = "Inference-Header-Content-Length"
@@ -55,20 +56,32 @@ def measure(models: Path, requests: int) -> Found:
     with started(models, name, images[0].tobytes()) as running:
         alone: dict[int, bytes] = {}
         uvloop.run(ask(running.port, name, PIXELS, one_by_one(images), keeps(alone), connections=1))
-        wrong, rows = uvloop.run(ask(running.port, name, PIXELS, in_company(images), is_same(alone)))
+        same = is_same(alone, outputs_of(running.port, name))
+        wrong, rows = uvloop.run(ask(running.port, name, PIXELS, in_company(images), same))
     measured = f"{wrong} requests of those for {rows:,} rows"
     found.add("images whose answer differs from the one that they got alone", "0", measured, wrong == 0)
     found.details |= {"images_alone": len(alone), "rows_in_company": rows}
     return found
 
 
-def started(models: Path, name: str, probe: bytes) -> AbstractContextManager[Running]:
+@contextmanager
+def started(models: Path, name: str, probe: bytes) -> Iterator[Running]:
     """Serve a folder with two workers."""
     form = Form(f"/v2/models/{name}/infer", OCTETS, "binary", f"{INFER}: 0")
     command = "{python} -m service --port {port} --models-dir {models} --workers {workers} --provider cpu"
     peer = Peer("identity", command, {"binary": form}, env={"FOLDSERVE_LOG_LEVEL": "warning"})
-    log = Path(tempfile.gettempdir()) / f"identity-{os.getpid()}.log"
-    return start(peer, 2, models.resolve(), models, probe, log)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        start(peer, 2, models.resolve(), models, probe, Path(folder) / "log") as running,
+    ):
+        yield running
+
+
+def outputs_of(port: int, name: str) -> list[slice]:
+    """Return where each output of a row lies in an answer that holds one row."""
+    stated = json.loads(get(port, f"/v2/models/{name}"))["outputs"]
+    sizes = [TensorSpec(item["name"], item["datatype"], (None, *item["shape"][1:])).row_bytes for item in stated]
+    return [slice(stop - size, stop) for size, stop in zip(sizes, itertools.accumulate(sizes), strict=True)]
 
 
 def random_rows(requests: int) -> Asked:
@@ -111,12 +124,12 @@ def keeps(alone: dict[int, bytes]) -> Check:
     return keep
 
 
-def is_same(alone: dict[int, bytes]) -> Check:
+def is_same(alone: dict[int, bytes], outputs: list[slice]) -> Check:
     """Whether an answer holds, output after output, what its rows got alone."""
 
     def same(place: int, question: bytes, answer: bytes) -> bool:
         rows = [alone[row] for row in range(place, place + len(question) // PIXELS)]
-        return answer == b"".join(row[output] for output in OUTPUTS for row in rows)
+        return answer == b"".join(row[output] for output in outputs for row in rows)
 
     return same
 

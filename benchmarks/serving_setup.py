@@ -260,8 +260,15 @@ def _answers(port: int, form: Form, body: bytes) -> bool:
 
 
 def newest_model(models: Path) -> Path:
-    """Return `model.onnx` of the newest version of the first model."""
-    folder = min(models.glob("*/*/model.onnx")).parent.parent
+    """Return `model.onnx` of the newest version of the first model.
+
+    Raises:
+        SystemExit: there is none.
+    """
+    found = min(models.glob("*/*/model.onnx"), default=None)
+    if found is None:
+        raise SystemExit(f"{models} holds no <model>/<version>/model.onnx; name a folder that does with --models")
+    folder = found.parent.parent
     return max(folder.glob("*/model.onnx"), key=lambda path: int(path.parent.name))
 
 

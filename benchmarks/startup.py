@@ -109,15 +109,23 @@ def summary(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     }
 
 
+def numbers(text: str) -> list[int]:
+    """Return the numbers of workers in "1,2"; argparse words the error."""
+    found = [int(number) for number in text.split(",")]
+    if min(found) < 1:
+        raise ValueError(text)
+    return found
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=10)
-    parser.add_argument("--workers", default="1,2", help="numbers of workers to start with, interleaved")
+    parser.add_argument("--workers", type=numbers, default=[1, 2], help="numbers of workers to start with, interleaved")
     parser.add_argument("--models-dir", default="models")
     parser.add_argument("--idle-seconds", type=float, default=2.0)
     parser.add_argument("--json", type=Path, help="write the result here as well")
     options = parser.parse_args(argv)
-    kinds = [int(number) for number in options.workers.split(",")]
+    kinds = options.workers
     taken: dict[int, list[dict[str, float]]] = {workers: [] for workers in kinds}
     for _ in range(options.runs + 1):
         for workers in kinds:

@@ -128,7 +128,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     settings: Settings = app.state.settings
     metrics: Metrics = app.state.metrics
     loop = asyncio.get_running_loop()
-    loop.call_later(_LATE_SECONDS, loop.run_in_executor, None, decoder.load)
+    late = loop.call_later(_LATE_SECONDS, loop.run_in_executor, None, decoder.load)
     canary = asyncio.create_task(Canary(registry, settings.canary_seconds).run())
     async with Watchdog(settings.hang_seconds, registry.running_batches).watch():
         try:
@@ -138,6 +138,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
             yield {GUARD: Guard(wire_limits(settings)), LANE: lane}
         finally:
             canary.cancel()
+            late.cancel()
             if app.state.grpc is not None:
                 await app.state.grpc.stop()
             await registry.close()

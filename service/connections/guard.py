@@ -97,11 +97,6 @@ class Guard:
         """Connections that are open."""
         return len(self._connections)
 
-    @property
-    def is_single(self) -> bool:
-        """Whether only one connection is open."""
-        return len(self._connections) == 1
-
     def drain(self, now: float) -> None:
         """Say that the service ends: no connection outlives the requests it is busy with."""
         if self.draining_since is None:

@@ -209,7 +209,7 @@ class LaneProtocol(GuardedProtocol):
         elif target.route.is_quick(body, head.media_type, head.header_length):
             exchange.read(body)
         if 0 < exchange.rows <= target.most_rows:
-            target.batcher.submit(exchange, is_alone=is_whole and self.guard.is_single)
+            target.batcher.submit(exchange, is_alone=is_whole and self.guard.connections == 1)
         else:
             task = self.loop.create_task(self._take_slowly(exchange, target, body))
             self.tasks.add(task)
