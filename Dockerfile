@@ -21,9 +21,10 @@ ENV PATH=/opt/venv/bin:$PATH \
     FOLDSERVE_MODELS_DIR=/models \
     FOLDSERVE_STATE_DIR=/state
 WORKDIR /app
+COPY foldserve ./foldserve
 COPY service ./service
 # The root file system is read-only at run time, so bytecode is compiled here; /state is where a volume is mounted.
-RUN python -m compileall -q service && mkdir /state && chown 10001:10001 /state
+RUN python -m compileall -q foldserve service && mkdir /state && chown 10001:10001 /state
 EXPOSE 8000
 USER 10001:10001
 # slim images have no curl; each check starts a Python, hence the long interval.

@@ -23,7 +23,7 @@ import httpx
 import uvloop
 
 from benchmarks.swaps import first_events
-from service.v2.rpc.messages import INFERENCE
+from foldserve.service.v2.rpc.messages import INFERENCE
 from tests.service import artifacts
 from tests.service.bad_requests import ALL, MAX_ROWS, grpc_cases
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.endurance_setup import Found, Service, serving
 from benchmarks.serving_setup import OCTETS
-from service.settings import MEBIBYTE, Settings
+from foldserve.service.settings import MEBIBYTE, Settings
 from tests.service import artifacts
 from tests.service.bad_requests import BOMB, FLAT_BOMB, INFER
 

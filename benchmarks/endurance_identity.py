@@ -19,9 +19,9 @@ import uvloop
 
 from benchmarks.endurance_setup import Found, get
 from benchmarks.serving_setup import OCTETS, Form, Peer, Running, newest_model, start
-from service.tensors import TensorSpec
+from foldserve.service.tensors import TensorSpec
+from foldserve.training.dataset import load
 from tests.service import artifacts
-from training.dataset import load
 
 CONNECTIONS = 64
 ECHO_ROW_BYTES = 4 * 8

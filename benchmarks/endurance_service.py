@@ -18,10 +18,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.slowed_service import run_slowly
-from service.__main__ import main
-from service.batching.batch import Batch, BatchEngine, Staging
-from service.engines.runners import PlainRunner
-from service.tensors import Array
+from foldserve.service.batching.batch import Batch, BatchEngine, Staging
+from foldserve.service.command import main
+from foldserve.service.engines.runners import PlainRunner
+from foldserve.service.tensors import Array
 
 LEAKED_BYTES = 100  # a row; with its header that is some 140 MiB for 10^6
 LIES_EACH = 500  # batches

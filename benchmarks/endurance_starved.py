@@ -19,7 +19,7 @@ from benchmarks.endurance_setup import Found, Service, serving
 from benchmarks.open_loop import CONNECTIONS, Load, requests_for
 from benchmarks.overload import DEADLINE_MS
 from benchmarks.slowed_service import ROWS_PER_SECOND
-from service.metrics import REASONS
+from foldserve.service.metrics import REASONS
 
 PROMISED_CORES = 0.5
 HARSH_CORES = 0.1

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 import onnxruntime
 
-from service.artifacts.repository import Artifact, Repository
-from service.engines.engine import DEFAULT_BUCKETS, Engine
+from foldserve.service.artifacts.repository import Artifact, Repository
+from foldserve.service.engines.engine import DEFAULT_BUCKETS, Engine
 
 Run = Callable[[dict[str, np.ndarray]], object]
 Times = dict[str, tuple[list[float], list[float]]]  # CPU and wall-clock seconds of a batch, one of each a round

@@ -148,12 +148,12 @@ class Clocks:
         self.form = form
         self.spent: list[tuple[str, tuple[float, float]]] = []
         if form == "onnx":
-            import training.fold.onnx.scopes as proving
+            import foldserve.training.fold.onnx.scopes as proving
 
             self._time(proving, "prove_onnx", "proof")
             return
-        import training.fold.api as front
-        import training.fold.pytorch.job as reading
+        import foldserve.training.fold.api as front
+        import foldserve.training.fold.pytorch.job as reading
 
         for module, name, kind in (
             (reading, "read", "read"),
@@ -176,12 +176,12 @@ class Clocks:
     def fold(self, model: Any, size: int) -> Any:
         """Fold a module, or an ONNX model or its bytes, and return the report."""
         if self.form == "onnx":
-            from training.fold.onnx.fold import fold_onnx
+            from foldserve.training.fold.onnx.fold import fold_onnx
 
             return fold_onnx(self.load(model) if isinstance(model, bytes) else model).report
         import torch
 
-        from training.fold.api import fold
+        from foldserve.training.fold.api import fold
 
         return fold(model, (torch.randn(2, 3, size, size),)).report
 

@@ -62,7 +62,7 @@ def _run_session(model: onnx.ModelProto, options: ort.SessionOptions, feeds: dic
 
 
 def _ours(model: onnx.ModelProto, options: dict[str, str]) -> onnx.ModelProto:
-    from training.fold.onnx.fold import fold_onnx
+    from foldserve.training.fold.onnx.fold import fold_onnx
 
     return fold_onnx(model, **options).model
 
@@ -110,7 +110,7 @@ def _onnxruntime(model: onnx.ModelProto, options: dict[str, str]) -> onnx.ModelP
 
 
 ONNX_TOOLS: dict[str, tuple[str, Callable[[onnx.ModelProto, dict[str, str]], onnx.ModelProto]]] = {
-    "foldserve": ("training.fold", _ours),
+    "foldserve": ("foldserve.training.fold", _ours),
     "onnxscript": ("onnxscript", _onnxscript),
     "onnxruntime": ("onnxruntime", _onnxruntime),
     "onnxoptimizer": ("onnxoptimizer", _onnxoptimizer),
@@ -163,7 +163,7 @@ def judge_onnx(tool: str, case: OnnxCase) -> Verdict:
 
 def _oracle(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> Outputs | None:
     """Outputs in float64, or onnxruntime's where an operator is not known; None when neither runs."""
-    from training.fold.onnx.evaluate import Evaluator
+    from foldserve.training.fold.onnx.evaluate import Evaluator
 
     wide = {name: np.asarray(v, np.float64) if v.dtype.kind == "f" else v for name, v in feeds.items()}
     names = [value.name for value in model.graph.output]
@@ -253,7 +253,7 @@ Runner = Callable[[Tensor], Any]
 
 
 def _fold_torch(model: nn.Module, x: Tensor, case: TorchCase) -> Runner:
-    from training.fold.api import fold
+    from foldserve.training.fold.api import fold
 
     return fold(model, (x,), **dict(case.options)).model
 
@@ -337,7 +337,7 @@ def _exporter(model: nn.Module, x: Tensor, case: TorchCase) -> Runner:
 
 
 TORCH_TOOLS: dict[str, tuple[str, Callable[[nn.Module, Tensor, TorchCase], Runner]]] = {
-    "foldserve": ("training.fold", _fold_torch),
+    "foldserve": ("foldserve.training.fold", _fold_torch),
     "fx fuse": ("torch", _fx_fuse),
     "ao.fuse_modules": ("torch", _fuse_modules),
     "torchao": ("torchao", _torchao),

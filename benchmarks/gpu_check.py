@@ -23,15 +23,15 @@ import numpy as np
 import torch
 
 from benchmarks.textbook import Textbook
-from service.artifacts.repository import Repository
-from service.engines.engine import Engine
-from service.errors import ServiceError
-from training.config import Recipe
-from training.dataset import FashionMNIST, load
-from training.errors import TrainingError
-from training.fit import Epoch, Snapshot, fit
-from training.model import build
-from training.provenance import environment
+from foldserve.service.artifacts.repository import Repository
+from foldserve.service.engines.engine import Engine
+from foldserve.service.errors import ServiceError
+from foldserve.training.config import Recipe
+from foldserve.training.dataset import FashionMNIST, load
+from foldserve.training.errors import TrainingError
+from foldserve.training.fit import Epoch, Snapshot, fit
+from foldserve.training.model import build
+from foldserve.training.provenance import environment
 
 FLOOR_SECONDS = 0.014  # 0.91 TFLOP of 10 epochs at the 67 TFLOP/s of float32 that an H200 is sold with
 EQUAL = 1e-5  # of the largest value: float32 sums in another order after 20 steps

@@ -18,7 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from service.v2.rpc.messages import INFERENCE
+from foldserve.service.v2.rpc.messages import INFERENCE
 
 ROW_BYTES = 784
 

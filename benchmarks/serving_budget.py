@@ -32,14 +32,14 @@ from uvicorn.server import ServerState
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from service.app import create_app  # noqa: E402
-from service.batching.batch import Batch  # noqa: E402
-from service.batching.batcher import Batcher  # noqa: E402
-from service.connections.exchange import Exchange, Target  # noqa: E402
-from service.connections.lane_protocol import LaneProtocol  # noqa: E402
-from service.connections.predict import Predict  # noqa: E402
-from service.engines.runners import PlainRunner  # noqa: E402
-from service.settings import Settings  # noqa: E402
+from foldserve.service.app import create_app  # noqa: E402
+from foldserve.service.batching.batch import Batch  # noqa: E402
+from foldserve.service.batching.batcher import Batcher  # noqa: E402
+from foldserve.service.connections.exchange import Exchange, Target  # noqa: E402
+from foldserve.service.connections.lane_protocol import LaneProtocol  # noqa: E402
+from foldserve.service.connections.predict import Predict  # noqa: E402
+from foldserve.service.engines.runners import PlainRunner  # noqa: E402
+from foldserve.service.settings import Settings  # noqa: E402
 
 STAGES: tuple[tuple[str, type, str], ...] = (
     ("receive: know the head, make the exchange", LaneProtocol, "data_received"),

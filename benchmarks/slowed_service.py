@@ -12,9 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from service.__main__ import main
-from service.engines.runners import PlainRunner
-from service.tensors import Array
+from foldserve.service.command import main
+from foldserve.service.engines.runners import PlainRunner
+from foldserve.service.tensors import Array
 
 ROWS_PER_SECOND = 2_000
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import uvloop
 
-from service.access import new_key
+from foldserve.service.access import new_key
 from tests.service import artifacts
 
 CONNECTIONS = 32

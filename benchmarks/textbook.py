@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from training.config import Recipe
-from training.dataset import FashionMNIST
-from training.model import lenet
+from foldserve.training.config import Recipe
+from foldserve.training.dataset import FashionMNIST
+from foldserve.training.model import lenet
 
 
 class OneImageAtATime(Dataset[tuple[torch.Tensor, int]]):

@@ -22,12 +22,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 from benchmarks.textbook import Textbook
-from training.config import Recipe
-from training.dataset import FashionMNIST, load
-from training.device import resolve_device
-from training.fit import fit
-from training.model import build
-from training.provenance import environment
+from foldserve.training.config import Recipe
+from foldserve.training.dataset import FashionMNIST, load
+from foldserve.training.device import resolve_device
+from foldserve.training.fit import fit
+from foldserve.training.model import build
+from foldserve.training.provenance import environment
 
 
 def ours(dataset: FashionMNIST, recipe: Recipe, device: torch.device) -> float:

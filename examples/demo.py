@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.dataset import CLASS_NAMES, load
+from foldserve.training.dataset import CLASS_NAMES, load
 
 ROOT = Path(__file__).resolve().parent.parent
 SHADES = " .:-=+*#%@"

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.errors import ArtifactInvalid, Forbidden, InvalidInput, NotFound, TooManyRequests, Unauthorized
-from service.rates import Bucket, OwnBucket, SharedBucket
+from .errors import ArtifactInvalid, Forbidden, InvalidInput, NotFound, TooManyRequests, Unauthorized
+from .rates import Bucket, OwnBucket, SharedBucket
 
 _log = logging.getLogger(__name__)
 

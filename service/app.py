@@ -19,28 +19,28 @@ from fastapi.staticfiles import StaticFiles
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 
-from service.access import INFER, Access
-from service.bodies import decoder
-from service.bodies.answers import error_json
-from service.bodies.budget import BodyBudget
-from service.connections.guard import Guard, wire_limits
-from service.connections.lane import LANE, Lane
-from service.connections.protocol import GUARD
-from service.errors import ProviderUnavailable, ServiceError
-from service.gate import Gate
-from service.live.canary import Canary
-from service.live.control import Control
-from service.live.registry import Registry
-from service.metrics import Metrics
-from service.observe import Observe, RefusalLog, Trace, failure_sentence
-from service.openapi import describe
-from service.processes.watchdog import Watchdog
-from service.processes.workers import Workers
-from service.routes import STATIC, router
-from service.settings import Settings
-from service.v2.readers import Readers
-from service.v2.repository import router as repository_router
-from service.v2.routes import router as v2_router
+from .access import INFER, Access
+from .bodies import decoder
+from .bodies.answers import error_json
+from .bodies.budget import BodyBudget
+from .connections.guard import Guard, wire_limits
+from .connections.lane import LANE, Lane
+from .connections.protocol import GUARD
+from .errors import ProviderUnavailable, ServiceError
+from .gate import Gate
+from .live.canary import Canary
+from .live.control import Control
+from .live.registry import Registry
+from .metrics import Metrics
+from .observe import Observe, RefusalLog, Trace, failure_sentence
+from .openapi import describe
+from .processes.watchdog import Watchdog
+from .processes.workers import Workers
+from .routes import STATIC, router
+from .settings import Settings
+from .v2.readers import Readers
+from .v2.repository import router as repository_router
+from .v2.routes import router as v2_router
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ async def _start_grpc(app: FastAPI) -> None:
     if settings.grpc_port is None:
         return
     try:
-        from service.v2.rpc.server import GrpcServer
+        from .v2.rpc.server import GrpcServer
     except ImportError as err:
         raise ProviderUnavailable(f"--grpc-port needs the extra grpc: pip install 'foldserve[grpc]' ({err})") from err
     parts = app.state

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from service.processes.workers import Workers
-    from service.settings import Settings
+    from .processes.workers import Workers
+    from .settings import Settings
 
-PROTOCOL = "service.connections.lane_protocol:LaneProtocol"
+PROTOCOL = "foldserve.service.connections.lane_protocol:LaneProtocol"
 
 # What takes longest to import and makes no threads, so that a process which has it can be copied.
 _LIBRARIES = (
@@ -40,7 +40,7 @@ def build_app(settings: "Settings", workers: "Workers | None") -> "FastAPI":
     gc.disable()
     try:
         import_libraries()
-        from service.app import create_app
+        from .app import create_app
 
         app = create_app(settings, workers)
         gc.freeze()

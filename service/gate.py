@@ -5,9 +5,9 @@ A plain ASGI callable within `observe`, so that what it refuses is counted, time
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.access import Access, scope_of
-from service.bodies.answers import error_json
-from service.errors import ServiceError
+from .access import Access, scope_of
+from .bodies.answers import error_json
+from .errors import ServiceError
 
 
 class Gate:

@@ -6,13 +6,13 @@ Knows the registry and the batchers; neither bytes nor messages.
 import time
 from collections.abc import Mapping
 
-from service.batching.request import Answer
-from service.errors import NotReady, ServiceError
-from service.live.registry import Model, Registry
-from service.live.statistics import Stages
-from service.live.versions import version_number
-from service.observe import Trace
-from service.tensors import Array
+from .batching.request import Answer
+from .errors import NotReady, ServiceError
+from .live.registry import Model, Registry
+from .live.statistics import Stages
+from .live.versions import version_number
+from .observe import Trace
+from .tensors import Array
 
 
 def served_model(registry: Registry, name: str, version: str | None = None, label: str | None = None) -> Model:

@@ -72,7 +72,7 @@ def log_config(level: str, human: bool | None = None) -> dict[str, Any]:
         },
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {
-            "service": {"level": level.upper()},
+            "foldserve": {"level": level.upper()},
             "uvicorn.error": {"level": "DEBUG" if level == "debug" else "WARNING"},
         },
     }

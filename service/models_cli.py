@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from service.access import SCOPES, new_key
-from service.errors import InvalidInput
+from .access import SCOPES, new_key
+from .errors import InvalidInput
 
 KEY_VARIABLE = "API_KEY"
 _TIMEOUT_SECONDS = 300  # a load takes as long as the model is large

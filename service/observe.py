@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.bodies.answers import error_json
-from service.metrics import Metrics
+from .bodies.answers import error_json
+from .metrics import Metrics
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from service.schemas import ErrorResponse, PredictRequest
-from service.v2.schemas import InferenceRequest
+from .schemas import ErrorResponse, PredictRequest
+from .v2.schemas import InferenceRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from PIL import Image
 
-    from service.artifacts.signature import ImageSpec
+    from .artifacts.signature import ImageSpec
 
 _HEADERS = {
     "X-Request-ID": "The client's own where it came and is safe, else a new one.",

@@ -12,24 +12,24 @@ from pathlib import Path
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, RedirectResponse, Response
 
-from service import schemas
-from service.artifacts.signature import ImageSpec
-from service.bodies.answers import predictions_json
-from service.bodies.bodies import EMPTY_BODY, Images, Limits, is_quick, media_type, read_images
-from service.bodies.budget import BodyBudget, Share
-from service.bodies.limits import clip
-from service.bodies.receive import receive_body, stated_deadline
-from service.errors import InvalidInput, NotReady, Unsupported, UnsupportedMediaType
-from service.inference import answer, count
-from service.live.registry import Model, Registry
-from service.live.versions import version_number
-from service.metrics import Metrics
-from service.observe import Trace
-from service.openapi import PREDICT, PREDICT_DESCRIPTION
-from service.schemas import errors
-from service.settings import Settings
-from service.tensors import TensorSpec
-from service.v2.metadata import EXTENSIONS
+from . import schemas
+from .artifacts.signature import ImageSpec
+from .bodies.answers import predictions_json
+from .bodies.bodies import EMPTY_BODY, Images, Limits, is_quick, media_type, read_images
+from .bodies.budget import BodyBudget, Share
+from .bodies.limits import clip
+from .bodies.receive import receive_body, stated_deadline
+from .errors import InvalidInput, NotReady, Unsupported, UnsupportedMediaType
+from .inference import answer, count
+from .live.registry import Model, Registry
+from .live.versions import version_number
+from .metrics import Metrics
+from .observe import Trace
+from .openapi import PREDICT, PREDICT_DESCRIPTION
+from .schemas import errors
+from .settings import Settings
+from .tensors import TensorSpec
+from .v2.metadata import EXTENSIONS
 
 STATIC = Path(__file__).parent / "static"
 

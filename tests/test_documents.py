@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from service.app import create_app
-from service.settings import Settings
+from foldserve.service.app import create_app
+from foldserve.service.settings import Settings
 from tests.service import artifacts
 from tests.service.live import serve
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from service.settings import Settings
+from foldserve.service.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

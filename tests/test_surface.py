@@ -14,8 +14,8 @@ import onnx
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.app import create_app
-from service.settings import Settings
+from foldserve.service.app import create_app
+from foldserve.service.settings import Settings
 from tests.service import artifacts, bad_requests
 from tests.service.live import serve
 

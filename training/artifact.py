@@ -18,8 +18,8 @@ from typing import Any
 
 import onnx
 
-from training.errors import ArtifactError
-from training.triton import companion_files
+from .errors import ArtifactError
+from .triton import companion_files
 
 MODEL_NAME = "model.onnx"
 MANIFEST_NAME = "manifest.json"

@@ -9,7 +9,7 @@ Source: Ioffe and Szegedy 2015 (arXiv:1502.03167), algorithms 1 and 2.
 import torch
 from torch import Tensor, nn
 
-from training.errors import ConfigError
+from .errors import ConfigError
 
 DEFAULT_MOMENTUM = 0.1  # weight of the new value; the book writes the same thing as decay 0.9
 NUM_DIMS = (2, 3, 4)

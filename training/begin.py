@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from training.checkpoint import read_checkpoint, write_checkpoint
-from training.config import Recipe
-from training.dataset import FashionMNIST
-from training.device import resolve_device
-from training.errors import CheckpointError, DivergenceError
-from training.fit import Snapshot
-from training.run import Run
+from .checkpoint import read_checkpoint, write_checkpoint
+from .config import Recipe
+from .dataset import FashionMNIST
+from .device import resolve_device
+from .errors import CheckpointError, DivergenceError
+from .fit import Snapshot
+from .run import Run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from training.artifact import write_whole
-from training.config import Recipe
-from training.errors import ArtifactError, CheckpointError
-from training.fit import EpochRecord, Snapshot
+from .artifact import write_whole
+from .config import Recipe
+from .errors import ArtifactError, CheckpointError
+from .fit import EpochRecord, Snapshot
 
 CHECKPOINT_NAME = "last.pt"
 FORMAT = 1

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from training.errors import DeviceError
+from .errors import DeviceError
 
 # Below it, compiling takes longer than it saves; what one training compiled, the next finds in PyTorch's cache.
 WORTH_COMPILING_EPOCHS = 5

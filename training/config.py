@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 from typing import Any
 
-from training.errors import ConfigError
+from .errors import ConfigError
 
 POOLS = ("avg", "max")
 NORMS = ("torch", "scratch", "none")

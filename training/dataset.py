@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.errors import DatasetError
-from training.sources import DEBIAN_FOLDER, DIGESTS, TORCHVISION_FOLDER, DebianArchive, Folder, Mirrors, Source
+from .errors import DatasetError
+from .sources import DEBIAN_FOLDER, DIGESTS, TORCHVISION_FOLDER, DebianArchive, Folder, Mirrors, Source
 
 CLASS_NAMES = (
     "T-shirt/top",

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.errors import DeviceError
+from .errors import DeviceError
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:

@@ -7,8 +7,8 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from training.errors import ConfigError
-from training.fit import EpochRecord
+from .errors import ConfigError
+from .fit import EpochRecord
 
 FOLDER_NAME = "tensorboard"
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from training.errors import ExportError
+from .errors import ExportError
 
 OPSET = 20
 INPUT_NAME = "image"

@@ -15,16 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.augment import epoch_mirrored, mirror
-from training.capture import capture
-from training.compiled import compiled
-from training.config import Recipe
-from training.dataset import FashionMNIST, scale_pixels
-from training.device import exact_convolutions, flushed_denormals, resolve_device, synchronize, to_device
-from training.errors import CheckpointError, ConfigError, DivergenceError
-from training.lanes import Lanes
-from training.schedule import learning_rate, optimizer_for, set_learning_rate
-from training.stages import faster
+from .augment import epoch_mirrored, mirror
+from .capture import capture
+from .compiled import compiled
+from .config import Recipe
+from .dataset import FashionMNIST, scale_pixels
+from .device import exact_convolutions, flushed_denormals, resolve_device, synchronize, to_device
+from .errors import CheckpointError, ConfigError, DivergenceError
+from .lanes import Lanes
+from .schedule import learning_rate, optimizer_for, set_learning_rate
+from .stages import faster
 
 # Whoever trains chooses a device first, so its two functions are offered here too.
 __all__ = ["EpochRecord", "History", "epoch_order", "evaluate", "fit", "resolve_device", "to_device"]

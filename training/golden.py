@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.errors import ArtifactError, VerifyError
+from .errors import ArtifactError, VerifyError
 
 ROWS = 16
 TOLERANCE: Mapping[str, float] = {"cpu": 1e-5, "cuda": 1e-4}  # of the largest |value| of each float output

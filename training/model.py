@@ -10,9 +10,9 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from training.batchnorm import BatchNorm
-from training.config import NORMS, POOLS, Recipe
-from training.errors import ConfigError
+from .batchnorm import BatchNorm
+from .config import NORMS, POOLS, Recipe
+from .errors import ConfigError
 
 CLASSES = 10
 

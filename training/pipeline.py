@@ -15,17 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from training import export, golden
-from training.config import Recipe
-from training.dataset import CLASS_NAMES, PIXEL_SCALE, FashionMNIST, scale_pixels
-from training.device import to_device
-from training.fit import EpochRecord, History, Snapshot, evaluate, fit
-from training.fold import fold, fold_input
-from training.fold.report import Report
-from training.model import build, count_parameters
-from training.run import Weights, buffers_of, parameters_of
-from training.statistics import population_statistics
-from training.verify import Parity, oracle_logits, run, verify
+from . import export, golden
+from .config import Recipe
+from .dataset import CLASS_NAMES, PIXEL_SCALE, FashionMNIST, scale_pixels
+from .device import to_device
+from .fit import EpochRecord, History, Snapshot, evaluate, fit
+from .fold import fold, fold_input
+from .fold.report import Report
+from .model import build, count_parameters
+from .run import Weights, buffers_of, parameters_of
+from .statistics import population_statistics
+from .verify import Parity, oracle_logits, run, verify
 
 PROOF_ROWS = 8  # images that the fold proves each site on; verify takes them all
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import onnx
 
-from training import artifact, export, golden
-from training.dataset import FashionMNIST
-from training.errors import ArtifactError, ExportError, TrainingError, VerifyError
-from training.pipeline import PROOF_ROWS, algebra_of, fold_network
-from training.run import Weights, read_weights
-from training.verify import RUNTIME_LEVELS, TOLERANCE, run, verify
+from . import artifact, export, golden
+from .dataset import FashionMNIST
+from .errors import ArtifactError, ExportError, TrainingError, VerifyError
+from .pipeline import PROOF_ROWS, algebra_of, fold_network
+from .run import Weights, read_weights
+from .verify import RUNTIME_LEVELS, TOLERANCE, run, verify
 
 
 class Outcome(StrEnum):

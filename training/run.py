@@ -22,12 +22,12 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from training.artifact import TEMPORARY, write_whole
-from training.checkpoint import CHECKPOINT_NAME
-from training.config import Recipe
-from training.errors import ArtifactError, CheckpointError, ConfigError, TrainingError
-from training.fit import EpochRecord
-from training.model import build
+from .artifact import TEMPORARY, write_whole
+from .checkpoint import CHECKPOINT_NAME
+from .config import Recipe
+from .errors import ArtifactError, CheckpointError, ConfigError, TrainingError
+from .fit import EpochRecord
+from .model import build
 
 CONFIG_NAME = "config.json"
 METRICS_NAME = "metrics.csv"

@@ -6,8 +6,8 @@ Part of the training loop, which calls it before every step; it knows no data an
 import torch
 from torch import Tensor, nn
 
-from training.config import Recipe
-from training.muon import Muon
+from .config import Recipe
+from .muon import Muon
 
 WARM_UP = 0.1  # share of all steps over which `linear` rises before it falls
 ADAM_BETAS = (0.9, 0.99)  # averages over 100 steps rather than 1,000: a whole run has a few thousand

@@ -22,7 +22,7 @@ from typing import IO, Protocol
 
 from tqdm import tqdm
 
-from training.errors import DatasetError
+from .errors import DatasetError
 
 # SHA-256 of the decompressed files: the .gz around them differ between distributors.
 DIGESTS: Mapping[str, str] = MappingProxyType(

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from training.formulations import BLOCK, Formulation, formulation
-from training.lanes import Lanes
+from .formulations import BLOCK, Formulation, formulation
+from .lanes import Lanes
 
 _norm_backward = torch.ops.aten.native_batch_norm_backward
 _sigmoid_backward = torch.ops.aten.sigmoid_backward

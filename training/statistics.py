@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from training.batchnorm import BatchNorm
-from training.dataset import scale_pixels
-from training.errors import ConfigError
+from .batchnorm import BatchNorm
+from .dataset import scale_pixels
+from .errors import ConfigError
 
 Norm = _BatchNorm | BatchNorm
 

@@ -8,7 +8,7 @@ import json
 
 import onnx
 
-from training.errors import ArtifactError
+from .errors import ArtifactError
 
 CONFIG_NAME = "config.pbtxt"
 LABELS_NAME = "labels.txt"

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from training import golden
-from training.dataset import PIXEL_SCALE, FashionMNIST, scale_pixels
-from training.errors import VerifyError
+from . import golden
+from .dataset import PIXEL_SCALE, FashionMNIST, scale_pixels
+from .errors import VerifyError
 
 TOLERANCE = 1e-5  # of the largest |logit|; LeNet in float32 is typically at 1e-6, a wrong fold at 1e-1
 ALGEBRA_TOLERANCE = 1e-11  # of the layer on absolute values, float64 on both sides; typically 1e-15

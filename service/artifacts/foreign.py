@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from service.artifacts.external_data import fields, tensors
-from service.errors import ArtifactInvalid
-from service.tensors import Array, TensorSpec
+from ..errors import ArtifactInvalid
+from ..tensors import Array, TensorSpec
+from .external_data import fields, tensors
 
 _MODEL_METADATA, _ENTRY_KEY = 14, 1
 _OURS = "foldserve.format"

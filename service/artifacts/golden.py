@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from service.errors import ArtifactInvalid
-from service.tensors import DTYPES, Array
+from ..errors import ArtifactInvalid
+from ..tensors import DTYPES, Array
 
 
 @dataclass(frozen=True)

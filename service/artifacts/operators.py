@@ -8,8 +8,8 @@ import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
-from service.artifacts.external_data import fields
-from service.errors import ArtifactInvalid
+from ..errors import ArtifactInvalid
+from .external_data import fields
 
 # Built into onnxruntime; everything else would need a library to be loaded for it.
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc")

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.artifacts.external_data import refuse_external_data
-from service.artifacts.foreign import refuse_ours, refuse_unsound_weights
-from service.artifacts.golden import Golden, golden_from_manifest
-from service.artifacts.operators import refuse_operators
-from service.errors import ArtifactInvalid, ModelNotFound
-from service.tensors import TensorSpec
+from ..errors import ArtifactInvalid, ModelNotFound
+from ..tensors import TensorSpec
+from .external_data import refuse_external_data
+from .foreign import refuse_ours, refuse_unsound_weights
+from .golden import Golden, golden_from_manifest
+from .operators import refuse_operators
 
 __all__ = ["Artifact", "Golden", "Repository", "TensorSpec"]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import onnxruntime
 
-from service.errors import ArtifactInvalid
-from service.tensors import TensorSpec
+from ..errors import ArtifactInvalid
+from ..tensors import TensorSpec
 
 _ORT_DATATYPES = {
     "tensor(bool)": "BOOL",

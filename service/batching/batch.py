@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from service.batching.request import BatchAnswer, Receiver, Request
-from service.errors import DeviceLost, EngineError
-from service.tensors import Array
+from ..errors import DeviceLost, EngineError
+from ..tensors import Array
+from .request import BatchAnswer, Receiver, Request
 
 _log = logging.getLogger(__name__)
 

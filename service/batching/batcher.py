@@ -17,12 +17,12 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import chain
 
-from service.batching.batch import Batch, BatchEngine, Nobody, Observer, Staging
-from service.batching.pace import Pace
-from service.batching.queue import Queue
-from service.batching.request import Answer, BatchAnswer, Request, future_request, join
-from service.errors import DeviceLost, NotReady, Overloaded
-from service.tensors import Array
+from ..errors import DeviceLost, NotReady, Overloaded
+from ..tensors import Array
+from .batch import Batch, BatchEngine, Nobody, Observer, Staging
+from .pace import Pace
+from .queue import Queue
+from .request import Answer, BatchAnswer, Request, future_request, join
 
 __all__ = ["Answer", "BatchAnswer", "BatchEngine", "Batcher", "Observer", "Request"]
 

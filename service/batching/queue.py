@@ -8,10 +8,10 @@ import time
 from collections import deque
 from collections.abc import Iterator
 
-from service.batching.batch import Batch, Observer
-from service.batching.pace import Pace
-from service.batching.request import Request
-from service.errors import DeadlineExceeded
+from ..errors import DeadlineExceeded
+from .batch import Batch, Observer
+from .pace import Pace
+from .request import Request
 
 
 class Queue:

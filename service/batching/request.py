@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from service.errors import ServiceError
-from service.tensors import Array, TensorSpec
+from ..errors import ServiceError
+from ..tensors import Array, TensorSpec
 
 Octets = bytes | bytearray | memoryview  # rows as they lie in memory, without gaps
 

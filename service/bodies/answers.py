@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from service.errors import EngineError
+from ..errors import EngineError
 
 ERROR_BYTES = 2_048  # of a whole error answer, whatever a message quotes
 

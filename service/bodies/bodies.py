@@ -12,13 +12,13 @@ import numpy as np
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from service.bodies.decoder import decode_image, is_loaded
-from service.bodies.instances import Images, images_from_json, pixels_from_json
-from service.bodies.limits import Limits, PixelBudget, check_rows, clip
-from service.errors import InvalidInput, UnsupportedMediaType
+from ..errors import InvalidInput, UnsupportedMediaType
+from .decoder import decode_image, is_loaded
+from .instances import Images, images_from_json, pixels_from_json
+from .limits import Limits, PixelBudget, check_rows, clip
 
 if TYPE_CHECKING:
-    from service.artifacts.signature import ImageSpec
+    from ..artifacts.signature import ImageSpec
 
 __all__ = [
     "EMPTY_BODY", "INLINE_PIXEL_BYTES", "MEDIA_TYPES", "Images", "Limits", "images_from_form", "images_from_json",

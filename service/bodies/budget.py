@@ -7,7 +7,7 @@ what has arrived and not what was announced, so that nobody can reserve room by 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from service.errors import Overloaded
+from ..errors import Overloaded
 
 
 class BodyBudget:

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from service.artifacts.signature import ImageSpec
-    from service.bodies.limits import PixelBudget
+    from ..artifacts.signature import ImageSpec
+    from .limits import PixelBudget
 
-_LIBRARY = "service.bodies.images"
+_LIBRARY = "foldserve.service.bodies.images"
 
 
 def load() -> None:
@@ -32,6 +32,6 @@ def is_loaded() -> bool:
 
 def decode_image(data: bytes, spec: ImageSpec, budget: PixelBudget, place: str = "image") -> NDArray[np.uint8]:
     """Return the pixels of an image file; see `images.decode_image`."""
-    from service.bodies import images
+    from . import images
 
     return images.decode_image(data, spec, budget, place)

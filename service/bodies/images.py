@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from service.bodies.limits import PixelBudget
-from service.errors import InvalidInput
+from ..errors import InvalidInput
+from .limits import PixelBudget
 
 if TYPE_CHECKING:
-    from service.artifacts.signature import ImageSpec
+    from ..artifacts.signature import ImageSpec
 
 FORMATS = ("PNG", "JPEG")  # by content; every decoder more is a door more
 

@@ -14,12 +14,12 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from service.bodies.decoder import decode_image
-from service.bodies.limits import Limits, PixelBudget, check_rows, clip
-from service.errors import InvalidInput, TooManyRows
+from ..errors import InvalidInput, TooManyRows
+from .decoder import decode_image
+from .limits import Limits, PixelBudget, check_rows, clip
 
 if TYPE_CHECKING:
-    from service.artifacts.signature import ImageSpec
+    from ..artifacts.signature import ImageSpec
 
 Images = NDArray[np.uint8]
 

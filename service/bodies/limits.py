@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from service.errors import BodyTooLarge, InvalidInput, TooManyRows
+from ..errors import BodyTooLarge, InvalidInput, TooManyRows
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ Between the framework and the readers of bodies. Bytes are counted as they come,
 
 from fastapi import Request
 
-from service.bodies.budget import Share
-from service.bodies.limits import clip
-from service.errors import BodyTooLarge, InvalidInput
+from ..errors import BodyTooLarge, InvalidInput
+from .budget import Share
+from .limits import clip
 
 
 async def receive_body(request: Request, share: Share) -> bytes:

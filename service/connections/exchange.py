@@ -12,15 +12,15 @@ from typing import Any, Protocol
 
 from uvicorn.server import ServerState
 
-from service.batching.request import Answer, BatchAnswer, Packing, Request
-from service.bodies.answers import error_json
-from service.connections.outgoing import Outgoing
-from service.connections.predict import Predict
-from service.connections.wire import answer
-from service.errors import EngineError, ServiceError
-from service.live.shadow import Shadows
-from service.observe import Trace, failure_sentence
-from service.v2.fast import Infer
+from ..batching.request import Answer, BatchAnswer, Packing, Request
+from ..bodies.answers import error_json
+from ..errors import EngineError, ServiceError
+from ..live.shadow import Shadows
+from ..observe import Trace, failure_sentence
+from ..v2.fast import Infer
+from .outgoing import Outgoing
+from .predict import Predict
+from .wire import answer
 
 logger = logging.getLogger(__name__)
 

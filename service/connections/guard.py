@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.settings import MEBIBYTE, Settings
+from ..settings import MEBIBYTE, Settings
 
 
 @dataclass(frozen=True, slots=True)

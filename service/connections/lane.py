@@ -10,20 +10,20 @@ import asyncio
 import re
 from dataclasses import replace
 
-from service.batching.request import Request
-from service.bodies.budget import BodyBudget
-from service.bodies.limits import Limits
-from service.connections.exchange import Head, Route, Target
-from service.connections.outgoing import Outgoing
-from service.connections.predict import Predict
-from service.connections.wire import REQUEST_ID
-from service.errors import NotReady, ServiceError, Unsupported
-from service.live.registry import Registry
-from service.metrics import Metrics
-from service.observe import RefusalLog
-from service.settings import Settings
-from service.v2.fast import Infer, can_take
-from service.v2.readers import Readers
+from ..batching.request import Request
+from ..bodies.budget import BodyBudget
+from ..bodies.limits import Limits
+from ..errors import NotReady, ServiceError, Unsupported
+from ..live.registry import Registry
+from ..metrics import Metrics
+from ..observe import RefusalLog
+from ..settings import Settings
+from ..v2.fast import Infer, can_take
+from ..v2.readers import Readers
+from .exchange import Head, Route, Target
+from .outgoing import Outgoing
+from .predict import Predict
+from .wire import REQUEST_ID
 
 INFER_ROUTE = "/v2/models/{model}/infer"
 VERSION_ROUTE = "/v2/models/{model}/versions/{version}/infer"

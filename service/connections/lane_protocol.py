@@ -15,12 +15,12 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
-from service.batching.request import BatchAnswer
-from service.bodies.budget import Share
-from service.connections.exchange import Exchange, Head, Target
-from service.connections.lane import LANE, Lane
-from service.connections.protocol import GuardedProtocol, Phase
-from service.errors import Overloaded, ServiceError
+from ..batching.request import BatchAnswer
+from ..bodies.budget import Share
+from ..errors import Overloaded, ServiceError
+from .exchange import Exchange, Head, Target
+from .lane import LANE, Lane
+from .protocol import GuardedProtocol, Phase
 
 _HEAD_END = b"\r\n\r\n"
 _POST = b"POST "

@@ -7,8 +7,8 @@ import itertools
 import secrets
 from collections.abc import Sequence
 
-from service.metrics import Metrics
-from service.observe import RefusalLog
+from ..metrics import Metrics
+from ..observe import RefusalLog
 
 _MOST_NOTED = 4_096  # answers that are noted before they are counted
 _MOST_WRITTEN = 20_000  # microseconds whose text is remembered

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 import orjson
 
-from service.batching.request import BatchAnswer, Octets, Request
-from service.bodies.bodies import INLINE_PIXEL_BYTES, images_from_octets, is_quick, pixels_from_json
-from service.bodies.limits import Limits
-from service.errors import EngineError, Unsupported
-from service.live.registry import Model
+from ..batching.request import BatchAnswer, Octets, Request
+from ..bodies.bodies import INLINE_PIXEL_BYTES, images_from_octets, is_quick, pixels_from_json
+from ..bodies.limits import Limits
+from ..errors import EngineError, Unsupported
+from ..live.registry import Model
 
 OCTETS = "application/octet-stream"
 JSON = "application/json"

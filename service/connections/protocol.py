@@ -16,9 +16,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from service.connections.guard import Guard
-from service.connections.wire import error_answer
-from service.errors import (
+from ..errors import (
     BodyTooLarge,
     HeadersTooLarge,
     InvalidInput,
@@ -28,6 +26,8 @@ from service.errors import (
     ServiceError,
     Unsupported,
 )
+from .guard import Guard
+from .wire import error_answer
 
 GUARD = "guard"  # the key of the lifespan's state
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from service.bodies.answers import error_json
-from service.errors import ServiceError
+from ..bodies.answers import error_json
+from ..errors import ServiceError
 
 Headers = Iterable[tuple[bytes, bytes]]
 

@@ -13,9 +13,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from service.engines.courtesy import pause
-from service.errors import BucketsInvalid
-from service.tensors import Array
+from ..errors import BucketsInvalid
+from ..tensors import Array
+from .courtesy import pause
 
 _log = logging.getLogger(__name__)
 

@@ -13,11 +13,13 @@ from dataclasses import replace
 import numpy as np
 import onnxruntime
 
-from service.artifacts.foreign import check_rows, made_inputs
-from service.artifacts.golden import Golden
-from service.artifacts.repository import Artifact
-from service.artifacts.signature import ImageSpec, Signature, read_signature
-from service.engines.buckets import (
+from ..artifacts.foreign import check_rows, made_inputs
+from ..artifacts.golden import Golden
+from ..artifacts.repository import Artifact
+from ..artifacts.signature import ImageSpec, Signature, read_signature
+from ..errors import ArtifactInvalid, BucketsInvalid, DeviceLost, EngineError
+from ..tensors import Array, TensorSpec
+from .buckets import (
     LONGEST_RUN_SECONDS,
     Profile,
     answer_alike,
@@ -25,12 +27,10 @@ from service.engines.buckets import (
     median_seconds,
     profile_buckets,
 )
-from service.engines.providers import Device, Source, cpu_session, open_session
-from service.engines.runners import GraphRunner, PlainRunner, Runner, WideRunner
-from service.engines.specialise import REWRITES, Choice, Decide, decide_alone, specialise, take_over
-from service.engines.structure import structure_of
-from service.errors import ArtifactInvalid, BucketsInvalid, DeviceLost, EngineError
-from service.tensors import Array, TensorSpec
+from .providers import Device, Source, cpu_session, open_session
+from .runners import GraphRunner, PlainRunner, Runner, WideRunner
+from .specialise import REWRITES, Choice, Decide, decide_alone, specialise, take_over
+from .structure import structure_of
 
 _log = logging.getLogger(__name__)
 

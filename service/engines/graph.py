@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from service.engines.protobuf import Message
+from .protobuf import Message
 
 Floats = npt.NDArray[np.float32]
 Attribute = int | str | tuple[int, ...]

@@ -14,7 +14,7 @@ from typing import Any
 
 import onnxruntime
 
-from service.errors import ArtifactInvalid, ProviderUnavailable
+from ..errors import ArtifactInvalid, ProviderUnavailable
 
 _log = logging.getLogger(__name__)
 

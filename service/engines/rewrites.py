@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from service.engines.graph import Floats, Graph, Node
+from .graph import Floats, Graph, Node
 
 Rewrite = Callable[[bytes], bytes | None]
 

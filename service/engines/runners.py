@@ -9,7 +9,7 @@ from typing import Protocol
 
 import onnxruntime
 
-from service.tensors import Array, TensorSpec
+from ..tensors import Array, TensorSpec
 
 
 class Runner(Protocol):

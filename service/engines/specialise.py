@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnxruntime
 
-from service.artifacts.repository import Artifact
-from service.engines.providers import Source, cpu_session
-from service.engines.rewrites import Rewrite, fill_blocks, split_pooling
-from service.errors import ArtifactInvalid
-from service.tensors import Array
+from ..artifacts.repository import Artifact
+from ..errors import ArtifactInvalid
+from ..tensors import Array
+from .providers import Source, cpu_session
+from .rewrites import Rewrite, fill_blocks, split_pooling
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ be measured while somebody waits. Knows no session.
 import hashlib
 from pathlib import Path
 
-from service.engines.protobuf import Message
+from .protobuf import Message
 
 _MODEL_GRAPH, _MODEL_OPSETS = 7, 8
 _GRAPH_NODE, _GRAPH_TENSOR, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12

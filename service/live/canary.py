@@ -7,8 +7,8 @@ a row the process ends, since only a new one can help.
 import asyncio
 import logging
 
-from service.errors import NotReady, Overloaded, ServiceError
-from service.live.registry import Model, Registry
+from ..errors import NotReady, Overloaded, ServiceError
+from .registry import Model, Registry
 
 _log = logging.getLogger(__name__)
 

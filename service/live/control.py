@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from service.errors import InvalidInput, ModelNotFound
-from service.live.loading import UNVERIFIED
-from service.live.registry import Registry
-from service.live.state import LATEST, PROMOTE, ROLLBACK, ModelState, Shadow, check_label
-from service.live.versions import Versions
+from ..errors import InvalidInput, ModelNotFound
+from .loading import UNVERIFIED
+from .registry import Registry
+from .state import LATEST, PROMOTE, ROLLBACK, ModelState, Shadow, check_label
+from .versions import Versions
 
 MAX_SHADOW_SECONDS = 30 * 24 * 3600.0
 

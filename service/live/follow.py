@@ -12,14 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.artifacts.repository import Repository
-from service.errors import ArtifactInvalid, ServiceError
-from service.live.loading import Loader, Model
-from service.live.shadow import Shadows
-from service.live.state import LATEST, ModelState, StateDir
-from service.live.versions import Versions
-from service.metrics import Metrics
-from service.settings import Settings
+from ..artifacts.repository import Repository
+from ..errors import ArtifactInvalid, ServiceError
+from ..metrics import Metrics
+from ..settings import Settings
+from .loading import Loader, Model
+from .shadow import Shadows
+from .state import LATEST, ModelState, StateDir
+from .versions import Versions
 
 _log = logging.getLogger(__name__)
 

@@ -16,17 +16,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from service.artifacts.repository import Artifact, Repository
-from service.artifacts.signature import ImageSpec
-from service.batching.batcher import Batcher
-from service.engines.courtesy import giving_way
-from service.engines.engine import Engine
-from service.engines.specialise import Decide, decide_alone
-from service.errors import DeviceLost, ServiceError
-from service.live.memory import give_back
-from service.live.statistics import Observers, Statistics
-from service.metrics import Metrics, ModelMetrics
-from service.settings import Settings
+from ..artifacts.repository import Artifact, Repository
+from ..artifacts.signature import ImageSpec
+from ..batching.batcher import Batcher
+from ..engines.courtesy import giving_way
+from ..engines.engine import Engine
+from ..engines.specialise import Decide, decide_alone
+from ..errors import DeviceLost, ServiceError
+from ..metrics import Metrics, ModelMetrics
+from ..settings import Settings
+from .memory import give_back
+from .statistics import Observers, Statistics
 
 _log = logging.getLogger(__name__)
 

@@ -9,17 +9,17 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 
-from service.artifacts.repository import Repository
-from service.engines.specialise import decide_alone
-from service.errors import DeviceLost, InvalidInput, ModelNotFound, NotReady
-from service.live.follow import Follower
-from service.live.loading import Loader, Model
-from service.live.shadow import Shadows
-from service.live.state import StateDir
-from service.live.versions import Versions
-from service.metrics import Metrics
-from service.processes.workers import Workers
-from service.settings import Settings
+from ..artifacts.repository import Repository
+from ..engines.specialise import decide_alone
+from ..errors import DeviceLost, InvalidInput, ModelNotFound, NotReady
+from ..metrics import Metrics
+from ..processes.workers import Workers
+from ..settings import Settings
+from .follow import Follower
+from .loading import Loader, Model
+from .shadow import Shadows
+from .state import StateDir
+from .versions import Versions
 
 __all__ = ["Model", "Registry"]
 

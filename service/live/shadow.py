@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from service.batching.request import Answer
-from service.errors import ServiceError
-from service.live.loading import Model
-from service.live.state import Shadow
-from service.tensors import Array
+from ..batching.request import Answer
+from ..errors import ServiceError
+from ..tensors import Array
+from .loading import Model
+from .state import Shadow
 
 _log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from service.errors import ArtifactInvalid, InvalidInput, NotReady
+from ..errors import ArtifactInvalid, InvalidInput, NotReady
 
 LATEST = "latest"
 PROMOTE, ROLLBACK = "promote", "rollback"

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from service.batching.batcher import Observer
+from ..batching.batcher import Observer
 
 _STAGES = ("queue", "compute_input", "compute_infer", "compute_output")
 

@@ -6,9 +6,9 @@ Immutable: whoever changes it puts another one in its place, so that a request n
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from service.errors import ModelNotFound
-from service.live.loading import Model
-from service.live.state import LATEST
+from ..errors import ModelNotFound
+from .loading import Model
+from .state import LATEST
 
 
 @dataclass(frozen=True)

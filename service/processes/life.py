@@ -8,7 +8,7 @@ import time
 
 from uvicorn.supervisors.multiprocess import Process
 
-from service.processes.cores import CoreWait
+from .cores import CoreWait
 
 logger = logging.getLogger(__name__)
 

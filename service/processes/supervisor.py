@@ -16,9 +16,9 @@ from typing import Any
 import uvicorn
 from uvicorn.supervisors.multiprocess import Multiprocess
 
-from service.processes.life import TICK_SECONDS, Life
-from service.processes.worker import Worker
-from service.processes.workers import Workers
+from .life import TICK_SECONDS, Life
+from .worker import Worker
+from .workers import Workers
 
 logger = logging.getLogger(__name__)
 

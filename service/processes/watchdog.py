@@ -14,7 +14,7 @@ import traceback
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
-from service.processes.cores import CoreWait
+from .cores import CoreWait
 
 logger = logging.getLogger(__name__)
 

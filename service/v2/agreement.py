@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from service.errors import InvalidInput, TooManyRows, Unsupported
-from service.tensors import TensorSpec
-from service.v2.datatypes import DATATYPES
+from ..errors import InvalidInput, TooManyRows, Unsupported
+from ..tensors import TensorSpec
+from .datatypes import DATATYPES
 
 _QUOTED = 80
 

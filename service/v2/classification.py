@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from service.tensors import Array
-from service.v2.datatypes import bytes_tensor
+from ..tensors import Array
+from .datatypes import bytes_tensor
 
 
 def classify(values: Array, classes: int, labels: Sequence[str] | None) -> Array:

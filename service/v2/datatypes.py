@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from service.errors import InvalidInput
-from service.tensors import DTYPES, Array
+from ..errors import InvalidInput
+from ..tensors import DTYPES, Array
 
 BYTES = "BYTES"  # elements of any length, each behind its own length in four bytes
 DATATYPES = (*DTYPES, BYTES)

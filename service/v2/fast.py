@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import orjson
 
-from service.batching.request import BatchAnswer, Octets
-from service.errors import InvalidInput
-from service.live.loading import Model
-from service.live.statistics import Stages
-from service.tensors import Array
-from service.v2.agreement import WantedOutput
-from service.v2.datatypes import DATATYPES, datatype_of
-from service.v2.repeated import RepeatedReader
-from service.v2.request import InferRequest, RequestReader
-from service.v2.response import BINARY_TYPE, JSON_TYPE, format_response
+from ..batching.request import BatchAnswer, Octets
+from ..errors import InvalidInput
+from ..live.loading import Model
+from ..live.statistics import Stages
+from ..tensors import Array
+from .agreement import WantedOutput
+from .datatypes import DATATYPES, datatype_of
+from .repeated import RepeatedReader
+from .request import InferRequest, RequestReader
+from .response import BINARY_TYPE, JSON_TYPE, format_response
 
 QUICK_JSON_BYTES = 65_536  # read within a millisecond, as in `routes`
 _HEAD_BYTES = 8_192  # JSON before binary tensors: room for any sensible one

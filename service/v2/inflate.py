@@ -5,8 +5,8 @@ A kilobyte of gzip can hold a megabyte: the limit is on what comes out, and infl
 
 import zlib
 
-from service.errors import BodyTooLarge, InvalidInput, UnsupportedMediaType
-from service.v2.agreement import clip
+from ..errors import BodyTooLarge, InvalidInput, UnsupportedMediaType
+from .agreement import clip
 
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib's way to name the two formats
 _BOMB_RATIO = (200, 1033)  # what no tensor reaches, and the most that deflate can: else the end is no size

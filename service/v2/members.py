@@ -6,10 +6,10 @@ Every function takes the value and the place by which a message names it, and ra
 from collections.abc import Mapping
 from typing import Any
 
-from service.errors import InvalidInput
-from service.v2.agreement import clip
-from service.v2.parameters import Parameter
-from service.v2.values import describe
+from ..errors import InvalidInput
+from .agreement import clip
+from .parameters import Parameter
+from .values import describe
 
 
 def read_object(value: Any, place: str) -> Mapping[str, Any]:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from service.tensors import TensorSpec
+from ..tensors import TensorSpec
 
 if TYPE_CHECKING:
-    from service.live.registry import Model
+    from ..live.registry import Model
 
 PLATFORM = "onnxruntime_onnx"  # what Triton calls it
 BACKEND = "onnxruntime"

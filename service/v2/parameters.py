@@ -6,9 +6,9 @@ Everything else among the parameters is passed over, as the protocol allows.
 from collections.abc import Mapping
 from typing import Any
 
-from service.errors import InvalidInput, Unsupported
-from service.v2.agreement import clip
-from service.v2.values import describe
+from ..errors import InvalidInput, Unsupported
+from .agreement import clip
+from .values import describe
 
 Parameter = str | int | float | bool
 

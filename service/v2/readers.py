@@ -2,9 +2,9 @@
 
 from weakref import WeakKeyDictionary
 
-from service.engines.engine import Engine
-from service.live.registry import Model
-from service.v2.request import RequestReader
+from ..engines.engine import Engine
+from ..live.registry import Model
+from .request import RequestReader
 
 
 class Readers:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import orjson
 
-from service.batching.request import Octets
-from service.errors import ServiceError
-from service.tensors import TensorSpec
-from service.v2.request import InferRequest, RequestReader
+from ..batching.request import Octets
+from ..errors import ServiceError
+from ..tensors import TensorSpec
+from .request import InferRequest, RequestReader
 
 _DATA = b'"data":'
 _LONGEST_AROUND = 1_024  # bytes around the numbers

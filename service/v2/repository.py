@@ -1,6 +1,7 @@
 """The repository extension over HTTP, and what goes beyond it: labels, rollback, shadow.
 
-The calls themselves stand in `service.live.control`; whether they are there at all is decided by `service.access`.
+The calls themselves stand in `foldserve.service.live.control`; whether they are there at all is decided by
+`foldserve.service.access`.
 """
 
 from typing import Any
@@ -9,12 +10,12 @@ import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from service.errors import BodyTooLarge, InvalidInput, Unsupported
-from service.live.control import Control, body_version
-from service.live.state import LATEST
-from service.schemas import errors
-from service.v2.agreement import clip
-from service.v2.inflate import content_encoding, inflate
+from ..errors import BodyTooLarge, InvalidInput, Unsupported
+from ..live.control import Control, body_version
+from ..live.state import LATEST
+from ..schemas import errors
+from .agreement import clip
+from .inflate import content_encoding, inflate
 
 MAX_BYTES = 65_536  # a control call names a version and a label
 _CHANGES = errors(400, 401, 403, 404, 413, 500, 501, 503)

@@ -11,9 +11,9 @@ from typing import Any
 
 import orjson
 
-from service.errors import InvalidInput
-from service.tensors import Array, TensorSpec
-from service.v2.agreement import (
+from ..errors import InvalidInput
+from ..tensors import Array, TensorSpec
+from .agreement import (
     Claim,
     WantedOutput,
     check_inputs,
@@ -21,8 +21,8 @@ from service.v2.agreement import (
     clip,
     refuse_shared_memory,
 )
-from service.v2.datatypes import tensor_from_bytes
-from service.v2.members import (
+from .datatypes import tensor_from_bytes
+from .members import (
     read_boolean,
     read_identifier,
     read_list,
@@ -31,9 +31,9 @@ from service.v2.members import (
     read_shape,
     read_text,
 )
-from service.v2.parameters import Parameter, check_parameters, class_count, timeout_seconds
-from service.v2.values import describe, tensor_from_json
-from service.v2.weight import Weight
+from .parameters import Parameter, check_parameters, class_count, timeout_seconds
+from .values import describe, tensor_from_json
+from .weight import Weight
 
 # Clients repeat their JSON head byte for byte and change only the binary tensors; heads up to this size are remembered.
 REMEMBERED_HEAD_BYTES = 1024

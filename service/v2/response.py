@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import orjson
 
-from service.errors import InvalidInput
-from service.tensors import Array
-from service.v2.agreement import WantedOutput
-from service.v2.classification import classify
-from service.v2.datatypes import BYTES, datatype_of, tensor_to_bytes
-from service.v2.request import InferRequest
+from ..errors import InvalidInput
+from ..tensors import Array
+from .agreement import WantedOutput
+from .classification import classify
+from .datatypes import BYTES, datatype_of, tensor_to_bytes
+from .request import InferRequest
 
 JSON_TYPE = "application/json"
 BINARY_TYPE = "application/octet-stream"

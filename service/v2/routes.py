@@ -10,20 +10,20 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from service.bodies.budget import BodyBudget, Share
-from service.bodies.receive import receive_body, stated_deadline
-from service.inference import answer, count, deadline_of, served_model
-from service.live.registry import Model, Registry
-from service.observe import Trace
-from service.schemas import errors
-from service.settings import Settings
-from service.v2 import schemas
-from service.v2.compress import compress, wanted_coding
-from service.v2.inflate import QUICK_BYTES, content_encoding, inflate
-from service.v2.metadata import model_config, model_metadata
-from service.v2.readers import Readers
-from service.v2.request import InferRequest, header_length
-from service.v2.response import InferResponse, format_response
+from ..bodies.budget import BodyBudget, Share
+from ..bodies.receive import receive_body, stated_deadline
+from ..inference import answer, count, deadline_of, served_model
+from ..live.registry import Model, Registry
+from ..observe import Trace
+from ..schemas import errors
+from ..settings import Settings
+from . import schemas
+from .compress import compress, wanted_coding
+from .inflate import QUICK_BYTES, content_encoding, inflate
+from .metadata import model_config, model_metadata
+from .readers import Readers
+from .request import InferRequest, header_length
+from .response import InferResponse, format_response
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import orjson
 
-from service.errors import InvalidInput
-from service.tensors import DTYPES, Array
-from service.v2.datatypes import BYTES, bytes_tensor
+from ..errors import InvalidInput
+from ..tensors import DTYPES, Array
+from .datatypes import BYTES, bytes_tensor
 
 # C types that check the range of an integer as they take it (lengths in bytes: 1, 2, 4, 8 each way).
 _TYPECODES = {
@@ -36,7 +36,7 @@ def tensor_from_json(
 
     Args:
         data: what stands under "data".
-        datatype: one of `service.v2.datatypes.DATATYPES`.
+        datatype: one of `foldserve.service.v2.datatypes.DATATYPES`.
         shape: sizes of all axes, none negative.
         place: how a message names the value, for example "inputs[0].data".
         may_hold_booleans: False when the caller knows that no value is true or false, which C would take for 1 and 0;

@@ -9,9 +9,9 @@ from itertools import accumulate
 from math import prod
 from operator import mul
 
-from service.errors import TooManyRows
-from service.tensors import TensorSpec
-from service.v2.datatypes import BYTES
+from ..errors import TooManyRows
+from ..tensors import TensorSpec
+from .datatypes import BYTES
 
 LIGHT_BYTES = 65_536  # parsed within a millisecond or two, whatever stands in it
 _SPARE = 1_000  # marks around the data: names, shapes, parameters, outputs

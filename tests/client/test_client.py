@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 import pytest
 
-from foldserve_client import (
+from foldserve.client import (
     AsyncClient,
     Client,
     ClientError,
@@ -18,10 +18,10 @@ from foldserve_client import (
     Unavailable,
     Unreachable,
 )  # fmt: skip
-from foldserve_client.messages import infer_path, read_answer, write_request
-from service.access import new_key
-from service.app import create_app
-from service.settings import Settings
+from foldserve.client.messages import infer_path, read_answer, write_request
+from foldserve.service.access import new_key
+from foldserve.service.app import create_app
+from foldserve.service.settings import Settings
 from tests.service import artifacts
 from tests.service.live import serve
 

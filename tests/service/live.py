@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import uvicorn
 from fastapi import FastAPI
 
-from service.factory import PROTOCOL
+from foldserve.service.factory import PROTOCOL
 
 
 class _Server(uvicorn.Server):

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from service.access import Access, new_key, read_keys, scope_of
-from service.app import create_app
-from service.errors import ArtifactInvalid, Forbidden, NotFound, TooManyRequests, Unauthorized
-from service.rates import OwnBucket, SharedBucket
-from service.settings import Settings
+from foldserve.service.access import Access, new_key, read_keys, scope_of
+from foldserve.service.app import create_app
+from foldserve.service.errors import ArtifactInvalid, Forbidden, NotFound, TooManyRequests, Unauthorized
+from foldserve.service.rates import OwnBucket, SharedBucket
+from foldserve.service.settings import Settings
 from tests.service import artifacts
 from tests.service.live import serve
 

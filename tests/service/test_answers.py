@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.bodies.answers import ERROR_BYTES, error_json, predictions_json
-from service.errors import EngineError
+from foldserve.service.bodies.answers import ERROR_BYTES, error_json, predictions_json
+from foldserve.service.errors import EngineError
 from tests.service.artifacts import LABELS, classify, images
 
 

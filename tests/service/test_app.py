@@ -8,9 +8,9 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from service.app import create_app
-from service.errors import ArtifactInvalid, EngineError, NotReady, Overloaded
-from service.settings import Settings
+from foldserve.service.app import create_app
+from foldserve.service.errors import ArtifactInvalid, EngineError, NotReady, Overloaded
+from foldserve.service.settings import Settings
 from tests.service import artifacts
 from tests.service.live import serve
 

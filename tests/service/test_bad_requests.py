@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-from service.app import create_app
-from service.settings import Settings
+from foldserve.service.app import create_app
+from foldserve.service.settings import Settings
 from tests.service import artifacts, bad_requests
 from tests.service.bad_requests import ALL, INFER, MAX_ROWS, BadRequest
 from tests.service.live import serve
@@ -15,7 +15,7 @@ from tests.service.live import serve
 try:
     import grpc
 
-    from service.v2.rpc.messages import INFERENCE
+    from foldserve.service.v2.rpc.messages import INFERENCE
     from tests.service.test_v2_grpc import stub
 except ImportError:  # without the extra grpc there is only HTTP
     grpc = None

@@ -16,10 +16,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from service.live.control import Control
-from service.live.registry import Registry
-from service.metrics import Metrics
-from service.settings import Settings
+from foldserve.service.live.control import Control
+from foldserve.service.live.registry import Registry
+from foldserve.service.metrics import Metrics
+from foldserve.service.settings import Settings
 from tests.service import artifacts
 
 ASKED = artifacts.images(16, seed=7)

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.batching.batcher import BatchAnswer, Batcher, Request
-from service.batching.pace import Pace
-from service.batching.request import Packing
-from service.errors import DeadlineExceeded, DeviceLost, EngineError, NotReady, Overloaded
-from service.live.registry import Registry
-from service.metrics import Metrics
-from service.settings import Settings
-from service.tensors import TensorSpec
+from foldserve.service.batching.batcher import BatchAnswer, Batcher, Request
+from foldserve.service.batching.pace import Pace
+from foldserve.service.batching.request import Packing
+from foldserve.service.errors import DeadlineExceeded, DeviceLost, EngineError, NotReady, Overloaded
+from foldserve.service.live.registry import Registry
+from foldserve.service.metrics import Metrics
+from foldserve.service.settings import Settings
+from foldserve.service.tensors import TensorSpec
 
 BUCKETS = (1, 2, 4, 8)
 POISON = -1

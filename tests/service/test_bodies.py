@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.artifacts.signature import ImageSpec
-from service.bodies import decoder
-from service.bodies.bodies import MEDIA_TYPES, Limits, is_quick, media_type, read_images
-from service.errors import BodyTooLarge, InvalidInput, TooManyRows, UnsupportedMediaType
+from foldserve.service.artifacts.signature import ImageSpec
+from foldserve.service.bodies import decoder
+from foldserve.service.bodies.bodies import MEDIA_TYPES, Limits, is_quick, media_type, read_images
+from foldserve.service.errors import BodyTooLarge, InvalidInput, TooManyRows, UnsupportedMediaType
 from tests.service.artifacts import images
 
 SPEC = ImageSpec("image", 28, 28, 1, (0, 255), "light-on-dark", 0, "ITU-R 601")
@@ -311,9 +311,9 @@ def test_only_what_is_surely_quick_stays_on_the_event_loop():
 def test_the_first_image_is_left_to_a_thread_which_imports_the_library():
     """The application starts without the library for image files, and the event loop never waits for its import."""
     program = (
-        "import sys, service.app\n"
-        "from service.bodies.bodies import is_quick\n"
-        "from service.bodies import decoder\n"
+        "import sys, foldserve.service.app\n"
+        "from foldserve.service.bodies.bodies import is_quick\n"
+        "from foldserve.service.bodies import decoder\n"
         "print('PIL' in sys.modules, is_quick(bytes(9), 'image/png'), is_quick(bytes(9), 'application/json'))\n"
         "decoder.load()\n"
         "print('PIL' in sys.modules, is_quick(bytes(9), 'image/png'))\n"

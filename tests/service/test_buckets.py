@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from service.engines.buckets import answer_alike, check_buckets, profile_buckets
-from service.errors import BucketsInvalid
+from foldserve.service.engines.buckets import answer_alike, check_buckets, profile_buckets
+from foldserve.service.errors import BucketsInvalid
 
 ASKED = {"x": np.arange(1, 17, dtype=np.float32)[:, None]}
 BUCKETS = (1, 2, 4, 8, 16, 32)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from service.bodies.budget import BodyBudget
-from service.errors import Overloaded
+from foldserve.service.bodies.budget import BodyBudget
+from foldserve.service.errors import Overloaded
 
 
 def test_the_sum_of_all_requests_is_bounded():

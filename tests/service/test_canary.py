@@ -5,10 +5,10 @@ import asyncio
 import numpy as np
 import pytest
 
-from service.live.canary import Canary
-from service.live.registry import Registry
-from service.metrics import Metrics
-from service.settings import Settings
+from foldserve.service.live.canary import Canary
+from foldserve.service.live.registry import Registry
+from foldserve.service.metrics import Metrics
+from foldserve.service.settings import Settings
 from tests.service import artifacts
 
 

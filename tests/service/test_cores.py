@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.processes.cores import CoreWait
+from foldserve.service.processes.cores import CoreWait
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="this system does not count waits")
 

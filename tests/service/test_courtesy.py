@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from service.engines import courtesy
+from foldserve.service.engines import courtesy
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.app import create_app
-from service.bodies.bodies import MEDIA_TYPES
-from service.settings import Settings
+from foldserve.service.app import create_app
+from foldserve.service.bodies.bodies import MEDIA_TYPES
+from foldserve.service.settings import Settings
 from tests.service import artifacts
 from tests.service.live import serve
 

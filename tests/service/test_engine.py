@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from service.artifacts.repository import Repository, TensorSpec
-from service.engines import engine as engines
-from service.engines.engine import Engine
-from service.errors import ArtifactInvalid, BucketsInvalid, EngineError
+from foldserve.service.artifacts.repository import Repository, TensorSpec
+from foldserve.service.engines import engine as engines
+from foldserve.service.engines.engine import Engine
+from foldserve.service.errors import ArtifactInvalid, BucketsInvalid, EngineError
 from tests.service import artifacts
 
 

@@ -5,8 +5,16 @@ from http import HTTPStatus
 
 import pytest
 
-from service import errors
-from service.errors import MethodNotAllowed, NotReady, Overloaded, RequestError, ServerError, ServiceError, StartError
+from foldserve.service import errors
+from foldserve.service.errors import (
+    MethodNotAllowed,
+    NotReady,
+    Overloaded,
+    RequestError,
+    ServerError,
+    ServiceError,
+    StartError,
+)
 
 SPOKEN = {400, 401, 403, 404, 405, 408, 413, 415, 429, 431, 500, 501, 503, 504}
 

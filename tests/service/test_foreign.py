@@ -13,16 +13,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from service.app import create_app
-from service.artifacts.foreign import made_inputs
-from service.artifacts.repository import Repository
-from service.errors import ArtifactInvalid, ServiceError
-from service.live.loading import UNVERIFIED
-from service.live.registry import Registry
-from service.metrics import Metrics
-from service.models_cli import main as type_in
-from service.settings import Settings
-from service.tensors import TensorSpec
+from foldserve.service.app import create_app
+from foldserve.service.artifacts.foreign import made_inputs
+from foldserve.service.artifacts.repository import Repository
+from foldserve.service.errors import ArtifactInvalid, ServiceError
+from foldserve.service.live.loading import UNVERIFIED
+from foldserve.service.live.registry import Registry
+from foldserve.service.metrics import Metrics
+from foldserve.service.models_cli import main as type_in
+from foldserve.service.settings import Settings
+from foldserve.service.tensors import TensorSpec
 from tests.service import artifacts, v2_messages
 from tests.service.live import serve
 from tests.service.test_bad_versions import (
@@ -200,7 +200,7 @@ def test_the_log_says_it_once(models, caplog):
 def test_grpc_marks_it_too(models):
     """In the properties of the model and in the trailers of each answer."""
     grpc = pytest.importorskip("grpc", reason="needs the extra grpc")
-    from service.v2.rpc.messages import INFERENCE
+    from foldserve.service.v2.rpc.messages import INFERENCE
     from tests.service.test_v2_grpc import request, stub
 
     place(models, artifacts.two_inputs_model())

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.artifacts.signature import ImageSpec
-from service.bodies.images import decode_image
-from service.bodies.limits import PixelBudget
-from service.errors import BodyTooLarge, InvalidInput
+from foldserve.service.artifacts.signature import ImageSpec
+from foldserve.service.bodies.images import decode_image
+from foldserve.service.bodies.limits import PixelBudget
+from foldserve.service.errors import BodyTooLarge, InvalidInput
 
 GREY = ImageSpec("image", 28, 28, 1, (0, 255), "light-on-dark", 0, "ITU-R 601")
 MAX_PIXELS = 50_000_000

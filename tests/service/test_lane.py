@@ -16,10 +16,10 @@ import orjson
 import pytest
 from PIL import Image
 
-from service.app import create_app
-from service.connections.lane import VERSION_ROUTE
-from service.connections.lane_protocol import LaneProtocol
-from service.settings import Settings
+from foldserve.service.app import create_app
+from foldserve.service.connections.lane import VERSION_ROUTE
+from foldserve.service.connections.lane_protocol import LaneProtocol
+from foldserve.service.settings import Settings
 from tests.service import artifacts
 from tests.service.wire import Answer, Client, Serving, on_loop, running
 

@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from service.access import new_key
+from foldserve.service.access import new_key
 from tests.service import artifacts
 from tests.service.test_lane import ONE, ask, service
 from tests.service.wire import on_loop

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from service.processes.life import Life
+from foldserve.service.processes.life import Life
 
 LIMIT = 5.0
 

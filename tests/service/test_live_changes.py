@@ -12,10 +12,10 @@ import httpx
 import numpy as np
 import pytest
 
-from service.access import new_key
-from service.app import create_app
-from service.errors import ArtifactInvalid
-from service.settings import Settings
+from foldserve.service.access import new_key
+from foldserve.service.app import create_app
+from foldserve.service.errors import ArtifactInvalid
+from foldserve.service.settings import Settings
 from tests.service import artifacts, v2_messages
 from tests.service.live import serve
 

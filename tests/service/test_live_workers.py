@@ -12,7 +12,7 @@ from collections import Counter
 import httpx
 import pytest
 
-from service.access import new_key
+from foldserve.service.access import new_key
 from tests.service import artifacts
 from tests.service.test_live_changes import publish
 from tests.service.test_main import OCTETS, started

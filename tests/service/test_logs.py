@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from service.logs import HumanFormatter, JsonFormatter, log_config
+from foldserve.service.logs import HumanFormatter, JsonFormatter, log_config
 
 HOSTILE = 'a\nb\r\x1b[31m"\u2028\ud800'
 
 
 def record(message: str, **fields: object) -> logging.LogRecord:
-    return logging.getLogger("service.test").makeRecord(
-        "service.test", logging.WARNING, "file", 1, message, (), None, extra=fields
+    return logging.getLogger("foldserve.test").makeRecord(
+        "foldserve.test", logging.WARNING, "file", 1, message, (), None, extra=fields
     )
 
 
@@ -30,7 +30,13 @@ def test_a_json_line_holds_the_event_and_its_fields():
     """Every field given with an event is a member of the object, beside time, level and logger."""
     line = json.loads(JsonFormatter().format(record("ready", models=["fashion/1"], seconds=0.2)))
     assert line.pop("time").endswith("+00:00")
-    expected = {"level": "warning", "logger": "service.test", "event": "ready", "models": ["fashion/1"], "seconds": 0.2}
+    expected = {
+        "level": "warning",
+        "logger": "foldserve.test",
+        "event": "ready",
+        "models": ["fashion/1"],
+        "seconds": 0.2,
+    }
     assert line == expected
 
 
@@ -50,6 +56,6 @@ def test_the_configuration_chooses_the_form_and_the_level():
     """JSON where nobody looks on; the level asked for is that of our own loggers."""
     config = log_config("debug", human=False)
     assert config["formatters"]["line"]["()"].endswith("JsonFormatter")
-    assert config["loggers"]["service"]["level"] == "DEBUG"
+    assert config["loggers"]["foldserve"]["level"] == "DEBUG"
     assert log_config("info", human=True)["formatters"]["line"]["()"].endswith("HumanFormatter")
     logging.config.DictConfigurator(config)  # type: ignore[attr-defined]

@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.__main__ import bind
-from service.settings import MEBIBYTE, Settings
+from foldserve.service.command import bind
+from foldserve.service.settings import MEBIBYTE, Settings
 from tests.service import artifacts
 
 OCTETS = {"Content-Type": "application/octet-stream"}

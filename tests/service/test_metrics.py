@@ -3,7 +3,7 @@
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.metrics import METRICS, REASONS, Metrics
+from foldserve.service.metrics import METRICS, REASONS, Metrics
 
 
 def sample(metrics: Metrics, name: str, **labels: str) -> float | None:

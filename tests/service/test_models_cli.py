@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from service.__main__ import main
-from service.access import read_keys
+from foldserve.service.access import read_keys
+from foldserve.service.command import main
 from tests.service.test_live_changes import publish, running
 
 

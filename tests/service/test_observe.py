@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from service.observe import RefusalLog
+from foldserve.service.observe import RefusalLog
 
 
 class Clock:

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 
-from service.batching.pace import Pace
+from foldserve.service.batching.pace import Pace
 
 BUCKETS = (1, 2, 4, 8, 16)
 ONE_MORE_BATCH = 100e-6

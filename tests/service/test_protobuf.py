@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper
 
-from service.engines.protobuf import Message
+from foldserve.service.engines.protobuf import Message
 from tests.service import artifacts
 
 INT64 = st.integers(-(2**63), 2**63 - 1)

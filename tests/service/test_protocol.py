@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from service.connections.guard import WireLimits
-from service.connections.protocol import Phase
+from foldserve.service.connections.guard import WireLimits
+from foldserve.service.connections.protocol import Phase
 from tests.service.wire import on_loop, read_body, respond, serving
 
 GET = b"GET /%b HTTP/1.1\r\nHost: here\r\n\r\n"

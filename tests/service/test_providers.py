@@ -5,8 +5,8 @@ import logging
 import onnxruntime
 import pytest
 
-from service.engines.providers import Device, open_session
-from service.errors import ArtifactInvalid, ProviderUnavailable
+from foldserve.service.engines.providers import Device, open_session
+from foldserve.service.errors import ArtifactInvalid, ProviderUnavailable
 from tests.service import artifacts
 
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
@@ -36,7 +36,7 @@ def test_cuda_that_cannot_be_had_is_refused_with_what_to_install(path):
 @without_cuda
 def test_auto_falls_back_and_says_so(path, caplog):
     """The reason is in the log and on the device."""
-    with caplog.at_level(logging.WARNING, logger="service.engines.providers"):
+    with caplog.at_level(logging.WARNING, logger="foldserve.service.engines.providers"):
         _, device = open_session(path, "auto")
     assert device.requested == "auto"
     assert device.provider == "cpu"

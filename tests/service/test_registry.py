@@ -8,11 +8,18 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from service.batching.batcher import Batcher
-from service.errors import ArtifactInvalid, DeviceLost, InvalidInput, ModelNotFound, NotReady, ProviderUnavailable
-from service.live.registry import Registry
-from service.metrics import Metrics
-from service.settings import Settings
+from foldserve.service.batching.batcher import Batcher
+from foldserve.service.errors import (
+    ArtifactInvalid,
+    DeviceLost,
+    InvalidInput,
+    ModelNotFound,
+    NotReady,
+    ProviderUnavailable,
+)
+from foldserve.service.live.registry import Registry
+from foldserve.service.metrics import Metrics
+from foldserve.service.settings import Settings
 from tests.service import artifacts
 
 
@@ -169,7 +176,7 @@ class Reversing(Batcher):
 
 def test_the_golden_questions_take_the_way_that_requests_take(fashion, monkeypatch):
     """A right engine behind a batcher that mixes up rows is not ready either."""
-    monkeypatch.setattr("service.live.loading.Batcher", Reversing)
+    monkeypatch.setattr("foldserve.service.live.loading.Batcher", Reversing)
     with pytest.raises(ArtifactInvalid, match="model 'fashion'"):
         asyncio.run(registry_of(fashion).load())
 

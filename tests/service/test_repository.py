@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from onnx import helper
 
-from service.artifacts.repository import Repository, TensorSpec
-from service.errors import ArtifactInvalid, ModelNotFound
+from foldserve.service.artifacts.repository import Repository, TensorSpec
+from foldserve.service.errors import ArtifactInvalid, ModelNotFound
 from tests.service import artifacts
 
 

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from service.engines.rewrites import fill_blocks, split_pooling
+from foldserve.service.engines.rewrites import fill_blocks, split_pooling
 from tests.service import artifacts
 
 REWRITES = {

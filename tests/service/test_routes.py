@@ -11,10 +11,10 @@ import httpx
 import numpy as np
 import pytest
 
-from service import routes
-from service.app import create_app
-from service.bodies.bodies import read_images
-from service.settings import Settings
+from foldserve.service import routes
+from foldserve.service.app import create_app
+from foldserve.service.bodies.bodies import read_images
+from foldserve.service.settings import Settings
 from tests.service import artifacts
 from tests.service.live import serve
 from tests.service.test_bodies import b64, form, png

@@ -4,12 +4,12 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from service.artifacts.repository import Repository
-from service.artifacts.signature import read_signature
-from service.engines.engine import Engine
-from service.engines.providers import Device, cpu_session, open_session
-from service.engines.runners import GraphRunner, PlainRunner, WideRunner
-from service.errors import DeviceLost, EngineError
+from foldserve.service.artifacts.repository import Repository
+from foldserve.service.artifacts.signature import read_signature
+from foldserve.service.engines.engine import Engine
+from foldserve.service.engines.providers import Device, cpu_session, open_session
+from foldserve.service.engines.runners import GraphRunner, PlainRunner, WideRunner
+from foldserve.service.errors import DeviceLost, EngineError
 from tests.service import artifacts
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from service.artifacts.signature import ImageSpec
-from service.bodies.answers import predictions_json
-from service.bodies.bodies import Limits, images_from_json
-from service.errors import InvalidInput
-from service.schemas import PredictRequest, PredictResponse
+from foldserve.service.artifacts.signature import ImageSpec
+from foldserve.service.bodies.answers import predictions_json
+from foldserve.service.bodies.bodies import Limits, images_from_json
+from foldserve.service.errors import InvalidInput
+from foldserve.service.schemas import PredictRequest, PredictResponse
 from tests.service.artifacts import LABELS, classify, images
 from tests.service.test_bodies import b64
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from service.settings import Settings
+from foldserve.service.settings import Settings
 
 
 def test_the_environment_sets_every_setting(monkeypatch):

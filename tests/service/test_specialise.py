@@ -4,11 +4,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from service.artifacts.repository import Repository
-from service.engines.engine import Engine
-from service.engines.providers import cpu_session
-from service.engines.rewrites import split_pooling
-from service.engines.specialise import REWRITES, specialise
+from foldserve.service.artifacts.repository import Repository
+from foldserve.service.engines.engine import Engine
+from foldserve.service.engines.providers import cpu_session
+from foldserve.service.engines.rewrites import split_pooling
+from foldserve.service.engines.specialise import REWRITES, specialise
 from tests.service import artifacts
 
 
@@ -67,9 +67,9 @@ def test_a_graph_that_is_right_and_faster_runs(models):
 def test_an_engine_that_runs_a_rewritten_graph_is_proven_like_any_other(fashion, monkeypatch, name):
     """Golden answers in every bucket, batch invariance, the published graph's signature; the file stays as it was."""
     monkeypatch.setattr(
-        "service.engines.specialise._gains", lambda plain, others, *rest: dict.fromkeys(others, (2.0, 2.0))
+        "foldserve.service.engines.specialise._gains", lambda plain, others, *rest: dict.fromkeys(others, (2.0, 2.0))
     )
-    monkeypatch.setattr("service.engines.engine.REWRITES", {name: REWRITES[name]})
+    monkeypatch.setattr("foldserve.service.engines.engine.REWRITES", {name: REWRITES[name]})
     artifact = Repository(fashion).open("fashion")
     before = artifact.model_path.read_bytes()
     engine = Engine.load(artifact, provider="cpu", threads=1, buckets=(1, 2, 8, 64))
@@ -92,7 +92,7 @@ def test_it_can_be_switched_off(fashion):
 
 def test_a_rewrite_whose_answers_depend_on_the_batch_is_left(fashion, monkeypatch):
     """Speed does not buy back the promise that neighbours change nothing."""
-    from service.engines import engine as module
+    from foldserve.service.engines import engine as module
 
     proven = Engine._proven
 
@@ -103,7 +103,7 @@ def test_a_rewrite_whose_answers_depend_on_the_batch_is_left(fashion, monkeypatc
         return self
 
     monkeypatch.setattr(
-        "service.engines.specialise._gains", lambda plain, others, *rest: dict.fromkeys(others, (2.0, 2.0))
+        "foldserve.service.engines.specialise._gains", lambda plain, others, *rest: dict.fromkeys(others, (2.0, 2.0))
     )
     monkeypatch.setattr(Engine, "_proven", unsteady)
     artifact = Repository(fashion).open("fashion")

@@ -5,11 +5,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from service.artifacts.repository import Repository
-from service.engines import engine as engines
-from service.engines.engine import Engine
-from service.engines.specialise import decide_alone
-from service.engines.structure import structure_of
+from foldserve.service.artifacts.repository import Repository
+from foldserve.service.engines import engine as engines
+from foldserve.service.engines.engine import Engine
+from foldserve.service.engines.specialise import decide_alone
+from foldserve.service.engines.structure import structure_of
 from tests.service import artifacts
 
 

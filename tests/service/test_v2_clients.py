@@ -13,8 +13,8 @@ import httpx
 import numpy as np
 import pytest
 
-from service.app import create_app
-from service.settings import Settings
+from foldserve.service.app import create_app
+from foldserve.service.settings import Settings
 from tests.service import artifacts
 from tests.service.live import serve
 

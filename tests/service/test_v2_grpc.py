@@ -10,16 +10,16 @@ import httpx
 import numpy as np
 import pytest
 
-from service.app import create_app
-from service.settings import Settings
+from foldserve.service.app import create_app
+from foldserve.service.settings import Settings
 from tests.service import artifacts, v2_messages
 from tests.service.live import serve
 
 grpc = pytest.importorskip("grpc", reason="needs the extra grpc")
 
-from service.errors import ServiceError  # noqa: E402
-from service.v2.rpc.messages import HEALTH, INFERENCE  # noqa: E402
-from service.v2.rpc.server import status_of  # noqa: E402
+from foldserve.service.errors import ServiceError  # noqa: E402
+from foldserve.service.v2.rpc.messages import HEALTH, INFERENCE  # noqa: E402
+from foldserve.service.v2.rpc.server import status_of  # noqa: E402
 from tests.service.test_errors import tree  # noqa: E402
 
 MESSAGES = INFERENCE.messages

@@ -11,9 +11,9 @@ import httpx
 import numpy as np
 import pytest
 
-from service.app import create_app
-from service.settings import Settings
-from service.v2.compress import wanted_coding
+from foldserve.service.app import create_app
+from foldserve.service.settings import Settings
+from foldserve.service.v2.compress import wanted_coding
 from tests.service import artifacts, v2_messages
 from tests.service.live import serve
 

@@ -6,10 +6,10 @@ import numpy as np
 import orjson
 import pytest
 
-from service.errors import ServiceError
-from service.tensors import TensorSpec
-from service.v2.repeated import RepeatedReader
-from service.v2.request import RequestReader
+from foldserve.service.errors import ServiceError
+from foldserve.service.tensors import TensorSpec
+from foldserve.service.v2.repeated import RepeatedReader
+from foldserve.service.v2.request import RequestReader
 
 IMAGE = TensorSpec("image", "UINT8", (None, 2, 3))
 WEIGHT = TensorSpec("weight", "FP32", (None, 2))

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from service.errors import InvalidInput, ServiceError, TooManyRows, Unsupported
-from service.tensors import TensorSpec
-from service.v2.request import RequestReader, header_length
+from foldserve.service.errors import InvalidInput, ServiceError, TooManyRows, Unsupported
+from foldserve.service.tensors import TensorSpec
+from foldserve.service.v2.request import RequestReader, header_length
 from tests.service import v2_messages
 
 IMAGE = TensorSpec("image", "UINT8", (None, 1, 2, 3))

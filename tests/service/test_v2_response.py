@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from service.errors import InvalidInput
-from service.tensors import TensorSpec
-from service.v2.agreement import WantedOutput
-from service.v2.classification import classify
-from service.v2.request import InferRequest, RequestReader
-from service.v2.response import format_response
+from foldserve.service.errors import InvalidInput
+from foldserve.service.tensors import TensorSpec
+from foldserve.service.v2.agreement import WantedOutput
+from foldserve.service.v2.classification import classify
+from foldserve.service.v2.request import InferRequest, RequestReader
+from foldserve.service.v2.response import format_response
 from tests.service import v2_messages
 
 NUMBERS = ["bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32", "float64"]

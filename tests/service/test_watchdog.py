@@ -13,21 +13,21 @@ from tests.service.test_main import OCTETS, command, environment
 # `python -m service` in which one image, all pixels 77, makes the run hang.
 HANGING = """
 import sys, time
-from service import __main__
-from service.engines import engine
+from foldserve.service import command
+from foldserve.service.engines import engine
 run = engine.Engine.run
 def hang(self, inputs):
     if (inputs["image"] == 77).all():
         time.sleep(1000)
     return run(self, inputs)
 engine.Engine.run = hang
-sys.exit(__main__.main(sys.argv[1:]))
+sys.exit(command.main(sys.argv[1:]))
 """
 
 # An event loop that is blocked once for longer than the limit by being stopped from outside, and is not to blame.
 STOPPED = """
 import asyncio, os, signal, subprocess
-from service.processes.watchdog import Watchdog
+from foldserve.service.processes.watchdog import Watchdog
 async def main():
     async with Watchdog(1.0, dict).watch():
         await asyncio.sleep(0.6)
@@ -40,7 +40,7 @@ asyncio.run(main())
 # A turn of the loop that needs less than half the limit, on a core that five others want as well.
 STARVED = r"""
 import asyncio, os, subprocess, sys, time
-from service.processes.watchdog import Watchdog
+from foldserve.service.processes.watchdog import Watchdog
 os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 async def main():
     async with Watchdog(1.0, dict).watch():

@@ -18,7 +18,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.processes.workers import Workers
+from foldserve.service.processes.workers import Workers
 from tests.service import artifacts
 from tests.service.test_main import OCTETS, failed, read_until, started
 
@@ -360,8 +360,8 @@ def test_what_workers_cannot_share_is_imported_by_themselves():
         "import os, sys\n"
         "for name in ('OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS'):\n"
         "    os.environ.pop(name, None)\n"
-        "import service.__main__, service.factory\n"
-        "service.factory.import_libraries()\n"
+        "import foldserve.service.command, foldserve.service.factory\n"
+        "foldserve.service.factory.import_libraries()\n"
         "print('numpy' in sys.modules, 'onnxruntime' in sys.modules, len(os.listdir('/proc/self/task')))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
@@ -371,6 +371,6 @@ def test_what_workers_cannot_share_is_imported_by_themselves():
 def test_a_service_that_may_be_alone_imports_no_library_before_it_knows():
     """Whatever is wrong with the settings or the port is said at once."""
     heavy = ("numpy", "fastapi", "onnxruntime", "prometheus_client", "PIL")
-    code = f"import sys, service.__main__; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, foldserve.service.command; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "[]\n", done.stderr

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.dataset import FashionMNIST
+from foldserve.training.dataset import FashionMNIST
 
 
 def made_up_images(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""A fold of the book's network written out by hand in NumPy, independent of `training.fold`."""
+"""A fold of the book's network written out by hand in NumPy, independent of `foldserve.training.fold`."""
 
 import copy
 
@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from training.dataset import PIXEL_SCALE
-from training.model import lenet
+from foldserve.training.dataset import PIXEL_SCALE
+from foldserve.training.model import lenet
 
 PAIRS = (("conv1", "norm1"), ("conv2", "norm2"), ("dense1", "norm3"), ("dense2", "norm4"))
 

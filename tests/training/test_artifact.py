@@ -13,9 +13,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from training import artifact
-from training.artifact import publish, read, versions
-from training.errors import ArtifactError
+from foldserve.training import artifact
+from foldserve.training.artifact import publish, read, versions
+from foldserve.training.errors import ArtifactError
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 KILLED_AT_EVERY_OPERATION = """
 import json, os, signal, sys
 from pathlib import Path
-from training.artifact import publish, read, versions
+from foldserve.training.artifact import publish, read, versions
 models, model = Path(sys.argv[1]), Path(sys.argv[2]).read_bytes()
 WATCHED = {"open", "os.rename", "os.mkdir", "os.chmod", "os.remove", "os.rmdir", "os.listdir", "os.scandir",
            "tempfile.mkstemp", "tempfile.mkdtemp", "fcntl.flock"}
@@ -55,8 +55,8 @@ print(json.dumps({"operations": operations, "outcomes": outcomes}))
 FULL_DISK = """
 import sys
 from pathlib import Path
-from training.artifact import publish
-from training.errors import ArtifactError
+from foldserve.training.artifact import publish
+from foldserve.training.errors import ArtifactError
 models, model, limit = Path(sys.argv[1]), Path(sys.argv[2]).read_bytes(), int(sys.argv[3])
 if limit:
     import resource

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from training.batchnorm import BatchNorm, batch_norm
-from training.errors import ConfigError
+from foldserve.training.batchnorm import BatchNorm, batch_norm
+from foldserve.training.errors import ConfigError
 
 SHAPES = {2: (6, 5), 3: (4, 5, 7), 4: (3, 5, 4, 2)}
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}  # of each tensor's largest magnitude

@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 
-from training.capture import unchanged
-from training.config import Recipe
-from training.fit import Epoch, fit
-from training.model import build
-from training.schedule import optimizer_for
+from foldserve.training.capture import unchanged
+from foldserve.training.config import Recipe
+from foldserve.training.fit import Epoch, fit
+from foldserve.training.model import build
+from foldserve.training.schedule import optimizer_for
 
 RECIPE = Recipe(epochs=4, batch_size=64, learning_rate=0.5, seed=3)  # 6 steps an epoch, one of them with 32 rows
 

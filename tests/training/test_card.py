@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from training.card import model_card
+from foldserve.training.card import model_card
 
 MANIFEST = {
     "accuracy": {

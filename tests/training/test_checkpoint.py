@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.begin import begin, go_on
-from training.checkpoint import read_checkpoint, write_checkpoint
-from training.config import Recipe
-from training.dataset import FashionMNIST
-from training.errors import ArtifactError, CheckpointError, ConfigError, DivergenceError
-from training.fit import Snapshot, fit
-from training.model import build
-from training.run import Run
+from foldserve.training.begin import begin, go_on
+from foldserve.training.checkpoint import read_checkpoint, write_checkpoint
+from foldserve.training.config import Recipe
+from foldserve.training.dataset import FashionMNIST
+from foldserve.training.errors import ArtifactError, CheckpointError, ConfigError, DivergenceError
+from foldserve.training.fit import Snapshot, fit
+from foldserve.training.model import build
+from foldserve.training.run import Run
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(epochs=4, batch_size=64, learning_rate=0.5, seed=3)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.errors import ConfigError
-from training.studies.circles import build, circles, learn, make_circles, split
+from foldserve.training.errors import ConfigError
+from foldserve.training.studies.circles import build, circles, learn, make_circles, split
 
 
 def test_points_are_those_of_scikit_learn():

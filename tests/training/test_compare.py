@@ -7,15 +7,15 @@ import json
 
 import pytest
 
-from training.errors import ConfigError
-from training.studies import best, circles_report, compare, plan
-from training.studies.arms import cases_of
-from training.studies.compare_answers import scatter_answer, speed_answer, sweep_answer
-from training.studies.compare_report import report_files
-from training.studies.options import check_options
-from training.studies.published import gates
-from training.studies.selection import CANDIDATES
-from training.studies.tables import Spread, csv_bytes, json_bytes, markdown_table
+from foldserve.training.errors import ConfigError
+from foldserve.training.studies import best, circles_report, compare, plan
+from foldserve.training.studies.arms import cases_of
+from foldserve.training.studies.compare_answers import scatter_answer, speed_answer, sweep_answer
+from foldserve.training.studies.compare_report import report_files
+from foldserve.training.studies.options import check_options
+from foldserve.training.studies.published import gates
+from foldserve.training.studies.selection import CANDIDATES
+from foldserve.training.studies.tables import Spread, csv_bytes, json_bytes, markdown_table
 
 ORIGIN = {
     "command": "python -m training compare",

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from training.compiled import compiled
-from training.errors import DeviceError
+from foldserve.training.compiled import compiled
+from foldserve.training.errors import DeviceError
 
 pytestmark = [
     pytest.mark.slow,

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from training.config import PRESETS, Recipe
-from training.errors import ConfigError
+from foldserve.training.config import PRESETS, Recipe
+from foldserve.training.errors import ConfigError
 
 
 def test_book_preset_is_the_published_recipe():

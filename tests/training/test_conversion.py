@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from training.batchnorm import BatchNorm
-from training.conversion import from_torch, to_torch, to_torch_model
-from training.errors import ConfigError
-from training.model import lenet
+from foldserve.training.batchnorm import BatchNorm
+from foldserve.training.conversion import from_torch, to_torch, to_torch_model
+from foldserve.training.errors import ConfigError
+from foldserve.training.model import lenet
 
 BATCHES = (8, 5, 12)  # unequal on purpose: Bessel's factor differs from batch to batch
 

@@ -19,9 +19,17 @@ import numpy as np
 import pytest
 import torch
 
-from training.dataset import CLASS_NAMES, cache_folder, default_sources, load, load_from, read_idx, scale_pixels
-from training.errors import DatasetError
-from training.sources import DEBIAN_FOLDER, DEBIAN_PACKAGE, DIGESTS, DebianArchive, Folder, Mirrors, verified
+from foldserve.training.dataset import (
+    CLASS_NAMES,
+    cache_folder,
+    default_sources,
+    load,
+    load_from,
+    read_idx,
+    scale_pixels,
+)
+from foldserve.training.errors import DatasetError
+from foldserve.training.sources import DEBIAN_FOLDER, DEBIAN_PACKAGE, DIGESTS, DebianArchive, Folder, Mirrors, verified
 
 
 def idx(array):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from training.device import flushed_denormals, resolve_device
-from training.errors import DeviceError
+from foldserve.training.device import flushed_denormals, resolve_device
+from foldserve.training.errors import DeviceError
 
 
 def test_device_names_resolve_or_say_what_to_do():

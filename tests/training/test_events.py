@@ -2,8 +2,8 @@
 
 import pytest
 
+from foldserve.training.events import FOLDER_NAME, Events
 from tests.training.test_run import record
-from training.events import FOLDER_NAME, Events
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 

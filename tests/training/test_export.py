@@ -15,8 +15,8 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from training.errors import ExportError
-from training.export import describe, export, to_bytes, weights_digest
+from foldserve.training.errors import ExportError
+from foldserve.training.export import describe, export, to_bytes, weights_digest
 
 ROOT = Path(__file__).parents[2]
 

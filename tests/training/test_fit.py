@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.augment import epoch_mirrored
-from training.config import Recipe
-from training.dataset import scale_pixels
-from training.errors import ConfigError, DivergenceError
-from training.fit import epoch_order, evaluate, fit
-from training.model import build
+from foldserve.training.augment import epoch_mirrored
+from foldserve.training.config import Recipe
+from foldserve.training.dataset import scale_pixels
+from foldserve.training.errors import ConfigError, DivergenceError
+from foldserve.training.fit import epoch_order, evaluate, fit
+from foldserve.training.model import build
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(epochs=2, batch_size=64, learning_rate=0.5, seed=3)
@@ -176,7 +176,7 @@ def test_only_full_batches_are_compiled(made_up, monkeypatch):
     def spied(network):
         return lambda x: sizes.append(len(x)) or network(x)
 
-    monkeypatch.setattr("training.fit.compiled", spied)
+    monkeypatch.setattr("foldserve.training.fit.compiled", spied)
     recipe = dataclasses.replace(RECIPE, epochs=1)
     ours, plain = build(recipe), build(recipe)
     fit(ours, made_up, recipe, CPU, compiles=True)

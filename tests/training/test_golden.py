@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from training import golden
-from training.errors import ArtifactError, VerifyError
+from foldserve.training import golden
+from foldserve.training.errors import ArtifactError, VerifyError
 
 
 def random_logits(rows: int) -> np.ndarray:

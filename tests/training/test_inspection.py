@@ -6,11 +6,11 @@ import csv
 import pytest
 import torch
 
-from training.config import Recipe
-from training.errors import CheckpointError, ConfigError
-from training.model import build
-from training.run import Weights, buffers_of, parameters_of, weights_to_bytes
-from training.studies.inspection import channel_rows, norms_of, run, table
+from foldserve.training.config import Recipe
+from foldserve.training.errors import CheckpointError, ConfigError
+from foldserve.training.model import build
+from foldserve.training.run import Weights, buffers_of, parameters_of, weights_to_bytes
+from foldserve.training.studies.inspection import channel_rows, norms_of, run, table
 
 
 def weights_of(norm="torch"):

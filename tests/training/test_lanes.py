@@ -5,8 +5,8 @@ import threading
 import pytest
 import torch
 
-from training.device import flushed_denormals, is_flushing_denormals
-from training.lanes import MOST, Lanes
+from foldserve.training.device import flushed_denormals, is_flushing_denormals
+from foldserve.training.lanes import MOST, Lanes
 
 
 def test_results_come_in_the_order_of_the_parts():

@@ -14,10 +14,10 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from training import __main__ as command_line
-from training.dataset import FashionMNIST
-from training.golden import decode_tensor
-from training.run import Run, read_weights
+from foldserve.training import command as command_line
+from foldserve.training.dataset import FashionMNIST
+from foldserve.training.golden import decode_tensor
+from foldserve.training.run import Run, read_weights
 
 RECIPE = ["--epochs", "2", "--batch-size", "32", "--lr", "0.5", "--seed", "5"]
 
@@ -293,7 +293,7 @@ def test_no_data_ends_with_2_and_every_place_that_was_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The real loader, given an empty folder, says so; no run folder is left."""
-    from training.dataset import load
+    from foldserve.training.dataset import load
 
     monkeypatch.setattr(command_line, "load", load)
     options = ["--data-dir", str(tmp_path), "--out", str(tmp_path / "run")]
@@ -419,7 +419,7 @@ def test_a_compiled_run_says_so_and_goes_on_compiled(
 ) -> None:
     """Compiled steps round otherwise: config.json keeps the choice, and a resumed run follows it."""
     calls: list[int] = []
-    monkeypatch.setattr("training.fit.compiled", lambda network: lambda x: calls.append(len(x)) or network(x))
+    monkeypatch.setattr("foldserve.training.fit.compiled", lambda network: lambda x: calls.append(len(x)) or network(x))
     places = ["--models-dir", str(tmp_path / "models"), "--out", str(tmp_path / "run")]
     with monkeypatch.context() as patch:
         patch.setattr(Run, "append", lambda run, record: os.kill(os.getpid(), signal.SIGINT))
@@ -436,7 +436,7 @@ def test_tensorboard_that_is_not_installed_is_said_before_training(
     small: FashionMNIST, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The package is named, and no run folder is left."""
-    from training import events
+    from foldserve.training import events
 
     monkeypatch.setattr(events.importlib.util, "find_spec", lambda name: None)
     assert command_line.main(["train-and-export", "--tensorboard", "--out", str(tmp_path / "run")]) == 2

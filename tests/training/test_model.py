@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from training.batchnorm import BatchNorm
-from training.config import Recipe
-from training.conversion import from_torch
-from training.errors import ConfigError
-from training.model import build, count_parameters, lenet, lenet_plain, mlp
+from foldserve.training.batchnorm import BatchNorm
+from foldserve.training.config import Recipe
+from foldserve.training.conversion import from_torch
+from foldserve.training.errors import ConfigError
+from foldserve.training.model import build, count_parameters, lenet, lenet_plain, mlp
 
 
 @pytest.mark.parametrize("pool", ["avg", "max"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.muon import Muon, orthogonalised
+from foldserve.training.muon import Muon, orthogonalised
 
 
 @pytest.mark.parametrize("shape", [(6, 25), (120, 84), (84, 84)])

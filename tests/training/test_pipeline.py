@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from training.batchnorm import BatchNorm
-from training.config import Recipe
-from training.conversion import from_torch
-from training.dataset import FashionMNIST
-from training.errors import FoldError
-from training.pipeline import fold_network, train
+from foldserve.training.batchnorm import BatchNorm
+from foldserve.training.config import Recipe
+from foldserve.training.conversion import from_torch
+from foldserve.training.dataset import FashionMNIST
+from foldserve.training.errors import FoldError
+from foldserve.training.pipeline import fold_network, train
 
 from .hand_fold import fold_by_hand, trained_like_lenet
 

@@ -5,8 +5,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from training.fit import EpochRecord
-from training.plots import confusion, confusion_png, curves_png
+from foldserve.training.fit import EpochRecord
+from foldserve.training.plots import confusion, confusion_png, curves_png
 
 
 def record(epoch: int) -> EpochRecord:

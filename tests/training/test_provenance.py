@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import provenance
+from foldserve.training import provenance
 
 
 def git(folder: Path, *arguments: str) -> str:

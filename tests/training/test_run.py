@@ -10,11 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.config import Recipe
-from training.errors import ArtifactError, CheckpointError, ConfigError
-from training.fit import EpochRecord
-from training.model import build
-from training.run import Run, Weights, buffers_of, default_folder, parameters_of, read_weights, weights_to_bytes
+from foldserve.training.config import Recipe
+from foldserve.training.errors import ArtifactError, CheckpointError, ConfigError
+from foldserve.training.fit import EpochRecord
+from foldserve.training.model import build
+from foldserve.training.run import (
+    Run,
+    Weights,
+    buffers_of,
+    default_folder,
+    parameters_of,
+    read_weights,
+    weights_to_bytes,
+)
 
 RECIPE = Recipe(seed=3)
 
@@ -56,7 +64,7 @@ def test_an_empty_folder_may_be_given(tmp_path: Path) -> None:
 def test_two_processes_never_write_one_run(tmp_path: Path) -> None:
     """Neither to begin nor to resume it while another process holds it; kill -9 gives it back at once."""
     folder = tmp_path / "run"
-    program = "import sys, pathlib; from training.run import Run\nrun = Run(pathlib.Path(sys.argv[1]))\n"
+    program = "import sys, pathlib; from foldserve.training.run import Run\nrun = Run(pathlib.Path(sys.argv[1]))\n"
     program += "run.write_config({}); print('held', flush=True); sys.stdin.read()"
     holder = subprocess.Popen(
         [sys.executable, "-c", program, str(folder)],
@@ -136,8 +144,8 @@ def test_a_network_without_norms_comes_back(tmp_path: Path) -> None:
 def test_the_same_weights_are_the_same_bytes_in_every_process() -> None:
     """A digest of the file can be compared between machines."""
     program = (
-        "import hashlib; from training.run import *; from training.config import Recipe\n"
-        "from training.model import build\n"
+        "import hashlib; from foldserve.training.run import *; from foldserve.training.config import Recipe\n"
+        "from foldserve.training.model import build\n"
         "r = Recipe(seed=3); n = build(r); w = Weights(r, parameters_of(n), {'running': buffers_of(n)})\n"
         "print(hashlib.sha256(weights_to_bytes(w)).hexdigest())"
     )

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from training.config import Recipe
-from training.model import build
-from training.muon import Muon
-from training.schedule import hidden_matrices, learning_rate, optimizer_for, set_learning_rate
+from foldserve.training.config import Recipe
+from foldserve.training.model import build
+from foldserve.training.muon import Muon
+from foldserve.training.schedule import hidden_matrices, learning_rate, optimizer_for, set_learning_rate
 
 CPU = torch.device("cpu")
 

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from training.formulations import from_blocks, to_blocks
-from training.lanes import Lanes
-from training.model import lenet
-from training.stages import faster
+from foldserve.training.formulations import from_blocks, to_blocks
+from foldserve.training.lanes import Lanes
+from foldserve.training.model import lenet
+from foldserve.training.stages import faster
 
 
 def batch(rows, dtype=torch.float64):

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from training.batchnorm import BatchNorm
-from training.config import Recipe
-from training.dataset import scale_pixels
-from training.errors import ConfigError
-from training.fit import fit
-from training.model import build, lenet
-from training.statistics import Moments, population_statistics
+from foldserve.training.batchnorm import BatchNorm
+from foldserve.training.config import Recipe
+from foldserve.training.dataset import scale_pixels
+from foldserve.training.errors import ConfigError
+from foldserve.training.fit import fit
+from foldserve.training.model import build, lenet
+from foldserve.training.statistics import Moments, population_statistics
 
 
 @pytest.fixture(params=["torch", "scratch"])

@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import nn
 
-from training import __main__ as command_line
-from training.config import Recipe
-from training.errors import ArtifactError, CheckpointError, ConfigError
-from training.model import count_parameters, lenet
-from training.pipeline import train
-from training.run import Run
-from training.studies import plan, variants
-from training.studies.adoption import adopt
-from training.studies.arms import Arm, Case, cases_of
-from training.studies.measurement import measure, saturated
-from training.studies.runner import run, summary
-from training.studies.selection import held_out
-from training.studies.store import Store
+from foldserve.training import command as command_line
+from foldserve.training.config import Recipe
+from foldserve.training.errors import ArtifactError, CheckpointError, ConfigError
+from foldserve.training.model import count_parameters, lenet
+from foldserve.training.pipeline import train
+from foldserve.training.run import Run
+from foldserve.training.studies import plan, variants
+from foldserve.training.studies.adoption import adopt
+from foldserve.training.studies.arms import Arm, Case, cases_of
+from foldserve.training.studies.measurement import measure, saturated
+from foldserve.training.studies.runner import run, summary
+from foldserve.training.studies.selection import held_out
+from foldserve.training.studies.store import Store
 
 CPU = torch.device("cpu")
 SHORT = {"epochs": 2, "batch_size": 64, "learning_rate": 0.5}

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import nn
 
-from training.dataset import FashionMNIST, default_sources, load_from
-from training.errors import DatasetError, VerifyError
-from training.export import export, to_bytes
-from training.verify import Parity, oracle_logits, run, verify
+from foldserve.training.dataset import FashionMNIST, default_sources, load_from
+from foldserve.training.errors import DatasetError, VerifyError
+from foldserve.training.export import export, to_bytes
+from foldserve.training.verify import Parity, oracle_logits, run, verify
 
 from .hand_fold import fold_by_hand, trained_like_lenet
 

@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-from training.fold.api import Folded, explain, fold, fold_input, verify
-from training.fold.core import Affine
-from training.fold.refusals import RefusalCode
-from training.fold.registry import register_norm
-from training.fold.report import Proof, Report, Site
+from .api import Folded, explain, fold, fold_input, verify
+from .core import Affine
+from .refusals import RefusalCode
+from .registry import register_norm
+from .report import Proof, Report, Site
 
 if TYPE_CHECKING:
-    from training.fold.onnx.fold import FoldedOnnx, explain_onnx, fold_onnx, verify_onnx
+    from .onnx.fold import FoldedOnnx, explain_onnx, fold_onnx, verify_onnx
 
 __all__ = [
     "Affine",
@@ -33,7 +33,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Load the ONNX front end when it is asked for: whoever folds PyTorch models needs no onnxruntime."""
     if name in ("FoldedOnnx", "explain_onnx", "fold_onnx", "verify_onnx"):
-        from training.fold.onnx import fold as onnx_fold
+        from .onnx import fold as onnx_fold
 
         return getattr(onnx_fold, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

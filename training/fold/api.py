@@ -12,18 +12,18 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from training.errors import FoldError
-from training.fold.core import Array
-from training.fold.pytorch.float64 import Inputs, full_copy, named_tensors
-from training.fold.pytorch.inputs import CastInput, InputNormalisation, Numbers
-from training.fold.pytorch.job import Job, prepare, report_of
-from training.fold.pytorch.parameters import Value
-from training.fold.pytorch.proof import verify as prove_model
-from training.fold.pytorch.site_proof import prove_sites
-from training.fold.pytorch.write_graph import GraphWriter
-from training.fold.pytorch.write_module import CannotExpress, ModuleWriter
-from training.fold.report import Proof, Report
-from training.fold.rounding import round_once
+from ..errors import FoldError
+from .core import Array
+from .pytorch.float64 import Inputs, full_copy, named_tensors
+from .pytorch.inputs import CastInput, InputNormalisation, Numbers
+from .pytorch.job import Job, prepare, report_of
+from .pytorch.parameters import Value
+from .pytorch.proof import verify as prove_model
+from .pytorch.site_proof import prove_sites
+from .pytorch.write_graph import GraphWriter
+from .pytorch.write_module import CannotExpress, ModuleWriter
+from .report import Proof, Report
+from .rounding import round_once
 
 
 @dataclass(frozen=True)

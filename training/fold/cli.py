@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from training.errors import ConfigError
-from training.fold.report import Report
+from ..errors import ConfigError
+from .report import Report
 
 _DESCRIPTION = """\
 Take the norms out of a network by folding them into neighbouring weights, exactly, with proof, or say why not.
@@ -64,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _fold_file(args: argparse.Namespace) -> Report:
-    from training.fold.onnx.files import load_onnx, require_writable, write_onnx
-    from training.fold.onnx.fold import fold_onnx
+    from .onnx.files import load_onnx, require_writable, write_onnx
+    from .onnx.fold import fold_onnx
 
     for name in ("weights", "input", "export"):
         if getattr(args, name):
@@ -79,9 +79,9 @@ def _fold_file(args: argparse.Namespace) -> Report:
 
 
 def _fold_factory(args: argparse.Namespace) -> Report:
-    from training.fold.api import fold
-    from training.fold.onnx.files import require_writable
-    from training.fold.user_model import make_inputs, make_model
+    from .api import fold
+    from .onnx.files import require_writable
+    from .user_model import make_inputs, make_model
 
     if args.out is not None:
         raise ConfigError(f"OUT {args.out} is for an ONNX source; write a PyTorch network with --export OUT.onnx")
@@ -97,7 +97,7 @@ def _fold_factory(args: argparse.Namespace) -> Report:
 
 
 def _export(folded: Any, inputs: tuple[Any, ...], path: Path) -> None:
-    from training.fold.onnx.export import export_folded
-    from training.fold.onnx.files import write_onnx
+    from .onnx.export import export_folded
+    from .onnx.files import write_onnx
 
     write_onnx(export_folded(folded, inputs), path)

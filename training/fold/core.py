@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from training.fold.refusals import Refusal, RefusalCode
+from .refusals import Refusal, RefusalCode
 
 Array = npt.NDArray[np.float64]
 

@@ -6,7 +6,7 @@ normal answer here, so a refusal is data first and an exception only inside the 
 
 from enum import StrEnum
 
-from training.errors import FoldError
+from ..errors import FoldError
 
 
 class RefusalCode(StrEnum):

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.errors import FoldError
-from training.fold.core import Affine, Array
+from ..errors import FoldError
+from .core import Affine, Array
 
 Reader = Callable[[Any], Affine]
 _READERS: dict[type[nn.Module], Reader] = {}

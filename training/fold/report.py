@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from training.errors import FoldError
-from training.fold.refusals import Refusal, RefusalCode
+from ..errors import FoldError
+from .refusals import Refusal, RefusalCode
 
 __all__ = ["Proof", "RefusalCode", "Report", "Site"]
 

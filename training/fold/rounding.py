@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from training.fold.core import Array
-from training.fold.refusals import Refusal, RefusalCode
+from .core import Array
+from .refusals import Refusal, RefusalCode
 
 BFLOAT16 = "bfloat16"
 _BLOCK = 2**16

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from training.errors import ConfigError
+from ..errors import ConfigError
 
 _DTYPES = {
     "float32": torch.float32,

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from training.dataset import FashionMNIST
-from training.device import to_device
-from training.errors import CheckpointError, ConfigError
-from training.fit import evaluate
-from training.run import CONFIG_NAME, METRICS_NAME, WEIGHTS_NAME, read_weights
-from training.studies.arms import Case
-from training.studies.measurement import saturated
+from ..dataset import FashionMNIST
+from ..device import to_device
+from ..errors import CheckpointError, ConfigError
+from ..fit import evaluate
+from ..run import CONFIG_NAME, METRICS_NAME, WEIGHTS_NAME, read_weights
+from .arms import Case
+from .measurement import saturated
 
 CPU = torch.device("cpu")
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from training.config import Recipe
-from training.errors import ConfigError
-from training.model import lenet, lenet_plain
-from training.studies import variants
+from ..config import Recipe
+from ..errors import ConfigError
+from ..model import lenet, lenet_plain
+from . import variants
 
 NETWORKS: Mapping[str, Callable[[Recipe], nn.Sequential]] = {
     "lenet": lambda recipe: lenet(pool=recipe.pool, norm=recipe.norm),

@@ -8,14 +8,14 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from training.dataset import load
-from training.studies.arms import Arm, Case, cases_of
-from training.studies.drawing import BLUE, GREEN, GREY, canvas, draw_runs, draw_strip, to_png
-from training.studies.options import add_options, check_options
-from training.studies.runner import run
-from training.studies.selection import CANDIDATES, HELD_OUT
-from training.studies.store import Store
-from training.studies.tables import Spread, csv_bytes, json_bytes, markdown_table, origin, origin_text, write_report
+from ..dataset import load
+from .arms import Arm, Case, cases_of
+from .drawing import BLUE, GREEN, GREY, canvas, draw_runs, draw_strip, to_png
+from .options import add_options, check_options
+from .runner import run
+from .selection import CANDIDATES, HELD_OUT
+from .store import Store
+from .tables import Spread, csv_bytes, json_bytes, markdown_table, origin, origin_text, write_report
 
 BEST = Arm(name="best", preset="best")
 GOAL = 0.905

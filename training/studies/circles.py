@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.errors import ConfigError
-from training.model import mlp
+from ..errors import ConfigError
+from ..model import mlp
 
 POINTS = 2000
 NOISE = 0.1  # standard deviation of what is added to each coordinate

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from training.errors import ConfigError
-from training.studies import circles_plots
-from training.studies.circles import DATA_SEED, EVALUATE_EVERY, LEARNING_RATE, STEPS, Lesson, build, circles, learn
-from training.studies.tables import Spread, csv_bytes, json_bytes, markdown_table, origin, origin_text, write_report
+from ..errors import ConfigError
+from . import circles_plots
+from .circles import DATA_SEED, EVALUATE_EVERY, LEARNING_RATE, STEPS, Lesson, build, circles, learn
+from .tables import Spread, csv_bytes, json_bytes, markdown_table, origin, origin_text, write_report
 
 NORMS = ("torch", "none")
 LEARNT = 0.95  # test accuracy that counts as having learnt the circles

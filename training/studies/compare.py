@@ -4,14 +4,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from training.dataset import load
-from training.studies import plan
-from training.studies.adoption import adopt
-from training.studies.compare_report import report_files
-from training.studies.options import add_options, check_options
-from training.studies.runner import run, summary
-from training.studies.store import Store
-from training.studies.tables import origin, write_report
+from ..dataset import load
+from . import plan
+from .adoption import adopt
+from .compare_report import report_files
+from .options import add_options, check_options
+from .runner import run, summary
+from .store import Store
+from .tables import origin, write_report
 
 OUT = "docs/results/compare"
 

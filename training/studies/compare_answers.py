@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from training.studies import plan, published
-from training.studies.compare_plots import CHANCE_LOSS, ByArm, finished, served_accuracy
-from training.studies.tables import Spread
+from . import plan, published
+from .compare_plots import CHANCE_LOSS, ByArm, finished, served_accuracy
+from .tables import Spread
 
 LEARNT = 0.8  # train accuracy of an epoch that counts as having learnt
 LEARNS = 0.9  # of the loss of a network that gives every class the same probability

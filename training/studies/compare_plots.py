@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from training.studies import plan, published
-from training.studies.drawing import (
+from . import plan, published
+from .drawing import (
     BLUE,
     CYCLE,
     GREEN,

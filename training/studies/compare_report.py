@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from training.config import Recipe
-from training.errors import ConfigError
-from training.studies import compare_plots as plots
-from training.studies import plan, published
-from training.studies.arms import Arm, Case
-from training.studies.compare_answers import scatter_answer, speed_answer, sweep_answer
-from training.studies.compare_plots import ByArm, finished, gap, served_accuracy
-from training.studies.tables import Spread, csv_bytes, json_bytes, markdown_table, origin_text
+from ..config import Recipe
+from ..errors import ConfigError
+from . import compare_plots as plots
+from . import plan, published
+from .arms import Arm, Case
+from .compare_answers import scatter_answer, speed_answer, sweep_answer
+from .compare_plots import ByArm, finished, gap, served_accuracy
+from .tables import Spread, csv_bytes, json_bytes, markdown_table, origin_text
 
 MISSING = "not measured yet"
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from training.batchnorm import BatchNorm
-from training.errors import ConfigError
-from training.run import WEIGHTS_NAME, Weights, read_weights
-from training.studies.drawing import CYCLE, canvas, to_png
-from training.studies.tables import csv_bytes, write_report
+from ..batchnorm import BatchNorm
+from ..errors import ConfigError
+from ..run import WEIGHTS_NAME, Weights, read_weights
+from .drawing import CYCLE, canvas, to_png
+from .tables import csv_bytes, write_report
 
 PARAMETERS = ("gamma", "beta")
 MOMENTS = ("mean", "variance")

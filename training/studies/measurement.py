@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.compiled import WORTH_COMPILING_EPOCHS
-from training.dataset import FashionMNIST, scale_pixels
-from training.device import to_device
-from training.errors import DivergenceError
-from training.fit import EpochRecord, evaluate, fit
-from training.provenance import revision
-from training.statistics import Norm, population_statistics
-from training.studies.arms import Case
-from training.studies.selection import first_rows, held_out
+from ..compiled import WORTH_COMPILING_EPOCHS
+from ..dataset import FashionMNIST, scale_pixels
+from ..device import to_device
+from ..errors import DivergenceError
+from ..fit import EpochRecord, evaluate, fit
+from ..provenance import revision
+from ..statistics import Norm, population_statistics
+from .arms import Case
+from .selection import first_rows, held_out
 
 EPOCH_ROWS = 5_000  # training images behind the population statistics of every epoch; the last figures take them all
 SATURATION_ROWS = 2_000  # test images on which saturation is measured

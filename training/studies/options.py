@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from training.device import resolve_device
-from training.errors import ConfigError
+from ..device import resolve_device
+from ..errors import ConfigError
 
 
 def add_options(parser: argparse.ArgumentParser, *, out: str, seeds: int) -> None:

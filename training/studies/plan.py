@@ -7,7 +7,7 @@ of the book's length answer what they are asked over seeds; a sweep shows where 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from training.studies.arms import Arm, Case, cases_of
+from .arms import Arm, Case, cases_of
 
 LEARNING_RATES = (0.1, 0.3, 1.0, 3.0, 10.0)
 BATCH_SIZES = (2, 8, 32, 128, 512)

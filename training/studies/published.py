@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from training.studies.tables import Spread
+from .tables import Spread
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from training.dataset import FashionMNIST
-from training.errors import ConfigError
-from training.studies.arms import Case
-from training.studies.measurement import measure
-from training.studies.store import Store
+from ..dataset import FashionMNIST
+from ..errors import ConfigError
+from .arms import Case
+from .measurement import measure
+from .store import Store
 
 
 def run(

@@ -5,9 +5,9 @@ It splits and it lists the candidates; the runner trains them like the cases of 
 
 import dataclasses
 
-from training.dataset import FashionMNIST
-from training.errors import ConfigError
-from training.studies.arms import Arm
+from ..dataset import FashionMNIST
+from ..errors import ConfigError
+from .arms import Arm
 
 HELD_OUT = 5_000
 EPOCHS = 5  # enough to rank candidates that all come to rest at the end

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from training.artifact import write_whole
-from training.errors import ArtifactError
+from ..artifact import write_whole
+from ..errors import ArtifactError
 
 
 class Store:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.artifact import write_whole
-from training.errors import ArtifactError, ConfigError
-from training.provenance import environment, revision
+from ..artifact import write_whole
+from ..errors import ArtifactError, ConfigError
+from ..provenance import environment, revision
 
 
 @dataclass(frozen=True)

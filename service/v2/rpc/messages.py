@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from google.protobuf import json_format
 
-from service.errors import InvalidInput
-from service.tensors import DTYPES, Array, TensorSpec
-from service.v2.agreement import Claim, WantedOutput, check_inputs, check_outputs, refuse_shared_memory
-from service.v2.datatypes import BYTES, bytes_tensor, datatype_of, tensor_from_bytes, tensor_to_bytes
-from service.v2.parameters import Parameter, check_parameters, class_count, timeout_seconds
-from service.v2.request import InferRequest
-from service.v2.response import chosen
-from service.v2.rpc import proto
+from ...errors import InvalidInput
+from ...tensors import DTYPES, Array, TensorSpec
+from ..agreement import Claim, WantedOutput, check_inputs, check_outputs, refuse_shared_memory
+from ..datatypes import BYTES, bytes_tensor, datatype_of, tensor_from_bytes, tensor_to_bytes
+from ..parameters import Parameter, check_parameters, class_count, timeout_seconds
+from ..request import InferRequest
+from ..response import chosen
+from . import proto
 
 INFERENCE = proto.load(Path(__file__).with_name("inference.proto"))
 HEALTH = proto.load(Path(__file__).with_name("health.proto"))

@@ -12,8 +12,8 @@ from typing import Any
 
 import grpc
 
-from service.access import ADMIN, INFER, OPEN, READ, Access
-from service.errors import (
+from ...access import ADMIN, INFER, OPEN, READ, Access
+from ...errors import (
     DeadlineExceeded,
     Forbidden,
     NotFound,
@@ -23,14 +23,14 @@ from service.errors import (
     Unauthorized,
     Unsupported,
 )
-from service.live.control import Control
-from service.live.registry import Registry
-from service.metrics import Metrics
-from service.observe import Trace, failure_sentence
-from service.settings import Settings
-from service.v2.rpc.messages import HEALTH, INFERENCE
-from service.v2.rpc.proto import Method, Proto
-from service.v2.rpc.service import InferenceService
+from ...live.control import Control
+from ...live.registry import Registry
+from ...metrics import Metrics
+from ...observe import Trace, failure_sentence
+from ...settings import Settings
+from .messages import HEALTH, INFERENCE
+from .proto import Method, Proto
+from .service import InferenceService
 
 _log = logging.getLogger(__name__)
 

@@ -9,15 +9,15 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from service.errors import NotReady, ServiceError, Unsupported
-from service.inference import answer, count, deadline_of, served_model
-from service.live.control import Control, body_version
-from service.live.registry import Model, Registry
-from service.observe import Trace
-from service.settings import Settings
-from service.v2.agreement import clip
-from service.v2.metadata import EXTENSIONS, model_config, model_metadata
-from service.v2.rpc.messages import INFERENCE, from_dict, read_request, write_response
+from ...errors import NotReady, ServiceError, Unsupported
+from ...inference import answer, count, deadline_of, served_model
+from ...live.control import Control, body_version
+from ...live.registry import Model, Registry
+from ...observe import Trace
+from ...settings import Settings
+from ..agreement import clip
+from ..metadata import EXTENSIONS, model_config, model_metadata
+from .messages import INFERENCE, from_dict, read_request, write_response
 
 _MESSAGES = INFERENCE.messages
 QUICK_BYTES = 65_536  # typed contents up to here are read within a millisecond

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.ao.nn.quantized import FloatFunctional
 from torch.ao.quantization import FakeQuantize
 
+from foldserve.training.errors import FoldError
+from foldserve.training.fold import Affine, explain, fold, fold_input, register_norm, verify
+from foldserve.training.fold.pytorch.float64 import run_in_float64, sharing_copy
+from foldserve.training.fold.refusals import Refusal, RefusalCode
 from tests.training.fold.cases import Forward, randomise
 from tests.training.fold.networks import BookNorm, build
-from training.errors import FoldError
-from training.fold import Affine, explain, fold, fold_input, register_norm, verify
-from training.fold.pytorch.float64 import run_in_float64, sharing_copy
-from training.fold.refusals import Refusal, RefusalCode
 
 IMAGES = torch.rand((2, 3, 9, 9), generator=torch.Generator().manual_seed(0))
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from foldserve.training.fold import fold
+from foldserve.training.fold.pytorch.float64 import sharing_copy
 from tests.training.fold.cases import CASES, Case
-from training.fold import fold
-from training.fold.pytorch.float64 import sharing_copy
 
 
 def flat(value: object) -> list[Tensor]:

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from benchmarks.folding_cases_onnx import cases
-from training.errors import ConfigError, FoldError
-from training.fold.cli import add_parser
+from foldserve.training.errors import ConfigError, FoldError
+from foldserve.training.fold.cli import add_parser
 
 torch.set_num_threads(1)
 

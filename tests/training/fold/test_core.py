@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.fold.core import Affine, Layout, border_kernel, concatenate, fold_consumer, fold_producer
-from training.fold.refusals import Refusal
+from foldserve.training.fold.core import Affine, Layout, border_kernel, concatenate, fold_consumer, fold_producer
+from foldserve.training.fold.refusals import Refusal
 
 
 def random_affine(channels: int, seed: int = 0) -> Affine:

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from foldserve.training.fold import fold
 from tests.training.fold.networks import NETWORKS, build
 from tests.training.fold.test_cases import run
-from training.fold import fold
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.folding_cases_onnx import FOLD, Case, cases
-from training.fold.onnx.fold import FoldedOnnx, fold_onnx
+from foldserve.training.fold.onnx.fold import FoldedOnnx, fold_onnx
 
 torch.set_num_threads(1)  # the proofs here are tiny: more threads only wait for one another
 

@@ -9,8 +9,8 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from training.fold.api import fold
-from training.fold.onnx.fold import fold_onnx
+from foldserve.training.fold.api import fold
+from foldserve.training.fold.onnx.fold import fold_onnx
 
 torch.set_num_threads(1)
 

@@ -7,8 +7,8 @@ import pytest
 from onnx import external_data_helper
 
 from benchmarks.folding_cases_onnx import cases
-from training.errors import ConfigError, FoldError
-from training.fold.onnx.files import load_onnx, write_onnx
+from foldserve.training.errors import ConfigError, FoldError
+from foldserve.training.fold.onnx.files import load_onnx, write_onnx
 
 
 def model() -> onnx.ModelProto:

@@ -7,9 +7,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.folding_cases_onnx import Net, cases
-from training.errors import FoldError
-from training.fold.onnx.evaluate import Evaluator
-from training.fold.onnx.fold import explain_onnx, fold_onnx, verify_onnx
+from foldserve.training.errors import FoldError
+from foldserve.training.fold.onnx.evaluate import Evaluator
+from foldserve.training.fold.onnx.fold import explain_onnx, fold_onnx, verify_onnx
 
 BY_NAME = {case.name: case for case in cases()}
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.folding_cases_onnx import Net
-from training.fold.onnx.fold import fold_onnx
+from foldserve.training.fold.onnx.fold import fold_onnx
 
 torch.set_num_threads(1)
 

@@ -9,11 +9,11 @@ import torch
 from onnx import numpy_helper
 
 from benchmarks.folding_cases_onnx import Net
-from training.errors import FoldError
-from training.fold.core import Array
-from training.fold.onnx.graph import OnnxGraph
-from training.fold.onnx.proof import Segment, prove_onnx
-from training.fold.onnx.verify import verify_models
+from foldserve.training.errors import FoldError
+from foldserve.training.fold.core import Array
+from foldserve.training.fold.onnx.graph import OnnxGraph
+from foldserve.training.fold.onnx.proof import Segment, prove_onnx
+from foldserve.training.fold.onnx.verify import verify_models
 
 torch.set_num_threads(1)
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from foldserve.training.errors import FoldError
+from foldserve.training.fold import fold, verify
+from foldserve.training.fold.api import _checked
+from foldserve.training.fold.pytorch.job import prepare
+from foldserve.training.fold.pytorch.parameters import Value
+from foldserve.training.fold.pytorch.site_proof import prove_sites
 from tests.training.fold.cases import randomise
-from training.errors import FoldError
-from training.fold import fold, verify
-from training.fold.api import _checked
-from training.fold.pytorch.job import prepare
-from training.fold.pytorch.parameters import Value
-from training.fold.pytorch.site_proof import prove_sites
 
 
 def network() -> nn.Module:

@@ -5,9 +5,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from foldserve.training.fold import fold
+from foldserve.training.fold.pytorch.float64 import run_in_float64, sharing_copy
 from tests.training.fold.cases import randomise
-from training.fold import fold
-from training.fold.pytorch.float64 import run_in_float64, sharing_copy
 
 CHANNELS = 4
 STEPS = ["conv", "conv", "conv padded", "depthwise", "transposed", "norm", "norm", "norm", "relu", "avg", "max"]

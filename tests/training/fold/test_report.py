@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from training.errors import FoldError
-from training.fold import RefusalCode, Report, Site
-from training.fold.refusals import REMEDIES, Refusal
+from foldserve.training.errors import FoldError
+from foldserve.training.fold import RefusalCode, Report, Site
+from foldserve.training.fold.refusals import REMEDIES, Refusal
 
 CODES = (
     "training batch-stats lazy untracked axis multi-use graph-output shared activation-between pad pool sign quantised "

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.fold.refusals import Refusal
-from training.fold.rounding import BFLOAT16, max_ulp, round_once
+from foldserve.training.fold.refusals import Refusal
+from foldserve.training.fold.rounding import BFLOAT16, max_ulp, round_once
 
 
 def neighbours(dtype: str, value: float) -> list[Fraction]:

@@ -10,10 +10,10 @@ from collections import Counter
 import numpy as np
 from onnx import NodeProto
 
-from training.fold.core import Affine
-from training.fold.onnx.graph import OnnxGraph
-from training.fold.onnx.types import Dims, attributes
-from training.fold.refusals import Refusal, RefusalCode
+from ..core import Affine
+from ..refusals import Refusal, RefusalCode
+from .graph import OnnxGraph
+from .types import Dims, attributes
 
 SHAPE_OPERATIONS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 

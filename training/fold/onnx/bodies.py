@@ -7,10 +7,10 @@ input can change it; the new weights go into the outer graph, from where every b
 import onnx
 from onnx import NodeProto, helper
 
-from training.fold.onnx.constants import read_constant
-from training.fold.onnx.graph import OnnxGraph
-from training.fold.onnx.types import FLOAT_TYPES, free_names, subgraphs, with_output_shapes
-from training.fold.refusals import Refusal
+from ..refusals import Refusal
+from .constants import read_constant
+from .graph import OnnxGraph
+from .types import FLOAT_TYPES, free_names, subgraphs, with_output_shapes
 
 
 def lift(graph: OnnxGraph, body: onnx.GraphProto) -> onnx.ModelProto:

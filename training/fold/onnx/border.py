@@ -8,11 +8,11 @@ the size of the map is fixed, a runtime turns it into a constant.
 import numpy as np
 from onnx import NodeProto, helper
 
-from training.fold.core import Array
-from training.fold.onnx.graph import OnnxGraph
-from training.fold.onnx.types import set_attribute, to_tensor
-from training.fold.refusals import Refusal, RefusalCode
-from training.fold.rounding import round_once
+from ..core import Array
+from ..refusals import Refusal, RefusalCode
+from ..rounding import round_once
+from .graph import OnnxGraph
+from .types import set_attribute, to_tensor
 
 _FIRST_OPSET = 9  # of ConstantOfShape
 

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto, TensorProto
 
-from training.fold.onnx.graph import OnnxGraph
-from training.fold.onnx.types import FLOAT_TYPES, as_float64, attributes, to_array
-from training.fold.refusals import Refusal, RefusalCode
+from ..refusals import Refusal, RefusalCode
+from .graph import OnnxGraph
+from .types import FLOAT_TYPES, as_float64, attributes, to_array
 
 _WIDTH = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}  # bits of the fraction
 

@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from training.errors import FoldError
-from training.fold.onnx.evaluate import Evaluator, Values
-from training.fold.onnx.probe import stored_form
-from training.fold.onnx.types import to_array
+from ...errors import FoldError
+from .evaluate import Evaluator, Values
+from .probe import stored_form
+from .types import to_array
 
 _LARGE = 2**14  # elements
 _ROUNDOFF = {"float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}

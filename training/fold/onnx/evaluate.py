@@ -14,9 +14,9 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, inliner, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from training.fold.core import Array
-from training.fold.onnx.kernels import KERNELS, BatchNormalization
-from training.fold.onnx.types import FLOAT_TYPES, attributes, captures, subgraphs, to_array
+from ..core import Array
+from .kernels import KERNELS, BatchNormalization
+from .types import FLOAT_TYPES, attributes, captures, subgraphs, to_array
 
 Values = npt.NDArray[Any]
 _Precision = type[np.floating[Any]] | None  # of a run on magnitudes; None for an ordinary one

@@ -12,8 +12,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from training.errors import ExportError
-from training.fold.api import Folded
+from ...errors import ExportError
+from ..api import Folded
 
 _TOLERANCE = 1e-4  # of the largest |output|: float32 in two runtimes; a wrong export is off by far more
 

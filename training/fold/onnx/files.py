@@ -11,8 +11,8 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, external_data_helper
 
-from training.errors import ConfigError, FoldError
-from training.fold.onnx.types import subgraphs
+from ...errors import ConfigError, FoldError
+from .types import subgraphs
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:

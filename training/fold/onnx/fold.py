@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 
 import onnx
 
-from training.errors import FoldError
-from training.fold.core import Array
-from training.fold.onnx.functions import labels, norms_in_functions, refused_in_functions, with_norms_inlined
-from training.fold.onnx.graph import OnnxGraph
-from training.fold.onnx.order import with_nodes_in_order
-from training.fold.onnx.scopes import fold_scope, prove_folds
-from training.fold.onnx.types import check, with_output_shapes
-from training.fold.onnx.verify import verify_models
-from training.fold.refusals import Refusal
-from training.fold.report import Proof, Report, Site
+from ...errors import FoldError
+from ..core import Array
+from ..refusals import Refusal
+from ..report import Proof, Report, Site
+from .functions import labels, norms_in_functions, refused_in_functions, with_norms_inlined
+from .graph import OnnxGraph
+from .order import with_nodes_in_order
+from .scopes import fold_scope, prove_folds
+from .types import check, with_output_shapes
+from .verify import verify_models
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 import onnx
 from onnx import NodeProto, inliner
 
-from training.fold.onnx.types import subgraphs
-from training.fold.refusals import Refusal, RefusalCode
-from training.fold.report import Site
+from ..refusals import Refusal, RefusalCode
+from ..report import Site
+from .types import subgraphs
 
 _AT_THE_EDGE = {RefusalCode.NO_PRODUCER, RefusalCode.GRAPH_OUTPUT}  # the layer may stand right outside
 

@@ -11,9 +11,9 @@ from typing import Any
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
-from training.fold.core import Array
-from training.fold.onnx.types import FLOAT_TYPES, TYPE_NUMBERS, Dims, captures, infer, names_of, opset_of, to_tensor
-from training.fold.rounding import round_once
+from ..core import Array
+from ..rounding import round_once
+from .types import FLOAT_TYPES, TYPE_NUMBERS, Dims, captures, infer, names_of, opset_of, to_tensor
 
 _SHAPE_ONLY = frozenset({"Shape", "Size"})
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto, helper
 
-from training.fold.core import (
+from ..core import (
     Affine,
     Array,
     Layout,
@@ -19,14 +19,14 @@ from training.fold.core import (
     in_channels,
     out_channels,
 )
-from training.fold.onnx.border import add_border, require_border
-from training.fold.onnx.constants import Constant, read_constant
-from training.fold.onnx.graph import OnnxGraph
-from training.fold.onnx.passing import QUANTISED, has_padding
-from training.fold.onnx.paths import Landing
-from training.fold.onnx.types import attributes, set_attribute
-from training.fold.refusals import Refusal, RefusalCode
-from training.fold.rounding import max_ulp, round_once
+from ..refusals import Refusal, RefusalCode
+from ..rounding import max_ulp, round_once
+from .border import add_border, require_border
+from .constants import Constant, read_constant
+from .graph import OnnxGraph
+from .passing import QUANTISED, has_padding
+from .paths import Landing
+from .types import attributes, set_attribute
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto
 
-from training.fold.core import Affine, Array
-from training.fold.onnx.constants import read_constant
-from training.fold.onnx.graph import OnnxGraph
-from training.fold.onnx.types import attributes
-from training.fold.refusals import Refusal, RefusalCode
+from ..core import Affine, Array
+from ..refusals import Refusal, RefusalCode
+from .constants import read_constant
+from .graph import OnnxGraph
+from .types import attributes
 
 _DEFAULT_EPSILON = float(np.float32(1e-5))
 _BATCH_NORM = "BatchNormalization"

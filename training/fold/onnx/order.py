@@ -7,7 +7,7 @@ only they accept.
 import onnx
 from onnx import NodeProto
 
-from training.fold.onnx.types import captures
+from .types import captures
 
 
 def with_nodes_in_order(model: onnx.ModelProto) -> onnx.ModelProto:

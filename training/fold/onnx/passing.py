@@ -10,11 +10,11 @@ from collections.abc import Callable
 import numpy as np
 from onnx import NodeProto
 
-from training.fold.core import Affine
-from training.fold.onnx.constants import integers_at, read_constant
-from training.fold.onnx.graph import OnnxGraph
-from training.fold.onnx.types import attributes
-from training.fold.refusals import Refusal, RefusalCode
+from ..core import Affine
+from ..refusals import Refusal, RefusalCode
+from .constants import integers_at, read_constant
+from .graph import OnnxGraph
+from .types import attributes
 
 Rule = Callable[[OnnxGraph, NodeProto, Affine, int | None], None]
 

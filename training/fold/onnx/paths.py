@@ -10,14 +10,14 @@ from itertools import pairwise
 
 from onnx import NodeProto
 
-from training.fold.core import Affine
-from training.fold.onnx.axes import SHAPE_OPERATIONS, through_reshape, through_transpose
-from training.fold.onnx.constants import read_constant
-from training.fold.onnx.graph import OnnxGraph
-from training.fold.onnx.norms import Norm, Step, read_step
-from training.fold.onnx.passing import require_passing
-from training.fold.onnx.types import attributes
-from training.fold.refusals import Refusal, RefusalCode
+from ..core import Affine
+from ..refusals import Refusal, RefusalCode
+from .axes import SHAPE_OPERATIONS, through_reshape, through_transpose
+from .constants import read_constant
+from .graph import OnnxGraph
+from .norms import Norm, Step, read_step
+from .passing import require_passing
+from .types import attributes
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _SUMS = frozenset({"Add", "Sub", "Sum"})

@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from training.errors import FoldError
-from training.fold.onnx.evaluate import Evaluator, Values
-from training.fold.onnx.types import FLOAT_TYPES, Dims, infer
-from training.fold.rounding import round_once
+from ...errors import FoldError
+from ..rounding import round_once
+from .evaluate import Evaluator, Values
+from .types import FLOAT_TYPES, Dims, infer
 
 _INTEGERS = {getattr(TensorProto, f"{sign}INT{bits}") for sign in ("", "U") for bits in (8, 16, 32, 64)}
 _LARGE = 2**16  # elements of one row from which on a single row is enough work

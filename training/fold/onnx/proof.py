@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
-from training.errors import FoldError
-from training.fold.core import Array
-from training.fold.onnx.deployed import deployed_errors
-from training.fold.onnx.evaluate import SMALL, Evaluator, Values
-from training.fold.onnx.probe import probe_inputs
-from training.fold.onnx.types import FLOAT_TYPES, to_array
-from training.fold.report import Proof
-from training.fold.rounding import round_once
+from ...errors import FoldError
+from ..core import Array
+from ..report import Proof
+from ..rounding import round_once
+from .deployed import deployed_errors
+from .evaluate import SMALL, Evaluator, Values
+from .probe import probe_inputs
+from .types import FLOAT_TYPES, to_array
 
 ALGEBRA_LIMIT = 1e-11  # measured errors are 1e-16 to 1e-14, a wrong fold is off by 1e-1
 _LAST_BIT = 2.0**-52

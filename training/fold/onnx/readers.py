@@ -8,13 +8,13 @@ from dataclasses import replace
 
 from onnx import NodeProto
 
-from training.fold.core import Affine, concatenate
-from training.fold.onnx.graph import OnnxGraph, Use
-from training.fold.onnx.norms import Norm
-from training.fold.onnx.passing import blocked
-from training.fold.onnx.paths import LAYERS, Landing, axis_of, step_over
-from training.fold.onnx.types import attributes
-from training.fold.refusals import Refusal, RefusalCode
+from ..core import Affine, concatenate
+from ..refusals import Refusal, RefusalCode
+from .graph import OnnxGraph, Use
+from .norms import Norm
+from .passing import blocked
+from .paths import LAYERS, Landing, axis_of, step_over
+from .types import attributes
 
 
 def landings_ahead(graph: OnnxGraph, norm: Norm) -> list[Landing]:

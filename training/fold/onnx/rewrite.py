@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 from onnx import NodeProto
 
-from training.fold.onnx.graph import OnnxGraph
-from training.fold.onnx.layers import Change, apply, change_ahead, change_behind
-from training.fold.onnx.norms import Norm
-from training.fold.onnx.paths import Landing, landings_behind
-from training.fold.onnx.proof import Segment
-from training.fold.onnx.readers import landings_ahead
-from training.fold.refusals import Refusal, RefusalCode
-from training.fold.report import Site
+from ..refusals import Refusal, RefusalCode
+from ..report import Site
+from .graph import OnnxGraph
+from .layers import Change, apply, change_ahead, change_behind
+from .norms import Norm
+from .paths import Landing, landings_behind
+from .proof import Segment
+from .readers import landings_ahead
 
 WEAK = {RefusalCode.NO_PRODUCER, RefusalCode.ACTIVATION_BETWEEN, RefusalCode.UNKNOWN_OP}
 _AT_A_LAYER = {RefusalCode.PAD, RefusalCode.QUANTISED, RefusalCode.OVERRIDABLE, RefusalCode.OVERFLOW}

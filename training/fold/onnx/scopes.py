@@ -10,18 +10,18 @@ from dataclasses import dataclass, field, replace
 import onnx
 from onnx import NodeProto
 
-from training.errors import FoldError
-from training.fold.core import Array
-from training.fold.onnx.axes import SHAPE_OPERATIONS
-from training.fold.onnx.bodies import lift, lower
-from training.fold.onnx.functions import refused_within
-from training.fold.onnx.graph import OnnxGraph
-from training.fold.onnx.norms import Norm, find_norms
-from training.fold.onnx.proof import prove_onnx
-from training.fold.onnx.rewrite import WEAK, Fold, fold_norm, label
-from training.fold.onnx.types import check, subgraphs
-from training.fold.refusals import Refusal, RefusalCode
-from training.fold.report import Proof, Site
+from ...errors import FoldError
+from ..core import Array
+from ..refusals import Refusal, RefusalCode
+from ..report import Proof, Site
+from .axes import SHAPE_OPERATIONS
+from .bodies import lift, lower
+from .functions import refused_within
+from .graph import OnnxGraph
+from .norms import Norm, find_norms
+from .proof import prove_onnx
+from .rewrite import WEAK, Fold, fold_norm, label
+from .types import check, subgraphs
 
 _NORMALISED = frozenset({"InstanceNormalization", "GroupNormalization", "LayerNormalization", "Div", "Mul"})
 

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
-from training.errors import FoldError
-from training.fold.core import Array
-from training.fold.rounding import BFLOAT16
+from ...errors import FoldError
+from ..core import Array
+from ..rounding import BFLOAT16
 
 Dims = tuple[int | str, ...]
 

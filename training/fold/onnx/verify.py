@@ -7,14 +7,14 @@ from collections.abc import Mapping
 
 import onnx
 
-from training.errors import FoldError
-from training.fold.core import Array
-from training.fold.onnx.deployed import deployed_errors, unit_roundoff
-from training.fold.onnx.evaluate import Evaluator
-from training.fold.onnx.probe import probe_inputs
-from training.fold.onnx.proof import ALGEBRA_LIMIT, end_to_end, require_rounded_once
-from training.fold.onnx.types import check, with_output_shapes
-from training.fold.report import Proof
+from ...errors import FoldError
+from ..core import Array
+from ..report import Proof
+from .deployed import deployed_errors, unit_roundoff
+from .evaluate import Evaluator
+from .probe import probe_inputs
+from .proof import ALGEBRA_LIMIT, end_to_end, require_rounded_once
+from .types import check, with_output_shapes
 
 _PARAMETER_FACTOR = 64.0  # without the exact parameters: how far their rounding may reach, in units of the roundoff
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch.fx import Node
 
-from training.fold.pytorch.graph import arguments, operation, same, shape
-from training.fold.refusals import Refusal, RefusalCode
+from ..refusals import Refusal, RefusalCode
+from .graph import arguments, operation, same, shape
 
 RESHAPES = {
     "aten::flatten",

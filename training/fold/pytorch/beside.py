@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from training.fold.core import Layout, in_channels, out_channels
-from training.fold.pytorch.graph import Graph, arguments, operation, same_shape, shape
-from training.fold.pytorch.layers import Layer, read_layer
-from training.fold.pytorch.norms import Norm
-from training.fold.pytorch.through import is_plain_sum
-from training.fold.refusals import Refusal, RefusalCode
+from ..core import Layout, in_channels, out_channels
+from ..refusals import Refusal, RefusalCode
+from .graph import Graph, arguments, operation, same_shape, shape
+from .layers import Layer, read_layer
+from .norms import Norm
+from .through import is_plain_sum
 
 
 class Nothing(nn.Module):

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from training.errors import FoldError
+from ...errors import FoldError
 
 Inputs = tuple[Any, ...] | Mapping[str, Any]
 NARROW = (torch.float32, torch.float16, torch.bfloat16)

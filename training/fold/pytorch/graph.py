@@ -19,10 +19,10 @@ from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._pytree import SUPPORTED_NODES
 
-from training.errors import FoldError
-from training.fold.core import Array
-from training.fold.pytorch.float64 import Inputs, run_in_float64
-from training.fold.refusals import Refusal, RefusalCode
+from ...errors import FoldError
+from ..core import Array
+from ..refusals import Refusal, RefusalCode
+from .float64 import Inputs, run_in_float64
 
 _READS_ONLY_METADATA = {
     "aten::sym_size",

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.errors import FoldError
-from training.fold.core import Affine, Array
-from training.fold.pytorch.float64 import Inputs
-from training.fold.pytorch.graph import Graph, shape
-from training.fold.pytorch.norms import Norm
+from ...errors import FoldError
+from ..core import Affine, Array
+from .float64 import Inputs
+from .graph import Graph, shape
+from .norms import Norm
 
 Numbers = float | Sequence[float]
 

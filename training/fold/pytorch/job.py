@@ -11,19 +11,19 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
-from training.errors import FoldError
-from training.fold.core import Array
-from training.fold.pytorch.float64 import Inputs, sharing_copy
-from training.fold.pytorch.graph import Graph, hooked_modules, module_path, read
-from training.fold.pytorch.inputs import InputNormalisation
-from training.fold.pytorch.norms import Norm, find_norms
-from training.fold.pytorch.parameters import Replacement, replacements
-from training.fold.pytorch.plan import Plan, make_plan
-from training.fold.pytorch.site_proof import SiteProof
-from training.fold.pytorch.unseen import norms_in_bodies, unseen_norms
-from training.fold.refusals import Refusal, RefusalCode
-from training.fold.registry import state_registered
-from training.fold.report import Report, Site
+from ...errors import FoldError
+from ..core import Array
+from ..refusals import Refusal, RefusalCode
+from ..registry import state_registered
+from ..report import Report, Site
+from .float64 import Inputs, sharing_copy
+from .graph import Graph, hooked_modules, module_path, read
+from .inputs import InputNormalisation
+from .norms import Norm, find_norms
+from .parameters import Replacement, replacements
+from .plan import Plan, make_plan
+from .site_proof import SiteProof
+from .unseen import norms_in_bodies, unseen_norms
 
 
 @dataclass

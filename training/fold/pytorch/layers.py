@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from training.fold.core import Layout
-from training.fold.pytorch.graph import Graph, arguments, is_tensor, operation, same_shape, shape
-from training.fold.refusals import Refusal, RefusalCode
+from ..core import Layout
+from ..refusals import Refusal, RefusalCode
+from .graph import Graph, arguments, is_tensor, operation, same_shape, shape
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from training.fold.core import Affine, Array
-from training.fold.pytorch.axes import RESHAPES, axis_before
-from training.fold.pytorch.graph import (
+from ..core import Affine, Array
+from ..refusals import Refusal, RefusalCode
+from ..report import Site
+from .axes import RESHAPES, axis_before
+from .graph import (
     Graph,
     arguments,
     call_key,
@@ -26,8 +28,6 @@ from training.fold.pytorch.graph import (
     same_shape,
     shape,
 )
-from training.fold.refusals import Refusal, RefusalCode
-from training.fold.report import Site
 
 
 @dataclass(frozen=True, eq=False)

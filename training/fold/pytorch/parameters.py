@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.fx import Node
 
-from training.fold.core import (
+from ..core import (
     Affine,
     Array,
     Layout,
@@ -20,12 +20,12 @@ from training.fold.core import (
     fold_producer,
     out_channels,
 )
-from training.fold.pytorch.graph import Graph, dtype
-from training.fold.pytorch.layers import Layer
-from training.fold.pytorch.norms import Norm
-from training.fold.pytorch.plan import Edit, Plan
-from training.fold.refusals import Refusal
-from training.fold.rounding import max_ulp, round_once
+from ..refusals import Refusal
+from ..rounding import max_ulp, round_once
+from .graph import Graph, dtype
+from .layers import Layer
+from .norms import Norm
+from .plan import Edit, Plan
 
 
 @dataclass

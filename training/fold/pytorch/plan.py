@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch.fx import Node
 
-from training.fold.core import Affine
-from training.fold.pytorch.beside import find_beside
-from training.fold.pytorch.graph import Graph, module_stack
-from training.fold.pytorch.layers import Layer
-from training.fold.pytorch.norms import Norm
-from training.fold.pytorch.walk import Walk, walk_back, walk_forward, writers
-from training.fold.refusals import Refusal, RefusalCode
+from ..core import Affine
+from ..refusals import Refusal, RefusalCode
+from .beside import find_beside
+from .graph import Graph, module_stack
+from .layers import Layer
+from .norms import Norm
+from .walk import Walk, walk_back, walk_forward, writers
 
 
 @dataclass

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from training.errors import FoldError
-from training.fold.pytorch.float64 import Inputs, call, run_model_in_float64, sharing_copy, tensors_in, widen
-from training.fold.report import Proof
+from ...errors import FoldError
+from ..report import Proof
+from .float64 import Inputs, call, run_model_in_float64, sharing_copy, tensors_in, widen
 
 ALGEBRA_LIMIT = 1e-11
 # Folding moves where a layer rounds, so the deployed error may differ from the unfolded model's; not by orders.

@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from training.errors import FoldError
-from training.fold.pytorch.float64 import run_in_float64, tensors_in
-from training.fold.pytorch.graph import Graph, arguments, operation, shape
-from training.fold.pytorch.layers import Layer
-from training.fold.pytorch.norms import Norm, affine_step
-from training.fold.pytorch.parameters import Replacement, Value
-from training.fold.pytorch.plan import Plan
-from training.fold.pytorch.proof import ALGEBRA_LIMIT
+from ...errors import FoldError
+from .float64 import run_in_float64, tensors_in
+from .graph import Graph, arguments, operation, shape
+from .layers import Layer
+from .norms import Norm, affine_step
+from .parameters import Replacement, Value
+from .plan import Plan
+from .proof import ALGEBRA_LIMIT
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from torch.fx import Node
 
-from training.fold.core import Affine, concatenate
-from training.fold.pytorch.axes import MOVES_AXES, axis_after, axis_before, merged
-from training.fold.pytorch.graph import Graph, arguments, dtype, is_tensor, operation, same_shape, shape
-from training.fold.pytorch.norms import Step, affine_step
-from training.fold.refusals import Refusal, RefusalCode
+from ..core import Affine, concatenate
+from ..refusals import Refusal, RefusalCode
+from .axes import MOVES_AXES, axis_after, axis_before, merged
+from .graph import Graph, arguments, dtype, is_tensor, operation, same_shape, shape
+from .norms import Step, affine_step
 
 _KEEPS = {"aten::clone", "aten::contiguous", "aten::detach", "aten::alias", "aten::lift_fresh_copy"}
 _CASTS = {"aten::to", "aten::_to_copy", "aten::type_as"}

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from training.fold.pytorch.graph import Graph, arguments, is_tensor, module_path, module_stack, operation
-from training.fold.pytorch.norms import READERS
-from training.fold.refusals import Refusal, RefusalCode
-from training.fold.registry import is_registered
-from training.fold.report import Site
+from ..refusals import Refusal, RefusalCode
+from ..registry import is_registered
+from ..report import Site
+from .graph import Graph, arguments, is_tensor, module_path, module_stack, operation
+from .norms import READERS
 
 _STATISTICS = ("running_mean", "moving_mean")
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch.fx import Node
 
-from training.fold.core import Affine, in_channels, out_channels
-from training.fold.pytorch.graph import Graph, is_in_place, operation
-from training.fold.pytorch.layers import Layer, read_layer, read_vector, require_axis
-from training.fold.pytorch.norms import Norm
-from training.fold.pytorch.through import Flow, backward, forward
-from training.fold.refusals import Refusal, RefusalCode
+from ..core import Affine, in_channels, out_channels
+from ..refusals import Refusal, RefusalCode
+from .graph import Graph, is_in_place, operation
+from .layers import Layer, read_layer, read_vector, require_axis
+from .norms import Norm
+from .through import Flow, backward, forward
 
 
 @dataclass

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from training.fold.pytorch.float64 import named_tensors
-from training.fold.pytorch.graph import Graph, is_in_place, operation, quiet
-from training.fold.pytorch.layers import Layer
-from training.fold.pytorch.parameters import Replacement, Value
-from training.fold.pytorch.plan import Plan
-from training.fold.pytorch.write_module import names_of, stored_like
+from .float64 import named_tensors
+from .graph import Graph, is_in_place, operation, quiet
+from .layers import Layer
+from .parameters import Replacement, Value
+from .plan import Plan
+from .write_module import names_of, stored_like
 
 
 class GraphWriter:

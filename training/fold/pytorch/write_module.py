@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn.utils import parametrize
 
-from training.fold.pytorch.beside import Nothing
-from training.fold.pytorch.border import takes_border, with_border
-from training.fold.pytorch.float64 import full_copy, named_tensors
-from training.fold.pytorch.graph import Graph, call_key, is_in_place, is_tensor, module_path
-from training.fold.pytorch.layers import Layer
-from training.fold.pytorch.norms import Norm
-from training.fold.pytorch.parameters import Replacement, Value
-from training.fold.pytorch.plan import Plan
+from .beside import Nothing
+from .border import takes_border, with_border
+from .float64 import full_copy, named_tensors
+from .graph import Graph, call_key, is_in_place, is_tensor, module_path
+from .layers import Layer
+from .norms import Norm
+from .parameters import Replacement, Value
+from .plan import Plan
 
 
 class CannotExpress(Exception):  # noqa: N818 -- not an error: it chooses the other form

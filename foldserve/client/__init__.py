@@ -4,10 +4,10 @@ Needs httpx and NumPy and nothing of the service: arrays go out and come back as
 that says when to come back is believed.
 """
 
-from foldserve_client.aio import AsyncClient
-from foldserve_client.errors import ClientError, DeadlineExceeded, Refused, Unavailable, Unreachable
-from foldserve_client.messages import Result
-from foldserve_client.sync import Client
+from .aio import AsyncClient
+from .errors import ClientError, DeadlineExceeded, Refused, Unavailable, Unreachable
+from .messages import Result
+from .sync import Client
 
 __all__ = [
     "AsyncClient",

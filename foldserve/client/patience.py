@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Mapping
 
-from foldserve_client.errors import ClientError, DeadlineExceeded
+from .errors import ClientError, DeadlineExceeded
 
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 2.0

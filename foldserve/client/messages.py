@@ -12,7 +12,7 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
-from foldserve_client.errors import ClientError, DeadlineExceeded, Refused, Unavailable
+from .errors import ClientError, DeadlineExceeded, Refused, Unavailable
 
 Array = npt.NDArray[Any]
 

@@ -7,8 +7,8 @@ from typing import Any, Self, Unpack
 
 import httpx
 
-from foldserve_client.calls import Calls, Flow, InferOptions, Pause
-from foldserve_client.messages import Array, Result
+from .calls import Calls, Flow, InferOptions, Pause
+from .messages import Array, Result
 
 
 class Client:

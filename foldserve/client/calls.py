@@ -10,9 +10,9 @@ from urllib.parse import quote
 
 import httpx
 
-from foldserve_client.errors import Unavailable, Unreachable
-from foldserve_client.messages import HEADER_LENGTH, Array, Result, infer_path, read_answer, read_refusal, write_request
-from foldserve_client.patience import Patience
+from .errors import Unavailable, Unreachable
+from .messages import HEADER_LENGTH, Array, Result, infer_path, read_answer, read_refusal, write_request
+from .patience import Patience
 
 
 @dataclass(frozen=True)

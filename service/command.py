@@ -1,0 +1,180 @@
+"""`python -m service`: reads the settings, takes the port, and starts uvicorn on one or several processes.
+
+Whatever keeps the service from starting is one line and an exit code other than 0: 2 for a setting that cannot be
+used, 3 for everything else.
+"""
+
+import functools
+import gc
+import importlib.util
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from types import FrameType
+
+import uvicorn
+
+from .access import Access
+from .errors import ProviderUnavailable, ServiceError
+from .factory import PROTOCOL, build_app, import_libraries
+from .logs import log_config
+from .processes.supervisor import START_FAILURE, Supervisor
+from .processes.workers import Workers
+from .settings import Settings
+
+logger = logging.getLogger("foldserve")
+
+# What a client does not read stays with us beyond this, where the write deadline sees it: the system would take an
+# answer of megabytes, and keep it for as long as the client likes.
+UNSENT_BYTES = 128 * 1024
+BACKLOG = 2048  # connections that wait to be accepted, as in uvicorn
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until a signal ends the process, or run one of the operator's commands; returns the exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] in (["models"], ["keys"]):
+        from . import models_cli
+
+        return models_cli.main(words)
+    settings = Settings.from_command_line(argv)
+    for package in ("uvloop", "httptools"):
+        if importlib.util.find_spec(package) is None:
+            sys.stderr.write(f"package {package} is not installed, the service needs it: pip install {package}\n")
+            return START_FAILURE
+    config = server_config(settings)
+    try:
+        Access(settings.keys_file)  # a damaged file is said here once, and not by each worker
+        if settings.workers > 1:
+            check_device(settings)
+        listener = bind(settings)
+    except OSError as err:
+        reason = err.strerror or err
+        logger.error("cannot listen on %s:%s: %s; choose another --port", settings.host, settings.port, reason)
+        return START_FAILURE
+    except ServiceError as err:
+        logger.error("%s", err)
+        return START_FAILURE
+    fields = {"address": address(listener), "workers": settings.workers, "models_dir": str(settings.models_dir)}
+    logger.info("starting", extra=fields)
+    if settings.allow_unverified:
+        logger.warning("models without a manifest are served too, though nobody proved their answers")
+    with listener:
+        return run_workers(settings, listener) if settings.workers > 1 else run_alone(config, listener)
+
+
+def check_device(settings: Settings) -> None:
+    """Warn where workers have to share cores; a GPU has one owner, since every process would take its own memory.
+
+    Raises:
+        ProviderUnavailable: the workers would run on a GPU.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if settings.workers > cores:
+        logger.warning("%d workers share %d cores: expect slower answers, not more", settings.workers, cores)
+    if settings.provider == "cuda" or (settings.provider == "auto" and _is_installed("onnxruntime-gpu")):
+        raise ProviderUnavailable(
+            f"{settings.workers} workers would share a GPU, which one process should own; "
+            "start one worker on it, or set --provider cpu"
+        )
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def server_config(settings: Settings, workers: Workers | None = None) -> uvicorn.Config:
+    """Return uvicorn's configuration; it configures logging at once, here and in every worker."""
+    return uvicorn.Config(
+        functools.partial(build_app, settings, workers),
+        factory=True,
+        loop="uvloop",
+        http=PROTOCOL,  # on httptools, which refuses a request with two lengths; h11 lets it through
+        ws="none",
+        lifespan="on",
+        workers=settings.workers,
+        log_config=log_config(settings.log_level),
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=settings.keep_alive_seconds,
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),  # without it a stuck upload blocks the end
+    )
+
+
+def bind(settings: Settings) -> socket.socket:
+    """Return a socket that listens: from here on the port is ours, and who connects before all is loaded waits.
+
+    Raises:
+        OSError: the address is in use or not of this machine.
+    """
+    info = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    listener = socket.socket(info[0], info[1])
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # connections inherit it
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+        listener.bind(info[4])
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    listener.set_inheritable(True)
+    return listener
+
+
+def address(listener: socket.socket) -> str:
+    """Return the URL that reaches a socket from this machine."""
+    host, port = listener.getsockname()[:2]
+    if listener.family == socket.AF_INET6:
+        host = f"[{host}]"
+    return f"http://{host}:{port}"
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, but a second signal of any kind ends it at once; uvicorn waits on unless that is SIGINT."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal."""
+        self.force_exit = self.force_exit or self.should_exit
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain."""
+        logger.info("draining")
+        await super().shutdown(sockets)
+
+
+def run_alone(config: uvicorn.Config, listener: socket.socket) -> int:
+    """Serve in this process; SIGTERM and SIGINT drain it, a second one ends it at once, and it ends with 0."""
+    # uvicorn drains and then raises the signal once more, for whoever had it before: without this, that ends us as -15.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        _Server(config).run(sockets=[listener])
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else START_FAILURE
+    except KeyboardInterrupt:  # the same for SIGINT
+        return 0
+    return 0
+
+
+def run_workers(settings: Settings, listener: socket.socket) -> int:
+    """Serve in several processes, each of which is replaced when it ends."""
+    import_libraries()
+    gc.freeze()  # a copy of a page that nobody writes to takes no memory
+    gc.enable()
+    workers = Workers.create()
+    try:
+        supervisor = Supervisor(server_config(settings, workers), listener, workers, settings.drain_seconds)
+        supervisor.run()
+    finally:
+        workers.remove()
+    return START_FAILURE if supervisor.has_failed else 0
