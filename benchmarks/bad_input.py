@@ -24,8 +24,8 @@ import uvloop
 
 from benchmarks.swaps import first_events
 from foldserve.service.v2.rpc.messages import INFERENCE
-from tests.service import artifacts
-from tests.service.bad_requests import ALL, MAX_ROWS, grpc_cases
+from tests.support import artifacts
+from tests.support.bad_requests import ALL, MAX_ROWS, grpc_cases
 
 LIMIT_MS = 100.0
 

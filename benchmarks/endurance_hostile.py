@@ -13,8 +13,8 @@ from pathlib import Path
 from benchmarks.endurance_setup import Found, Service, serving
 from benchmarks.serving_setup import OCTETS
 from foldserve.service.settings import MEBIBYTE, Settings
-from tests.service import artifacts
-from tests.service.bad_requests import BOMB, FLAT_BOMB, INFER
+from tests.support import artifacts
+from tests.support.bad_requests import BOMB, FLAT_BOMB, INFER
 
 MOST_BODY_BYTES: int = Settings.model_fields["max_body_bytes"].default
 CHUNKS = 100_000

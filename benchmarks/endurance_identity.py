@@ -21,7 +21,7 @@ from benchmarks.endurance_setup import Found, get
 from benchmarks.serving_setup import OCTETS, Form, Peer, Running, newest_model, start
 from foldserve.service.tensors import TensorSpec
 from foldserve.training.dataset import load
-from tests.service import artifacts
+from tests.support import artifacts
 
 CONNECTIONS = 64
 ECHO_ROW_BYTES = 4 * 8

@@ -18,8 +18,8 @@ from benchmarks.endurance_load import beside
 from benchmarks.endurance_setup import Found, Service, serving, wait_until
 from benchmarks.open_loop import Load
 from benchmarks.serving_setup import OCTETS, ROOT
-from tests.service import artifacts
-from tests.service.bad_requests import ALL, MAX_ROWS, BadRequest
+from tests.support import artifacts
+from tests.support.bad_requests import ALL, MAX_ROWS, BadRequest
 
 CONNECTIONS = 256
 BAD_CONNECTIONS = 100

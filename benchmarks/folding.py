@@ -77,7 +77,7 @@ def case_list(name: str) -> list[Any]:
         from benchmarks.folding_cases_onnx import cases
 
         return cases()
-    from tests.training.fold.cases import CASES
+    from tests.support.fold_cases import CASES
 
     beyond = "scale beyond float32"  # its outputs are infinite in every float32 runtime: nothing to compare
     return [case for case in CASES if case.name != beyond]

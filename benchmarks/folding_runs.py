@@ -119,7 +119,7 @@ class _Kept:
 def _fingerprint(here: dict[str, Any]) -> str:
     """Return a digest of what the verdicts depend on: versions, cases, and the code that is judged and that judges."""
     sources = [*sorted((ROOT / "training").rglob("*.py")), *sorted((ROOT / "benchmarks").glob("folding*.py"))]
-    sources.append(ROOT / "tests" / "training" / "fold" / "cases.py")
+    sources.append(ROOT / "tests" / "support" / "fold_cases.py")
     digest = hashlib.sha256(json.dumps([here["versions"], here["cases"]], sort_keys=True).encode())
     for source in sources:
         digest.update(source.read_bytes())

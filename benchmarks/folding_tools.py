@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.folding_cases_onnx import Case as OnnxCase
-from tests.training.fold.cases import Case as TorchCase
+from tests.support.fold_cases import Case as TorchCase
 
 Outputs = list[np.ndarray]
 ROWS = 3  # batch of the ONNX cases: a number that is no channel count of theirs

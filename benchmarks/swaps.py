@@ -22,7 +22,7 @@ import numpy as np
 import uvloop
 
 from foldserve.service.access import new_key
-from tests.service import artifacts
+from tests.support import artifacts
 
 CONNECTIONS = 32
 WINDOW_SECONDS = 0.1  # after a swap has returned, for workers that follow a moment later

@@ -13,8 +13,8 @@ import pytest
 
 from foldserve.service.app import create_app
 from foldserve.service.settings import Settings
-from tests.service import artifacts
-from tests.service.live import serve
+from tests.support import artifacts
+from tests.support.live import serve
 
 ROOT = Path(__file__).parents[1]
 _BLOCK = re.compile(r"^```(\w+)( \w+)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)

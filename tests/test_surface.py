@@ -16,8 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from foldserve.service.app import create_app
 from foldserve.service.settings import Settings
-from tests.service import artifacts, bad_requests
-from tests.service.live import serve
+from tests.support import artifacts, bad_requests
+from tests.support.live import serve
 
 SURFACE = Path(__file__).with_name("surface.json")
 VERSION = Path(__file__).parents[1] / "models/lenet-bn/1"

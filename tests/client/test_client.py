@@ -22,8 +22,8 @@ from foldserve.client.messages import infer_path, read_answer, write_request
 from foldserve.service.access import new_key
 from foldserve.service.app import create_app
 from foldserve.service.settings import Settings
-from tests.service import artifacts
-from tests.service.live import serve
+from tests.support import artifacts
+from tests.support.live import serve
 
 IMAGES = artifacts.images(5, seed=2)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service import artifacts
+from tests.support import artifacts
 
 
 @pytest.fixture

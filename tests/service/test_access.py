@@ -14,8 +14,8 @@ from foldserve.service.app import create_app
 from foldserve.service.errors import ArtifactInvalid, Forbidden, NotFound, TooManyRequests, Unauthorized
 from foldserve.service.rates import OwnBucket, SharedBucket
 from foldserve.service.settings import Settings
-from tests.service import artifacts
-from tests.service.live import serve
+from tests.support import artifacts
+from tests.support.live import serve
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 PIXELS = artifacts.images(1).tobytes()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from foldserve.service.bodies.answers import ERROR_BYTES, error_json, predictions_json
 from foldserve.service.errors import EngineError
-from tests.service.artifacts import LABELS, classify, images
+from tests.support.artifacts import LABELS, classify, images
 
 
 def test_probabilities_survive_json_bit_for_bit():

@@ -11,8 +11,8 @@ from fastapi import FastAPI
 from foldserve.service.app import create_app
 from foldserve.service.errors import ArtifactInvalid, EngineError, NotReady, Overloaded
 from foldserve.service.settings import Settings
-from tests.service import artifacts
-from tests.service.live import serve
+from tests.support import artifacts
+from tests.support.live import serve
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 FAILURE = "the service failed on request my-id; its log has the reason under this id"

@@ -8,9 +8,9 @@ import pytest
 
 from foldserve.service.app import create_app
 from foldserve.service.settings import Settings
-from tests.service import artifacts, bad_requests
-from tests.service.bad_requests import ALL, INFER, MAX_ROWS, BadRequest
-from tests.service.live import serve
+from tests.support import artifacts, bad_requests
+from tests.support.bad_requests import ALL, INFER, MAX_ROWS, BadRequest
+from tests.support.live import serve
 
 try:
     import grpc

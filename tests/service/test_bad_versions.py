@@ -20,7 +20,7 @@ from foldserve.service.live.control import Control
 from foldserve.service.live.registry import Registry
 from foldserve.service.metrics import Metrics
 from foldserve.service.settings import Settings
-from tests.service import artifacts
+from tests.support import artifacts
 
 ASKED = artifacts.images(16, seed=7)
 

@@ -19,7 +19,7 @@ from foldserve.service.artifacts.signature import ImageSpec
 from foldserve.service.bodies import decoder
 from foldserve.service.bodies.bodies import MEDIA_TYPES, Limits, is_quick, media_type, read_images
 from foldserve.service.errors import BodyTooLarge, InvalidInput, TooManyRows, UnsupportedMediaType
-from tests.service.artifacts import images
+from tests.support.artifacts import images
 
 SPEC = ImageSpec("image", 28, 28, 1, (0, 255), "light-on-dark", 0, "ITU-R 601")
 COLOUR = ImageSpec("image", 4, 5, 3, (0, 255), "light-on-dark", 0, "ITU-R 601")

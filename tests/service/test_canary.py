@@ -9,7 +9,7 @@ from foldserve.service.live.canary import Canary
 from foldserve.service.live.registry import Registry
 from foldserve.service.metrics import Metrics
 from foldserve.service.settings import Settings
-from tests.service import artifacts
+from tests.support import artifacts
 
 
 class Wrong:

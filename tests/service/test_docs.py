@@ -16,8 +16,8 @@ from PIL import Image
 from foldserve.service.app import create_app
 from foldserve.service.bodies.bodies import MEDIA_TYPES
 from foldserve.service.settings import Settings
-from tests.service import artifacts
-from tests.service.live import serve
+from tests.support import artifacts
+from tests.support.live import serve
 
 STATIC = Path("service/static")
 METHODS = {"get", "post", "put", "delete", "patch"}

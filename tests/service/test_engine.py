@@ -10,7 +10,7 @@ from foldserve.service.artifacts.repository import Repository, TensorSpec
 from foldserve.service.engines import engine as engines
 from foldserve.service.engines.engine import Engine
 from foldserve.service.errors import ArtifactInvalid, BucketsInvalid, EngineError
-from tests.service import artifacts
+from tests.support import artifacts
 
 
 def load(root, name="fashion", **options):

@@ -23,8 +23,6 @@ from foldserve.service.metrics import Metrics
 from foldserve.service.models_cli import main as type_in
 from foldserve.service.settings import Settings
 from foldserve.service.tensors import TensorSpec
-from tests.service import artifacts, v2_messages
-from tests.service.live import serve
 from tests.service.test_bad_versions import (
     custom_operator,
     external,
@@ -33,6 +31,8 @@ from tests.service.test_bad_versions import (
     norm_of_an_old_opset_in_training_mode,
     weights,
 )
+from tests.support import artifacts, v2_messages
+from tests.support.live import serve
 
 CHANNELS = 4
 

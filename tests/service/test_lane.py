@@ -20,8 +20,8 @@ from foldserve.service.app import create_app
 from foldserve.service.connections.lane import VERSION_ROUTE
 from foldserve.service.connections.lane_protocol import LaneProtocol
 from foldserve.service.settings import Settings
-from tests.service import artifacts
-from tests.service.wire import Answer, Client, Serving, on_loop, running
+from tests.support import artifacts
+from tests.support.wire import Answer, Client, Serving, on_loop, running
 
 OCTETS = b"application/octet-stream"
 JSON = b"application/json"

@@ -4,9 +4,9 @@ import asyncio
 from pathlib import Path
 
 from foldserve.service.access import new_key
-from tests.service import artifacts
 from tests.service.test_lane import ONE, ask, service
-from tests.service.wire import on_loop
+from tests.support import artifacts
+from tests.support.wire import on_loop
 
 
 @on_loop

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.service import artifacts
 from tests.service.test_lane import JSON, OCTETS, ONE, ask, held, instances, png, service
-from tests.service.wire import Client, on_loop
+from tests.support import artifacts
+from tests.support.wire import Client, on_loop
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: here\r\n\r\n"
 CHUNKED = (

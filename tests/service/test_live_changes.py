@@ -16,8 +16,8 @@ from foldserve.service.access import new_key
 from foldserve.service.app import create_app
 from foldserve.service.errors import ArtifactInvalid
 from foldserve.service.settings import Settings
-from tests.service import artifacts, v2_messages
-from tests.service.live import serve
+from tests.support import artifacts, v2_messages
+from tests.support.live import serve
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 PIXELS = artifacts.images(4, seed=3)

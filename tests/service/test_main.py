@@ -15,7 +15,7 @@ import pytest
 
 from foldserve.service.command import bind
 from foldserve.service.settings import MEBIBYTE, Settings
-from tests.service import artifacts
+from tests.support import artifacts
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 FAST = ("--provider", "cpu", "--buckets", "1,4", "--threads", "1")

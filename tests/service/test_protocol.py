@@ -7,7 +7,7 @@ import pytest
 
 from foldserve.service.connections.guard import WireLimits
 from foldserve.service.connections.protocol import Phase
-from tests.service.wire import on_loop, read_body, respond, serving
+from tests.support.wire import on_loop, read_body, respond, serving
 
 GET = b"GET /%b HTTP/1.1\r\nHost: here\r\n\r\n"
 QUICK = 0.05  # seconds of a deadline that a test wants to see pass

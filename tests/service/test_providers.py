@@ -7,7 +7,7 @@ import pytest
 
 from foldserve.service.engines.providers import Device, open_session
 from foldserve.service.errors import ArtifactInvalid, ProviderUnavailable
-from tests.service import artifacts
+from tests.support import artifacts
 
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 without_cuda = pytest.mark.skipif(HAS_CUDA, reason="this onnxruntime has CUDA")

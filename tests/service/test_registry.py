@@ -20,7 +20,7 @@ from foldserve.service.errors import (
 from foldserve.service.live.registry import Registry
 from foldserve.service.metrics import Metrics
 from foldserve.service.settings import Settings
-from tests.service import artifacts
+from tests.support import artifacts
 
 
 def registry_of(root, metrics=None, **settings):

@@ -8,7 +8,7 @@ from onnx import helper
 
 from foldserve.service.artifacts.repository import Repository, TensorSpec
 from foldserve.service.errors import ArtifactInvalid, ModelNotFound
-from tests.service import artifacts
+from tests.support import artifacts
 
 
 def test_names_and_versions_are_found_and_nothing_else(fashion_and_echo):

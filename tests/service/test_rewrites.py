@@ -7,7 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from foldserve.service.engines.rewrites import fill_blocks, split_pooling
-from tests.service import artifacts
+from tests.support import artifacts
 
 REWRITES = {
     "split": split_pooling,

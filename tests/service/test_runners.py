@@ -10,7 +10,7 @@ from foldserve.service.engines.engine import Engine
 from foldserve.service.engines.providers import Device, cpu_session, open_session
 from foldserve.service.engines.runners import GraphRunner, PlainRunner, WideRunner
 from foldserve.service.errors import DeviceLost, EngineError
-from tests.service import artifacts
+from tests.support import artifacts
 
 
 @pytest.fixture

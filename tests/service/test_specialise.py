@@ -9,7 +9,7 @@ from foldserve.service.engines.engine import Engine
 from foldserve.service.engines.providers import cpu_session
 from foldserve.service.engines.rewrites import split_pooling
 from foldserve.service.engines.specialise import REWRITES, specialise
-from tests.service import artifacts
+from tests.support import artifacts
 
 
 def choose(root, rewrites):

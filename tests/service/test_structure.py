@@ -10,7 +10,7 @@ from foldserve.service.engines import engine as engines
 from foldserve.service.engines.engine import Engine
 from foldserve.service.engines.specialise import decide_alone
 from foldserve.service.engines.structure import structure_of
-from tests.service import artifacts
+from tests.support import artifacts
 
 
 def loaded(models, version, like=None, **options):

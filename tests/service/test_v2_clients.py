@@ -15,8 +15,8 @@ import pytest
 
 from foldserve.service.app import create_app
 from foldserve.service.settings import Settings
-from tests.service import artifacts
-from tests.service.live import serve
+from tests.support import artifacts
+from tests.support.live import serve
 
 pytest.importorskip("grpc", reason="needs the extra grpc")
 PYTHON = os.environ.get("CLIENTS_PYTHON", "")

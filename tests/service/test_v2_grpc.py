@@ -12,8 +12,8 @@ import pytest
 
 from foldserve.service.app import create_app
 from foldserve.service.settings import Settings
-from tests.service import artifacts, v2_messages
-from tests.service.live import serve
+from tests.support import artifacts, v2_messages
+from tests.support.live import serve
 
 grpc = pytest.importorskip("grpc", reason="needs the extra grpc")
 

@@ -14,8 +14,8 @@ import pytest
 from foldserve.service.app import create_app
 from foldserve.service.settings import Settings
 from foldserve.service.v2.compress import wanted_coding
-from tests.service import artifacts, v2_messages
-from tests.service.live import serve
+from tests.support import artifacts, v2_messages
+from tests.support.live import serve
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 INFER = "/v2/models/fashion/infer"

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays
 from foldserve.service.errors import InvalidInput, ServiceError, TooManyRows, Unsupported
 from foldserve.service.tensors import TensorSpec
 from foldserve.service.v2.request import RequestReader, header_length
-from tests.service import v2_messages
+from tests.support import v2_messages
 
 IMAGE = TensorSpec("image", "UINT8", (None, 1, 2, 3))
 OUTPUTS = (TensorSpec("probabilities", "FP32", (None, 10)), TensorSpec("class_id", "INT64", (None, 1)))

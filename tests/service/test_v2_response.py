@@ -15,7 +15,7 @@ from foldserve.service.v2.agreement import WantedOutput
 from foldserve.service.v2.classification import classify
 from foldserve.service.v2.request import InferRequest, RequestReader
 from foldserve.service.v2.response import format_response
-from tests.service import v2_messages
+from tests.support import v2_messages
 
 NUMBERS = ["bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32", "float64"]
 LABELS = ("Trouser", "Coat", "Bag:large")

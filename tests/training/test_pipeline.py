@@ -10,8 +10,7 @@ from foldserve.training.conversion import from_torch
 from foldserve.training.dataset import FashionMNIST
 from foldserve.training.errors import FoldError
 from foldserve.training.pipeline import fold_network, train
-
-from .hand_fold import fold_by_hand, trained_like_lenet
+from tests.support.hand_fold import fold_by_hand, trained_like_lenet
 
 
 def test_norms_and_pixel_scale_are_folded_with_one_rounding(made_up: FashionMNIST) -> None:

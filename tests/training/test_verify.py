@@ -15,8 +15,7 @@ from foldserve.training.dataset import FashionMNIST, default_sources, load_from
 from foldserve.training.errors import DatasetError, VerifyError
 from foldserve.training.export import export, to_bytes
 from foldserve.training.verify import Parity, oracle_logits, run, verify
-
-from .hand_fold import fold_by_hand, trained_like_lenet
+from tests.support.hand_fold import fold_by_hand, trained_like_lenet
 
 ALGEBRA = {"norm1": 1e-15}
 

@@ -13,8 +13,8 @@ from foldserve.training.errors import FoldError
 from foldserve.training.fold import Affine, explain, fold, fold_input, register_norm, verify
 from foldserve.training.fold.pytorch.float64 import run_in_float64, sharing_copy
 from foldserve.training.fold.refusals import Refusal, RefusalCode
-from tests.training.fold.cases import Forward, randomise
-from tests.training.fold.networks import BookNorm, build
+from tests.support.fold_cases import Forward, randomise
+from tests.support.fold_networks import BookNorm, build
 
 IMAGES = torch.rand((2, 3, 9, 9), generator=torch.Generator().manual_seed(0))
 

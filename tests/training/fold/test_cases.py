@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from foldserve.training.fold import fold
 from foldserve.training.fold.pytorch.float64 import sharing_copy
-from tests.training.fold.cases import CASES, Case
+from tests.support.fold_cases import CASES, Case
 
 
 def flat(value: object) -> list[Tensor]:

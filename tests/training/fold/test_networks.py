@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from foldserve.training.fold import fold
-from tests.training.fold.networks import NETWORKS, build
+from tests.support.fold_networks import NETWORKS, build
 from tests.training.fold.test_cases import run
 
 

@@ -13,7 +13,7 @@ from foldserve.training.fold.api import _checked
 from foldserve.training.fold.pytorch.job import prepare
 from foldserve.training.fold.pytorch.parameters import Value
 from foldserve.training.fold.pytorch.site_proof import prove_sites
-from tests.training.fold.cases import randomise
+from tests.support.fold_cases import randomise
 
 
 def network() -> nn.Module:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from foldserve.training.fold import fold
 from foldserve.training.fold.pytorch.float64 import run_in_float64, sharing_copy
-from tests.training.fold.cases import randomise
+from tests.support.fold_cases import randomise
 
 CHANNELS = 4
 STEPS = ["conv", "conv", "conv padded", "depthwise", "transposed", "norm", "norm", "norm", "relu", "avg", "max"]

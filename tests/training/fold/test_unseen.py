@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from foldserve.training.errors import FoldError
 from foldserve.training.fold import Affine, explain, fold, register_norm
 from foldserve.training.fold.refusals import RefusalCode
-from tests.training.fold.cases import Forward, randomise
-from tests.training.fold.networks import BookNorm
+from tests.support.fold_cases import Forward, randomise
+from tests.support.fold_networks import BookNorm
 
 IMAGES = torch.randn((2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.training.fold.cases import Forward, randomise
+from tests.support.fold_cases import Forward, randomise
 
 
 def lenet() -> nn.Module:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.service import artifacts, v2_messages
+from tests.support import artifacts, v2_messages
 
 MAX_ROWS = 256
 INFER = "/v2/models/fashion/infer"
