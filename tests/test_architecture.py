@@ -4,12 +4,18 @@ import ast
 import graphlib
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HALVES = {"foldserve.training": "training", "foldserve.service": "service", "foldserve.client": "foldserve/client"}
+HALVES = {
+    "foldserve.format": "foldserve/format",
+    "foldserve.training": "training",
+    "foldserve.service": "service",
+    "foldserve.client": "foldserve/client",
+}
 
 
 def modules(package: str, folder: Path | None = None) -> dict[str, Path]:
@@ -74,7 +80,7 @@ def test_rooms_stand_in_one_order(package):
 
 
 def test_the_halves_do_not_know_each_other():
-    """They meet in the version folder: whoever serves needs neither training code nor torch."""
+    """They meet in the version folder and in its format: whoever serves needs neither training code nor torch."""
     for half, others in (
         ("foldserve.service", ("foldserve.training", "foldserve.client", "training", "torch", "onnx")),
         ("foldserve.client", ("foldserve.training", "foldserve.service", "torch", "onnx", "onnxruntime")),
@@ -85,7 +91,16 @@ def test_the_halves_do_not_know_each_other():
                 assert not any(f"{target}.".startswith(f"{other}.") for other in others), (name, target)
 
 
-@pytest.mark.parametrize("half", ["training", "service"])
+def test_the_format_imports_nothing_of_ours():
+    """What both halves agree on depends on neither, and needs numpy alone."""
+    ours = modules("foldserve.format")
+    for name, path in ours.items():
+        for target in imports(name, path):
+            known = target in ours or any(target.startswith(f"{module}.") for module in ours)
+            assert known or target.partition(".")[0] in {"numpy", *sys.stdlib_module_names}, (name, target)
+
+
+@pytest.mark.parametrize("half", ["training", "service", "foldserve/format"])
 def test_the_page_names_every_file(half):
     """Who looks for a file finds it in docs/architecture.md, with its room."""
     page = (ROOT / "docs/architecture.md").read_text()

@@ -9,7 +9,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,8 @@ from typing import Any
 
 import onnx
 
+from foldserve.format.names import MODEL_NAME_RULE, VERSION_RULE, is_model_name, is_version
+
 from .errors import ArtifactError
 from .triton import companion_files
 
@@ -25,8 +26,6 @@ MODEL_NAME = "model.onnx"
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1
 
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_VERSION = re.compile(r"[1-9][0-9]*")
 TEMPORARY = ".tmp-"
 
 
@@ -40,7 +39,7 @@ def publish(
 
     Args:
         models_dir: the model repository; made when it is not there.
-        name: 1 to 64 of A-Z, a-z, 0-9, dot, underscore, hyphen; not starting with a dot.
+        name: of the model, by the rule of `foldserve.format.names`.
         model: content of model.onnx.
         manifest: the manifest without `format`, `name`, `version` and `files`, which are added here.
         version: the wanted number; by default one above the highest there is.
@@ -50,8 +49,8 @@ def publish(
             versions differ, or the disk refuses.
     """
     check_name(name)
-    if version is not None and version < 1:
-        raise ArtifactError(f"version {version}: expected a whole number above 0")
+    if version is not None and not is_version(str(version)):
+        raise ArtifactError(f"version {version}: expected {VERSION_RULE}")
     companions = companion_files(name, onnx.ModelProto.FromString(model))
     folder = models_dir / name
     try:
@@ -71,15 +70,13 @@ def publish(
 
 def check_name(name: str) -> None:
     """Raise ArtifactError when `name` cannot be the name of a model, which is a folder and part of an URL."""
-    if not _NAME.fullmatch(name) or name.startswith("."):
-        raise ArtifactError(
-            f"model name {name!r}: expected 1 to 64 of A-Z, a-z, 0-9, dot, underscore and hyphen, no dot in front"
-        )
+    if not is_model_name(name):
+        raise ArtifactError(f"model name {name!r}: expected {MODEL_NAME_RULE}")
 
 
 def versions(folder: Path) -> list[int]:
     """Return the version numbers in a model's `folder`, ascending."""
-    return sorted(int(entry.name) for entry in folder.iterdir() if _VERSION.fullmatch(entry.name))
+    return sorted(int(entry.name) for entry in folder.iterdir() if is_version(entry.name))
 
 
 def read(folder: Path) -> tuple[bytes, dict[str, Any]]:

@@ -8,12 +8,13 @@ import hashlib
 import hmac
 import json
 import os
-import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from foldserve.format.names import is_model_name, is_version
 
 from ..errors import ArtifactInvalid, ModelNotFound
 from ..tensors import TensorSpec
@@ -27,8 +28,6 @@ __all__ = ["Artifact", "Golden", "Repository", "TensorSpec"]
 MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
 MANIFEST_FORMAT = 1
-_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-_VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Repository:
             ArtifactInvalid: the root is not a folder that can be read.
         """
         try:
-            folders = sorted(path for path in self.root.iterdir() if path.is_dir() and _MODEL_NAME.fullmatch(path.name))
+            folders = sorted(path for path in self.root.iterdir() if path.is_dir() and is_model_name(path.name))
             found = {path.name: _versions(path) for path in folders}
         except OSError as err:
             raise ArtifactInvalid(f"models folder {self.root} cannot be read: {err.strerror or err}") from err
@@ -105,7 +104,7 @@ class Repository:
 
 
 def _versions(folder: Path) -> list[int]:
-    return sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and _VERSION.fullmatch(path.name))
+    return sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and is_version(path.name))
 
 
 def _open(name: str, version: int, path: Path) -> Artifact:

@@ -219,11 +219,19 @@ def test_a_folder_that_may_not_be_made_is_one_sentence(tmp_path: Path) -> None:
         publish(tmp_path / "models", "lenet", model_bytes(), {})
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "a b", "ü", "x" * 65, "a\n"])
+@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "_lenet", "a/b", "a b", "ü", "x" * 65, "a\n"])
 def test_a_name_that_is_no_folder_of_its_own_is_refused(tmp_path: Path, name: str) -> None:
     """A name is a folder and a part of an address; what could leave the repository is refused before anything."""
     with pytest.raises(ArtifactError, match="model name"):
         publish(tmp_path, name, model_bytes(), {})
+    assert tree(tmp_path) == []
+
+
+def test_a_number_that_is_no_version_is_refused(tmp_path: Path) -> None:
+    """The service would not see such a folder."""
+    for version in (0, -1, 10**18):
+        with pytest.raises(ArtifactError, match="whole number from 1 up to 18 digits"):
+            publish(tmp_path, "lenet", model_bytes(), {}, version=version)
     assert tree(tmp_path) == []
 
 

@@ -312,8 +312,9 @@ def test_a_name_that_cannot_be_a_model_is_refused_before_training(
     small: FashionMNIST, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A minute of training is not lost to a slash."""
-    assert command_line.main(["train-and-export", "--name", "a/b", "--out", str(tmp_path / "run")]) == 2
-    assert "--name: model name 'a/b'" in capsys.readouterr().err
+    for name in ("a/b", "_lenet"):
+        assert command_line.main(["train-and-export", "--name", name, "--out", str(tmp_path / "run")]) == 2
+        assert f"--name: model name {name!r}" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
