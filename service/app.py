@@ -29,7 +29,7 @@ from .connections.protocol import GUARD
 from .errors import ProviderUnavailable, ServiceError
 from .gate import Gate
 from .live.canary import Canary
-from .live.control import Control
+from .live.control import ModelControl
 from .live.registry import Registry
 from .metrics import Metrics
 from .observe import Observe, RefusalLog, Trace, failure_sentence
@@ -95,7 +95,7 @@ def create_app(settings: Settings, workers: Workers | None = None) -> FastAPI:
     app.state.body_budget = BodyBudget(settings.max_buffered_bytes)
     shared = workers.folder if workers is not None else None
     app.state.access = Access(settings.keys_file, settings.closed_scopes, settings.key_rate, shared)
-    app.state.control = Control(app.state.registry, promotes_new=settings.promote_new)
+    app.state.control = ModelControl(app.state.registry, promotes_new=settings.promote_new)
     app.state.grpc = None
     app.state.readers = Readers(settings.max_rows)
     app.state.refusals = RefusalLog()

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 from .batching.request import Answer
 from .errors import NotReady, ServiceError
-from .live.registry import Model, Registry
+from .live.model import Model
+from .live.registry import Registry
 from .live.statistics import Stages
 from .live.versions import version_number
 from .observe import Trace

@@ -21,7 +21,8 @@ from .bodies.limits import clip
 from .bodies.receive import receive_body, stated_deadline
 from .errors import InvalidInput, NotReady, Unsupported, UnsupportedMediaType
 from .inference import answer, count
-from .live.registry import Model, Registry
+from .live.model import Model
+from .live.registry import Registry
 from .live.versions import version_number
 from .metrics import Metrics
 from .observe import Trace

@@ -13,7 +13,7 @@ from ..batching.request import BatchAnswer, Octets, Request
 from ..bodies.bodies import INLINE_PIXEL_BYTES, images_from_octets, is_quick, pixels_from_json
 from ..bodies.limits import Limits
 from ..errors import EngineError, Unsupported
-from ..live.registry import Model
+from ..live.model import Model
 
 OCTETS = "application/octet-stream"
 JSON = "application/json"

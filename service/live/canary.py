@@ -8,7 +8,8 @@ import asyncio
 import logging
 
 from ..errors import NotReady, Overloaded, ServiceError
-from .registry import Model, Registry
+from .model import Model
+from .registry import Registry
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ..errors import InvalidInput, ModelNotFound
-from .loading import UNVERIFIED
+from .model import UNVERIFIED
 from .registry import Registry
 from .state import LATEST, PROMOTE, ROLLBACK, ModelState, Shadow, check_label
 from .versions import Versions
@@ -19,7 +19,7 @@ from .versions import Versions
 MAX_SHADOW_SECONDS = 30 * 24 * 3600.0
 
 
-class Control:
+class ModelControl:
     """The calls.
 
     Args:
@@ -29,13 +29,13 @@ class Control:
 
     def __init__(self, registry: Registry, *, promotes_new: bool) -> None:
         self._registry = registry
-        self._follower = registry.follower
-        self._state = registry.follower.state
+        self._reconciler = registry.reconciler
+        self._state = registry.reconciler.state
         self._promotes_new = promotes_new
 
     def index(self, *, ready_only: bool = False) -> list[dict[str, Any]]:
         """Return every version, on disk or in memory: name, version, state, and the reason where it does not serve."""
-        names = sorted({*self._follower.repository.models(), *self._registry.tables})
+        names = sorted({*self._reconciler.repository.models(), *self._registry.tables})
         rows = [row for name in names for row in self._versions(name)]
         return [row for row in rows if row["state"] == "READY"] if ready_only else rows
 
@@ -71,7 +71,7 @@ class Control:
             await self._decide(name, lambda state: replace(_with(state, version), is_unloaded=False))
         elif self._decided(name).is_unloaded:
             await self._decide(name, lambda state: replace(state, is_unloaded=False))
-        await self._follower.follow(name, again=True)
+        await self._reconciler.follow(name, again=True)
         try:
             self._refuse_refused(name, version if version is not None else max(on_disk, default=0))
         except InvalidInput:
@@ -88,7 +88,7 @@ class Control:
         """
         self._known(name)
         await self._decide(name, lambda state: replace(state, is_unloaded=True, loaded=(), shadow=None))
-        await self._follower.follow(name)
+        await self._reconciler.follow(name)
 
     async def promote(self, name: str, version: int | None, label: str = LATEST) -> None:
         """Point a label at a version, once that is loaded and proved.
@@ -129,7 +129,7 @@ class Control:
         source = self._target(name, label)
         if source is None:
             raise ModelNotFound(f"model {name!r} has no label {label[:64]!r} to roll back")
-        target = self._follower.previous(name) if label == LATEST else self._decided(name).before(label)
+        target = self._reconciler.previous(name) if label == LATEST else self._decided(name).before(label)
         if target is None:
             raise InvalidInput(f"rollback: {label!r} of model {name!r} has pointed at nothing before version {source}")
         await self._move(name, label, target, ROLLBACK, source)
@@ -151,7 +151,7 @@ class Control:
             raise InvalidInput(f"shadow: version {version} is the one that answers, expected another one")
         decided = Shadow(version, time.time(), time.time() + seconds)
         await self._decide(name, lambda state: replace(state, shadow=decided))
-        await self._follower.follow(name, again=True)
+        await self._reconciler.follow(name, again=True)
         try:
             self._refuse_refused(name, version)
         except InvalidInput:
@@ -162,7 +162,7 @@ class Control:
         """End a comparison; its version leaves unless a label points at it."""
         self._known(name)
         await self._decide(name, lambda state: replace(state, shadow=None))
-        await self._follower.follow(name)
+        await self._reconciler.follow(name)
 
     def shadow_report(self, name: str) -> dict[str, Any] | None:
         """Return what the comparison has found so far; None where there is none."""
@@ -185,12 +185,12 @@ class Control:
             return replace(_without(moved, version or target), is_unloaded=False)
 
         await self._decide(name, decide)
-        await self._follower.follow(name)
+        await self._reconciler.follow(name)
 
     def _versions(self, name: str) -> list[dict[str, Any]]:
         table = self._registry.tables.get(name)
         loaded = table.loaded if table else {}
-        numbers = sorted({*self._follower.repository.models().get(name, []), *loaded})
+        numbers = sorted({*self._reconciler.repository.models().get(name, []), *loaded})
         return [self._row(name, number, table) for number in numbers]
 
     def _row(self, name: str, version: int, table: Versions | None) -> dict[str, Any]:
@@ -199,14 +199,14 @@ class Control:
             verified = table.loaded[version].is_verified
             reason = "" if verified else f"unverified: {UNVERIFIED}"
             return row | {"reason": reason, "labels": table.labels_of(version), "verified": verified}
-        if self._follower.loading == (name, version):
+        if self._reconciler.loading == (name, version):
             return row | {"state": "LOADING"}
-        refusal = self._follower.refusals.get((name, version))
+        refusal = self._reconciler.refusals.get((name, version))
         return row | {"state": "UNAVAILABLE", "reason": refusal.reason if refusal else "not loaded"}
 
     def _known(self, name: str) -> list[int]:
         """Return the versions on disk of a model that exists."""
-        on_disk = self._follower.repository.models()
+        on_disk = self._reconciler.repository.models()
         if name not in on_disk and name not in self._registry.tables:
             raise ModelNotFound(f"model {name[:80]!r} does not exist; there are {sorted(on_disk)}")
         return on_disk.get(name, [])
@@ -227,7 +227,7 @@ class Control:
         return self._decided(name).labels.get(label)
 
     def _refuse_refused(self, name: str, version: int) -> None:
-        refusal = self._follower.refusals.get((name, version))
+        refusal = self._reconciler.refusals.get((name, version))
         if refusal is not None:
             raise InvalidInput(f"version {version} was refused, and what served goes on: {refusal.reason}")
 

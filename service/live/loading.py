@@ -1,7 +1,7 @@
 """One version of a model, from its folder to something that answers, and back.
 
 A version is loaded beside those that serve, in a thread of its own, and asked its golden questions by the way that
-requests take. Decides nothing: which versions are wanted is for `follow` to say.
+requests take. Decides nothing: which versions are wanted is for `reconciler` to say.
 """
 
 import asyncio
@@ -9,15 +9,11 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 from ..artifacts.repository import Artifact, Repository
-from ..artifacts.signature import ImageSpec
 from ..batching.batcher import Batcher
 from ..engines.courtesy import giving_way
 from ..engines.engine import Engine
@@ -26,78 +22,10 @@ from ..errors import DeviceLost, ServiceError
 from ..metrics import Metrics, ModelMetrics
 from ..settings import Settings
 from .memory import give_back
+from .model import UNVERIFIED, Model
 from .statistics import Observers, Statistics
 
 _log = logging.getLogger(__name__)
-
-UNVERIFIED = "it came without a manifest, and nobody proved its answers"
-
-
-class _Users:
-    """How many requests hold a version, and a signal when the last one lets go."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.gone = asyncio.Event()
-
-
-@dataclass(frozen=True, eq=False)
-class Model:
-    """One version of a model, ready to answer."""
-
-    artifact: Artifact
-    engine: Engine
-    batcher: Batcher
-    executor: ThreadPoolExecutor
-    statistics: Statistics
-    users: _Users = field(default_factory=_Users)
-
-    @property
-    def name(self) -> str:
-        """The name that requests use."""
-        return self.artifact.name
-
-    @property
-    def version(self) -> int:
-        """The version that answers."""
-        return self.artifact.version
-
-    @property
-    def is_verified(self) -> bool:
-        """Whether it came with golden answers and gave them."""
-        return self.artifact.is_verified
-
-    @cached_property
-    def header_lines(self) -> bytes:
-        """What every answer of it says of it in its headers."""
-        return b"".join(b"%b: %b\r\n" % header for header in self.headers)
-
-    @cached_property
-    def headers(self) -> tuple[tuple[bytes, bytes], ...]:
-        """The same one by one: the version, and whether nobody proved it."""
-        version = (b"x-model-version", b"%d" % self.version)
-        return (version,) if self.is_verified else (version, (b"x-model-verified", b"false"))
-
-    @property
-    def labels(self) -> tuple[str, ...] | None:
-        """Class names, index = class id."""
-        return self.engine.labels
-
-    @property
-    def image(self) -> ImageSpec | None:
-        """How a picture becomes a row."""
-        return self.engine.image
-
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Keep this version from being unloaded while a request that has chosen it is read and answered."""
-        self.users.count += 1
-        try:
-            yield
-        finally:
-            self.users.count -= 1
-            if not self.users.count:
-                self.users.gone.set()
 
 
 class Loader:

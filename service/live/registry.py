@@ -1,6 +1,6 @@
 """The models in memory, found by name and by version or label.
 
-What answers to a name is one table that is replaced whole (`Versions`). Which versions are in it is for `follow` to
+What answers to a name is one table that is replaced whole (`Versions`). Which versions are in it is for `reconciler` to
 decide; how they get there is `loading`'s. Serves no HTTP.
 """
 
@@ -15,13 +15,12 @@ from ..errors import DeviceLost, InvalidInput, ModelNotFound, NotReady
 from ..metrics import Metrics
 from ..processes.workers import Workers
 from ..settings import Settings
-from .follow import Follower
-from .loading import Loader, Model
+from .loading import Loader
+from .model import Model
+from .reconciler import Reconciler
 from .shadow import Shadows
 from .state import StateDir
 from .versions import Versions
-
-__all__ = ["Model", "Registry"]
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ class Registry:
         ready: whether every model gave its golden answers and still can.
         reasons: why not, a sentence each.
         shadows: candidates that get a copy of live inputs.
-        follower: loads, unloads and moves pointers.
+        reconciler: loads, unloads and moves pointers.
         changed: called after any pointer has moved or any version has come or gone.
     """
 
@@ -65,7 +64,7 @@ class Registry:
         folder = None if workers is None else workers.folder
         loader = Loader(repository, settings, metrics, self._device_lost, decide, folder)
         self.shadows = Shadows(settings.state_dir)
-        self.follower = Follower(repository, StateDir(settings.state_dir), loader, self, settings, metrics)
+        self.reconciler = Reconciler(repository, StateDir(settings.state_dir), loader, self, settings, metrics)
         self._doubts: dict[str, str] = {}
         self._is_closing = False
 
@@ -76,7 +75,7 @@ class Registry:
             StartError: there is no model, or one has no version that can be loaded and gives its golden answers.
         """
         try:
-            await self.follower.start()
+            await self.reconciler.start()
         except BaseException as err:
             self.reasons = [str(err)]
             await self.close()
@@ -162,7 +161,7 @@ class Registry:
         self._is_closing = True
         self.ready = False
         self._metrics.ready.set(0)
-        await self.follower.stop(self.all_versions())
+        await self.reconciler.stop(self.all_versions())
 
     def _device_lost(self, err: DeviceLost) -> None:
         """Turn ready false and end the process: whoever watches over it starts one with a fresh device."""

@@ -19,7 +19,7 @@ import numpy as np
 from ..batching.request import Answer
 from ..errors import ServiceError
 from ..tensors import Array
-from .loading import Model
+from .model import Model
 from .state import Shadow
 
 _log = logging.getLogger(__name__)

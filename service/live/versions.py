@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..errors import ModelNotFound
-from .loading import Model
+from .model import Model
 from .state import LATEST
 
 

@@ -13,7 +13,7 @@ import orjson
 
 from ..batching.request import BatchAnswer, Octets
 from ..errors import InvalidInput
-from ..live.loading import Model
+from ..live.model import Model
 from ..live.statistics import Stages
 from ..tensors import Array
 from .agreement import WantedOutput

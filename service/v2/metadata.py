@@ -11,7 +11,7 @@ import orjson
 from ..tensors import TensorSpec
 
 if TYPE_CHECKING:
-    from ..live.registry import Model
+    from ..live.model import Model
 
 PLATFORM = "onnxruntime_onnx"  # what Triton calls it
 BACKEND = "onnxruntime"

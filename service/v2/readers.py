@@ -3,7 +3,7 @@
 from weakref import WeakKeyDictionary
 
 from ..engines.engine import Engine
-from ..live.registry import Model
+from ..live.model import Model
 from .request import RequestReader
 
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from ..errors import BodyTooLarge, InvalidInput, Unsupported
-from ..live.control import Control, body_version
+from ..live.control import ModelControl, body_version
 from ..live.state import LATEST
 from ..schemas import errors
 from .agreement import clip
@@ -87,8 +87,8 @@ async def end_shadow_of_model(request: Request, model: str) -> dict[str, Any]:
     return _control(request).show(model)
 
 
-def _control(request: Request) -> Control:
-    control: Control = request.app.state.control
+def _control(request: Request) -> ModelControl:
+    control: ModelControl = request.app.state.control
     return control
 
 

@@ -13,7 +13,8 @@ from fastapi.responses import Response
 from ..bodies.budget import BodyBudget, Share
 from ..bodies.receive import receive_body, stated_deadline
 from ..inference import answer, count, deadline_of, served_model
-from ..live.registry import Model, Registry
+from ..live.model import Model
+from ..live.registry import Registry
 from ..observe import Trace
 from ..schemas import errors
 from ..settings import Settings

@@ -16,7 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from foldserve.service.live.control import Control
+from foldserve.service.live.control import ModelControl
 from foldserve.service.live.registry import Registry
 from foldserve.service.metrics import Metrics
 from foldserve.service.settings import Settings
@@ -250,16 +250,16 @@ def test_a_bad_version_is_refused_with_its_reason_and_the_old_one_goes_on(models
         )
         await registry.load()
         damage(artifacts.publish_classifier(models, version=2))
-        await registry.follower.follow("fashion")
+        await registry.reconciler.follow("fashion")
         assert registry.ready
         model = registry.get("fashion")
         assert model.version == 1
         answer = await model.batcher.infer({"image": ASKED[:3]})
         np.testing.assert_array_equal(answer.outputs["class_id"], artifacts.classify(ASKED[:3])["class_id"])
         assert metrics.registry.get_sample_value("foldserve_refused_versions_total", {"model": "fashion"}) == 1
-        await registry.follower.follow("fashion")  # it is not tried again for nothing, so it is not counted again
+        await registry.reconciler.follow("fashion")  # it is not tried again for nothing, so it is not counted again
         assert metrics.registry.get_sample_value("foldserve_refused_versions_total", {"model": "fashion"}) == 1
-        rows = Control(registry, promotes_new=True).index()
+        rows = ModelControl(registry, promotes_new=True).index()
         assert [(row["version"], row["state"]) for row in rows] == [("1", "READY"), ("2", "UNAVAILABLE")]
         await registry.close()
         return rows[1]["reason"]

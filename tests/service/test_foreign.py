@@ -17,7 +17,7 @@ from foldserve.service.app import create_app
 from foldserve.service.artifacts.foreign import made_inputs
 from foldserve.service.artifacts.repository import Repository
 from foldserve.service.errors import ArtifactInvalid, ServiceError
-from foldserve.service.live.loading import UNVERIFIED
+from foldserve.service.live.model import UNVERIFIED
 from foldserve.service.live.registry import Registry
 from foldserve.service.metrics import Metrics
 from foldserve.service.models_cli import main as type_in

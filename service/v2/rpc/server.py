@@ -23,7 +23,7 @@ from ...errors import (
     Unauthorized,
     Unsupported,
 )
-from ...live.control import Control
+from ...live.control import ModelControl
 from ...live.registry import Registry
 from ...metrics import Metrics
 from ...observe import Trace, failure_sentence
@@ -82,7 +82,7 @@ class GrpcServer:
     def __init__(
         self,
         registry: Registry,
-        control: Control,
+        control: ModelControl,
         access: Access,
         settings: Settings,
         metrics: Metrics,

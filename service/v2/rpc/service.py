@@ -11,8 +11,9 @@ from typing import Any
 
 from ...errors import NotReady, ServiceError, Unsupported
 from ...inference import answer, count, deadline_of, served_model
-from ...live.control import Control, body_version
-from ...live.registry import Model, Registry
+from ...live.control import ModelControl, body_version
+from ...live.model import Model
+from ...live.registry import Registry
 from ...observe import Trace
 from ...settings import Settings
 from ..agreement import clip
@@ -35,7 +36,7 @@ class InferenceService:
         version: of the service.
     """
 
-    def __init__(self, registry: Registry, control: Control, settings: Settings, name: str, version: str) -> None:
+    def __init__(self, registry: Registry, control: ModelControl, settings: Settings, name: str, version: str) -> None:
         self._registry = registry
         self._control = control
         self._settings = settings

@@ -16,7 +16,8 @@ from ..artifacts.repository import Repository
 from ..errors import ArtifactInvalid, ServiceError
 from ..metrics import Metrics
 from ..settings import Settings
-from .loading import Loader, Model
+from .loading import Loader
+from .model import Model
 from .shadow import Shadows
 from .state import LATEST, ModelState, StateDir
 from .versions import Versions
@@ -52,7 +53,7 @@ class Followed(Protocol):
         """Put another table in the place of a model's; None takes the model out."""
 
 
-class Follower:
+class Reconciler:
     """Keeps the registry in step with the disk.
 
     Args:

@@ -1,0 +1,83 @@
+"""One version of a model in memory: its artifact, its proven engine, its batcher, and the requests that hold it."""
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from ..artifacts.repository import Artifact
+from ..artifacts.signature import ImageSpec
+from ..batching.batcher import Batcher
+from ..engines.engine import Engine
+from .statistics import Statistics
+
+UNVERIFIED = "it came without a manifest, and nobody proved its answers"
+
+
+class _Users:
+    """How many requests hold a version, and a signal when the last one lets go."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.gone = asyncio.Event()
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """One version of a model, ready to answer."""
+
+    artifact: Artifact
+    engine: Engine
+    batcher: Batcher
+    executor: ThreadPoolExecutor
+    statistics: Statistics
+    users: _Users = field(default_factory=_Users)
+
+    @property
+    def name(self) -> str:
+        """The name that requests use."""
+        return self.artifact.name
+
+    @property
+    def version(self) -> int:
+        """The version that answers."""
+        return self.artifact.version
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether it came with golden answers and gave them."""
+        return self.artifact.is_verified
+
+    @cached_property
+    def header_lines(self) -> bytes:
+        """What every answer of it says of it in its headers."""
+        return b"".join(b"%b: %b\r\n" % header for header in self.headers)
+
+    @cached_property
+    def headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        """The same one by one: the version, and whether nobody proved it."""
+        version = (b"x-model-version", b"%d" % self.version)
+        return (version,) if self.is_verified else (version, (b"x-model-verified", b"false"))
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Class names, index = class id."""
+        return self.engine.labels
+
+    @property
+    def image(self) -> ImageSpec | None:
+        """How a picture becomes a row."""
+        return self.engine.image
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep this version from being unloaded while a request that has chosen it is read and answered."""
+        self.users.count += 1
+        try:
+            yield
+        finally:
+            self.users.count -= 1
+            if not self.users.count:
+                self.users.gone.set()
