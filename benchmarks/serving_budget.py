@@ -35,10 +35,10 @@ sys.path.insert(0, str(ROOT))
 from foldserve.service.app import create_app  # noqa: E402
 from foldserve.service.batching.batch import Batch  # noqa: E402
 from foldserve.service.batching.batcher import Batcher  # noqa: E402
-from foldserve.service.connections.exchange import Exchange, Target  # noqa: E402
-from foldserve.service.connections.lane_protocol import LaneProtocol  # noqa: E402
-from foldserve.service.connections.predict import Predict  # noqa: E402
 from foldserve.service.engines.runners import PlainRunner  # noqa: E402
+from foldserve.service.lane.exchange import Exchange, Target  # noqa: E402
+from foldserve.service.lane.predict import Predict  # noqa: E402
+from foldserve.service.lane.protocol import LaneProtocol  # noqa: E402
 from foldserve.service.settings import Settings  # noqa: E402
 
 STAGES: tuple[tuple[str, type, str], ...] = (

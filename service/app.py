@@ -23,11 +23,9 @@ from .access import INFER, Access
 from .bodies import decoder
 from .bodies.answers import error_json
 from .bodies.budget import BodyBudget
-from .connections.guard import Guard, wire_limits
-from .connections.lane import LANE, Lane
-from .connections.protocol import GUARD
 from .errors import ProviderUnavailable, ServiceError
 from .gate import Gate
+from .lane.lane import LANE, Lane
 from .live.canary import Canary
 from .live.control import ModelControl
 from .live.registry import Registry
@@ -38,6 +36,8 @@ from .processes.watchdog import Watchdog
 from .processes.workers import Workers
 from .routes import STATIC, router
 from .settings import Settings
+from .transport.guard import Guard, wire_limits
+from .transport.protocol import GUARD
 from .v2.readers import Readers
 from .v2.repository import router as repository_router
 from .v2.routes import router as v2_router

@@ -13,8 +13,8 @@ import orjson
 import uvicorn
 import uvloop
 
-from foldserve.service.connections.guard import Guard, WireLimits
-from foldserve.service.connections.protocol import GUARD, GuardedProtocol
+from foldserve.service.transport.guard import Guard, WireLimits
+from foldserve.service.transport.protocol import GUARD, GuardedProtocol
 
 App = Callable[[dict, Callable[[], Awaitable[dict]], Callable[[dict], Awaitable[None]]], Awaitable[None]]
 

@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from foldserve.service.connections.guard import WireLimits
-from foldserve.service.connections.protocol import Phase
+from foldserve.service.transport.guard import WireLimits
+from foldserve.service.transport.protocol import Phase
 from tests.support.wire import on_loop, read_body, respond, serving
 
 GET = b"GET /%b HTTP/1.1\r\nHost: here\r\n\r\n"

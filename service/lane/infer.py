@@ -16,11 +16,11 @@ from ..errors import InvalidInput
 from ..live.model import Model
 from ..live.statistics import Stages
 from ..tensors import Array
-from .agreement import WantedOutput
-from .datatypes import DATATYPES, datatype_of
-from .repeated import RepeatedReader
-from .request import InferRequest, RequestReader
-from .response import BINARY_TYPE, JSON_TYPE, format_response
+from ..v2.agreement import WantedOutput
+from ..v2.datatypes import DATATYPES, datatype_of
+from ..v2.repeated import RepeatedReader
+from ..v2.request import InferRequest, RequestReader
+from ..v2.response import BINARY_TYPE, JSON_TYPE, format_response
 
 QUICK_JSON_BYTES = 65_536  # read within a millisecond, as in `routes`
 _HEAD_BYTES = 8_192  # JSON before binary tensors: room for any sensible one

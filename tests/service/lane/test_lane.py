@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from foldserve.service.app import create_app
-from foldserve.service.connections.lane import VERSION_ROUTE
-from foldserve.service.connections.lane_protocol import LaneProtocol
+from foldserve.service.lane.lane import VERSION_ROUTE
+from foldserve.service.lane.protocol import LaneProtocol
 from foldserve.service.settings import Settings
 from tests.support import artifacts
 from tests.support.wire import Answer, Client, Serving, on_loop, running

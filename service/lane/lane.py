@@ -18,12 +18,12 @@ from ..live.registry import Registry
 from ..metrics import Metrics
 from ..observe import RefusalLog
 from ..settings import Settings
-from ..v2.fast import Infer, can_take
+from ..transport.wire import REQUEST_ID
 from ..v2.readers import Readers
 from .exchange import Head, Route, Target
+from .infer import Infer, can_take
 from .outgoing import Outgoing
 from .predict import Predict
-from .wire import REQUEST_ID
 
 INFER_ROUTE = "/v2/models/{model}/infer"
 VERSION_ROUTE = "/v2/models/{model}/versions/{version}/infer"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.test_lane import JSON, OCTETS, ONE, ask, held, instances, png, service
+from tests.service.lane.test_lane import JSON, OCTETS, ONE, ask, held, instances, png, service
 from tests.support import artifacts
 from tests.support.wire import Client, on_loop
 

@@ -17,10 +17,10 @@ from ..bodies.answers import error_json
 from ..errors import EngineError, ServiceError
 from ..live.shadow import Shadows
 from ..observe import Trace, failure_sentence
-from ..v2.fast import Infer
+from ..transport.wire import answer
+from .infer import Infer
 from .outgoing import Outgoing
 from .predict import Predict
-from .wire import answer
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from uvicorn.server import ServerState
 from ..batching.request import BatchAnswer
 from ..bodies.budget import Share
 from ..errors import Overloaded, ServiceError
+from ..transport.protocol import GuardedProtocol, Phase
 from .exchange import Exchange, Head, Target
 from .lane import LANE, Lane
-from .protocol import GuardedProtocol, Phase
 
 _HEAD_END = b"\r\n\r\n"
 _POST = b"POST "
