@@ -63,33 +63,33 @@ container-test: install ## build the image, start it with compose, ask it (needs
 	$(PYTHON) -m pytest -m container -v tests/test_container.py
 
 bench-training: install ## examples a second against the textbook loop
-	$(PYTHON) benchmarks/training.py --json docs/results/training-speed.json
+	$(PYTHON) -m benchmarks.training.speed --json docs/results/training-speed.json
 
 bench-start: install ## seconds until ready, idle CPU and memory of the service
-	$(PYTHON) benchmarks/startup.py --json docs/results/startup.json
+	$(PYTHON) -m benchmarks.serving.startup --json docs/results/startup.json
 
 bench-engine: install ## images a second for each batch size against onnxruntime's defaults
-	$(PYTHON) benchmarks/engine.py --out docs/results/engine.md
+	$(PYTHON) -m benchmarks.serving.engine --out docs/results/engine.md
 
 PEERS ?= .venv-peers
 bench-peers:     ## one environment for each server that the serving benchmark compares with
-	for peer in benchmarks/serving_peers/requirements/*.txt; do \
+	for peer in benchmarks/serving/peers/requirements/*.txt; do \
 	  name=$$(basename $$peer .txt); \
 	  python3 -m venv $(PEERS)/$$name && $(PEERS)/$$name/bin/python -m pip install --quiet -r $$peer || echo "$$name could not be installed"; \
 	done
 
 bench-serving: install ## the service beside its peers (wrk; `make bench-peers` first)
-	$(PYTHON) benchmarks/serving.py --peers $(PEERS) $(ARGS)
+	$(PYTHON) -m benchmarks.serving --peers $(PEERS) $(ARGS)
 
 bench-overload: install ## far more than it can answer, and latency against load (an engine slowed on purpose)
-	$(PYTHON) benchmarks/overload.py $(ARGS)
+	$(PYTHON) -m benchmarks.serving.overload $(ARGS)
 
 FOLD_TOOLS ?= .venv-folding
 bench-folding: install $(FOLD_TOOLS)/.installed ## the folding scoreboard beside ten other tools, and what a fold costs
 	$(PYTHON) -m benchmarks.folding --python $(FOLD_TOOLS)/bin/python
-	$(PYTHON) -m benchmarks.folding_cost
+	$(PYTHON) -m benchmarks.folding.cost
 
-$(FOLD_TOOLS)/.installed: benchmarks/folding_requirements.txt
+$(FOLD_TOOLS)/.installed: benchmarks/folding/requirements.txt
 	python3 -m venv $(FOLD_TOOLS)
 	$(FOLD_TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
@@ -101,7 +101,7 @@ gates: install   ## train many seeds and hold them to the published range (goes 
 	$(PYTHON) -m training compare
 
 gpu-check: install ## everything that needs a GPU, in one call
-	$(PYTHON) benchmarks/gpu_check.py
+	$(PYTHON) -m benchmarks.training.gpu_check
 
 image:           ## build the CPU image
 	docker build --target cpu -t foldserve:cpu .

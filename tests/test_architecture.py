@@ -79,6 +79,15 @@ def test_rooms_stand_in_one_order(package):
     list(graphlib.TopologicalSorter(rooms).static_order())
 
 
+def test_benchmarks_are_rooms_of_their_own():
+    """No circle, no second way to find a module, and nothing from a test module: what both need is in tests/support."""
+    list(graphlib.TopologicalSorter(graph_of("benchmarks", ROOT / "benchmarks")).static_order())
+    for name, path in modules("benchmarks", ROOT / "benchmarks").items():
+        assert "sys.path" not in path.read_text(), name
+        of_tests = {target for target in imports(name, path) if target.startswith("tests.")}
+        assert all(target.startswith("tests.support") for target in of_tests), name
+
+
 def test_the_halves_do_not_know_each_other():
     """They meet in the version folder and in its format: whoever serves needs neither training code nor torch."""
     for half, others in (

@@ -1,7 +1,8 @@
 """Requests that must be refused: what a sender can get wrong in the protocol, by mistake or on purpose.
 
-One table for the tests, which look at status and sentence, and for `benchmarks/bad_input.py`, which looks at the time.
-All are for the model `fashion` of `artifacts.publish_classifier`, served with at most `MAX_ROWS` rows in a request.
+One table for the tests, which look at status and sentence, and for `benchmarks/serving/bad_input.py`, which looks at
+the time. All are for the model `fashion` of `artifacts.publish_classifier`, served with at most `MAX_ROWS` rows in a
+request.
 """
 
 import gzip

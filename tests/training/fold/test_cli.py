@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from benchmarks.folding_cases_onnx import cases
 from foldserve.training.errors import ConfigError, FoldError
 from foldserve.training.fold.cli import add_parser
+from tests.support.onnx_cases import cases
 
 torch.set_num_threads(1)
 

@@ -8,8 +8,8 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from benchmarks.folding_cases_onnx import FOLD, Case, cases
 from foldserve.training.fold.onnx.fold import FoldedOnnx, fold_onnx
+from tests.support.onnx_cases import FOLD, Case, cases
 
 torch.set_num_threads(1)  # the proofs here are tiny: more threads only wait for one another
 

@@ -6,9 +6,9 @@ import onnx
 import pytest
 from onnx import external_data_helper
 
-from benchmarks.folding_cases_onnx import cases
 from foldserve.training.errors import ConfigError, FoldError
 from foldserve.training.fold.onnx.files import load_onnx, write_onnx
+from tests.support.onnx_cases import cases
 
 
 def model() -> onnx.ModelProto:

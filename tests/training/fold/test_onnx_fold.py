@@ -6,10 +6,10 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.folding_cases_onnx import Net, cases
 from foldserve.training.errors import FoldError
 from foldserve.training.fold.onnx.evaluate import Evaluator
 from foldserve.training.fold.onnx.fold import explain_onnx, fold_onnx, verify_onnx
+from tests.support.onnx_cases import Net, cases
 
 BY_NAME = {case.name: case for case in cases()}
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.folding_cases_onnx import Net
 from foldserve.training.fold.onnx.fold import fold_onnx
+from tests.support.onnx_cases import Net
 
 torch.set_num_threads(1)
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from benchmarks.folding_cases_onnx import Net
 from foldserve.training.errors import FoldError
 from foldserve.training.fold.core import Array
 from foldserve.training.fold.onnx.graph import OnnxGraph
 from foldserve.training.fold.onnx.proof import Segment, prove_onnx
 from foldserve.training.fold.onnx.verify import verify_models
+from tests.support.onnx_cases import Net
 
 torch.set_num_threads(1)
 

@@ -1,0 +1,1 @@
+"""The promises that only time and bad luck can test."""
