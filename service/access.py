@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import ArtifactInvalid, Forbidden, InvalidInput, NotFound, TooManyRequests, Unauthorized
-from .rates import Bucket, OwnBucket, SharedBucket
+from .rates import LocalTokenBucket, SharedTokenBucket, TokenBucket
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Access:
         self._closed = frozenset({*closed, ADMIN}) if keys_file else frozenset({ADMIN})
         self._rate = rate
         self._keys: tuple[Key, ...] = ()
-        self._buckets: dict[str, Bucket] = {}
+        self._buckets: dict[str, TokenBucket] = {}
         self._stamp: tuple[int, int, int] | None = None
         self._looked_at = float("-inf")
         if keys_file is not None:
@@ -129,9 +129,11 @@ class Access:
                 int(wait) + 1,
             )
 
-    def _new_bucket(self, name: str) -> Bucket:
+    def _new_bucket(self, name: str) -> TokenBucket:
         return (
-            OwnBucket(self._rate) if self._shared is None else SharedBucket(self._rate, self._shared / f"rate-{name}")
+            LocalTokenBucket(self._rate)
+            if self._shared is None
+            else SharedTokenBucket(self._rate, self._shared / f"rate-{name}")
         )
 
 

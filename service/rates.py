@@ -13,14 +13,14 @@ from typing import Protocol
 _STATE = struct.Struct("<dd")  # tokens, and when they were counted
 
 
-class Bucket(Protocol):
+class TokenBucket(Protocol):
     """Tokens that come back at a steady rate."""
 
     def take(self) -> float:
         """Take a token; returns 0, or the seconds until there is one."""
 
 
-class OwnBucket:
+class LocalTokenBucket:
     """A bucket of this process; the fullest holds one second's worth, at least one.
 
     Args:
@@ -37,7 +37,7 @@ class OwnBucket:
         return wait
 
 
-class SharedBucket:
+class SharedTokenBucket:
     """The same in a file, so that processes take from one bucket; their clock is one, since it counts from the boot.
 
     Args:

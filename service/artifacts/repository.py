@@ -19,9 +19,9 @@ from foldserve.format.names import is_model_name, is_version
 from ..errors import ArtifactInvalid, ModelNotFound
 from ..tensors import TensorSpec
 from .external_data import refuse_external_data
-from .foreign import refuse_ours, refuse_unsound_weights
 from .golden import Golden, golden_from_manifest
 from .operators import refuse_operators
+from .unverified import refuse_ours, refuse_unsound_weights
 
 __all__ = ["Artifact", "Golden", "Repository", "TensorSpec"]
 
@@ -96,7 +96,7 @@ class Repository:
         if os.path.lexists(path / MANIFEST_FILE):
             return _open(name, version, path)
         if self._allow_unverified:
-            return _open_foreign(name, version, path)
+            return _open_unverified(name, version, path)
         raise ArtifactInvalid(
             f"{path} holds no {MANIFEST_FILE}, so nothing says what its model should answer: export it with its "
             "manifest, or serve it unproved with --allow-unverified"
@@ -119,7 +119,7 @@ def _open(name: str, version: int, path: Path) -> Artifact:
     return Artifact(name, version, path, path / MODEL_FILE, digests[MODEL_FILE], manifest, golden)
 
 
-def _open_foreign(name: str, version: int, path: Path) -> Artifact:
+def _open_unverified(name: str, version: int, path: Path) -> Artifact:
     """Return a version that came without a manifest, as somebody else's exporter or model repository has it."""
     model_path = path / MODEL_FILE
     try:

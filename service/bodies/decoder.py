@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ..artifacts.signature import ImageSpec
+    from ..engines.signature import ImageSpec
     from .limits import PixelBudget
 
 _LIBRARY = "foldserve.service.bodies.images"

@@ -18,7 +18,7 @@ from ..errors import InvalidInput
 from .limits import PixelBudget
 
 if TYPE_CHECKING:
-    from ..artifacts.signature import ImageSpec
+    from ..engines.signature import ImageSpec
 
 FORMATS = ("PNG", "JPEG")  # by content; every decoder more is a door more
 

@@ -13,10 +13,9 @@ from dataclasses import replace
 import numpy as np
 import onnxruntime
 
-from ..artifacts.foreign import check_rows, made_inputs
 from ..artifacts.golden import Golden
 from ..artifacts.repository import Artifact
-from ..artifacts.signature import ImageSpec, Signature, read_signature
+from ..artifacts.unverified import check_rows, made_inputs
 from ..errors import ArtifactInvalid, BucketsInvalid, DeviceLost, EngineError
 from ..tensors import Array, TensorSpec
 from .buckets import (
@@ -29,6 +28,7 @@ from .buckets import (
 )
 from .providers import Device, Source, cpu_session, open_session
 from .runners import GraphRunner, PlainRunner, Runner, WideRunner
+from .signature import ImageSpec, Signature, read_signature
 from .specialise import REWRITES, Choice, Decide, decide_alone, specialise, take_over
 from .structure import structure_of
 

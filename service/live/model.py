@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from ..artifacts.repository import Artifact
-from ..artifacts.signature import ImageSpec
 from ..batching.batcher import Batcher
 from ..engines.engine import Engine
+from ..engines.signature import ImageSpec
 from .statistics import Statistics
 
 UNVERIFIED = "it came without a manifest, and nobody proved its answers"

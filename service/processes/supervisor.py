@@ -16,8 +16,8 @@ from typing import Any
 import uvicorn
 from uvicorn.supervisors.multiprocess import Multiprocess
 
-from .life import TICK_SECONDS, Life
 from .worker import Worker
+from .worker_health import TICK_SECONDS, WorkerHealth
 from .workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Supervisor(Multiprocess):
         self._workers = workers
         self._drain_seconds = drain_seconds
         self._has_served = False
-        self._lives: list[Life] = []
+        self._health: list[WorkerHealth] = []
 
     def run(self) -> None:
         """Start the workers and watch them until the end."""
@@ -82,24 +82,24 @@ class Supervisor(Multiprocess):
     def keep_subprocess_alive(self) -> None:
         """Replace every worker that has ended or does not answer."""
         self._know_processes()
-        for index, life in enumerate(self._lives):
+        for index, health in enumerate(self._health):
             if self.should_exit.is_set():
                 return
-            process = life.process
-            if process.exitcode is None and life.answers(self.config.timeout_worker_healthcheck, time.monotonic()):
-                self._has_served = self._has_served or life.has_served
+            process = health.process
+            if process.exitcode is None and health.check(self.config.timeout_worker_healthcheck, time.monotonic()):
+                self._has_served = self._has_served or health.has_served
                 continue
             if process.exitcode is None:
                 logger.error("worker does not answer and is killed", extra={"worker": process.pid})
                 process.kill()
                 process.join()
-            if not life.is_told:
-                self._tell(life)
+            if not health.is_reported:
+                self._report_end(health)
             if self.has_failed:
                 self.should_exit.set()
                 return
-            if time.monotonic() >= life.again_at:
-                self._replace(index, life)
+            if time.monotonic() >= health.restart_at:
+                self._replace(index, health)
 
     def join_all(self) -> None:
         """Wait for the workers; whoever drains for longer than allowed, or past a second signal, is killed."""
@@ -115,31 +115,31 @@ class Supervisor(Multiprocess):
 
     def _know_processes(self) -> None:
         """Follow what signals do: SIGHUP exchanges workers, SIGTTIN and SIGTTOU add and take one."""
-        known = {life.process: life for life in self._lives}
-        self._lives = [known.get(process) or Life(process) for process in self.processes]
+        known = {health.process: health for health in self._health}
+        self._health = [known.get(process) or WorkerHealth(process) for process in self.processes]
 
     def _signs(self) -> Iterator[Any]:
         """What can happen next: the end of a worker, or the answer that it owes."""
-        for life in self._lives:
-            if life.process.exitcode is None:
-                yield life.process.process.sentinel
-                if life.is_owed:
-                    yield life.process.parent_conn
+        for health in self._health:
+            if health.process.exitcode is None:
+                yield health.process.process.sentinel
+                if health.awaits_answer:
+                    yield health.process.parent_conn
 
-    def _tell(self, life: Life) -> None:
+    def _report_end(self, health: WorkerHealth) -> None:
         """Say how a worker ended and when the next one comes; clear up behind it."""
-        life.is_told = True
-        if life.process.exitcode == START_FAILURE and not self._has_served:
+        health.is_reported = True
+        if health.process.exitcode == START_FAILURE and not self._has_served:
             self.has_failed = True  # it has said why, and the next one would say the same
             return
-        pause = life.pause_after_it(time.monotonic())
-        fields = {"worker": life.process.pid, "exit_code": life.process.exitcode, "again_in_seconds": pause}
+        pause = health.restart_pause(time.monotonic())
+        fields = {"worker": health.process.pid, "exit_code": health.process.exitcode, "again_in_seconds": pause}
         logger.error("worker ended and is replaced", extra=fields)
         self._workers.forget_gone()
 
-    def _replace(self, index: int, life: Life) -> None:
+    def _replace(self, index: int, health: WorkerHealth) -> None:
         self.processes[index] = process = self._start()
-        self._lives[index] = Life(process, life.short_lives)
+        self._health[index] = WorkerHealth(process, health.short_runs)
 
     def _start(self) -> Worker:
         process = Worker(self.config, self.sockets)

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
-from .cores import CoreWait
+from .starvation import CpuStarvation
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +48,14 @@ class Watchdog:
         self._beats = 0
         self._still: dict[str, _Still] = {}
         self._is_over = threading.Event()
-        self._batch_wait = CoreWait(os.getpid())
+        self._batch_wait = CpuStarvation(os.getpid())
 
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[None]:
         """Watch the running loop until the block is left."""
         beat = asyncio.create_task(self._beat())
         if self._limit_seconds > 0:
-            wait = CoreWait(os.getpid(), threading.get_native_id())  # of the loop's thread, which this is
+            wait = CpuStarvation(os.getpid(), threading.get_native_id())  # of the loop's thread, which this is
             threading.Thread(target=self._look_at_loop, args=(wait,), name="watchdog", daemon=True).start()
         try:
             yield
@@ -77,7 +77,7 @@ class Watchdog:
             if self._still[name].seconds(batch, waited) >= self._limit_seconds:
                 self._end(f"a batch of {name!r} has run for {self._limit_seconds:g} s")
 
-    def _look_at_loop(self, wait: CoreWait) -> None:
+    def _look_at_loop(self, wait: CpuStarvation) -> None:
         still = _Still()
         while not self._is_over.wait(_BEAT_SECONDS):
             if still.seconds(self._beats, wait.seconds()) >= self._limit_seconds:

@@ -12,7 +12,7 @@ import pytest
 from foldserve.service.access import Access, new_key, read_keys, scope_of
 from foldserve.service.app import create_app
 from foldserve.service.errors import ArtifactInvalid, Forbidden, NotFound, TooManyRequests, Unauthorized
-from foldserve.service.rates import OwnBucket, SharedBucket
+from foldserve.service.rates import LocalTokenBucket, SharedTokenBucket
 from foldserve.service.settings import Settings
 from tests.support import artifacts
 from tests.support.live import serve
@@ -231,7 +231,7 @@ def test_tokens_come_back_at_their_rate_and_no_more(tmp_path, monkeypatch):
     """A long pause is worth one second of tokens, not an hour's."""
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    for bucket in (OwnBucket(2.0), SharedBucket(2.0, tmp_path / "bucket")):
+    for bucket in (LocalTokenBucket(2.0), SharedTokenBucket(2.0, tmp_path / "bucket")):
         clock[0] += 3600
         assert [bucket.take() for _ in range(3)] == [0.0, 0.0, 0.5]
 

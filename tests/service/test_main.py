@@ -2,12 +2,8 @@
 
 import contextlib
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -16,59 +12,7 @@ import pytest
 from foldserve.service.command import bind
 from foldserve.service.settings import MEBIBYTE, Settings
 from tests.support import artifacts
-
-OCTETS = {"Content-Type": "application/octet-stream"}
-FAST = ("--provider", "cpu", "--buckets", "1,4", "--threads", "1")
-
-
-def command(*flags: str) -> list[str]:
-    return [sys.executable, "-m", "service", "--port", "0", *FAST, *flags]
-
-
-def environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("FOLDSERVE_")}
-
-
-@contextlib.contextmanager
-def started(*flags: str, ready_lines: int = 1) -> Iterator[tuple[subprocess.Popen, str]]:
-    """A service that has said `ready_lines` times that it is ready, and its address.
-
-    Its `events` are the lines that it has written until then.
-    """
-    process = subprocess.Popen(command(*flags), stderr=subprocess.PIPE, text=True, env=environment())
-    process.events = []
-    try:
-        address, left = "", ready_lines
-        while left:
-            line = process.stderr.readline()
-            assert line, "the service ended before it was ready"
-            event = json.loads(line)
-            process.events.append(event)
-            address = event.get("address", address)
-            left -= event["event"] == "ready"
-        yield process, address
-    finally:
-        process.kill()
-        process.wait(10)
-        process.stderr.close()
-
-
-def read_until(process: subprocess.Popen, event: str, **fields: object) -> dict:
-    """The next event of this name and with these fields."""
-    for line in process.stderr:
-        found = json.loads(line)
-        if found["event"] == event and fields.items() <= found.items():
-            return found
-    raise AssertionError(f"the service ended without {event!r}")
-
-
-def failed(*flags: str) -> tuple[int, list[str]]:
-    """Exit code and lines of a service that does not start."""
-    done = subprocess.run(command(*flags), capture_output=True, text=True, env=environment(), timeout=120)
-    assert done.stdout == ""
-    return done.returncode, [
-        line for line in done.stderr.splitlines() if '"level":' not in line or '"info"' not in line
-    ]
+from tests.support.processes import OCTETS, failed, read_until, started
 
 
 def test_it_starts_answers_and_ends(fashion):

@@ -6,7 +6,7 @@ import pytest
 
 from foldserve.service.access import read_keys
 from foldserve.service.command import main
-from tests.service.test_live_changes import publish, running
+from tests.support.operator import publish, running
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import onnxruntime
 import pytest
 
 from foldserve.service.artifacts.repository import Repository
-from foldserve.service.artifacts.signature import read_signature
 from foldserve.service.engines.engine import Engine
 from foldserve.service.engines.providers import Device, cpu_session, open_session
 from foldserve.service.engines.runners import GraphRunner, PlainRunner, WideRunner
+from foldserve.service.engines.signature import read_signature
 from foldserve.service.errors import DeviceLost, EngineError
 from tests.support import artifacts
 

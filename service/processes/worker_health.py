@@ -8,7 +8,7 @@ import time
 
 from uvicorn.supervisors.multiprocess import Process
 
-from .cores import CoreWait
+from .starvation import CpuStarvation
 
 logger = logging.getLogger(__name__)
 
@@ -19,33 +19,33 @@ _STEADY_SECONDS = 1.0  # a worker that served so long was not killed by its own 
 _LONGEST_PAUSE_SECONDS = 30.0
 
 
-class Life:
+class WorkerHealth:
     """From its start to its end.
 
     Args:
         process: has been started.
-        short_lives: how many before it, one after the other, ended before they had served.
-        core_wait: what the process's first thread, which is its event loop's, waits for cores.
+        short_runs: how many before it, one after the other, ended before they had served.
+        starvation: what the process's first thread, which is its event loop's, waits for cores.
     """
 
-    def __init__(self, process: Process, short_lives: int = 0, core_wait: CoreWait | None = None) -> None:
+    def __init__(self, process: Process, short_runs: int = 0, starvation: CpuStarvation | None = None) -> None:
         self.process = process
-        self.short_lives = short_lives
-        self.again_at = 0.0
-        self.is_told = False
-        self.is_owed = False  # an answer
+        self.short_runs = short_runs
+        self.restart_at = 0.0
+        self.is_reported = False
+        self.awaits_answer = False  # an answer
         self._has_answered = False
         self._serves_since: float | None = None
-        self._owed_seconds = 0.0
+        self._waited_seconds = 0.0
         self._looked_at = self._ask_at = time.monotonic()
-        self._core_wait = core_wait or CoreWait(process.pid or 0, process.pid)
+        self._starvation = starvation or CpuStarvation(process.pid or 0, process.pid)
 
     @property
     def has_served(self) -> bool:
         """Whether it has said that its server is up."""
         return self._serves_since is not None
 
-    def answers(self, limit_seconds: float, now: float) -> bool:
+    def check(self, limit_seconds: float, now: float) -> bool:
         """Take a look: take an answer that came, ask when it is time; False when one was due for too long.
 
         Time counts only as far as the supervisor looked and the worker had a core: neither a service that was stopped
@@ -56,29 +56,29 @@ class Life:
             now: on the clock of `time.monotonic`.
         """
         elapsed, self._looked_at = min(now - self._looked_at, TICK_SECONDS), now
-        waited = self._core_wait.seconds()
+        waited = self._starvation.seconds()
         try:
-            if self.is_owed and self.process.parent_conn.poll(0):
+            if self.awaits_answer and self.process.parent_conn.poll(0):
                 self._take(self.process.parent_conn.recv(), now)
-            elif self.is_owed:
-                self._owed_seconds = max(0.0, self._owed_seconds + elapsed - waited)
-            if not self.is_owed and now >= self._ask_at:
+            elif self.awaits_answer:
+                self._waited_seconds = max(0.0, self._waited_seconds + elapsed - waited)
+            if not self.awaits_answer and now >= self._ask_at:
                 self.process.parent_conn.send(b"ping")
-                self.is_owed, self._ask_at = True, now + TICK_SECONDS
+                self.awaits_answer, self._ask_at = True, now + TICK_SECONDS
         except (OSError, EOFError):
             return False
-        return self._owed_seconds < (limit_seconds if self._has_answered else _START_SECONDS)
+        return self._waited_seconds < (limit_seconds if self._has_answered else _START_SECONDS)
 
-    def pause_after_it(self, now: float) -> float:
+    def restart_pause(self, now: float) -> float:
         """Seconds until the next one may be started: none after a life that served, more after each that did not."""
         served = now - self._serves_since if self._serves_since is not None else 0.0
-        self.short_lives = 0 if served >= _STEADY_SECONDS else self.short_lives + 1
-        pause = 0.0 if self.short_lives < 2 else min(2.0 ** (self.short_lives - 2), _LONGEST_PAUSE_SECONDS)
-        self.again_at = now + pause
+        self.short_runs = 0 if served >= _STEADY_SECONDS else self.short_runs + 1
+        pause = 0.0 if self.short_runs < 2 else min(2.0 ** (self.short_runs - 2), _LONGEST_PAUSE_SECONDS)
+        self.restart_at = now + pause
         return pause
 
     def _take(self, is_up: bool, now: float) -> None:
-        self.is_owed, self._owed_seconds = False, 0.0
+        self.awaits_answer, self._waited_seconds = False, 0.0
         if not self._has_answered:
             self._has_answered = True
             logger.debug("worker answers", extra={"worker": self.process.pid})

@@ -19,8 +19,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from foldserve.service.processes.workers import Workers
-from tests.service.test_main import OCTETS, failed, read_until, started
 from tests.support import artifacts
+from tests.support.processes import OCTETS, failed, read_until, started
 
 TWO = ("--workers", "2", "--drain-seconds", "2", "--canary-seconds", "0")
 

@@ -14,8 +14,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from foldserve.service.app import create_app
-from foldserve.service.artifacts.foreign import made_inputs
 from foldserve.service.artifacts.repository import Repository
+from foldserve.service.artifacts.unverified import made_inputs
 from foldserve.service.errors import ArtifactInvalid, ServiceError
 from foldserve.service.live.model import UNVERIFIED
 from foldserve.service.live.registry import Registry
@@ -23,7 +23,8 @@ from foldserve.service.metrics import Metrics
 from foldserve.service.models_cli import main as type_in
 from foldserve.service.settings import Settings
 from foldserve.service.tensors import TensorSpec
-from tests.service.test_bad_versions import (
+from tests.support import artifacts, v2_messages
+from tests.support.damage import (
     custom_operator,
     external,
     future_opset,
@@ -31,7 +32,6 @@ from tests.service.test_bad_versions import (
     norm_of_an_old_opset_in_training_mode,
     weights,
 )
-from tests.support import artifacts, v2_messages
 from tests.support.live import serve
 
 CHANNELS = 4
@@ -63,14 +63,14 @@ def norm_behind_a_product() -> tuple[onnx.ModelProto, np.ndarray, np.ndarray]:
         "matrix": matrix, "scale": scale, "shift": shift, "mean": mean, "var": var,
         "flat": np.array([-1, CHANNELS]), "square": np.array([-1, CHANNELS, CHANNELS]),
     }  # fmt: skip
-    model = foreign_model(nodes, {"tokens": (4, 4)}, {"normed": (4, 4)}, constants)
+    model = model_of(nodes, {"tokens": (4, 4)}, {"normed": (4, 4)}, constants)
     asked = rng.standard_normal((3, 4, 4)).astype(np.float32)
     per_token = [array.astype(np.float64)[:, None] for array in (mean, var, scale, shift)]
     expected = (asked.astype(np.float64) @ matrix - per_token[0]) / np.sqrt(per_token[1] + 1e-5)
     return model, asked, expected * per_token[2] + per_token[3]
 
 
-def foreign_model(nodes, inputs, outputs, constants=None, kind=TensorProto.FLOAT) -> onnx.ModelProto:
+def model_of(nodes, inputs, outputs, constants=None, kind=TensorProto.FLOAT) -> onnx.ModelProto:
     """A graph of float inputs and outputs; shapes leave the batch out."""
     declared = [
         [helper.make_tensor_value_info(name, kind, ["n", *shape]) for name, shape in side.items()]
@@ -104,7 +104,7 @@ def loaded(root: Path, ask: dict[str, np.ndarray] | None = None):
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """One verified classifier beside two foreign models."""
+    """One verified classifier beside two unverified models."""
     root = tmp_path_factory.mktemp("models")
     artifacts.publish_classifier(root)
     place(root, artifacts.two_inputs_model(), "sum")
@@ -297,7 +297,7 @@ def test_a_damaged_manifest_is_not_taken_for_none(models):
 
 def test_a_graph_whose_first_axis_is_no_batch_is_refused(models):
     """Two rows for each that came: nobody could say whose they are."""
-    place(models, foreign_model([helper.make_node("Concat", ["x", "x"], ["y"], axis=0)], {"x": (3,)}, {"y": (3,)}))
+    place(models, model_of([helper.make_node("Concat", ["x", "x"], ["y"], axis=0)], {"x": (3,)}, {"y": (3,)}))
     with pytest.raises(ArtifactInvalid, match=r"output 'y' has shape \(2, 3\) for a batch of 1,"):
         loaded(models)
 
@@ -308,7 +308,7 @@ def test_rows_that_depend_on_their_neighbours_are_run_alone(models):
         helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0], keepdims=1),
         helper.make_node("Sub", ["x", "mean"], ["y"]),
     ]
-    place(models, foreign_model(nodes, {"x": (3,)}, {"y": (3,)}))
+    place(models, model_of(nodes, {"x": (3,)}, {"y": (3,)}))
     model, _ = loaded(models)
     assert model.engine.buckets == (1,)
 
@@ -316,7 +316,7 @@ def test_rows_that_depend_on_their_neighbours_are_run_alone(models):
 def test_a_graph_that_cannot_run_on_what_is_made_for_it_is_refused(models):
     """With the runtime's own reason, and not as a crash."""
     node = helper.make_node("Reshape", ["x", "shape"], ["y"])
-    place(models, foreign_model([node], {"x": (3,)}, {"y": (7,)}, {"shape": np.array([-1, 7])}))
+    place(models, model_of([node], {"x": (3,)}, {"y": (7,)}, {"shape": np.array([-1, 7])}))
     with pytest.raises(ArtifactInvalid, match=r"fails on inputs made for it|cannot be loaded"):
         loaded(models)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.service.test_main import OCTETS, command, environment
+from tests.support.processes import OCTETS, command, environment
 
 # `python -m service` in which one image, all pixels 77, makes the run hang.
 HANGING = """

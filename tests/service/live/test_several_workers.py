@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from foldserve.service.access import new_key
-from tests.service.test_live_changes import publish
-from tests.service.test_main import OCTETS, started
 from tests.support import artifacts
+from tests.support.operator import publish
+from tests.support.processes import OCTETS, started
 
 PIXELS = artifacts.images(3, seed=3).tobytes()
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from foldserve.service.processes.life import Life
+from foldserve.service.processes.worker_health import WorkerHealth
 
 LIMIT = 5.0
 
@@ -28,8 +28,8 @@ def pipe():
         yield ours, theirs
 
 
-def life_of(pipe, waits: Waits | None = None, short_lives: int = 0) -> Life:
-    return Life(SimpleNamespace(pid=os.getpid(), parent_conn=pipe[0]), short_lives, waits or Waits())
+def health_of(pipe, waits: Waits | None = None, short_runs: int = 0) -> WorkerHealth:
+    return WorkerHealth(SimpleNamespace(pid=os.getpid(), parent_conn=pipe[0]), short_runs, waits or Waits())
 
 
 def answer(pipe, is_up: bool) -> None:
@@ -38,75 +38,75 @@ def answer(pipe, is_up: bool) -> None:
     pipe[1].send(is_up)
 
 
-def looks(life: Life, start: float, seconds: float) -> list[bool]:
+def looks(health: WorkerHealth, start: float, seconds: float) -> list[bool]:
     """Look each half second, as a supervisor does."""
-    return [life.answers(LIMIT, start + 0.5 * number) for number in range(int(seconds * 2))]
+    return [health.check(LIMIT, start + 0.5 * number) for number in range(int(seconds * 2))]
 
 
-def come_up(life: Life, pipe, start: float) -> None:
+def come_up(health: WorkerHealth, pipe, start: float) -> None:
     for is_up, now in ((False, start), (True, start + 1)):
-        assert life.answers(LIMIT, now)
+        assert health.check(LIMIT, now)
         answer(pipe, is_up)
-        assert life.has_served is False
-        assert life.answers(LIMIT, now + 0.1)
-    assert life.has_served
+        assert health.has_served is False
+        assert health.check(LIMIT, now + 0.1)
+    assert health.has_served
 
 
 def test_a_worker_that_answers_is_asked_again_and_never_waited_for(pipe):
     """A look returns whether or not the answer has come, and at most one question is open."""
-    life = life_of(pipe)
-    assert looks(life, 1e6, 3) == [True] * 6
+    health = health_of(pipe)
+    assert looks(health, 1e6, 3) == [True] * 6
     answer(pipe, False)
     assert not pipe[1].poll(0)
-    assert life.answers(LIMIT, 1e6 + 4)
+    assert health.check(LIMIT, 1e6 + 4)
     assert pipe[1].poll(0)
 
 
 def test_a_worker_that_stops_answering_hangs(pipe):
     """Five seconds once it has answered; a worker that still starts may take two minutes."""
-    starting = life_of(pipe)
+    starting = health_of(pipe)
     assert looks(starting, 1e6, 119) == [True] * 238
     answer(pipe, False)
-    assert starting.answers(LIMIT, 1e6 + 119)
+    assert starting.check(LIMIT, 1e6 + 119)
     found = looks(starting, 1e6 + 119.5, 6)
     assert found.index(False) == 9
 
 
 def test_a_supervisor_that_was_stopped_does_not_blame_its_workers(pipe):
     """An hour in which nobody looked counts as one look."""
-    life = life_of(pipe)
-    come_up(life, pipe, 1e6)
-    assert life.answers(LIMIT, 1e6 + 10)
-    assert life.answers(LIMIT, 1e6 + 3600)
+    health = health_of(pipe)
+    come_up(health, pipe, 1e6)
+    assert health.check(LIMIT, 1e6 + 10)
+    assert health.check(LIMIT, 1e6 + 3600)
 
 
 def test_a_starved_worker_does_not_hang_and_a_hung_one_does(pipe):
     """Only the time counts in which it could have answered."""
     waits = Waits()
-    life = life_of(pipe, waits)
-    come_up(life, pipe, 1e6)
+    health = health_of(pipe, waits)
+    come_up(health, pipe, 1e6)
     waits.each = 0.45
-    assert looks(life, 1e6 + 2, 40) == [True] * 80
+    assert looks(health, 1e6 + 2, 40) == [True] * 80
     waits.each = 0.0
-    assert not all(looks(life, 1e6 + 42, 6))
+    assert not all(looks(health, 1e6 + 42, 6))
 
 
 def test_a_worker_that_served_is_replaced_at_once_and_others_more_and_more_rarely(pipe):
     """Pauses grow over lives that ended before they had served; one that did makes up for all of them."""
     short = 0
     for pause in (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0):
-        life = life_of(pipe, short_lives=short)
-        assert life.pause_after_it(1e6) == pause
-        assert life.again_at == 1e6 + pause
-        short = life.short_lives
-    life = life_of(pipe, short_lives=short)
-    come_up(life, pipe, 1e6)
-    assert life.pause_after_it(1e6 + 3) == 0.0
-    assert life.short_lives == 0
+        health = health_of(pipe, short_runs=short)
+        assert health.restart_pause(1e6) == pause
+        assert health.restart_at == 1e6 + pause
+        short = health.short_runs
+    health = health_of(pipe, short_runs=short)
+    come_up(health, pipe, 1e6)
+    assert health.restart_pause(1e6 + 3) == 0.0
+    assert health.short_runs == 0
 
 
 def test_a_worker_that_dies_as_soon_as_it_serves_has_not_served(pipe):
     """Else one that falls over its first request would be started without pause."""
-    life = life_of(pipe, short_lives=2)
-    come_up(life, pipe, 1e6)
-    assert life.pause_after_it(1e6 + 1.5) == 2.0
+    health = health_of(pipe, short_runs=2)
+    come_up(health, pipe, 1e6)
+    assert health.restart_pause(1e6 + 1.5) == 2.0

@@ -9,7 +9,7 @@ from pathlib import Path
 _RUNNABLE = "R"
 
 
-class CoreWait:
+class CpuStarvation:
     """Looks after one thread, or after all threads of a process.
 
     Args:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from foldserve.service.processes.cores import CoreWait
+from foldserve.service.processes.starvation import CpuStarvation
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="this system does not count waits")
 
@@ -31,7 +31,7 @@ def test_two_that_want_one_core_wait_for_it():
     """Each of them, and whether one thread is asked after or all of them."""
     core = max(os.sched_getaffinity(0))
     with running(BUSY % core, 2) as (one, other):
-        waits = [CoreWait(one.pid, one.pid), CoreWait(other.pid)]
+        waits = [CpuStarvation(one.pid, one.pid), CpuStarvation(other.pid)]
         waited, until = [0.0, 0.0], time.monotonic() + 60
         while min(waited) < 0.05:
             assert time.monotonic() < until, waited
@@ -42,7 +42,7 @@ def test_two_that_want_one_core_wait_for_it():
 def test_one_that_sleeps_does_not_wait():
     """Blocked is not starved: nothing is counted for a process that wants no core."""
     with running("import sys; sys.stdout.close(); import time; time.sleep(60)") as (process,):
-        wait = CoreWait(process.pid)
+        wait = CpuStarvation(process.pid)
         while Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2][0] != "S":
             time.sleep(0.02)
         wait.seconds()
@@ -53,5 +53,5 @@ def test_a_process_that_has_gone_waits_for_nothing():
     """Nor does one on a system that does not count."""
     with running("pass") as (process,):
         process.wait(60)
-        assert CoreWait(process.pid).seconds() == 0.0
-        assert CoreWait(process.pid, process.pid).seconds() == 0.0
+        assert CpuStarvation(process.pid).seconds() == 0.0
+        assert CpuStarvation(process.pid, process.pid).seconds() == 0.0
