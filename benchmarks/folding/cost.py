@@ -154,7 +154,7 @@ class Clocks:
             self._time(proving, "prove_onnx", "proof")
             return
         import foldserve.training.fold.api as front
-        import foldserve.training.fold.pytorch.job as reading
+        import foldserve.training.fold.pytorch.fold_plan as reading
 
         for module, name, kind in (
             (reading, "read", "read"),

@@ -31,7 +31,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load the ONNX front end when it is asked for: whoever folds PyTorch models needs no onnxruntime."""
+    """Load the ONNX front end on first use: folding PyTorch models needs no onnxruntime."""
     if name in ("FoldedOnnx", "explain_onnx", "fold_onnx", "verify_onnx"):
         from .onnx import fold as onnx_fold
 

@@ -1,6 +1,6 @@
 """Fold a PyTorch model: the public functions, and the last steps of a fold, writing and proving.
 
-`job` has the steps before those; each step is a module of its own. The argument is never modified, and
+`fold_plan` has the steps before those; each step is a module of its own. The argument is never modified, and
 nothing is returned that was not proved.
 """
 
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from ..errors import FoldError
 from .core import Array
 from .pytorch.float64 import Inputs, full_copy, named_tensors
-from .pytorch.inputs import CastInput, InputNormalisation, Numbers
-from .pytorch.job import Job, prepare, report_of
+from .pytorch.fold_plan import FoldPlan, make_fold_plan, report_of
+from .pytorch.input_normalisation import CastInput, InputNormalisation, Numbers
+from .pytorch.model_proof import prove_model
 from .pytorch.parameters import Value
-from .pytorch.proof import verify as prove_model
 from .pytorch.site_proof import prove_sites
 from .pytorch.write_graph import GraphWriter
 from .pytorch.write_module import CannotExpress, ModuleWriter
@@ -33,7 +33,7 @@ class Folded:
     Attributes:
         model: computes what the original computes, without the folded norms.
         report: every norm, folded or refused, and the proof.
-        exact: float64 values behind the changed parameters, by qualified name; their rounding is what `model` holds.
+        exact: float64 values of the changed parameters, by qualified name; their rounding is what `model` holds.
     """
 
     model: nn.Module
@@ -75,8 +75,8 @@ def fold(
     """
     wanted = (input_scale, input_mean, input_std)
     normalisation = None if all(value is None for value in wanted) else _normalisation(*wanted)
-    job = prepare(model, example_inputs, dynamic, padding, normalisation)
-    folded = _finish(model, example_inputs, job)
+    plan = make_fold_plan(model, example_inputs, dynamic, padding, normalisation)
+    folded = _finish(model, example_inputs, plan)
     if strict:
         folded.report.require_all_folded()
     return folded
@@ -84,9 +84,9 @@ def fold(
 
 def explain(model: nn.Module, example_inputs: Inputs, *, dynamic: Any = True, padding: str = "refuse") -> Report:
     """Return the report that `fold` would return, proof of each site included, without making a model."""
-    job = prepare(model, example_inputs, dynamic, padding)
-    proofs = prove_sites(job.graph, job.plan, job.changes)
-    return report_of(job, proofs)
+    plan = make_fold_plan(model, example_inputs, dynamic, padding)
+    proofs = prove_sites(plan.graph, plan.placement, plan.changes)
+    return report_of(plan, proofs)
 
 
 def verify(original: nn.Module, folded: nn.Module | Folded, inputs: Inputs) -> Proof:
@@ -115,15 +115,15 @@ def fold_input(
 ) -> nn.Module:
     """Return `model` with (x * scale - mean) / std of its first input folded in: the result takes raw values.
 
-    Parameters that `fold` rounded are taken back to the float64 values behind them, as long as nobody changed them
-    since, so that folding the norms and then the input rounds every parameter once.
+    Parameters that `fold` rounded are taken back to their float64 values, as long as they have not
+    changed since, so that folding the norms and then the input rounds every parameter once.
 
     Args:
         model: in eval mode; not modified. A result of `fold` or its model.
         scale: a number, or one for each channel, such as 1/255.
         mean: likewise; None for zero.
         std: likewise; None for one.
-        example_inputs: what `model` itself takes; may be left out for a model that came from `fold`.
+        example_inputs: what `model` itself takes; may be left out for a result of `fold`.
         dynamic: as in `fold`.
         padding: as in `fold`; with a mean, a zero-padded first convolution needs "exact".
         uint8: wrap the result so that it takes integers, cast to the parameters' dtype before everything else.
@@ -135,10 +135,10 @@ def fold_input(
     known = _ORIGINS.get(module)
     inputs = example_inputs if example_inputs is not None else (known.example_inputs if known else None)
     if inputs is None:
-        raise FoldError("fold_input needs example_inputs for a model that does not come from fold; pass a tuple")
+        raise FoldError("fold_input needs example_inputs for a model that is no result of fold; pass a tuple")
     exact = _unchanged(module, known.exact if known else {})
-    job = prepare(module, inputs, dynamic, padding, _normalisation(scale, mean, std), exact, input_only=True)
-    folded = _finish(module, inputs, job).model
+    plan = make_fold_plan(module, inputs, dynamic, padding, _normalisation(scale, mean, std), exact, input_only=True)
+    folded = _finish(module, inputs, plan).model
     return CastInput(folded).eval() if uint8 else folded
 
 
@@ -171,34 +171,36 @@ def _unchanged(model: nn.Module, exact: Mapping[str, Array]) -> dict[str, Array]
     return kept
 
 
-def _finish(model: nn.Module, example_inputs: Inputs, job: Job) -> Folded:
-    proofs = prove_sites(job.graph, job.plan, job.changes)
-    if not job.plan.folded:
+def _finish(model: nn.Module, example_inputs: Inputs, plan: FoldPlan) -> Folded:
+    proofs = prove_sites(plan.graph, plan.placement, plan.changes)
+    if not plan.placement.folded:
         unchanged = full_copy(model)
         _ORIGINS[unchanged] = _Origin(example_inputs, {})
-        return Folded(unchanged, report_of(job, proofs))
+        return Folded(unchanged, report_of(plan, proofs))
     try:
-        folded, exact, proof = _written(ModuleWriter(model), model, example_inputs, job)
+        folded, exact, proof = _written(ModuleWriter(model), model, example_inputs, plan)
         form, reason = "module", ""
     except (CannotExpress, FoldError) as why:  # a FoldError: the forward uses what the write-back took away
-        folded, exact, proof = _written(GraphWriter(job.graph), model, example_inputs, job)
+        folded, exact, proof = _written(GraphWriter(plan.graph), model, example_inputs, plan)
         form, reason = "graph", str(why)
-    report = replace(report_of(job, proofs), form=form, form_reason=reason, proof=proof)
+    report = replace(report_of(plan, proofs), form=form, form_reason=reason, proof=proof)
     _ORIGINS[folded] = _Origin(example_inputs, exact)
     return Folded(folded, report, exact)
 
 
 def _written(
-    writer: ModuleWriter | GraphWriter, model: nn.Module, example_inputs: Inputs, job: Job
+    writer: ModuleWriter | GraphWriter, model: nn.Module, example_inputs: Inputs, plan: FoldPlan
 ) -> tuple[nn.Module, dict[str, Array], Proof]:
-    """Return the model that the writer makes of the job, the float64 values behind its parameters, and its proof."""
-    writer.write(job.graph, job.plan, job.changes)
-    exact = {**_unchanged(writer.model, job.graph.exact), **_checked(writer.model, writer.exact())}
-    return writer.model, exact, _prove(model, writer.model, example_inputs, job, exact)
+    """Return the model that the writer makes of the plan, the float64 values of its parameters, and its proof."""
+    writer.write(plan.graph, plan.placement, plan.changes)
+    exact = {**_unchanged(writer.model, plan.graph.exact), **_checked(writer.model, writer.exact())}
+    return writer.model, exact, _prove(model, writer.model, example_inputs, plan, exact)
 
 
-def _prove(model: nn.Module, folded: nn.Module, example_inputs: Inputs, job: Job, exact: Mapping[str, Array]) -> Proof:
-    normalisation, known = job.normalisation, _unchanged(model, job.graph.exact)
+def _prove(
+    model: nn.Module, folded: nn.Module, example_inputs: Inputs, plan: FoldPlan, exact: Mapping[str, Array]
+) -> Proof:
+    normalisation, known = plan.normalisation, _unchanged(model, plan.graph.exact)
     return prove_model(
         model,
         folded,
@@ -219,7 +221,7 @@ def _checked(model: nn.Module, exact: Mapping[str, Value]) -> dict[str, Array]:
 
 
 def _by_identity(model: nn.Module, exact: Mapping[str, Array]) -> dict[int, Tensor]:
-    """Return the float64 tensors by the id of the parameter that they stand behind."""
+    """Return the float64 tensors by the id of the parameter that is their rounding."""
     known = {name: _tensor(model, name) for name in exact}
     return {id(t): torch.from_numpy(exact[name]).to(t.device) for name, t in known.items()}
 

@@ -64,7 +64,7 @@ REMEDIES: dict[RefusalCode, str] = {
     RefusalCode.SPATIAL: "export again with per-channel statistics (spatial=1)",
     RefusalCode.SUBGRAPH: "move layer and norm out of the If, Loop or Scan body",
     RefusalCode.UNKNOWN_OP: "put the norm next to its layer, or report the operation to us",
-    RefusalCode.NO_PRODUCER: "nothing: no layer with weights stands before or behind this norm",
+    RefusalCode.NO_PRODUCER: "nothing: no layer with weights stands before or after this norm",
 }
 
 

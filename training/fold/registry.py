@@ -1,7 +1,7 @@
 """Norm classes that the graph cannot read, and how their owner says they are read: `register_norm`.
 
 Before `graph`. A registered module is replaced, in the copy that is analysed, by the affine that its reader states; the
-proof still runs the module itself, so a reader that is wrong is found out.
+proof still runs the module itself, so a wrong reader does not pass.
 """
 
 from collections.abc import Callable
@@ -41,9 +41,9 @@ class _Stated(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, affine: Affine, like: Tensor | None):
+    def __init__(self, affine: Affine, reference: Tensor | None):
         super().__init__()
-        dtype = torch.float32 if like is None else like.dtype
+        dtype = torch.float32 if reference is None else reference.dtype
         for name, values in (("scale", affine.scale), ("shift", affine.shift)):
             self.register_buffer(name, torch.from_numpy(values).to(dtype))
         self.register_buffer("zeros", torch.zeros(affine.channels, dtype=dtype))
@@ -57,7 +57,7 @@ def state_registered(model: nn.Module) -> dict[str, Array]:
     """Replace registered modules inside `model`, in place, by what their readers state.
 
     Returns:
-        The float64 values behind the stand-ins' rounded ones, by qualified name.
+        The float64 values of the stand-ins' rounded ones, by qualified name.
 
     Raises:
         FoldError: a reader returned something else than an `Affine`.

@@ -90,7 +90,7 @@ class Proof:
 
 @dataclass(frozen=True)
 class Report:
-    """Every norm that was found, folded or refused, and the proof of the model as a whole.
+    """Every norm of the model, folded or refused, and the proof of the model as a whole.
 
     Attributes:
         folded: norms that are gone.

@@ -1,6 +1,6 @@
 """From float64 to the parameter's own dtype, exactly once, and how far that is from the exact value.
 
-Used by both front ends after `core`; and by the proof, which asks that a stored parameter equals the float64 result
+Used by both front ends after `core`; and by the proof, which requires that a stored parameter equals the float64 result
 rounded once, bit for bit. bfloat16 has no numpy dtype, so its values travel as float32 that hold them exactly.
 """
 
@@ -43,7 +43,7 @@ def max_ulp(stored: npt.NDArray[Any], exact: Array, dtype: str) -> float:
     Args:
         stored: the rounded values, in `dtype` (float32 for bfloat16).
         exact: the same shape, float64.
-        dtype: as in `round_once`; at most 0.5 comes out when `stored` was rounded once from `exact`.
+        dtype: as in `round_once`; at most 0.5 when `stored` was rounded once from `exact`.
     """
     one, other, worst = np.ravel(stored), np.ravel(exact), 0.0
     for start in range(0, other.size, _BLOCK):  # in pieces: the intermediate values of a large weight add up
@@ -61,7 +61,7 @@ def _spacing(exact: Array, dtype: str) -> Array:
 
 
 def _round_bfloat16(values: Array) -> npt.NDArray[np.float32]:
-    """Return the nearest bfloat16 values as float32; going through a rounded float32 would round twice."""
+    """Return the nearest bfloat16 values as float32; by way of a rounded float32 would round twice."""
     quantum = _spacing(values, BFLOAT16)
     nearest = np.rint(values / quantum) * quantum  # division and product by powers of two are exact
     return np.asarray(nearest, np.float32)

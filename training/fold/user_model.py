@@ -65,21 +65,21 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise ConfigError(f"{path} is not a file; expected weights in safetensors format")
     try:
-        found = load_file(path)
+        tensors = load_file(path)
     except (SafetensorError, OSError) as err:
         raise ConfigError(f"{path} is not a readable safetensors file: {err}") from err
     expected = model.state_dict()
-    problems = [f"missing {name}" for name in expected if name not in found]
-    problems += [f"unexpected {name}" for name in found if name not in expected]
+    problems = [f"missing {name}" for name in expected if name not in tensors]
+    problems += [f"unexpected {name}" for name in tensors if name not in expected]
     problems += [
-        f"{name} is {tuple(found[name].shape)}, expected {tuple(value.shape)}"
+        f"{name} is {tuple(tensors[name].shape)}, expected {tuple(value.shape)}"
         for name, value in expected.items()
-        if name in found and found[name].shape != value.shape
+        if name in tensors and tensors[name].shape != value.shape
     ]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ConfigError(f"{path} does not fit the model: {'; '.join(problems[:5])}{more}")
-    model.load_state_dict(found)
+    model.load_state_dict(tensors)
 
 
 def make_inputs(specs: list[str]) -> tuple[Tensor, ...]:

@@ -10,7 +10,7 @@ from torch import nn
 from foldserve.training.errors import FoldError
 from foldserve.training.fold import fold, verify
 from foldserve.training.fold.api import _checked
-from foldserve.training.fold.pytorch.job import prepare
+from foldserve.training.fold.pytorch.fold_plan import make_fold_plan
 from foldserve.training.fold.pytorch.parameters import Value
 from foldserve.training.fold.pytorch.site_proof import prove_sites
 from tests.support.fold_cases import randomise
@@ -93,13 +93,13 @@ BELOW_A_LIMIT = (eps_in_float32, one_last_bit)  # so small that the layers behin
 def test_site_proof_catches(mutant) -> None:
     """A site whose folded parameters are wrong in any of these ways is refused by its own proof."""
     model = network()
-    job = prepare(model, INPUTS, True, "refuse")
-    prove_sites(job.graph, job.plan, job.changes)
-    change = job.changes[0]
+    plan = make_fold_plan(model, INPUTS, True, "refuse")
+    prove_sites(plan.graph, plan.placement, plan.changes)
+    change = plan.changes[0]
     weight, bias = mutant(change.weight.exact, change.bias.exact, model)
     change.weight, change.bias = Value(weight, "float32"), Value(bias, "float32")
     with pytest.raises(FoldError, match="is wrong"):
-        prove_sites(job.graph, job.plan, job.changes)
+        prove_sites(plan.graph, plan.placement, plan.changes)
 
 
 @pytest.mark.parametrize("mutant", [m for m in MUTANTS if m not in BELOW_A_LIMIT], ids=lambda mutant: mutant.__name__)

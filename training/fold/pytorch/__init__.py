@@ -1,1 +1,1 @@
-"""The PyTorch front end: the exported graph, its norms, the plan, the new weights and their proof."""
+"""The PyTorch front end: the exported graph, its norms, the placement, the new weights and their proof."""

@@ -37,7 +37,7 @@ def axis_before(node: Node, axis: int | None) -> int | None:
         return None
     before = axis_map(node)[axis]
     if before is None:
-        raise _lost(node, axis, "comes out of")
+        raise _lost(node, axis, "leaves")
     return before
 
 
@@ -51,7 +51,7 @@ def axis_after(node: Node, axis: int | None) -> int | None:
         return None
     places = axis_map(node)
     if axis not in places:
-        raise _lost(node, axis, "goes into")
+        raise _lost(node, axis, "enters")
     return places.index(axis)
 
 
@@ -120,7 +120,7 @@ def _same_place(before: tuple[Any, ...], after: tuple[Any, ...], axis: int) -> i
 def merged(node: Node, axis: int) -> tuple[int, int, int] | None:
     """Return where a reshape puts `axis` of its input when it merges it with others: (output axis, repeat, tile).
 
-    Along that output axis each channel comes `repeat` times in a row, and the whole row `tile` times; None when the
+    Along that output axis each channel stands `repeat` times in a row, and the whole row `tile` times; None when the
     reshape does something else, or sizes are dynamic.
     """
     before, after = shape(node.all_input_nodes[0]), shape(node)

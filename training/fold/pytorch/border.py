@@ -1,6 +1,6 @@
 """Convolutions that take a norm before zero padding: the padding must stay unshifted, so the border gets a correction.
 
-Used when `fold(..., padding="exact")` asks for it. The correction is a small convolution of one channel of ones, so it
+Used with `fold(..., padding="exact")`. The correction is a small convolution of one channel of ones, so it
 is exact for every size, stride, dilation and number of groups.
 """
 

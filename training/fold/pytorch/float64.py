@@ -130,7 +130,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 def sharing_copy(model: nn.Module, keep: Iterable[int] = ()) -> nn.Module:
     """Return a copy of the module tree around the very same parameters, to run without a trace on the model itself.
 
-    Norms update buffers, or assign their statistics anew, even when nobody trains; these are the copy's own.
+    Norms update buffers, or assign their statistics anew, even in eval mode; these are the copy's own.
 
     Args:
         model: what to copy.
@@ -155,11 +155,11 @@ def call(model: Callable[..., Any], inputs: Inputs) -> Any:
 
 def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Return parameters, buffers and plain tensor attributes with their qualified names, each under its first name."""
-    seen: set[int] = set()
-    found = []
+    visited: set[int] = set()
+    named = []
     for path, module in model.named_modules():
         for name, value in [*module._parameters.items(), *module._buffers.items(), *vars(module).items()]:
-            if isinstance(value, Tensor) and id(value) not in seen:
-                seen.add(id(value))
-                found.append((f"{path}.{name}" if path else name, value))
-    return found
+            if isinstance(value, Tensor) and id(value) not in visited:
+                visited.add(id(value))
+                named.append((f"{path}.{name}" if path else name, value))
+    return named

@@ -1,7 +1,7 @@
 """A user's model as a graph of aten operations with ranks, axes and owners known: `torch.export`, read under no_grad.
 
-First step of the PyTorch front end. It answers what the later steps ask of a node (its arguments by name, who else
-reads it, is it a constant and which, which module it belongs to) and decides nothing about folding.
+First step of the PyTorch front end. It tells the later steps about a node (its arguments by name, what else reads
+it, whether it is a constant and which, which module it belongs to) and decides nothing about folding.
 """
 
 import logging
@@ -40,12 +40,12 @@ _READS_ONLY_METADATA = {
 
 
 @dataclass
-class Graph:
-    """The exported program of one model, with what folding needs to ask of it.
+class TorchGraph:
+    """The exported program of one model, with what folding needs to know of it.
 
     Attributes:
         program: what `torch.export` returned.
-        exact: float64 values behind parameters that an earlier fold rounded, by qualified name.
+        exact: float64 values of parameters that an earlier fold rounded, by qualified name.
         hooked: paths of modules with forward hooks of the user's.
     """
 
@@ -76,7 +76,7 @@ class Graph:
         return self._targets.get(node.name) if node.op == "placeholder" else None
 
     def readers(self, node: Node) -> list[Node]:
-        """Return the nodes that read the values of `node`; asking for its shape does not count."""
+        """Return the nodes that read the values of `node`; reading its shape does not count."""
         return [user for user in node.users if not _reads_only_metadata(user, node)]
 
     def is_constant(self, node: Node) -> bool:
@@ -203,7 +203,7 @@ def same_shape(one: Node, other: Node) -> bool:
 
 
 def _reads_only_metadata(user: Node, node: Node) -> bool:
-    """True when the user asks for shape, dtype or device alone; folding changes none of them."""
+    """True when the user reads shape, dtype or device alone; folding changes none of them."""
     name = operation(user)
     if name in {"aten::view_as", "aten::reshape_as", "aten::expand_as", "aten::type_as"}:
         return user.args[0] is not node
@@ -216,7 +216,7 @@ def _draws_random_numbers(node: Node) -> bool:
 
 
 def read(model: nn.Module, example_inputs: Inputs, dynamic: Any) -> ExportedProgram:
-    """Return the graph of `model`, a copy that may be spoiled, for inputs like `example_inputs`.
+    """Return the graph of `model`, a copy that may be spoiled, for inputs of the shapes of `example_inputs`.
 
     Args:
         model: in eval mode.
@@ -288,17 +288,15 @@ def quiet() -> Iterator[None]:
 
 def _unreadable(err: Exception) -> FoldError:
     kind = type(err).__name__
-    told = " ".join(str(err).split())[:400]
-    depends_on_data = any(
-        word in kind + told for word in ("DataDependent", "data-dependent", "GuardOn", "bool(", "dynamic control flow")
-    )
-    if depends_on_data:
+    message = " ".join(str(err).split())[:400]
+    signs = ("DataDependent", "data-dependent", "GuardOn", "bool(", "dynamic control flow")
+    if any(sign in kind + message for sign in signs):
         return Refusal(
             RefusalCode.CONTROL_FLOW,
-            f"torch.export cannot read the model: {kind}: {told}; fold each part that has no such choice by itself, or "
-            "an ONNX export of the model with fold_onnx",
+            f"torch.export cannot read the model: {kind}: {message}; fold each part that has no such choice by "
+            "itself, or an ONNX export of the model with fold_onnx",
         )
     return FoldError(
-        f"torch.export cannot read the model with these inputs: {kind}: {told}; expected inputs that model(*inputs) "
+        f"torch.export cannot read the model with these inputs: {kind}: {message}; expected inputs that model(*inputs) "
         "takes, or fold an ONNX export of the model with fold_onnx"
     )

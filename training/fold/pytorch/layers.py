@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from ..core import Layout
 from ..refusals import Refusal, RefusalCode
-from .graph import Graph, arguments, is_tensor, operation, same_shape, shape
+from .graph import TorchGraph, arguments, is_tensor, operation, same_shape, shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Layer:
     borders: bool
 
 
-def read_layer(graph: Graph, node: Node) -> Layer | None:
+def read_layer(graph: TorchGraph, node: Node) -> Layer | None:
     """Return the node as a layer, None when it is another operation or its weight is computed from the input."""
     reader = _READERS.get(operation(node))
     layer = reader(node) if reader and node.op == "call_function" else None
@@ -52,7 +52,7 @@ def read_layer(graph: Graph, node: Node) -> Layer | None:
     return layer
 
 
-def read_vector(graph: Graph, node: Node, axis: int | None, channels: int) -> Layer | None:
+def read_vector(graph: TorchGraph, node: Node, axis: int | None, channels: int) -> Layer | None:
     """Return value + parameter as a layer with a bias alone, when the parameter varies along `axis` alone."""
     if operation(node).removesuffix("_") != "aten::add" or node.kwargs.get("alpha", 1) != 1 or axis is None:
         return None

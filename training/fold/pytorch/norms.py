@@ -18,7 +18,7 @@ from ..refusals import Refusal, RefusalCode
 from ..report import Site
 from .axes import RESHAPES, axis_before
 from .graph import (
-    Graph,
+    TorchGraph,
     arguments,
     call_key,
     dtype,
@@ -58,14 +58,14 @@ class Norm:
         return module_path(self.output) or self.output.name
 
 
-def find_norms(graph: Graph) -> tuple[list[Norm], list[Site]]:
+def find_norms(graph: TorchGraph) -> tuple[list[Norm], list[Site]]:
     """Return the norms of the graph in order of evaluation, and refused sites for those that are no constant affine."""
     norms: list[Norm] = []
     refused: list[Site] = []
     claimed: set[Node] = set()
     for node in graph.nodes:
         if node in claimed or node.op != "call_function" or graph.is_constant(node):
-            continue  # a norm of weights (weight standardisation) is a constant like any other
+            continue  # a norm of weights (weight standardisation) is a constant, as any other
         reader = READERS.get(operation(node))
         try:
             norm = reader(graph, node) if reader else _affine_chain(graph, node)
@@ -79,7 +79,7 @@ def find_norms(graph: Graph) -> tuple[list[Norm], list[Site]]:
     return norms, refused
 
 
-def _batch_norm(graph: Graph, node: Node) -> Norm:
+def _batch_norm(graph: TorchGraph, node: Node) -> Norm:
     given = arguments(node)
     uses_batch = given.get("training") or given.get("use_input_stats")
     if uses_batch and (operation(node) == "aten::instance_norm" or given["running_mean"] is None):
@@ -99,13 +99,13 @@ def _batch_norm(graph: Graph, node: Node) -> Norm:
     return Norm(kind, source, node, (node,), axis, affine, Affine(abs(affine.scale), shift))
 
 
-READERS: dict[str, Callable[[Graph, Node], Norm]] = {
+READERS: dict[str, Callable[[TorchGraph, Node], Norm]] = {
     "aten::batch_norm": _batch_norm,
     "aten::instance_norm": _batch_norm,
 }
 
 
-def _statistic(graph: Graph, value: object) -> Array:
+def _statistic(graph: TorchGraph, value: object) -> Array:
     if not isinstance(value, Node) or not graph.is_constant(value):
         raise Refusal(RefusalCode.UNTRACKED, "statistics or affine parameters of the norm change from call to call")
     return graph.constant(value).double().numpy()
@@ -120,7 +120,7 @@ def _require_one_dtype(source: Node, output: Node, statistics: Node) -> None:
 
 
 @dataclass(frozen=True)
-class Step:
+class AffineOp:
     """y = scale * x + shift with constant tensors that broadcast over x.
 
     Attributes:
@@ -136,7 +136,7 @@ class Step:
     is_tensor: bool
 
 
-def affine_step(graph: Graph, node: Node) -> Step | None:
+def read_affine_op(graph: TorchGraph, node: Node) -> AffineOp | None:
     """Return the node as a step when it adds a constant to one value, or multiplies, subtracts, divides by one."""
     name = operation(node).removesuffix("_")
     if name == "aten::addcmul":
@@ -158,10 +158,10 @@ def affine_step(graph: Graph, node: Node) -> Step | None:
     alpha: Any = node.kwargs.get("alpha", 1)
     scale, shift = _STEPS[name](operands[0] is source, constants[0] if constants else None, float(alpha))
     has_axes = any(is_tensor(a) and shape(a) for a in operands if a is not source)
-    return Step(source, scale, shift, has_axes)
+    return AffineOp(source, scale, shift, has_axes)
 
 
-def _addcmul_step(graph: Graph, node: Node) -> Step | None:
+def _addcmul_step(graph: TorchGraph, node: Node) -> AffineOp | None:
     """Return shift + value * scale * x as a step, when x alone is no constant."""
     given = arguments(node)
     shift, one, other = (graph.unexpanded(given[name]) or given[name] for name in ("self", "tensor1", "tensor2"))
@@ -170,10 +170,10 @@ def _addcmul_step(graph: Graph, node: Node) -> Step | None:
     if not constant or dtype(source) != dtype(node) or not same_shape(source, node):
         return None
     factor = float(given["value"]) * graph.constant(scale).double()
-    return Step(source, factor, graph.constant(shift).double(), bool(shape(scale) or shape(shift)))
+    return AffineOp(source, factor, graph.constant(shift).double(), bool(shape(scale) or shape(shift)))
 
 
-def _constant(graph: Graph, operand: object) -> Tensor | None:
+def _constant(graph: TorchGraph, operand: object) -> Tensor | None:
     if isinstance(operand, int | float):
         return torch.tensor(float(operand), dtype=torch.float64)
     known = isinstance(operand, Node) and is_tensor(operand) and graph.is_constant(operand)
@@ -191,9 +191,9 @@ _STEPS: dict[str, Callable[[bool, Any, float], tuple[Tensor, Tensor]]] = {
 }
 
 
-def _affine_chain(graph: Graph, first: Node) -> Norm | None:
+def _affine_chain(graph: TorchGraph, first: Node) -> Norm | None:
     """Return the chain of constant steps that starts at `first`, when it scales and shifts by tensors: a norm."""
-    step = affine_step(graph, first)
+    step = read_affine_op(graph, first)
     if step is None or _is_reciprocal(graph, first):
         return None
     nodes, steps, last = [first], [step], first
@@ -207,8 +207,8 @@ def _affine_chain(graph: Graph, first: Node) -> Norm | None:
     return _unwrapped(graph, _composed(graph, steps, tuple(nodes)))
 
 
-def _unwrapped(graph: Graph, norm: Norm) -> Norm:
-    """Return the norm together with a reshape before it and one behind it that restores the shape."""
+def _unwrapped(graph: TorchGraph, norm: Norm) -> Norm:
+    """Return the norm together with a reshape before it and one after it that restores the shape."""
     before, readers = norm.source, graph.readers(norm.output)
     if operation(before) not in RESHAPES or len(readers) != 1 or operation(readers[0]) not in RESHAPES:
         return norm
@@ -220,7 +220,7 @@ def _unwrapped(graph: Graph, norm: Norm) -> Norm:
     return replace(norm, source=source, output=after, nodes=(before, *norm.nodes, after), axis=axis)
 
 
-def _is_reciprocal(graph: Graph, node: Node) -> bool:
+def _is_reciprocal(graph: TorchGraph, node: Node) -> bool:
     """True for constant / x, which no affine describes."""
     return operation(node).removesuffix("_") == "aten::div" and (
         not isinstance(node.args[0], Node)
@@ -229,18 +229,18 @@ def _is_reciprocal(graph: Graph, node: Node) -> bool:
     )
 
 
-def _next_step(graph: Graph, last: Node) -> tuple[Node, Step] | None:
+def _next_step(graph: TorchGraph, last: Node) -> tuple[Node, AffineOp] | None:
     readers = graph.readers(last)
     if last in graph.outputs or len(readers) != 1 or call_key(readers[0]) != call_key(last):
         return None
-    step = affine_step(graph, readers[0])
+    step = read_affine_op(graph, readers[0])
     return (readers[0], step) if step is not None and not _is_reciprocal(graph, readers[0]) else None
 
 
 _NORMALISES = {f"aten::{name}" for name in ("sub", "div", "sub_", "div_")}
 
 
-def _has_own_module(graph: Graph, nodes: list[Node]) -> bool:
+def _has_own_module(graph: TorchGraph, nodes: list[Node]) -> bool:
     """True when a module does nothing but these steps: a frozen norm, not a residual with a learned scale."""
     key, inside = call_key(nodes[0]), set(nodes)
     others = (n for n in graph.nodes if n not in inside and n.op == "call_function" and call_key(n) == key)
@@ -249,13 +249,13 @@ def _has_own_module(graph: Graph, nodes: list[Node]) -> bool:
     )
 
 
-def _is_norm(steps: list[Step]) -> bool:
+def _is_norm(steps: list[AffineOp]) -> bool:
     scales = any(s.is_tensor and s.scale.ndim > 0 for s in steps)
     shifts = any(s.is_tensor and s.shift.ndim > 0 for s in steps)
     return scales and shifts
 
 
-def _composed(graph: Graph, steps: list[Step], nodes: tuple[Node, ...]) -> Norm:
+def _composed(graph: TorchGraph, steps: list[AffineOp], nodes: tuple[Node, ...]) -> Norm:
     source, output = steps[0].source, nodes[-1]
     rank = len(shape(output))
     axes = {axis for step in steps for part in (step.scale, step.shift) for axis in _varying_axes(part, rank)}
@@ -271,7 +271,7 @@ def _composed(graph: Graph, steps: list[Step], nodes: tuple[Node, ...]) -> Norm:
     return Norm("affine chain", source, output, nodes, axes.pop() if axes else None, affine, magnitude)
 
 
-def _spread(step: Step, channels: int) -> Affine:
+def _spread(step: AffineOp, channels: int) -> Affine:
     scale, shift = _row(step.scale), _row(step.shift)
     wide = [v if v.size == channels else v.repeat(channels) for v in (scale, shift)]
     return Affine(wide[0], wide[1])

@@ -1,6 +1,6 @@
-"""The new parameters of every layer in a plan: exact in float64, then rounded once to the layer's own dtype.
+"""The new parameters of every layer in a placement: exact in float64, then rounded once to the layer's own dtype.
 
-After `plan`, before either way of writing the result. Layers that share their weights share one `Replacement`.
+After `placement`, before either way of writing the result. Layers that share their weights share one `Change`.
 """
 
 from dataclasses import dataclass, field
@@ -15,17 +15,17 @@ from ..core import (
     Array,
     Layout,
     border_kernel,
-    fold_beside,
     fold_consumer,
+    fold_parallel,
     fold_producer,
     out_channels,
 )
 from ..refusals import Refusal
 from ..rounding import max_ulp, round_once
-from .graph import Graph, dtype
+from .graph import TorchGraph, dtype
 from .layers import Layer
 from .norms import Norm
-from .plan import Edit, Plan
+from .placement import LayerAffines, Placement
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Value:
 
 
 @dataclass
-class Replacement:
+class Change:
     """The new weights of one layer, or of several calls that share them.
 
     Attributes:
@@ -75,84 +75,84 @@ class Replacement:
         return max((value.max_ulp for value in (self.weight, self.bias, self.border) if value is not None), default=0.0)
 
 
-def replacements(graph: Graph, plan: Plan) -> tuple[list[Replacement], dict[Norm, Refusal]]:
-    """Return the new parameters for every edit of the plan, one entry per set of shared weights.
+def compute_changes(graph: TorchGraph, placement: Placement) -> tuple[list[Change], dict[Norm, Refusal]]:
+    """Return the new parameters for what each layer of the placement takes, one entry per set of shared weights.
 
     Returns:
         The parameters, and the norms that must stay because theirs do not fit the layer's dtype, with the reason.
     """
-    made: dict[tuple[Node | None, Node | None], Replacement] = {}
+    made: dict[tuple[Node | None, Node | None], Change] = {}
     misfits: dict[Norm, Refusal] = {}
-    for edit in plan.edits.values():
-        key = (edit.layer.weight, edit.layer.bias)
+    for affines in placement.affines.values():
+        key = (affines.layer.weight, affines.layer.bias)
         try:
-            if key in made and _is_plain(edit.layer):
-                made[key].layers.append(edit.layer)
+            if key in made and _is_plain(affines.layer):
+                made[key].layers.append(affines.layer)
             else:
-                made[key] = _replacement(graph, edit)
+                made[key] = _change(graph, affines)
         except Refusal as refusal:
-            misfits.update(dict.fromkeys(_norms_in(plan, edit.layer), refusal))
+            misfits.update(dict.fromkeys(_norms_in(placement, affines.layer), refusal))
     return list(made.values()), misfits
 
 
-def _norms_in(plan: Plan, layer: Layer) -> list[Norm]:
-    return [norm for norm, (layers, _) in plan.folded.items() if any(one.node is layer.node for one in layers)]
+def _norms_in(placement: Placement, layer: Layer) -> list[Norm]:
+    return [norm for norm, (layers, _) in placement.folded.items() if any(one.node is layer.node for one in layers)]
 
 
 def _is_plain(layer: Layer) -> bool:
     return layer.weight is None or layer.weight.op == "placeholder"
 
 
-def _replacement(graph: Graph, edit: Edit) -> Replacement:
-    layer = edit.layer
+def _change(graph: TorchGraph, affines: LayerAffines) -> Change:
+    layer = affines.layer
     bias = None if layer.bias is None else graph.constant(layer.bias).numpy().reshape(-1)
     if layer.weight is None:
-        return _vector(edit, bias)
+        return _vector(affines, bias)
     weight = graph.constant(layer.weight).numpy()
     kind = str(dtype(layer.weight)).removeprefix("torch.")
-    new_weight, new_bias, border = _folded(edit, weight, bias)
+    new_weight, new_bias, border = _folded(affines, weight, bias)
     keeps_none = bias is None and not np.any(new_bias)
-    return Replacement(
+    return Change(
         [layer],
         Value(new_weight, kind),
         None if keeps_none else Value(new_bias, kind),
         None if border is None else Value(border, kind),
-        _cancellation(edit, bias, new_bias),
+        _cancellation(affines, bias, new_bias),
     )
 
 
-def _vector(edit: Edit, bias: Array | None) -> Replacement:
+def _vector(affines: LayerAffines, bias: Array | None) -> Change:
     """Return the new values of a vector that is added: s v + t."""
     assert bias is not None
-    assert edit.layer.bias is not None
-    assert edit.after is not None
-    kind = str(dtype(edit.layer.bias)).removeprefix("torch.")
-    moved = edit.after.scale * bias + edit.after.shift
-    return Replacement([edit.layer], None, Value(moved, kind), None, _cancellation(edit, bias, moved))
+    assert affines.layer.bias is not None
+    assert affines.after is not None
+    kind = str(dtype(affines.layer.bias)).removeprefix("torch.")
+    moved = affines.after.scale * bias + affines.after.shift
+    return Change([affines.layer], None, Value(moved, kind), None, _cancellation(affines, bias, moved))
 
 
-def _folded(edit: Edit, weight: Array, bias: Array | None) -> tuple[Array, Array, Array | None]:
-    layer, border = edit.layer, None
+def _folded(affines: LayerAffines, weight: Array, bias: Array | None) -> tuple[Array, Array, Array | None]:
+    layer, border = affines.layer, None
     new_weight: Array = weight
     new_bias: Array = np.zeros(out_channels(weight, layer.layout, layer.groups)) if bias is None else bias
-    if edit.before is not None:
-        inside = edit.before
+    if affines.before is not None:
+        inside = affines.before
         if layer.borders and layer.layout is Layout.CONV and np.any(inside.shift):
             border, inside = border_kernel(weight, inside, layer.groups), inside.without_shift()
         new_weight, new_bias = fold_consumer(new_weight, new_bias, inside, layer.layout, layer.groups)
-    if edit.after is not None:
-        new_weight, new_bias = fold_producer(new_weight, new_bias, edit.after, layer.layout, layer.groups)
+    if affines.after is not None:
+        new_weight, new_bias = fold_producer(new_weight, new_bias, affines.after, layer.layout, layer.groups)
         if border is not None:
-            border = fold_producer(border, None, Affine(edit.after.scale, 0 * edit.after.shift), Layout.CONV)[0]
-    if edit.beside is not None:
-        beside = edit.beside.spread(len(new_bias))
-        new_weight, new_bias = fold_beside(new_weight, new_bias, beside, layer.groups)
+            border = fold_producer(border, None, Affine(affines.after.scale, 0 * affines.after.shift), Layout.CONV)[0]
+    if affines.parallel is not None:
+        parallel = affines.parallel.spread(len(new_bias))
+        new_weight, new_bias = fold_parallel(new_weight, new_bias, parallel, layer.groups)
     return new_weight, new_bias, border
 
 
-def _cancellation(edit: Edit, bias: Array | None, new_bias: Array) -> float:
-    if edit.after is None:
+def _cancellation(affines: LayerAffines, bias: Array | None, new_bias: Array) -> float:
+    if affines.after is None:
         return 1.0
     old = np.zeros_like(new_bias) if bias is None else np.abs(bias)
-    size = old * np.abs(edit.after.scale) + np.abs(edit.after.shift)
+    size = old * np.abs(affines.after.scale) + np.abs(affines.after.shift)
     return float(np.max(size / np.where(new_bias == 0, np.inf, np.abs(new_bias)), initial=1.0))

@@ -16,12 +16,12 @@ from torch.fx.node import map_arg
 
 from ...errors import FoldError
 from .float64 import run_in_float64, tensors_in
-from .graph import Graph, arguments, operation, shape
+from .graph import TorchGraph, arguments, operation, shape
 from .layers import Layer
-from .norms import Norm, affine_step
-from .parameters import Replacement, Value
-from .plan import Plan
-from .proof import ALGEBRA_LIMIT
+from .model_proof import ALGEBRA_LIMIT
+from .norms import Norm, read_affine_op
+from .parameters import Change, Value
+from .placement import Placement
 
 
 @dataclass(frozen=True)
@@ -33,26 +33,26 @@ class SiteProof:
 
 
 @dataclass
-class _Cut:
+class _SiteGraph:
     """A part of the graph: some norms, their layers and what lies between."""
 
     norms: list[Norm]
     nodes: list[Node]
-    beside: set[Norm]
+    parallel: set[Norm]
 
-    def sources(self, graph: Graph) -> list[Node]:
+    def sources(self, graph: TorchGraph) -> list[Node]:
         """Return the values on data that the part reads from outside."""
         inside = set(self.nodes)
-        found = [s for n in self.nodes for s in n.all_input_nodes if s not in inside and not graph.is_constant(s)]
-        return list(dict.fromkeys(found))
+        sources = [s for n in self.nodes for s in n.all_input_nodes if s not in inside and not graph.is_constant(s)]
+        return list(dict.fromkeys(sources))
 
-    def results(self, graph: Graph) -> list[Node]:
+    def results(self, graph: TorchGraph) -> list[Node]:
         """Return the nodes of the part that the rest of the graph reads."""
         inside = set(self.nodes)
         return [n for n in self.nodes if n in graph.outputs or any(r not in inside for r in graph.readers(n))]
 
 
-def prove_sites(graph: Graph, plan: Plan, changes: Iterable[Replacement]) -> dict[Norm, SiteProof]:
+def prove_sites(graph: TorchGraph, placement: Placement, changes: Iterable[Change]) -> dict[Norm, SiteProof]:
     """Return the proof of every folded norm.
 
     Raises:
@@ -60,29 +60,29 @@ def prove_sites(graph: Graph, plan: Plan, changes: Iterable[Replacement]) -> dic
     """
     changed = {layer.node: (layer, change) for change in changes for layer in change.layers}
     proofs: dict[Norm, SiteProof] = {}
-    for cut in _cuts(graph, plan):
+    for cut in _site_graphs(graph, placement):
         proof = _prove(graph, cut, changed)
         proofs.update(dict.fromkeys(cut.norms, proof))
     return proofs
 
 
-def _cuts(graph: Graph, plan: Plan) -> list[_Cut]:
+def _site_graphs(graph: TorchGraph, placement: Placement) -> list[_SiteGraph]:
     """Return the parts of the graph to check, norms that meet in a node being in one part."""
     cuts: list[tuple[list[Norm], set[Node]]] = []
-    for norm, (layers, passed) in plan.folded.items():
+    for norm, (layers, passed) in placement.folded.items():
         norms, nodes = [norm], {*norm.nodes, *passed, *(layer.node for layer in layers)}
         nodes |= {a for node in nodes for a in node.all_input_nodes if graph.unexpanded(a) is not None}
         for other in [cut for cut in cuts if cut[1] & nodes]:
             cuts.remove(other)
             norms, nodes = other[0] + norms, other[1] | nodes
         cuts.append((norms, nodes))
-    return [_Cut(norms, sorted(nodes, key=lambda n: graph.order[n]), plan.beside) for norms, nodes in cuts]
+    return [_SiteGraph(norms, sorted(nodes, key=lambda n: graph.order[n]), placement.parallel) for norms, nodes in cuts]
 
 
-def _prove(graph: Graph, cut: _Cut, changed: dict[Node, tuple[Layer, Replacement]]) -> SiteProof:
+def _prove(graph: TorchGraph, cut: _SiteGraph, changed: dict[Node, tuple[Layer, Change]]) -> SiteProof:
     generator = torch.Generator().manual_seed(len(cut.nodes))
     values = {node: _sample(node, generator) for node in cut.sources(graph)}
-    before, after = _Run(graph, cut, {}), _Run(graph, cut, changed)
+    before, after = _SiteEvaluator(graph, cut, {}), _SiteEvaluator(graph, cut, changed)
     with torch.no_grad():
         folded, size = after(values, _EXACT), _size(before, after, values)
         algebra = _worst(before(values, _EXACT), folded, size)
@@ -99,7 +99,7 @@ def _prove(graph: Graph, cut: _Cut, changed: dict[Node, tuple[Layer, Replacement
     return SiteProof(algebra, deployed)
 
 
-def _size(before: "_Run", after: "_Run", values: dict[Node, Any]) -> list[Tensor]:
+def _size(before: "_SiteEvaluator", after: "_SiteEvaluator", values: dict[Node, Any]) -> list[Tensor]:
     """Return the magnitude A of each value that leaves the part: the larger one of both forms on absolute values.
 
     Sums of positive numbers lose nothing in float32, which is much faster; float64 only where that overflows.
@@ -111,7 +111,7 @@ def _size(before: "_Run", after: "_Run", values: dict[Node, Any]) -> list[Tensor
     return sizes
 
 
-def _deployed_limit(cut: _Cut, changed: dict[Node, tuple[Layer, Replacement]]) -> float:
+def _deployed_limit(cut: _SiteGraph, changed: dict[Node, tuple[Layer, Change]]) -> float:
     """Return (4 + 2 sqrt(K)) unit roundoffs per layer, K being the products that one output adds up."""
     total = 0.0
     for node in cut.nodes:
@@ -152,7 +152,7 @@ def _hint(size: Any) -> int:
 
 
 @dataclass(frozen=True)
-class _Mode:
+class _Precision:
     """How to evaluate: with which parameters, in which dtype (None: the parameters' own), and on absolute values."""
 
     dtype: torch.dtype | None = torch.float64
@@ -160,19 +160,19 @@ class _Mode:
     absolute: bool = False
 
 
-_EXACT, _STORED = _Mode(), _Mode(dtype=None, stored=True)
-_SIZE, _WIDE_SIZE = _Mode(torch.float32, absolute=True), _Mode(absolute=True)
+_EXACT, _STORED = _Precision(), _Precision(dtype=None, stored=True)
+_SIZE, _WIDE_SIZE = _Precision(torch.float32, absolute=True), _Precision(absolute=True)
 
 
-class _Run:
+class _SiteEvaluator:
     """Evaluates a part of the graph, with `changed` layers and without the norms when there are any."""
 
-    def __init__(self, graph: Graph, cut: _Cut, changed: dict[Node, tuple[Layer, Replacement]]):
+    def __init__(self, graph: TorchGraph, cut: _SiteGraph, changed: dict[Node, tuple[Layer, Change]]):
         self._graph, self._cut, self._changed = graph, cut, changed
         self._norms = {norm.output: norm for norm in cut.norms}
         self._skipped = {node for norm in cut.norms for node in norm.nodes if changed and node is not norm.output}
 
-    def __call__(self, values: dict[Node, Any], mode: _Mode) -> list[Tensor]:
+    def __call__(self, values: dict[Node, Any], mode: _Precision) -> list[Tensor]:
         """Return the values that leave the part, float64, for the given values of its sources."""
         known = {node: _cast(value, mode) for node, value in values.items()}
         for norm in self._cut.norms:
@@ -183,22 +183,22 @@ class _Run:
                 known[node] = self._value(node, known, mode)
         return [tensor.double() for node in self._cut.results(self._graph) for tensor in tensors_in(known[node])]
 
-    def _value(self, node: Node, known: dict[Node, Any], mode: _Mode) -> Any:
+    def _value(self, node: Node, known: dict[Node, Any], mode: _Precision) -> Any:
         norm = self._norms.get(node)
         if norm is not None and self._changed:
-            return known[norm.source] * 0 if norm in self._cut.beside else known[norm.source]
+            return known[norm.source] * 0 if norm in self._cut.parallel else known[norm.source]
         if norm is not None and mode.absolute:
             return _apply(norm, known[norm.source], mode)
         if node in self._changed:
             return self._layer(node, known, mode)
         return self._plain(node, known, mode)
 
-    def _plain(self, node: Node, known: dict[Node, Any], mode: _Mode) -> Any:
+    def _plain(self, node: Node, known: dict[Node, Any], mode: _Precision) -> Any:
         """Evaluate an operation as it is; in absolute terms a difference is a sum, and constants count as positive."""
         target: Any = node.target
         if mode.absolute and operation(node).startswith("aten::sub"):
             target = torch.ops.aten.add.Tensor
-        linear = affine_step(self._graph, node) is not None or operation(node) in _WITH_WEIGHTS
+        linear = read_affine_op(self._graph, node) is not None or operation(node) in _WITH_WEIGHTS
 
         def value(source: Node) -> Any:
             if source in known:
@@ -210,10 +210,10 @@ class _Run:
             return target(*args, **kwargs)
         return run_in_float64(lambda: target(*args, **kwargs), ())
 
-    def _layer(self, node: Node, known: dict[Node, Any], mode: _Mode) -> Any:
+    def _layer(self, node: Node, known: dict[Node, Any], mode: _Precision) -> Any:
         layer, change = self._changed[node]
         some = change.weight or change.bias
-        own = _Mode(getattr(torch, some.dtype), True) if mode.stored and some is not None else mode
+        own = _Precision(getattr(torch, some.dtype), True) if mode.stored and some is not None else mode
         new = {layer.weight: change.weight, layer.bias: change.bias}
 
         def tensor(value: Value) -> Tensor:
@@ -234,7 +234,7 @@ class _Run:
             out = out + _border(node, args, tensor(change.border))
         return out
 
-    def _constant(self, source: Node, layer: Layer, change: Replacement, mode: _Mode) -> Tensor:
+    def _constant(self, source: Node, layer: Layer, change: Change, mode: _Precision) -> Tensor:
         """Return a constant argument; the transpose of a changed weight is that of the new one."""
         if layer.weight is not None and change.weight is not None and source.all_input_nodes == [layer.weight]:
             weight = torch.from_numpy(change.weight.stored if mode.stored else change.weight.exact)
@@ -246,15 +246,15 @@ class _Run:
 _WITH_WEIGHTS = {f"aten::conv{n}d" for n in (1, 2, 3)} | {"aten::linear", "aten::addmm", "aten::mm", "aten::matmul"}
 
 
-def _cast(value: Any, mode: _Mode, keep_sign: bool = False) -> Any:
-    """Return a float tensor in the mode's dtype, and positive when the mode asks for that; anything else as it is."""
+def _cast(value: Any, mode: _Precision, keep_sign: bool = False) -> Any:
+    """Return a float tensor in the mode's dtype, and positive when the mode says so; anything else as it is."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
     cast: Tensor = value if mode.dtype is None else value.to(mode.dtype)
     return cast.abs() if mode.absolute and not keep_sign else cast
 
 
-def _apply(norm: Norm, value: Tensor, mode: _Mode) -> Tensor:
+def _apply(norm: Norm, value: Tensor, mode: _Precision) -> Tensor:
     """Return the norm of a value, or its magnitude."""
     affine = norm.magnitude if mode.absolute else norm.affine
     scale, shift = torch.from_numpy(affine.scale).to(value.dtype), torch.from_numpy(affine.shift).to(value.dtype)

@@ -1,7 +1,7 @@
-"""The way of one norm to the layers that can take it: back to those before it, or forward to those behind it.
+"""The walk from one norm to the layers that can take it: back to its producers, or forward to its consumers.
 
-Between `through`, which knows single operations, and `plan`, which joins the ways of all norms. A way that does not end
-at layers on every branch raises `Refusal`; nothing is changed.
+Between `passing`, which knows single operations, and `placement`, which joins the walks of all norms. A walk that does
+not end at layers on every branch raises `Refusal`; nothing is changed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,36 +12,36 @@ from torch.fx import Node
 
 from ..core import Affine, in_channels, out_channels
 from ..refusals import Refusal, RefusalCode
-from .graph import Graph, is_in_place, operation
+from .graph import TorchGraph, is_in_place, operation
 from .layers import Layer, read_layer, read_vector, require_axis
 from .norms import Norm
-from .through import Flow, backward, forward
+from .passing import Flow, backward, forward
 
 
 @dataclass
 class Walk:
-    """One norm's way to its layers: the ends, with the affine each takes, and the nodes in between."""
+    """One norm's walk to its layers: the ends, with the affine each takes, and the nodes in between."""
 
     takes: list[tuple[Layer, Affine]] = field(default_factory=list)
     passed: list[Node] = field(default_factory=list)
 
 
-def walk_back(graph: Graph, norm: Norm, folded: Mapping[Norm, object]) -> Walk:
-    """Return the way to the layers before the norm, through norms that are `folded` already.
+def walk_back(graph: TorchGraph, norm: Norm, folded: Mapping[Norm, object]) -> Walk:
+    """Return the walk to the producers of the norm, past norms that are `folded` already.
 
     Raises:
-        Refusal: a value on the way has another reader, or no layer stands at the end of it.
+        Refusal: a value on the walk has another reader, or no layer stands at the end of it.
     """
     if norm.kind == "input":
         raise Refusal(RefusalCode.NO_PRODUCER, "nothing stands before the model's input")
-    gone = {norm.output: norm for norm in folded}
+    folded_at = {norm.output: norm for norm in folded}
     walk = Walk()
     pending = [(Flow(norm.source, norm.axis, norm.affine), norm.nodes[0])]
     while pending:
         flow, reader = pending.pop()
         graph.require_single_reader(flow.value, reader)
-        if flow.value in gone:
-            inner = gone[flow.value]
+        if flow.value in folded_at:
+            inner = folded_at[flow.value]
             walk.passed.extend(inner.nodes)
             pending.append((Flow(inner.source, flow.axis, flow.affine), inner.nodes[0]))
             continue
@@ -64,12 +64,12 @@ def walk_back(graph: Graph, norm: Norm, folded: Mapping[Norm, object]) -> Walk:
 
 
 def _reader_of(source: Node, node: Node) -> Node:
-    """Return which node reads `source` on the way to `node`: itself, or the split whose part it is."""
+    """Return which node reads `source` on the walk to `node`: itself, or the split whose part it is."""
     return node if source in node.all_input_nodes else node.all_input_nodes[0]
 
 
-def walk_forward(graph: Graph, norm: Norm, norms: Sequence[Norm], exact_padding: bool) -> Walk:
-    """Return the way to the layers behind the norm, through others of `norms`.
+def walk_forward(graph: TorchGraph, norm: Norm, norms: Sequence[Norm], exact_padding: bool) -> Walk:
+    """Return the walk to the consumers of the norm, past others of `norms`.
 
     Raises:
         Refusal: a reader of the value, or of what becomes of it, cannot take the norm.
@@ -89,7 +89,7 @@ def walk_forward(graph: Graph, norm: Norm, norms: Sequence[Norm], exact_padding:
             if is_in_place(reader):
                 raise Refusal(RefusalCode.MULTI_USE, f"'{reader.name}' writes into the normalised value")
             if reader in kept:
-                pending.append(_through_norm(kept[reader], flow))
+                pending.append(_past_norm(kept[reader], flow))
                 walk.passed.extend(kept[reader].nodes)
                 continue
             layer = read_layer(graph, reader)
@@ -103,17 +103,17 @@ def walk_forward(graph: Graph, norm: Norm, norms: Sequence[Norm], exact_padding:
     return walk
 
 
-def _through_norm(norm: Norm, flow: Flow) -> Flow:
+def _past_norm(norm: Norm, flow: Flow) -> Flow:
     """Return what the output of another norm carries: a(x) becomes b(a(x)) = c(b(x)) with the c returned here."""
     if norm.axis != flow.axis and norm.axis is not None and flow.axis is not None:
-        raise Refusal(RefusalCode.AXIS, f"the norm '{norm.output.name}' behind it runs over another axis")
+        raise Refusal(RefusalCode.AXIS, f"the next norm '{norm.output.name}' runs over another axis")
     channels = max(norm.affine.channels, flow.affine.channels)
     own, carried = norm.affine.spread(channels), flow.affine.spread(channels)
     shift = own.scale * carried.shift + own.shift - carried.scale * own.shift
     return Flow(norm.output, flow.axis if norm.axis is None else norm.axis, Affine(carried.scale, shift))
 
 
-def _forward(graph: Graph, reader: Node, flow: Flow) -> Flow:
+def _forward(graph: TorchGraph, reader: Node, flow: Flow) -> Flow:
     if operation(reader) == "getitem":
         raise Refusal(RefusalCode.UNKNOWN_OP, f"'{reader.name}' takes a part of the normalised value")
     return forward(graph, reader, flow.value, flow.axis, flow.affine)
@@ -124,10 +124,10 @@ def _is_norm_layer(layer: Layer) -> bool:
 
 
 def _require_once(walk: Walk) -> None:
-    """Refuse a norm whose output reaches one operation on two ways."""
+    """Refuse a norm whose output reaches one operation twice."""
     nodes = [layer.node for layer, _ in walk.takes] + walk.passed
     if len(set(nodes)) != len(nodes):
-        raise Refusal(RefusalCode.MULTI_USE, "the normalised value reaches one operation on two ways")
+        raise Refusal(RefusalCode.MULTI_USE, "the normalised value reaches one operation twice")
 
 
 def _taken(layer: Layer, flow: Flow, side: str) -> Affine:
@@ -150,13 +150,13 @@ def _require_no_border(layer: Layer, affine: Affine, exact_padding: bool) -> Non
         raise Refusal(
             RefusalCode.PAD,
             f"'{layer.node.name}' is a transposed convolution: its outputs do not all see the same number of inputs",
-            "put the norm behind it",
+            "put the norm after it",
         )
     if not exact_padding:
         raise Refusal(RefusalCode.PAD, f"'{layer.node.name}' pads with zeros, and the norm would have moved them")
 
 
-def _require_unwritten(graph: Graph, norm: Norm) -> None:
+def _require_unwritten(graph: TorchGraph, norm: Norm) -> None:
     """Refuse when the value that takes the norm's place is written in place, by anyone, once the norm has read it."""
     first = graph.order[norm.nodes[0]] if norm.nodes else -1
     for writer in writers(norm):
@@ -166,12 +166,12 @@ def _require_unwritten(graph: Graph, norm: Norm) -> None:
 
 def writers(norm: Norm) -> Iterator[Node]:
     """Yield the operations that write into the value that the norm reads, or into what shares its memory."""
-    aliases, seen = [norm.source, *norm.nodes], set()
+    aliases, visited = [norm.source, *norm.nodes], set()
     while aliases:
         value = aliases.pop()
-        if value in seen:
+        if value in visited:
             continue
-        seen.add(value)
+        visited.add(value)
         for user in value.users:
             if user.op == "call_function" and is_in_place(user) and user.args[0] is value:
                 yield user

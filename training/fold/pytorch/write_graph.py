@@ -12,21 +12,21 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from .float64 import named_tensors
-from .graph import Graph, is_in_place, operation, quiet
+from .graph import TorchGraph, is_in_place, operation, quiet
 from .layers import Layer
-from .parameters import Replacement, Value
-from .plan import Plan
-from .write_module import names_of, stored_like
+from .parameters import Change, Value
+from .placement import Placement
+from .write_module import names_of, stored_as
 
 
 class GraphWriter:
-    """The exported program as a GraphModule that takes new parameters, and remembers the float64 value behind each.
+    """The exported program as a GraphModule that takes new parameters, and remembers the float64 value of each.
 
     Attributes:
         model: the GraphModule.
     """
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: TorchGraph):
         exported = graph.program.module(check_guards=False)
         shared = GraphModule(exported, exported.graph)  # its tensors are the user's
         with quiet():
@@ -37,13 +37,13 @@ class GraphWriter:
         own = [n for n in graph.nodes if n.op == "placeholder" and graph.target(n) is None]
         self._inputs = {n.name: mine for n, mine in zip(own, placeholders, strict=True)}
 
-    def write(self, graph: Graph, plan: Plan, changes: Iterable[Replacement]) -> None:
-        """Apply a whole plan to the GraphModule."""
+    def write(self, graph: TorchGraph, placement: Placement, changes: Iterable[Change]) -> None:
+        """Apply a whole placement to the GraphModule."""
         for number, change in enumerate(changes):
             for layer in change.layers:
                 self._write_layer(graph, layer, change, f"folded_{number}")
-        for norm in sorted(plan.folded, key=lambda n: -graph.order[n.output]):
-            if norm in plan.beside:
+        for norm in sorted(placement.folded, key=lambda n: -graph.order[n.output]):
+            if norm in placement.parallel:
                 self._drop(self._node(norm.output), self._node(norm.source))
             elif norm.nodes:
                 self._node(norm.output).replace_all_uses_with(self._node(norm.source))
@@ -57,16 +57,18 @@ class GraphWriter:
         return names_of(self.model, self._values)
 
     def _node(self, node: Node) -> Node:
-        found: Node = self._inputs[node.name] if node.op == "placeholder" else self._nodes[node.name]
-        return found
+        written: Node = self._inputs[node.name] if node.op == "placeholder" else self._nodes[node.name]
+        return written
 
-    def _drop(self, value: Node, like: Node) -> None:
+    def _drop(self, value: Node, reference: Node) -> None:
         """Take a value out of the one sum that reads it."""
         (total,) = (user for user in value.users if user.op == "call_function")
         (other,) = (part for part in total.args[:2] if part is not value)
         if not isinstance(other, Node):  # a sum that begins with the number zero
             with self.model.graph.inserting_before(value):
-                value.replace_all_uses_with(self.model.graph.call_function(torch.ops.aten.zeros_like.default, (like,)))
+                value.replace_all_uses_with(
+                    self.model.graph.call_function(torch.ops.aten.zeros_like.default, (reference,))
+                )
             return
         with self.model.graph.inserting_before(total):
             if operation(total).startswith("aten::sub") and other is total.args[1]:
@@ -76,7 +78,7 @@ class GraphWriter:
         total.replace_all_uses_with(other)
         self.model.graph.erase_node(total)
 
-    def _write_layer(self, graph: Graph, layer: Layer, change: Replacement, fresh: str) -> None:
+    def _write_layer(self, graph: TorchGraph, layer: Layer, change: Change, fresh: str) -> None:
         call = self._nodes[layer.node.name]
         if layer.weight is not None and change.weight is not None:
             self._put(graph, call, layer.weight, change.weight, f"{fresh}_weight")
@@ -88,13 +90,13 @@ class GraphWriter:
         if change.border is not None:
             self._add_border(call, change.border, f"{fresh}_border_kernel")
 
-    def _put(self, graph: Graph, call: Node, old: Node, value: Value, fresh: str) -> None:
+    def _put(self, graph: TorchGraph, call: Node, old: Node, value: Value, fresh: str) -> None:
         """Store a value where the constant `old` was: in its own tensor, or in a new one when it was computed."""
         name = graph.target(old)
         if name is not None:
             path, _, attribute = name.rpartition(".")
             tensor = getattr(self.model.get_submodule(path), attribute)
-            tensor.data = stored_like(tensor, value)
+            tensor.data = stored_as(tensor, value)
             self._values.append((tensor, value))
         else:
             call.replace_input_with(self._nodes[old.name], self._new(call, value, fresh))

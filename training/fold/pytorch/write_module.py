@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn.utils import parametrize
 
-from .beside import Nothing
 from .border import takes_border, with_border
 from .float64 import full_copy, named_tensors
-from .graph import Graph, call_key, is_in_place, is_tensor, module_path
+from .graph import TorchGraph, call_key, is_in_place, is_tensor, module_path
 from .layers import Layer
 from .norms import Norm
-from .parameters import Replacement, Value
-from .plan import Plan
+from .parallel_branch import ZeroBranch
+from .parameters import Change, Value
+from .placement import Placement
 
 
 class CannotExpress(Exception):  # noqa: N818 -- not an error: it chooses the other form
@@ -27,7 +27,7 @@ class CannotExpress(Exception):  # noqa: N818 -- not an error: it chooses the ot
 
 
 class ModuleWriter:
-    """A deep copy of a model that takes new parameters, and remembers the float64 value behind each.
+    """A deep copy of a model that takes new parameters, and remembers the float64 value of each.
 
     Attributes:
         model: the copy.
@@ -37,8 +37,8 @@ class ModuleWriter:
         self.model = full_copy(model)
         self._values: list[tuple[Tensor, Value]] = []
 
-    def write(self, graph: Graph, plan: Plan, changes: Iterable[Replacement]) -> None:
-        """Apply a whole plan to the copy.
+    def write(self, graph: TorchGraph, placement: Placement, changes: Iterable[Change]) -> None:
+        """Apply a whole placement to the copy.
 
         Raises:
             CannotExpress: see the class; the copy is then of no use.
@@ -46,15 +46,15 @@ class ModuleWriter:
         for change in changes:
             for layer in {module_path(one.node): one for one in change.layers}.values():
                 self._write_layer(graph, layer, change)
-        for norm in plan.folded:
+        for norm in placement.folded:
             if norm.nodes:
-                self._remove(graph, norm, plan)
+                self._remove(graph, norm, placement)
 
     def exact(self) -> dict[str, Value]:
         """Return the float64 values of the changed parameters, by qualified name."""
         return names_of(self.model, self._values)
 
-    def _write_layer(self, graph: Graph, layer: Layer, change: Replacement) -> None:
+    def _write_layer(self, graph: TorchGraph, layer: Layer, change: Change) -> None:
         if layer.weight is not None and change.weight is not None:
             self._store(graph.target(layer.weight) or self._materialise(layer), change.weight)
         if change.bias is not None:
@@ -100,32 +100,32 @@ class ModuleWriter:
         path, _, attribute = name.rpartition(".")
         tensor = getattr(self.model.get_submodule(path), attribute)
         assert isinstance(tensor, Tensor)
-        tensor.data = stored_like(tensor, value)
+        tensor.data = stored_as(tensor, value)
         self._values.append((tensor, value))
 
-    def _remove(self, graph: Graph, norm: Norm, plan: Plan) -> None:
+    def _remove(self, graph: TorchGraph, norm: Norm, placement: Placement) -> None:
         """Put an Identity in place of the module that computes this norm and nothing else."""
         path = module_path(norm.output)
         calls = _calls(graph, path)
-        gone = {node for other in plan.folded for node in other.nodes}
+        removed = {node for other in placement.folded for node in other.nodes}
         if not path:
             raise CannotExpress(f"the norm '{norm.output.name}' is written out in the model's own forward")
         owner = self.model.get_submodule(path)
-        rest = [node for nodes in calls.values() for node in nodes if node not in gone]
+        rest = [node for nodes in calls.values() for node in nodes if node not in removed]
         if any(module_path(node) == path for node in rest):
             raise CannotExpress(f"the module '{path}' does more than its norm ('{rest[0].name}')")
         # A norm with an activation inside keeps its children, which run one after the other.
-        if norm in plan.beside and rest:
+        if norm in placement.parallel and rest:
             raise CannotExpress(f"the module '{path}' does more than its norm ('{rest[0].name}')")
-        if len({other in plan.beside for other in plan.folded if module_path(other.output) == path}) > 1:
-            raise CannotExpress(f"the module '{path}' is called beside a convolution and elsewhere")
-        written = any(is_in_place(node) for node in plan.folded[norm][1])
-        alone = Nothing(written) if norm in plan.beside else nn.Identity()
+        if len({other in placement.parallel for other in placement.folded if module_path(other.output) == path}) > 1:
+            raise CannotExpress(f"the module '{path}' is called on a branch parallel to a convolution and elsewhere")
+        written = any(is_in_place(node) for node in placement.folded[norm][1])
+        alone = ZeroBranch(written) if norm in placement.parallel else nn.Identity()
         left = nn.Sequential(OrderedDict(owner.named_children())) if rest else alone
         _replace_module(self.model, path, left.train(self.model.training))
 
 
-def _calls(graph: Graph, path: str) -> Mapping[tuple[str, ...], set[Node]]:
+def _calls(graph: TorchGraph, path: str) -> Mapping[tuple[str, ...], set[Node]]:
     """Return the operations on data in each call of the module at `path`."""
     calls: dict[tuple[str, ...], set[Node]] = {}
     for node in graph.nodes:
@@ -135,7 +135,7 @@ def _calls(graph: Graph, path: str) -> Mapping[tuple[str, ...], set[Node]]:
     return calls
 
 
-def _is_data(graph: Graph, node: Node) -> bool:
+def _is_data(graph: TorchGraph, node: Node) -> bool:
     return is_tensor(node) and not graph.is_constant(node) and graph.unexpanded(node) is None
 
 
@@ -180,7 +180,7 @@ def names_of(model: nn.Module, values: Iterable[tuple[Tensor, Value]]) -> dict[s
     return {names[id(tensor)]: value for tensor, value in values}
 
 
-def stored_like(tensor: Tensor, value: Value) -> Tensor:
+def stored_as(tensor: Tensor, value: Value) -> Tensor:
     """Return the rounded value with dtype, device, shape and strides of `tensor`."""
     new = torch.empty_like(tensor.detach())  # keeps channels_last and other dense strides
     source = torch.from_numpy(value.stored.reshape(tuple(tensor.shape)))

@@ -1,6 +1,6 @@
-"""A norm beside a convolution of the same value, their outputs added: it goes into the centre of the kernel.
+"""A norm on a branch parallel to a convolution, their outputs added: it goes into the centre of the kernel.
 
-Used by `plan` for norms that go neither back nor forward: the identity branches of RepVGG, MobileOne and their kin.
+Used by `placement` for norms that go neither back nor forward: the identity branches of RepVGG and MobileOne.
 s x + t + conv(x) is one convolution when the kernel's centre lies on the output's own place.
 """
 
@@ -14,14 +14,14 @@ from torch.fx import Node
 
 from ..core import Layout, in_channels, out_channels
 from ..refusals import Refusal, RefusalCode
-from .graph import Graph, arguments, operation, same_shape, shape
+from .graph import TorchGraph, arguments, operation, same_shape, shape
 from .layers import Layer, read_layer
 from .norms import Norm
-from .through import is_plain_sum
+from .passing import is_plain_sum
 
 
-class Nothing(nn.Module):
-    """Stands where a norm was whose share the convolution beside it now computes.
+class ZeroBranch(nn.Module):
+    """Stands where a norm was whose share a parallel convolution now computes.
 
     Args:
         is_written: the caller writes into the output in place, so that it needs a shape and memory of its own.
@@ -37,8 +37,8 @@ class Nothing(nn.Module):
 
 
 @dataclass(frozen=True)
-class Beside:
-    """A convolution that takes a norm beside it.
+class ParallelLayer:
+    """A convolution that takes a norm on a parallel branch.
 
     Attributes:
         layer: the convolution.
@@ -51,13 +51,13 @@ class Beside:
     passed: tuple[Node, ...]
 
 
-def find_beside(graph: Graph, norm: Norm, gone: Mapping[Node, tuple[Norm, Layer]]) -> Beside:
+def find_parallel_layer(graph: TorchGraph, norm: Norm, folded: Mapping[Node, tuple[Norm, Layer]]) -> ParallelLayer:
     """Return the convolution that can take the norm.
 
     Args:
         graph: the model.
         norm: stays otherwise.
-        gone: by its output, each norm that goes back into a single layer, and that layer.
+        folded: by its output, each norm that goes back into a single layer, and that layer.
 
     Raises:
         Refusal: multi-use, when there is none.
@@ -74,14 +74,14 @@ def find_beside(graph: Graph, norm: Norm, gone: Mapping[Node, tuple[Norm, Layer]
         other = right if value is left else left
         assert isinstance(other, Node)
         other_sign = -1.0 if operation(total).startswith("aten::sub") and other is right else 1.0
-        for layer, layer_sign, between in _layers_in(graph, other, gone):
+        for layer, layer_sign, between in _layers_in(graph, other, folded):
             if _covers(layer, norm):
-                return Beside(layer, sign * other_sign * layer_sign, (*passed, *between))
+                return ParallelLayer(layer, sign * other_sign * layer_sign, (*passed, *between))
         value = total
     raise Refusal(RefusalCode.MULTI_USE, f"no convolution of '{norm.source.name}' is added that could take it")
 
 
-def _sum_of(graph: Graph, value: Node) -> Node | None:
+def _sum_of(graph: TorchGraph, value: Node) -> Node | None:
     """Return the sum that alone reads the value."""
     readers = graph.readers(value)
     alone = value not in graph.outputs and len(readers) == 1
@@ -95,20 +95,20 @@ def _adds_zero(node: Node) -> bool:
 
 
 def _layers_in(
-    graph: Graph, value: Node, gone: Mapping[Node, tuple[Norm, Layer]]
+    graph: TorchGraph, value: Node, folded: Mapping[Node, tuple[Norm, Layer]]
 ) -> Iterator[tuple[Layer, float, tuple[Node, ...]]]:
     """Yield the layers whose outputs the value is a sum of, with their signs and what lies between."""
     if value in graph.outputs or len(graph.readers(value)) != 1:
         return
-    if value in gone:
-        norm, layer = gone[value]
+    if value in folded:
+        norm, layer = folded[value]
         if norm.source is layer.node and len(graph.readers(layer.node)) == 1:
             yield layer, 1.0, norm.nodes
     elif is_plain_sum(graph, value):
         for place, part in enumerate(value.args[:2]):
             assert isinstance(part, Node)
             sign = -1.0 if place and operation(value).startswith("aten::sub") else 1.0
-            for layer, inner, between in _layers_in(graph, part, gone):
+            for layer, inner, between in _layers_in(graph, part, folded):
                 yield layer, sign * inner, (value, *between)
     else:
         layer_here = read_layer(graph, value)

@@ -1,4 +1,4 @@
-"""Everything of a fold before the result is written: read, recognise, plan, compute; and its report.
+"""Everything of a fold before the result is written: read, recognise, place, compute; and its report.
 
 Between the public functions of `api` and the steps, each of which is a module of its own. Nothing here changes the
 model, which `explain` relies on.
@@ -17,28 +17,28 @@ from ..refusals import Refusal, RefusalCode
 from ..registry import state_registered
 from ..report import Report, Site
 from .float64 import Inputs, sharing_copy
-from .graph import Graph, hooked_modules, module_path, read
-from .inputs import InputNormalisation
+from .graph import TorchGraph, hooked_modules, module_path, read
+from .input_normalisation import InputNormalisation
 from .norms import Norm, find_norms
-from .parameters import Replacement, replacements
-from .plan import Plan, make_plan
+from .parameters import Change, compute_changes
+from .placement import Placement, place_norms
 from .site_proof import SiteProof
-from .unseen import norms_in_bodies, unseen_norms
+from .unmatched import norms_in_bodies, unmatched_norms
 
 
 @dataclass
-class Job:
+class FoldPlan:
     """A model that has been read, planned and computed, and not yet written."""
 
-    graph: Graph
+    graph: TorchGraph
     norms: list[Norm]
-    plan: Plan
+    placement: Placement
     unreadable: list[Site]
-    changes: list[Replacement]
+    changes: list[Change]
     normalisation: InputNormalisation | None
 
 
-def prepare(
+def make_fold_plan(
     model: nn.Module,
     example_inputs: Inputs,
     dynamic: Any,
@@ -46,7 +46,7 @@ def prepare(
     normalisation: InputNormalisation | None = None,
     exact: Mapping[str, Array] | None = None,
     input_only: bool = False,
-) -> Job:
+) -> FoldPlan:
     """Return what is to be folded, and into what, for arguments as `api.fold` and `api.fold_input` take them.
 
     Raises:
@@ -56,14 +56,15 @@ def prepare(
     require_foldable(model)
     readable, quantised = sharing_copy(model), _quantised(model)
     stated = state_registered(readable)
-    graph = Graph(_read(readable, example_inputs, dynamic), {**(exact or {}), **stated}, hooked_modules(model))
+    graph = TorchGraph(_read(readable, example_inputs, dynamic), {**(exact or {}), **stated}, hooked_modules(model))
     norms, unreadable = ([], []) if input_only else _norms(model, graph)
     if normalisation is not None:
         norms = [normalisation.norm(graph), *norms]
-    plan, changes = _planned(graph, norms, padding == "exact", dict.fromkeys(norms, quantised) if quantised else {})
-    if normalisation is not None and norms[0] in plan.refused:
-        raise plan.refused[norms[0]]
-    return Job(graph, norms, plan, unreadable, changes, normalisation)
+    banned = dict.fromkeys(norms, quantised) if quantised else {}
+    placement, changes = _placed(graph, norms, padding == "exact", banned)
+    if normalisation is not None and norms[0] in placement.refused:
+        raise placement.refused[norms[0]]
+    return FoldPlan(graph, norms, placement, unreadable, changes, normalisation)
 
 
 def _require_arguments(example_inputs: object, padding: str) -> None:
@@ -74,14 +75,14 @@ def _require_arguments(example_inputs: object, padding: str) -> None:
         raise FoldError(f"example_inputs is a {kind}; expected a tuple of arguments, or a mapping of keyword arguments")
 
 
-def _norms(model: nn.Module, graph: Graph) -> tuple[list[Norm], list[Site]]:
+def _norms(model: nn.Module, graph: TorchGraph) -> tuple[list[Norm], list[Site]]:
     """Return the norms of the graph, and refused sites for those that it shows as something else or not at all."""
     norms, refused = find_norms(graph)
     refused += norms_in_bodies(graph)
     by_name = {node.name: node for node in graph.nodes}
-    wanting = [by_name[site.node] for site in refused if site.node in by_name]
-    found = [*wanting, *(node for norm in norms for node in norm.nodes)]
-    return norms, refused + unseen_norms(model, graph, found, refused)
+    unreadable = [by_name[site.node] for site in refused if site.node in by_name]
+    matched = [*unreadable, *(node for norm in norms for node in norm.nodes)]
+    return norms, refused + unmatched_norms(model, graph, matched, refused)
 
 
 def _read(model: nn.Module, example_inputs: Inputs, dynamic: Any) -> ExportedProgram:
@@ -102,15 +103,15 @@ def _quantised(model: nn.Module) -> Refusal | None:
     return None
 
 
-def _planned(
-    graph: Graph, norms: list[Norm], exact_padding: bool, banned: dict[Norm, Refusal]
-) -> tuple[Plan, list[Replacement]]:
-    """Return a plan whose parameters all fit their dtypes, without the norms that are banned from the start."""
+def _placed(
+    graph: TorchGraph, norms: list[Norm], exact_padding: bool, banned: dict[Norm, Refusal]
+) -> tuple[Placement, list[Change]]:
+    """Return a placement whose parameters all fit their dtypes, without the norms that are banned from the start."""
     while True:
-        plan = make_plan(graph, norms, exact_padding, banned)
-        changes, misfits = replacements(graph, plan)
+        placement = place_norms(graph, norms, exact_padding, banned)
+        changes, misfits = compute_changes(graph, placement)
         if not misfits:
-            return plan, changes
+            return placement, changes
         banned.update(misfits)
 
 
@@ -126,19 +127,19 @@ def require_foldable(model: nn.Module) -> None:
             raise FoldError(f"the tensor '{name}' is on the meta device, without values; load the weights first")
 
 
-def report_of(job: Job, proofs: Mapping[Norm, SiteProof]) -> Report:
-    """Return every norm of the job, folded or refused, in the order of evaluation."""
-    by_node = {layer.node: change for change in job.changes for layer in change.layers}
-    folded = tuple(_site(norm, job, by_node, proofs[norm]) for norm in job.plan.folded)
-    refused = [(norm, refusal) for norm, refusal in job.plan.refused.items()]
+def report_of(plan: FoldPlan, proofs: Mapping[Norm, SiteProof]) -> Report:
+    """Return every norm of the plan, folded or refused, in the order of evaluation."""
+    by_node = {layer.node: change for change in plan.changes for layer in change.layers}
+    folded = tuple(_site(norm, plan, by_node, proofs[norm]) for norm in plan.placement.folded)
+    refused = [(norm, refusal) for norm, refusal in plan.placement.refused.items()]
     stayed = [Site.refused(n.path, n.output.name, n.kind, r, channels=n.affine.channels) for n, r in refused]
-    order = {node.name: position for node, position in job.graph.order.items()}
-    stayed = sorted([*stayed, *job.unreadable], key=lambda site: order.get(site.node, len(order)))
+    order = {node.name: position for node, position in plan.graph.order.items()}
+    stayed = sorted([*stayed, *plan.unreadable], key=lambda site: order.get(site.node, len(order)))
     return Report(folded, tuple(stayed))
 
 
-def _site(norm: Norm, job: Job, by_node: Mapping[Any, Replacement], proof: SiteProof) -> Site:
-    layers = job.plan.folded[norm][0]
+def _site(norm: Norm, plan: FoldPlan, by_node: Mapping[Any, Change], proof: SiteProof) -> Site:
+    layers = plan.placement.folded[norm][0]
     changes = [by_node[layer.node] for layer in layers]
     scale = norm.affine.scale
     return Site(

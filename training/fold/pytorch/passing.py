@@ -14,8 +14,8 @@ from torch.fx import Node
 from ..core import Affine, concatenate
 from ..refusals import Refusal, RefusalCode
 from .axes import MOVES_AXES, axis_after, axis_before, merged
-from .graph import Graph, arguments, dtype, is_tensor, operation, same_shape, shape
-from .norms import Step, affine_step
+from .graph import TorchGraph, arguments, dtype, is_tensor, operation, same_shape, shape
+from .norms import AffineOp, read_affine_op
 
 _KEEPS = {"aten::clone", "aten::contiguous", "aten::detach", "aten::alias", "aten::lift_fresh_copy"}
 _CASTS = {"aten::to", "aten::_to_copy", "aten::type_as"}
@@ -61,7 +61,7 @@ class Flow:
     affine: Affine
 
 
-def backward(graph: Graph, node: Node, axis: int | None, affine: Affine) -> list[Flow]:
+def backward(graph: TorchGraph, node: Node, axis: int | None, affine: Affine) -> list[Flow]:
     """Return what the inputs of `node` must carry so that its output carries `affine` along `axis`.
 
     Raises:
@@ -79,7 +79,7 @@ def backward(graph: Graph, node: Node, axis: int | None, affine: Affine) -> list
         return _getitem_backward(node, axis, affine)
     if name == "aten::pixel_shuffle":
         return [_pixel_shuffle_backward(node, axis, affine)]
-    step = affine_step(graph, node)
+    step = read_affine_op(graph, node)
     if step is not None:
         scale, shift = _constants(step, node, axis, affine.channels)
         return [Flow(step.source, axis, _before_step(node, affine, scale, shift))]
@@ -87,11 +87,11 @@ def backward(graph: Graph, node: Node, axis: int | None, affine: Affine) -> list
     if name in _SELECTIONS and axis is not None and _dim(node) == axis:
         return [Flow(source, axis, _slice_backward(node, axis, affine))]
     before = _axis_before_reduction(node, axis) if name in _REDUCTIONS else axis
-    require_passable(node, before, affine)
+    require_passing(node, before, affine)
     return [Flow(source, before, affine)]
 
 
-def forward(graph: Graph, node: Node, value: Node, axis: int | None, affine: Affine) -> Flow:
+def forward(graph: TorchGraph, node: Node, value: Node, axis: int | None, affine: Affine) -> Flow:
     """Return what the output of `node` carries when its input `value` carries `affine` along `axis`.
 
     Raises:
@@ -106,7 +106,7 @@ def forward(graph: Graph, node: Node, value: Node, axis: int | None, affine: Aff
         return Flow(node, axis_after(node, axis), affine)
     if name == "aten::cat":
         return _cat_forward(node, value, axis, affine)
-    step = affine_step(graph, node)
+    step = read_affine_op(graph, node)
     if step is not None:
         scale, shift = _constants(step, node, axis, affine.channels)
         return Flow(node, axis, Affine(affine.scale, scale * affine.shift + shift - affine.scale * shift))
@@ -115,11 +115,11 @@ def forward(graph: Graph, node: Node, value: Node, axis: int | None, affine: Aff
     if name in _SELECTIONS and axis is not None and _dim(node) == axis:
         start, stop = _slice_range(node, axis)
         return Flow(node, axis, affine.take(start, stop))
-    require_passable(node, axis, affine)
+    require_passing(node, axis, affine)
     return Flow(node, _axis_after_reduction(node, axis) if name in _REDUCTIONS else axis, affine)
 
 
-def require_passable(node: Node, axis: int | None, affine: Affine) -> None:
+def require_passing(node: Node, axis: int | None, affine: Affine) -> None:
     """Raise Refusal unless the operation gives affine(output) for affine(input), `axis` being the input's."""
     name, given = _name(node), arguments(node) if hasattr(node.target, "_schema") else {}
     if name in _KEEPS or name in _AVERAGES:
@@ -172,7 +172,7 @@ def _unknown(node: Node) -> Refusal:
     return Refusal(RefusalCode.UNKNOWN_OP, f"no exact rule is known for '{node.name}' ({name})")
 
 
-def is_plain_sum(graph: Graph, node: Node) -> bool:
+def is_plain_sum(graph: TorchGraph, node: Node) -> bool:
     """True for the sum or difference of two different values of one shape."""
     if _name(node) not in _SUMS:
         return False
@@ -183,7 +183,7 @@ def is_plain_sum(graph: Graph, node: Node) -> bool:
     return all(same_shape(a, node) for a in operands)  # type: ignore[arg-type]
 
 
-def _constants(step: Step, node: Node, axis: int | None, channels: int) -> tuple[Any, Any]:
+def _constants(step: AffineOp, node: Node, axis: int | None, channels: int) -> tuple[Any, Any]:
     """Return the constants of a step that stays in the graph, per channel; refuse those that vary along other axes."""
     rank, wide = len(shape(node)), []
     for part in (step.scale, step.shift):
@@ -233,7 +233,7 @@ def _getitem_backward(node: Node, axis: int | None, affine: Affine) -> list[Flow
     assert isinstance(index, int)
     name = _name(split)
     if index == 0 and name in _MAXIMA and len(split.users) == 1:
-        require_passable(split, axis, affine)
+        require_passing(split, axis, affine)
         return [Flow(_source(split), axis, affine)]
     if name not in _SPLITS or axis is None or _dim(split) != axis:
         raise _unknown(split)

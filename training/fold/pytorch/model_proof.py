@@ -1,4 +1,4 @@
-"""The proof that a folded model is the model it came from; every fold passes through here before it is returned.
+"""The proof that a folded model is the model it came from; every fold passes it before it is returned.
 
 Last step of the PyTorch front end. In float64 a right fold agrees to about 1e-14 and a wrong one is off by about 1e-1,
 so the limits need no tuning: per site 1e-11 of the magnitude A that the site adds up, end to end 1e-11 of the largest
@@ -24,7 +24,7 @@ DEPLOYED_FACTOR = 64.0
 Runner = Callable[..., Any]
 
 
-def verify(
+def prove_model(
     original: nn.Module,
     folded: nn.Module,
     inputs: Inputs,
@@ -39,7 +39,7 @@ def verify(
         original: in eval mode.
         folded: in eval mode.
         inputs: positional arguments for both, or a mapping of keyword arguments.
-        exact: float64 values behind the folded model's rounded tensors, by `id`; without them the comparison can be no
+        exact: float64 values of the folded model's rounded tensors, by `id`; without them the comparison can be no
             sharper than the rounding of the parameters, and the limit is that of their dtype.
         original_exact: the same for the original.
         before: what happens to the original's inputs first, for models that took in the normalisation of their input.

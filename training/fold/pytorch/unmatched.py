@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 from ..refusals import Refusal, RefusalCode
 from ..registry import is_registered
 from ..report import Site
-from .graph import Graph, arguments, is_tensor, module_path, module_stack, operation
+from .graph import TorchGraph, arguments, is_tensor, module_path, module_stack, operation
 from .norms import READERS
 
 _STATISTICS = ("running_mean", "moving_mean")
@@ -24,7 +24,7 @@ def is_norm(module: nn.Module) -> bool:
     return known or is_registered(module) or any(hasattr(module, name) for name in _STATISTICS)
 
 
-def norms_in_bodies(graph: Graph) -> list[Site]:
+def norms_in_bodies(graph: TorchGraph) -> list[Site]:
     """Return refused sites for the norms in the bodies of control flow and autocast, which are graphs of their own."""
     sites = []
     for call in graph.nodes:
@@ -47,37 +47,37 @@ def _bodies(owner: GraphModule, call: Node) -> list[tuple[GraphModule, list[Node
     return [(body, given[len(given) - count :]) for body, count in zip(bodies, counts, strict=True)]
 
 
-def _owner(graph: Graph, norm: Node, outside: dict[Node, Node]) -> str:
+def _owner(graph: TorchGraph, norm: Node, outside: dict[Node, Node]) -> str:
     """Return the path of the module whose statistics a norm in a body reads, "" when it does not tell."""
     mean = outside.get(arguments(norm)["running_mean"])
     return ((graph.target(mean) if mean is not None else None) or "").rpartition(".")[0]
 
 
-def unseen_norms(model: nn.Module, graph: Graph, found: Iterable[Node], sites: Iterable[Site]) -> list[Site]:
-    """Return a refused site for each norm in the tree of `model` that has no part in what was found.
+def unmatched_norms(model: nn.Module, graph: TorchGraph, matched: Iterable[Node], sites: Iterable[Site]) -> list[Site]:
+    """Return a refused site for each norm in the tree of `model` that has no part in what was recognised.
 
     Args:
         model: the user's.
         graph: read from it.
-        found: the operations of the norms that were recognised, and of those that were found wanting.
+        matched: the operations of the norms that were recognised, and of those that cannot be read.
         sites: refused already.
     """
-    seen = {site.path for site in sites}
-    for node in found:
+    reported = {site.path for site in sites}
+    for node in matched:
         owners = (graph.target(root) or "" for source in node.all_input_nodes for root in _parameters(graph, source))
-        seen |= {module_path(node), *(name.rpartition(".")[0] for name in owners)}
+        reported |= {module_path(node), *(name.rpartition(".")[0] for name in owners)}
     paths: dict[nn.Module, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         if is_norm(module):
             paths.setdefault(module, []).append(path)
-    return [_site(graph, module, names) for module, names in paths.items() if seen.isdisjoint(names)]
+    return [_site(graph, module, names) for module, names in paths.items() if reported.isdisjoint(names)]
 
 
-def _parameters(graph: Graph, source: Node) -> list[Node]:
+def _parameters(graph: TorchGraph, source: Node) -> list[Node]:
     return graph.roots(source) if graph.is_constant(source) else []
 
 
-def _site(graph: Graph, module: nn.Module, paths: list[str]) -> Site:
+def _site(graph: TorchGraph, module: nn.Module, paths: list[str]) -> Site:
     kind = type(module).__name__
     operations = _operations(graph, set(paths))
     if operations is None:
@@ -95,7 +95,7 @@ def _site(graph: Graph, module: nn.Module, paths: list[str]) -> Site:
     return Site.refused(paths[0] or kind, paths[0], kind, refusal)
 
 
-def _operations(graph: Graph, paths: set[str]) -> list[str] | None:
+def _operations(graph: TorchGraph, paths: set[str]) -> list[str] | None:
     """Return the first operations on data inside the modules at `paths`, None when nothing is called there."""
     bodies = [m for m in graph.program.graph_module.modules() if isinstance(m, GraphModule)]
     nodes = [n for body in bodies for n in body.graph.nodes if not paths.isdisjoint(module_stack(n))]

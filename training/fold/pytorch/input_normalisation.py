@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from ...errors import FoldError
 from ..core import Affine, Array
 from .float64 import Inputs
-from .graph import Graph, shape
+from .graph import TorchGraph, shape
 from .norms import Norm
 
 Numbers = float | Sequence[float]
 
 
 class CastInput(nn.Module):
-    """A model behind a cast of its first input, so that it takes uint8 pixels as they are.
+    """A model after a cast of its first input, so that it takes uint8 pixels as they are.
 
     Args:
         model: takes floating-point values in its parameters' dtype.
@@ -71,7 +71,7 @@ class InputNormalisation:
             raise FoldError(f"scale, mean and std have {sizes} channels; expected equal numbers, or one") from err
         return Affine(np.array(factor), np.array(shift))
 
-    def norm(self, graph: Graph) -> Norm:
+    def norm(self, graph: TorchGraph) -> Norm:
         """Return the normalisation as a norm on the graph's first input.
 
         Raises:
@@ -104,10 +104,10 @@ class InputNormalisation:
         scale, shift = self._columns(value.double())
         return ((value.double() - shift) / scale).to(value.dtype)
 
-    def _columns(self, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _columns(self, reference: Tensor) -> tuple[Tensor, Tensor]:
         def column(values: Array) -> Tensor:
-            tensor = torch.from_numpy(values).to(like)
-            return tensor.reshape(()) if values.size == 1 else tensor.reshape([1, -1] + [1] * (like.ndim - 2))
+            tensor = torch.from_numpy(values).to(reference)
+            return tensor.reshape(()) if values.size == 1 else tensor.reshape([1, -1] + [1] * (reference.ndim - 2))
 
         return column(self.affine.scale), column(self.affine.shift)
 
