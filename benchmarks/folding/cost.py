@@ -177,7 +177,7 @@ class Clocks:
     def fold(self, model: Any, size: int) -> Any:
         """Fold a module, or an ONNX model or its bytes, and return the report."""
         if self.form == "onnx":
-            from foldserve.training.fold.onnx.fold import fold_onnx
+            from foldserve.training.fold.onnx.api import fold_onnx
 
             return fold_onnx(self.load(model) if isinstance(model, bytes) else model).report
         import torch

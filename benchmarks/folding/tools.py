@@ -62,7 +62,7 @@ def _run_session(model: onnx.ModelProto, options: ort.SessionOptions, feeds: dic
 
 
 def _ours(model: onnx.ModelProto, options: dict[str, str]) -> onnx.ModelProto:
-    from foldserve.training.fold.onnx.fold import fold_onnx
+    from foldserve.training.fold.onnx.api import fold_onnx
 
     return fold_onnx(model, **options).model
 
@@ -163,7 +163,7 @@ def judge_onnx(tool: str, case: OnnxCase) -> Verdict:
 
 def _oracle(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> Outputs | None:
     """Outputs in float64, or onnxruntime's where an operator is not known; None when neither runs."""
-    from foldserve.training.fold.onnx.evaluate import Evaluator
+    from foldserve.training.fold.onnx.evaluator import Evaluator
 
     wide = {name: np.asarray(v, np.float64) if v.dtype.kind == "f" else v for name, v in feeds.items()}
     names = [value.name for value in model.graph.output]

@@ -9,7 +9,7 @@ from .registry import register_norm
 from .report import Proof, Report, Site
 
 if TYPE_CHECKING:
-    from .onnx.fold import FoldedOnnx, explain_onnx, fold_onnx, verify_onnx
+    from .onnx.api import FoldedOnnx, explain_onnx, fold_onnx, verify_onnx
 
 __all__ = [
     "Affine",
@@ -33,7 +33,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Load the ONNX front end on first use: folding PyTorch models needs no onnxruntime."""
     if name in ("FoldedOnnx", "explain_onnx", "fold_onnx", "verify_onnx"):
-        from .onnx import fold as onnx_fold
+        from .onnx import api
 
-        return getattr(onnx_fold, name)
+        return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -64,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _fold_file(args: argparse.Namespace) -> Report:
+    from .onnx.api import fold_onnx
     from .onnx.files import load_onnx, require_writable, write_onnx
-    from .onnx.fold import fold_onnx
 
     for name in ("weights", "input", "export"):
         if getattr(args, name):
@@ -97,7 +97,7 @@ def _fold_factory(args: argparse.Namespace) -> Report:
 
 
 def _export(folded: Any, inputs: tuple[Any, ...], path: Path) -> None:
-    from .onnx.export import export_folded
+    from .onnx.exporter import export_module
     from .onnx.files import write_onnx
 
-    write_onnx(export_folded(folded, inputs), path)
+    write_onnx(export_module(folded, inputs), path)

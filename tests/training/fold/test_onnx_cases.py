@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from foldserve.training.fold.onnx.fold import FoldedOnnx, fold_onnx
+from foldserve.training.fold.onnx.api import FoldedOnnx, fold_onnx
 from tests.support.onnx_cases import FOLD, Case, cases
 
 torch.set_num_threads(1)  # the proofs here are tiny: more threads only wait for one another

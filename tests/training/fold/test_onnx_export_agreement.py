@@ -10,7 +10,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from foldserve.training.fold.api import fold
-from foldserve.training.fold.onnx.fold import fold_onnx
+from foldserve.training.fold.onnx.api import fold_onnx
 
 torch.set_num_threads(1)
 

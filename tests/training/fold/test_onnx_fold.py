@@ -7,8 +7,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from foldserve.training.errors import FoldError
-from foldserve.training.fold.onnx.evaluate import Evaluator
-from foldserve.training.fold.onnx.fold import explain_onnx, fold_onnx, verify_onnx
+from foldserve.training.fold.onnx.api import explain_onnx, fold_onnx, verify_onnx
+from foldserve.training.fold.onnx.evaluator import Evaluator
 from tests.support.onnx_cases import Net, cases
 
 BY_NAME = {case.name: case for case in cases()}

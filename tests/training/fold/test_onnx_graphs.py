@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foldserve.training.fold.onnx.fold import fold_onnx
+from foldserve.training.fold.onnx.api import fold_onnx
 from tests.support.onnx_cases import Net
 
 torch.set_num_threads(1)

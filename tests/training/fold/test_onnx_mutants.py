@@ -10,9 +10,9 @@ from onnx import numpy_helper
 
 from foldserve.training.errors import FoldError
 from foldserve.training.fold.core import Array
+from foldserve.training.fold.onnx.comparison import compare_models
 from foldserve.training.fold.onnx.graph import OnnxGraph
 from foldserve.training.fold.onnx.proof import Segment, prove_onnx
-from foldserve.training.fold.onnx.verify import verify_models
 from tests.support.onnx_cases import Net
 
 torch.set_num_threads(1)
@@ -126,14 +126,14 @@ def test_mutant_is_caught_by_verify(mutant: Callable[[], tuple[Array, Array]], k
     if mutant is no_epsilon and not knows_exact:
         return  # eps is 1e-5 of variances near 1: less than the rounding of parameters that nobody can check
     with pytest.raises(FoldError, match="the models differ"):
-        verify_models(MODEL, model, exact if knows_exact else None)
+        compare_models(MODEL, model, exact if knows_exact else None)
 
 
 def test_right_fold_passes_verify():
     """What the mutants are mutations of is accepted, with its exact parameters and without."""
     model, exact = folded_with(*right())
-    assert verify_models(MODEL, model, exact).algebra_error < 1e-14
-    assert verify_models(MODEL, model).algebra_error < 1e-6
+    assert compare_models(MODEL, model, exact).algebra_error < 1e-14
+    assert compare_models(MODEL, model).algebra_error < 1e-6
 
 
 def test_parameter_one_ulp_off_is_caught():

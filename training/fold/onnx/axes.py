@@ -1,8 +1,8 @@
 """Follows a channel axis through the shape operations of ONNX, by the order of elements and never by sizes that agree.
 
-Used by `onnx_paths` in both directions. Two axes are the same only when everything before them (or everything behind
-them) is the same number of elements: a Reshape keeps the row-major order, so that is a proof. An axis that is split or
-merged takes its affine along, repeated or tiled; anything else is refused.
+Used in both directions, by `producers` and by `consumers`. Two axes are the same only when everything before them (or
+everything after them) is the same number of elements: a Reshape keeps the row-major order, so that is a proof. An axis
+that is split or merged takes its affine along, repeated or tiled; anything else is refused.
 """
 
 from collections import Counter
@@ -13,18 +13,18 @@ from onnx import NodeProto
 from ..core import Affine
 from ..refusals import Refusal, RefusalCode
 from .graph import OnnxGraph
-from .types import Dims, attributes
+from .protos import Dims, attributes
 
 SHAPE_OPERATIONS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 
 
-def through_transpose(node: NodeProto, rank: int, axis: int, *, backward: bool) -> int:
+def across_transpose(node: NodeProto, rank: int, axis: int, *, backward: bool) -> int:
     """Return where `axis` of the output lies in the input (backward), or of the input in the output."""
     perm = list(attributes(node).get("perm", range(rank - 1, -1, -1)))
     return int(perm[axis] if backward else perm.index(axis))
 
 
-def through_reshape(
+def across_reshape(
     graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int, *, backward: bool
 ) -> tuple[Affine, int]:
     """Return the affine and its axis on the other side of a Reshape, Flatten, Squeeze or Unsqueeze.

@@ -1,6 +1,6 @@
 """Lifts the body of an If, Loop or Scan out as a model of its own, and puts the folded one back.
 
-Used by `onnx_scopes`. What the body reads from outside becomes an input of that model, or a constant of it where no
+Used by `scopes`. What the body reads from outside becomes an input of that model, or a constant of it where no
 input can change it; the new weights go into the outer graph, from where every body may read them.
 """
 
@@ -10,7 +10,7 @@ from onnx import NodeProto, helper
 from ..refusals import Refusal
 from .constants import read_constant
 from .graph import OnnxGraph
-from .types import FLOAT_TYPES, free_names, subgraphs, with_output_shapes
+from .protos import FLOAT_TYPES, free_names, subgraphs, with_output_shapes
 
 
 def lift(graph: OnnxGraph, body: onnx.GraphProto) -> onnx.ModelProto:

@@ -14,7 +14,7 @@ from onnx import NodeProto, TensorProto
 
 from ..refusals import Refusal, RefusalCode
 from .graph import OnnxGraph
-from .types import FLOAT_TYPES, as_float64, attributes, to_array
+from .protos import FLOAT_TYPES, as_float64, attributes, to_array
 
 _WIDTH = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}  # bits of the fraction
 

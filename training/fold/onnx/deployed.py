@@ -1,6 +1,6 @@
 """Measures the folded model as it will be deployed: stored dtypes, onnxruntime on the CPU, all optimisations off.
 
-Used by `onnx_proof` after the algebra has been shown. Optimisations are off because some of them are themselves wrong
+Used by `proof` after the algebra has been shown. Optimisations are off because some of them are themselves wrong
 on models that still have a norm, and the model is what is judged here.
 """
 
@@ -12,9 +12,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from ...errors import FoldError
-from .evaluate import Evaluator, Values
+from .evaluator import Evaluator, Values
 from .probe import stored_form
-from .types import to_array
+from .protos import to_array
 
 _LARGE = 2**14  # elements
 _ROUNDOFF = {"float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}

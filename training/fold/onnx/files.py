@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, external_data_helper
 
 from ...errors import ConfigError, FoldError
-from .types import subgraphs
+from .protos import subgraphs
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:

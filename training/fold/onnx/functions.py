@@ -11,7 +11,7 @@ from onnx import NodeProto, inliner
 
 from ..refusals import Refusal, RefusalCode
 from ..report import Site
-from .types import subgraphs
+from .protos import subgraphs
 
 _AT_THE_EDGE = {RefusalCode.NO_PRODUCER, RefusalCode.GRAPH_OUTPUT}  # the layer may stand right outside
 

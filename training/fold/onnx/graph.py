@@ -1,6 +1,6 @@
 """A private, editable view of an ONNX graph: who makes a value, who reads it, what is constant, which shape it has.
 
-Second in the ONNX flow, after `onnx_types`; the modules that find and fold norms see the model only through it. It
+Second in the ONNX flow, after `protos`; the modules that find and fold norms see the model only through it. It
 knows no norm and no layer, and never touches the model it was made from.
 """
 
@@ -13,7 +13,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from ..core import Array
 from ..rounding import round_once
-from .types import FLOAT_TYPES, TYPE_NUMBERS, Dims, captures, infer, names_of, opset_of, to_tensor
+from .protos import FLOAT_TYPES, TYPE_NUMBERS, Dims, captures, infer, names_of, opset_of, to_tensor
 
 _SHAPE_ONLY = frozenset({"Shape", "Size"})
 
@@ -65,7 +65,7 @@ class OnnxGraph:
         return [use for use in self.uses(value) if use.node.op_type not in _SHAPE_ONLY or use.index < 0]
 
     def shape(self, value: str) -> Dims | None:
-        """Return the dimensions of `value` as `onnx_types.infer` tells them, or None when its rank is not known."""
+        """Return the dimensions of `value` as `protos.infer` tells them, or None when its rank is not known."""
         return self._shapes.get(value)
 
     def dtype(self, value: str) -> str | None:

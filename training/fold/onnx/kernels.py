@@ -1,6 +1,6 @@
 """Float64 forms of the ONNX operators whose reference implementation is slow or wrong.
 
-Used by `onnx_evaluate` only. Convolutions and pools call PyTorch's double kernels, which share no code with the fold;
+Used by `evaluator` only. Convolutions and pools call PyTorch's double kernels, which share no code with the fold;
 batch normalization is written out, because ONNX's own reference takes opset 9 to 13 for training. A kernel that does
 not know an attribute returns None, and the reference takes over.
 """

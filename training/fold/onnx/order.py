@@ -7,7 +7,7 @@ only they accept.
 import onnx
 from onnx import NodeProto
 
-from .types import captures
+from .protos import captures
 
 
 def with_nodes_in_order(model: onnx.ModelProto) -> onnx.ModelProto:

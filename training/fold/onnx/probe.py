@@ -1,6 +1,6 @@
 """Inputs on which a folded ONNX model is compared with the original: random, signed, of every declared type.
 
-Used by `onnx_proof`. Free dimensions are tried from small to large until the model runs on them, since a network with
+Used by `proof`. Free dimensions are tried from small to large until the model runs on them, since a network with
 five poolings needs an image that survives them.
 """
 
@@ -12,8 +12,8 @@ from onnx import TensorProto, helper
 
 from ...errors import FoldError
 from ..rounding import round_once
-from .evaluate import Evaluator, Values
-from .types import FLOAT_TYPES, Dims, infer
+from .evaluator import Evaluator, Values
+from .protos import FLOAT_TYPES, Dims, infer
 
 _INTEGERS = {getattr(TensorProto, f"{sign}INT{bits}") for sign in ("", "U") for bits in (8, 16, 32, 64)}
 _LARGE = 2**16  # elements of one row from which on a single row is enough work

@@ -1,6 +1,6 @@
 """Takes one norm out of an ONNX graph: into the layers before it, else into those behind it, else a refusal.
 
-Sixth in the ONNX flow, between `onnx_layers`, which works out the new weights, and `onnx_scopes`, which asks for one
+Sixth in the ONNX flow, between `weights`, which works out the new weights, and `scopes`, which asks for one
 norm after another. Everything is worked out before anything is written, so that a refusal leaves no trace.
 """
 
@@ -10,12 +10,12 @@ from onnx import NodeProto
 
 from ..refusals import Refusal, RefusalCode
 from ..report import Site
+from .consumers import find_consumers
 from .graph import OnnxGraph
-from .layers import Change, apply, change_ahead, change_behind
 from .norms import Norm
-from .paths import Landing, landings_behind
+from .producers import TargetLayer, find_producers
 from .proof import Segment
-from .readers import landings_ahead
+from .weights import Edit, apply, edit_consumer, edit_producer
 
 WEAK = {RefusalCode.NO_PRODUCER, RefusalCode.ACTIVATION_BETWEEN, RefusalCode.UNKNOWN_OP}
 _AT_A_LAYER = {RefusalCode.PAD, RefusalCode.QUANTISED, RefusalCode.OVERRIDABLE, RefusalCode.OVERFLOW}
@@ -40,13 +40,13 @@ def fold_norm(graph: OnnxGraph, norm: Norm, *, exact_padding: bool) -> Fold | Re
         exact_padding: allow a correction at the border of a zero-padded Conv behind the norm.
     """
     try:
-        return _fold_behind(graph, norm)
+        return _fold_into_producers(graph, norm)
     except Refusal as refusal:
         behind = refusal
     if not norm.centres:
         return behind
     try:
-        return _fold_ahead(graph, norm, exact_padding)
+        return _fold_into_consumers(graph, norm, exact_padding)
     except Refusal as refusal:
         ahead = refusal
     is_first = graph.producer(norm.source) is None and ahead.code is not RefusalCode.GRAPH_OUTPUT
@@ -58,19 +58,19 @@ def label(node: NodeProto) -> str:
     return str(node.name or node.output[0])
 
 
-def _fold_behind(graph: OnnxGraph, norm: Norm) -> Fold:
-    landings = landings_behind(graph, norm)
-    changes = [change_behind(graph, landing) for landing in landings]
-    inputs = [_data_input(change) for change in changes]
-    changed = {name for landing in landings for node in (landing.layer, *landing.way) for name in node.output}
-    notes = tuple(note for change in changes for note in apply(graph, change))
-    for landing in landings:
-        for step in reversed(landing.absorbed):
+def _fold_into_producers(graph: OnnxGraph, norm: Norm) -> Fold:
+    targets = find_producers(graph, norm)
+    edits = [edit_producer(graph, target) for target in targets]
+    inputs = [_data_input(edit) for edit in edits]
+    changed = {name for target in targets for node in (target.layer, *target.way) for name in node.output}
+    notes = tuple(note for edit in edits for note in apply(graph, edit))
+    for target in targets:
+        for step in reversed(target.absorbed):
             _bypass(graph, step.source, [step.node])
     source, result = norm.source, norm.result
     _bypass(graph, source, norm.nodes)
     segment = Segment(result, tuple(dict.fromkeys(inputs)), frozenset(changed | {source}))
-    return Fold(norm, _site(norm, landings, changes, notes), [segment], norm.batch_norms)
+    return Fold(norm, _site(norm, targets, edits, notes), [segment], norm.batch_norms)
 
 
 def _bypass(graph: OnnxGraph, source: str, nodes: list[NodeProto]) -> None:
@@ -84,32 +84,32 @@ def _bypass(graph: OnnxGraph, source: str, nodes: list[NodeProto]) -> None:
             graph.set_input(use.node, use.index, result)
 
 
-def _fold_ahead(graph: OnnxGraph, norm: Norm, exact_padding: bool) -> Fold:
-    landings = landings_ahead(graph, norm)
-    changes = [change_ahead(graph, landing, exact_padding=exact_padding) for landing in landings]
-    changed = frozenset({norm.result, *(name for one in landings for node in one.way for name in node.output)})
-    segments = [_segment_ahead(graph, norm, landing, changed) for landing in landings]
-    notes = tuple(note for change in changes for note in apply(graph, change))
+def _fold_into_consumers(graph: OnnxGraph, norm: Norm, exact_padding: bool) -> Fold:
+    targets = find_consumers(graph, norm)
+    edits = [edit_consumer(graph, target, exact_padding=exact_padding) for target in targets]
+    changed = frozenset({norm.result, *(name for one in targets for node in one.way for name in node.output)})
+    segments = [_segment_to(graph, norm, target, changed) for target in targets]
+    notes = tuple(note for edit in edits for note in apply(graph, edit))
     for use in graph.uses(norm.result):
         graph.set_input(use.node, use.index, norm.source)
     graph.remove(norm.nodes)
-    return Fold(norm, _site(norm, landings, changes, notes, is_ahead=True), segments, norm.batch_norms)
+    return Fold(norm, _site(norm, targets, edits, notes, is_ahead=True), segments, norm.batch_norms)
 
 
-def _segment_ahead(graph: OnnxGraph, norm: Norm, landing: Landing, changed: frozenset[str]) -> Segment:
+def _segment_to(graph: OnnxGraph, norm: Norm, target: TargetLayer, changed: frozenset[str]) -> Segment:
     """Return the stretch from the norm's input, and whatever a Concat joins to it, to the layer's output."""
-    joined = [name for node in landing.way if node.op_type == "Concat" for name in node.input]
+    joined = [name for node in target.way if node.op_type == "Concat" for name in node.input]
     others = [name for name in joined if name not in changed and graph.producer(name) is not None]
-    return Segment(str(landing.layer.output[0]), tuple(dict.fromkeys((norm.source, *others))), changed)
+    return Segment(str(target.layer.output[0]), tuple(dict.fromkeys((norm.source, *others))), changed)
 
 
-def _data_input(change: Change) -> str:
+def _data_input(edit: Edit) -> str:
     """Return what the layer reads besides its weights."""
-    return str(change.layer.input[1 - change.weight_at])
+    return str(edit.layer.input[1 - edit.weight_at])
 
 
 def _site(
-    norm: Norm, landings: list[Landing], changes: list[Change], notes: tuple[str, ...], *, is_ahead: bool = False
+    norm: Norm, targets: list[TargetLayer], edits: list[Edit], notes: tuple[str, ...], *, is_ahead: bool = False
 ) -> Site:
     first = norm.nodes[0]
     affine = norm.affine
@@ -118,11 +118,11 @@ def _site(
         node=label(first),
         kind="batch_norm" if norm.batch_norms else "affine chain",
         reason=f"folded into the layer {'after' if is_ahead else 'before'} it",
-        into=tuple(label(landing.layer) for landing in landings),
+        into=tuple(label(target.layer) for target in targets),
         channels=affine.channels,
         scale_range=(float(affine.scale.min()), float(affine.scale.max())),
         dead_channels=int((affine.scale == 0).sum()),
-        max_ulp=max(change.ulp for change in changes),
-        cancellation=max(change.cancellation for change in changes),
+        max_ulp=max(edit.ulp for edit in edits),
+        cancellation=max(edit.cancellation for edit in edits),
         notes=notes,
     )

@@ -1,7 +1,7 @@
 """Folds every norm of a graph, then those in the bodies of its If, Loop and Scan nodes, each with its own proof.
 
-Seventh in the ONNX flow: `onnx_fold` hands it the main graph. A body is lifted out as a model of its own
-(`onnx_bodies`), folded and proved as such, and put back; a norm whose layer stands in another scope stays.
+Seventh in the ONNX flow: `api` hands it the main graph. A body is lifted out as a model of its own
+(`bodies`), folded and proved as such, and put back; a norm whose layer stands in another scope stays.
 """
 
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ from .functions import refused_within
 from .graph import OnnxGraph
 from .norms import Norm, find_norms
 from .proof import prove_onnx
+from .protos import check, subgraphs
 from .rewrite import WEAK, Fold, fold_norm, label
-from .types import check, subgraphs
 
 _NORMALISED = frozenset({"InstanceNormalization", "GroupNormalization", "LayerNormalization", "Div", "Mul"})
 

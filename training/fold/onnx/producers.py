@@ -1,8 +1,8 @@
 """Finds the layers before a norm whose weights can take it: backward from its input to what makes that.
 
-Fourth in the ONNX flow, after `onnx_norms`; `onnx_readers` looks forward. No value on the way may have another reader
-or be an output of the graph, and each operation must let the affine pass (`onnx_passing`, `onnx_axes`). The arithmetic
-is `onnx_layers`' task.
+Fourth in the ONNX flow, after `norms`; `consumers` looks forward. No value on the way may have another reader
+or be an output of the graph, and each operation must let the affine pass (`commuting`, `axes`). The arithmetic
+is `weights`' task.
 """
 
 from dataclasses import dataclass, replace
@@ -12,19 +12,19 @@ from onnx import NodeProto
 
 from ..core import Affine
 from ..refusals import Refusal, RefusalCode
-from .axes import SHAPE_OPERATIONS, through_reshape, through_transpose
+from .axes import SHAPE_OPERATIONS, across_reshape, across_transpose
+from .commuting import require_commuting
 from .constants import read_constant
 from .graph import OnnxGraph
-from .norms import Norm, Step, read_step
-from .passing import require_passing
-from .types import attributes
+from .norms import AffineNode, Norm, read_affine_node
+from .protos import attributes
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _SUMS = frozenset({"Add", "Sub", "Sum"})
 
 
 @dataclass(frozen=True)
-class Landing:
+class TargetLayer:
     """A layer and the affine that its weights have to take.
 
     Attributes:
@@ -40,33 +40,33 @@ class Landing:
     affine: Affine
     axis: int | None
     way: tuple[NodeProto, ...] = ()
-    absorbed: tuple[Step, ...] = ()
+    absorbed: tuple[AffineNode, ...] = ()
     data: int = 0
 
 
-def landings_behind(graph: OnnxGraph, norm: Norm) -> list[Landing]:
+def find_producers(graph: OnnxGraph, norm: Norm) -> list[TargetLayer]:
     """Return the layers that make what `norm` reads: one, or several whose outputs are joined or summed.
 
     Raises:
         Refusal: why the norm cannot go backward.
     """
-    return _behind(graph, norm.source, _Load(norm.affine, axis_of(norm)))
+    return _behind(graph, norm.source, _Moving(norm.affine, axis_of(norm)))
 
 
 @dataclass(frozen=True)
-class _Load:
+class _Moving:
     """What is carried backward: the affine, its axis, and the nodes that it has passed or taken in."""
 
     affine: Affine
     axis: int | None
     way: tuple[NodeProto, ...] = ()
-    absorbed: tuple[Step, ...] = ()
+    absorbed: tuple[AffineNode, ...] = ()
 
-    def past(self, node: NodeProto, affine: Affine, axis: int | None) -> "_Load":
+    def past(self, node: NodeProto, affine: Affine, axis: int | None) -> "_Moving":
         return replace(self, affine=affine, axis=axis, way=(node, *self.way))
 
 
-def _behind(graph: OnnxGraph, value: str, load: _Load) -> list[Landing]:
+def _behind(graph: OnnxGraph, value: str, load: _Moving) -> list[TargetLayer]:
     node = graph.producer(value)
     if node is None:
         what = "an input of the graph" if value in graph.inputs else "no layer's output"
@@ -74,19 +74,19 @@ def _behind(graph: OnnxGraph, value: str, load: _Load) -> list[Landing]:
     _require_private(graph, value)
     if node.domain in ("", "ai.onnx"):
         if node.op_type in LAYERS:
-            return [Landing(node, load.affine, load.axis, load.way, load.absorbed)]
+            return [TargetLayer(node, load.affine, load.axis, load.way, load.absorbed)]
         if node.op_type == "Concat":
             return _behind_concat(graph, node, load)
-        step = read_step(graph, node)
+        step = read_affine_node(graph, node)
         if step is not None:
             return _behind(graph, step.source, _absorb(step, load))
         if node.op_type in _SUMS:
             return _behind_sum(graph, node, load)
-    affine, axis = step_over(graph, node, load.affine, load.axis, backward=True)
+    affine, axis = across(graph, node, load.affine, load.axis, backward=True)
     return _behind(graph, str(node.input[0]), load.past(node, affine, axis))
 
 
-def _absorb(step: Step, load: _Load) -> _Load:
+def _absorb(step: AffineNode, load: _Moving) -> _Moving:
     """Return the load with an affine on the way composed into it, when both run over the same axis."""
     channels = max(step.affine.channels, load.affine.channels)
     fits = not {step.affine.channels, load.affine.channels} - {1, channels}
@@ -97,7 +97,7 @@ def _absorb(step: Step, load: _Load) -> _Load:
     return replace(past, absorbed=(*load.absorbed, step))
 
 
-def step_over(
+def across(
     graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None, *, backward: bool
 ) -> tuple[Affine, int | None]:
     """Return affine and axis on the other side of `node`.
@@ -110,16 +110,16 @@ def step_over(
         if axis is None:
             return affine, None
         if node.op_type in SHAPE_OPERATIONS:
-            return through_reshape(graph, node, affine, axis, backward=backward)
+            return across_reshape(graph, node, affine, axis, backward=backward)
         shape = graph.shape(str(node.input[0])) or graph.shape(str(node.output[0]))
         if shape is None:
             raise Refusal(RefusalCode.AXIS, f"Transpose {node.name!r}: the rank of its input is not known")
-        return affine, through_transpose(node, len(shape), axis, backward=backward)
-    require_passing(graph, node, affine, axis)
+        return affine, across_transpose(node, len(shape), axis, backward=backward)
+    require_commuting(graph, node, affine, axis)
     return affine, axis
 
 
-def _behind_concat(graph: OnnxGraph, node: NodeProto, load: _Load) -> list[Landing]:
+def _behind_concat(graph: OnnxGraph, node: NodeProto, load: _Moving) -> list[TargetLayer]:
     """Each input takes its own slice of the channels, or all of them when another axis is joined."""
     shapes = [graph.shape(name) for name in node.input]
     rank = next((len(shape) for shape in shapes if shape is not None), 0)
@@ -130,9 +130,9 @@ def _behind_concat(graph: OnnxGraph, node: NodeProto, load: _Load) -> list[Landi
         if int(attributes(node)["axis"]) % rank == load.axis:
             parts = _slices(node, [None if shape is None else shape[load.axis] for shape in shapes], load.affine)
     return [
-        landing
+        target
         for name, part in zip(node.input, parts, strict=True)
-        for landing in _behind(graph, str(name), load.past(node, part, load.axis))
+        for target in _behind(graph, str(name), load.past(node, part, load.axis))
     ]
 
 
@@ -147,7 +147,7 @@ def _slices(node: NodeProto, sizes: list[int | str | None], affine: Affine) -> l
     return [affine.take(start, stop) for start, stop in pairwise(ends)]
 
 
-def _behind_sum(graph: OnnxGraph, node: NodeProto, load: _Load) -> list[Landing]:
+def _behind_sum(graph: OnnxGraph, node: NodeProto, load: _Moving) -> list[TargetLayer]:
     """Every summand takes the scale, the first one the shift as well."""
     if any(read_constant(graph, name) is not None for name in node.input):
         raise Refusal(RefusalCode.AXIS, f"{node.op_type} {node.name!r} adds a constant that differs within a channel")
@@ -156,10 +156,10 @@ def _behind_sum(graph: OnnxGraph, node: NodeProto, load: _Load) -> list[Landing]
         shapes = [graph.shape(name) for name in (*node.input, node.output[0])]
         if any(s is None or len(s) != len(shapes[-1] or ()) or s[axis] != affine.channels for s in shapes):
             raise Refusal(RefusalCode.AXIS, f"{node.op_type} {node.name!r} adds values of different shapes")
-    landings = _behind(graph, str(node.input[0]), load.past(node, affine, axis))
+    targets = _behind(graph, str(node.input[0]), load.past(node, affine, axis))
     for name in node.input[1:]:
-        landings += _behind(graph, str(name), load.past(node, affine.without_shift(), axis))
-    return landings
+        targets += _behind(graph, str(name), load.past(node, affine.without_shift(), axis))
+    return targets
 
 
 def _require_private(graph: OnnxGraph, value: str) -> None:

@@ -1,6 +1,6 @@
 """Compares any two ONNX models that are said to compute the same, whoever folded them; no site needs to be known.
 
-Beside `onnx_proof`, which knows what was folded where and asks more. It reads and changes no files.
+Beside `proof`, which knows what was folded where and asks more. It reads and changes no files.
 """
 
 from collections.abc import Mapping
@@ -11,15 +11,15 @@ from ...errors import FoldError
 from ..core import Array
 from ..report import Proof
 from .deployed import deployed_errors, unit_roundoff
-from .evaluate import Evaluator
+from .evaluator import Evaluator
 from .probe import probe_inputs
 from .proof import ALGEBRA_LIMIT, end_to_end, require_rounded_once
-from .types import check, with_output_shapes
+from .protos import check, with_output_shapes
 
 _PARAMETER_FACTOR = 64.0  # without the exact parameters: how far their rounding may reach, in units of the roundoff
 
 
-def verify_models(
+def compare_models(
     original: onnx.ModelProto, folded: onnx.ModelProto, exact: Mapping[str, Array] | None = None
 ) -> Proof:
     """Return how well two models agree on random inputs of the declared shapes.

@@ -1,6 +1,6 @@
 """Facts about an ONNX model that can be read without changing it: types, shapes, names, captures of subgraphs.
 
-First in the ONNX flow; `onnx_graph` builds its editable view from these. Shapes come from ONNX's own inference on a
+First in the ONNX flow; `graph` builds its editable view from these. Shapes come from ONNX's own inference on a
 skeleton without the weights, so that a large model is not serialised for it.
 """
 

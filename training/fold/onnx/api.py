@@ -1,7 +1,7 @@
 """The ONNX front end: `fold_onnx` takes the norms out of a model, proves the result, and reports every one of them.
 
-Last in the ONNX flow: `onnx_functions` writes out local functions, `onnx_scopes` folds the graph and the bodies in it,
-and both models go to `onnx_proof`. It reads and writes no files; `cli` does.
+Last in the ONNX flow: `functions` writes out local functions, `scopes` folds the graph and the bodies in it,
+and both models go to `proof`. It reads and writes no files; `cli` does.
 """
 
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ from ...errors import FoldError
 from ..core import Array
 from ..refusals import Refusal
 from ..report import Proof, Report, Site
+from .comparison import compare_models
 from .functions import labels, norms_in_functions, refused_in_functions, with_norms_inlined
 from .graph import OnnxGraph
 from .order import with_nodes_in_order
+from .protos import check, with_output_shapes
 from .scopes import fold_scope, prove_folds
-from .types import check, with_output_shapes
-from .verify import verify_models
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def fold_onnx(model: onnx.ModelProto, *, strict: bool = False, padding: str = "r
             the border that this takes.
 
     Returns:
-        The folded model and the report. There is always a proof: see `onnx_proof`.
+        The folded model and the report. There is always a proof: see `proof`.
 
     Raises:
         FoldError: the model is no valid ONNX, strict and a norm stays, or the proof failed.
@@ -80,8 +80,8 @@ def verify_onnx(original: onnx.ModelProto, folded: onnx.ModelProto | FoldedOnnx)
             its float64 parameters as well, to 1e-11.
     """
     if isinstance(folded, FoldedOnnx):
-        return verify_models(original, folded.model, folded.exact)
-    return verify_models(original, folded)
+        return compare_models(original, folded.model, folded.exact)
+    return compare_models(original, folded)
 
 
 def _fold_with_functions(model: onnx.ModelProto, *, exact_padding: bool) -> FoldedOnnx:

@@ -1,7 +1,7 @@
-"""Finds the layers behind a norm whose weights can take it: forward from its output to everything that reads that.
+"""Finds the layers after a norm whose weights can take it: forward from its output to everything that reads that.
 
-Beside `onnx_paths`, which looks backward, and with the same table of what lets an affine pass. Every reader has to lead
-to a layer; a Concat gives the layer behind it an affine that leaves the other inputs' channels alone.
+The counterpart of `producers`, with the same table of operations that commute. Every reader has to lead to a layer; a
+Concat gives the layer after it an affine that leaves the other inputs' channels alone.
 """
 
 from dataclasses import replace
@@ -10,14 +10,14 @@ from onnx import NodeProto
 
 from ..core import Affine, concatenate
 from ..refusals import Refusal, RefusalCode
+from .commuting import blocked
 from .graph import OnnxGraph, Use
 from .norms import Norm
-from .passing import blocked
-from .paths import LAYERS, Landing, axis_of, step_over
-from .types import attributes
+from .producers import LAYERS, TargetLayer, across, axis_of
+from .protos import attributes
 
 
-def landings_ahead(graph: OnnxGraph, norm: Norm) -> list[Landing]:
+def find_consumers(graph: OnnxGraph, norm: Norm) -> list[TargetLayer]:
     """Return the layers that read what `norm` makes, each once.
 
     Raises:
@@ -26,7 +26,9 @@ def landings_ahead(graph: OnnxGraph, norm: Norm) -> list[Landing]:
     return _one_per_layer(_ahead(graph, norm.result, norm.affine, axis_of(norm), ()))
 
 
-def _ahead(graph: OnnxGraph, value: str, affine: Affine, axis: int | None, way: tuple[NodeProto, ...]) -> list[Landing]:
+def _ahead(
+    graph: OnnxGraph, value: str, affine: Affine, axis: int | None, way: tuple[NodeProto, ...]
+) -> list[TargetLayer]:
     if value in graph.outputs:
         raise Refusal(RefusalCode.GRAPH_OUTPUT, f"{value!r} is an output of the graph")
     uses = graph.readers(value)
@@ -35,7 +37,7 @@ def _ahead(graph: OnnxGraph, value: str, affine: Affine, axis: int | None, way: 
     if len(uses) == 1:
         return _behind_reader(graph, uses[0], affine, axis, way)
     try:
-        return [landing for use in uses for landing in _behind_reader(graph, use, affine, axis, way)]
+        return [target for use in uses for target in _behind_reader(graph, use, affine, axis, way)]
     except Refusal as refusal:
         readers = ", ".join(sorted({use.node.name or use.node.op_type for use in uses}))
         reason = f"{value!r} has {len(uses)} readers: {readers}; not all of them can take the norm ({refusal.reason})"
@@ -44,19 +46,19 @@ def _ahead(graph: OnnxGraph, value: str, affine: Affine, axis: int | None, way: 
 
 def _behind_reader(
     graph: OnnxGraph, use: Use, affine: Affine, axis: int | None, way: tuple[NodeProto, ...]
-) -> list[Landing]:
+) -> list[TargetLayer]:
     node = use.node
     if use.index < 0:
         raise Refusal(RefusalCode.SUBGRAPH, f"it is read inside the body of {node.op_type} {node.name!r}")
     if node.domain in ("", "ai.onnx"):
         if node.op_type in LAYERS:
-            return [Landing(node, affine, axis, way, data=use.index)]
+            return [TargetLayer(node, affine, axis, way, data=use.index)]
         if node.op_type == "Concat":
             widened, joined = _within_concat(graph, node, use.index, affine, axis)
             return _ahead(graph, str(node.output[0]), widened, joined, (*way, node))
     if use.index != 0:
         raise blocked(node)
-    affine, axis = step_over(graph, node, affine, axis, backward=False)
+    affine, axis = across(graph, node, affine, axis, backward=False)
     return _ahead(graph, str(node.output[0]), affine, axis, (*way, node))
 
 
@@ -82,18 +84,18 @@ def _within_concat(
     return concatenate(parts), joined
 
 
-def _one_per_layer(landings: list[Landing]) -> list[Landing]:
+def _one_per_layer(targets: list[TargetLayer]) -> list[TargetLayer]:
     """Compose what arrives at one layer on several ways: each changes other channels, so the order is free."""
-    merged: dict[tuple[int, int], Landing] = {}
-    for landing in landings:
-        key = id(landing.layer), landing.data
+    merged: dict[tuple[int, int], TargetLayer] = {}
+    for target in targets:
+        key = id(target.layer), target.data
         if key not in merged:
-            merged[key] = landing
+            merged[key] = target
             continue
         one = merged[key]
-        if one.axis != landing.axis or one.affine.channels != landing.affine.channels:
+        if one.axis != target.axis or one.affine.channels != target.affine.channels:
             raise Refusal(
-                RefusalCode.AXIS, f"the norm reaches {landing.layer.op_type} {landing.layer.name!r} on two axes"
+                RefusalCode.AXIS, f"the norm reaches {target.layer.op_type} {target.layer.name!r} on two axes"
             )
-        merged[key] = replace(one, affine=one.affine.then(landing.affine), way=(*one.way, *landing.way))
+        merged[key] = replace(one, affine=one.affine.then(target.affine), way=(*one.way, *target.way))
     return list(merged.values())

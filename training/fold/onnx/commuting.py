@@ -1,7 +1,7 @@
-"""Which ONNX operations let a per-channel affine pass unchanged, and under which conditions.
+"""Which ONNX operations a per-channel affine commutes with, and under which conditions.
 
-The closed table behind `onnx_paths`: `op(s x + t) = s op(x) + t` holds for an operation exactly when each element of
-its output is a copy of one element or a mean of several of one channel. An operation that is not here does not pass.
+The closed table that `producers` and `consumers` go by: `op(s x + t) = s op(x) + t` holds for an operation exactly when
+each element of its output is a copy of one element or a mean of several of one channel. Nothing else commutes.
 Source of the conditions: the identity itself; each is checked in float64 by the tests.
 """
 
@@ -14,7 +14,7 @@ from ..core import Affine
 from ..refusals import Refusal, RefusalCode
 from .constants import integers_at, read_constant
 from .graph import OnnxGraph
-from .types import attributes
+from .protos import attributes
 
 Rule = Callable[[OnnxGraph, NodeProto, Affine, int | None], None]
 
@@ -61,7 +61,7 @@ QUANTISED = frozenset(
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 
 
-def require_passing(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:
+def require_commuting(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:
     """Return when the affine along `axis` passes through `node`, whose axes stay where they are.
 
     Args:

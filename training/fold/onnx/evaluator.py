@@ -1,6 +1,6 @@
 """Runs an ONNX graph in float64, every float tensor and every cast widened, keeping only the values that are asked for.
 
-Used by `onnx_proof`. It is not onnxruntime, on purpose: that has no double convolution, and it is what the deployed
+Used by `proof`. It is not onnxruntime, on purpose: that has no double convolution, and it is what the deployed
 model is measured with. An operation that nobody can run here makes its results unknown, not the whole evaluation.
 """
 
@@ -16,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 
 from ..core import Array
 from .kernels import KERNELS, BatchNormalization
-from .types import FLOAT_TYPES, attributes, captures, subgraphs, to_array
+from .protos import FLOAT_TYPES, attributes, captures, subgraphs, to_array
 
 Values = npt.NDArray[Any]
 _Precision = type[np.floating[Any]] | None  # of a run on magnitudes; None for an ordinary one
