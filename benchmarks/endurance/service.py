@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.serving.slowed_service import run_slowly
-from foldserve.service.batching.batch import Batch, BatchEngine, Staging
+from foldserve.service.batching.batch import Batch, BatchEngine, BufferPool
 from foldserve.service.command import main
 from foldserve.service.engines.runners import PlainRunner
 from foldserve.service.tensors import Array
@@ -44,12 +44,12 @@ def run_lying(self: PlainRunner, inputs: Mapping[str, Array]) -> dict[str, Array
     return plain_run(self, inputs)
 
 
-def run_noting(self: Batch, engine: BatchEngine, staging: Staging) -> None:
+def run_noting(self: Batch, engine: BatchEngine, buffers: BufferPool) -> None:
     """Count the members that nobody waited for any more when their run began."""
     notes["run"] += len(self.requests)
     notes["run_though_gone"] += sum(request.is_over for request in self.requests)
     Path(os.environ["BENCH_NOTES"]).write_text(json.dumps(notes))
-    plain_batch(self, engine, staging)
+    plain_batch(self, engine, buffers)
 
 
 changes = os.environ.get("BENCH_CHANGE", "").split(",")

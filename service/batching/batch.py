@@ -46,7 +46,7 @@ class Observer(Protocol):
         """A request got no run: "queue_full", "deadline_ahead", "deadline_passed", "cancelled" or "closed"."""
 
 
-class Nobody:
+class NullObserver:
     """An observer that counts nothing."""
 
     def batch(self, rows: int, bucket: int, queue_seconds: float, infer_seconds: float) -> None:
@@ -59,7 +59,7 @@ class Nobody:
         """Forget a refusal."""
 
 
-class Staging:
+class BufferPool:
     """Input arrays of each bucket, used again and again: one allocation for many batches."""
 
     def __init__(self) -> None:
@@ -93,67 +93,67 @@ class Batch:
         self._borrowed: dict[str, Array] | None = None
         self._alone: list[BatchAnswer | EngineError] = []
 
-    def prepare(self, staging: Staging) -> None:
+    def prepare(self, buffers: BufferPool) -> None:
         """Assemble ahead of the run; if that fails, the run will, and find out whose fault it is."""
         with contextlib.suppress(Exception):
-            self.assemble(staging)
+            self.assemble(buffers)
 
-    def leave_out_gone(self, bucket_for: Callable[[int], int], staging: Staging) -> None:
+    def leave_out_gone(self, bucket_for: Callable[[int], int], buffers: BufferPool) -> None:
         """Drop, just before the run, the members for whom nobody waits any more; the others are assembled anew.
 
         Args:
             bucket_for: the bucket of a number of rows.
-            staging: where the arrays go that were assembled.
+            buffers: where the arrays go that were assembled.
         """
         waiting = [request for request in self.requests if not request.is_over]
         if not waiting or len(waiting) == len(self.requests):
             return
         self.gone = sum(request.is_over and not request.is_expired for request in self.requests)
-        self._give_back(staging)
+        self._give_back(buffers)
         self.requests = waiting
         self.rows = sum(request.rows for request in waiting)
         self.bucket = bucket_for(self.rows)
 
-    def assemble(self, staging: Staging) -> None:
+    def assemble(self, buffers: BufferPool) -> None:
         """Put all rows into arrays of the bucket's size; a lone request that fills its bucket is taken as it is."""
-        packing = None if self._receiver is None else self._receiver.packing
-        if packing is not None:
-            octets: list[Any] = [request.octets for request in self.requests]
-            self.inputs = packing.join(octets, self.bucket - self.rows)
+        layout = None if self._receiver is None else self._receiver.layout
+        if layout is not None:
+            raw_rows: list[Any] = [request.raw_rows for request in self.requests]
+            self.inputs = layout.join(raw_rows, self.bucket - self.rows)
         elif len(self.requests) == 1 and self.rows == self.bucket:
             self.inputs = self.requests[0].inputs
         else:
-            self._copy(staging)
+            self._copy(buffers)
 
-    def _copy(self, staging: Staging) -> None:
+    def _copy(self, buffers: BufferPool) -> None:
         """Copy the rows of requests that hold arrays into arrays that are used again."""
-        arrays = staging.borrow(self.bucket, self.requests[0].inputs)
+        arrays = buffers.borrow(self.bucket, self.requests[0].inputs)
         try:
             for name, array in arrays.items():
                 parts = [request.inputs[name] for request in self.requests]
                 np.concatenate(parts, out=array[: self.rows], casting="no")
         except Exception:
-            staging.give_back(self.bucket, arrays)
+            buffers.give_back(self.bucket, arrays)
             raise
         self.inputs = self._borrowed = arrays
 
-    def run(self, engine: BatchEngine, staging: Staging) -> None:
+    def run(self, engine: BatchEngine, buffers: BufferPool) -> None:
         """Assemble if that has not been done, and run; if that fails, run each member alone."""
         started = time.perf_counter()
         try:
             if self.inputs is None:
-                self.assemble(staging)
+                self.assemble(buffers)
             assert self.inputs is not None
             outputs = engine.run(self.inputs)
         except Exception as err:  # whatever an engine raises must reach the callers, who wait for an answer
             self._run_alone(engine, err)
         else:
             self.answer = BatchAnswer(outputs, self.rows, started, time.perf_counter() - started)
-        self._give_back(staging)
+        self._give_back(buffers)
 
-    def _give_back(self, staging: Staging) -> None:
+    def _give_back(self, buffers: BufferPool) -> None:
         if self._borrowed is not None:
-            staging.give_back(self.bucket, self._borrowed)
+            buffers.give_back(self.bucket, self._borrowed)
         self.inputs = self._borrowed = None
 
     def _run_alone(self, engine: BatchEngine, err: Exception) -> None:

@@ -19,8 +19,8 @@ from itertools import chain
 
 from ..errors import DeviceLost, NotReady, Overloaded
 from ..tensors import Array
-from .batch import Batch, BatchEngine, Nobody, Observer, Staging
-from .pace import Pace
+from .batch import Batch, BatchEngine, BufferPool, NullObserver, Observer
+from .latency_model import LatencyModel
 from .queue import Queue
 from .request import Answer, BatchAnswer, Request, future_request, join
 
@@ -58,11 +58,11 @@ class Batcher:
         self._easy_rows = min(self._largest, max_queue_rows)
         self._executor = executor
         self._own_executor: ThreadPoolExecutor | None = None
-        self._observer = observer or Nobody()
+        self._observer = observer or NullObserver()
         self._lost = lost
-        self._pace = Pace(engine.bucket_seconds, inline_seconds)
-        self._queue = Queue(self._pace, self._largest, self._observer)
-        self._staging = Staging()
+        self._latency = LatencyModel(engine.bucket_seconds, inline_seconds)
+        self._queue = Queue(self._latency, self._largest, self._observer)
+        self._buffers = BufferPool()
         self._prepared: deque[Batch] = deque()  # at most one; the thread takes it when it frees
         self._in_flight: list[Batch] = []  # prepared or running in the thread
         self._is_running = False
@@ -126,7 +126,7 @@ class Batcher:
             self._is_running
             or self._is_closed
             or self._queue.rows + request.rows > self._easy_rows
-            or request.deadline - request.arrived < self._pace.easy_seconds
+            or request.deadline - request.arrived < self._latency.easy_seconds
         ):
             self._admit(request.rows, request.deadline)
         self._queue.append(request)
@@ -174,10 +174,10 @@ class Batcher:
         ahead = self._queue.rows + sum(batch.rows for batch in self._prepared)
         if ahead + rows > self._max_queue_rows:
             self._observer.refused("queue_full")
-            after = math.ceil(self._pace.seconds_for(ahead, is_idle=is_idle))
+            after = math.ceil(self._latency.seconds_for(ahead, is_idle=is_idle))
             raise Overloaded(f"{ahead} rows wait and {rows} came, at most {self._max_queue_rows} may wait", after)
-        expected, left = self._pace.seconds_for(ahead + rows, is_idle=is_idle), deadline - time.perf_counter()
-        if not self._pace.can_promise(expected, left):
+        expected, left = self._latency.seconds_for(ahead + rows, is_idle=is_idle), deadline - time.perf_counter()
+        if not self._latency.can_promise(expected, left):
             self._observer.refused("deadline_ahead")
             message = (
                 f"the answer would take {expected * 1e3:.0f} ms, the deadline leaves {max(0.0, left) * 1e3:.0f} ms"
@@ -204,9 +204,9 @@ class Batcher:
         batch = self._queue.take()
         if batch is None:
             self._tell_if_drained()
-        elif self._pace.is_short(batch.bucket):
+        elif self._latency.is_short(batch.bucket):
             self._batches += 1
-            batch.run(self._engine, self._staging)
+            batch.run(self._engine, self._buffers)
             self._settle(batch)
             if self._queue:
                 self._schedule()
@@ -221,7 +221,7 @@ class Batcher:
         """Hand a batch to the thread."""
         self._batches += 1
         self._is_running = True
-        self._pace.started(batch.bucket)
+        self._latency.started(batch.bucket)
         if self._executor is None:
             self._own_executor = self._executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._executor.submit(self._work, batch, asyncio.get_running_loop())
@@ -230,13 +230,13 @@ class Batcher:
     def _work(self, batch: Batch, loop: asyncio.AbstractEventLoop) -> None:
         """In the thread: run this batch, then the prepared one if there is one, and so on."""
         while True:
-            batch.run(self._engine, self._staging)
+            batch.run(self._engine, self._buffers)
             try:
                 following = self._prepared.popleft()
             except IndexError:
                 loop.call_soon_threadsafe(self._finished, batch, None)
                 return
-            following.leave_out_gone(self._pace.bucket_for, self._staging)
+            following.leave_out_gone(self._latency.bucket_for, self._buffers)
             loop.call_soon_threadsafe(self._finished, batch, following)
             batch = following
 
@@ -245,7 +245,7 @@ class Batcher:
         self._in_flight.remove(batch)
         if following is not None:
             self._batches += 1
-            self._pace.started(following.bucket)
+            self._latency.started(following.bucket)
             self._prepare_full()
         elif self._prepared:  # it came just after the thread had looked
             self._start(self._prepared.popleft())
@@ -260,7 +260,7 @@ class Batcher:
             return
         batch = self._queue.take()
         if batch is not None:
-            batch.prepare(self._staging)
+            batch.prepare(self._buffers)
             self._in_flight.append(batch)
             self._prepared.append(batch)
 
@@ -291,7 +291,7 @@ class Batcher:
             if batch.device_lost is not None and self._lost is not None:
                 self._lost(batch.device_lost)
             return
-        self._pace.finished(batch.bucket, answer.infer_seconds)
+        self._latency.finished(batch.bucket, answer.infer_seconds)
         waited = answer.started - batch.requests[0].arrived
         self._observer.batch(batch.rows, batch.bucket, waited, answer.infer_seconds)
 

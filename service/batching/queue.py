@@ -1,7 +1,7 @@
-"""Who waits for an engine, in the order in which they came, and who of them makes the next batch.
+"""Requests that wait for an engine, oldest first, and the choice of those that make the next batch.
 
-Between the batcher, which decides when and where a batch runs, and the pace, which knows how long it will take. Leaves
-out who has gone and who could only be answered too late, and tells the latter.
+Between the batcher, which decides when and where a batch runs, and the latency model, which knows how long it takes.
+Leaves out requests that were cancelled or could only be answered too late, and tells the latter.
 """
 
 import time
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from ..errors import DeadlineExceeded
 from .batch import Batch, Observer
-from .pace import Pace
+from .latency_model import LatencyModel
 from .request import Request
 
 
@@ -18,7 +18,7 @@ class Queue:
     """Requests that wait.
 
     Args:
-        pace: how long runs take.
+        latency: how long runs take.
         largest: rows that one batch may have.
         observer: counts who gets no run.
 
@@ -26,9 +26,9 @@ class Queue:
         rows: of all that wait.
     """
 
-    def __init__(self, pace: Pace, largest: int, observer: Observer) -> None:
+    def __init__(self, latency: LatencyModel, largest: int, observer: Observer) -> None:
         self.rows = 0
-        self._pace = pace
+        self._latency = latency
         self._largest = largest
         self._observer = observer
         self._waiting: deque[Request] = deque()
@@ -52,8 +52,8 @@ class Queue:
         """
         requests: list[Request] = []
         waiting, left, rows = self._waiting, self.rows, 0
-        limit = self._pace.rows_to_take(left)
-        hurried = time.perf_counter() + self._pace.busy_seconds() + self._pace.easy_seconds
+        limit = self._latency.rows_to_take(left)
+        hurried = time.perf_counter() + self._latency.busy_seconds() + self._latency.easy_seconds
         while waiting:
             request = waiting[0]
             if request.deadline < hurried and not request.is_over:
@@ -69,7 +69,7 @@ class Queue:
             waiting.popleft()
             left -= request.rows
         self.rows = left
-        return Batch(requests, rows, self._pace.bucket_for(rows)) if requests else None
+        return Batch(requests, rows, self._latency.bucket_for(rows)) if requests else None
 
     def expire(self, request: Request) -> None:
         """Tell a request that its deadline has passed."""
@@ -83,10 +83,10 @@ class Queue:
 
         One that would be too late even alone expires.
         """
-        start = time.perf_counter() + self._pace.busy_seconds()
-        if request.deadline >= start + self._pace.run_seconds(rows):
+        start = time.perf_counter() + self._latency.busy_seconds()
+        if request.deadline >= start + self._latency.run_seconds(rows):
             return self._largest
-        if start + self._pace.run_seconds(request.rows) > request.deadline:
+        if start + self._latency.run_seconds(request.rows) > request.deadline:
             self.expire(request)
             return self._largest
-        return max(request.rows, self._pace.safe_rows(request.deadline - start))
+        return max(request.rows, self._latency.safe_rows(request.deadline - start))

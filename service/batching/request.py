@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import ServiceError
 from ..tensors import Array, TensorSpec
 
-Octets = bytes | bytearray | memoryview  # rows as they lie in memory, without gaps
+RawRows = bytes | bytearray | memoryview  # rows as they lie in memory, without gaps
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class BatchAnswer:
         self.formatted: dict[Any, Any] = {}
 
 
-class Packing:
+class RowLayout:
     """How rows of a model's only input lie in bytes: a batch of them is one join, with no array made for any of them.
 
     Args:
@@ -59,11 +59,11 @@ class Packing:
         self._shape = (-1, *spec.row_shape)
         self._row_bytes = spec.row_bytes
 
-    def unpack(self, octets: Octets) -> dict[str, Array]:
+    def unpack(self, raw_rows: RawRows) -> dict[str, Array]:
         """Return some rows as the input of a run, without a copy."""
-        return {self._name: np.frombuffer(octets, self._dtype).reshape(self._shape)}
+        return {self._name: np.frombuffer(raw_rows, self._dtype).reshape(self._shape)}
 
-    def join(self, parts: list[Octets], missing_rows: int) -> dict[str, Array]:
+    def join(self, parts: list[RawRows], missing_rows: int) -> dict[str, Array]:
         """Return the rows of all parts and, behind them, as many rows of zeros as are missing."""
         if missing_rows:
             parts.append(bytes(missing_rows * self._row_bytes))
@@ -74,8 +74,8 @@ class Receiver(Protocol):
     """Who takes the answers of several requests at once; all requests that share one name the same."""
 
     @property
-    def packing(self) -> Packing | None:
-        """How the `octets` of its requests are to be read; None when they have none."""
+    def layout(self) -> RowLayout | None:
+        """How the `raw_rows` of its requests are to be read; None when they have none."""
 
     def receive(self, requests: Sequence[Any], starts: Sequence[int], batch: BatchAnswer) -> None:
         """Take the answer of a batch for some of its members; each one's rows begin at its start."""
@@ -91,12 +91,12 @@ class Request:
         deadline: on the clock of `time.perf_counter`; None waits for ever.
 
     Attributes:
-        octets: the rows as bytes instead, where there is a receiver that says how to read them.
+        raw_rows: the rows as bytes instead, where there is a receiver that says how to read them.
         receiver: called instead of `answered`, once for all its requests in a batch.
     """
 
     __slots__ = (
-        "_inputs", "answered", "arrived", "deadline", "failed", "is_expired", "is_over", "octets", "receiver", "rows",
+        "_inputs", "answered", "arrived", "deadline", "failed", "is_expired", "is_over", "raw_rows", "receiver", "rows",
     )  # fmt: skip
 
     def __init__(
@@ -107,7 +107,7 @@ class Request:
         deadline: float | None = None,
     ) -> None:
         self._inputs: Mapping[str, Array] | None = inputs
-        self.octets: Octets | None = None
+        self.raw_rows: RawRows | None = None
         self.receiver: Receiver | None = None
         self.rows = len(next(iter(inputs.values())))
         self.answered = answered
@@ -121,10 +121,10 @@ class Request:
     def inputs(self) -> Mapping[str, Array]:
         """Each input by name."""
         if self._inputs is None:
-            packing = None if self.receiver is None else self.receiver.packing
-            assert packing is not None
-            assert self.octets is not None
-            self._inputs = packing.unpack(self.octets)
+            layout = None if self.receiver is None else self.receiver.layout
+            assert layout is not None
+            assert self.raw_rows is not None
+            self._inputs = layout.unpack(self.raw_rows)
         return self._inputs
 
     def cancel(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from uvicorn.server import ServerState
 
-from ..batching.request import Answer, BatchAnswer, Packing, Request
+from ..batching.request import Answer, BatchAnswer, Request, RowLayout
 from ..bodies.answers import error_json
 from ..errors import EngineError, ServiceError
 from ..live.shadow import Shadows
@@ -45,7 +45,7 @@ class Target:
         self.batcher = route.model.batcher
         self.most_rows = route.most_rows
         inputs = route.model.engine.inputs
-        self.packing = Packing(inputs[0]) if len(inputs) == 1 else None
+        self.layout = RowLayout(inputs[0]) if len(inputs) == 1 else None
         self._outgoing = outgoing
         self._shadows = shadows
 
@@ -196,7 +196,7 @@ class Exchange(Request):
     def read(self, body: bytes) -> None:
         """Take the rows out of the body. Raises what the route's `read` raises."""
         head = self.head
-        self._inputs, self.octets, self.rows, self.asked = self.receiver.route.read(
+        self._inputs, self.raw_rows, self.rows, self.asked = self.receiver.route.read(
             body, head.media_type, head.header_length
         )
         if self.asked is not None and self.asked.timeout_seconds is not None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from ..batching.request import BatchAnswer, Octets
+from ..batching.request import BatchAnswer, RawRows
 from ..errors import InvalidInput
 from ..live.model import Model
 from ..live.statistics import Stages
@@ -65,7 +65,7 @@ class Infer:
 
     def read(
         self, body: bytes, media_type: str, header_length: int | None
-    ) -> tuple[Mapping[str, Array] | None, Octets | None, int, InferRequest]:
+    ) -> tuple[Mapping[str, Array] | None, RawRows | None, int, InferRequest]:
         """Return the inputs as arrays or, of a model with one, its numbers as bytes; the rows, and what is asked.
 
         Raises what `RequestReader.read` raises.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import orjson
 
-from ..batching.request import BatchAnswer, Octets, Request
+from ..batching.request import BatchAnswer, RawRows, Request
 from ..bodies.bodies import INLINE_PIXEL_BYTES, images_from_octets, is_quick, pixels_from_json
 from ..bodies.limits import Limits
 from ..errors import EngineError, Unsupported
@@ -71,7 +71,7 @@ class Predict:
         is_plain = media_type == OCTETS and not rest and rows <= min(self.most_rows, self._limits.rows)
         return (rows if is_plain else 0), None
 
-    def read(self, body: bytes, media_type: str, header_length: int | None) -> tuple[None, Octets, int, None]:
+    def read(self, body: bytes, media_type: str, header_length: int | None) -> tuple[None, RawRows, int, None]:
         """Return no arrays, the pixels, the number of images, and no wish: the answer depends on none.
 
         Raises:

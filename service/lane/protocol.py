@@ -205,7 +205,7 @@ class LaneProtocol(GuardedProtocol):
             exchange.head, exchange.receiver = head, head.target
         target = head.target
         if head.rows:
-            exchange.octets, exchange.rows, exchange.asked = body, head.rows, head.asked
+            exchange.raw_rows, exchange.rows, exchange.asked = body, head.rows, head.asked
         elif target.route.is_quick(body, head.media_type, head.header_length):
             exchange.read(body)
         if 0 < exchange.rows <= target.most_rows:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from ..batching.request import Octets
+from ..batching.request import RawRows
 from ..errors import ServiceError
 from ..tensors import TensorSpec
 from .request import InferRequest, RequestReader
@@ -49,7 +49,7 @@ class RepeatedReader:
             return None
         return self._known[length]
 
-    def read(self, body: bytes, header_length: int | None) -> tuple[Octets | None, InferRequest]:
+    def read(self, body: bytes, header_length: int | None) -> tuple[RawRows | None, InferRequest]:
         """Return the request that a body holds, and its numbers as bytes if they are not in it.
 
         Raises:

@@ -23,7 +23,7 @@ _WEIGHT = 0.2
 _SLOW = 1.25
 
 
-class Pace:
+class LatencyModel:
     """Expected seconds of the work that lies ahead of an engine.
 
     Args:

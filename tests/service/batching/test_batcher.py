@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from foldserve.service.batching.batcher import BatchAnswer, Batcher, Request
-from foldserve.service.batching.pace import Pace
-from foldserve.service.batching.request import Packing
+from foldserve.service.batching.latency_model import LatencyModel
+from foldserve.service.batching.request import RowLayout
 from foldserve.service.errors import DeadlineExceeded, DeviceLost, EngineError, NotReady, Overloaded
 from foldserve.service.live.registry import Registry
 from foldserve.service.metrics import Metrics
@@ -135,7 +135,7 @@ class Desk:
     """Takes answers for all its requests of a batch at once."""
 
     def __init__(self) -> None:
-        self.packing = Packing(TensorSpec("identity", "INT64", (None,)))
+        self.layout = RowLayout(TensorSpec("identity", "INT64", (None,)))
         self.calls: list[list[list[int]]] = []
         self.failures: list[list[int]] = []
 
@@ -149,7 +149,7 @@ class Desk:
     def request(self, *numbers: int) -> Request:
         """A request whose rows are bytes."""
         request = Request(rows(*numbers), pytest.fail, lambda error: self.failures.append(list(numbers)))
-        request._inputs, request.octets, request.receiver = None, rows(*numbers)["identity"].tobytes(), self
+        request._inputs, request.raw_rows, request.receiver = None, rows(*numbers)["identity"].tobytes(), self
         return request
 
 
@@ -339,7 +339,7 @@ def test_more_rows_than_the_largest_bucket_are_split_and_joined():
 
 
 def test_a_full_queue_refuses_with_a_time_to_come_back():
-    """Rows beyond the limit are refused at once, with whole seconds that follow from the pace."""
+    """Rows beyond the limit are refused at once, with whole seconds that follow from the latency model."""
 
     async def test():
         engine, counted = Held(), Counted()
@@ -520,7 +520,7 @@ def test_who_would_be_answered_too_late_costs_no_run():
         await engine.has_started()
         late, patient = await arrive(batcher.infer(rows(1), deadline=soon(PATIENCE)), batcher.infer(rows(2)))
         # Since it was let in, a run has become that slow.
-        batcher._pace = batcher._queue._pace = Pace(dict.fromkeys(BUCKETS, 60.0))
+        batcher._latency = batcher._queue._latency = LatencyModel(dict.fromkeys(BUCKETS, 60.0))
         engine.let_go.release(2)
         with pytest.raises(DeadlineExceeded):
             await late
@@ -560,7 +560,7 @@ def test_a_slow_spell_does_not_refuse_for_ever():
         engine = Echo(seconds=0.002)
         batcher = Batcher(engine, max_queue_rows=100)
         for bucket in BUCKETS:
-            batcher._pace.finished(bucket, 60.0)
+            batcher._latency.finished(bucket, 60.0)
         assert echoed(await batcher.infer(rows(1), deadline=soon(1.0))) == [1]
         await batcher.close()
 

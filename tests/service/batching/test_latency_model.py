@@ -4,7 +4,7 @@ import functools
 
 import pytest
 
-from foldserve.service.batching.pace import Pace
+from foldserve.service.batching.latency_model import LatencyModel
 
 BUCKETS = (1, 2, 4, 8, 16)
 ONE_MORE_BATCH = 100e-6
@@ -15,11 +15,11 @@ def by_the_row(seconds: float) -> dict[int, float]:
     return {bucket: bucket * seconds for bucket in BUCKETS}
 
 
-def shared_out(pace: Pace, rows: int) -> list[int]:
+def shared_out(latency: LatencyModel, rows: int) -> list[int]:
     """The batches in which so many rows are answered if nobody else comes."""
     batches = []
     while rows:
-        batches.append(pace.rows_to_take(rows))
+        batches.append(latency.rows_to_take(rows))
         rows -= batches[-1]
     return batches
 
@@ -50,39 +50,41 @@ def test_no_other_way_to_share_out_the_rows_is_faster(name: str) -> None:
         ways += [seconds_of([first], seconds) + ONE_MORE_BATCH + fastest(rows - first) for first in range(1, rows)]
         return min(ways)
 
-    pace = Pace(seconds)
+    latency = LatencyModel(seconds)
     for rows in range(1, BUCKETS[-1] + 1):
-        assert seconds_of(shared_out(pace, rows), seconds) == pytest.approx(fastest(rows), rel=1e-9)
+        assert seconds_of(shared_out(latency, rows), seconds) == pytest.approx(fastest(rows), rel=1e-9)
 
 
 def test_buckets_are_filled_where_rows_cost_and_shared_where_they_do_not() -> None:
     """Nine rows fill a bucket of eight first, unless sixteen cost no more than eight do."""
-    assert shared_out(Pace(by_the_row(1e-3)), 9) == [8, 1]
-    assert shared_out(Pace(dict.fromkeys(BUCKETS, 1e-3)), 9) == [9]
+    assert shared_out(LatencyModel(by_the_row(1e-3)), 9) == [8, 1]
+    assert shared_out(LatencyModel(dict.fromkeys(BUCKETS, 1e-3)), 9) == [9]
 
 
 def test_more_than_the_largest_bucket_is_as_much_as_it_holds() -> None:
     """However many rows wait, a batch is what one run can hold."""
-    assert Pace(by_the_row(1e-3)).rows_to_take(1_000) == 16
+    assert LatencyModel(by_the_row(1e-3)).rows_to_take(1_000) == 16
 
 
 def test_a_bucket_that_was_slow_once_is_believed_again_when_others_are_fast() -> None:
     """Too slow to be run it would never be known again; where the others are slow as well, it stays slow."""
     seconds = by_the_row(1e-3)
     for slowness in (1, 50):
-        pace = Pace(seconds)
-        pace.finished(16, 10.0)
-        assert pace.bucket_seconds(16) > 1.0
+        latency = LatencyModel(seconds)
+        latency.finished(16, 10.0)
+        assert latency.bucket_seconds(16) > 1.0
         for _ in range(60):
-            pace.finished(4, slowness * seconds[4])
-        assert pace.bucket_seconds(16) == pytest.approx(slowness * seconds[16], rel=0.3)
+            latency.finished(4, slowness * seconds[4])
+        assert latency.bucket_seconds(16) == pytest.approx(slowness * seconds[16], rel=0.3)
 
 
 def test_short_runs_are_preferred_where_long_ones_are_hardly_faster() -> None:
     """Sixteen rows are taken as eight and eight if only eight are short, unless sixteen together cost much less."""
-    pace = Pace(by_the_row(1e-3), short_seconds=0.01)
-    assert [pace.is_short(bucket) for bucket in BUCKETS] == [True, True, True, True, False]
-    assert shared_out(pace, 16) == [8, 8]
-    assert shared_out(Pace({**by_the_row(1e-3), 16: 8e-3}, short_seconds=0.01), 16) == [16]
-    assert shared_out(Pace(by_the_row(1.0), short_seconds=0.01), 16) == [16]  # none is short
-    assert shared_out(Pace(by_the_row(1e-3), short_seconds=0.003), 16) == [16]  # two rows alone are, which is no batch
+    latency = LatencyModel(by_the_row(1e-3), short_seconds=0.01)
+    assert [latency.is_short(bucket) for bucket in BUCKETS] == [True, True, True, True, False]
+    assert shared_out(latency, 16) == [8, 8]
+    assert shared_out(LatencyModel({**by_the_row(1e-3), 16: 8e-3}, short_seconds=0.01), 16) == [16]
+    assert shared_out(LatencyModel(by_the_row(1.0), short_seconds=0.01), 16) == [16]  # none is short
+    assert shared_out(LatencyModel(by_the_row(1e-3), short_seconds=0.003), 16) == [
+        16
+    ]  # two rows alone are, which is no batch
