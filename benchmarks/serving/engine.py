@@ -40,7 +40,7 @@ def ways(artifact: Artifact) -> tuple[dict[str, Run], Engine]:
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(artifact.model_path, options, providers=["CPUExecutionProvider"])
     engine = Engine.load(artifact, provider="cpu", threads=1)
-    plain = Engine.load(artifact, provider="cpu", threads=1, is_specialised=False)
+    plain = Engine.load(artifact, provider="cpu", threads=1, is_autotuned=False)
     return dict(zip(WAYS, (lambda inputs: session.run(None, inputs), plain.run, engine.run), strict=True)), engine
 
 

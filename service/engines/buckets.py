@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import BucketsInvalid
 from ..tensors import Array
-from .courtesy import pause
+from .throttle import pause
 
 _log = logging.getLogger(__name__)
 

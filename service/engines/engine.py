@@ -18,6 +18,7 @@ from ..artifacts.repository import Artifact
 from ..artifacts.unverified import check_rows, made_inputs
 from ..errors import ArtifactInvalid, BucketsInvalid, DeviceLost, EngineError
 from ..tensors import Array, TensorSpec
+from .autotune import REWRITES, Choice, Decide, autotune, decide_alone, reuse_choice
 from .buckets import (
     LONGEST_RUN_SECONDS,
     Profile,
@@ -27,9 +28,8 @@ from .buckets import (
     profile_buckets,
 )
 from .providers import Device, Source, cpu_session, open_session
-from .runners import GraphRunner, PlainRunner, Runner, WideRunner
+from .runners import GraphRunner, PlainRunner, Runner, ThreadedRunner
 from .signature import ImageSpec, Signature, read_signature
-from .specialise import REWRITES, Choice, Decide, decide_alone, specialise, take_over
 from .structure import structure_of
 
 _log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Engine:
         buckets: Sequence[int] = DEFAULT_BUCKETS,
         device_id: int = 0,
         tf32: bool = False,
-        is_specialised: bool = True,
+        is_autotuned: bool = True,
         decide: Decide = decide_alone,
         like: "Engine | None" = None,
     ) -> "Engine":
@@ -95,7 +95,7 @@ class Engine:
             buckets: batch sizes to try, rising.
             device_id: which GPU.
             tf32: let CUDA round products to TF32.
-            is_specialised: on the CPU, run a rewritten graph where that is exact and measured to pay.
+            is_autotuned: on the CPU, run a rewritten graph where that is exact and measured to pay.
             decide: has the graph chosen once for all processes that have to give the same bytes.
             like: one that serves; if its graph differs in nothing but weights, what was measured for it holds here
                 too, and only the answers are looked at: a measurement beside requests would be wrong, and in their way.
@@ -123,11 +123,11 @@ class Engine:
         structure = structure_of(artifact.model_path)
         kin = like if like is not None and structure and like.structure == structure else None
         choice = Choice(artifact.model_path)
-        if is_specialised and signature.fixed_rows is None and artifact.is_verified:
+        if is_autotuned and signature.fixed_rows is None and artifact.is_verified:
             choice = (
-                specialise(artifact, session, fitting, REWRITES, decide)
+                autotune(artifact, session, fitting, REWRITES, decide)
                 if kin is None
-                else take_over(artifact, kin.rewrite, REWRITES, decide)
+                else reuse_choice(artifact, kin.rewrite, REWRITES, decide)
             )
         if choice.rewrite is not None:
             rewritten = cpu_session(choice.source, threads or 1)
@@ -200,9 +200,9 @@ class Engine:
         return self._profile.largest_deviation
 
     @property
-    def wide_from(self) -> int | None:
+    def threaded_from(self) -> int | None:
         """The smallest bucket that runs on all threads; None where all run on one."""
-        return self._runner.wide_from if isinstance(self._runner, WideRunner) else None
+        return self._runner.threaded_from if isinstance(self._runner, ThreadedRunner) else None
 
     @property
     def bucket_seconds(self) -> Mapping[int, float]:
@@ -320,13 +320,13 @@ def _cpu_runner(
     """
     asked = artifact.golden.inputs
     narrow = PlainRunner(session, signature.outputs)
-    if cores < 2 or (kin is not None and kin.wide_from is None):
+    if cores < 2 or (kin is not None and kin.threaded_from is None):
         return narrow, {}
     wide = PlainRunner(cpu_session(source, cores), signature.outputs)
-    if kin is not None and kin.wide_from is not None:
-        large = [bucket for bucket in kin.buckets if bucket >= kin.wide_from]
+    if kin is not None and kin.threaded_from is not None:
+        large = [bucket for bucket in kin.buckets if bucket >= kin.threaded_from]
         is_exact = all(answer_alike(narrow.run, wide.run, asked, bucket) for bucket in large)
-        return (WideRunner(narrow, wide, kin.wide_from) if is_exact else narrow), {}
+        return (ThreadedRunner(narrow, wide, kin.threaded_from) if is_exact else narrow), {}
     slow: dict[int, float] = {}
     fast: dict[int, float] = {}
     for bucket in buckets:
@@ -342,4 +342,4 @@ def _cpu_runner(
             fast.clear()
         if max(taken, slow.get(bucket, 0.0)) > LONGEST_RUN_SECONDS:
             break
-    return (WideRunner(narrow, wide, min(fast)), slow | fast) if fast else (narrow, slow)
+    return (ThreadedRunner(narrow, wide, min(fast)), slow | fast) if fast else (narrow, slow)

@@ -36,26 +36,26 @@ class PlainRunner:
         return dict(zip(self._names, self._session.run(self._names, inputs), strict=True))
 
 
-class WideRunner:
+class ThreadedRunner:
     """Small batches on one thread, large ones on several.
 
     Waking a thread costs more than it computes in a small batch, and less in a large one.
 
     Args:
-        narrow: runs batches of fewer than `wide_from` rows.
+        narrow: runs batches of fewer than `threaded_from` rows.
         wide: runs the others.
-        wide_from: rows.
+        threaded_from: rows.
     """
 
-    def __init__(self, narrow: Runner, wide: Runner, wide_from: int) -> None:
-        self.wide_from = wide_from
+    def __init__(self, narrow: Runner, wide: Runner, threaded_from: int) -> None:
+        self.threaded_from = threaded_from
         self._narrow = narrow
         self._wide = wide
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs of one batch."""
         rows = len(next(iter(inputs.values())))
-        return (self._wide if rows >= self.wide_from else self._narrow).run(inputs)
+        return (self._wide if rows >= self.threaded_from else self._narrow).run(inputs)
 
 
 class GraphRunner:

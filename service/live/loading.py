@@ -15,9 +15,9 @@ from pathlib import Path
 
 from ..artifacts.repository import Artifact, Repository
 from ..batching.batcher import Batcher
-from ..engines.courtesy import giving_way
+from ..engines.autotune import Decide, decide_alone
 from ..engines.engine import Engine
-from ..engines.specialise import Decide, decide_alone
+from ..engines.throttle import throttled
 from ..errors import DeviceLost, ServiceError
 from ..metrics import Metrics, ModelMetrics
 from ..settings import Settings
@@ -124,7 +124,7 @@ class Loader:
 
     def _load_engine(self, artifact: Artifact, is_beside: bool, like: Model | None) -> Engine:
         settings = self._settings
-        with giving_way(is_needed=is_beside):
+        with throttled(is_needed=is_beside):
             return Engine.load(
                 artifact,
                 provider=settings.provider,
@@ -133,7 +133,7 @@ class Loader:
                 buckets=settings.buckets,
                 device_id=settings.cuda_device,
                 tf32=settings.tf32,
-                is_specialised=settings.specialise,
+                is_autotuned=settings.specialise,
                 decide=self._decide,
                 like=like.engine if like is not None else None,
             )

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable, Mapping
 
 from ..artifacts.repository import Repository
-from ..engines.specialise import decide_alone
+from ..engines.autotune import decide_alone
 from ..errors import DeviceLost, InvalidInput, ModelNotFound, NotReady
 from ..metrics import Metrics
 from ..processes.workers import Workers

@@ -7,8 +7,8 @@ from onnx import numpy_helper
 
 from foldserve.service.artifacts.repository import Repository
 from foldserve.service.engines import engine as engines
+from foldserve.service.engines.autotune import decide_alone
 from foldserve.service.engines.engine import Engine
-from foldserve.service.engines.specialise import decide_alone
 from foldserve.service.engines.structure import structure_of
 from tests.support import artifacts
 
@@ -57,10 +57,10 @@ def test_a_version_like_the_one_that_serves_is_proved_and_not_timed(models, monk
     def measured(*_, **__):
         raise AssertionError("measured again")
 
-    for name in ("specialise", "median_seconds"):
+    for name in ("autotune", "median_seconds"):
         monkeypatch.setattr(engines, name, measured)
     second = loaded(models, 2, like=first)
-    assert (second.rewrite, second.wide_from, second.buckets) == (first.rewrite, first.wide_from, first.buckets)
+    assert (second.rewrite, second.threaded_from, second.buckets) == (first.rewrite, first.threaded_from, first.buckets)
     assert dict(second.bucket_seconds) == dict(first.bucket_seconds)
     assert second.batch_invariant
     asked = artifacts.images(8, seed=4)
@@ -74,8 +74,8 @@ def test_a_rewrite_is_taken_over_and_proved_again(models, monkeypatch):
     for version in (1, 2):
         artifacts.publish_classifier(models, version=version, seed=version)
     name = "pools split"
-    taken = lambda artifact, *_: engines.take_over(artifact, name, engines.REWRITES, decide_alone)  # noqa: E731
-    monkeypatch.setattr(engines, "specialise", taken)
+    taken = lambda artifact, *_: engines.reuse_choice(artifact, name, engines.REWRITES, decide_alone)  # noqa: E731
+    monkeypatch.setattr(engines, "autotune", taken)
     first = loaded(models, 1)
     assert first.rewrite == name
     assert loaded(models, 2, like=first).rewrite == name

@@ -5,16 +5,16 @@ import pytest
 from onnx import numpy_helper
 
 from foldserve.service.artifacts.repository import Repository
+from foldserve.service.engines.autotune import REWRITES, autotune
 from foldserve.service.engines.engine import Engine
 from foldserve.service.engines.providers import cpu_session
 from foldserve.service.engines.rewrites import split_pooling
-from foldserve.service.engines.specialise import REWRITES, specialise
 from tests.support import artifacts
 
 
 def choose(root, rewrites):
     artifact = Repository(root).open("fashion")
-    return specialise(artifact, cpu_session(artifact.model_path, 1), (1, 4), rewrites)
+    return autotune(artifact, cpu_session(artifact.model_path, 1), (1, 4), rewrites)
 
 
 def worse(data):
@@ -67,7 +67,7 @@ def test_a_graph_that_is_right_and_faster_runs(models):
 def test_an_engine_that_runs_a_rewritten_graph_is_proven_like_any_other(fashion, monkeypatch, name):
     """Golden answers in every bucket, batch invariance, the published graph's signature; the file stays as it was."""
     monkeypatch.setattr(
-        "foldserve.service.engines.specialise._gains", lambda plain, others, *rest: dict.fromkeys(others, (2.0, 2.0))
+        "foldserve.service.engines.autotune._gains", lambda plain, others, *rest: dict.fromkeys(others, (2.0, 2.0))
     )
     monkeypatch.setattr("foldserve.service.engines.engine.REWRITES", {name: REWRITES[name]})
     artifact = Repository(fashion).open("fashion")
@@ -87,7 +87,7 @@ def test_an_engine_that_runs_a_rewritten_graph_is_proven_like_any_other(fashion,
 def test_it_can_be_switched_off(fashion):
     """Then the published file runs."""
     artifact = Repository(fashion).open("fashion")
-    assert Engine.load(artifact, provider="cpu", threads=1, buckets=(1, 64), is_specialised=False).rewrite is None
+    assert Engine.load(artifact, provider="cpu", threads=1, buckets=(1, 64), is_autotuned=False).rewrite is None
 
 
 def test_a_rewrite_whose_answers_depend_on_the_batch_is_left(fashion, monkeypatch):
@@ -103,7 +103,7 @@ def test_a_rewrite_whose_answers_depend_on_the_batch_is_left(fashion, monkeypatc
         return self
 
     monkeypatch.setattr(
-        "foldserve.service.engines.specialise._gains", lambda plain, others, *rest: dict.fromkeys(others, (2.0, 2.0))
+        "foldserve.service.engines.autotune._gains", lambda plain, others, *rest: dict.fromkeys(others, (2.0, 2.0))
     )
     monkeypatch.setattr(Engine, "_proven", unsteady)
     artifact = Repository(fashion).open("fashion")

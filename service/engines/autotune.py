@@ -1,4 +1,4 @@
-"""Which graph of the same function this machine runs fastest: the published one, or a rewrite of it.
+"""Time rewrites of a graph on this machine and choose the fastest: the published graph, or one of them.
 
 The file in the repository stays as it is. A rewrite is used only if it gives the golden answers within the same
 tolerance as the published graph and was measured to be faster for lone rows and for batches. CPU only: the rewrites
@@ -54,7 +54,7 @@ class Choice:
     rewrite: str | None = None
 
 
-def specialise(
+def autotune(
     artifact: Artifact,
     session: onnxruntime.InferenceSession,
     buckets: Sequence[int],
@@ -80,7 +80,7 @@ def specialise(
     return Choice(candidates[name], name) if name in candidates else Choice(artifact.model_path)
 
 
-def take_over(artifact: Artifact, name: str | None, rewrites: Mapping[str, Rewrite], decide: Decide) -> Choice:
+def reuse_choice(artifact: Artifact, name: str | None, rewrites: Mapping[str, Rewrite], decide: Decide) -> Choice:
     """Return the graph that another model of the same structure runs, if it is right for this one too.
 
     Args:

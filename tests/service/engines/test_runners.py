@@ -7,7 +7,7 @@ import pytest
 from foldserve.service.artifacts.repository import Repository
 from foldserve.service.engines.engine import Engine
 from foldserve.service.engines.providers import Device, cpu_session, open_session
-from foldserve.service.engines.runners import GraphRunner, PlainRunner, WideRunner
+from foldserve.service.engines.runners import GraphRunner, PlainRunner, ThreadedRunner
 from foldserve.service.engines.signature import read_signature
 from foldserve.service.errors import DeviceLost, EngineError
 from tests.support import artifacts
@@ -60,7 +60,7 @@ def test_small_batches_take_one_thread_and_large_ones_more(fashion, session):
 
     narrow = Noted(session, signature.outputs)
     wide = Noted(cpu_session(path, 2), signature.outputs)
-    runner = WideRunner(narrow, wide, wide_from=8)
+    runner = ThreadedRunner(narrow, wide, threaded_from=8)
     for rows in (1, 4, 8, 64):
         asked = {"image": artifacts.images(rows)}
         answered, expected = runner.run(asked), PlainRunner(session, signature.outputs).run(asked)

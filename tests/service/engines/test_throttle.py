@@ -5,40 +5,40 @@ import threading
 
 import pytest
 
-from foldserve.service.engines import courtesy
+from foldserve.service.engines import throttle
 
 
 @pytest.fixture
 def slept(monkeypatch):
     """The seconds of each pause."""
     seconds = []
-    monkeypatch.setattr(courtesy.time, "sleep", seconds.append)
+    monkeypatch.setattr(throttle.time, "sleep", seconds.append)
     return seconds
 
 
 def test_pauses_are_in_proportion_and_bounded(slept):
     """Three times the run, and never so long that a load of large batches does not end."""
-    with courtesy.giving_way():
-        courtesy.pause(0.002)
-        courtesy.pause(2.0)
+    with throttle.throttled():
+        throttle.pause(0.002)
+        throttle.pause(2.0)
     assert slept == [0.006, 0.05]
 
 
 def test_nobody_else_pauses(slept):
     """Neither another thread nor a load at the start, nor this one once it is done."""
-    with courtesy.giving_way():
-        thread = threading.Thread(target=courtesy.pause, args=(1.0,))
+    with throttle.throttled():
+        thread = threading.Thread(target=throttle.pause, args=(1.0,))
         thread.start()
         thread.join()
-    with courtesy.giving_way(is_needed=False):
-        courtesy.pause(1.0)
-    courtesy.pause(1.0)
+    with throttle.throttled(is_needed=False):
+        throttle.pause(1.0)
+    throttle.pause(1.0)
     assert slept == []
 
 
 def test_the_interpreter_changes_hands_quickly_meanwhile():
     """And as it did before afterwards."""
     before = sys.getswitchinterval()
-    with courtesy.giving_way():
+    with throttle.throttled():
         assert sys.getswitchinterval() <= 0.0005
     assert sys.getswitchinterval() == before

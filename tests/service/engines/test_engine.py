@@ -59,7 +59,7 @@ def test_answers_are_those_of_numpy(fashion):
 
 def test_answers_are_those_of_a_plain_session_bit_for_bit(fashion):
     """Padding to a bucket changes nothing that anybody can see; a rewritten graph would add in another order."""
-    engine = load(fashion, is_specialised=False)
+    engine = load(fashion, is_autotuned=False)
     plain = artifacts.plain_session(Repository(fashion).open("fashion").model_path)
     for rows in (1, 2, 3, 7, 16, 17, 100, 256):
         asked = {"image": artifacts.images(rows, seed=rows)}
@@ -122,9 +122,9 @@ def test_measured_threads_do_not_change_the_answers(fashion):
     assert np.array_equal(measured.run(asked)["class_id"], one.run(asked)["class_id"])
 
 
-@pytest.mark.parametrize(("inexact", "wide_from"), [((), 64), ((64,), 256), ((256,), None), ((64, 256), None)])
+@pytest.mark.parametrize(("inexact", "threaded_from"), [((), 64), ((64,), 256), ((256,), None), ((64, 256), None)])
 def test_larger_batches_take_all_threads_from_where_it_pays_and_changes_nothing(
-    fashion, monkeypatch, inexact, wide_from
+    fashion, monkeypatch, inexact, threaded_from
 ):
     """A bucket that would answer otherwise on more threads keeps those below it on one; no bucket is timed twice."""
     timed = []
@@ -137,10 +137,10 @@ def test_larger_batches_take_all_threads_from_where_it_pays_and_changes_nothing(
     monkeypatch.setattr(engines, "median_seconds", median_seconds)
     monkeypatch.setattr(engines, "answer_alike", lambda one, other, asked, bucket: bucket not in inexact)
     artifact = Repository(fashion).open("fashion")
-    engine = Engine.load(artifact, provider="cpu", cores=2, buckets=(1, 64, 256), is_specialised=False)
-    assert engine.wide_from == wide_from
+    engine = Engine.load(artifact, provider="cpu", cores=2, buckets=(1, 64, 256), is_autotuned=False)
+    assert engine.threaded_from == threaded_from
     assert engine.buckets == (1, 64, 256)
-    if wide_from == 64:
+    if threaded_from == 64:
         assert timed == [(1, 1), (64, 1), (64, 2), (256, 2)]
         assert dict(engine.bucket_seconds) == pytest.approx({1: 1e-4, 64: 3.2e-3, 256: 1.28e-2})
 
