@@ -14,7 +14,6 @@ from typing import Any
 
 from . import plots, provenance
 from .artifact import check_name, publish
-from .begin import Begun, begin, go_on
 from .card import model_card
 from .config import AUGMENTATIONS, NORMS, OPTIMIZERS, POOLS, PRESETS, SCHEDULES, TAILS, Recipe
 from .dataset import CLASS_NAMES, FashionMNIST, load
@@ -23,11 +22,12 @@ from .errors import ArtifactError, ConfigError, TrainingError, VerifyError
 from .events import Events, require_tensorboard
 from .fit import EpochRecord
 from .fold import cli as fold_command
+from .parity import run_model
 from .pipeline import Package, Trained, package, train
-from .recheck import Outcome, recheck
-from .run import CARD_NAME, Run, default_folder
+from .reverify import Outcome, reverify
+from .run_folder import CARD_NAME, RunFolder, default_folder
+from .session import Session, resume, start
 from .studies import best, circles_report, compare, inspection
-from .verify import run as run_model
 
 _WITH = {
     "running": "with running statistics",
@@ -124,46 +124,50 @@ def _run_train_and_export(arguments: argparse.Namespace) -> None:
     if arguments.tensorboard:
         require_tensorboard()
     revision, environment = provenance.revision(), provenance.environment()
-    begun, dataset = _begun(arguments, {"revision": revision, "environment": environment})
-    with contextlib.closing(begun.run):
-        _train_and_publish(begun, dataset, arguments, revision, environment)
+    session, dataset = _session(arguments, {"revision": revision, "environment": environment})
+    with contextlib.closing(session.run):
+        _train_and_publish(session, dataset, arguments, revision, environment)
 
 
 def _train_and_publish(
-    begun: Begun, dataset: FashionMNIST, arguments: argparse.Namespace, revision: str, environment: Mapping[str, Any]
+    session: Session,
+    dataset: FashionMNIST,
+    arguments: argparse.Namespace,
+    revision: str,
+    environment: Mapping[str, Any],
 ) -> None:
-    run, recipe, resumed = begun.run, begun.recipe, begun.resumed
+    run, recipe, resumed = session.run, session.recipe, session.resumed
     done = 0 if resumed is None else len(resumed.epochs)
     print(
-        f"data {dataset.source}, device {begun.device.type}, run {run.folder}" + (f", epoch {done} done" * bool(done))
+        f"data {dataset.source}, device {session.device.type}, run {run.folder}" + (f", epoch {done} done" * bool(done))
     )
     events = Events(run.folder, done + 1) if arguments.tensorboard else None
-    with begun.resumable():
+    with session.resumable():
         trained = train(
             recipe,
             dataset,
-            begun.device,
+            session.device,
             lambda record: _on_epoch(run, events, record, recipe.epochs),
             resumed=resumed,
-            on_snapshot=begun.save,
-            compiles=begun.compiles,
+            on_snapshot=session.save,
+            compiles=session.compiles,
         )
         weights = run.write_weights(trained.weights)
         print(_accuracies(trained))
         packaged = package(trained, dataset, revision=revision, environment=environment, created=datetime.now(UTC))
         print(f"\n{packaged.report.table()}\n\n{packaged.parity.table()}\n")
-        card = _write_pictures(run, begun.name, recipe, trained, packaged, revision, dataset)
-        folder = publish(arguments.models_dir, begun.name, packaged.model, packaged.manifest)
+        card = _write_pictures(run, session.name, recipe, trained, packaged, revision, dataset)
+        folder = publish(arguments.models_dir, session.name, packaged.model, packaged.manifest)
         run.write(CARD_NAME, card.encode())  # the run is finished: resumed once more, it would publish once more
     print(f"published {folder} ({len(packaged.model):,} bytes); weights {weights}")
 
 
-def _begun(arguments: argparse.Namespace, made_by: Mapping[str, Any]) -> tuple[Begun, FashionMNIST]:
+def _session(arguments: argparse.Namespace, made_by: Mapping[str, Any]) -> tuple[Session, FashionMNIST]:
     """Return the run that the flags ask for, new or resumed, and its data; whatever is wrong is said here."""
     if arguments.resume is not None:
         _refuse_beside_resume(arguments)
         dataset = load(arguments.data_dir)
-        return go_on(arguments.resume, arguments.device, dataset), dataset
+        return resume(arguments.resume, arguments.device, dataset), dataset
     name = arguments.name or "lenet-bn"
     _check_name(name)
     recipe = _recipe(arguments)
@@ -171,7 +175,7 @@ def _begun(arguments: argparse.Namespace, made_by: Mapping[str, Any]) -> tuple[B
     dataset = load(arguments.data_dir)
     folder = arguments.out or default_folder(name, recipe.seed, datetime.now(UTC))
     compiles = bool(arguments.compile)
-    return begin(folder, name, recipe, device, dataset, made_by, compiles=compiles), dataset
+    return start(folder, name, recipe, device, dataset, made_by, compiles=compiles), dataset
 
 
 def _refuse_beside_resume(arguments: argparse.Namespace) -> None:
@@ -186,11 +190,11 @@ def _refuse_beside_resume(arguments: argparse.Namespace) -> None:
     for option in options:
         if getattr(arguments, option) is not None:
             flag = "--" + flags.get(option, option).replace("_", "-")
-            raise ConfigError(f"{flag} with --resume: the run goes on as it was begun; leave {flag} out")
+            raise ConfigError(f"{flag} with --resume: the run goes on as it was session; leave {flag} out")
 
 
 def _run_verify(arguments: argparse.Namespace) -> None:
-    checks = recheck(arguments.model, lambda: load(arguments.data_dir), arguments.weights, print)
+    checks = reverify(arguments.model, lambda: load(arguments.data_dir), arguments.weights, print)
     failed = [check.what for check in checks if check.outcome is Outcome.FAILED]
     if failed:
         raise VerifyError(f"{arguments.model}: {len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")
@@ -211,7 +215,7 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
     return Recipe.from_preset(arguments.preset or "book", **{option: getattr(arguments, option) for option in options})
 
 
-def _on_epoch(run: Run, events: Events | None, record: EpochRecord, epochs: int) -> None:
+def _on_epoch(run: RunFolder, events: Events | None, record: EpochRecord, epochs: int) -> None:
     run.append(record)
     if events is not None:
         events.append(record)
@@ -224,7 +228,7 @@ def _on_epoch(run: Run, events: Events | None, record: EpochRecord, epochs: int)
 
 
 def _write_pictures(
-    run: Run, name: str, recipe: Recipe, trained: Trained, packaged: Package, revision: str, dataset: FashionMNIST
+    run: RunFolder, name: str, recipe: Recipe, trained: Trained, packaged: Package, revision: str, dataset: FashionMNIST
 ) -> str:
     """Leave the pictures beside the weights and return the model card."""
     named = run_model(packaged.model, dataset.test_images)["class_id"][:, 0]

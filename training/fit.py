@@ -22,9 +22,9 @@ from .config import Recipe
 from .dataset import FashionMNIST, scale_pixels
 from .device import exact_convolutions, flushed_denormals, resolve_device, synchronize, to_device
 from .errors import CheckpointError, ConfigError, DivergenceError
-from .lanes import Lanes
+from .fused import fused
 from .schedule import learning_rate, optimizer_for, set_learning_rate
-from .stages import faster
+from .worker_threads import WorkerThreads
 
 # Whoever trains chooses a device first, so its two functions are offered here too.
 __all__ = ["EpochRecord", "History", "epoch_order", "evaluate", "fit", "resolve_device", "to_device"]
@@ -282,7 +282,7 @@ class Epoch:
         self.ledger = Ledger(len(labels), len(self.sizes), images.device, is_mirroring=recipe.augment == "mirror")
         self.optimizer = optimizer
         self.captures = captures
-        forward, self.lanes = _forward(model, images.device, compiles)
+        forward, self.threads = _forward(model, images.device, compiles)
         forwards = dict.fromkeys(self.sizes, forward) | ({recipe.batch_size: compiled(model)} if compiles else {})
         self.steps: dict[int, Callable[[], None]] = {
             rows: Step(forwards[rows], optimizer, images, labels, self.ledger, rows)
@@ -308,7 +308,7 @@ class Epoch:
         self.prepare()
         synchronize(self.ledger.order.device)
         start = time.perf_counter()
-        with self.lanes.open():
+        with self.threads.open():
             for at, rows in enumerate(self.sizes, start=(number - 1) * len(self.sizes)):
                 set_learning_rate(self.optimizer, learning_rate(self.recipe, at, self.recipe.epochs * len(self.sizes)))
                 self.steps[rows]()
@@ -324,14 +324,16 @@ class Epoch:
         return mean, int(self.ledger.hits.sum()) / sum(self.sizes), seconds
 
 
-def _forward(model: nn.Module, device: torch.device, compiles: bool) -> tuple[Callable[[Tensor], Tensor], Lanes]:
+def _forward(
+    model: nn.Module, device: torch.device, compiles: bool
+) -> tuple[Callable[[Tensor], Tensor], WorkerThreads]:
     """Return what computes `model(x)` in a step, and the threads that share it out.
 
     What PyTorch computes layer by layer, or compiles, keeps the threads that PyTorch shares out itself.
     """
-    lanes = Lanes()
-    forward = faster(model, lanes) if device.type == "cpu" and not compiles else model
-    return forward, Lanes(1) if forward is model else lanes
+    threads = WorkerThreads()
+    forward = fused(model, threads) if device.type == "cpu" and not compiles else model
+    return forward, WorkerThreads(1) if forward is model else threads
 
 
 def epoch_order(rows: int, seed: int, epoch: int) -> Tensor:

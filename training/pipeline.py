@@ -23,9 +23,9 @@ from .fit import EpochRecord, History, Snapshot, evaluate, fit
 from .fold import fold, fold_input
 from .fold.report import Report
 from .model import build, count_parameters
-from .run import Weights, buffers_of, parameters_of
+from .parity import Parity, check_parity, oracle_logits, run_model
 from .statistics import population_statistics
-from .verify import Parity, oracle_logits, run, verify
+from .weights import Weights, buffers_of, parameters_of
 
 PROOF_ROWS = 8  # images that the fold proves each site on; verify takes them all
 
@@ -139,7 +139,7 @@ def package(
     metadata = describe(trained.weights.recipe, dataset, revision)
     model = export.to_bytes(export.export(folded, metadata=metadata, image_shape=(channels, height, width)))
     oracle = oracle_logits(trained.network, dataset.test_images)
-    parity = verify(trained.network, folded, model, dataset, algebra=algebra_of(report), oracle=oracle)
+    parity = check_parity(trained.network, folded, model, dataset, algebra=algebra_of(report), oracle=oracle)
     manifest = {
         "created": f"{created:%Y-%m-%dT%H:%M:%SZ}",
         "golden": golden_answers(oracle, model, dataset),
@@ -196,7 +196,7 @@ def golden_answers(oracle: NDArray[np.float64], model: bytes, dataset: FashionMN
     rows = golden.choose(dataset.test_labels, oracle)
     images = np.ascontiguousarray(dataset.test_images[rows])
     expected = golden.answers(oracle[rows])
-    golden.check(expected, run(model, images))
+    golden.check(expected, run_model(model, images))
     return golden.encode(images, expected)
 
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from foldserve.training.begin import begin, go_on
 from foldserve.training.checkpoint import read_checkpoint, write_checkpoint
 from foldserve.training.config import Recipe
 from foldserve.training.dataset import FashionMNIST
 from foldserve.training.errors import ArtifactError, CheckpointError, ConfigError, DivergenceError
 from foldserve.training.fit import Snapshot, fit
 from foldserve.training.model import build
-from foldserve.training.run import Run
+from foldserve.training.run_folder import RunFolder
+from foldserve.training.session import resume, start
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(epochs=4, batch_size=64, learning_rate=0.5, seed=3)
@@ -45,9 +45,9 @@ def train_in(folder: Path, on_epoch=None):
     data = made_up_data()
     made_by = {"environment": {"threads": 1}}
     resumes = (folder / "config.json").exists()
-    begun = go_on(folder, "cpu", data) if resumes else begin(folder, "small", LONG, CPU, data, made_by)
-    model = build(begun.recipe)
-    fit(model, data, begun.recipe, CPU, on_epoch, resumed=begun.resumed, on_snapshot=begun.save)
+    session = resume(folder, "cpu", data) if resumes else start(folder, "small", LONG, CPU, data, made_by)
+    model = build(session.recipe)
+    fit(model, data, session.recipe, CPU, on_epoch, resumed=session.resumed, on_snapshot=session.save)
     return model
 
 
@@ -107,7 +107,7 @@ def test_a_run_killed_three_times_ends_with_the_same_bits(tmp_path):
 def test_a_diverging_run_keeps_its_last_good_checkpoint(made_up, tmp_path):
     """The epoch whose loss is no number is not kept, and the message names step and file."""
     recipe = Recipe(epochs=3, batch_size=64, learning_rate=0.5, norm="none", statistics="none")
-    begun = begin(tmp_path / "run", "small", recipe, CPU, made_up, {})
+    session = start(tmp_path / "run", "small", recipe, CPU, made_up, {})
     model = build(recipe)
 
     def spoil(record):
@@ -117,10 +117,10 @@ def test_a_diverging_run_keeps_its_last_good_checkpoint(made_up, tmp_path):
 
     with (
         pytest.raises(DivergenceError, match=r"in epoch 3 at step 1 of 6; lower --lr; .*last\.pt keeps"),
-        begun.resumable(),
+        session.resumable(),
     ):
-        fit(model, made_up, recipe, CPU, spoil, on_snapshot=begun.save)
-    kept = read_checkpoint(begun.run.checkpoint, recipe, {})
+        fit(model, made_up, recipe, CPU, spoil, on_snapshot=session.save)
+    kept = read_checkpoint(session.run.checkpoint, recipe, {})
     assert len(kept.epochs) == 2
     assert all(torch.isfinite(tensor).all() for tensor in kept.model.values())
 
@@ -212,33 +212,33 @@ def test_a_checkpoint_of_another_architecture_is_refused(kept, made_up):
 
 def test_what_a_killed_process_left_half_done_is_removed(tmp_path, made_up):
     """Temporary files go, and metrics.csv states what the checkpoint knows: here nothing."""
-    begin(tmp_path / "run", "small", RECIPE, CPU, made_up, {"environment": {"threads": 1}})
+    start(tmp_path / "run", "small", RECIPE, CPU, made_up, {"environment": {"threads": 1}})
     (tmp_path / "run" / ".tmp-abc").write_bytes(b"half")
     (tmp_path / "run" / "metrics.csv").write_text("epoch\n1\n")
-    begun = go_on(tmp_path / "run", "cpu", made_up)
-    assert begun.resumed is None
-    assert begun.recipe == RECIPE
+    session = resume(tmp_path / "run", "cpu", made_up)
+    assert session.resumed is None
+    assert session.recipe == RECIPE
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json"}
 
 
 def test_a_run_killed_before_its_configuration_can_be_begun_anew(tmp_path, made_up):
     """What it had half written is no run, and does not stand in the way of one."""
     (tmp_path / ".tmp-abc").write_bytes(b"half")
-    begin(tmp_path, "small", RECIPE, CPU, made_up, {})
+    start(tmp_path, "small", RECIPE, CPU, made_up, {})
     assert {path.name for path in tmp_path.iterdir()} == {"config.json"}
 
 
 def test_other_data_and_a_damaged_configuration_are_refused(tmp_path, made_up):
     """Neither goes on in silence."""
-    begin(tmp_path / "run", "small", RECIPE, CPU, made_up, {"environment": {"threads": 1}})
+    start(tmp_path / "run", "small", RECIPE, CPU, made_up, {"environment": {"threads": 1}})
     with pytest.raises(CheckpointError, match="begun on other data"):
-        go_on(tmp_path / "run", "cpu", made_up_data())
+        resume(tmp_path / "run", "cpu", made_up_data())
     (tmp_path / "run" / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="not the configuration of a run"):
-        go_on(tmp_path / "run", "cpu", made_up)
+        resume(tmp_path / "run", "cpu", made_up)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     """There is nothing to go on with."""
     with pytest.raises(ConfigError, match=r"holds no config\.json"):
-        Run.reopen(tmp_path)
+        RunFolder.reopen(tmp_path)

@@ -3,7 +3,7 @@
 import pytest
 
 from foldserve.training.events import FOLDER_NAME, Events
-from tests.training.test_run import record
+from tests.training.test_run_folder import record
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 

@@ -17,7 +17,8 @@ from ..dataset import FashionMNIST
 from ..device import to_device
 from ..errors import CheckpointError, ConfigError
 from ..fit import evaluate
-from ..run import CONFIG_NAME, METRICS_NAME, WEIGHTS_NAME, read_weights
+from ..run_folder import CONFIG_NAME, METRICS_NAME
+from ..weights import WEIGHTS_NAME, read_weights
 from .arms import Case
 from .measurement import saturated
 

@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from . import compare_plots as plots
 from . import plan, published
 from .arms import Arm, Case
-from .compare_answers import scatter_answer, speed_answer, sweep_answer
+from .compare_findings import scatter_finding, speed_finding, sweep_finding
 from .compare_plots import ByArm, finished, gap, served_accuracy
 from .tables import Spread, csv_bytes, json_bytes, markdown_table, origin_text
 
@@ -103,12 +103,12 @@ deviation over seeds, brackets hold the least and the most.
 
 ## Does batch normalization speed convergence?
 
-{speed_answer(arms)}
+{speed_finding(arms)}
 ![loss and accuracy without norms](without.png)
 
 ## Why are the published test accuracies so scattered?
 
-{scatter_answer(arms)}
+{scatter_finding(arms)}
 ![test accuracy of every seed](statistics.png)
 
 ## The book's recipe, seed by seed
@@ -120,7 +120,7 @@ deviation over seeds, brackets hold the least and the most.
 ## Learning rate
 
 {plan.SWEEP_EPOCHS} epochs, one seed; a cross is a run whose loss became NaN or infinite, the dotted line chance.
-{sweep_answer(arms, "lr-{norm}-{value}", plan.LEARNING_RATES)}
+{sweep_finding(arms, "lr-{norm}-{value}", plan.LEARNING_RATES)}
 {_table(arms, plan.LEARNING_RATE_SWEEP)}
 ![learning rates](learning-rates.png)
 
@@ -128,7 +128,7 @@ deviation over seeds, brackets hold the least and the most.
 
 {plan.SWEEP_EPOCHS} epochs of the first {plan.BATCH_SWEEP_ROWS:,} images at learning rate {plan.BATCH_SWEEP_RATE}, one
 seed. A batch of 1 is refused: *{_refusal()}*.
-{sweep_answer(arms, "batch-{norm}-{value}", plan.BATCH_SIZES)}
+{sweep_finding(arms, "batch-{norm}-{value}", plan.BATCH_SIZES)}
 {_table(arms, plan.BATCH_SIZE_SWEEP)}
 ![batch sizes](batch-sizes.png)
 

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..batchnorm import BatchNorm
 from ..errors import ConfigError
-from ..run import WEIGHTS_NAME, Weights, read_weights
+from ..weights import WEIGHTS_NAME, Weights, read_weights
 from .drawing import CYCLE, canvas, to_png
 from .tables import csv_bytes, write_report
 

@@ -19,7 +19,7 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 
-class Lanes:
+class WorkerThreads:
     """As many threads as PyTorch may use, the calling one among them; outside `open()` there is the calling one alone.
 
     Args:
@@ -41,23 +41,23 @@ class Lanes:
             return
         torch.set_num_threads(1)
         try:
-            with ThreadPoolExecutor(count - 1, "lane", _begin) as self._others:
+            with ThreadPoolExecutor(count - 1, "training", _set_up_thread) as self._others:
                 self.count = count
                 yield
         finally:
             self._others, self.count = None, 1
             torch.set_num_threads(threads)
 
-    def each(self, work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
+    def map(self, work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
         """Return `work` of each part, in their order; the calling thread does the first. No gradient is recorded."""
         with torch.no_grad():
             if self._others is None:
                 return [work(part) for part in parts]
-            begun = [self._others.submit(work, part) for part in parts[1:]]
-            return [work(parts[0]), *(each.result() for each in begun)]
+            pending = [self._others.submit(work, part) for part in parts[1:]]
+            return [work(parts[0]), *(future.result() for future in pending)]
 
 
-def _begin() -> None:
+def _set_up_thread() -> None:
     """Set what PyTorch keeps for each thread; how it rounds and flushes, a thread has from the one that began it."""
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)

@@ -12,7 +12,7 @@ LEARNS = 0.9  # of the loss of a network that gives every class the same probabi
 WAITING = "It waits for trainings that are not measured yet.\n"
 
 
-def speed_answer(arms: ByArm) -> str:
+def speed_finding(arms: ByArm) -> str:
     """Return Markdown: epochs until the network has learnt with and without norms, and each at its best rate."""
     groups = [
         ("BN at learning rate 1.0", finished(arms.get(plan.TORCH.name, ()))),
@@ -31,7 +31,7 @@ def speed_answer(arms: ByArm) -> str:
     )
 
 
-def scatter_answer(arms: ByArm) -> str:
+def scatter_finding(arms: ByArm) -> str:
     """Return Markdown: spread with running and with population statistics, and the odd batch first and last."""
     groups = [(arm, finished(arms.get(arm.name, ()))) for arm in (plan.TORCH, plan.SCRATCH, plan.TAIL_LAST)]
     if any(len(runs) < 2 for _, runs in groups):
@@ -52,7 +52,7 @@ def scatter_answer(arms: ByArm) -> str:
     )
 
 
-def sweep_answer(arms: ByArm, names: str, values: Sequence[float]) -> str:
+def sweep_finding(arms: ByArm, names: str, values: Sequence[float]) -> str:
     """Return Markdown: at which of `values` the network learns with norms and without; empty when none is measured.
 
     Args:

@@ -31,7 +31,7 @@ RUNTIME_LEVELS: Mapping[str, onnxruntime.GraphOptimizationLevel] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
+class Comparison:
     """How one form of the network compares with the oracle.
 
     Attributes:
@@ -69,12 +69,12 @@ class Parity:
     images: int
     largest_logit: float
     tolerance: float
-    forms: tuple[Agreement, ...]
+    forms: tuple[Comparison, ...]
     algebra: Mapping[str, float]
     algebra_tolerance: float
 
     @property
-    def served(self) -> Agreement:
+    def served(self) -> Comparison:
         """The form that the service runs."""
         return self.forms[-1]
 
@@ -98,7 +98,7 @@ class Parity:
         return "\n".join(lines)
 
 
-def verify(
+def check_parity(
     original: nn.Module,
     folded: nn.Module,
     model: bytes,
@@ -121,25 +121,25 @@ def verify(
         VerifyError: an error is above its tolerance, or a class differs where the oracle is decided.
     """
     images = dataset.test_images
-    judge = Judge(oracle_logits(original, images) if oracle is None else oracle, dataset.test_labels)
+    comparator = Comparator(oracle_logits(original, images) if oracle is None else oracle, dataset.test_labels)
     forms = [
-        judge("torch, unfolded", {"logits": _logits(original, images, scale_pixels)}),
-        judge("torch, folded", {"logits": _logits(folded, images, torch.Tensor.float)}),
+        comparator("torch, unfolded", {"logits": _logits(original, images, scale_pixels)}),
+        comparator("torch, folded", {"logits": _logits(folded, images, torch.Tensor.float)}),
     ]
-    forms += [judge(form, run(model, images, level)) for form, level in RUNTIME_LEVELS.items()]
+    forms += [comparator(form, run_model(model, images, level)) for form, level in RUNTIME_LEVELS.items()]
     parity = Parity(
         images=len(images),
-        largest_logit=judge.largest,
+        largest_logit=comparator.largest,
         tolerance=TOLERANCE,
         forms=tuple(forms),
         algebra=_proved(algebra),
         algebra_tolerance=ALGEBRA_TOLERANCE,
     )
-    check(parity)
+    require_parity(parity)
     return parity
 
 
-def check(parity: Parity) -> None:
+def require_parity(parity: Parity) -> None:
     """Raise VerifyError, naming every form and site at fault, when `parity` is not good enough to publish."""
     faults = [fault for form in parity.forms for fault in _faults(form, parity)]
     faults += [
@@ -157,7 +157,7 @@ def oracle_logits(original: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.
     return _forward(double, (chunk.double() / PIXEL_SCALE for chunk in _chunks(images))).astype(np.float64)
 
 
-def run(
+def run_model(
     model: bytes,
     images: NDArray[np.uint8],
     level: onnxruntime.GraphOptimizationLevel = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -177,7 +177,7 @@ def run(
     }
 
 
-class Judge:
+class Comparator:
     """Compares the outputs of one form after another with the oracle's.
 
     Args:
@@ -192,7 +192,7 @@ class Judge:
         self.expected = golden.answers(oracle)
         self.margins = golden.margins(oracle)
 
-    def __call__(self, form: str, outputs: Mapping[str, NDArray[Any]]) -> Agreement:
+    def __call__(self, form: str, outputs: Mapping[str, NDArray[Any]]) -> Comparison:
         """Return the figures of `form`, from its `logits` and, where it gives them, `probabilities` and `class_id`."""
         error = np.abs(outputs["logits"].astype(np.float64) - self.oracle)
         # A NaN is further away than any number.
@@ -200,7 +200,7 @@ class Judge:
         named = outputs["class_id"][:, 0] if "class_id" in outputs else outputs["logits"].argmax(axis=1)
         differs = named != self.expected["class_id"][:, 0]
         probabilities = outputs.get("probabilities")
-        return Agreement(
+        return Comparison(
             form=form,
             max_error=float(error.max() / self.largest),
             mean_error=float(error.mean() / self.largest),
@@ -213,7 +213,7 @@ class Judge:
         )
 
 
-def _faults(form: Agreement, parity: Parity) -> Iterator[str]:
+def _faults(form: Comparison, parity: Parity) -> Iterator[str]:
     if not form.max_error <= parity.tolerance:
         yield f"{form.form}: logits off by {form.max_error:.1e} of the largest, limit {parity.tolerance:.0e}"
     if form.agreeing + form.undecided < parity.images:

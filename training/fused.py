@@ -1,6 +1,6 @@
-"""The convolutional stages of a network in a formulation that a CPU computes faster; the mathematics stays the same.
+"""The convolutional blocks of a network fused into operations that a CPU computes faster; the mathematics is unchanged.
 
-The training loop calls `faster(model)` where it would call `model`: convolution, batch norm, sigmoid and average
+The training loop calls `fused(model)` where it would call `model`: convolution, batch norm, sigmoid and average
 pooling become one step of autograd with few passes over memory. It holds no parameters and no state of its own;
 evaluation, folding and everything after them see the model alone.
 """
@@ -13,44 +13,44 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .formulations import BLOCK, Formulation, formulation
-from .lanes import Lanes
+from .conv_pool import BLOCK, ConvPool, conv_pool
+from .worker_threads import WorkerThreads
 
 _norm_backward = torch.ops.aten.native_batch_norm_backward
 _sigmoid_backward = torch.ops.aten.sigmoid_backward
 
 
-def faster(model: nn.Module, lanes: Lanes | None = None) -> Callable[[Tensor], Tensor]:
+def fused(model: nn.Module, threads: WorkerThreads | None = None) -> Callable[[Tensor], Tensor]:
     """Return a function that computes `model(x)` in training mode, gradients and running statistics included.
 
-    Each run of Conv2d, BatchNorm2d, Sigmoid and AvgPool2d(2) in a Sequential becomes one `Stage`; every other layer is
-    called as it is. A model with nothing to gain is returned itself, and so is one with norms by hand: they are there
-    to be seen at work.
+    Each sequence of Conv2d, BatchNorm2d, Sigmoid and AvgPool2d(2) becomes one `FusedBlock`; every other layer is called
+    as it is. A model with nothing to gain is returned itself, and so is one with norms by hand: they are there to be
+    seen at work.
 
     Args:
         model: on the CPU. Its parameters and buffers are the ones that are read and updated.
-        lanes: the threads that share out a batch; by default the calling one alone.
+        threads: the threads that share out a batch; by default the calling one alone.
     """
     if type(model) is not nn.Sequential or _is_watched(model):
         return model
-    lanes = lanes or Lanes()
+    threads = threads or WorkerThreads()
     steps: list[Callable[[Tensor], Tensor]] = []
     layers = list(model)
     while layers:
-        stage = _stage(layers[:4], lanes)
-        steps.append(stage or layers[0])
-        del layers[: 4 if stage else 1]
-    return _chain(steps) if any(isinstance(step, Stage) for step in steps) else model
+        block = _fused_block(layers[:4], threads)
+        steps.append(block or layers[0])
+        del layers[: 4 if block else 1]
+    return _chain(steps) if any(isinstance(step, FusedBlock) for step in steps) else model
 
 
 @dataclass(frozen=True, eq=False)
-class Stage:
+class FusedBlock:
     """Average pooling of the sigmoid of the norm of a convolution, on the four modules' own parameters."""
 
     conv: nn.Conv2d
     norm: nn.BatchNorm2d
     layers: tuple[nn.Module, ...]  # all four, for images whose last row or column no window takes
-    lanes: Lanes
+    threads: WorkerThreads
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return (N, C_out, H_out / 2, W_out / 2) for `x` (N, C, H, W); the running statistics step as in training."""
@@ -58,50 +58,57 @@ class Stage:
         if any((size - kernel + 1) % BLOCK for size, kernel in zip(x.shape[2:], self.conv.kernel_size, strict=True)):
             return _chain(list(self.layers))(x)
         pooled: Tensor
-        pooled, mean, variance = _StageFunction.apply(
-            x, self.conv.weight, self.conv.bias, norm.weight, norm.bias, norm.eps, self.lanes
+        pooled, mean, variance = _FusedFunction.apply(
+            x, self.conv.weight, self.conv.bias, norm.weight, norm.bias, norm.eps, self.threads
         )  # type: ignore[no-untyped-call]
         count = 4 * pooled.numel() // pooled.shape[1]
         _step_statistics(norm, mean, variance, count)
         return pooled
 
 
-class _StageFunction(torch.autograd.Function):
-    """Forward and backward of a stage, the rows of the batch shared out among the lanes.
+class _FusedFunction(torch.autograd.Function):
+    """Forward and backward of a block, the rows of the batch shared out among the threads.
 
-    The lanes meet once on either way, where sums over the whole batch are known: its moments, and their gradients.
+    The threads meet once on either way, where sums over the whole batch are known: its moments, and their gradients.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, eps: float, lanes: Lanes
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        eps: float,
+        threads: WorkerThreads,
     ) -> tuple[Tensor, Tensor, Tensor]:
         height, width = (size - kernel + 1 for size, kernel in zip(x.shape[2:], weight.shape[2:], strict=True))
-        form = formulation(weight, height, width)
+        form = conv_pool(weight, height, width)
 
         def convolve(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             values = form.convolve(part, bias)
             return values, *_moments(values)
 
-        parts = x.chunk(lanes.count)
-        values, means, variances = zip(*lanes.each(convolve, parts), strict=True)
+        parts = x.chunk(threads.count)
+        values, means, variances = zip(*threads.map(convolve, parts), strict=True)
         mean, variance = _joined(means, variances, [len(part) / len(x) for part in parts])
 
         def activate(values: Tensor) -> tuple[Tensor, Tensor]:
             active = torch.native_batch_norm(values, gamma, beta, mean, variance, False, 0.0, eps)[0].sigmoid_()
             return active, form.pool(active)
 
-        actives, pooled = zip(*lanes.each(activate, values), strict=True)
+        actives, pooled = zip(*threads.map(activate, values), strict=True)
         ctx.save_for_backward(gamma, mean, variance, *parts, *values, *actives)
-        ctx.form, ctx.eps, ctx.lanes = form, eps, lanes
+        ctx.form, ctx.eps, ctx.threads = form, eps, threads
         ctx.mark_non_differentiable(mean, variance)
         return torch.cat(pooled), mean, variance
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        form: Formulation = ctx.form
-        lanes: Lanes = ctx.lanes
+        form: ConvPool = ctx.form
+        threads: WorkerThreads = ctx.threads
         gamma, mean, variance, *saved = ctx.saved_tensors
         count = len(saved) // 3
         parts, values, actives = saved[:count], saved[count : 2 * count], saved[2 * count :]
@@ -115,7 +122,7 @@ class _StageFunction(torch.autograd.Function):
 
         grads = grad.chunk(count)
         inners, of_gammas, of_betas = zip(
-            *lanes.each(to_norm, list(zip(grads, values, actives, strict=True))), strict=True
+            *threads.map(to_norm, list(zip(grads, values, actives, strict=True))), strict=True
         )
         of_gamma, of_beta = sum(of_gammas), sum(of_betas)
         scale, slope, shift = _norm_gradient(gamma, mean, variance, ctx.eps, of_gamma, of_beta, 4 * grad[:, 0].numel())
@@ -126,7 +133,9 @@ class _StageFunction(torch.autograd.Function):
             of_x = form.grad_of_input(of_values, x) if ctx.needs_input_grad[0] else None
             return of_x, form.grad_of_weight(of_values, x)
 
-        of_xs, of_weights = zip(*lanes.each(to_convolution, list(zip(parts, inners, values, strict=True))), strict=True)
+        of_xs, of_weights = zip(
+            *threads.map(to_convolution, list(zip(parts, inners, values, strict=True))), strict=True
+        )
         of_x = torch.cat(of_xs) if ctx.needs_input_grad[0] else None
         # A norm takes away whatever is added to a channel: the bias has no gradient but what rounding leaves.
         return of_x, sum(of_weights), torch.zeros_like(gamma), of_gamma, of_beta, None, None
@@ -176,12 +185,12 @@ def _step_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count
     norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
 
 
-def _stage(layers: list[nn.Module], lanes: Lanes) -> Stage | None:
-    """Return a stage for four layers that are one, as this module computes it."""
+def _fused_block(layers: list[nn.Module], threads: WorkerThreads) -> FusedBlock | None:
+    """Return a fused block for four layers that are one, as this module computes it."""
     match layers:
         case [nn.Conv2d() as conv, nn.BatchNorm2d() as norm, nn.Sigmoid(), nn.AvgPool2d() as pool]:
             kinds = [type(layer) for layer in layers] == [nn.Conv2d, nn.BatchNorm2d, nn.Sigmoid, nn.AvgPool2d]
-            return Stage(conv, norm, tuple(layers), lanes) if kinds and _is_plain(conv, norm, pool) else None
+            return FusedBlock(conv, norm, tuple(layers), threads) if kinds and _is_plain(conv, norm, pool) else None
     return None
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from foldserve.training.dataset import FashionMNIST, default_sources, load_from
 from foldserve.training.errors import DatasetError, VerifyError
 from foldserve.training.export import export, to_bytes
-from foldserve.training.verify import Parity, oracle_logits, run, verify
+from foldserve.training.parity import Parity, check_parity, oracle_logits, run_model
 from tests.support.hand_fold import fold_by_hand, trained_like_lenet
 
 ALGEBRA = {"norm1": 1e-15}
@@ -45,15 +45,15 @@ def model(folded: nn.Sequential) -> onnx.ModelProto:
 
 
 @pytest.fixture
-def judge(network, folded, images) -> Callable[..., Parity]:  # type: ignore[no-untyped-def]
-    """Return verify with everything right but what the test replaces."""
+def parity_of(network, folded, images) -> Callable[..., Parity]:  # type: ignore[no-untyped-def]
+    """Return check_parity with everything right but what the test replaces."""
 
-    def verify_with(model: onnx.ModelProto, folded: nn.Module = folded, algebra: dict = ALGEBRA) -> Parity:
+    def check_with(model: onnx.ModelProto, folded: nn.Module = folded, algebra: dict = ALGEBRA) -> Parity:
         labels = np.zeros(len(images), np.int64)
         dataset = FashionMNIST(images[:0], labels[:0], images, labels, source="the test")
-        return verify(network, folded, to_bytes(model), dataset, algebra=algebra)
+        return check_parity(network, folded, to_bytes(model), dataset, algebra=algebra)
 
-    return verify_with
+    return check_with
 
 
 def changed(model: onnx.ModelProto, name: str, change: Callable[[NDArray], NDArray]) -> onnx.ModelProto:
@@ -65,9 +65,9 @@ def changed(model: onnx.ModelProto, name: str, change: Callable[[NDArray], NDArr
     return copied
 
 
-def test_all_forms_of_a_right_fold_agree(judge, model, images) -> None:
+def test_all_forms_of_a_right_fold_agree(parity_of, model, images) -> None:
     """Unfolded, folded and both levels of the runtime name the oracle's class on every image, at 1e-6 or so."""
-    parity = judge(model)
+    parity = parity_of(model)
     assert len(parity.forms) == 4
     for form in parity.forms:
         assert form.agreeing + form.undecided == parity.images == len(images)
@@ -82,10 +82,10 @@ def test_the_oracle_is_the_unfolded_network_in_double_precision(network, images)
     assert next(network.parameters()).dtype == torch.float32
 
 
-def test_correct_counts_the_true_class(judge, model, network, images) -> None:
+def test_correct_counts_the_true_class(parity_of, model, network, images) -> None:
     """The accuracy in the manifest is that of the served graph against the labels."""
-    classes = run(to_bytes(model), images)["class_id"][:, 0]
-    parity = judge(model)
+    classes = run_model(to_bytes(model), images)["class_id"][:, 0]
+    parity = parity_of(model)
     assert parity.served.correct == int((classes == 0).sum())
 
 
@@ -110,49 +110,49 @@ def test_correct_counts_the_true_class(judge, model, network, images) -> None:
         "NaN",
     ],
 )
-def test_a_wrong_parameter_is_caught(judge, model, name, change) -> None:
+def test_a_wrong_parameter_is_caught(parity_of, model, name, change) -> None:
     """Whatever a wrong fold could have done to one tensor is far outside the tolerance."""
     with pytest.raises(VerifyError, match="onnxruntime"):
-        judge(changed(model, name, change))
+        parity_of(changed(model, name, change))
 
 
-def test_a_wrong_class_output_is_caught_though_the_logits_are_right(judge, model) -> None:
+def test_a_wrong_class_output_is_caught_though_the_logits_are_right(parity_of, model) -> None:
     """The class that is served is judged as it is served, not computed anew from the logits."""
     copied = copy.deepcopy(model)
     node = next(node for node in copied.graph.node if node.op_type == "ArgMax")
     node.op_type = "ArgMin"
     with pytest.raises(VerifyError, match="another class on"):
-        judge(copied)
+        parity_of(copied)
 
 
-def test_wrong_probabilities_are_caught_though_the_logits_are_right(judge, model) -> None:
+def test_wrong_probabilities_are_caught_though_the_logits_are_right(parity_of, model) -> None:
     """A softmax over the wrong axis gives plausible numbers."""
     copied = copy.deepcopy(model)
     node = next(node for node in copied.graph.node if node.op_type == "Softmax")
     node.attribute[0].i = 0
     with pytest.raises(VerifyError, match="probabilities off"):
-        judge(copied)
+        parity_of(copied)
 
 
-def test_a_wrong_folded_module_is_caught_though_the_graph_is_right(judge, model, folded) -> None:
+def test_a_wrong_folded_module_is_caught_though_the_graph_is_right(parity_of, model, folded) -> None:
     """Both ends are judged by the oracle, not by each other."""
     wrong = copy.deepcopy(folded)
     wrong.conv2.bias.data += 0.01
     with pytest.raises(VerifyError, match="torch, folded"):
-        judge(model, folded=wrong)
+        parity_of(model, folded=wrong)
 
 
 @pytest.mark.parametrize(("error", "message"), [(1e-10, "fold of norm3: algebra off"), (None, "without a proof")])
-def test_a_fold_whose_algebra_is_not_proved_is_refused(judge, model, error, message) -> None:
+def test_a_fold_whose_algebra_is_not_proved_is_refused(parity_of, model, error, message) -> None:
     """The float64 proof of each site is part of what is published."""
     with pytest.raises(VerifyError, match=message):
-        judge(model, algebra={"norm1": 1e-15, "norm3": error})
+        parity_of(model, algebra={"norm1": 1e-15, "norm3": error})
 
 
-def test_a_model_that_the_runtime_refuses_is_one_sentence(judge, model) -> None:
+def test_a_model_that_the_runtime_refuses_is_one_sentence(parity_of, model) -> None:
     """Whatever onnxruntime says arrives as one line of ours."""
     copied = copy.deepcopy(model)
     copied.graph.node[3].op_type = "NoSuchOperator"
     with pytest.raises(VerifyError, match="onnxruntime cannot run the model") as caught:
-        judge(copied)
+        parity_of(copied)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""The faster formulation against plain autograd on the same modules, in float64 and as the loop uses it."""
+"""The fused blocks against plain autograd on the same modules, in float64 and as the loop uses it."""
 
 import copy
 
@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from foldserve.training.formulations import from_blocks, to_blocks
-from foldserve.training.lanes import Lanes
+from foldserve.training.conv_pool import from_blocks, to_blocks
+from foldserve.training.fused import fused
 from foldserve.training.model import lenet
-from foldserve.training.stages import faster
+from foldserve.training.worker_threads import WorkerThreads
 
 
 def batch(rows, dtype=torch.float64):
@@ -44,15 +44,15 @@ def one_step(forward, network, rows, dtype):
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_steps_are_those_of_plain_autograd(dtype, tolerance, threads):
-    """Loss, every gradient, every weight and every buffer agree over three steps whose rows the lanes cannot halve."""
+    """Loss, every gradient, every weight and every buffer agree over three steps whose rows do not split evenly."""
     plain = off_the_start(dtype)
     ours = copy.deepcopy(plain)
-    lanes = Lanes(threads)
-    forward = faster(ours, lanes)
+    threads = WorkerThreads(threads)
+    forward = fused(ours, threads)
     assert forward is not ours
     for rows in (12, 5, 9):
         expected = one_step(plain, plain, rows, dtype)
-        with lanes.open():
+        with threads.open():
             found = one_step(forward, ours, rows, dtype)
         largest = max(float(value.abs().max()) for value in expected.values())
         for name, value in expected.items():
@@ -67,9 +67,9 @@ def test_the_gradient_of_the_input_is_right_too(channels, kernel):
     """In blocks and without, with an even and an odd number of rows, against finite differences."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(channels, 2, kernel), nn.BatchNorm2d(2), nn.Sigmoid(), nn.AvgPool2d(2)]
-    stage = faster(nn.Sequential(*layers).double().train())
+    block = fused(nn.Sequential(*layers).double().train())
     x = torch.rand(3, channels, kernel + 3, kernel + 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(stage, x)
+    assert torch.autograd.gradcheck(block, x)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -77,7 +77,7 @@ def test_a_row_that_no_window_takes_is_left_out_as_pooling_does(channels):
     """7×7 images give 5×5 positions, of which pooling reads 4×4: the layers are then called as they are."""
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Conv2d(channels, 2, 3), nn.BatchNorm2d(2), nn.Sigmoid(), nn.AvgPool2d(2)).train()
-    forward = faster(copy.deepcopy(plain))
+    forward = fused(copy.deepcopy(plain))
     x = torch.rand(3, channels, 7, 7)
     torch.testing.assert_close(forward(x), plain(x))
 
@@ -113,7 +113,7 @@ def watched():
 )
 def test_what_it_does_not_cover_is_left_as_it_is(network):
     """The model itself comes back, so that nothing is skipped: neither another layer nor a hook."""
-    assert faster(network) is network
+    assert fused(network) is network
 
 
 @pytest.mark.parametrize(
@@ -129,4 +129,4 @@ def test_what_it_does_not_cover_is_left_as_it_is(network):
 def test_layers_with_other_settings_are_left_as_they_are(layers):
     """Padding, no bias, cumulative averages, other windows, another activation."""
     network = nn.Sequential(*layers)
-    assert faster(network) is network
+    assert fused(network) is network

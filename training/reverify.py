@@ -16,9 +16,9 @@ import onnx
 from . import artifact, export, golden
 from .dataset import FashionMNIST
 from .errors import ArtifactError, ExportError, TrainingError, VerifyError
+from .parity import RUNTIME_LEVELS, TOLERANCE, check_parity, run_model
 from .pipeline import PROOF_ROWS, algebra_of, fold_network
-from .run import Weights, read_weights
-from .verify import RUNTIME_LEVELS, TOLERANCE, run, verify
+from .weights import Weights, read_weights
 
 
 class Outcome(StrEnum):
@@ -70,7 +70,7 @@ def version_folder(path: Path) -> Path:
     return folder
 
 
-def recheck(
+def reverify(
     path: Path,
     load_dataset: Callable[[], FashionMNIST],
     weights: Path | None = None,
@@ -153,7 +153,7 @@ def _check_golden(version: Version) -> str:
     expected = {name: golden.decode_tensor(tensor) for name, tensor in tensors["outputs"].items()}
     worst = 0.0
     for level in RUNTIME_LEVELS.values():
-        found = run(version.model, images, level)
+        found = run_model(version.model, images, level)
         golden.check(expected, found)
         worst = max(worst, *golden.differences(expected, found).values())
     return f"{len(images)} images, off by {worst:.1e} of the largest value, limit {golden.TOLERANCE['cpu']:.0e}"
@@ -162,7 +162,7 @@ def _check_golden(version: Version) -> str:
 def _check_accuracy(version: Version, dataset: FashionMNIST | str) -> str:
     if isinstance(dataset, str):
         raise _CannotCheck(dataset)
-    outputs = run(version.model, dataset.test_images)
+    outputs = run_model(version.model, dataset.test_images)
     logits = outputs["logits"].astype(np.float64)
     undecided = int((golden.margins(logits) < 2 * TOLERANCE * np.abs(logits).max()).sum())
     correct = int((outputs["class_id"][:, 0] == dataset.test_labels).sum())
@@ -184,7 +184,7 @@ def _check_chain(version: Version, dataset: FashionMNIST | str, path: Path | Non
     network = weights.network(version.metadata["foldserve.statistics"])
     folded, report = fold_network(network, dataset.test_images[:PROOF_ROWS])
     _check_same_weights(version, folded.state_dict(), weights, path)
-    parity = verify(network, folded, version.model, dataset, algebra=algebra_of(report))
+    parity = check_parity(network, folded, version.model, dataset, algebra=algebra_of(report))
     return (
         f"folded anew, bit for bit; {parity.served.agreeing} of {parity.images} classes as in float64, "
         f"logits off by {parity.served.max_error:.1e} of the largest"

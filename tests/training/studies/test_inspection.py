@@ -9,8 +9,8 @@ import torch
 from foldserve.training.config import Recipe
 from foldserve.training.errors import CheckpointError, ConfigError
 from foldserve.training.model import build
-from foldserve.training.run import Weights, buffers_of, parameters_of, weights_to_bytes
 from foldserve.training.studies.inspection import channel_rows, norms_of, run, table
+from foldserve.training.weights import Weights, buffers_of, parameters_of, weights_to_bytes
 
 
 def weights_of(norm="torch"):

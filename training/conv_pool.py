@@ -1,6 +1,6 @@
-"""A convolution whose output is pooled in 2×2 windows, in two formulations that a CPU computes fast.
+"""A convolution whose output is pooled in 2×2 windows, in two forms that a CPU computes fast.
 
-`stages` chooses one for each of its convolutions and puts the norm and the sigmoid between. Both hold a channel's
+`fused` chooses one for each of its convolutions and puts the norm and the sigmoid between. Both hold a channel's
 positions in one axis, in an order of their own. They know no autograd: every gradient is asked for by name.
 """
 
@@ -16,7 +16,7 @@ BLOCK = 2  # pooling windows of 2×2: as many positions of a convolution's outpu
 _conv_backward = torch.ops.aten.convolution_backward
 
 
-class Formulation(Protocol):
+class ConvPool(Protocol):
     """Convolution of `x` (N, C, H, W) with a weight (C_out, C, kH, kW), and average pooling of what was made of it."""
 
     def convolve(self, x: Tensor, bias: Tensor) -> Tensor:
@@ -41,12 +41,12 @@ class Formulation(Protocol):
         """Return the gradient of the weight for that of the convolution, (N, C_out, positions)."""
 
 
-def formulation(weight: Tensor, height: int, width: int) -> Formulation:
+def conv_pool(weight: Tensor, height: int, width: int) -> ConvPool:
     """Return the faster one for `weight` (C_out, C, kH, kW) and an output of `height` × `width`, both even."""
-    return Blocks(weight, height, width) if weight.shape[1] == 1 else Planes(weight, height, width)
+    return WindowConvPool(weight, height, width) if weight.shape[1] == 1 else PlaneConvPool(weight, height, width)
 
 
-class Blocks:
+class WindowConvPool:
     """The 2×2 positions of a pooling window become channels of a convolution of stride 2.
 
     Its kernel (6×6 for 5×5) holds the original at four offsets. The products by zero cost less than the vector lanes
@@ -91,7 +91,7 @@ class Blocks:
         return grad.view(len(grad), -1, *self.size)
 
 
-class Planes:
+class PlaneConvPool:
     """One plane for each channel, as PyTorch has them; the windows of a small plane are pooled by one product."""
 
     def __init__(self, weight: Tensor, height: int, width: int) -> None:

@@ -1,5 +1,6 @@
 """The command line, through its own entry: a whole run on little data, its version checked again, and every refusal."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -15,9 +16,11 @@ import torch
 from onnx import numpy_helper
 
 from foldserve.training import command as command_line
+from foldserve.training.config import Recipe
 from foldserve.training.dataset import FashionMNIST
 from foldserve.training.golden import decode_tensor
-from foldserve.training.run import Run, read_weights
+from foldserve.training.run_folder import RunFolder
+from foldserve.training.weights import read_weights
 
 RECIPE = ["--epochs", "2", "--batch-size", "32", "--lr", "0.5", "--seed", "5"]
 
@@ -343,16 +346,16 @@ def test_pictures_that_the_disk_refuses_leave_nothing_published(
     small: FashionMNIST, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Published first and resumed after, the run would publish the same model twice."""
-    write, (soft, hard) = Run.write, resource.getrlimit(resource.RLIMIT_FSIZE)
+    write, (soft, hard) = RunFolder.write, resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def refuse_pictures(run: Run, name: str, content: bytes) -> Path:
+    def refuse_pictures(run: RunFolder, name: str, content: bytes) -> Path:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096 if name == "confusion.png" else soft, hard))
         try:
             return write(run, name, content)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    monkeypatch.setattr(Run, "write", refuse_pictures)
+    monkeypatch.setattr(RunFolder, "write", refuse_pictures)
     options = ["--models-dir", str(tmp_path / "models"), "--out", str(tmp_path / "run")]
     assert command_line.main(["train-and-export", *RECIPE, *options]) == 1
     error = capsys.readouterr().err
@@ -364,13 +367,13 @@ def test_ctrl_c_ends_with_130_and_publishes_nothing(
     small: FashionMNIST, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A real SIGINT after the first epoch: a clear line, the shell's exit code, what was measured is kept."""
-    append = Run.append
+    append = RunFolder.append
 
-    def interrupted(run: Run, record) -> None:
+    def interrupted(run: RunFolder, record) -> None:
         append(run, record)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(Run, "append", interrupted)
+    monkeypatch.setattr(RunFolder, "append", interrupted)
     options = ["--models-dir", str(tmp_path / "models"), "--out", str(tmp_path / "run")]
     assert command_line.main(["train-and-export", *RECIPE, *options]) == 130
     assert f"nothing unfinished was published; go on with --resume {tmp_path / 'run'}" in capsys.readouterr().err
@@ -384,7 +387,7 @@ def test_an_interrupted_run_goes_on_to_the_same_model(
     """Stopped after its first epoch and resumed, it publishes the very bytes of the run that was left alone."""
     places = ["--models-dir", str(tmp_path / "models"), "--out", str(tmp_path / "run"), "--name", "small"]
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "append", lambda run, record: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr(RunFolder, "append", lambda run, record: os.kill(os.getpid(), signal.SIGINT))
         assert command_line.main(["train-and-export", *RECIPE, *places]) == 130
     resume = ["train-and-export", "--models-dir", str(tmp_path / "models"), "--resume", str(tmp_path / "run")]
     assert command_line.main(resume) == 0
@@ -423,7 +426,7 @@ def test_a_compiled_run_says_so_and_goes_on_compiled(
     monkeypatch.setattr("foldserve.training.fit.compiled", lambda network: lambda x: calls.append(len(x)) or network(x))
     places = ["--models-dir", str(tmp_path / "models"), "--out", str(tmp_path / "run")]
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "append", lambda run, record: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr(RunFolder, "append", lambda run, record: os.kill(os.getpid(), signal.SIGINT))
         assert command_line.main(["train-and-export", *RECIPE, "--compile", *places]) == 130
     assert json.loads((tmp_path / "run" / "config.json").read_text())["compiled"] is True
     before = len(calls)
@@ -459,3 +462,16 @@ def test_the_console_script_passes_its_flags_on(
     with pytest.raises(SystemExit) as ended:
         command_line.train_and_export()
     assert ended.value.code == 2
+
+
+def test_every_value_of_a_recipe_has_a_flag():
+    """A hyperparameter that the command line cannot set could not be repeated with it."""
+    flags = {"learning_rate": "--lr"}
+    for field in dataclasses.fields(Recipe):
+        flag = flags.get(field.name, f"--{field.name.replace('_', '-')}")
+        value = getattr(Recipe(), field.name)
+        arguments = command_line._parser().parse_args(["train-and-export", flag, str(value)])
+        assert getattr(arguments, field.name) == value
+    arguments = command_line._parser().parse_args(["train-and-export", "--preset", "best", "--optimizer", "adam"])
+    recipe = command_line._recipe(arguments)
+    assert (recipe.optimizer, recipe.augment, recipe.schedule) == ("adam", "mirror", "linear")

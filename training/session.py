@@ -18,11 +18,11 @@ from .dataset import FashionMNIST
 from .device import resolve_device
 from .errors import CheckpointError, DivergenceError
 from .fit import Snapshot
-from .run import Run
+from .run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Begun:
+class Session:
     """A run that may train.
 
     Attributes:
@@ -35,7 +35,7 @@ class Begun:
         resumed: where it stood, None for the first epoch.
     """
 
-    run: Run
+    run: RunFolder
     name: str
     recipe: Recipe
     device: torch.device
@@ -60,7 +60,7 @@ class Begun:
             raise DivergenceError(f"{err}; {left}") from err
 
 
-def begin(
+def start(
     folder: Path,
     name: str,
     recipe: Recipe,
@@ -69,21 +69,21 @@ def begin(
     made_by: Mapping[str, Any],
     *,
     compiles: bool = False,
-) -> Begun:
+) -> Session:
     """Return a new run in `folder`, its config.json written.
 
     Raises:
         ConfigError: the folder holds something.
         ArtifactError: the disk refuses.
     """
-    run = Run(folder)
+    run = RunFolder(folder)
     data = {"source": dataset.source, "sha256": dict(dataset.digests)}
     how = {"device": device.type, "compiled": compiles}
     run.write_config({"name": name, "recipe": recipe.as_dict(), **how, "data": data, **made_by})
-    return Begun(run=run, name=name, recipe=recipe, device=device, digests=dataset.digests, compiles=compiles)
+    return Session(run=run, name=name, recipe=recipe, device=device, digests=dataset.digests, compiles=compiles)
 
 
-def go_on(folder: Path, device: str | None, dataset: FashionMNIST) -> Begun:
+def resume(folder: Path, device: str | None, dataset: FashionMNIST) -> Session:
     """Return the run in `folder` where its last checkpoint stands; at its start when no epoch was finished.
 
     The number of CPU threads becomes the run's: another number sums in another order.
@@ -98,7 +98,7 @@ def go_on(folder: Path, device: str | None, dataset: FashionMNIST) -> Begun:
         CheckpointError: configuration or checkpoint are damaged or do not belong together, or the data are others.
         DeviceError: the device is not there.
     """
-    run = Run.reopen(folder)
+    run = RunFolder.reopen(folder)
     config = run.read_config()
     recipe: Recipe = config["recipe"]
     try:
@@ -112,7 +112,7 @@ def go_on(folder: Path, device: str | None, dataset: FashionMNIST) -> Begun:
     torch.set_num_threads(threads)
     resumed = read_checkpoint(run.checkpoint, recipe, dataset.digests) if run.checkpoint.exists() else None
     run.rewrite(() if resumed is None else resumed.epochs)
-    return Begun(
+    return Session(
         run=run,
         name=name,
         recipe=recipe,
