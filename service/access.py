@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import ArtifactInvalid, Forbidden, InvalidInput, NotFound, TooManyRequests, Unauthorized
+from .errors import ArtifactInvalid, Forbidden, InvalidInput, TooManyRequests, Unauthorized, nothing_served
 from .rates import LocalTokenBucket, SharedTokenBucket, TokenBucket
 
 _log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Access:
             return None
         keys = self._current()
         if scope == ADMIN and not any(ADMIN in key.scopes for key in keys):
-            raise NotFound(f"nothing is served at {door}; /docs lists what is")
+            raise nothing_served(door)
         if scope not in self._closed:
             return None
         key = _find(keys, _given(authorization, api_key))

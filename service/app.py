@@ -1,4 +1,4 @@
-"""`create_app(settings)`: builds the parts, gives them to one another, and turns every error into one shape.
+"""`create_app(settings)`: builds the parts and gives them to one another.
 
 The end of the flow: repository, engine and batcher live in the registry, which is loaded before the first request and
 drained after the last one. Keeps no state outside the application it returns, so that two can live in one process.
@@ -10,30 +10,29 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import metadata
-from typing import Any
+from typing import Any, NoReturn
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
 from fastapi.staticfiles import StaticFiles
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 
 from .access import INFER, Access
+from .access_middleware import AccessMiddleware
 from .bodies import decoder
-from .bodies.answers import error_json
 from .bodies.budget import BodyBudget
-from .errors import ProviderUnavailable, ServiceError
-from .gate import Gate
+from .error_answers import ErrorLog
+from .errors import InvalidInput, MethodNotAllowed, ProviderUnavailable, ServiceError, nothing_served
 from .lane.lane import LANE, Lane
 from .live.canary import Canary
 from .live.control import ModelControl
 from .live.registry import Registry
 from .metrics import Metrics
-from .observe import Observe, RefusalLog, Trace, failure_sentence
 from .openapi import describe
 from .processes.watchdog import Watchdog
 from .processes.workers import Workers
+from .request_middleware import RequestMiddleware
 from .routes import STATIC, router
 from .settings import Settings
 from .transport.guard import Guard, wire_limits
@@ -82,9 +81,8 @@ def create_app(settings: Settings, workers: Workers | None = None) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,  # the names that generated clients will have
         lifespan=_lifespan,
         exception_handlers={
-            ServiceError: _answer_service_error,
-            HTTPException: _answer_http_error,
-            RequestValidationError: _answer_validation_error,
+            HTTPException: _refuse_as_http_does,
+            RequestValidationError: _refuse_parameter,
         },
         telemetry=NO_TELEMETRY,
     )
@@ -98,13 +96,18 @@ def create_app(settings: Settings, workers: Workers | None = None) -> FastAPI:
     app.state.control = ModelControl(app.state.registry, promotes_new=settings.promote_new)
     app.state.grpc = None
     app.state.readers = Readers(settings.max_rows)
-    app.state.refusals = RefusalLog()
+    app.state.error_log = ErrorLog()
     app.include_router(router)
     app.include_router(v2_router)
     app.include_router(repository_router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
-    app.add_middleware(Gate, access=app.state.access)
-    app.add_middleware(Observe, metrics=metrics)  # added last, so outermost
+    app.add_middleware(AccessMiddleware, access=app.state.access)
+    app.add_middleware(  # added last, so outermost
+        RequestMiddleware,
+        metrics=metrics,
+        error_log=app.state.error_log,
+        default_timeout_seconds=settings.default_timeout_seconds,
+    )
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
@@ -134,7 +137,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         try:
             is_open = not app.state.access.needs_key(INFER)
             parts = app.state
-            lane = Lane(registry, settings, metrics, parts.body_budget, parts.readers, parts.refusals, is_open=is_open)
+            lane = Lane(registry, settings, metrics, parts.body_budget, parts.readers, parts.error_log, is_open=is_open)
             yield {GUARD: Guard(wire_limits(settings)), LANE: lane}
         finally:
             canary.cancel()
@@ -161,7 +164,9 @@ async def _start_grpc(app: FastAPI) -> None:
     except ImportError as err:
         raise ProviderUnavailable(f"--grpc-port needs the extra grpc: pip install 'foldserve[grpc]' ({err})") from err
     parts = app.state
-    server = GrpcServer(parts.registry, parts.control, parts.access, settings, parts.metrics, app.title, app.version)
+    server = GrpcServer(
+        parts.registry, parts.control, parts.access, settings, parts.metrics, parts.error_log, app.title, app.version
+    )
     await server.start()
     app.state.grpc = server
 
@@ -172,39 +177,22 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     return describe(app, models)
 
 
-async def _answer_service_error(request: Request, err: ServiceError) -> Response:
-    """Answer with the sentence, status and headers of one of our own errors; of a failure only the log learns more."""
-    trace: Trace = request.state.trace
-    if err.status == 500:
-        fields = {"request_id": trace.request_id, "status": err.status, "reason": str(err)}
-        logger.error("request failed", exc_info=err, extra=fields)
-        return _error(500, failure_sentence(trace), dict(err.headers))
-    if err.status > 500:
-        request.app.state.refusals.note(trace.request_id, err.status, str(err))
-    return _error(err.status, str(err), dict(err.headers))
-
-
-async def _answer_http_error(request: Request, err: HTTPException) -> Response:
-    """Answer for the framework: unknown paths, wrong methods, bodies that it refuses by itself."""
-    headers = dict(err.headers or {})
-    path = request.scope["path"][:200]
+async def _refuse_as_http_does(request: Request, err: HTTPException) -> NoReturn:
+    """Raise our error for one of the framework: an unknown path, a wrong method, a body that it refuses by itself."""
+    place = repr(request.scope["path"][:200])
     if err.status_code == 404:
-        return _error(404, f"nothing is served at {path!r}; /docs lists what is", headers)
+        raise nothing_served(place) from err
     if err.status_code == 405:
-        allowed = headers.setdefault("Allow", "GET")
-        return _error(405, f"{request.method} is not possible at {path!r}, expected {allowed}", headers)
-    return _error(err.status_code, str(err.detail), headers)
+        allowed = (err.headers or {}).get("Allow", "GET")
+        message = f"{request.method} is not possible at {place}, expected {allowed}"
+        raise MethodNotAllowed(message, tuple(allowed.split(", "))) from err
+    raise InvalidInput(str(err.detail)) from err
 
 
-async def _answer_validation_error(request: Request, err: RequestValidationError) -> Response:
-    """Answer 400 where FastAPI would answer 422; names the first place only, and never what stood there."""
+async def _refuse_parameter(request: Request, err: RequestValidationError) -> NoReturn:
+    """Raise a 400 where FastAPI would answer 422; it names the first place only, and never what stood there."""
     first = err.errors()[0]
-    return _error(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}", {})
-
-
-def _error(status: int, message: str, headers: dict[str, str]) -> Response:
-    """Return `{"error": message}`, the shape of every error."""
-    return Response(error_json(message), status, headers, media_type="application/json")
+    raise InvalidInput(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from err
 
 
 def _release() -> str:

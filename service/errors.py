@@ -1,4 +1,4 @@
-"""Everything the service can answer with instead of a prediction, and the HTTP status of each.
+"""Everything the service can answer with instead of a prediction, and the status of each in HTTP and in gRPC.
 
     ServiceError
     ├── RequestError               theirs: the request has to change
@@ -23,21 +23,25 @@
     │   └── DeadlineExceeded       504
     └── StartError                 the service does not start; printed, never sent
         ├── ArtifactInvalid        a version folder is not what its manifest says, or answers wrongly
-        ├── ProviderUnavailable    the device that was asked for cannot be had
+        ├── ProviderUnavailable    the requested device is not available
         └── BucketsInvalid         the list of batch sizes is empty, not rising or does not fit the model
 
-The status stands on the class and nowhere else. A message is one sentence: what came, what was expected, what to do.
+The statuses stand on the class and nowhere else. A message is one sentence: what the request held, what was expected,
+what to do.
 """
 # ruff: noqa: N818 - the names say what happened; "Error" behind each would say nothing more
 
 from collections.abc import Mapping
 from typing import ClassVar
 
+_QUOTED_CHARACTERS = 80
+
 
 class ServiceError(Exception):
     """Base of everything that `service` raises on purpose; `headers` go out with the answer."""
 
     status: ClassVar[int] = 500
+    grpc_status: ClassVar[str] = "INTERNAL"
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -49,6 +53,7 @@ class RequestError(ServiceError):
     """The request has to change before it can be answered."""
 
     status = 400
+    grpc_status = "INVALID_ARGUMENT"
 
 
 class InvalidInput(RequestError):
@@ -58,9 +63,10 @@ class InvalidInput(RequestError):
 
 
 class Unauthorized(RequestError):
-    """No key came, or one that nobody gave out."""
+    """No key was given, or one that is not known."""
 
     status = 401
+    grpc_status = "UNAUTHENTICATED"
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -69,15 +75,17 @@ class Unauthorized(RequestError):
 
 
 class Forbidden(RequestError):
-    """The key is known and does not open this door."""
+    """The key is known and lacks the scope that this needs."""
 
     status = 403
+    grpc_status = "PERMISSION_DENIED"
 
 
 class NotFound(RequestError):
     """Nothing is served at this path."""
 
     status = 404
+    grpc_status = "NOT_FOUND"
 
 
 class ModelNotFound(NotFound):
@@ -168,6 +176,7 @@ class TooManyRequests(_Later, RequestError):
     """This client has used up its share."""
 
     status = 429
+    grpc_status = "RESOURCE_EXHAUSTED"
 
 
 class ServerError(ServiceError):
@@ -190,24 +199,28 @@ class Unsupported(ServerError):
     """The protocol has this feature and the service does not."""
 
     status = 501
+    grpc_status = "UNIMPLEMENTED"
 
 
 class NotReady(_Later, ServerError):
     """The service is starting or draining."""
 
     status = 503
+    grpc_status = "UNAVAILABLE"
 
 
 class Overloaded(_Later, ServerError):
     """The answer could not be ready within the request's deadline, or the queue is full."""
 
     status = 503
+    grpc_status = "UNAVAILABLE"
 
 
 class DeadlineExceeded(ServerError):
     """The deadline passed while the request waited."""
 
     status = 504
+    grpc_status = "DEADLINE_EXCEEDED"
 
 
 class StartError(ServiceError):
@@ -219,8 +232,19 @@ class ArtifactInvalid(StartError):
 
 
 class ProviderUnavailable(StartError):
-    """The device that was asked for cannot be had."""
+    """The requested device is not available."""
 
 
 class BucketsInvalid(StartError):
     """The list of batch sizes is empty, not rising or does not fit the model."""
+
+
+def nothing_served(place: str) -> NotFound:
+    """Return the error for a path without a route, and for one whose route is not shown to this client."""
+    return NotFound(f"nothing is served at {place}; /docs lists what is")
+
+
+def clip(value: object) -> str:
+    """Return what a client sent, short enough to stand in a message."""
+    text = str(value)
+    return text if len(text) <= _QUOTED_CHARACTERS else f"{text[:_QUOTED_CHARACTERS]}..."

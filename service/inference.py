@@ -12,7 +12,7 @@ from .live.model import Model
 from .live.registry import Registry
 from .live.statistics import Stages
 from .live.versions import version_number
-from .observe import Trace
+from .request_context import RequestContext
 from .tensors import Array
 
 
@@ -35,7 +35,7 @@ def served_model(registry: Registry, name: str, version: str | None = None, labe
 
 
 async def answer(
-    registry: Registry, model: Model, inputs: Mapping[str, Array], deadline: float, trace: Trace
+    registry: Registry, model: Model, inputs: Mapping[str, Array], deadline: float, context: RequestContext
 ) -> Answer:
     """Return the model's answer to inputs; `deadline` is on the clock of `time.perf_counter`.
 
@@ -44,30 +44,19 @@ async def answer(
     Raises:
         ServiceError: what the batcher raises; it is counted as a failed request.
     """
-    trace.model_headers = model.headers
+    context.model_headers = model.headers
     try:
         found = await model.batcher.infer(inputs, deadline=deadline)
     except ServiceError:
-        model.statistics.failed(time.perf_counter() - trace.started)
+        model.statistics.failed(time.perf_counter() - context.started)
         raise
-    trace.stages |= {"queue": found.queue_seconds, "infer": found.infer_seconds}
+    context.stages |= {"queue": found.queue_seconds, "infer": found.infer_seconds}
     registry.shadows.offer(model, inputs, found)
     return found
 
 
-def count(model: Model, found: Answer, trace: Trace, format_seconds: float) -> None:
+def count(model: Model, found: Answer, context: RequestContext, format_seconds: float) -> None:
     """Count a request whose answer is formatted."""
-    total = time.perf_counter() - trace.started
-    parse = trace.stages.get("parse", 0.0)
+    total = time.perf_counter() - context.started
+    parse = context.stages.get("parse", 0.0)
     model.statistics.answered(Stages(total, found.queue_seconds, parse, found.infer_seconds, format_seconds))
-
-
-def deadline_of(trace: Trace, default_seconds: float, *limits: float | None) -> float:
-    """Return the moment after which an answer is of no use, on the clock of `time.perf_counter`.
-
-    Args:
-        trace: when the request came.
-        default_seconds: holds where the client says nothing.
-        limits: seconds that the client gives, in any of its ways; the shortest holds.
-    """
-    return trace.started + min((limit for limit in limits if limit is not None), default=default_seconds)

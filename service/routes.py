@@ -17,7 +17,7 @@ from .bodies.answers import predictions_json
 from .bodies.bodies import EMPTY_BODY, Images, Limits, is_quick, media_type, read_images
 from .bodies.budget import BodyBudget, Share
 from .bodies.limits import clip
-from .bodies.receive import receive_body, stated_deadline
+from .bodies.receive import receive_body
 from .engines.signature import ImageSpec
 from .errors import InvalidInput, NotReady, Unsupported, UnsupportedMediaType
 from .inference import answer, count
@@ -25,8 +25,8 @@ from .live.model import Model
 from .live.registry import Registry
 from .live.versions import version_number
 from .metrics import Metrics
-from .observe import Trace
 from .openapi import PREDICT, PREDICT_DESCRIPTION
+from .request_context import RequestContext
 from .schemas import errors
 from .settings import Settings
 from .tensors import TensorSpec
@@ -56,17 +56,17 @@ router = APIRouter()
 )
 async def predict(request: Request) -> Response:
     """Classify the images in the body."""
-    trace: Trace = request.state.trace
+    context: RequestContext = request.state.context
     model = _chosen(request)
     spec, labels = _classifier(model)
-    deadline = _deadline(request, trace)
+    deadline = context.deadline()
     budget: BodyBudget = request.app.state.body_budget
     with budget.hold() as share, model.in_use():
         images = await _read_images(request, spec, share)
-        found = await answer(request.app.state.registry, model, {spec.input: images}, deadline, trace)
+        found = await answer(request.app.state.registry, model, {spec.input: images}, deadline, context)
     started = time.perf_counter()
     body = predictions_json(model.name, model.version, labels, found.outputs)
-    count(model, found, trace, time.perf_counter() - started)
+    count(model, found, context, time.perf_counter() - started)
     return Response(body, media_type="application/json")
 
 
@@ -189,7 +189,7 @@ async def _read_images(request: Request, spec: ImageSpec, share: Share) -> Image
         images = read_images(body, content_type, spec, limits)
     else:
         images = await asyncio.to_thread(read_images, body, content_type, spec, limits)
-    request.state.trace.stages["parse"] = time.perf_counter() - started
+    request.state.context.stages["parse"] = time.perf_counter() - started
     return images
 
 
@@ -200,9 +200,3 @@ async def _read_body(request: Request, share: Share) -> bytes:
         message = f"Content-Encoding: {clip(encoding)!r}, expected none: send the body as it is"
         raise UnsupportedMediaType(message, "identity")
     return await receive_body(request, share)
-
-
-def _deadline(request: Request, trace: Trace) -> float:
-    """Return the moment, on the clock of `time.perf_counter`, after which the answer is of no use to the client."""
-    settings: Settings = request.app.state.settings
-    return trace.started + (stated_deadline(request) or settings.default_deadline_ms / 1000)

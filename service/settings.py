@@ -149,6 +149,11 @@ class Settings(BaseModel):
             )
         return self
 
+    @property
+    def default_timeout_seconds(self) -> float:
+        """`default_deadline_ms` in seconds."""
+        return self.default_deadline_ms / 1000
+
     @classmethod
     def from_command_line(cls, argv: Sequence[str] | None = None) -> Self:
         """Read the settings from flags, then the environment, then the defaults.

@@ -1,4 +1,4 @@
-"""Outputs of a model -> the bytes of an answer to `POST /predict`, and any error -> the bytes of an error answer.
+"""Outputs of a model -> the bytes of an answer to `POST /predict`.
 
 Pure functions, the counterpart of `bodies`: no request, no framework.
 """
@@ -10,8 +10,6 @@ import orjson
 from numpy.typing import NDArray
 
 from ..errors import EngineError
-
-ERROR_BYTES = 2_048  # of a whole error answer, whatever a message quotes
 
 
 def predictions_json(
@@ -38,14 +36,3 @@ def predictions_json(
     ]
     answer = {"model": model, "version": version, "predictions": predictions}
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)  # the shortest digits that give the same float32
-
-
-def error_json(message: str) -> bytes:
-    """Return `{"error": message}`, at most `ERROR_BYTES` long and on one line."""
-    sentence = " ".join(message.split())
-    answer = orjson.dumps({"error": sentence.encode("utf-8", "replace").decode()})
-    if len(answer) <= ERROR_BYTES:
-        return answer
-    # A character of those kept takes at most two bytes in JSON.
-    kept = "".join(char if char.isascii() and char.isprintable() else "?" for char in sentence[: ERROR_BYTES // 2 - 20])
-    return orjson.dumps({"error": f"{kept}..."})

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 from uvicorn.server import ServerState
 
 from ..batching.request import Answer, BatchAnswer, Request, RowLayout
-from ..bodies.answers import error_json
+from ..error_answers import error_answer
 from ..errors import EngineError, ServiceError
 from ..live.shadow import Shadows
-from ..observe import Trace, failure_sentence
+from ..request_context import answer_timing, new_request_id, server_timing, shortest_timeout
 from ..transport.wire import answer
 from .infer import Infer
 from .outgoing import Outgoing
@@ -84,10 +84,8 @@ class Target:
     ) -> list[tuple["Exchange", bytes]]:
         """Return whole answers for those who still wait; whoever gets an error is told here."""
         outgoing = self._outgoing
-        milliseconds, new_id = outgoing.milliseconds, outgoing.new_id
         lines = outgoing.default_lines(requests[0].protocol.server_state.default_headers)
         first = b"HTTP/1.1 200 OK\r\n%b%bx-request-id: " % (lines, self.route.model.header_lines)
-        run = b", infer;dur=%b, total;dur=" % milliseconds(batch.infer_seconds)
         answers: list[tuple[Exchange, bytes]] = []
         for exchange, content in zip(requests, written, strict=True):
             if exchange.is_over:
@@ -96,18 +94,14 @@ class Target:
                 exchange.failed(content)
                 continue
             lines, body = content
-            parsed = exchange.parsed
+            arrived, parsed = exchange.arrived, exchange.parsed
             parts = (
                 first,
-                exchange.head.request_id or new_id(),
+                exchange.head.request_id or new_request_id(),
                 b"\r\ncontent-length: %d\r\n" % len(body),
                 lines,
-                b"server-timing: parse;dur=",
-                milliseconds(parsed - exchange.arrived),
-                b", queue;dur=",
-                milliseconds(batch.started - parsed),
-                run,
-                milliseconds(now - exchange.arrived),
+                b"server-timing: ",
+                answer_timing(parsed - arrived, batch.started - parsed, batch.infer_seconds, now - arrived),
                 b"\r\nconnection: close\r\n\r\n" if exchange.is_last else b"\r\n\r\n",
                 body,
             )
@@ -200,31 +194,26 @@ class Exchange(Request):
             body, head.media_type, head.header_length
         )
         if self.asked is not None and self.asked.timeout_seconds is not None:
-            limit = self.arrived + self.asked.timeout_seconds
-            self.deadline = limit if head.deadline_seconds is None else min(limit, self.arrived + head.deadline_seconds)
+            timeout = shortest_timeout(head.patience, head.deadline_seconds, self.asked.timeout_seconds)
+            self.deadline = self.arrived + timeout
         self.parsed = time.perf_counter()
 
     def failed(self, error: ServiceError) -> None:
-        """Write an error; of a failure of ours only the log learns more than the id."""
+        """Write an error."""
         outgoing, route = self.protocol.outgoing, self.receiver.route
         total = time.perf_counter() - self.arrived
         outgoing.note(route.label, (total,), error.status)
         if self.rows:
             route.count_failure(total)
-        request_id = self.head.request_id or outgoing.new_id()
-        message = str(error)
-        if error.status == 500:
-            fields = {"request_id": request_id.decode(), "status": 500, "reason": message}
-            logger.error("request failed", exc_info=error, extra=fields)
-            message = failure_sentence(Trace(request_id.decode(), self.arrived))
-        elif error.status > 500:
-            outgoing.refusals.note(request_id.decode(), error.status, message)
+        request_id = self.head.request_id or new_request_id()
+        outgoing.error_log.note(error, request_id.decode(), route.label)
+        refused = error_answer(error, request_id.decode())
         headers = [
             *self.protocol.server_state.default_headers,
-            *((name.lower().encode(), value.encode()) for name, value in error.headers.items()),
             (b"content-type", b"application/json"),
             (b"x-request-id", request_id),
-            (b"server-timing", b"total;dur=%.3f" % (total * 1e3)),
+            (b"server-timing", server_timing(total=total)),
+            *refused.headers,
         ]
         self.protocol.server_state.total_requests += 1
-        self.protocol.settle(self, answer(error.status, headers, error_json(message), is_last=self.is_last))
+        self.protocol.settle(self, answer(refused.status, headers, refused.body, is_last=self.is_last))

@@ -13,12 +13,12 @@ from dataclasses import replace
 from ..batching.request import Request
 from ..bodies.budget import BodyBudget
 from ..bodies.limits import Limits
-from ..errors import NotReady, ServiceError, Unsupported
+from ..error_answers import ErrorLog
+from ..errors import InvalidInput, NotReady, ServiceError, Unsupported
 from ..live.registry import Registry
 from ..metrics import Metrics
-from ..observe import RefusalLog
+from ..request_context import read_timeout, safe_request_id
 from ..settings import Settings
-from ..transport.wire import REQUEST_ID
 from ..v2.readers import Readers
 from .exchange import Head, Route, Target
 from .infer import Infer, can_take
@@ -35,7 +35,6 @@ _LONGEST_HEAD = 2_048
 
 # Headers that change how a request is to be read or answered, in ways that the lane leaves to the application.
 _UNUSUAL = {b"content-encoding", b"transfer-encoding", b"expect", b"upgrade", b"authorization", b"x-api-key"}
-_DEADLINE = re.compile(rb"[0-9]{1,9}")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
 
@@ -48,7 +47,7 @@ class Lane:
         metrics: told of answers in bulk.
         budget: bytes of bodies that may be held while they arrive; those that wait are bounded by their rows.
         readers: read the requests of the infer route.
-        refusals: told of every request that is refused for our own reasons.
+        error_log: told of every request that gets an error.
         is_open: whether a request may predict without a key; if not, all go by the application, which asks for it.
     """
 
@@ -59,15 +58,15 @@ class Lane:
         metrics: Metrics,
         budget: BodyBudget,
         readers: Readers,
-        refusals: RefusalLog,
+        error_log: ErrorLog,
         *,
         is_open: bool = True,
     ) -> None:
         self.registry = registry
         self.budget = budget
-        self.outgoing = Outgoing(metrics, refusals)
+        self.outgoing = Outgoing(metrics, error_log)
         self.heads: dict[bytes, Head] = {}
-        self._default_deadline = settings.default_deadline_ms / 1000
+        self._default_deadline = settings.default_timeout_seconds
         self._limits = Limits(settings.max_rows, settings.max_image_pixels)
         self._is_open = is_open
         self.targets: dict[bytes, Target] = {}
@@ -100,8 +99,9 @@ class Lane:
             return None
         if b"q=0" in found.get(b"accept-encoding", b""):  # it may refuse answers that are not compressed
             return None
-        deadline = found.get(b"x-deadline-ms")
-        if deadline is not None and not (_DEADLINE.fullmatch(deadline) and int(deadline)):
+        try:
+            seconds = read_timeout(found.get(b"x-deadline-ms"))
+        except InvalidInput:
             return None
         header_length = found.get(b"inference-header-content-length")
         if header_length is not None and not _LENGTH.fullmatch(header_length):
@@ -110,12 +110,8 @@ class Lane:
         length = int(found.get(b"content-length", b"0"))
         if not target.route.takes(media_type, length):
             return None
-        request_id = found.get(b"x-request-id")
-        if request_id is not None and not REQUEST_ID.fullmatch(request_id):
-            request_id = None
         binary_from = int(header_length) if header_length else None
         rows, asked = target.route.plain(media_type, length, binary_from)
-        seconds = int(deadline) / 1000 if deadline else None
         return Head(
             path=path,
             target=target,
@@ -124,7 +120,7 @@ class Lane:
             header_length=binary_from,
             deadline_seconds=seconds,
             patience=seconds or self._default_deadline,
-            request_id=request_id,
+            request_id=safe_request_id(found.get(b"x-request-id")),
             keep_alive=keep_alive,
             rows=rows,
             asked=asked,

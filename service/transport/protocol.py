@@ -27,7 +27,7 @@ from ..errors import (
     Unsupported,
 )
 from .guard import Guard
-from .wire import error_answer
+from .wire import refusal
 
 GUARD = "guard"  # the key of the lifespan's state
 
@@ -273,7 +273,7 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         self.phase = Phase.DEAF
         now = self.loop.time()
-        self._last_answer = error_answer(
+        self._last_answer = refusal(
             error, self.headers or (), self.server_state.default_headers, seconds=now - self.since
         )
         self.since = now

@@ -3,26 +3,11 @@
 Pure functions. What is answered through FastAPI is written by uvicorn instead; both carry the same headers.
 """
 
-import re
-import secrets
-from collections.abc import Iterable
-
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from ..bodies.answers import error_json
+from ..error_answers import error_answer
 from ..errors import ServiceError
-
-Headers = Iterable[tuple[bytes, bytes]]
-
-REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
-
-
-def request_id(headers: Headers) -> bytes:
-    """Return the client's X-Request-ID where it is at most 64 safe characters, else a new one."""
-    for name, value in headers:
-        if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
-            return value
-    return secrets.token_hex(8).encode()
+from ..request_context import Headers, read_request_id, server_timing
 
 
 def answer(status: int, headers: Headers, body: bytes, *, is_last: bool) -> bytes:
@@ -34,7 +19,7 @@ def answer(status: int, headers: Headers, body: bytes, *, is_last: bool) -> byte
     return b"".join(lines)
 
 
-def error_answer(error: ServiceError, request_headers: Headers, default_headers: Headers, seconds: float) -> bytes:
+def refusal(error: ServiceError, request_headers: Headers, default_headers: Headers, seconds: float) -> bytes:
     """Return the answer that refuses a request and ends its connection.
 
     Args:
@@ -43,11 +28,13 @@ def error_answer(error: ServiceError, request_headers: Headers, default_headers:
         default_headers: what the server adds to every answer.
         seconds: since the request began.
     """
+    request_id = read_request_id(dict(request_headers).get(b"x-request-id"))
+    refused = error_answer(error, request_id.decode())
     headers = [
         *default_headers,
         (b"content-type", b"application/json"),
-        (b"x-request-id", request_id(request_headers)),
-        (b"server-timing", b"total;dur=%.3f" % (seconds * 1000)),
-        *((name.lower().encode(), value.encode()) for name, value in error.headers.items()),
+        (b"x-request-id", request_id),
+        (b"server-timing", server_timing(total=seconds)),
+        *refused.headers,
     ]
-    return answer(error.status, headers, error_json(str(error)), is_last=True)
+    return answer(refused.status, headers, refused.body, is_last=True)

@@ -11,11 +11,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from ..bodies.budget import BodyBudget, Share
-from ..bodies.receive import receive_body, stated_deadline
-from ..inference import answer, count, deadline_of, served_model
+from ..bodies.receive import receive_body
+from ..inference import answer, count, served_model
 from ..live.model import Model
 from ..live.registry import Registry
-from ..observe import Trace
+from ..request_context import RequestContext
 from ..schemas import errors
 from ..settings import Settings
 from . import schemas
@@ -124,18 +124,16 @@ async def infer(request: Request, model: str, version: str | None = None, label:
     The body is JSON, or JSON followed by the bytes of its tensors, or the bytes of the only input. It may be
     compressed with gzip or deflate.
     """
-    trace: Trace = request.state.trace
+    context: RequestContext = request.state.context
     found = _model(request, model, version, label)
-    settings: Settings = request.app.state.settings
     budget: BodyBudget = request.app.state.body_budget
     with budget.hold() as share, found.in_use():
         asked = await _read(request, found, share)
-        limit = stated_deadline(request)
-        deadline = deadline_of(trace, settings.default_deadline_ms / 1000, limit, asked.timeout_seconds)
-        result = await answer(_registry(request), found, asked.inputs, deadline, trace)
+        deadline = context.deadline(asked.timeout_seconds)
+        result = await answer(_registry(request), found, asked.inputs, deadline, context)
     started = time.perf_counter()
     response = await _format(found, asked, result.outputs)
-    count(found, result, trace, time.perf_counter() - started)
+    count(found, result, context, time.perf_counter() - started)
     headers = {} if response.header_length is None else {HEADER_LENGTH: str(response.header_length)}
     body = response.body
     coding = wanted_coding(request.headers.get("accept-encoding"), len(body))
@@ -169,7 +167,7 @@ async def _read(request: Request, model: Model, share: Share) -> InferRequest:
         asked = reader.read(body, length)
     else:
         asked = await asyncio.to_thread(reader.read, body, length)
-    request.state.trace.stages["parse"] = time.perf_counter() - started
+    request.state.context.stages["parse"] = time.perf_counter() - started
     return asked
 
 

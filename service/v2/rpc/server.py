@@ -1,32 +1,23 @@
-"""The gRPC port: starts and ends with the application, gives every error its status and counts every call.
+"""The gRPC port: starts and ends with the application, answers every error and counts every call.
 
 One server a worker; with several workers they share the port, and the kernel spreads the connections.
 """
 
 import asyncio
 import logging
-import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any, TypeAlias
 
 import grpc
 
 from ...access import ADMIN, INFER, OPEN, READ, Access
-from ...errors import (
-    DeadlineExceeded,
-    Forbidden,
-    NotFound,
-    RequestError,
-    ServiceError,
-    TooManyRequests,
-    Unauthorized,
-    Unsupported,
-)
+from ...error_answers import ErrorLog, error_answer
+from ...errors import NotFound
 from ...live.control import ModelControl
 from ...live.registry import Registry
 from ...metrics import Metrics
-from ...observe import Trace, failure_sentence
+from ...request_context import RequestContext
 from ...settings import Settings
 from .messages import HEALTH, INFERENCE
 from .proto import Method, Proto
@@ -37,30 +28,13 @@ _log = logging.getLogger(__name__)
 _MESSAGE_OVERHEAD_BYTES = 65_536  # names, shapes and parameters around the tensors
 _HEALTH_POLL_SECONDS = 1.0
 
-# The first class that an error belongs to decides.
-_STATUSES: tuple[tuple[type[ServiceError], grpc.StatusCode], ...] = (
-    (NotFound, grpc.StatusCode.NOT_FOUND),
-    (Unauthorized, grpc.StatusCode.UNAUTHENTICATED),
-    (Forbidden, grpc.StatusCode.PERMISSION_DENIED),
-    (TooManyRequests, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    (RequestError, grpc.StatusCode.INVALID_ARGUMENT),
-    (Unsupported, grpc.StatusCode.UNIMPLEMENTED),
-    (DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
-)
+Rpc: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 # What is not named here reads.
 _SCOPES = {
     "ServerLive": OPEN, "ServerReady": OPEN, "Check": OPEN, "Watch": OPEN, "ModelInfer": INFER,
     "ModelStreamInfer": INFER, "RepositoryModelLoad": ADMIN, "RepositoryModelUnload": ADMIN,
 }  # fmt: skip
-
-
-def status_of(err: ServiceError) -> grpc.StatusCode:
-    """Return the status that an error has in gRPC; what may pass (503) is UNAVAILABLE, which clients retry."""
-    for kind, code in _STATUSES:
-        if isinstance(err, kind):
-            return code
-    return grpc.StatusCode.UNAVAILABLE if err.status == 503 else grpc.StatusCode.INTERNAL
 
 
 class GrpcServer:
@@ -72,6 +46,7 @@ class GrpcServer:
         access: who may ask.
         settings: host, `grpc_port` and the limits.
         metrics: where calls are counted.
+        error_log: told of every error that ends a call.
         name: of the service, for its metadata.
         version: of the service.
 
@@ -86,6 +61,7 @@ class GrpcServer:
         access: Access,
         settings: Settings,
         metrics: Metrics,
+        error_log: ErrorLog,
         name: str,
         version: str,
     ) -> None:
@@ -94,6 +70,7 @@ class GrpcServer:
         self._registry = registry
         self._settings = settings
         self._metrics = metrics
+        self._error_log = error_log
         self._calls = InferenceService(registry, control, settings, name, version)
         self._server: grpc.aio.Server | None = None
 
@@ -127,18 +104,18 @@ class GrpcServer:
         if self._server is not None:
             await self._server.stop(self._settings.drain_seconds)
 
-    async def Check(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
+    async def Check(self, request: Any, context: RequestContext) -> Any:  # noqa: N802
         """Answer the standard health call; an empty name asks for the whole server."""
         if request.service not in ("", INFERENCE.service):
             raise NotFound(f"service {request.service[:80]!r} is not one of this server")
         status = "SERVING" if self._registry.ready else "NOT_SERVING"
         return HEALTH.messages["HealthCheckResponse"](status=status)
 
-    async def Watch(self, request: Any, trace: Trace, remaining: float | None) -> AsyncIterator[Any]:  # noqa: N802
+    async def Watch(self, request: Any, context: RequestContext) -> AsyncIterator[Any]:  # noqa: N802
         """Say the status now and whenever it changes."""
         last = None
         while True:
-            current = await self.Check(request, trace, remaining)
+            current = await self.Check(request, context)
             if current != last:
                 yield current
                 last = current
@@ -167,58 +144,60 @@ class GrpcServer:
         return grpc.unary_stream_rpc_method_handler(stream, **codec)
 
     def _unary(self, route: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            trace = Trace(secrets.token_hex(8), time.perf_counter())
+        async def answer(request: Any, rpc: Rpc) -> Any:
+            context = self._context(rpc)
             try:
-                self._check(route, context)
-                response = await call(request, trace, context.time_remaining())
+                self._check(route, rpc)
+                response = await call(request, context)
             except Exception as err:
-                await self._abort(route, err, context, trace)
-            self._count(route, 200, trace)
-            _set_trailers(context, trace)
+                await self._abort(route, err, rpc, context)
+            self._count(route, 200, context)
+            rpc.set_trailing_metadata(_metadata(context.headers()))
             return response
 
         return answer
 
     def _stream(self, route: str, call: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
-        async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            trace = Trace(secrets.token_hex(8), time.perf_counter())
+        async def answer(request: Any, rpc: Rpc) -> AsyncIterator[Any]:
+            context = self._context(rpc)
             try:
-                self._check(route, context)
-                async for response in call(request, trace, context.time_remaining()):
+                self._check(route, rpc)
+                async for response in call(request, context):
                     yield response
             except Exception as err:
-                await self._abort(route, err, context, trace)
-            self._count(route, 200, trace)
+                await self._abort(route, err, rpc, context)
+            self._count(route, 200, context)
 
         return answer
 
-    def _check(self, route: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    def _context(self, rpc: Rpc) -> RequestContext:
+        """Return the context of a call that begins now, from its metadata."""
+        headers = [(name.encode(), value.encode()) for name, value in _texts(rpc).items()]
+        return RequestContext.read(headers, self._settings.default_timeout_seconds, rpc.time_remaining())
+
+    def _check(self, route: str, rpc: Rpc) -> None:
         """Ask for the key, which comes in the metadata under the names that HTTP's headers have."""
-        given = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
+        given = _texts(rpc)
         scope = _SCOPES.get(route.rpartition("/")[2], READ)
         self._access.check(scope, given.get("authorization"), given.get("x-api-key"), route)
 
-    async def _abort(
-        self, route: str, err: Exception, context: grpc.aio.ServicerContext[Any, Any], trace: Trace
-    ) -> None:
-        """End a call with the status and the sentence of an error; what nobody expected shows only its id."""
-        status = err.status if isinstance(err, ServiceError) else 500
-        self._count(route, status, trace)
-        if isinstance(err, ServiceError) and status != 500:
-            retry = tuple((name.lower(), value) for name, value in err.headers.items() if name == "Retry-After")
-            await context.abort(status_of(err), str(err), trailing_metadata=(*_trailers(trace), *retry))
-        _log.error("call failed", exc_info=err, extra={"request_id": trace.request_id, "path": route})
-        await context.abort(grpc.StatusCode.INTERNAL, failure_sentence(trace), trailing_metadata=_trailers(trace))
+    async def _abort(self, route: str, err: Exception, rpc: Rpc, context: RequestContext) -> None:
+        """End a call with the status, the sentence and the headers of an error."""
+        self._error_log.note(err, context.request_id, route)
+        refused = error_answer(err, context.request_id)
+        self._count(route, refused.status, context)
+        trailers = _metadata([*context.headers(), *refused.headers])
+        await rpc.abort(grpc.StatusCode[refused.grpc_status], refused.message, trailing_metadata=trailers)
 
-    def _count(self, route: str, status: int, trace: Trace) -> None:
-        self._metrics.observe_request(route, "POST", status, time.perf_counter() - trace.started)
+    def _count(self, route: str, status: int, context: RequestContext) -> None:
+        self._metrics.observe_request(route, "POST", status, time.perf_counter() - context.started)
 
 
-def _trailers(trace: Trace) -> tuple[tuple[str, str], ...]:
-    """Return what HTTP says in headers."""
-    return tuple((name.decode(), value.decode()) for name, value in trace.headers())
+def _texts(rpc: Rpc) -> dict[str, str]:
+    """Return the metadata of a call that are text."""
+    return {name: value for name, value in rpc.invocation_metadata() or () if isinstance(value, str)}
 
 
-def _set_trailers(context: grpc.aio.ServicerContext[Any, Any], trace: Trace) -> None:
-    context.set_trailing_metadata(_trailers(trace))
+def _metadata(headers: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[str, str], ...]:
+    """Return as metadata what HTTP says in headers."""
+    return tuple((name.decode(), value.decode()) for name, value in headers)

@@ -9,12 +9,12 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from ...errors import NotReady, ServiceError, Unsupported
-from ...inference import answer, count, deadline_of, served_model
+from ...errors import ServiceError, Unsupported
+from ...inference import answer, count, served_model
 from ...live.control import ModelControl, body_version
 from ...live.model import Model
 from ...live.registry import Registry
-from ...observe import Trace
+from ...request_context import RequestContext
 from ...settings import Settings
 from ..agreement import clip
 from ..metadata import EXTENSIONS, model_config, model_metadata
@@ -43,19 +43,19 @@ class InferenceService:
         self._name = name
         self._version = version
 
-    async def ServerLive(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
+    async def ServerLive(self, request: Any, context: RequestContext) -> Any:  # noqa: N802
         """Answer: a process that cannot is dead."""
         return _MESSAGES["ServerLiveResponse"](live=True)
 
-    async def ServerReady(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
+    async def ServerReady(self, request: Any, context: RequestContext) -> Any:  # noqa: N802
         """Say whether every model gave its golden answers."""
         return _MESSAGES["ServerReadyResponse"](ready=self._registry.ready)
 
-    async def ServerMetadata(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
+    async def ServerMetadata(self, request: Any, context: RequestContext) -> Any:  # noqa: N802
         """Name the service and the extensions that it honours."""
         return _MESSAGES["ServerMetadataResponse"](name=self._name, version=self._version, extensions=EXTENSIONS)
 
-    async def ModelReady(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
+    async def ModelReady(self, request: Any, context: RequestContext) -> Any:  # noqa: N802
         """Say whether a model answers; one that does not exist is not ready."""
         try:
             self._model(request.name, request.version)
@@ -63,45 +63,44 @@ class InferenceService:
             return _MESSAGES["ModelReadyResponse"](ready=False)
         return _MESSAGES["ModelReadyResponse"](ready=True)
 
-    async def ModelMetadata(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
+    async def ModelMetadata(self, request: Any, context: RequestContext) -> Any:  # noqa: N802
         """Describe inputs and outputs; the batch is the first axis of each."""
         model = self._model(request.name, request.version)
         versions = sorted(self._registry.tables[model.name].loaded)
         return from_dict("ModelMetadataResponse", model_metadata(model, versions))
 
-    async def ModelConfig(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
+    async def ModelConfig(self, request: Any, context: RequestContext) -> Any:  # noqa: N802
         """Describe how a model is batched and where it runs."""
         config = model_config(self._model(request.name, request.version), self._settings.max_rows)
         return from_dict("ModelConfigResponse", {"config": config})
 
-    async def ModelStatistics(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
+    async def ModelStatistics(self, request: Any, context: RequestContext) -> Any:  # noqa: N802
         """Count requests, rows and batches; of all models where none is named."""
         models = [self._model(request.name, request.version)] if request.name else self._registry.all_versions()
         stats = [model.statistics.to_json(model.name, model.version) for model in models]
         return from_dict("ModelStatisticsResponse", {"model_stats": stats})
 
-    async def ModelInfer(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
+    async def ModelInfer(self, request: Any, context: RequestContext) -> Any:  # noqa: N802
         """Answer with the outputs, raw where the inputs came raw."""
         model = self._model(request.model_name, request.model_version)
         with model.in_use():
-            asked = await self._read(request, model, trace)
-            default = self._settings.default_deadline_ms / 1000
-            deadline = deadline_of(trace, default, remaining, asked.timeout_seconds)
-            found = await answer(self._registry, model, asked.inputs, deadline, trace)
+            asked = await self._read(request, model, context)
+            deadline = context.deadline(asked.timeout_seconds)
+            found = await answer(self._registry, model, asked.inputs, deadline, context)
         started = time.perf_counter()
         response = write_response(model.name, model.version, asked, found.outputs, model.labels)
-        count(model, found, trace, time.perf_counter() - started)
+        count(model, found, context, time.perf_counter() - started)
         return response
 
     async def ModelStreamInfer(  # noqa: N802
-        self, requests: AsyncIterator[Any], trace: Trace, remaining: float | None
+        self, requests: AsyncIterator[Any], context: RequestContext
     ) -> AsyncIterator[Any]:
         """Answer each request of a stream in its order; a refused one gets its sentence and the stream goes on."""
         waiting: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(STREAM_AHEAD)
 
         async def start_all() -> None:
             async for request in requests:
-                await waiting.put(asyncio.create_task(self._stream_answer(request, trace.request_id, remaining)))
+                await waiting.put(asyncio.create_task(self._stream_answer(request, context)))
             await waiting.put(None)
 
         starting = asyncio.create_task(start_all())
@@ -115,11 +114,11 @@ class InferenceService:
                 if (task := waiting.get_nowait()) is not None:
                     task.cancel()
 
-    async def RepositoryIndex(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
+    async def RepositoryIndex(self, request: Any, context: RequestContext) -> Any:  # noqa: N802
         """List every version, on disk or in memory, with the reason where one does not serve."""
         return from_dict("RepositoryIndexResponse", {"models": self._control.index(ready_only=request.ready)})
 
-    async def RepositoryModelLoad(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
+    async def RepositoryModelLoad(self, request: Any, context: RequestContext) -> Any:  # noqa: N802
         """Load the newest version, or the one that the parameter `version` names."""
         version = None
         for name, value in request.parameters.items():
@@ -129,32 +128,28 @@ class InferenceService:
         await self._control.load(request.model_name, version)
         return _MESSAGES["RepositoryModelLoadResponse"]()
 
-    async def RepositoryModelUnload(self, request: Any, trace: Trace, remaining: float | None) -> Any:  # noqa: N802
+    async def RepositoryModelUnload(self, request: Any, context: RequestContext) -> Any:  # noqa: N802
         """Let a model answer nothing any more until it is loaded again."""
         await self._control.unload(request.model_name)
         return _MESSAGES["RepositoryModelUnloadResponse"]()
 
-    async def _stream_answer(self, request: Any, request_id: str, remaining: float | None) -> Any:
-        trace = Trace(request_id, time.perf_counter())
+    async def _stream_answer(self, request: Any, stream: RequestContext) -> Any:
+        context = stream.next_in_stream()
         try:
-            return _MESSAGES["ModelStreamInferResponse"](
-                infer_response=await self.ModelInfer(request, trace, remaining)
-            )
+            return _MESSAGES["ModelStreamInferResponse"](infer_response=await self.ModelInfer(request, context))
         except ServiceError as err:
             refused = _MESSAGES["ModelInferResponse"](model_name=request.model_name, id=request.id)
             return _MESSAGES["ModelStreamInferResponse"](error_message=str(err), infer_response=refused)
 
-    async def _read(self, request: Any, model: Model, trace: Trace) -> Any:
+    async def _read(self, request: Any, model: Model, context: RequestContext) -> Any:
         started = time.perf_counter()
         arguments = (request, model.engine.inputs, model.engine.outputs, self._settings.max_rows)
         if request.raw_input_contents or request.ByteSize() <= QUICK_BYTES:
             asked = read_request(*arguments)
         else:
             asked = await asyncio.to_thread(read_request, *arguments)
-        trace.stages["parse"] = time.perf_counter() - started
+        context.stages["parse"] = time.perf_counter() - started
         return asked
 
     def _model(self, name: str, version: str) -> Model:
-        if not self._registry.ready:
-            raise NotReady(f"not ready: {'; '.join(self._registry.reasons)}")
         return served_model(self._registry, name, version)

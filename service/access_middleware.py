@@ -1,16 +1,14 @@
 """The one place where HTTP asks `access`: around the whole application, before any route is looked for.
 
-A plain ASGI callable within `observe`, so that what it refuses is counted, timed and given an id like everything else.
+A plain ASGI callable within `request_middleware`, which answers what this refuses, counts and times it like any other.
 """
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .access import Access, scope_of
-from .bodies.answers import error_json
-from .errors import ServiceError
 
 
-class Gate:
+class AccessMiddleware:
     """ASGI wrapper that lets through what `access` lets through.
 
     Args:
@@ -23,13 +21,9 @@ class Gate:
         self.access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Ask first; what is refused never reaches the application."""
+        """Check first; what is refused never reaches the application."""
         if scope["type"] == "http":
-            try:
-                check_http(self.access, scope)
-            except ServiceError as err:
-                await _refuse(err, send)
-                return
+            check_http(self.access, scope)
         await self.app(scope, receive, send)
 
 
@@ -47,11 +41,3 @@ def check_http(access: Access, scope: Scope) -> str | None:
         None if api_key is None else api_key.decode("latin-1"),
         repr(path[:200]),
     )
-
-
-async def _refuse(err: ServiceError, send: Send) -> None:
-    body = error_json(str(err))
-    headers = {"content-type": "application/json", "content-length": str(len(body)), **err.headers}
-    listed = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": err.status, "headers": listed})
-    await send({"type": "http.response.body", "body": body})

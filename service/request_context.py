@@ -1,0 +1,119 @@
+"""What is known of one request while it runs: its id, its deadline and where its time goes.
+
+Read in one way from the headers of HTTP, for the application and for the fast lane, and from the metadata of gRPC.
+"""
+
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from random import getrandbits
+
+from .errors import InvalidInput, clip
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+_SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """One request.
+
+    Attributes:
+        request_id: the client's own where it is safe to repeat, else a new one.
+        started: when it began, on the clock of `time.perf_counter`.
+        default_timeout_seconds: within which it is answered or refused where nobody says otherwise.
+        deadline_ms: the header X-Deadline-Ms as the client wrote it.
+        remaining_seconds: what the transport itself says of the deadline, as gRPC does.
+        stages: seconds by stage, in order: parse, queue, infer.
+        model_headers: what the version that answered says of itself, once one has.
+    """
+
+    request_id: str
+    started: float
+    default_timeout_seconds: float
+    deadline_ms: bytes | None = None
+    remaining_seconds: float | None = None
+    stages: dict[str, float] = field(default_factory=dict)
+    model_headers: tuple[tuple[bytes, bytes], ...] = ()
+
+    @classmethod
+    def read(
+        cls, headers: Headers, default_timeout_seconds: float, remaining_seconds: float | None = None
+    ) -> "RequestContext":
+        """Return the context of a request that begins now; names of headers are in lower case."""
+        by_name = dict(headers)
+        return cls(
+            read_request_id(by_name.get(b"x-request-id")).decode(),
+            time.perf_counter(),
+            default_timeout_seconds,
+            by_name.get(b"x-deadline-ms"),
+            remaining_seconds,
+        )
+
+    def deadline(self, timeout_seconds: float | None = None) -> float:
+        """Return the moment after which an answer is of no use, on the clock of `time.perf_counter`.
+
+        Args:
+            timeout_seconds: what the body says of it; the shortest limit that the client gives holds.
+
+        Raises:
+            InvalidInput: the header X-Deadline-Ms is not a whole number of milliseconds above 0.
+        """
+        stated = (read_timeout(self.deadline_ms), self.remaining_seconds, timeout_seconds)
+        return self.started + shortest_timeout(self.default_timeout_seconds, *stated)
+
+    def next_in_stream(self) -> "RequestContext":
+        """Return the context of a request that begins now on the same stream."""
+        return replace(self, started=time.perf_counter(), stages={}, model_headers=())
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the headers of the answer that starts now."""
+        timing = server_timing(**self.stages, total=time.perf_counter() - self.started)
+        return [(b"x-request-id", self.request_id.encode()), (b"server-timing", timing), *self.model_headers]
+
+
+def safe_request_id(value: bytes | None) -> bytes | None:
+    """Return a client's X-Request-ID where it is at most 64 safe characters, else None."""
+    return value if value is not None and _SAFE_ID.fullmatch(value) else None
+
+
+def read_request_id(value: bytes | None) -> bytes:
+    """Return a client's X-Request-ID where it is safe to repeat, else a new id."""
+    return safe_request_id(value) or new_request_id()
+
+
+def new_request_id() -> bytes:
+    """Return a new request id: 16 random hexadecimal digits, different in each worker."""
+    return b"%016x" % getrandbits(64)
+
+
+def read_timeout(deadline_ms: bytes | None) -> float | None:
+    """Return the seconds that the header X-Deadline-Ms gives; None where there is no such header.
+
+    Raises:
+        InvalidInput: it is not a whole number of milliseconds above 0.
+    """
+    if deadline_ms is None:
+        return None
+    if not (deadline_ms.isdigit() and len(deadline_ms) <= 9 and int(deadline_ms)):
+        quoted = clip(deadline_ms.decode("latin-1"))
+        raise InvalidInput(f"X-Deadline-Ms: {quoted!r}, expected a whole number of milliseconds above 0")
+    return int(deadline_ms) / 1000
+
+
+def shortest_timeout(default_seconds: float, *stated: float | None) -> float:
+    """Return the shortest of the timeouts that a client states, in seconds; the default where it states none."""
+    return min((seconds for seconds in stated if seconds is not None), default=default_seconds)
+
+
+def server_timing(**seconds: float) -> bytes:
+    """Return the header Server-Timing: the milliseconds of each stage, in this order."""
+    return b", ".join(b"%b;dur=%.3f" % (stage.encode(), spent * 1000) for stage, spent in seconds.items())
+
+
+def answer_timing(parse: float, queue: float, infer: float, total: float) -> bytes:
+    """Return the same for a whole answer; in one go, since the fast lane writes one for each."""
+    stages = (parse * 1000, queue * 1000, infer * 1000, total * 1000)
+    return b"parse;dur=%.3f, queue;dur=%.3f, infer;dur=%.3f, total;dur=%.3f" % stages
