@@ -97,7 +97,7 @@ def _fold_factory(args: argparse.Namespace) -> Report:
 
 
 def _export(folded: Any, inputs: tuple[Any, ...], path: Path) -> None:
-    from .onnx.exporter import export_module
+    from .onnx.exporter import export_folded
     from .onnx.files import write_onnx
 
-    write_onnx(export_module(folded, inputs), path)
+    write_onnx(export_folded(folded, inputs), path)

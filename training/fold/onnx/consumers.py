@@ -1,6 +1,6 @@
 """Finds the layers after a norm whose weights can take it: forward from its output to everything that reads that.
 
-The counterpart of `producers`, with the same table of operations that commute. Every reader has to lead to a layer; a
+The counterpart of `producers`, with the same table of operations that an affine passes. Every reader has to lead to a layer; a
 Concat gives the layer after it an affine that leaves the other inputs' channels alone.
 """
 
@@ -10,9 +10,9 @@ from onnx import NodeProto
 
 from ..core import Affine, concatenate
 from ..refusals import Refusal, RefusalCode
-from .commuting import blocked
 from .graph import OnnxGraph, Use
 from .norms import Norm
+from .passing import blocked
 from .producers import LAYERS, TargetLayer, across, axis_of
 from .protos import attributes
 

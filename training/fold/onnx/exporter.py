@@ -18,7 +18,7 @@ from ..api import Folded
 _TOLERANCE = 1e-4  # of the largest |output|: float32 in two runtimes; a wrong export is off by far more
 
 
-def export_module(folded: Folded, inputs: tuple[Tensor, ...]) -> onnx.ModelProto:
+def export_folded(folded: Folded, inputs: tuple[Tensor, ...]) -> onnx.ModelProto:
     """Return the folded network as one ONNX model with a dynamic batch axis where the network allows one.
 
     Args:

@@ -20,7 +20,7 @@ _BATCH_NORM = "BatchNormalization"
 
 
 @dataclass(frozen=True)
-class AffineNode:
+class AffineOp:
     """One node of a norm: `node` reads `source` and computes `affine` along `axis`; None is every element alike."""
 
     node: NodeProto
@@ -39,7 +39,7 @@ class Norm:
         centres: True when something is subtracted before something is scaled, which is what makes it a norm.
     """
 
-    steps: tuple[AffineNode, ...]
+    steps: tuple[AffineOp, ...]
     affine: Affine
     axis: int | None
     centres: bool
@@ -70,7 +70,7 @@ def is_batch_norm(node: NodeProto) -> bool:
     return node.op_type == _BATCH_NORM and node.domain in ("", "ai.onnx")
 
 
-def read_batch_norm(graph: OnnxGraph, node: NodeProto) -> AffineNode:
+def read_batch_norm(graph: OnnxGraph, node: NodeProto) -> AffineOp:
     """Return a BatchNormalization of opset 7 to 24 in inference mode as a step on axis 1.
 
     Raises:
@@ -90,7 +90,7 @@ def read_batch_norm(graph: OnnxGraph, node: NodeProto) -> AffineNode:
         raise Refusal(RefusalCode.SPATIAL, "spatial is 0: every position has statistics of its own")
     gamma, beta, mean, var = (_statistic(graph, node, i) for i in range(1, 5))
     epsilon = float(fields.get("epsilon", _DEFAULT_EPSILON))
-    return AffineNode(node, str(node.input[0]), Affine.from_batch_norm(mean, var, gamma, beta, epsilon), 1)
+    return AffineOp(node, str(node.input[0]), Affine.from_batch_norm(mean, var, gamma, beta, epsilon), 1)
 
 
 def find_norms(graph: OnnxGraph) -> list[tuple[NodeProto, Norm | Refusal]]:
@@ -104,7 +104,7 @@ def find_norms(graph: OnnxGraph) -> list[tuple[NodeProto, Norm | Refusal]]:
         if id(node) in taken:
             continue
         try:
-            step = read_affine_node(graph, node)
+            step = read_affine_op(graph, node)
         except Refusal as refusal:
             if is_batch_norm(node) or (id(node) not in taken and _shifts_and_scales_beside(graph, node)):
                 found.append((node, refusal))
@@ -119,7 +119,7 @@ def find_norms(graph: OnnxGraph) -> list[tuple[NodeProto, Norm | Refusal]]:
     return found
 
 
-def _longest_run(graph: OnnxGraph, first: AffineNode) -> Norm:
+def _longest_run(graph: OnnxGraph, first: AffineOp) -> Norm:
     """Return the norm that starts with `first` and goes on as long as one reader on the same axis follows another."""
     steps, affine, axis = [first], first.affine, first.axis
     while True:
@@ -128,7 +128,7 @@ def _longest_run(graph: OnnxGraph, first: AffineNode) -> Norm:
         if result in graph.outputs or len(uses) != 1 or uses[0].index < 0:
             break
         try:
-            step = read_affine_node(graph, uses[0].node)
+            step = read_affine_op(graph, uses[0].node)
         except Refusal:
             break  # a BatchNormalization that cannot be read is reported by itself
         if step is None or step.source != result or (None not in (axis, step.axis) and axis != step.axis):
@@ -154,22 +154,22 @@ def _scales_and_shifts(norm: Norm) -> bool:
     return any(_scales(step) for step in norm.steps) and any(_shifts(step) for step in norm.steps)
 
 
-def _centres(steps: list[AffineNode]) -> bool:
+def _centres(steps: list[AffineOp]) -> bool:
     shifts = [i for i, step in enumerate(steps) if _shifts(step)]
     scales = [i for i, step in enumerate(steps) if _scales(step)]
     is_norm = any(is_batch_norm(step.node) for step in steps)
     return is_norm or bool(shifts and scales and shifts[0] < scales[-1])
 
 
-def _scales(step: AffineNode) -> bool:
+def _scales(step: AffineOp) -> bool:
     return step.node.op_type in ("Mul", "Div")
 
 
-def _shifts(step: AffineNode) -> bool:
+def _shifts(step: AffineOp) -> bool:
     return step.node.op_type in ("Add", "Sub")
 
 
-def read_affine_node(graph: OnnxGraph, node: NodeProto) -> AffineNode | None:
+def read_affine_op(graph: OnnxGraph, node: NodeProto) -> AffineOp | None:
     """Return the node as an affine step, or None when it is none; raise Refusal for a norm that cannot be read."""
     if is_batch_norm(node):
         return read_batch_norm(graph, node)
@@ -189,7 +189,7 @@ def read_affine_node(graph: OnnxGraph, node: NodeProto) -> AffineNode | None:
     if axis is None and operand.values.size != 1:
         return None
     affine = _elementwise(node, operand.values.reshape(-1), is_reversed=at == 0)
-    return AffineNode(node, source, affine, axis)
+    return AffineOp(node, source, affine, axis)
 
 
 def _elementwise(node: NodeProto, operand: Array, *, is_reversed: bool) -> Affine:

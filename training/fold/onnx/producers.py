@@ -1,8 +1,8 @@
 """Finds the layers before a norm whose weights can take it: backward from its input to what makes that.
 
 Fourth in the ONNX flow, after `norms`; `consumers` looks forward. No value on the way may have another reader
-or be an output of the graph, and each operation must let the affine pass (`commuting`, `axes`). The arithmetic
-is `weights`' task.
+or be an output of the graph, and each operation must let the affine pass (`passing`, `axes`). The arithmetic
+is `parameters`' task.
 """
 
 from dataclasses import dataclass, replace
@@ -13,10 +13,10 @@ from onnx import NodeProto
 from ..core import Affine
 from ..refusals import Refusal, RefusalCode
 from .axes import SHAPE_OPERATIONS, across_reshape, across_transpose
-from .commuting import require_commuting
 from .constants import read_constant
 from .graph import OnnxGraph
-from .norms import AffineNode, Norm, read_affine_node
+from .norms import AffineOp, Norm, read_affine_op
+from .passing import require_passing
 from .protos import attributes
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -40,7 +40,7 @@ class TargetLayer:
     affine: Affine
     axis: int | None
     way: tuple[NodeProto, ...] = ()
-    absorbed: tuple[AffineNode, ...] = ()
+    absorbed: tuple[AffineOp, ...] = ()
     data: int = 0
 
 
@@ -60,7 +60,7 @@ class _Moving:
     affine: Affine
     axis: int | None
     way: tuple[NodeProto, ...] = ()
-    absorbed: tuple[AffineNode, ...] = ()
+    absorbed: tuple[AffineOp, ...] = ()
 
     def past(self, node: NodeProto, affine: Affine, axis: int | None) -> "_Moving":
         return replace(self, affine=affine, axis=axis, way=(node, *self.way))
@@ -77,7 +77,7 @@ def _behind(graph: OnnxGraph, value: str, load: _Moving) -> list[TargetLayer]:
             return [TargetLayer(node, load.affine, load.axis, load.way, load.absorbed)]
         if node.op_type == "Concat":
             return _behind_concat(graph, node, load)
-        step = read_affine_node(graph, node)
+        step = read_affine_op(graph, node)
         if step is not None:
             return _behind(graph, step.source, _absorb(step, load))
         if node.op_type in _SUMS:
@@ -86,7 +86,7 @@ def _behind(graph: OnnxGraph, value: str, load: _Moving) -> list[TargetLayer]:
     return _behind(graph, str(node.input[0]), load.past(node, affine, axis))
 
 
-def _absorb(step: AffineNode, load: _Moving) -> _Moving:
+def _absorb(step: AffineOp, load: _Moving) -> _Moving:
     """Return the load with an affine on the way composed into it, when both run over the same axis."""
     channels = max(step.affine.channels, load.affine.channels)
     fits = not {step.affine.channels, load.affine.channels} - {1, channels}
@@ -115,7 +115,7 @@ def across(
         if shape is None:
             raise Refusal(RefusalCode.AXIS, f"Transpose {node.name!r}: the rank of its input is not known")
         return affine, across_transpose(node, len(shape), axis, backward=backward)
-    require_commuting(graph, node, affine, axis)
+    require_passing(graph, node, affine, axis)
     return affine, axis
 
 

@@ -1,6 +1,6 @@
 """Takes one norm out of an ONNX graph: into the layers before it, else into those behind it, else a refusal.
 
-Sixth in the ONNX flow, between `weights`, which works out the new weights, and `scopes`, which asks for one
+Sixth in the ONNX flow, between `parameters`, which works out the new weights, and `scopes`, which asks for one
 norm after another. Everything is worked out before anything is written, so that a refusal leaves no trace.
 """
 
@@ -13,9 +13,9 @@ from ..report import Site
 from .consumers import find_consumers
 from .graph import OnnxGraph
 from .norms import Norm
+from .parameters import Change, apply, change_consumer, change_producer
 from .producers import TargetLayer, find_producers
 from .proof import Segment
-from .weights import Edit, apply, edit_consumer, edit_producer
 
 WEAK = {RefusalCode.NO_PRODUCER, RefusalCode.ACTIVATION_BETWEEN, RefusalCode.UNKNOWN_OP}
 _AT_A_LAYER = {RefusalCode.PAD, RefusalCode.QUANTISED, RefusalCode.OVERRIDABLE, RefusalCode.OVERFLOW}
@@ -60,17 +60,17 @@ def label(node: NodeProto) -> str:
 
 def _fold_into_producers(graph: OnnxGraph, norm: Norm) -> Fold:
     targets = find_producers(graph, norm)
-    edits = [edit_producer(graph, target) for target in targets]
-    inputs = [_data_input(edit) for edit in edits]
+    changes = [change_producer(graph, target) for target in targets]
+    inputs = [_data_input(change) for change in changes]
     changed = {name for target in targets for node in (target.layer, *target.way) for name in node.output}
-    notes = tuple(note for edit in edits for note in apply(graph, edit))
+    notes = tuple(note for change in changes for note in apply(graph, change))
     for target in targets:
         for step in reversed(target.absorbed):
             _bypass(graph, step.source, [step.node])
     source, result = norm.source, norm.result
     _bypass(graph, source, norm.nodes)
     segment = Segment(result, tuple(dict.fromkeys(inputs)), frozenset(changed | {source}))
-    return Fold(norm, _site(norm, targets, edits, notes), [segment], norm.batch_norms)
+    return Fold(norm, _site(norm, targets, changes, notes), [segment], norm.batch_norms)
 
 
 def _bypass(graph: OnnxGraph, source: str, nodes: list[NodeProto]) -> None:
@@ -86,14 +86,14 @@ def _bypass(graph: OnnxGraph, source: str, nodes: list[NodeProto]) -> None:
 
 def _fold_into_consumers(graph: OnnxGraph, norm: Norm, exact_padding: bool) -> Fold:
     targets = find_consumers(graph, norm)
-    edits = [edit_consumer(graph, target, exact_padding=exact_padding) for target in targets]
+    changes = [change_consumer(graph, target, exact_padding=exact_padding) for target in targets]
     changed = frozenset({norm.result, *(name for one in targets for node in one.way for name in node.output)})
     segments = [_segment_to(graph, norm, target, changed) for target in targets]
-    notes = tuple(note for edit in edits for note in apply(graph, edit))
+    notes = tuple(note for change in changes for note in apply(graph, change))
     for use in graph.uses(norm.result):
         graph.set_input(use.node, use.index, norm.source)
     graph.remove(norm.nodes)
-    return Fold(norm, _site(norm, targets, edits, notes, is_ahead=True), segments, norm.batch_norms)
+    return Fold(norm, _site(norm, targets, changes, notes, is_ahead=True), segments, norm.batch_norms)
 
 
 def _segment_to(graph: OnnxGraph, norm: Norm, target: TargetLayer, changed: frozenset[str]) -> Segment:
@@ -103,13 +103,13 @@ def _segment_to(graph: OnnxGraph, norm: Norm, target: TargetLayer, changed: froz
     return Segment(str(target.layer.output[0]), tuple(dict.fromkeys((norm.source, *others))), changed)
 
 
-def _data_input(edit: Edit) -> str:
+def _data_input(change: Change) -> str:
     """Return what the layer reads besides its weights."""
-    return str(edit.layer.input[1 - edit.weight_at])
+    return str(change.layer.input[1 - change.weight_at])
 
 
 def _site(
-    norm: Norm, targets: list[TargetLayer], edits: list[Edit], notes: tuple[str, ...], *, is_ahead: bool = False
+    norm: Norm, targets: list[TargetLayer], changes: list[Change], notes: tuple[str, ...], *, is_ahead: bool = False
 ) -> Site:
     first = norm.nodes[0]
     affine = norm.affine
@@ -122,7 +122,7 @@ def _site(
         channels=affine.channels,
         scale_range=(float(affine.scale.min()), float(affine.scale.max())),
         dead_channels=int((affine.scale == 0).sum()),
-        max_ulp=max(edit.ulp for edit in edits),
-        cancellation=max(edit.cancellation for edit in edits),
+        max_ulp=max(change.ulp for change in changes),
+        cancellation=max(change.cancellation for change in changes),
         notes=notes,
     )

@@ -1,7 +1,7 @@
 """The new weights of an ONNX layer that takes a norm: Conv, ConvTranspose, Gemm in all its forms, MatMul.
 
 Fifth in the ONNX flow, after `producers` and `consumers`. It says where each operator keeps its channels and calls
-`core` for the arithmetic; an `Edit` is worked out and rounded before anything is written, so that a refusal leaves no
+`core` for the arithmetic; a `Change` is worked out and rounded before anything is written, so that a refusal leaves no
 trace.
 """
 
@@ -23,15 +23,15 @@ from ..core import (
 from ..refusals import Refusal, RefusalCode
 from ..rounding import max_ulp, round_once
 from .border import add_border, require_border
-from .commuting import QUANTISED, has_padding
 from .constants import Constant, read_constant
 from .graph import OnnxGraph
+from .passing import QUANTISED, has_padding
 from .producers import TargetLayer
 from .protos import attributes, set_attribute
 
 
 @dataclass(frozen=True)
-class Edit:
+class Change:
     """What a layer's parameters become.
 
     Attributes:
@@ -55,8 +55,8 @@ class Edit:
     border: Array | None = None
 
 
-def edit_producer(graph: OnnxGraph, target: TargetLayer) -> Edit:
-    """Return the edit of a layer whose output the affine rescales.
+def change_producer(graph: OnnxGraph, target: TargetLayer) -> Change:
+    """Return the change of a layer whose output the affine rescales.
 
     Raises:
         Refusal: axis when the affine runs over another axis, quantised, overridable, no-producer for a weight that is
@@ -71,11 +71,11 @@ def edit_producer(graph: OnnxGraph, target: TargetLayer) -> Edit:
     new_weight, new_bias = fold_producer(weight.values, vector, affine, layout, groups)
     old_bias = np.zeros(affine.channels) if vector is None else vector
     kappa = np.abs(affine.scale * old_bias) + np.abs(affine.shift)
-    return _edit(layer, weight_at, new_weight, _bias_shape(layer, weight_at, new_bias), weight.dtype, kappa)
+    return _change(layer, weight_at, new_weight, _bias_shape(layer, weight_at, new_bias), weight.dtype, kappa)
 
 
-def edit_consumer(graph: OnnxGraph, target: TargetLayer, *, exact_padding: bool = False) -> Edit:
-    """Return the edit of a layer whose data input the affine rescales.
+def change_consumer(graph: OnnxGraph, target: TargetLayer, *, exact_padding: bool = False) -> Change:
+    """Return the change of a layer whose data input the affine rescales.
 
     Args:
         graph: holds the layer.
@@ -83,7 +83,7 @@ def edit_consumer(graph: OnnxGraph, target: TargetLayer, *, exact_padding: bool 
         exact_padding: give a zero-padded Conv a correction at the border instead of refusing.
 
     Raises:
-        Refusal: pad when the layer adds zeros that the affine would have shifted; otherwise as `edit_producer`.
+        Refusal: pad when the layer adds zeros that the affine would have shifted; otherwise as `change_producer`.
     """
     layer = target.layer
     weight_at, layout = _input_layout(graph, layer, target.data, target.axis)
@@ -100,25 +100,25 @@ def edit_consumer(graph: OnnxGraph, target: TargetLayer, *, exact_padding: bool 
     new_bias = old_bias + alpha * moved
     kappa = np.abs(old_bias) + np.abs(alpha * moved)
     bias_as_read = _bias_shape(layer, weight_at, new_bias)
-    return _edit(layer, weight_at, new_weight, bias_as_read, weight.dtype, kappa, border)
+    return _change(layer, weight_at, new_weight, bias_as_read, weight.dtype, kappa, border)
 
 
-def apply(graph: OnnxGraph, edit: Edit) -> tuple[str, ...]:
-    """Write the edit into the graph and return remarks, such as that a shared weight now has its own copy."""
-    layer, old = edit.layer, str(edit.layer.input[edit.weight_at])
+def apply(graph: OnnxGraph, change: Change) -> tuple[str, ...]:
+    """Write the change into the graph and return remarks, such as that a shared weight now has its own copy."""
+    layer, old = change.layer, str(change.layer.input[change.weight_at])
     stem = old[: -len("weight")] + "bias" if old.endswith("weight") else f"{old}_bias"
     notes: list[str] = []
     if layer.op_type == "MatMul":
-        _add_behind(graph, layer, edit, stem)
+        _add_behind(graph, layer, change, stem)
     else:
-        notes += _write(graph, layer, 2, edit.bias, edit.dtype, stem)
-        if edit.border is not None:
-            add_border(graph, layer, edit.border, edit.dtype, stem)
+        notes += _write(graph, layer, 2, change.bias, change.dtype, stem)
+        if change.border is not None:
+            add_border(graph, layer, change.border, change.dtype, stem)
             notes.append("the border of the padded Conv gets a correction: a convolution of one channel of ones")
         graph.sweep()  # a bias made from the weight's shape was a second reader of the weight
     if layer.op_type == "Gemm" and "beta" in attributes(layer):
         set_attribute(layer, "beta", 1.0)
-    return (*_write(graph, layer, edit.weight_at, edit.weight, edit.dtype, old), *notes)
+    return (*_write(graph, layer, change.weight_at, change.weight, change.dtype, old), *notes)
 
 
 def _write(graph: OnnxGraph, layer: NodeProto, index: int, exact: Array, dtype: str, wish: str) -> list[str]:
@@ -135,13 +135,13 @@ def _write(graph: OnnxGraph, layer: NodeProto, index: int, exact: Array, dtype: 
     return [f"untied {old!r}, which others read"] if is_shared else []
 
 
-def _add_behind(graph: OnnxGraph, layer: NodeProto, edit: Edit, wish: str) -> None:
+def _add_behind(graph: OnnxGraph, layer: NodeProto, change: Change, wish: str) -> None:
     """Give a MatMul its bias as an Add; a bias of zeros needs none."""
-    if not np.any(edit.bias):
+    if not np.any(change.bias):
         return
     bias, output = graph.fresh(wish), str(layer.output[0])
     inner = graph.fresh(f"{output}_unbiased")
-    graph.store(bias, edit.bias, edit.dtype)
+    graph.store(bias, change.bias, change.dtype)
     graph.rename_output(layer, output, inner)
     node = helper.make_node("Add", [inner, bias], [output], name=graph.fresh(f"{layer.name or output}_add_bias"))
     graph.insert_after(layer, node)
@@ -271,7 +271,7 @@ def _shifts_into_padding(graph: OnnxGraph, layer: NodeProto, affine: Affine, exa
     return True
 
 
-def _edit(
+def _change(
     layer: NodeProto,
     at: int,
     weight: Array,
@@ -279,10 +279,10 @@ def _edit(
     dtype: str | None,
     kappa: Array,
     border: Array | None = None,
-) -> Edit:
+) -> Change:
     assert dtype is not None
     written = (weight, bias) if border is None else (weight, bias, border)
     ulp = max(max_ulp(round_once(values, dtype), values, dtype) for values in written)
     flat = np.abs(bias.reshape(-1))
     cancelled = kappa[flat > 0] / flat[flat > 0]
-    return Edit(layer, at, weight, bias, dtype, ulp, float(cancelled.max(initial=0.0)), border)
+    return Change(layer, at, weight, bias, dtype, ulp, float(cancelled.max(initial=0.0)), border)

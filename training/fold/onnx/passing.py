@@ -1,7 +1,7 @@
-"""Which ONNX operations a per-channel affine commutes with, and under which conditions.
+"""The ONNX operations that a per-channel affine may pass, and under which conditions.
 
 The closed table that `producers` and `consumers` go by: `op(s x + t) = s op(x) + t` holds for an operation exactly when
-each element of its output is a copy of one element or a mean of several of one channel. Nothing else commutes.
+each element of its output is a copy of one element or a mean of several of one channel. Nothing else is passed.
 Source of the conditions: the identity itself; each is checked in float64 by the tests.
 """
 
@@ -61,7 +61,7 @@ QUANTISED = frozenset(
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 
 
-def require_commuting(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:
+def require_passing(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:
     """Return when the affine along `axis` passes through `node`, whose axes stay where they are.
 
     Args:
