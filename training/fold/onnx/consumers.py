@@ -1,7 +1,7 @@
 """Finds the layers after a norm whose weights can take it: forward from its output to everything that reads that.
 
-The counterpart of `producers`, with the same table of operations that an affine passes. Every reader has to lead to a layer; a
-Concat gives the layer after it an affine that leaves the other inputs' channels alone.
+The counterpart of `producers`, with the same table of operations that an affine may pass. Every reader has to lead to a
+layer; a Concat gives the layer after it an affine that leaves the other inputs' channels alone.
 """
 
 from dataclasses import replace
