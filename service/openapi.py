@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from PIL import Image
 
-    from .engines.signature import ImageSpec
+    from foldserve.format.image import ImageSpec
 
 _HEADERS = {
     "X-Request-ID": "The client's own where it came and is safe, else a new one.",

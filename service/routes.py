@@ -12,13 +12,14 @@ from pathlib import Path
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, RedirectResponse, Response
 
+from foldserve.format.image import ImageSpec
+
 from . import schemas
 from .bodies.answers import predictions_json
 from .bodies.bodies import EMPTY_BODY, Images, Limits, is_quick, media_type, read_images
 from .bodies.budget import BodyBudget, Share
 from .bodies.limits import clip
 from .bodies.receive import receive_body
-from .engines.signature import ImageSpec
 from .errors import InvalidInput, NotReady, Unsupported, UnsupportedMediaType
 from .inference import answer, count
 from .live.model import Model

@@ -1,6 +1,6 @@
-"""Tensors in the protocol's words: datatypes of the Open Inference Protocol and their numpy types.
+"""A tensor's name, datatype and shape, in the words of the Open Inference Protocol.
 
-Used wherever a name, a shape and a datatype travel together; knows neither files nor sessions.
+Used wherever the three travel together; knows neither files nor sessions.
 """
 
 from dataclasses import dataclass
@@ -9,23 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from foldserve.format.tensors import DTYPES
 
-# V2 name -> numpy type. BYTES and BF16 exist in the protocol and have no fixed-size numpy type: not served.
-DTYPES: dict[str, np.dtype[Any]] = {
-    "BOOL": np.dtype(np.bool_),
-    "UINT8": np.dtype(np.uint8),
-    "UINT16": np.dtype(np.uint16),
-    "UINT32": np.dtype(np.uint32),
-    "UINT64": np.dtype(np.uint64),
-    "INT8": np.dtype(np.int8),
-    "INT16": np.dtype(np.int16),
-    "INT32": np.dtype(np.int32),
-    "INT64": np.dtype(np.int64),
-    "FP16": np.dtype(np.float16),
-    "FP32": np.dtype(np.float32),
-    "FP64": np.dtype(np.float64),
-}
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)

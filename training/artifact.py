@@ -6,8 +6,6 @@ and digests; what stands in the graph and in the manifest was decided before.
 
 import contextlib
 import fcntl
-import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -17,14 +15,12 @@ from typing import Any
 
 import onnx
 
+from foldserve.format.errors import FormatError
+from foldserve.format.manifest import MANIFEST_FILE, MODEL_FILE, check_files, read_manifest, write_manifest
 from foldserve.format.names import MODEL_NAME_RULE, VERSION_RULE, is_model_name, is_version
 
 from .errors import ArtifactError
 from .triton import companion_files
-
-MODEL_NAME = "model.onnx"
-MANIFEST_NAME = "manifest.json"
-FORMAT = 1
 
 TEMPORARY = ".tmp-"
 
@@ -80,29 +76,19 @@ def versions(folder: Path) -> list[int]:
 
 
 def read(folder: Path) -> tuple[bytes, dict[str, Any]]:
-    """Return model.onnx and the manifest of a version folder, the bytes checked against the manifest's digests.
+    """Return model.onnx and the manifest of a version folder, every file checked against the manifest.
 
     Raises:
         ArtifactError: a file is missing, cut off or not what the manifest says.
     """
     try:
-        manifest = json.loads((folder / MANIFEST_NAME).read_bytes())
-        model = (folder / MODEL_NAME).read_bytes()
+        manifest = read_manifest(folder)
+        check_files(folder, manifest)
+        return (folder / MODEL_FILE).read_bytes(), manifest
+    except FormatError as err:
+        raise ArtifactError(f"{err}; expected a version folder as it was published") from err
     except OSError as err:
         raise ArtifactError(f"{err.filename} cannot be read ({err.strerror}); expected a version folder") from err
-    except ValueError as err:
-        raise ArtifactError(f"{folder / MANIFEST_NAME} is not JSON ({err}); publish the model again") from err
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ArtifactError(f"{folder / MANIFEST_NAME} is not a manifest of format {FORMAT}")
-    try:
-        expected = manifest["files"][MODEL_NAME]
-    except (KeyError, TypeError) as err:
-        raise ArtifactError(f"{folder / MANIFEST_NAME} states no digest of {MODEL_NAME}") from err
-    if expected != _digest(model):
-        raise ArtifactError(
-            f"{folder / MODEL_NAME} is {_digest(model)}, the manifest says {expected}; publish it again"
-        )
-    return model, manifest
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -135,7 +121,8 @@ def _publish_next(
                 f"{target} exists and a version is never overwritten; leave the number out for a new one"
             )
         try:
-            _publish_as(target, {MODEL_NAME: model, MANIFEST_NAME: _manifest(target, model, manifest)}, companions)
+            written = write_manifest(folder.name, int(target.name), model, manifest)
+            _publish_as(target, {MODEL_FILE: model, MANIFEST_FILE: written}, companions)
             return target
         except OSError:
             # Somebody who does not take our lock may have filled `target` meanwhile; then the next number is ours.
@@ -157,12 +144,6 @@ def _publish_as(target: Path, files: Mapping[str, bytes], companions: Mapping[st
         os.rename(temporary, target)  # the system refuses when `target` is there and not empty
         undo.pop_all()
     _sync_folder(folder)
-
-
-def _manifest(target: Path, model: bytes, rest: Mapping[str, Any]) -> bytes:
-    head = {"format": FORMAT, "name": target.parent.name, "version": int(target.name)}
-    whole = {**head, **rest, **head, "files": {MODEL_NAME: _digest(model)}}
-    return (json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 @contextlib.contextmanager
@@ -198,10 +179,6 @@ def _check_companions(folder: Path, companions: Mapping[str, str]) -> None:
 def _remove_if_empty(folder: Path) -> None:
     with contextlib.suppress(OSError):
         folder.rmdir()
-
-
-def _digest(content: bytes) -> dict[str, Any]:
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _umask() -> int:

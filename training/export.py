@@ -5,7 +5,6 @@ judges the numbers. This module checks form only (interface, operators, paramete
 """
 
 import hashlib
-import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,13 +18,14 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from foldserve.format.metadata import WEIGHTS, read_labels
+
 from .errors import ExportError
 
 OPSET = 20
 INPUT_NAME = "image"
 OUTPUT_NAMES = ("logits", "probabilities", "class_id")
 BATCH_AXIS = "batch"
-FORMAT = "1"
 
 # A folded network computes; these only remain when a step before this one failed to do its work.
 FORBIDDEN_OPERATORS = frozenset({"BatchNormalization", "InstanceNormalization", "Dropout", "Identity"})
@@ -75,7 +75,7 @@ def export(
     _clear_traces_of_the_machine(model)
     _name_initializers_as_in(model, folded)
     _check_parameters(model, folded)
-    _set_metadata(model, {**metadata, "foldserve.weights": weights_digest(model)})
+    _set_metadata(model, {**metadata, WEIGHTS: weights_digest(model)})
     _check_interface(model, image_shape)
     check_graph(model)
     return model
@@ -85,29 +85,6 @@ def to_bytes(model: onnx.ModelProto) -> bytes:
     """Return the file content of `model`, the same in every process."""
     content: bytes = model.SerializeToString(deterministic=True)
     return content
-
-
-def describe(
-    *,
-    labels: tuple[str, ...],
-    image: Mapping[str, Any] | None,
-    recipe: Mapping[str, Any],
-    seed: int,
-    data: Mapping[str, str],
-    statistics: str,
-    revision: str,
-) -> dict[str, str]:
-    """Return the `metadata_props` of docs/architecture.md, structured values as JSON with sorted keys."""
-    described = {
-        "foldserve.format": FORMAT,
-        "foldserve.labels": canonical_json(labels),
-        "foldserve.recipe": canonical_json(recipe),
-        "foldserve.seed": str(seed),
-        "foldserve.data": canonical_json(data),
-        "foldserve.statistics": statistics,
-        "foldserve.revision": revision,
-    }
-    return described if image is None else {**described, "foldserve.image": canonical_json(image)}
 
 
 def check_graph(model: onnx.ModelProto) -> None:
@@ -136,11 +113,6 @@ def weights_digest(model: onnx.ModelProto) -> str:
         digest.update(f"{tensor.name}\0{array.dtype.name}\0{shape}\0".encode())
         digest.update(_little_endian(array))
     return digest.hexdigest()
-
-
-def canonical_json(value: object) -> str:
-    """Return `value` as the one JSON text that the metadata uses for it."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def _little_endian(array: NDArray[Any]) -> bytes:
@@ -244,9 +216,9 @@ def _check_interface(model: onnx.ModelProto, image_shape: tuple[int, int, int]) 
     ]
     if found != expected or not isinstance(classes, int):
         raise ExportError(f"the graph's interface is {found}, expected {expected}")
-    labels = next((p.value for p in model.metadata_props if p.key == "foldserve.labels"), None)
-    if labels is not None and len(json.loads(labels)) != classes:
-        raise ExportError(f"{len(json.loads(labels))} labels for {classes} outputs; expected one label for each output")
+    labels = read_labels({entry.key: entry.value for entry in model.metadata_props})
+    if labels is not None and len(labels) != classes:
+        raise ExportError(f"{len(labels)} labels for {classes} outputs; expected one label for each output")
 
 
 def _signature(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str, ...]]:

@@ -15,6 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from foldserve.format import metadata
+from foldserve.format.golden import Golden
+from foldserve.format.image import ImageSpec
+
 from . import export, golden
 from .config import Recipe
 from .dataset import CLASS_NAMES, PIXEL_SCALE, FashionMNIST, scale_pixels
@@ -136,13 +140,13 @@ def package(
     """
     channels, height, width = dataset.test_images.shape[1:]
     folded, report = fold_network(trained.network, dataset.test_images[:PROOF_ROWS])
-    metadata = describe(trained.weights.recipe, dataset, revision)
-    model = export.to_bytes(export.export(folded, metadata=metadata, image_shape=(channels, height, width)))
+    described = describe(trained.weights.recipe, dataset, revision)
+    model = export.to_bytes(export.export(folded, metadata=described, image_shape=(channels, height, width)))
     oracle = oracle_logits(trained.network, dataset.test_images)
     parity = check_parity(trained.network, folded, model, dataset, algebra=algebra_of(report), oracle=oracle)
     manifest = {
         "created": f"{created:%Y-%m-%dT%H:%M:%SZ}",
-        "golden": golden_answers(oracle, model, dataset),
+        "golden": golden_answers(oracle, model, dataset).as_dict(),
         "accuracy": accuracy_of(trained, parity),
         "parity": parity.as_dict(),
         "fold": report.as_dict(),
@@ -155,18 +159,18 @@ def package(
 def describe(recipe: Recipe, dataset: FashionMNIST, revision: str) -> dict[str, str]:
     """Return the graph's metadata: what is known of the model wherever it is exported."""
     channels, height, width = dataset.test_images.shape[1:]
-    image = {
-        "input": export.INPUT_NAME,
-        "channels": channels,
-        "height": height,
-        "width": width,
-        "range": [0, 255],
-        "polarity": "light-on-dark",
-        "background": 0,
-        "grey": "ITU-R 601",
-    }
+    image = ImageSpec(
+        input=export.INPUT_NAME,
+        channels=channels,
+        height=height,
+        width=width,
+        range=(0, 255),
+        polarity="light-on-dark",
+        background=0,
+        grey="ITU-R 601",
+    )
     hyperparameters = recipe.as_dict()
-    return export.describe(
+    return metadata.describe(
         labels=CLASS_NAMES,
         image=image,
         seed=hyperparameters.pop("seed"),
@@ -182,8 +186,8 @@ def algebra_of(report: Report) -> dict[str, float | None]:
     return {site.path or site.node: site.proof_error for site in report.folded}
 
 
-def golden_answers(oracle: NDArray[np.float64], model: bytes, dataset: FashionMNIST) -> dict[str, Any]:
-    """Return the manifest's `golden`, after seeing that `model` gives these answers here.
+def golden_answers(oracle: NDArray[np.float64], model: bytes, dataset: FashionMNIST) -> Golden:
+    """Return what goes into the manifest's `golden`, after seeing that `model` gives these answers here.
 
     Args:
         oracle: (N, classes), logits of the unfolded network in float64 for the test images.
@@ -195,9 +199,9 @@ def golden_answers(oracle: NDArray[np.float64], model: bytes, dataset: FashionMN
     """
     rows = golden.choose(dataset.test_labels, oracle)
     images = np.ascontiguousarray(dataset.test_images[rows])
-    expected = golden.answers(oracle[rows])
-    golden.check(expected, run_model(model, images))
-    return golden.encode(images, expected)
+    known = Golden({export.INPUT_NAME: images}, golden.answers(oracle[rows]), golden.TOLERANCE)
+    golden.check(known, run_model(model, images))
+    return known
 
 
 def accuracy_of(trained: Trained, parity: Parity) -> dict[str, Any]:

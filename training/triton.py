@@ -4,9 +4,9 @@ Everything in them is derived from the graph, which stays the one source; ours d
 Source of the fields: Triton's model_config.proto.
 """
 
-import json
-
 import onnx
+
+from foldserve.format.metadata import LABELS, read_labels
 
 from .errors import ArtifactError
 
@@ -27,19 +27,18 @@ def companion_files(name: str, model: onnx.ModelProto) -> dict[str, str]:
     return {CONFIG_NAME: config(name, model), LABELS_NAME: "".join(f"{label}\n" for label in labels(model))}
 
 
-def labels(model: onnx.ModelProto) -> list[str]:
+def labels(model: onnx.ModelProto) -> tuple[str, ...]:
     """Return the class names that the graph's metadata states.
 
     Raises:
         ArtifactError: there are none, or one does not fit on a line.
     """
-    for entry in model.metadata_props:
-        if entry.key == "foldserve.labels":
-            names: list[str] = json.loads(entry.value)
-            if any("\n" in name or "\r" in name for name in names):
-                raise ArtifactError(f"a label holds a line break, expected one line for each of {names}")
-            return names
-    raise ArtifactError("the graph's metadata has no foldserve.labels; export it with its labels")
+    names = read_labels({entry.key: entry.value for entry in model.metadata_props})
+    if names is None:
+        raise ArtifactError(f"the graph's metadata has no {LABELS}; export it with its labels")
+    if any("\n" in name or "\r" in name for name in names):
+        raise ArtifactError(f"a label holds a line break, expected one line for each of {list(names)}")
+    return names
 
 
 def config(name: str, model: onnx.ModelProto) -> str:

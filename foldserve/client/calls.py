@@ -10,8 +10,10 @@ from urllib.parse import quote
 
 import httpx
 
+from foldserve.format.tensors import Array
+
 from .errors import Unavailable, Unreachable
-from .messages import HEADER_LENGTH, Array, Result, infer_path, read_answer, read_refusal, write_request
+from .messages import HEADER_LENGTH, Result, infer_path, read_answer, read_refusal, write_request
 from .patience import Patience
 
 

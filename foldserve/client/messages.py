@@ -10,19 +10,12 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-import numpy.typing as npt
+
+from foldserve.format.tensors import DATATYPE_OF, LITTLE_ENDIAN, Array
 
 from .errors import ClientError, DeadlineExceeded, Refused, Unavailable
 
-Array = npt.NDArray[Any]
-
 HEADER_LENGTH = "Inference-Header-Content-Length"
-
-_DATATYPES = {
-    "bool": "BOOL", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64", "int8": "INT8",
-    "int16": "INT16", "int32": "INT32", "int64": "INT64", "float16": "FP16", "float32": "FP32", "float64": "FP64",
-}  # fmt: skip
-_DTYPES = {datatype: np.dtype(name).newbyteorder("<") for name, datatype in _DATATYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -73,10 +66,11 @@ def write_request(inputs: Mapping[str, Array], outputs: Sequence[str] | None, re
     entries = []
     for name, values in inputs.items():
         array = np.asarray(values)
-        if array.dtype.name not in _DATATYPES:
-            raise TypeError(f"input {name!r} is of {array.dtype}, expected one of {', '.join(_DATATYPES)}")
-        datatype = _DATATYPES[array.dtype.name]
-        tails.append(np.ascontiguousarray(array, _DTYPES[datatype]).tobytes())
+        datatype = DATATYPE_OF.get(array.dtype.newbyteorder("="))
+        if datatype is None:
+            expected = ", ".join(str(dtype) for dtype in DATATYPE_OF)
+            raise TypeError(f"input {name!r} is of {array.dtype}, expected one of {expected}")
+        tails.append(np.ascontiguousarray(array, LITTLE_ENDIAN[datatype]).tobytes())
         sized = {"binary_data_size": len(tails[-1])}
         entries.append({"name": name, "shape": list(array.shape), "datatype": datatype, "parameters": sized})
     head: dict[str, Any] = {"inputs": entries, "parameters": {"binary_data_output": True}}
@@ -125,8 +119,8 @@ def _read_tensor(entry: Mapping[str, Any], data: bytes | None) -> Array:
     if datatype == "BYTES":
         return np.array(entry["data"] if data is None else _elements(data), object).reshape(shape)
     if data is None:
-        return np.array(entry["data"], _DTYPES[datatype]).reshape(shape)
-    return np.frombuffer(data, _DTYPES[datatype]).reshape(shape)
+        return np.array(entry["data"], LITTLE_ENDIAN[datatype]).reshape(shape)
+    return np.frombuffer(data, LITTLE_ENDIAN[datatype]).reshape(shape)
 
 
 def _elements(data: bytes) -> list[str]:

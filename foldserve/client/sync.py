@@ -7,8 +7,10 @@ from typing import Any, Self, Unpack
 
 import httpx
 
+from foldserve.format.tensors import Array
+
 from .calls import Calls, Flow, InferOptions, Pause
-from .messages import Array, Result
+from .messages import Result
 
 
 class Client:

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from foldserve.format.metadata import FORMAT_KEY
+
 from ..errors import ArtifactInvalid
 from ..tensors import Array, TensorSpec
 from .external_data import fields, tensors
 
 _MODEL_METADATA, _ENTRY_KEY = 14, 1
-_OURS = "foldserve.format"
 _TENSOR_TYPE, _TENSOR_FLOATS, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_DOUBLES = 2, 4, 8, 9, 10
 # Number of a tensor's type in onnx.proto -> numpy's.
 _FLOATS: Mapping[int, np.dtype[Any]] = {1: np.dtype("<f4"), 10: np.dtype("<f2"), 11: np.dtype("<f8")}
@@ -35,7 +36,7 @@ def refuse_ours(path: Path) -> None:
     """
     with _opened(path) as data:
         entries = ((value, stop) for field, value, stop in fields(data, 0, len(data)) if field == _MODEL_METADATA)
-        if any(_text(data, value, stop, _ENTRY_KEY) == _OURS for value, stop in entries if stop is not None):
+        if any(_text(data, value, stop, _ENTRY_KEY) == FORMAT_KEY for value, stop in entries if stop is not None):
             raise ArtifactInvalid(
                 f"{path} was exported together with a manifest, which is missing: copy the whole version folder"
             )

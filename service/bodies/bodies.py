@@ -18,7 +18,7 @@ from .instances import Images, images_from_json, pixels_from_json
 from .limits import Limits, PixelBudget, check_rows, clip
 
 if TYPE_CHECKING:
-    from ..engines.signature import ImageSpec
+    from foldserve.format.image import ImageSpec
 
 __all__ = [
     "EMPTY_BODY", "INLINE_PIXEL_BYTES", "MEDIA_TYPES", "Images", "Limits", "images_from_form", "images_from_json",

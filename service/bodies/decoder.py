@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ..engines.signature import ImageSpec
+    from foldserve.format.image import ImageSpec
+
     from .limits import PixelBudget
 
 _LIBRARY = "foldserve.service.bodies.images"

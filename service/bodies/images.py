@@ -18,7 +18,7 @@ from ..errors import InvalidInput
 from .limits import PixelBudget
 
 if TYPE_CHECKING:
-    from ..engines.signature import ImageSpec
+    from foldserve.format.image import ImageSpec
 
 FORMATS = ("PNG", "JPEG")  # by content; every decoder more is a door more
 

@@ -19,7 +19,7 @@ from .decoder import decode_image
 from .limits import Limits, PixelBudget, check_rows, clip
 
 if TYPE_CHECKING:
-    from ..engines.signature import ImageSpec
+    from foldserve.format.image import ImageSpec
 
 Images = NDArray[np.uint8]
 

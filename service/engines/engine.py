@@ -13,7 +13,10 @@ from dataclasses import replace
 import numpy as np
 import onnxruntime
 
-from ..artifacts.golden import Golden
+from foldserve.format.golden import Golden
+from foldserve.format.image import ImageSpec
+
+from ..artifacts.golden import check_golden
 from ..artifacts.repository import Artifact
 from ..artifacts.unverified import check_rows, made_inputs
 from ..errors import ArtifactInvalid, BucketsInvalid, DeviceLost, EngineError
@@ -29,7 +32,7 @@ from .buckets import (
 )
 from .providers import Device, Source, cpu_session, open_session
 from .runners import GraphRunner, PlainRunner, Runner, ThreadedRunner
-from .signature import ImageSpec, Signature, read_signature
+from .signature import Signature, read_signature
 from .structure import structure_of
 
 _log = logging.getLogger(__name__)
@@ -148,7 +151,7 @@ class Engine:
         known = kin.bucket_seconds if kin is not None and kin.rewrite == self.rewrite else seconds
         self._profile = profile_buckets(run, golden.inputs, self.buckets, known)
         for answers in self._profile.answers.values():
-            deviations = golden.check(answers, self.device.provider)
+            deviations = check_golden(golden, answers, self.device.provider)
             self.deviations = {name: max(new, self.deviations.get(name, 0.0)) for name, new in deviations.items()}
         proof = f"off its golden answers by at most {max(self.deviations.values(), default=0.0):.1e}"
         _log.info(

@@ -4,12 +4,15 @@ Everything is read from the graph and its metadata; a model that carries none of
 Refuses what the batcher could not serve, with the reason.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import onnxruntime
+
+from foldserve.format.errors import FormatError
+from foldserve.format.image import ImageSpec
+from foldserve.format.metadata import IMAGE, LABELS, read_image, read_labels
 
 from ..errors import ArtifactInvalid
 from ..tensors import TensorSpec
@@ -20,20 +23,6 @@ _ORT_DATATYPES = {
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
 } | {f"tensor({sign}int{bits})": f"{sign}int{bits}".upper() for sign in ("u", "") for bits in (8, 16, 32, 64)}
-
-
-@dataclass(frozen=True, slots=True)
-class ImageSpec:
-    """How a picture becomes a row of one input: size in pixels, value range, and what its grey levels mean."""
-
-    input: str
-    height: int
-    width: int
-    channels: int
-    range: tuple[int, int]
-    polarity: str
-    background: int
-    grey: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +56,10 @@ def read_signature(session: onnxruntime.InferenceSession) -> Signature:
     if len(rows) != 1:
         raise ArtifactInvalid(f"inputs and outputs differ in their first axis ({rows}), expected the batch in all")
     metadata = dict(session.get_modelmeta().custom_metadata_map)
-    return Signature(inputs, outputs, metadata, _labels(metadata, outputs), _image(metadata, inputs))
+    try:
+        return Signature(inputs, outputs, metadata, _labels(metadata, outputs), _image(metadata, inputs))
+    except FormatError as err:
+        raise ArtifactInvalid(str(err)) from err
 
 
 def _spec(kind: str, node: Any) -> TensorSpec:
@@ -82,37 +74,19 @@ def _spec(kind: str, node: Any) -> TensorSpec:
 
 
 def _labels(metadata: Mapping[str, str], outputs: tuple[TensorSpec, ...]) -> tuple[str, ...] | None:
-    if "foldserve.labels" not in metadata:
-        return None
-    labels = _json(metadata, "foldserve.labels")
-    if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
-        raise ArtifactInvalid(f"foldserve.labels is {metadata['foldserve.labels'][:80]}, expected an array of names")
-    if not any(spec.shape[1:] == (len(labels),) for spec in outputs):
+    labels = read_labels(metadata)
+    if labels is not None and not any(spec.shape[1:] == (len(labels),) for spec in outputs):
         shapes = {spec.name: spec.shape for spec in outputs}
-        raise ArtifactInvalid(f"foldserve.labels names {len(labels)} classes, no output has so many: {shapes}")
-    return tuple(labels)
+        raise FormatError(f"{LABELS} names {len(labels)} classes, no output has so many: {shapes}")
+    return labels
 
 
 def _image(metadata: Mapping[str, str], inputs: tuple[TensorSpec, ...]) -> ImageSpec | None:
-    if "foldserve.image" not in metadata:
-        return None
-    try:
-        stated = dict(_json(metadata, "foldserve.image"))
-        low, high = stated.pop("range")
-        image = ImageSpec(**stated, range=(low, high))
-    except (TypeError, ValueError, KeyError) as err:
-        raise ArtifactInvalid(f"foldserve.image cannot be read: {err}") from err
+    image = read_image(metadata)
     shapes = {spec.name: spec.shape[1:] for spec in inputs}
-    if shapes.get(image.input) != (image.channels, image.height, image.width):
-        raise ArtifactInvalid(
-            f"foldserve.image states input {image.input!r} of {image.channels} x {image.height} x {image.width}, "
+    if image is not None and shapes.get(image.input) != (image.channels, image.height, image.width):
+        raise FormatError(
+            f"{IMAGE} states input {image.input!r} of {image.channels} x {image.height} x {image.width}, "
             f"the graph takes {shapes}"
         )
     return image
-
-
-def _json(metadata: Mapping[str, str], key: str) -> Any:
-    try:
-        return json.loads(metadata[key])
-    except ValueError as err:
-        raise ArtifactInvalid(f"{key} in the model's metadata is not JSON: {err}") from err

@@ -7,6 +7,7 @@ a row the process ends, since only a new one can help.
 import asyncio
 import logging
 
+from ..artifacts.golden import check_golden
 from ..errors import NotReady, Overloaded, ServiceError
 from .model import Model
 from .registry import Registry
@@ -47,7 +48,7 @@ class Canary:
             return 0.0
         try:
             answer = await model.batcher.infer(model.engine.golden.inputs)
-            model.engine.golden.check(answer.outputs, model.engine.device.provider)
+            check_golden(model.engine.golden, answer.outputs, model.engine.device.provider)
         except (NotReady, Overloaded):  # it ends, or it is not idle after all
             return 0.0
         except ServiceError as err:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ..artifacts.golden import check_golden
 from ..artifacts.repository import Artifact, Repository
 from ..batching.batcher import Batcher
 from ..engines.autotune import Decide, decide_alone
@@ -119,7 +120,7 @@ class Loader:
     async def _prove(self, model: Model) -> None:
         golden = model.engine.golden
         answer = await model.batcher.infer(golden.inputs)
-        golden.check(answer.outputs, model.engine.device.provider)
+        check_golden(golden, answer.outputs, model.engine.device.provider)
         model.statistics.forget()
 
     def _load_engine(self, artifact: Artifact, is_beside: bool, like: Model | None) -> Engine:

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from foldserve.format.image import ImageSpec
+
 from ..artifacts.repository import Artifact
 from ..batching.batcher import Batcher
 from ..engines.engine import Engine
-from ..engines.signature import ImageSpec
 from .statistics import Statistics
 
 UNVERIFIED = "it came without a manifest, and nobody proved its answers"

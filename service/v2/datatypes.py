@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from foldserve.format.tensors import DATATYPE_OF, DTYPES, LITTLE_ENDIAN
+
 from ..errors import InvalidInput
-from ..tensors import DTYPES, Array
+from ..tensors import Array
 
 BYTES = "BYTES"  # elements of any length, each behind its own length in four bytes
 DATATYPES = (*DTYPES, BYTES)
-_LITTLE = {name: dtype.newbyteorder("<") for name, dtype in DTYPES.items()}
 _LENGTH = struct.Struct("<I")
 
 
@@ -37,7 +38,7 @@ def tensor_from_bytes(data: memoryview, datatype: str, shape: Sequence[int], pla
     """
     if datatype == BYTES:
         return _elements(data, shape, place)
-    dtype = _LITTLE[datatype]
+    dtype = LITTLE_ENDIAN[datatype]
     expected = prod(shape) * dtype.itemsize
     if len(data) != expected:
         raise InvalidInput(f"{place}: {len(data)} bytes, expected {expected} for {datatype} {tuple(shape)}")
@@ -66,10 +67,7 @@ def bytes_tensor(elements: Iterable[bytes], shape: Sequence[int]) -> Array:
 
 def datatype_of(array: Array) -> str:
     """Return the protocol's name for the type of an array."""
-    return BYTES if array.dtype == object else _NAMES[array.dtype]
-
-
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+    return BYTES if array.dtype == object else DATATYPE_OF[array.dtype]
 
 
 def _elements(data: memoryview, shape: Sequence[int], place: str) -> Array:

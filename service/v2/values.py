@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import orjson
 
+from foldserve.format.tensors import DTYPES
+
 from ..errors import InvalidInput
-from ..tensors import DTYPES, Array
+from ..tensors import Array
 from .datatypes import BYTES, bytes_tensor
 
 # C types that check the range of an integer as they take it (lengths in bytes: 1, 2, 4, 8 each way).

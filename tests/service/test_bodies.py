@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from foldserve.format.image import ImageSpec
 from foldserve.service.bodies import decoder
 from foldserve.service.bodies.bodies import MEDIA_TYPES, Limits, is_quick, media_type, read_images
-from foldserve.service.engines.signature import ImageSpec
 from foldserve.service.errors import BodyTooLarge, InvalidInput, TooManyRows, UnsupportedMediaType
 from tests.support.artifacts import images
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from foldserve.format.image import ImageSpec
 from foldserve.service.bodies.images import decode_image
 from foldserve.service.bodies.limits import PixelBudget
-from foldserve.service.engines.signature import ImageSpec
 from foldserve.service.errors import BodyTooLarge, InvalidInput
 
 GREY = ImageSpec("image", 28, 28, 1, (0, 255), "light-on-dark", 0, "ITU-R 601")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from foldserve.format.image import ImageSpec
 from foldserve.service.bodies.answers import predictions_json
 from foldserve.service.bodies.bodies import Limits, images_from_json
-from foldserve.service.engines.signature import ImageSpec
 from foldserve.service.errors import InvalidInput
 from foldserve.service.schemas import PredictRequest, PredictResponse
 from tests.service.test_bodies import b64

@@ -246,11 +246,12 @@ def test_other_labels_under_the_same_name_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("model.onnx", b"cut", "the manifest says"),
-        ("manifest.json", b"{", "is not JSON"),
-        ("manifest.json", b"[]", "format 1"),
-        ("manifest.json", b'{"format": 1}', "no digest"),
-        ("model.onnx", None, "cannot be read"),
+        ("model.onnx", b"cut", "its manifest says"),
+        ("manifest.json", b"{", "cannot be read as JSON"),
+        ("manifest.json", b"[]", "expected an object"),
+        ("manifest.json", b'{"format": 2}', "format is 2, expected 1"),
+        ("manifest.json", b'{"format": 1}', "lists no model.onnx"),
+        ("model.onnx", None, "its manifest lists"),
         ("manifest.json", None, "cannot be read"),
     ],
 )

@@ -15,10 +15,10 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from foldserve.format.tensors import decode_tensor
 from foldserve.training import command as command_line
 from foldserve.training.config import Recipe
 from foldserve.training.dataset import FashionMNIST
-from foldserve.training.golden import decode_tensor
 from foldserve.training.run_folder import RunFolder
 from foldserve.training.weights import read_weights
 
@@ -221,7 +221,7 @@ def test_verify_finds_one_changed_byte(made: Made, tmp_path: Path, capsys: pytes
     content[len(content) // 2] ^= 1
     (version / "model.onnx").write_bytes(bytes(content))
     assert command_line.main(["verify", str(version)]) == 1
-    assert "the manifest says" in capsys.readouterr().err
+    assert "its manifest says" in capsys.readouterr().err
 
 
 def test_verify_finds_changed_weights_behind_a_right_digest(

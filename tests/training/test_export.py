@@ -15,14 +15,16 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+from foldserve.format.image import ImageSpec
+from foldserve.format.metadata import describe
 from foldserve.training.errors import ExportError
-from foldserve.training.export import describe, export, to_bytes, weights_digest
+from foldserve.training.export import export, to_bytes, weights_digest
 
 ROOT = Path(__file__).parents[2]
 
 METADATA = describe(
     labels=tuple("abcdefghij"),
-    image={"input": "image", "height": 28, "width": 28},
+    image=ImageSpec("image", 28, 28, 1, (0, 255), "light-on-dark", 0, "ITU-R 601"),
     recipe={"preset": "book", "epochs": 10},
     seed=7,
     data={"train": "0" * 64},

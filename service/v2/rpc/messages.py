@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from google.protobuf import json_format
 
+from foldserve.format.tensors import DTYPES
+
 from ...errors import InvalidInput
-from ...tensors import DTYPES, Array, TensorSpec
+from ...tensors import Array, TensorSpec
 from ..agreement import Claim, WantedOutput, check_inputs, check_outputs, refuse_shared_memory
 from ..datatypes import BYTES, bytes_tensor, datatype_of, tensor_from_bytes, tensor_to_bytes
 from ..parameters import Parameter, check_parameters, class_count, timeout_seconds

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from onnx import helper
 
-from foldserve.service.artifacts.repository import Repository, TensorSpec
+from foldserve.service.artifacts.repository import Repository
 from foldserve.service.errors import ArtifactInvalid, ModelNotFound
+from foldserve.service.tensors import TensorSpec
 from tests.support import artifacts
 
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from foldserve.service.artifacts.repository import Repository, TensorSpec
+from foldserve.service.artifacts.repository import Repository
 from foldserve.service.engines import engine as engines
 from foldserve.service.engines.engine import Engine
 from foldserve.service.errors import ArtifactInvalid, BucketsInvalid, EngineError
+from foldserve.service.tensors import TensorSpec
 from tests.support import artifacts
 
 

@@ -1,0 +1,96 @@
+"""A version folder's manifest, and whether every byte of the folder is what it says.
+
+`model.onnx` and what else the manifest lists under `files`, each a regular file with its size and SHA-256. What the
+graph states is not repeated here; see docs/architecture.md for the keys.
+"""
+
+import hashlib
+import hmac
+import json
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import FormatError
+
+MODEL_FILE = "model.onnx"
+MANIFEST_FILE = "manifest.json"
+FORMAT = 1
+
+
+def write_manifest(name: str, version: int, model: bytes, rest: Mapping[str, Any]) -> bytes:
+    """Return the content of manifest.json: `rest`, headed by what names the version and lists its files."""
+    head = {"format": FORMAT, "name": name, "version": version}
+    files = {MODEL_FILE: {"bytes": len(model), "sha256": hashlib.sha256(model).hexdigest()}}
+    whole = {**head, **rest, **head, "files": files}
+    return (json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a version folder.
+
+    Raises:
+        FormatError: there is none, or it is not an object of the format that is known here.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        manifest = json.loads(regular_file(path).read_bytes())
+    except (OSError, ValueError) as err:
+        raise FormatError(f"{path} cannot be read as JSON: {err}") from err
+    if not isinstance(manifest, dict):
+        raise FormatError(f"{path} holds a {type(manifest).__name__}, expected an object")
+    check_key(folder, manifest, "format", FORMAT)
+    return manifest
+
+
+def check_key(folder: Path, manifest: Mapping[str, Any], key: str, expected: object) -> None:
+    """Raise FormatError when the manifest of `folder` states another value, or one of another type, for `key`."""
+    actual = manifest.get(key)
+    if actual != expected or type(actual) is not type(expected):
+        raise FormatError(f"{folder / MANIFEST_FILE}: {key} is {actual!r}, expected {expected!r}")
+
+
+def check_files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Compare a version folder with its manifest's list, name by name and byte by byte; returns the SHA-256 of each.
+
+    Raises:
+        FormatError: a file is missing, is not listed, is a link, cannot be read, or is not what the manifest says.
+    """
+    listed = manifest.get("files")
+    if not isinstance(listed, dict) or MODEL_FILE not in listed:
+        raise FormatError(f"{folder / MANIFEST_FILE} lists no {MODEL_FILE} under files")
+    present = set(os.listdir(folder)) - {MANIFEST_FILE}
+    if present != set(listed):
+        raise FormatError(f"{folder} holds {sorted(present)}, its manifest lists {sorted(listed)}")
+    return {name: _check_file(folder / name, entry) for name, entry in listed.items()}
+
+
+def _check_file(path: Path, entry: Any) -> str:
+    """SHA-256 of a listed file, after comparing it and the size with the manifest's."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
+        raise FormatError(f"{path.parent / MANIFEST_FILE}: {path.name} is listed without its sha256")
+    try:
+        with regular_file(path).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != entry.get("bytes"):
+                raise FormatError(f"{path} has {size} bytes, its manifest says {entry.get('bytes')}")
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as err:
+        raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
+    if not hmac.compare_digest(digest, entry["sha256"]):
+        raise FormatError(f"{path} has SHA-256 {digest}, its manifest says {entry['sha256']}")
+    return digest
+
+
+def regular_file(path: Path) -> Path:
+    """Return `path` if it is a file of its folder itself; a link could lead anywhere.
+
+    Raises:
+        OSError: there is nothing at `path`.
+        FormatError: it is a link, a folder or no file at all.
+    """
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise FormatError(f"{path} is not a regular file; links are not followed")
+    return path
