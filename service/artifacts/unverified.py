@@ -5,9 +5,7 @@ refused here, and so are files of our own export whose manifest got lost. Makes 
 measured; what it answers to them proves nothing about it.
 """
 
-import mmap
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,8 @@ from foldserve.format.metadata import FORMAT_KEY
 
 from ..errors import ArtifactInvalid
 from ..tensors import Array, TensorSpec
-from .external_data import fields, tensors
+from .onnx_file import find_all, opened
+from .protobuf import Message
 
 _MODEL_METADATA, _ENTRY_KEY = 14, 1
 _TENSOR_TYPE, _TENSOR_FLOATS, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_DOUBLES = 2, 4, 8, 9, 10
@@ -34,9 +33,10 @@ def refuse_ours(path: Path) -> None:
     Raises:
         ArtifactInvalid: the file's metadata says that it is ours.
     """
-    with _opened(path) as data:
-        entries = ((value, stop) for field, value, stop in fields(data, 0, len(data)) if field == _MODEL_METADATA)
-        if any(_text(data, value, stop, _ENTRY_KEY) == FORMAT_KEY for value, stop in entries if stop is not None):
+    with opened(path) as data:
+        if any(
+            entry.text(_ENTRY_KEY, "replace") == FORMAT_KEY for entry in Message.parse(data).messages(_MODEL_METADATA)
+        ):
             raise ArtifactInvalid(
                 f"{path} was exported together with a manifest, which is missing: copy the whole version folder"
             )
@@ -48,20 +48,11 @@ def refuse_unsound_weights(path: Path) -> None:
     Raises:
         ArtifactInvalid: such a tensor exists; the message names it.
     """
-    with _opened(path) as data:
-        for place in tensors(data):
-            if any(np.isnan(values).any() for values in _floats(data, *place)):
-                name = _text(data, *place, _TENSOR_NAME)[:80]
+    with opened(path) as data:
+        for tensor in map(Message.parse, find_all("Tensor", data)):
+            if any(np.isnan(values).any() for values in _floats(tensor)):
+                name = tensor.text(_TENSOR_NAME, "replace")[:80]
                 raise ArtifactInvalid(f"{path}: tensor {name!r} holds NaN; the weights are damaged")
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[mmap.mmap]:
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            yield data
-    except (IndexError, ValueError) as err:
-        raise ArtifactInvalid(f"{path} is not an ONNX model: {err}") from err
 
 
 def made_inputs(specs: Sequence[TensorSpec]) -> dict[str, Array]:
@@ -102,22 +93,10 @@ def check_rows(answers: Mapping[str, Array], rows: int) -> None:
             )
 
 
-def _floats(data: mmap.mmap, start: int, stop: int) -> Iterator[Array]:
+def _floats(tensor: Message) -> Iterator[Array]:
     """Yield the values of a tensor, where they are floats, as they lie in the file."""
-    found = list(fields(data, start, stop))
-    dtype = _FLOATS.get(next((value for field, value, end in found if field == _TENSOR_TYPE and end is None), 0))
-    if dtype is None:
-        return
-    for field, value, end in found:
-        if end is None:
-            continue
-        if field == _TENSOR_RAW:
-            yield np.frombuffer(data[value:end], dtype)
-        elif field in (_TENSOR_FLOATS, _TENSOR_DOUBLES):
-            yield np.frombuffer(data[value:end], _FLOATS[1 if field == _TENSOR_FLOATS else 11])
-
-
-def _text(data: mmap.mmap, start: int, stop: int, number: int) -> str:
-    """Return the text in a field of a message, empty where there is none."""
-    places = ((value, end) for field, value, end in fields(data, start, stop) if field == number and end is not None)
-    return next((data[value:end].decode("utf-8", "replace") for value, end in places), "")
+    dtype = _FLOATS.get(tensor.integer(_TENSOR_TYPE))
+    if dtype is not None:
+        for number, stored in ((_TENSOR_RAW, dtype), (_TENSOR_FLOATS, _FLOATS[1]), (_TENSOR_DOUBLES, _FLOATS[11])):
+            for data in tensor.all_bytes(number):
+                yield np.frombuffer(data, stored)

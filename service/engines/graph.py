@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from .protobuf import Message
+from ..artifacts.protobuf import Message
 
 Floats = npt.NDArray[np.float32]
 Attribute = int | str | tuple[int, ...]
@@ -132,9 +132,8 @@ class Graph:
         if len(graphs) != 1:
             raise ValueError(f"a model file holds {len(graphs)} graphs, expected one")
         graph = Message.parse(graphs[0])
-        tensors = [Message.parse(tensor) for tensor in graph.all_bytes(_GRAPH_TENSOR)]
-        nodes = [Node(Message.parse(node)) for node in graph.all_bytes(_GRAPH_NODE)]
-        return cls(nodes, model, graph, {tensor.text(_TENSOR_NAME): tensor for tensor in tensors})
+        nodes = [Node(node) for node in graph.messages(_GRAPH_NODE)]
+        return cls(nodes, model, graph, {tensor.text(_TENSOR_NAME): tensor for tensor in graph.messages(_GRAPH_TENSOR)})
 
     def encode(self) -> bytes:
         """Return the bytes of the model file; shapes of tensors within, which may have changed, are left out."""
@@ -147,8 +146,8 @@ class Graph:
     @property
     def opset(self) -> int:
         """The version of ONNX's own operators."""
-        sets = [Message.parse(data) for data in self._model.all_bytes(_MODEL_OPSETS)]
-        return next((found.integer(2) for found in sets if found.text(1) in ("", "ai.onnx")), 0)
+        sets = self._model.messages(_MODEL_OPSETS)
+        return next((opset.integer(2) for opset in sets if opset.text(1) in ("", "ai.onnx")), 0)
 
     def readers(self, tensor: str) -> list[Node]:
         """Every node that reads a tensor."""
@@ -163,13 +162,11 @@ class Graph:
 
     def floats(self, tensor: str) -> Floats | None:
         """The float32 weights of this name; None when it is not such, or a caller may put others in its place."""
-        found = self._tensors.get(tensor)
-        if found is None or found.integer(_TENSOR_TYPE) != _FLOAT or tensor in self._named(_GRAPH_INPUT):
+        weights = self._tensors.get(tensor)
+        if weights is None or weights.integer(_TENSOR_TYPE) != _FLOAT or tensor in self._named(_GRAPH_INPUT):
             return None
-        data = b"".join(found.all_bytes(_TENSOR_RAW)) or b"".join(
-            value for number, _, value in found.fields if number == _TENSOR_FLOATS and isinstance(value, bytes)
-        )
-        shape = found.integers(_TENSOR_DIMS)
+        data = b"".join(weights.all_bytes(_TENSOR_RAW)) or b"".join(weights.all_bytes(_TENSOR_FLOATS))
+        shape = weights.integers(_TENSOR_DIMS)
         if len(data) != 4 * int(np.prod(shape)):
             return None
         return np.frombuffer(data, "<f4").reshape(shape)
@@ -204,4 +201,4 @@ class Graph:
         return name
 
     def _named(self, number: int) -> list[str]:
-        return [Message.parse(data).text(1) for data in self._graph.all_bytes(number)]
+        return [message.text(1) for message in self._graph.messages(number)]

@@ -1,13 +1,13 @@
-"""What two models have in common whose weights differ: the graph without its numbers.
+"""A digest of a graph without its weights, equal for two models that differ in nothing else.
 
 Between the model file and the engine: what was measured for one of two such models holds for the other, which need not
-be measured while somebody waits. Knows no session.
+be measured while requests wait. Knows no session.
 """
 
 import hashlib
 from pathlib import Path
 
-from .protobuf import Message
+from ..artifacts.protobuf import Message
 
 _MODEL_GRAPH, _MODEL_OPSETS = 7, 8
 _GRAPH_NODE, _GRAPH_TENSOR, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
@@ -28,15 +28,16 @@ def structure_of(path: Path) -> str:
     try:
         model = Message.parse(path.read_bytes())
         graph = Message.parse(b"".join(model.all_bytes(_MODEL_GRAPH)))
-        tensors = [Message.parse(tensor) for tensor in graph.all_bytes(_GRAPH_TENSOR)]
+        tensors = graph.messages(_GRAPH_TENSOR)
         declared = [f"{t.text(_TENSOR_NAME)} {t.integer(_TENSOR_TYPE)} {t.integers(_TENSOR_DIMS)}" for t in tensors]
-    except (ValueError, IndexError):
+    except ValueError:
         return ""
-    parts = [model.all_bytes(_MODEL_OPSETS), [text.encode() for text in declared]]
+    parts: list[list[bytes | memoryview]] = [model.all_bytes(_MODEL_OPSETS), [text.encode() for text in declared]]
     parts += [graph.all_bytes(number) for number in (_GRAPH_NODE, _GRAPH_INPUT, _GRAPH_OUTPUT)]
     digest = hashlib.sha256()
     for part in parts:
         digest.update(b"%d;" % len(part))
         for data in part:
-            digest.update(b"%d:" % len(data) + data)
+            digest.update(b"%d:" % len(data))
+            digest.update(data)
     return digest.hexdigest()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper
 
-from foldserve.service.engines.protobuf import Message
+from foldserve.service.artifacts.protobuf import Message
 from tests.support import artifacts
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
