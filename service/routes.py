@@ -18,9 +18,8 @@ from . import schemas
 from .bodies.answers import predictions_json
 from .bodies.bodies import EMPTY_BODY, Images, Limits, is_quick, media_type, read_images
 from .bodies.budget import BodyBudget, Share
-from .bodies.limits import clip
 from .bodies.receive import receive_body
-from .errors import InvalidInput, NotReady, Unsupported, UnsupportedMediaType
+from .errors import InvalidInput, NotReady, Unsupported, UnsupportedMediaType, clip
 from .inference import answer, count
 from .live.model import Model
 from .live.registry import Registry

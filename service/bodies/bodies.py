@@ -12,17 +12,26 @@ import numpy as np
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from ..errors import InvalidInput, UnsupportedMediaType
+from ..errors import InvalidInput, UnsupportedMediaType, clip
 from .decoder import decode_image, is_loaded
 from .instances import Images, images_from_json, pixels_from_json
-from .limits import Limits, PixelBudget, check_rows, clip
+from .limits import QUICK_BYTES, Limits, PixelBudget, check_rows
 
 if TYPE_CHECKING:
     from foldserve.format.image import ImageSpec
 
 __all__ = [
-    "EMPTY_BODY", "INLINE_PIXEL_BYTES", "MEDIA_TYPES", "Images", "Limits", "images_from_form", "images_from_json",
-    "images_from_octets", "is_quick", "media_type", "pixels_from_json", "read_images",
+    "EMPTY_BODY",
+    "MEDIA_TYPES",
+    "Images",
+    "Limits",
+    "images_from_bytes",
+    "images_from_form",
+    "images_from_json",
+    "is_quick",
+    "media_type",
+    "pixels_from_json",
+    "read_images",
 ]  # fmt: skip
 
 MEDIA_TYPES = ("application/json", "application/octet-stream", "image/png", "image/jpeg", "multipart/form-data")
@@ -30,8 +39,7 @@ MEDIA_TYPES = ("application/json", "application/octet-stream", "image/png", "ima
 EMPTY_BODY = "body: 0 bytes, expected at least one image"
 
 _B = ord("b")
-INLINE_PIXEL_BYTES = 65_536  # plain pixels up to here are parsed in well under a millisecond
-INLINE_IMAGE_BYTES = 2_048  # deflate packs a thousandfold: only tiny files are sure to decode as fast
+QUICK_IMAGE_BYTES = 2_048  # deflate packs a thousandfold: only tiny files are sure to decode as fast
 
 
 def media_type(content_type: str | None) -> str:
@@ -42,8 +50,8 @@ def media_type(content_type: str | None) -> str:
     """
     kind = (content_type or "").partition(";")[0].strip().lower()
     if kind not in MEDIA_TYPES:
-        came = f"{clip(kind)!r}" if kind else "none"
-        raise UnsupportedMediaType(f"Content-Type: {came}, expected one of {', '.join(MEDIA_TYPES)}")
+        got = f"{clip(kind)!r}" if kind else "none"
+        raise UnsupportedMediaType(f"Content-Type: {got}, expected one of {', '.join(MEDIA_TYPES)}")
     return kind
 
 
@@ -52,8 +60,8 @@ def is_quick(body: bytes, kind: str) -> bool:
     if kind == "application/octet-stream":
         return True  # one view of the bytes, whatever their number
     if kind == "application/json" and not (_B in body and b'"b64"' in body):
-        return len(body) <= INLINE_PIXEL_BYTES
-    return len(body) <= INLINE_IMAGE_BYTES and is_loaded()
+        return len(body) <= QUICK_BYTES
+    return len(body) <= QUICK_IMAGE_BYTES and is_loaded()
 
 
 def read_images(body: bytes, content_type: str | None, spec: ImageSpec, limits: Limits) -> Images:
@@ -80,13 +88,13 @@ def read_images(body: bytes, content_type: str | None, spec: ImageSpec, limits: 
     if kind == "application/json":
         return images_from_json(body, spec, limits)
     if kind == "application/octet-stream":
-        return images_from_octets(body, spec, limits)
+        return images_from_bytes(body, spec, limits)
     if kind == "multipart/form-data":
         return images_from_form(body, content_type or "", spec, limits)
     return decode_image(body, spec, PixelBudget(limits.pixels))[None]
 
 
-def images_from_octets(body: bytes, spec: ImageSpec, limits: Limits) -> Images:
+def images_from_bytes(body: bytes, spec: ImageSpec, limits: Limits) -> Images:
     """Return n x (C*H*W) bytes as images, without a copy. Raises as `read_images` does."""
     values = spec.channels * spec.height * spec.width
     rows, rest = divmod(len(body), values)

@@ -14,9 +14,10 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from ..errors import InvalidInput, TooManyRows
+from ..errors import InvalidInput, clip
 from .decoder import decode_image
-from .limits import Limits, PixelBudget, check_rows, clip
+from .json_body import SizeGuard, parse_json, uint8_bytes
+from .limits import QUICK_BYTES, Limits, PixelBudget, check_rows
 
 if TYPE_CHECKING:
     from foldserve.format.image import ImageSpec
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 Images = NDArray[np.uint8]
 
 _U, _F = b"uf"
-HEAVY_JSON_BYTES = 1_048_576  # beyond it, marks are counted before a document is parsed
 
 
 def images_from_json(body: bytes, spec: ImageSpec, limits: Limits) -> Images:
@@ -33,17 +33,19 @@ def images_from_json(body: bytes, spec: ImageSpec, limits: Limits) -> Images:
     return np.frombuffer(pixels, np.uint8).reshape(-1, spec.channels, spec.height, spec.width)
 
 
-def pixels_from_json(body: bytes, spec: ImageSpec, limits: Limits) -> bytes | bytearray:
+def pixels_from_json(body: bytes, spec: ImageSpec, limits: Limits) -> bytes:
     """Return the pixels of `{"instances": [...]}`, image after image.
 
     An instance is H x W nested (C x H x W for several channels) or C*H*W flat numbers, integers 0-255 (3.0 counts as
     one, true does not), or `{"b64": "<PNG or JPEG>"}`. The forms may be mixed within one request. Raises as
     `read_images` does, and a message names the place: "instances[0][5][7]: 256, expected an integer 0-255".
     """
-    _check_weight(body, spec, limits)
+    if len(body) > QUICK_BYTES:
+        shape = (spec.channels, spec.height, spec.width)
+        SizeGuard([shape], limits.rows, spare=2 * limits.rows).check(body)  # an image may be an object with one value
     instances = _instances(body)
     check_rows(len(instances), limits)
-    parts: list[bytes | bytearray] = []
+    parts: list[bytes] = []
     budget: PixelBudget | None = None
     # A single letter is found, or not, thirty times as fast as a word; plain pixels hold neither.
     may_hold_booleans = (_U in body and b"true" in body) or (_F in body and b"false" in body)
@@ -52,34 +54,16 @@ def pixels_from_json(body: bytes, spec: ImageSpec, limits: Limits) -> bytes | by
             budget = budget or PixelBudget(limits.pixels)
             parts.append(_from_b64(instance, spec, budget, f"instances[{index}]").tobytes())
             continue
-        octets = None
-        if not (may_hold_booleans and _holds_boolean(instance)):  # bytes() and NumPy take true for 1
-            octets = _octets(instance, spec) or _whole_floats(instance, spec)
-        parts.append(octets or _careful_octets(instance, spec, f"instances[{index}]"))
+        pixels = None
+        if not (may_hold_booleans and _holds_boolean(instance)):  # bytes and NumPy take true for 1
+            pixels = _quick_pixels(instance, spec) or _whole_floats(instance, spec)
+        parts.append(pixels or _checked_pixels(instance, spec, f"instances[{index}]"))
     return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _check_weight(body: bytes, spec: ImageSpec, limits: Limits) -> None:
-    """Refuse, before it is parsed, a document with more lists, objects or values than any acceptable one has.
-
-    Parsed, `[],` takes twenty times its size: 64 MiB of them were 2.3 GB and held the interpreter for 16 s. Only what
-    stands side by side is counted, by its commas; what is nested too deep the parser refuses itself, at once.
-    """
-    if len(body) <= HEAVY_JSON_BYTES:
-        return
-    commas = body.count(b",")
-    siblings = min(commas, body.count(b"[") + body.count(b"{"))
-    lists = limits.rows * (spec.channels * (spec.height + 1) + 1)
-    if siblings > lists or commas > lists * spec.width:
-        raise TooManyRows(f"body: more values than {limits.rows} images have: send them in several requests")
 
 
 def _instances(body: bytes) -> list[Any]:
     """Return the list under "instances", not empty."""
-    try:
-        document = orjson.loads(body)  # refuses NaN and Infinity, and anything nested deeper than 1024
-    except orjson.JSONDecodeError as err:
-        raise InvalidInput(f"body: not JSON, {err.msg} at line {err.lineno} column {err.colno}") from err
+    document = parse_json(body)
     shape = '{"instances": [...]}'
     if not isinstance(document, dict):
         raise InvalidInput(f"body: {_name(document)}, expected an object {shape}")
@@ -96,21 +80,22 @@ def _instances(body: bytes) -> list[Any]:
     return instances
 
 
-def _octets(instance: Any, spec: ImageSpec) -> bytes | bytearray | None:
+def _quick_pixels(instance: Any, spec: ImageSpec) -> bytes | None:
     """Return the pixels of a well-formed instance, fast, or None when anything at all is unusual about it.
 
-    `bytearray(list)` is the quickest check there is of "all integers 0-255"; the caller excludes booleans.
+    The caller excludes booleans.
     """
     if type(instance) is not list or not instance:
         return None
     try:
         if type(instance[0]) is not list:
-            return bytearray(instance) if len(instance) == spec.channels * spec.height * spec.width else None
+            is_whole = len(instance) == spec.channels * spec.height * spec.width
+            return uint8_bytes([instance]) if is_whole else None
         if spec.channels != 1 or len(instance) != spec.height:
             return None
         if any(type(row) is not list or len(row) != spec.width for row in instance):
             return None
-        return b"".join(map(bytearray, instance))
+        return uint8_bytes(instance)
     except (TypeError, ValueError):
         return None
 
@@ -125,8 +110,8 @@ def _whole_floats(instance: Any, spec: ImageSpec) -> bytes | None:
         return None
     if values.dtype.kind not in "iuf" or values.shape not in _shapes(spec):
         return None
-    octets = values.astype(np.uint8) if values.min() >= 0 and values.max() <= 255 else values
-    return octets.tobytes() if octets.dtype == np.uint8 and (octets == values).all() else None
+    pixels = values.astype(np.uint8) if values.min() >= 0 and values.max() <= 255 else values
+    return pixels.tobytes() if pixels.dtype == np.uint8 and (pixels == values).all() else None
 
 
 def _holds_boolean(instance: Any) -> bool:
@@ -143,7 +128,7 @@ def _shapes(spec: ImageSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (spec.channels * spec.height * spec.width,), nested
 
 
-def _careful_octets(instance: Any, spec: ImageSpec, place: str) -> bytes:
+def _checked_pixels(instance: Any, spec: ImageSpec, place: str) -> bytes:
     """Return the pixels of an instance value by value, so that the first one that will not do can be named."""
     flat, nested = _shapes(spec)
     expected = f"expected {nested} or {flat[0]} values"
@@ -176,8 +161,8 @@ def _pixel(value: Any, place: str) -> int:
     """Return a JSON number as an integer 0-255; 3.0 is 3."""
     if type(value) in (int, float) and 0 <= value <= 255 and value == int(value):
         return int(value)
-    came = clip(orjson.dumps(value).decode()) if not isinstance(value, (list, dict)) else _name(value)
-    raise InvalidInput(f"{place}: {came}, expected an integer 0-255")
+    got = clip(orjson.dumps(value).decode()) if not isinstance(value, (list, dict)) else _name(value)
+    raise InvalidInput(f"{place}: {got}, expected an integer 0-255")
 
 
 def _refuse_pixels_before_shape(instance: list[Any], shape: tuple[int, ...], place: str) -> None:

@@ -1,8 +1,10 @@
-"""How much one request may hold, and the words in which a refusal quotes it."""
+"""How much one request may hold."""
 
 from dataclasses import dataclass
 
 from ..errors import BodyTooLarge, InvalidInput, TooManyRows
+
+QUICK_BYTES = 65_536  # parsed within a millisecond or two: an event loop can afford to do it itself
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,3 @@ def check_rows(rows: int, limits: Limits) -> None:
     """Refuse more images than one request may hold."""
     if rows > limits.rows:
         raise TooManyRows(f"{rows} images, expected at most {limits.rows} in one request: send them in several")
-
-
-def clip(text: str, limit: int = 40) -> str:
-    """Return text that a client sent, short enough to stand in a message."""
-    return text if len(text) <= limit else f"{text[:limit]}..."

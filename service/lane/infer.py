@@ -12,6 +12,8 @@ import numpy as np
 import orjson
 
 from ..batching.request import BatchAnswer, RawRows
+from ..bodies.limits import QUICK_BYTES
+from ..bounded_dict import BoundedDict
 from ..errors import InvalidInput
 from ..live.model import Model
 from ..live.statistics import Stages
@@ -19,10 +21,9 @@ from ..tensors import Array
 from ..v2.agreement import WantedOutput
 from ..v2.datatypes import DATATYPES, datatype_of
 from ..v2.repeated import RepeatedReader
-from ..v2.request import InferRequest, RequestReader
+from ..v2.request import InferRequest, RequestReader, is_quick
 from ..v2.response import BINARY_TYPE, JSON_TYPE, format_response
 
-QUICK_JSON_BYTES = 65_536  # read within a millisecond, as in `routes`
 _HEAD_BYTES = 8_192  # JSON before binary tensors: room for any sensible one
 _MOST_REMEMBERED = 256
 _PLAIN = b"content-type: " + JSON_TYPE.encode() + b"\r\n"
@@ -46,8 +47,8 @@ class Infer:
         self.most_rows = model.engine.buckets[-1]
         self._reader = RepeatedReader(reader, tuple(model.engine.inputs))
         row_bytes = sum(spec.row_bytes for spec in model.engine.inputs)
-        self._most_bytes = max(QUICK_JSON_BYTES, _HEAD_BYTES + row_bytes * self.most_rows)
-        self._heads: dict[Way, list[bytes]] = {}
+        self._most_bytes = max(QUICK_BYTES, _HEAD_BYTES + row_bytes * self.most_rows)
+        self._heads: BoundedDict[Way, list[bytes]] = BoundedDict(_MOST_REMEMBERED)
         self._last: tuple[InferRequest, list[bytes]] | None = None
 
     def takes(self, media_type: str, length: int) -> bool:
@@ -56,7 +57,7 @@ class Infer:
 
     def is_quick(self, body: bytes, media_type: str, header_length: int | None) -> bool:
         """Return whether the event loop can afford to read the body itself."""
-        return (len(body) if header_length is None else header_length) <= QUICK_JSON_BYTES
+        return is_quick(body, header_length)
 
     def plain(self, media_type: str, length: int, header_length: int | None) -> tuple[int, InferRequest | None]:
         """Return the rows of a body that holds nothing else, and what it asks; 0 rows for one that has to be read."""
@@ -167,8 +168,6 @@ class Infer:
         way = (wanted, rows)
         pieces = self._heads.get(way)
         if pieces is None:
-            if len(self._heads) >= _MOST_REMEMBERED:
-                self._heads.clear()
             pieces = self._heads[way] = self._make_pieces(batch, wanted, rows)
         return pieces
 

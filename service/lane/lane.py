@@ -13,6 +13,7 @@ from dataclasses import replace
 from ..batching.request import Request
 from ..bodies.budget import BodyBudget
 from ..bodies.limits import Limits
+from ..bounded_dict import BoundedDict
 from ..error_answers import ErrorLog
 from ..errors import InvalidInput, NotReady, ServiceError, Unsupported
 from ..live.registry import Registry
@@ -65,7 +66,7 @@ class Lane:
         self.registry = registry
         self.budget = budget
         self.outgoing = Outgoing(metrics, error_log)
-        self.heads: dict[bytes, Head] = {}
+        self.heads: BoundedDict[bytes, Head] = BoundedDict(_MOST_HEADS)
         self._default_deadline = settings.default_timeout_seconds
         self._limits = Limits(settings.max_rows, settings.max_image_pixels)
         self._is_open = is_open
@@ -129,8 +130,6 @@ class Lane:
     def remember(self, raw: bytes, head: Head) -> None:
         """Know these very bytes again."""
         if len(raw) <= _LONGEST_HEAD:
-            if len(self.heads) >= _MOST_HEADS:
-                self.heads.clear()
             head.raw = raw
             self.heads[raw] = head
 

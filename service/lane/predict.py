@@ -10,8 +10,8 @@ import numpy as np
 import orjson
 
 from ..batching.request import BatchAnswer, RawRows, Request
-from ..bodies.bodies import INLINE_PIXEL_BYTES, images_from_octets, is_quick, pixels_from_json
-from ..bodies.limits import Limits
+from ..bodies.bodies import images_from_bytes, is_quick, pixels_from_json
+from ..bodies.limits import QUICK_BYTES, Limits
 from ..errors import EngineError, Unsupported
 from ..live.model import Model
 
@@ -45,7 +45,7 @@ class Predict:
         self._row_bytes = self._spec.channels * self._spec.height * self._spec.width
         self.most_rows = model.engine.buckets[-1]
         self._places = np.arange(self.most_rows)
-        self._most_bytes = {OCTETS: self._row_bytes * self.most_rows, JSON: INLINE_PIXEL_BYTES}
+        self._most_bytes = {OCTETS: self._row_bytes * self.most_rows, JSON: QUICK_BYTES}
         empty = {"model": model.name, "version": model.version, "predictions": []}
         self._start = orjson.dumps(empty).removesuffix(b"]}")
         # What an answer says of its class, up to the number that follows.
@@ -80,7 +80,7 @@ class Predict:
         if media_type == JSON:
             pixels = pixels_from_json(body, self._spec, self._limits)
             return None, pixels, len(pixels) // self._row_bytes, None
-        return None, body, len(images_from_octets(body, self._spec, self._limits)), None
+        return None, body, len(images_from_bytes(body, self._spec, self._limits)), None
 
     def write(
         self, batch: BatchAnswer, requests: Sequence[Request], starts: Sequence[int]

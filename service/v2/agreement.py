@@ -7,13 +7,10 @@ these checks, so that both refuse the same requests with the same sentence.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
-from ..errors import InvalidInput, TooManyRows, Unsupported
+from ..errors import InvalidInput, TooManyRows, Unsupported, clip
 from ..tensors import TensorSpec
 from .datatypes import DATATYPES
-
-_QUOTED = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +82,6 @@ def refuse_shared_memory(parameters: Collection[str], place: str) -> None:
     """
     if "shared_memory_region" in parameters:
         raise Unsupported(f"{place}: shared memory is not offered, send the tensor in the request")
-
-
-def clip(value: Any) -> str:
-    """Return what a client sent, short enough to stand in a message."""
-    text = str(value)
-    return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}..."
 
 
 def _check_names(names: Sequence[str], expected: Collection[str]) -> None:

@@ -6,8 +6,7 @@ Every function takes the value and the place by which a message names it, and ra
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import InvalidInput
-from .agreement import clip
+from ..errors import InvalidInput, clip
 from .parameters import Parameter
 from .values import describe
 

@@ -6,8 +6,7 @@ Everything else among the parameters is passed over, as the protocol allows.
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import InvalidInput, Unsupported
-from .agreement import clip
+from ..errors import InvalidInput, Unsupported, clip
 from .values import describe
 
 Parameter = str | int | float | bool

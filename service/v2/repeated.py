@@ -12,6 +12,8 @@ import numpy as np
 import orjson
 
 from ..batching.request import RawRows
+from ..bodies.json_body import uint8_bytes
+from ..bounded_dict import BoundedDict
 from ..errors import ServiceError
 from ..tensors import TensorSpec
 from .request import InferRequest, RequestReader
@@ -37,7 +39,7 @@ class RepeatedReader:
         self._reader = reader
         self._spec = inputs[0] if len(inputs) == 1 else None
         self._is_plain = self._spec is not None and self._spec.dtype.kind in "iuf"
-        self._known: dict[Around, InferRequest] = {}
+        self._known: BoundedDict[Around, InferRequest] = BoundedDict(_MOST_REMEMBERED)
 
     def plain(self, length: int) -> InferRequest | None:
         """Return what any bare body of this length asks, without its numbers; None for one that has to be looked at."""
@@ -58,13 +60,11 @@ class RepeatedReader:
         around, start, stop = self._around(body, header_length)
         known = self._known.get(around) if around is not None else None
         if known is not None:
-            octets = body if header_length == 0 else _flat_bytes(body[start:stop], known)
-            if octets is not None:
-                return octets, known
+            raw_rows = body if header_length == 0 else _flat_bytes(body[start:stop], known)
+            if raw_rows is not None:
+                return raw_rows, known
         request = self._reader.read(body, header_length)
         if around is not None and known is None and self._is_repeatable(request, around):
-            if len(self._known) >= _MOST_REMEMBERED:
-                self._known.clear()
             self._known[around] = _without_numbers(request)
         return None, request
 
@@ -93,15 +93,15 @@ def _without_numbers(request: InferRequest) -> InferRequest:
     return InferRequest(inputs, request.outputs, "", request.timeout_seconds, request.parameters)
 
 
-def _flat_bytes(text: bytes, known: InferRequest) -> bytearray | None:
+def _flat_bytes(text: bytes, known: InferRequest) -> bytes | None:
     """Return a flat JSON list of integers 0-255, as many as the only input had; None when it is anything else."""
     if b"t" in text or b"f" in text:  # true and false, which C takes for 1 and 0
         return None
     try:
-        octets = bytearray(orjson.loads(text))
+        values = uint8_bytes([orjson.loads(text)])
     except (ValueError, TypeError):
         return None
-    return octets if len(octets) == next(iter(known.inputs.values())).size else None
+    return values if len(values) == next(iter(known.inputs.values())).size else None
 
 
 def _is_data_between(before: bytes, behind: bytes) -> bool:

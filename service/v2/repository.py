@@ -6,16 +6,15 @@ The calls themselves stand in `foldserve.service.live.control`; whether they are
 
 from typing import Any
 
-import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from ..errors import BodyTooLarge, InvalidInput, Unsupported
+from ..bodies.json_body import parse_json
+from ..errors import BodyTooLarge, InvalidInput, Unsupported, clip
 from ..live.control import ModelControl, body_version
 from ..live.state import LATEST
 from ..schemas import errors
-from .agreement import clip
-from .inflate import content_encoding, inflate
+from .compression import content_encoding, inflate
 
 MAX_BYTES = 65_536  # a control call names a version and a label
 _CHANGES = errors(400, 401, 403, 404, 413, 500, 501, 503)
@@ -104,10 +103,7 @@ async def _body(request: Request) -> dict[str, Any]:
         data = inflate(data, coding, MAX_BYTES)
     if not data.strip():
         return {}
-    try:
-        body = orjson.loads(data)
-    except orjson.JSONDecodeError as err:
-        raise InvalidInput(f"body: not JSON, {err.msg} at line {err.lineno} column {err.colno}") from err
+    body = parse_json(data)
     if not isinstance(body, dict) or not isinstance(body.get("parameters", {}), dict):
         raise InvalidInput("body: expected a JSON object, and an object under its key parameters")
     return body

@@ -9,19 +9,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
-from ..errors import InvalidInput
+from ..bodies.json_body import SizeGuard, parse_json
+from ..bodies.limits import QUICK_BYTES
+from ..bounded_dict import BoundedDict
+from ..errors import InvalidInput, clip
 from ..tensors import Array, TensorSpec
 from .agreement import (
     Claim,
     WantedOutput,
     check_inputs,
     check_outputs,
-    clip,
     refuse_shared_memory,
 )
-from .datatypes import tensor_from_bytes
+from .datatypes import BYTES, tensor_from_bytes
 from .members import (
     read_boolean,
     read_identifier,
@@ -33,11 +33,11 @@ from .members import (
 )
 from .parameters import Parameter, check_parameters, class_count, timeout_seconds
 from .values import describe, tensor_from_json
-from .weight import Weight
 
 # Clients repeat their JSON head byte for byte and change only the binary tensors; heads up to this size are remembered.
 REMEMBERED_HEAD_BYTES = 1024
 _REMEMBERED_HEADS = 64
+_SPARE_VALUES = 1_000  # around the data: names, shapes, parameters, outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +100,10 @@ class RequestReader:
         self._inputs = tuple(inputs)
         self._outputs = tuple(outputs)
         self._max_rows = max_rows
-        self._weight = Weight(inputs, max_rows)
-        self._heads: dict[bytes, _Head] = {}
+        guard = SizeGuard([spec.row_shape for spec in inputs], max_rows, _SPARE_VALUES)
+        holds_texts = any(spec.datatype == BYTES for spec in inputs)  # which may hold commas and brackets of their own
+        self._size_guard = None if holds_texts else guard
+        self._heads: BoundedDict[bytes, _Head] = BoundedDict(_REMEMBERED_HEADS)
 
     def read(self, body: bytes, header_length: int | None = None) -> InferRequest:
         """Return the request that a body holds.
@@ -134,14 +136,13 @@ class RequestReader:
         if head is None:
             head = self._check_head(data)
             if all(tensor.binary_bytes is not None for tensor in head.tensors):
-                if len(self._heads) >= _REMEMBERED_HEADS:
-                    self._heads.clear()
                 self._heads[data] = head
         return head
 
     def _check_head(self, data: bytes) -> _Head:
-        self._weight.check(data)
-        document = read_object(_json(data), "body")
+        if self._size_guard is not None:
+            self._size_guard.check(data)
+        document = read_object(parse_json(data), "body")
         parameters = read_parameters(document.get("parameters"), "parameters")
         check_parameters(parameters)
         tensors = tuple(
@@ -199,19 +200,17 @@ def header_length(text: str | None) -> int | None:
     return int(text)
 
 
+def is_quick(body: bytes, header_length: int | None) -> bool:
+    """Return whether an event loop can afford to read this body itself; binary tensors cost nothing."""
+    return (len(body) if header_length is None else header_length) <= QUICK_BYTES
+
+
 def _head_bytes(body: bytes, length: int | None) -> bytes:
     if length is None:
         return body
     if length > len(body):
         raise InvalidInput(f"Inference-Header-Content-Length: {length}, but the body has only {len(body)} bytes")
     return body[:length]
-
-
-def _json(data: bytes) -> Any:
-    try:
-        return orjson.loads(data)  # refuses NaN, Infinity, 1e999 and anything nested deeper than 1024
-    except orjson.JSONDecodeError as err:
-        raise InvalidInput(f"body: not JSON, {err.msg} at line {err.lineno} column {err.colno}") from err
 
 
 def _booleans(document: Mapping[str, Any]) -> int:

@@ -19,18 +19,15 @@ from ..request_context import RequestContext
 from ..schemas import errors
 from ..settings import Settings
 from . import schemas
-from .compress import compress, wanted_coding
-from .inflate import QUICK_BYTES, content_encoding, inflate
+from .compression import QUICK_COMPRESSED_BYTES, compress, content_encoding, inflate, wanted_coding
 from .metadata import model_config, model_metadata
 from .readers import Readers
-from .request import InferRequest, header_length
+from .request import InferRequest, header_length, is_quick
 from .response import InferResponse, format_response
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
-# JSON and compressed bodies up to here are read within a millisecond; longer ones go to a thread.
-QUICK_JSON_BYTES = 65_536
-QUICK_VALUES = 4_096
+QUICK_VALUES = 4_096  # written as JSON within a millisecond; more of them in a thread
 
 _BODY = {
     "required": True,
@@ -163,7 +160,7 @@ async def _read(request: Request, model: Model, share: Share) -> InferRequest:
     body = await _body(request, share)
     started = time.perf_counter()
     reader = readers.of(model)
-    if (len(body) if length is None else length) <= QUICK_JSON_BYTES:
+    if is_quick(body, length):
         asked = reader.read(body, length)
     else:
         asked = await asyncio.to_thread(reader.read, body, length)
@@ -178,7 +175,7 @@ async def _body(request: Request, share: Share) -> bytes:
     if coding is None:
         return body
     max_bytes = request.app.state.settings.max_body_bytes
-    if len(body) <= QUICK_BYTES:
+    if len(body) <= QUICK_COMPRESSED_BYTES:
         inflated = inflate(body, coding, max_bytes)
     else:
         inflated = await asyncio.to_thread(inflate, body, coding, max_bytes)

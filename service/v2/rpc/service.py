@@ -9,19 +9,18 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from ...errors import ServiceError, Unsupported
+from ...bodies.limits import QUICK_BYTES
+from ...errors import ServiceError, Unsupported, clip
 from ...inference import answer, count, served_model
 from ...live.control import ModelControl, body_version
 from ...live.model import Model
 from ...live.registry import Registry
 from ...request_context import RequestContext
 from ...settings import Settings
-from ..agreement import clip
 from ..metadata import EXTENSIONS, model_config, model_metadata
 from .messages import INFERENCE, from_dict, read_request, write_response
 
 _MESSAGES = INFERENCE.messages
-QUICK_BYTES = 65_536  # typed contents up to here are read within a millisecond
 STREAM_AHEAD = 16  # requests of one stream that may be on their way at once
 
 

@@ -1,16 +1,24 @@
-"""A compressed body -> its bytes, never more of them than one body may have.
+"""Compressed bodies, both ways: gzip and deflate as clients send them, and answers in a form that clients take.
 
-A kilobyte of gzip can hold a megabyte: the limit is on what comes out, and inflating stops there.
+A kilobyte of gzip can hold a megabyte: the limit is on what comes out, and inflating stops there. Compressing is worth
+its time for long answers alone: short ones leave as they are, unless the client refuses that, and so does whatever the
+fast lane answers, which is one batch at most.
 """
 
+import re
 import zlib
 
-from ..errors import BodyTooLarge, InvalidInput, UnsupportedMediaType
-from .agreement import clip
+from ..errors import BodyTooLarge, InvalidInput, UnsupportedMediaType, clip
 
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib's way to name the two formats
 _BOMB_RATIO = (200, 1033)  # what no tensor reaches, and the most that deflate can: else the end is no size
-QUICK_BYTES = 1024  # a compressed body up to here inflates to a megabyte at most, within a millisecond or two
+QUICK_COMPRESSED_BYTES = (
+    1024  # a compressed body up to here inflates to a megabyte at most, within a millisecond or two
+)
+
+_LEAST_BYTES = 65_536  # of an answer that is worth compressing
+_CODING = re.compile(r"\s*([A-Za-z*-]+)\s*(?:;\s*q\s*=\s*([01](?:\.\d{0,3})?)\s*)?")
+_LEVEL = 1  # the fastest
 
 
 def content_encoding(text: str | None) -> str | None:
@@ -32,7 +40,7 @@ def inflate(body: bytes, coding: str, max_bytes: int) -> bytes:
     """Return the bytes of a compressed body.
 
     Args:
-        body: the whole body as it came.
+        body: the whole body as it was received.
         coding: "gzip" or "deflate".
         max_bytes: of the inflated body.
 
@@ -54,6 +62,32 @@ def inflate(body: bytes, coding: str, max_bytes: int) -> bytes:
         fault = "has bytes behind its end" if decoder.eof else "ends too early"
         raise InvalidInput(f"body: the {coding} data {fault}, send it whole")
     return inflated
+
+
+def wanted_coding(accepted: str | None, size: int) -> str | None:
+    """Return the coding in which an answer of `size` bytes leaves; None for as it is.
+
+    Args:
+        accepted: the header Accept-Encoding; what cannot be read in it is passed over.
+        size: in bytes.
+    """
+    if accepted is None:
+        return None
+    matches = filter(None, map(_CODING.fullmatch, accepted.split(",")[:16]))
+    weights = {match[1].lower(): float(match[2] or 1) for match in matches}
+    others = weights.get("*", 0.0)
+    best = max(_WINDOW_BITS, key=lambda coding: weights.get(coding, others))
+    if not weights.get(best, others):
+        return None
+    is_refused_plain = not weights.get("identity", weights.get("*", 1.0))
+    is_rather_plain = weights.get("identity", 0.0) > weights.get(best, others)
+    return best if is_refused_plain or (size >= _LEAST_BYTES and not is_rather_plain) else None
+
+
+def compress(body: bytes, coding: str) -> bytes:
+    """Return a body in a coding, "gzip" or "deflate"."""
+    encoder = zlib.compressobj(_LEVEL, zlib.DEFLATED, _WINDOW_BITS[coding])
+    return encoder.compress(body) + encoder.flush()
 
 
 def _stated_bytes(body: bytes) -> int:
