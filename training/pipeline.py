@@ -19,7 +19,7 @@ from foldserve.format import metadata
 from foldserve.format.golden import Golden
 from foldserve.format.image import ImageSpec
 
-from . import export, golden
+from . import golden, model_file
 from .config import Recipe
 from .dataset import CLASS_NAMES, PIXEL_SCALE, FashionMNIST, scale_pixels
 from .device import to_device
@@ -141,7 +141,7 @@ def package(
     channels, height, width = dataset.test_images.shape[1:]
     folded, report = fold_network(trained.network, dataset.test_images[:PROOF_ROWS])
     described = describe(trained.weights.recipe, dataset, revision)
-    model = export.to_bytes(export.export(folded, metadata=described, image_shape=(channels, height, width)))
+    model = model_file.to_bytes(model_file.export(folded, metadata=described, image_shape=(channels, height, width)))
     oracle = oracle_logits(trained.network, dataset.test_images)
     parity = check_parity(trained.network, folded, model, dataset, algebra=algebra_of(report), oracle=oracle)
     manifest = {
@@ -160,7 +160,7 @@ def describe(recipe: Recipe, dataset: FashionMNIST, revision: str) -> dict[str, 
     """Return the graph's metadata: what is known of the model wherever it is exported."""
     channels, height, width = dataset.test_images.shape[1:]
     image = ImageSpec(
-        input=export.INPUT_NAME,
+        input=model_file.INPUT_NAME,
         channels=channels,
         height=height,
         width=width,
@@ -199,7 +199,7 @@ def golden_answers(oracle: NDArray[np.float64], model: bytes, dataset: FashionMN
     """
     rows = golden.choose(dataset.test_labels, oracle)
     images = np.ascontiguousarray(dataset.test_images[rows])
-    known = Golden({export.INPUT_NAME: images}, golden.answers(oracle[rows]), golden.TOLERANCE)
+    known = Golden({model_file.INPUT_NAME: images}, golden.answers(oracle[rows]), golden.TOLERANCE)
     golden.check(known, run_model(model, images))
     return known
 

@@ -18,7 +18,7 @@ from foldserve.format.errors import FormatError
 from foldserve.format.golden import read_golden
 from foldserve.format.manifest import MANIFEST_FILE, MODEL_FILE
 
-from . import artifact, export, golden
+from . import artifact, golden, model_file
 from .dataset import FashionMNIST
 from .errors import ArtifactError, ExportError, TrainingError, VerifyError
 from .parity import RUNTIME_LEVELS, TOLERANCE, check_parity, run_model
@@ -145,8 +145,8 @@ def _dataset_for(version: Version, load_dataset: Callable[[], FashionMNIST]) -> 
 
 
 def _check_graph(version: Version) -> str:
-    export.check_graph(version.graph)
-    found, stated = export.weights_digest(version.graph), version.metadata.get(metadata.WEIGHTS)
+    model_file.check_graph(version.graph)
+    found, stated = model_file.weights_digest(version.graph), version.metadata.get(metadata.WEIGHTS)
     if found != stated:
         raise ExportError(f"the weights' digest is {found}, the graph's metadata says {stated}")
     return f"valid ONNX, {len(version.graph.graph.node)} nodes, no norm, weights {found[:12]}"
@@ -155,7 +155,7 @@ def _check_graph(version: Version) -> str:
 def _check_golden(version: Version) -> str:
     # Our own limit, whatever the manifest's is: one that lets everything pass would prove nothing.
     known = replace(read_golden(version.manifest["golden"]), tolerance=golden.TOLERANCE)
-    images = known.inputs[export.INPUT_NAME]
+    images = known.inputs[model_file.INPUT_NAME]
     worst = max(
         max(golden.check(known, run_model(version.model, images, level)).values()) for level in RUNTIME_LEVELS.values()
     )

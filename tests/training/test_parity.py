@@ -13,7 +13,7 @@ from torch import nn
 
 from foldserve.training.dataset import FashionMNIST, default_sources, load_from
 from foldserve.training.errors import DatasetError, VerifyError
-from foldserve.training.export import export, to_bytes
+from foldserve.training.model_file import export, to_bytes
 from foldserve.training.parity import Parity, check_parity, oracle_logits, run_model
 from tests.support.hand_fold import fold_by_hand, trained_like_lenet
 

@@ -162,20 +162,23 @@ def as_float64(tensor: TensorProto) -> Array:
     return np.asarray(to_array(tensor), np.float64)
 
 
-def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model with its large initializers turned into inputs of the same type."""
-    graph = model.graph
-    large = [t for t in graph.initializer if int(np.prod(t.dims)) > _SMALL]
-    gone = {tensor.name for tensor in large}
-    inputs = [value for value in graph.input if value.name not in gone]
-    inputs += [helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in large]
-    small = [t for t in graph.initializer if t.name not in gone]
-    bare = helper.make_graph(
-        graph.node, graph.name or "graph", inputs, graph.output, small, value_info=graph.value_info
-    )
+def with_initializers_as_inputs(model: onnx.ModelProto, tensors: list[TensorProto]) -> onnx.ModelProto:
+    """Return `model` with `tensors`, some of its initializers, as inputs of the same name and type."""
+    names, graph = {tensor.name for tensor in tensors}, model.graph
+    inputs = [value for value in graph.input if value.name not in names]
+    inputs += [helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in tensors]
+    kept = [tensor for tensor in graph.initializer if tensor.name not in names]
+    bare = helper.make_graph(graph.node, graph.name or "graph", inputs, graph.output, kept, value_info=graph.value_info)
+    bare.sparse_initializer.extend(graph.sparse_initializer)
     result = helper.make_model(bare, opset_imports=model.opset_import, functions=model.functions)
     result.ir_version = model.ir_version
     return result
+
+
+def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model without the data of its large initializers."""
+    large = [tensor for tensor in model.graph.initializer if int(np.prod(tensor.dims)) > _SMALL]
+    return with_initializers_as_inputs(model, large)
 
 
 def _dimension(dim: onnx.TensorShapeProto.Dimension, value: str, axis: int) -> int | str:

@@ -1,4 +1,4 @@
-"""Export: the graph states its own interface, keeps every parameter bit, and does not know where it was made."""
+"""The model file: it states its own interface, keeps every parameter bit, and does not know where it was made."""
 
 import hashlib
 import json
@@ -17,8 +17,11 @@ from torch import nn
 
 from foldserve.format.image import ImageSpec
 from foldserve.format.metadata import describe
+from foldserve.training.config import Recipe
 from foldserve.training.errors import ExportError
-from foldserve.training.export import export, to_bytes, weights_digest
+from foldserve.training.model import build
+from foldserve.training.model_file import export, to_bytes, weights_digest
+from foldserve.training.pipeline import fold_network
 
 ROOT = Path(__file__).parents[2]
 
@@ -110,9 +113,9 @@ def test_the_same_weights_give_the_same_bytes_elsewhere(model: onnx.ModelProto, 
     """Another process, working folder, source folder and hash seed produce the identical file."""
     copy = tmp_path / "elsewhere"
     copy.mkdir()
-    (copy / "their_test_export.py").write_text(Path(__file__).read_text())
+    (copy / "their_test_model_file.py").write_text(Path(__file__).read_text())
     program = (
-        "import hashlib, warnings; warnings.simplefilter('ignore'); import their_test_export as t;"
+        "import hashlib, warnings; warnings.simplefilter('ignore'); import their_test_model_file as t;"
         "print(hashlib.sha256(t.to_bytes(t.export(t.lenet_without_norms(), metadata=t.METADATA))).hexdigest())"
     )
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{copy}", "PYTHONHASHSEED": "123"}
@@ -120,6 +123,17 @@ def test_the_same_weights_give_the_same_bytes_elsewhere(model: onnx.ModelProto, 
         [sys.executable, "-c", program], cwd=copy, env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == hashlib.sha256(to_bytes(model)).hexdigest()
+
+
+def test_the_committed_version_is_exported_again_as_it_is() -> None:
+    """From the weights in models/lenet-bn/1 comes the graph that is in the repository, metadata included."""
+    committed = onnx.load(ROOT / "models/lenet-bn/1/model.onnx")
+    metadata = {entry.key: entry.value for entry in committed.metadata_props}
+    network = build(Recipe(**json.loads(metadata["foldserve.recipe"]))).eval()
+    folded, _ = fold_network(network, np.random.default_rng(0).integers(0, 256, (8, 1, 28, 28), dtype=np.uint8))
+    weights = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in committed.graph.initializer}
+    folded.load_state_dict({name: weights[name] for name in folded.state_dict()})
+    assert export(folded, metadata=metadata) == committed
 
 
 def test_the_model_describes_itself(model: onnx.ModelProto) -> None:
@@ -186,7 +200,7 @@ def test_labels_that_do_not_match_the_outputs_are_refused(network: nn.Sequential
 
 
 def test_a_network_that_does_not_fit_the_images_is_refused_in_one_sentence(network: nn.Sequential) -> None:
-    """The message names the image shape and stays on one line."""
-    with pytest.raises(ExportError, match=r"\(1, 4, 4\)") as caught:
+    """The message names the shape of the images and stays on one line."""
+    with pytest.raises(ExportError, match=r"\(2, 1, 4, 4\)") as caught:
         export(network, metadata=METADATA, image_shape=(1, 4, 4))
     assert "\n" not in str(caught.value)

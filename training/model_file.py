@@ -1,14 +1,12 @@
-"""Folded module -> one self-describing ONNX graph that takes raw pixels and answers with classes.
+"""Folded module -> model.onnx: one self-describing ONNX graph that takes raw pixels and answers with classes.
 
-Comes after the fold, which has left nothing for the exporter to fold by its own rules; comes before `verify`, which
-judges the numbers. This module checks form only (interface, operators, parameters bit for bit); it writes no file.
+Comes after the fold, which has left nothing for the exporter (`fold.onnx.exporter`) to fold by its own rules; comes
+before `parity`, which judges the numbers. This module checks form only (interface, operators, parameters bit for bit);
+it writes no file.
 """
 
 import hashlib
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,17 +19,16 @@ from torch import Tensor, nn
 from foldserve.format.metadata import WEIGHTS, read_labels
 
 from .errors import ExportError
+from .fold.onnx.exporter import BATCH_AXIS, export_module, require_valid
 
 OPSET = 20
 INPUT_NAME = "image"
 OUTPUT_NAMES = ("logits", "probabilities", "class_id")
-BATCH_AXIS = "batch"
 
 # A folded network computes; these only remain when a step before this one failed to do its work.
 FORBIDDEN_OPERATORS = frozenset({"BatchNormalization", "InstanceNormalization", "Dropout", "Identity"})
 
 _PREFIX = "network."
-_REGISTRATION_LOGGER = "torch.onnx._internal.exporter._registration"
 
 
 class ServedNetwork(nn.Module):
@@ -71,8 +68,13 @@ def export(
     """
     if any(module.training for module in folded.modules()):
         raise ExportError("the network is in training mode, expected eval mode; call .eval() before export")
-    model = _trace(ServedNetwork(folded).eval(), image_shape)
-    _clear_traces_of_the_machine(model)
+    model = export_module(
+        ServedNetwork(folded).eval(),
+        (torch.zeros((2, *image_shape), dtype=torch.uint8),),
+        opset=OPSET,
+        input_names=[INPUT_NAME],
+        output_names=OUTPUT_NAMES,
+    )
     _name_initializers_as_in(model, folded)
     _check_parameters(model, folded)
     _set_metadata(model, {**metadata, WEIGHTS: weights_digest(model)})
@@ -95,10 +97,7 @@ def check_graph(model: onnx.ModelProto) -> None:
                 f"node {node.name!r} is a {node.op_type}, expected none of {', '.join(sorted(FORBIDDEN_OPERATORS))} "
                 "in a folded network; fold with strict=True and read why it stayed"
             )
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
-        raise ExportError(f"the ONNX checker objects: {str(err).strip().splitlines()[0]}") from err
+    require_valid(model)
 
 
 def weights_digest(model: onnx.ModelProto) -> str:
@@ -117,57 +116,6 @@ def weights_digest(model: onnx.ModelProto) -> str:
 
 def _little_endian(array: NDArray[Any]) -> bytes:
     return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-
-
-def _trace(served: ServedNetwork, image_shape: tuple[int, int, int]) -> onnx.ModelProto:
-    sample = torch.zeros((2, *image_shape), dtype=torch.uint8)
-    try:
-        with torch.no_grad(), _quiet_exporter():
-            program = torch.onnx.export(
-                served,
-                (sample,),
-                dynamo=True,
-                opset_version=OPSET,
-                external_data=False,
-                optimize=True,  # tidies shapes; with no norm left it has nothing to fold, and parameters are compared
-                verbose=False,
-                input_names=[INPUT_NAME],
-                output_names=list(OUTPUT_NAMES),
-                dynamic_shapes=({0: BATCH_AXIS},),
-            )
-    except (torch.onnx.OnnxExporterError, RuntimeError) as err:
-        reason = str(err.__cause__ or err).strip().splitlines()
-        raise ExportError(
-            f"the network cannot be captured for images of shape {image_shape}: {reason[0] if reason else err!r}"
-        ) from err
-    assert program is not None  # only the legacy exporter returns nothing
-    proto: onnx.ModelProto = program.model_proto
-    return proto
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Hold back what PyTorch's exporter says about itself: its own deprecations, and torchvision not being there."""
-    logger = logging.getLogger(_REGISTRATION_LOGGER)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", DeprecationWarning)
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def _clear_traces_of_the_machine(model: onnx.ModelProto) -> None:
-    """Drop source paths and versions, which would give each machine its own digest."""
-    graph = model.graph
-    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        del part.metadata_props[:]
-        part.doc_string = ""
-    model.producer_name, model.producer_version, model.domain = "foldserve", "", ""
-    graph.name = "network"
 
 
 def _name_initializers_as_in(model: onnx.ModelProto, folded: nn.Module) -> None:
