@@ -7,7 +7,7 @@ STAMP   := $(VENV)/.installed-$(ORT)
 JOBS    ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: bench-training bench-start bench-engine bench-peers bench-serving bench-overload bench-folding bench-endurance gates gpu-check help install demo train verify serve test lint format typecheck unit clients-test container-test image constraints clean
+.PHONY: bench-training bench-start bench-engine bench-peers bench-serving bench-overload bench-folding bench-endurance gates gpu-check help install demo train verify serve test lint format typecheck unit clients-test container-test protos image constraints clean
 
 help:            ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -102,6 +102,9 @@ gates: install   ## train many seeds and hold them to the published range (goes 
 
 gpu-check: install ## everything that needs a GPU, in one call
 	$(PYTHON) -m benchmarks.training.gpu_check
+
+protos: install  ## compile the .proto files of the gRPC protocol into the descriptor set that the service loads
+	$(PYTHON) -m grpc_tools.protoc -I service/v2/rpc --descriptor_set_out=service/v2/rpc/protos.binpb inference.proto health.proto
 
 image:           ## build the CPU image
 	docker build --target cpu -t foldserve:cpu .

@@ -23,7 +23,7 @@ import httpx
 import uvloop
 
 from benchmarks.serving.swaps import first_events
-from foldserve.service.v2.rpc.messages import INFERENCE
+from foldserve.service.v2.rpc.descriptors import INFERENCE
 from tests.support import artifacts
 from tests.support.bad_requests import ALL, MAX_ROWS, grpc_cases
 

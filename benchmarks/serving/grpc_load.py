@@ -15,7 +15,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 
-from foldserve.service.v2.rpc.messages import INFERENCE
+from foldserve.service.v2.rpc.descriptors import INFERENCE
 
 ROW_BYTES = 784
 

@@ -15,7 +15,7 @@ from tests.support.live import serve
 try:
     import grpc
 
-    from foldserve.service.v2.rpc.messages import INFERENCE
+    from foldserve.service.v2.rpc.descriptors import INFERENCE
     from tests.service.test_v2_grpc import stub
 except ImportError:  # without the extra grpc there is only HTTP
     grpc = None

@@ -18,7 +18,7 @@ from tests.support.live import serve
 grpc = pytest.importorskip("grpc", reason="needs the extra grpc")
 
 from foldserve.service.errors import ServiceError  # noqa: E402
-from foldserve.service.v2.rpc.messages import HEALTH, INFERENCE  # noqa: E402
+from foldserve.service.v2.rpc.descriptors import HEALTH, INFERENCE  # noqa: E402
 from tests.service.test_errors import tree  # noqa: E402
 
 MESSAGES = INFERENCE.messages

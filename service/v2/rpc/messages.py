@@ -6,7 +6,6 @@ are those of HTTP, made before any data is read.
 
 from collections.abc import Mapping, Sequence
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,7 @@ from ..datatypes import BYTES, bytes_tensor, datatype_of, tensor_from_bytes, ten
 from ..parameters import Parameter, check_parameters, class_count, timeout_seconds
 from ..request import InferRequest
 from ..response import chosen
-from . import proto
-
-INFERENCE = proto.load(Path(__file__).with_name("inference.proto"))
-HEALTH = proto.load(Path(__file__).with_name("health.proto"))
+from .descriptors import INFERENCE
 
 _CONTENTS = {
     "BOOL": "bool_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",

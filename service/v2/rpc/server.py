@@ -19,8 +19,7 @@ from ...live.registry import Registry
 from ...metrics import Metrics
 from ...request_context import RequestContext
 from ...settings import Settings
-from .messages import HEALTH, INFERENCE
-from .proto import Method, Proto
+from .descriptors import HEALTH, INFERENCE, Method, Proto
 from .service import InferenceService
 
 _log = logging.getLogger(__name__)

@@ -18,7 +18,8 @@ from ...live.registry import Registry
 from ...request_context import RequestContext
 from ...settings import Settings
 from ..metadata import EXTENSIONS, model_config, model_metadata
-from .messages import INFERENCE, from_dict, read_request, write_response
+from .descriptors import INFERENCE
+from .messages import from_dict, read_request, write_response
 
 _MESSAGES = INFERENCE.messages
 STREAM_AHEAD = 16  # requests of one stream that may be on their way at once

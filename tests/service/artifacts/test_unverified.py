@@ -200,7 +200,7 @@ def test_the_log_says_it_once(models, caplog):
 def test_grpc_marks_it_too(models):
     """In the properties of the model and in the trailers of each answer."""
     grpc = pytest.importorskip("grpc", reason="needs the extra grpc")
-    from foldserve.service.v2.rpc.messages import INFERENCE
+    from foldserve.service.v2.rpc.descriptors import INFERENCE
     from tests.service.test_v2_grpc import request, stub
 
     place(models, artifacts.two_inputs_model())

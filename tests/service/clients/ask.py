@@ -1,7 +1,7 @@
 """Run by test_v2_clients in another environment: asks a service with one published client and keeps what it gave.
 
-`ask.py CLIENT HTTP_URL GRPC_ADDRESS IMAGES.npy OUTPUTS.npz`; nothing of ours is imported but the reader of .proto
-files, which the `descriptors` client compares with Triton's own.
+`ask.py CLIENT HTTP_URL GRPC_ADDRESS IMAGES.npy OUTPUTS.npz`; nothing of ours is imported but `descriptors`, which the
+client of that name compares with Triton's own.
 """
 
 import asyncio
@@ -136,11 +136,11 @@ def compare_descriptors():
     """Hold every message, field and call of our .proto against Triton's own descriptors."""
     from tritonclient.grpc import model_config_pb2, service_pb2
 
-    folder = Path(__file__).parents[3] / "service/v2/rpc"
-    spec = importlib.util.spec_from_file_location("proto", folder / "proto.py")
-    proto = sys.modules["proto"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(proto)
-    ours = proto.load(folder / "inference.proto")
+    path = Path(__file__).parents[3] / "service/v2/rpc/descriptors.py"
+    spec = importlib.util.spec_from_file_location("descriptors", path)
+    descriptors = sys.modules["descriptors"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(descriptors)
+    ours = descriptors.INFERENCE
     theirs = {**model_config_pb2.DESCRIPTOR.message_types_by_name, **service_pb2.DESCRIPTOR.message_types_by_name}
     for name, message in ours.messages.items():
         compare_message(message.DESCRIPTOR, theirs[name])
