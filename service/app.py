@@ -27,7 +27,9 @@ from .errors import InvalidInput, MethodNotAllowed, ProviderUnavailable, Service
 from .lane.lane import LANE, Lane
 from .live.canary import Canary
 from .live.control import ModelControl
+from .live.reconciler import Reconciler
 from .live.registry import Registry
+from .live.shadow import Shadows
 from .metrics import Metrics
 from .openapi import describe
 from .processes.watchdog import Watchdog
@@ -89,11 +91,12 @@ def create_app(settings: Settings, workers: Workers | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.workers = workers
-    app.state.registry = Registry(settings, metrics, workers)
+    app.state.registry = Registry(metrics, Shadows(settings.state_dir))
+    app.state.reconciler = Reconciler(app.state.registry, settings, metrics, workers)
     app.state.body_budget = BodyBudget(settings.max_buffered_bytes)
     shared = workers.folder if workers is not None else None
     app.state.access = Access(settings.keys_file, settings.closed_scopes, settings.key_rate, shared)
-    app.state.control = ModelControl(app.state.registry, promotes_new=settings.promote_new)
+    app.state.control = ModelControl(app.state.registry, app.state.reconciler, promotes_new=settings.promote_new)
     app.state.grpc = None
     app.state.readers = Readers(settings.max_rows)
     app.state.error_log = ErrorLog()
@@ -118,7 +121,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     registry: Registry = app.state.registry
     started = time.perf_counter()
     try:
-        await registry.load()
+        await app.state.reconciler.start()
         await _start_grpc(app)
     except (ServiceError, OSError) as err:
         is_news = app.state.workers is None or app.state.workers.is_first("start-failure")
@@ -144,7 +147,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
             late.cancel()
             if app.state.grpc is not None:
                 await app.state.grpc.stop()
-            await registry.close()
+            await app.state.reconciler.stop()
             metrics.bring_up_to_date()
         logger.info("stopped")
 

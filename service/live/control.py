@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import InvalidInput, ModelNotFound
 from .model import UNVERIFIED
+from .reconciler import Reconciler
 from .registry import Registry
 from .state import LATEST, PROMOTE, ROLLBACK, ModelState, Shadow, check_label
 from .versions import Versions
@@ -23,14 +24,15 @@ class ModelControl:
     """The calls.
 
     Args:
-        registry: of this worker.
+        registry: the models of this worker.
+        reconciler: brings them in step with what is decided here.
         promotes_new: whether `latest` follows the newest version by itself.
     """
 
-    def __init__(self, registry: Registry, *, promotes_new: bool) -> None:
+    def __init__(self, registry: Registry, reconciler: Reconciler, *, promotes_new: bool) -> None:
         self._registry = registry
-        self._reconciler = registry.reconciler
-        self._state = registry.reconciler.state
+        self._reconciler = reconciler
+        self._state = reconciler.state
         self._promotes_new = promotes_new
 
     def index(self, *, ready_only: bool = False) -> list[dict[str, Any]]:
@@ -46,7 +48,7 @@ class ModelControl:
             ModelNotFound: it is neither on disk nor in memory.
         """
         self._known(name)
-        state, table = self._decided(name), self._registry.tables.get(name)
+        state, table = self._state.of(name), self._registry.tables.get(name)
         return {
             "name": name,
             "latest": table.latest if table else None,
@@ -69,9 +71,9 @@ class ModelControl:
         if version is not None:
             self._on_disk(name, version)
             await self._decide(name, lambda state: replace(_with(state, version), is_unloaded=False))
-        elif self._decided(name).is_unloaded:
+        elif self._state.of(name).is_unloaded:
             await self._decide(name, lambda state: replace(state, is_unloaded=False))
-        await self._reconciler.follow(name, again=True)
+        await self._reconciler.reconcile(name, again=True)
         try:
             self._refuse_refused(name, version if version is not None else max(on_disk, default=0))
         except InvalidInput:
@@ -88,7 +90,7 @@ class ModelControl:
         """
         self._known(name)
         await self._decide(name, lambda state: replace(state, is_unloaded=True, loaded=(), shadow=None))
-        await self._reconciler.follow(name)
+        await self._reconciler.reconcile(name)
 
     async def promote(self, name: str, version: int | None, label: str = LATEST) -> None:
         """Point a label at a version, once that is loaded and proved.
@@ -129,7 +131,7 @@ class ModelControl:
         source = self._target(name, label)
         if source is None:
             raise ModelNotFound(f"model {name!r} has no label {label[:64]!r} to roll back")
-        target = self._reconciler.previous(name) if label == LATEST else self._decided(name).before(label)
+        target = self._reconciler.previous(name) if label == LATEST else self._state.of(name).before(label)
         if target is None:
             raise InvalidInput(f"rollback: {label!r} of model {name!r} has pointed at nothing before version {source}")
         await self._move(name, label, target, ROLLBACK, source)
@@ -151,7 +153,7 @@ class ModelControl:
             raise InvalidInput(f"shadow: version {version} is the one that answers, expected another one")
         decided = Shadow(version, time.time(), time.time() + seconds)
         await self._decide(name, lambda state: replace(state, shadow=decided))
-        await self._reconciler.follow(name, again=True)
+        await self._reconciler.reconcile(name, again=True)
         try:
             self._refuse_refused(name, version)
         except InvalidInput:
@@ -162,11 +164,11 @@ class ModelControl:
         """End a comparison; its version leaves unless a label points at it."""
         self._known(name)
         await self._decide(name, lambda state: replace(state, shadow=None))
-        await self._reconciler.follow(name)
+        await self._reconciler.reconcile(name)
 
     def shadow_report(self, name: str) -> dict[str, Any] | None:
         """Return what the comparison has found so far; None where there is none."""
-        decided = self._decided(name).shadow
+        decided = self._state.of(name).shadow
         if decided is None:
             return None
         return {**asdict(decided), **self._registry.shadows.report(name, decided)}
@@ -185,7 +187,7 @@ class ModelControl:
             return replace(_without(moved, version or target), is_unloaded=False)
 
         await self._decide(name, decide)
-        await self._reconciler.follow(name)
+        await self._reconciler.reconcile(name)
 
     def _versions(self, name: str) -> list[dict[str, Any]]:
         table = self._registry.tables.get(name)
@@ -202,7 +204,7 @@ class ModelControl:
         if self._reconciler.loading == (name, version):
             return row | {"state": "LOADING"}
         refusal = self._reconciler.refusals.get((name, version))
-        return row | {"state": "UNAVAILABLE", "reason": refusal.reason if refusal else "not loaded"}
+        return row | {"state": "UNAVAILABLE", "reason": str(refusal.error) if refusal else "not loaded"}
 
     def _known(self, name: str) -> list[int]:
         """Return the versions on disk of a model that exists."""
@@ -216,20 +218,17 @@ class ModelControl:
         if version not in on_disk:
             raise ModelNotFound(f"model {name!r} has no version {version}; there are {on_disk}")
 
-    def _decided(self, name: str) -> ModelState:
-        return self._state.read().get(name, ModelState())
-
     def _target(self, name: str, label: str) -> int | None:
         """Return where a label points now; None where it points nowhere."""
         table = self._registry.tables.get(name)
         if label == LATEST:
             return table.latest if table else None
-        return self._decided(name).labels.get(label)
+        return self._state.of(name).labels.get(label)
 
     def _refuse_refused(self, name: str, version: int) -> None:
         refusal = self._reconciler.refusals.get((name, version))
         if refusal is not None:
-            raise InvalidInput(f"version {version} was refused, and what served goes on: {refusal.reason}")
+            raise InvalidInput(f"version {version} was refused, and what served goes on: {refusal.error}")
 
 
 def _with(state: ModelState, version: int) -> ModelState:

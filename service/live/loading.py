@@ -5,22 +5,23 @@ requests take. Decides nothing: which versions are wanted is for `reconciler` to
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from ..artifacts.golden import check_golden
 from ..artifacts.repository import Artifact, Repository
 from ..batching.batcher import Batcher
-from ..engines.autotune import Decide, decide_alone
+from ..engines.autotune import decide_alone
 from ..engines.engine import Engine
 from ..engines.throttle import throttled
 from ..errors import DeviceLost, ServiceError
 from ..metrics import Metrics, ModelMetrics
+from ..processes.workers import Workers
 from ..settings import Settings
 from .memory import give_back
 from .model import UNVERIFIED, Model
@@ -37,8 +38,7 @@ class Loader:
         settings: where they run and what they may hold.
         metrics: told of every load, batch and refusal.
         lost: called once when a device no longer answers.
-        decide: settles a question of measurement among all workers.
-        folder: where the workers keep what they counted; None when there is only one.
+        workers: among which a question of measurement is settled, and counts are shared; None when there is only one.
     """
 
     def __init__(
@@ -47,17 +47,17 @@ class Loader:
         settings: Settings,
         metrics: Metrics,
         lost: Callable[[DeviceLost], None],
-        decide: Decide = decide_alone,
-        folder: Path | None = None,
+        workers: Workers | None = None,
     ) -> None:
         self._repository = repository
         self._settings = settings
         self._metrics = metrics
         self._lost = lost
-        self._decide = decide
-        self._folder = folder
-        self._counted: dict[str, ModelMetrics] = {}
-        self._batchers: dict[str, list[Batcher]] = {}  # of all versions that are loaded, for the queue's gauge
+        self._decide = decide_alone if workers is None else workers.decide
+        self._folder = None if workers is None else workers.folder / "statistics"
+        self._counters: dict[str, ModelMetrics] = {}
+        self._loaded: dict[Model, asyncio.Task[None] | None] = {}  # with the task that unloads it
+        metrics.before_reading.append(self._count_waiting)
 
     async def load(self, name: str, version: int, *, is_beside: bool = False, like: Model | None = None) -> Model:
         """Return a version that has given its golden answers through its batcher.
@@ -72,56 +72,50 @@ class Loader:
             ServiceError: it is not what its manifest says, cannot be loaded or answers wrongly; nothing stays behind.
         """
         started = time.perf_counter()
-        executor = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{name}")
-        try:
+        with contextlib.ExitStack() as on_failure:
+            executor = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{name}")
+            on_failure.callback(executor.shutdown)
             loop = asyncio.get_running_loop()
-            artifact = await loop.run_in_executor(executor, self._repository.open, name, version)
-            engine = await loop.run_in_executor(executor, self._load_engine, artifact, is_beside, like)
-            folder = self._folder and self._folder / "statistics" / name / str(version)
-            statistics = Statistics(engine.buckets[-1], folder)
-            model = Model(artifact, engine, self._batcher(name, engine, executor, statistics), executor, statistics)
-            await self._prove(model)
-        except ServiceError as err:
-            executor.shutdown()
-            raise type(err)(f"model {name!r}: {err}") from err
-        except BaseException:
-            executor.shutdown()
-            raise
+            try:
+                artifact = await loop.run_in_executor(executor, self._repository.open, name, version)
+                engine = await loop.run_in_executor(executor, self._load_engine, artifact, is_beside, like)
+                statistics = Statistics(engine.buckets[-1], self._folder and self._folder / name / str(version))
+                on_failure.callback(statistics.close)
+                model = Model(artifact, engine, self._batcher(name, engine, executor, statistics), executor, statistics)
+                await _prove(model)
+            except ServiceError as err:
+                raise type(err)(f"model {name!r}: {err}") from err
+            on_failure.pop_all()
+        self._loaded[model] = None
         self._report(model, time.perf_counter() - started)
         return model
 
-    async def unload(self, model: Model) -> None:
-        """Let the requests that chose a version end, answer what waits for it, and free what it holds.
+    def unload(self, model: Model) -> asyncio.Task[None]:
+        """Begin to unload a version: it answers the requests that chose it, and frees what it holds."""
+        task = self._loaded.get(model) or asyncio.create_task(self._unload(model))
+        self._loaded[model] = task
+        return task
 
-        No longer than the settings allow: a run that hangs must not keep us.
-        """
+    async def unload_all(self) -> None:
+        """Unload everything that was loaded, and wait until all of it is gone."""
+        await asyncio.gather(*map(self.unload, list(self._loaded)))
+
+    async def _unload(self, model: Model) -> None:
+        """Drain and free a version, no later than the settings allow: a run that hangs must not keep us."""
         try:
-            await asyncio.wait_for(self._drain(model), self._settings.drain_seconds)
+            await asyncio.wait_for(_drain(model), self._settings.drain_seconds)
         except TimeoutError:
             seconds = self._settings.drain_seconds
             _log.error("model %r version %d still ran after %g s and was left", model.name, model.version, seconds)
             model.executor.shutdown(wait=False, cancel_futures=True)
         else:
             model.executor.shutdown()
-        if model.batcher in self._batchers.get(model.name, []):
-            self._batchers[model.name].remove(model.batcher)
+        del self._loaded[model]
         model.statistics.close()
         self._metrics.forget_model(*_identity(model))
         _log.info("unloaded", extra={"model": model.name, "version": model.version})
         del model  # the last one who holds it, or what it held could not be given back
         await asyncio.to_thread(give_back)
-
-    async def _drain(self, model: Model) -> None:
-        while model.users.count:
-            model.users.gone.clear()
-            await model.users.gone.wait()
-        await model.batcher.close()
-
-    async def _prove(self, model: Model) -> None:
-        golden = model.engine.golden
-        answer = await model.batcher.infer(golden.inputs)
-        check_golden(golden, answer.outputs, model.engine.device.provider)
-        model.statistics.forget()
 
     def _load_engine(self, artifact: Artifact, is_beside: bool, like: Model | None) -> Engine:
         settings = self._settings
@@ -141,28 +135,22 @@ class Loader:
 
     def _batcher(self, name: str, engine: Engine, executor: ThreadPoolExecutor, statistics: Statistics) -> Batcher:
         """A batcher that stays in the engine's own thread where the device demands it."""
+        if name not in self._counters:  # all of a model's versions share them: each new one would be read for ever
+            self._counters[name] = self._metrics.for_model(name)
         is_bound_to_thread = engine.device.provider == "cuda"
-        batcher = Batcher(
+        return Batcher(
             engine,
             max_queue_rows=self._settings.max_queue_rows,
             inline_seconds=0.0 if is_bound_to_thread else self._settings.inline_below_ms / 1000,
             executor=executor,
-            observer=Observers(self._counters(name), statistics),
+            observer=Observers(self._counters[name], statistics),
             lost=self._lost,
         )
-        if name not in self._batchers:
-            self._metrics.before_reading.append(lambda: self._count_waiting(name))
-        self._batchers.setdefault(name, []).append(batcher)
-        return batcher
 
-    def _counters(self, name: str) -> ModelMetrics:
-        """Return the counters of a model, which all of its versions share: each new one would be read for ever."""
-        if name not in self._counted:
-            self._counted[name] = self._metrics.for_model(name)
-        return self._counted[name]
-
-    def _count_waiting(self, name: str) -> None:
-        self._metrics.queued_rows.labels(name).set(sum(batcher.queued_rows for batcher in self._batchers[name]))
+    def _count_waiting(self) -> None:
+        for name in self._counters:
+            rows = sum(model.batcher.queued_rows for model in self._loaded if model.name == name)
+            self._metrics.queued_rows.labels(name).set(rows)
 
     def _report(self, model: Model, seconds: float) -> None:
         name, engine, metrics = model.name, model.engine, self._metrics
@@ -179,6 +167,22 @@ class Loader:
         _log.info("loaded", extra={**fields, "verified": model.is_verified})
         if not model.is_verified:
             _log.warning("model %r version %d is served unverified: %s", name, model.version, UNVERIFIED)
+
+
+async def _prove(model: Model) -> None:
+    """Ask the golden questions, by the way that requests take."""
+    golden = model.engine.golden
+    answer = await model.batcher.infer(golden.inputs)
+    check_golden(golden, answer.outputs, model.engine.device.provider)
+    model.statistics.forget()
+
+
+async def _drain(model: Model) -> None:
+    """Wait until no request holds a version and its batcher has answered what waits."""
+    while model.users.count:
+        model.users.gone.clear()
+        await model.users.gone.wait()
+    await model.batcher.close()
 
 
 def _identity(model: Model) -> tuple[str, ...]:

@@ -1,24 +1,24 @@
-"""What is on disk and what operators decided -> what is loaded and where the labels point.
+"""Brings the models in memory in step with the disk: what is in the models folder, and what operators decided.
 
-Every worker follows the same two sources by itself: the models folder and the state file. One pass at a time looks at
-both, loads what is missing beside what serves, moves the pointers once it is proved, and drains what nobody wants any
-more. A version that cannot be had is refused with its reason, and the old one goes on.
+Every worker follows these two sources by itself. One pass at a time looks at both, loads what is missing beside what
+serves, moves the pointers once it is proved, and drains what is no longer wanted. A version that cannot be loaded is
+refused with its reason, and the old one goes on.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from ..artifacts.repository import Repository
 from ..errors import ArtifactInvalid, ServiceError
 from ..metrics import Metrics
+from ..processes.workers import Workers
 from ..settings import Settings
 from .loading import Loader
 from .model import Model
-from .shadow import Shadows
+from .registry import Registry
 from .state import LATEST, ModelState, StateDir
 from .versions import Versions
 
@@ -29,97 +29,74 @@ Fingerprint = tuple[tuple[str, int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a version is not served, and the files for which that was found."""
+    """Why a version is not served, and its files as they were then."""
 
     error: ServiceError
     files: Fingerprint
 
-    @property
-    def reason(self) -> str:
-        """One sentence."""
-        return str(self.error)
-
-
-class Followed(Protocol):
-    """The models in memory, as far as they are changed here; the registry."""
-
-    shadows: Shadows
-
-    @property
-    def tables(self) -> Mapping[str, Versions]:
-        """Versions and labels of each model."""
-
-    def replace(self, name: str, versions: Versions | None) -> None:
-        """Put another table in the place of a model's; None takes the model out."""
-
 
 class Reconciler:
-    """Keeps the registry in step with the disk.
+    """Keeps a registry in step with the disk, from `start` to `stop`.
 
     Args:
+        registry: the models in memory, whose tables are replaced.
+        settings: where the models and the decisions are, how often to look, whether new versions take over by
+            themselves, how many old ones stay warm.
+        metrics: told of loads, refusals and where `latest` points.
+        workers: shares with other processes what was measured; None when there are none.
+
+    Attributes:
         repository: the models on disk.
         state: what operators decided.
-        loader: loads and unloads single versions.
-        registry: whose tables are replaced.
-        settings: how often to look, whether new versions take over by themselves, how many old ones stay warm.
-        metrics: told of refusals and of where `latest` points.
+        refusals: why a version is not served, by name and version.
+        loading: name and version of what is being loaded now.
     """
 
     def __init__(
-        self,
-        repository: Repository,
-        state: StateDir,
-        loader: Loader,
-        registry: Followed,
-        settings: Settings,
-        metrics: Metrics,
+        self, registry: Registry, settings: Settings, metrics: Metrics, workers: Workers | None = None
     ) -> None:
-        self.repository = repository
-        self.state = state
+        self.repository = Repository(settings.models_dir, allow_unverified=settings.allow_unverified)
+        self.state = StateDir(settings.state_dir)
         self.refusals: dict[tuple[str, int], Refusal] = {}
         self.loading: tuple[str, int] | None = None
-        self._loader = loader
         self._registry = registry
+        self._loader = Loader(self.repository, settings, metrics, lambda err: registry.end(str(err)), workers)
         self._settings = settings
         self._metrics = metrics
         self._warm: dict[str, list[int]] = {}  # versions that were latest before, newest last
         self._is_started = False
         self._one_pass = asyncio.Lock()
-        self._unloading: set[asyncio.Task[None]] = set()
         self._polling: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Load what is wanted of every model; look again from time to time.
+        """Load what is wanted of every model, and look again from time to time.
 
         Raises:
-            StartError: there is no model, or one has no version that answers rightly.
+            StartError: there is no model, or one has no version that can be loaded and gives its golden answers.
         """
-        names = self.repository.models()
-        if not names:
-            raise ArtifactInvalid(
-                f"{self.repository.root} holds no <model>/<version>/model.onnx; export a model there, "
-                "or set --models-dir"
-            )
-        states = self.state.read()
-        for name in names:
-            await self.follow(name)
-            if name not in self._registry.tables and not states.get(name, ModelState()).is_unloaded:
-                self._raise_refusal(name, names[name])
+        try:
+            await self._load_all()
+        except BaseException as err:
+            self._registry.close(str(err))
+            await self.stop()
+            raise
         self._is_started = True
         for name, version in self.refusals:  # those of a start that fails are its last words instead
             self._log_refusal(name, version)
+        self._registry.open()
         if self._settings.poll_seconds:
             self._polling = asyncio.create_task(self._poll())
 
-    async def stop(self, loaded: Iterable[Model]) -> None:
-        """Stop looking, and drain everything."""
+    async def stop(self) -> None:
+        """Stop looking, answer what waits, refuse what comes, and end every engine's thread."""
+        self._registry.close()
         if self._polling is not None:
             self._polling.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._polling
-        await asyncio.gather(*self._unloading, *(self._loader.unload(model) for model in loaded))
+        await self._loader.unload_all()
 
-    async def follow(self, name: str, *, again: bool = False) -> None:
+    async def reconcile(self, name: str, *, again: bool = False) -> None:
         """Bring one model in step; returns when what is wanted now has been loaded or refused.
 
         Args:
@@ -129,8 +106,7 @@ class Reconciler:
         async with self._one_pass:
             if again:
                 self.refusals = {key: refusal for key, refusal in self.refusals.items() if key[0] != name}
-            on_disk = self.repository.models().get(name, [])
-            await self._bring_in_step(name, on_disk, self.state.read().get(name, ModelState()))
+            await self._reconcile(name, self.repository.models().get(name, []))
 
     def previous(self, name: str) -> int | None:
         """Return the version that `latest` pointed at before, else the next older one on disk; None where none is.
@@ -138,12 +114,26 @@ class Reconciler:
         One that was rolled back from since the last promote is not meant: a second rollback goes a step further back.
         """
         table = self._registry.tables.get(name)
-        left = self.state.read().get(name, ModelState()).left_behind(LATEST)
+        left = self.state.of(name).left_behind(LATEST)
         warm = [version for version in self._warm.get(name, []) if version not in left]
         if table is None or warm:
             return warm[-1] if warm else None
         older = (v for v in self.repository.models().get(name, []) if v < table.latest and v not in left)
         return max(older, default=None)
+
+    async def _load_all(self) -> None:
+        models = self.repository.models()
+        if not models:
+            raise ArtifactInvalid(
+                f"{self.repository.root} holds no <model>/<version>/model.onnx; export a model there, "
+                "or set --models-dir"
+            )
+        for name, versions in models.items():
+            await self.reconcile(name)
+            if name not in self._registry.tables and not self.state.of(name).is_unloaded:
+                refused = (self.refusals.get((name, version)) for version in reversed(versions))
+                for refusal in filter(None, refused):
+                    raise refusal.error
 
     async def _poll(self) -> None:
         while True:
@@ -152,16 +142,16 @@ class Reconciler:
                 on_disk = await asyncio.to_thread(self.repository.models)
                 for name in sorted({*on_disk, *self._registry.tables}):
                     async with self._one_pass:
-                        state = self.state.read().get(name, ModelState())
-                        await self._bring_in_step(name, on_disk.get(name, []), state)
+                        await self._reconcile(name, on_disk.get(name, []))
             except ServiceError as err:  # the disk can fail for a moment; what serves goes on
                 _log.error("following the models failed: %s", err)
             except Exception:
                 _log.exception("following the models failed")
 
-    async def _bring_in_step(self, name: str, on_disk: Sequence[int], state: ModelState) -> None:
-        table = self._registry.tables.get(name)
+    async def _reconcile(self, name: str, on_disk: Sequence[int]) -> None:
+        state, table = self.state.of(name), self._registry.tables.get(name)
         if state.is_unloaded:
+            self._registry.shadows.follow(name, None, {})
             self._replace(name, None)
             return
         loaded = dict(table.loaded) if table else {}
@@ -169,9 +159,8 @@ class Reconciler:
         if latest is None:
             return  # nothing of it can be served, and nothing was
         # The pointer moves as soon as its version is proved; the others may take their time.
-        before = table.latest if table else None
-        if latest != before:
-            self._move_latest(name, before, latest, loaded, state)
+        if table is None or latest != table.latest:
+            self._move_latest(name, latest, loaded, state)
         wanted = {*state.labels.values(), *state.loaded, *([state.shadow.version] if state.shadow else [])}
         for version in sorted(wanted & set(on_disk)):
             await self._load(name, version, loaded)
@@ -183,8 +172,7 @@ class Reconciler:
         self, name: str, on_disk: Sequence[int], state: ModelState, loaded: dict[int, Model]
     ) -> int | None:
         """Return the version that `latest` shall point at, loaded: the first of the candidates that can be had."""
-        table = self._registry.tables.get(name)
-        for version in self._candidates(on_disk, state, table):
+        for version in self._candidates(on_disk, state, self._registry.tables.get(name)):
             if await self._load(name, version, loaded):
                 return version
         return None
@@ -213,26 +201,26 @@ class Reconciler:
             like = table.choose() if table is not None else None
             loaded[version] = await self._loader.load(name, version, is_beside=self._is_started, like=like)
         except ServiceError as err:
-            self._refuse(name, version, err, files)
+            self._refuse(name, version, Refusal(type(err)(str(err)), files))  # without its frames: they hold a session
             return False
         finally:
             self.loading = None
         self.refusals.pop((name, version), None)
         return True
 
-    def _refuse(self, name: str, version: int, error: ServiceError, files: Fingerprint) -> None:
-        self.refusals[name, version] = Refusal(error, files)
+    def _refuse(self, name: str, version: int, refusal: Refusal) -> None:
+        self.refusals[name, version] = refusal
         self._metrics.refused_versions.labels(name).inc()
         if self._is_started:
             self._log_refusal(name, version)
 
     def _log_refusal(self, name: str, version: int) -> None:
-        reason = self.refusals[name, version].reason
+        reason = str(self.refusals[name, version].error)
         _log.error("version refused", extra={"model": name, "version": version, "reason": reason})
 
-    def _move_latest(
-        self, name: str, before: int | None, latest: int, loaded: dict[int, Model], state: ModelState
-    ) -> None:
+    def _move_latest(self, name: str, latest: int, loaded: dict[int, Model], state: ModelState) -> None:
+        table = self._registry.tables.get(name)
+        before = table.latest if table else None
         if before is not None:
             warm = [version for version in self._warm.get(name, []) if version not in (before, latest)]
             keep = self._settings.keep_warm
@@ -250,9 +238,7 @@ class Reconciler:
         kept = table.loaded if table else {}
         for version, model in (before.loaded if before else {}).items():
             if kept.get(version) is not model:
-                task = asyncio.create_task(self._loader.unload(model))
-                self._unloading.add(task)
-                task.add_done_callback(self._unloading.discard)
+                self._loader.unload(model)
 
     def _fingerprint(self, name: str, version: int) -> Fingerprint:
         """Names, sizes and times of a version's files: a refused version is tried again when they change."""
@@ -262,13 +248,6 @@ class Reconciler:
         except OSError:
             return ()
         return tuple((file, status.st_size, status.st_mtime_ns) for file, status in found)
-
-    def _raise_refusal(self, name: str, versions: Sequence[int]) -> None:
-        """End the start with the reason of the newest version that was refused."""
-        for version in reversed(versions):
-            refusal = self.refusals.get((name, version))
-            if refusal is not None:
-                raise refusal.error
 
 
 def _table(name: str, latest: int, state: ModelState, loaded: dict[int, Model]) -> Versions:

@@ -127,6 +127,10 @@ class StateDir:
             raise ArtifactInvalid(f"state file {path} cannot be read: {err.strerror or err}") from err
         return self._read
 
+    def of(self, name: str) -> ModelState:
+        """Return what was decided about one model; raises what `read` raises."""
+        return self.read().get(name, ModelState())
+
     def change(self, name: str, decide: Callable[[ModelState], ModelState]) -> ModelState:
         """Replace what was decided about one model, and return it.
 

@@ -6,12 +6,9 @@ import logging
 import numpy as np
 import pytest
 
-from foldserve.service.live.control import ModelControl
-from foldserve.service.live.registry import Registry
-from foldserve.service.metrics import Metrics
-from foldserve.service.settings import Settings
 from tests.support import artifacts
 from tests.support.damage import BAD_VERSIONS
+from tests.support.live_models import loaded
 
 ASKED = artifacts.images(16, seed=7)
 
@@ -22,25 +19,20 @@ def test_a_bad_version_is_refused_with_its_reason_and_the_old_one_goes_on(models
     artifacts.publish_classifier(models, version=1)
 
     async def test() -> str:
-        metrics = Metrics()
-        registry = Registry(
-            Settings(models_dir=models, provider="cpu", buckets=(1, 4), threads=1, poll_seconds=0), metrics
-        )
-        await registry.load()
-        damage(artifacts.publish_classifier(models, version=2))
-        await registry.reconciler.follow("fashion")
-        assert registry.ready
-        model = registry.get("fashion")
-        assert model.version == 1
-        answer = await model.batcher.infer({"image": ASKED[:3]})
-        np.testing.assert_array_equal(answer.outputs["class_id"], artifacts.classify(ASKED[:3])["class_id"])
-        assert metrics.registry.get_sample_value("foldserve_refused_versions_total", {"model": "fashion"}) == 1
-        await registry.reconciler.follow("fashion")  # it is not tried again for nothing, so it is not counted again
-        assert metrics.registry.get_sample_value("foldserve_refused_versions_total", {"model": "fashion"}) == 1
-        rows = ModelControl(registry, promotes_new=True).index()
-        assert [(row["version"], row["state"]) for row in rows] == [("1", "READY"), ("2", "UNAVAILABLE")]
-        await registry.close()
-        return rows[1]["reason"]
+        async with loaded(models, buckets=(1, 4), threads=1) as live:
+            damage(artifacts.publish_classifier(models, version=2))
+            await live.reconciler.reconcile("fashion")
+            assert live.registry.ready
+            model = live.registry.get("fashion")
+            assert model.version == 1
+            answer = await model.batcher.infer({"image": ASKED[:3]})
+            np.testing.assert_array_equal(answer.outputs["class_id"], artifacts.classify(ASKED[:3])["class_id"])
+            assert live.value("refused_versions_total", model="fashion") == 1
+            await live.reconciler.reconcile("fashion")  # it is not tried again for nothing, so it is not counted again
+            assert live.value("refused_versions_total", model="fashion") == 1
+            rows = live.control.index()
+            assert [(row["version"], row["state"]) for row in rows] == [("1", "READY"), ("2", "UNAVAILABLE")]
+            return rows[1]["reason"]
 
     with caplog.at_level(logging.ERROR):
         reason = asyncio.run(test())

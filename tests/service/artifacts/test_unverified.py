@@ -18,8 +18,6 @@ from foldserve.service.artifacts.repository import Repository
 from foldserve.service.artifacts.unverified import made_inputs
 from foldserve.service.errors import ArtifactInvalid, ServiceError
 from foldserve.service.live.model import UNVERIFIED
-from foldserve.service.live.registry import Registry
-from foldserve.service.metrics import Metrics
 from foldserve.service.models_cli import main as type_in
 from foldserve.service.settings import Settings
 from foldserve.service.tensors import TensorSpec
@@ -33,6 +31,7 @@ from tests.support.damage import (
     weights,
 )
 from tests.support.live import serve
+from tests.support.live_models import loaded as in_memory
 
 CHANNELS = 4
 
@@ -89,14 +88,9 @@ def loaded(root: Path, ask: dict[str, np.ndarray] | None = None):
     """The model as the registry has it, and its answers."""
 
     async def load():
-        settings = Settings(
-            models_dir=root, provider="cpu", buckets=(1, 2, 4), threads=1, poll_seconds=0, allow_unverified=True
-        )
-        registry = Registry(settings, Metrics())
-        await registry.load()
-        model = registry.get()
-        answer = await model.batcher.infer(ask) if ask else None
-        await registry.close()
+        async with in_memory(root, buckets=(1, 2, 4), threads=1, allow_unverified=True) as models:
+            model = models.registry.get()
+            answer = await model.batcher.infer(ask) if ask else None
         return model, answer and answer.outputs
 
     return asyncio.run(load())

@@ -13,10 +13,8 @@ from foldserve.service.batching.batcher import BatchAnswer, Batcher, Request
 from foldserve.service.batching.latency_model import LatencyModel
 from foldserve.service.batching.request import RowLayout
 from foldserve.service.errors import DeadlineExceeded, DeviceLost, EngineError, NotReady, Overloaded
-from foldserve.service.live.registry import Registry
-from foldserve.service.metrics import Metrics
-from foldserve.service.settings import Settings
 from foldserve.service.tensors import TensorSpec
+from tests.support.live_models import loaded
 
 BUCKETS = (1, 2, 4, 8)
 POISON = -1
@@ -635,26 +633,23 @@ def test_ten_thousand_random_requests_are_never_mixed_up(fashion_and_echo, inlin
     """Random sizes at random times through a real session that echoes each row's identity: no mismatch."""
 
     async def test():
-        settings = Settings(models_dir=fashion_and_echo, provider="cpu", inline_below_ms=inline_seconds * 1000)
-        registry = Registry(settings, Metrics())
-        await registry.load()
-        batcher = registry.get("echo").batcher
-        rng = np.random.default_rng(5)
-        answered = 0
+        async with loaded(fashion_and_echo, inline_below_ms=inline_seconds * 1000) as models:
+            batcher = models.registry.get("echo").batcher
+            rng = np.random.default_rng(5)
+            answered = 0
 
-        async def client(requests: int) -> None:
-            nonlocal answered
-            for _ in range(requests):
-                count = int(rng.integers(1, 400)) if rng.random() < 0.02 else int(rng.integers(1, 9))
-                asked = rng.integers(0, 2**62, (count, 4))
-                for _ in range(int(rng.integers(0, 3))):
-                    await asyncio.sleep(0)
-                answer = await batcher.infer({"identity": asked}, deadline=soon(30))
-                assert np.array_equal(answer.outputs["echo"], asked)
-                answered += 1
+            async def client(requests: int) -> None:
+                nonlocal answered
+                for _ in range(requests):
+                    count = int(rng.integers(1, 400)) if rng.random() < 0.02 else int(rng.integers(1, 9))
+                    asked = rng.integers(0, 2**62, (count, 4))
+                    for _ in range(int(rng.integers(0, 3))):
+                        await asyncio.sleep(0)
+                    answer = await batcher.infer({"identity": asked}, deadline=soon(30))
+                    assert np.array_equal(answer.outputs["echo"], asked)
+                    answered += 1
 
-        await asyncio.gather(*(client(100) for _ in range(50)))
-        assert answered == 5_000
-        await registry.close()
+            await asyncio.gather(*(client(100) for _ in range(50)))
+            assert answered == 5_000
 
     asyncio.run(asyncio.wait_for(test(), 60))

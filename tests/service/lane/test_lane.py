@@ -54,7 +54,7 @@ async def service(models: Path, **settings: Any) -> AsyncIterator[Service]:
 
     async with running(noting, LaneProtocol) as (port, server, finished):
         yield Service(port, None, server, finished, app, seen)  # type: ignore[arg-type]
-        await app.state.registry.close()
+        await app.state.reconciler.stop()
 
 
 def ask(body: bytes, media_type: bytes = OCTETS, *headers: bytes, target: bytes = b"/predict") -> bytes:

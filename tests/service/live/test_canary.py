@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from foldserve.service.live.canary import Canary
-from foldserve.service.live.registry import Registry
-from foldserve.service.metrics import Metrics
-from foldserve.service.settings import Settings
 from tests.support import artifacts
+from tests.support.live_models import loaded
+from tests.support.wire import on_loop
+
+FAST = {"threads": 1, "buckets": (1, 16)}
 
 
 class Wrong:
@@ -24,21 +25,11 @@ class Wrong:
         return outputs
 
 
-async def with_registry(root, test):
-    ended = []
-    settings = Settings(models_dir=root, provider="cpu", threads=1, buckets=(1, 16))
-    registry = Registry(settings, Metrics(), end_process=lambda: ended.append(True))
-    await registry.load()
-    try:
-        await test(registry, Canary(registry, 5.0), ended)
-    finally:
-        await registry.close()
-
-
-def test_a_model_that_answers_wrongly_is_not_ready_and_recovers(fashion):
+@on_loop
+async def test_a_model_that_answers_wrongly_is_not_ready_and_recovers(fashion):
     """The reason names the model; right answers make it ready again."""
-
-    async def test(registry, canary, ended):
+    async with loaded(fashion, **FAST) as models:
+        registry, canary = models.registry, Canary(models.registry, 5.0)
         (model,) = registry.models()
         await canary.ask(model)  # it has just answered: this only looks
         runner = model.engine._runner
@@ -50,30 +41,32 @@ def test_a_model_that_answers_wrongly_is_not_ready_and_recovers(fashion):
         await canary.ask(model)
         assert registry.ready
         assert registry.reasons == []
-        assert not ended
-
-    asyncio.run(with_registry(fashion, test))
+        assert not models.ended
 
 
-def test_a_model_that_stays_wrong_ends_the_process(fashion):
-    """Three times in a row, once."""
-
-    async def test(registry, canary, ended):
-        (model,) = registry.models()
+@on_loop
+async def test_a_model_that_stays_wrong_ends_the_process(fashion):
+    """Three times in a row, once; and a process that ends is not ready again, whatever is answered meanwhile."""
+    async with loaded(fashion, **FAST) as models:
+        canary = Canary(models.registry, 5.0)
+        (model,) = models.registry.models()
         await canary.ask(model)
-        model.engine._runner = Wrong(model.engine._runner)
+        runner = model.engine._runner
+        model.engine._runner = Wrong(runner)
         for _ in range(5):
             await canary.ask(model)
-        assert ended == [True]
+        assert models.ended == [True]
+        model.engine._runner = runner
+        await canary.ask(model)
+        assert not models.registry.ready
 
-    asyncio.run(with_registry(fashion, test))
 
-
-def test_a_busy_model_is_not_asked(fashion):
-    """Whoever answers others need not answer a canary."""
-
-    async def test(registry, canary, ended):
-        (model,) = registry.models()
+@on_loop
+async def test_a_busy_model_is_not_asked(fashion):
+    """A model that answers others need not answer a canary."""
+    async with loaded(fashion, **FAST) as models:
+        canary = Canary(models.registry, 5.0)
+        (model,) = models.registry.models()
         for _ in range(3):
             await model.batcher.infer({"image": artifacts.images(1)})
             before = model.batcher.batches
@@ -81,14 +74,12 @@ def test_a_busy_model_is_not_asked(fashion):
             assert model.batcher.batches == before
         assert 0 < await canary.ask(model) < 10
 
-    asyncio.run(with_registry(fashion, test))
-
 
 @pytest.mark.parametrize("seconds", [0.0, 0.01])
-def test_it_asks_by_itself_unless_told_not_to(fashion, seconds):
+@on_loop
+async def test_it_asks_by_itself_unless_told_not_to(fashion, seconds):
     """0 asks nothing."""
-
-    async def test(registry, _, ended):
+    async with loaded(fashion, **FAST) as models:
         asked = asyncio.Event()
 
         class Asked(Canary):
@@ -96,7 +87,7 @@ def test_it_asks_by_itself_unless_told_not_to(fashion, seconds):
                 asked.set()
                 return await super().ask(model)
 
-        canary = asyncio.create_task(Asked(registry, seconds).run())
+        canary = asyncio.create_task(Asked(models.registry, seconds).run())
         if seconds:
             await asyncio.wait_for(asked.wait(), 30)
             canary.cancel()
@@ -104,16 +95,12 @@ def test_it_asks_by_itself_unless_told_not_to(fashion, seconds):
             await canary
             assert not asked.is_set()
 
-    asyncio.run(with_registry(fashion, test))
 
-
-def test_a_registry_that_closes_stays_not_ready(fashion):
+@on_loop
+async def test_a_registry_that_closes_stays_not_ready(fashion):
     """A right answer that comes late does not open it again."""
-
-    async def test(registry, canary, ended):
-        await registry.close()
-        registry.doubt("fashion", None)
-        assert not registry.ready
-        assert registry.reasons == ["the service is shutting down"]
-
-    asyncio.run(with_registry(fashion, test))
+    async with loaded(fashion, **FAST) as models:
+        await models.reconciler.stop()
+        models.registry.doubt("fashion", None)
+        assert not models.registry.ready
+        assert models.registry.reasons == ["the service is shutting down"]

@@ -1,7 +1,9 @@
 """The models in memory, from their folders to answers."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -17,47 +19,36 @@ from foldserve.service.errors import (
     NotReady,
     ProviderUnavailable,
 )
-from foldserve.service.live.registry import Registry
-from foldserve.service.metrics import Metrics
 from foldserve.service.settings import Settings
 from tests.support import artifacts
+from tests.support.live_models import LiveModels, loaded
+from tests.support.wire import on_loop
 
 
-def registry_of(root, metrics=None, **settings):
-    return Registry(Settings(models_dir=root, **settings), metrics or Metrics())
+async def start(root, **settings) -> None:
+    """Load what must not load."""
+    async with loaded(root, **settings):
+        raise AssertionError("it started")
 
 
-def with_loaded(root, check, **settings):
-    async def test():
-        registry = registry_of(root, **settings)
-        await registry.load()
-        try:
-            await check(registry)
-        finally:
-            await registry.close()
-
-    asyncio.run(asyncio.wait_for(test(), 30))
-
-
-def test_a_single_model_needs_no_name_and_answers(fashion):
+@on_loop
+async def test_a_single_model_needs_no_name_and_answers(fashion):
     """The newest version is served; its answers are NumPy's."""
     artifacts.publish_classifier(fashion, version=2, seed=1)
-
-    async def check(registry):
-        model = registry.get()
+    async with loaded(fashion) as models:
+        model = models.registry.get()
         assert (model.name, model.version, model.labels) == ("fashion", 2, artifacts.LABELS)
         asked = artifacts.images(300)
         answer = await model.batcher.infer({"image": asked})
         expected = artifacts.classify(asked, artifacts.classifier_weights(1))
         assert np.array_equal(answer.outputs["class_id"], expected["class_id"])
 
-    with_loaded(fashion, check)
 
-
-def test_several_models_are_told_apart_by_name(fashion_and_echo):
+@on_loop
+async def test_several_models_are_told_apart_by_name(fashion_and_echo):
     """Without a name the caller hears which there are."""
-
-    async def check(registry):
+    async with loaded(fashion_and_echo) as models:
+        registry = models.registry
         assert [model.name for model in registry.models()] == ["echo", "fashion"]
         assert registry.get("echo").image is None
         assert registry.get("fashion", 1).image is not None
@@ -68,86 +59,69 @@ def test_several_models_are_told_apart_by_name(fashion_and_echo):
         with pytest.raises(ModelNotFound, match="served in version 1, not 2"):
             registry.get("fashion", 2)
 
-    with_loaded(fashion_and_echo, check)
 
-
-def test_ready_is_true_only_between_load_and_close(fashion):
+@on_loop
+async def test_ready_is_true_only_between_start_and_stop(fashion):
     """The reasons say why not, before and after."""
-
-    async def test():
-        metrics = Metrics()
-        registry = registry_of(fashion, metrics)
-        assert not registry.ready
-        assert registry.reasons == ["the models are being loaded"]
-        assert metrics.registry.get_sample_value("foldserve_ready") == 0
-        await registry.load()
-        assert registry.ready
-        assert registry.reasons == []
-        assert metrics.registry.get_sample_value("foldserve_ready") == 1
-        batcher = registry.get().batcher
-        await registry.close()
-        assert not registry.ready
-        assert registry.reasons == ["the service is shutting down"]
-        with pytest.raises(NotReady):
-            await batcher.infer({"image": artifacts.images(1)})
-
-    asyncio.run(test())
+    models = LiveModels(Settings(models_dir=fashion))
+    registry = models.registry
+    assert not registry.ready
+    assert registry.reasons == ["the models are being loaded"]
+    assert models.value("ready") == 0
+    await models.reconciler.start()
+    assert registry.ready
+    assert registry.reasons == []
+    assert models.value("ready") == 1
+    batcher = registry.get().batcher
+    await models.reconciler.stop()
+    assert not registry.ready
+    assert registry.reasons == ["the service is shutting down"]
+    with pytest.raises(NotReady):
+        await batcher.infer({"image": artifacts.images(1)})
 
 
-def test_what_was_measured_at_load_is_in_the_metrics(fashion):
+@on_loop
+async def test_what_was_measured_at_load_is_in_the_metrics(fashion):
     """Device, fallback, batch invariance and the time of each bucket can be graphed."""
-
-    async def test():
-        metrics = Metrics()
-        registry = registry_of(fashion, metrics, provider="cpu", buckets=(1, 8))
-        await registry.load()
-        value = metrics.registry.get_sample_value
-        digest = registry.get().artifact.sha256
-        labels = {"model": "fashion", "version": "1", "sha256": digest, "provider": "cpu", "verified": "true"}
-        assert value("foldserve_model_info", labels) == 1
-        assert value("foldserve_device_fallback", {"model": "fashion"}) == 0
-        assert value("foldserve_batch_invariant", {"model": "fashion"}) == 1
-        assert value("foldserve_bucket_seconds", {"model": "fashion", "bucket": "8"}) > 0
-        assert value("foldserve_golden_deviation_ratio", {"model": "fashion"}) <= 1e-5
-        assert value("foldserve_queued_rows", {"model": "fashion"}) == 0
-        assert value("foldserve_rows_total", {"model": "fashion"}) == 16  # the golden questions took the real path
-        await registry.close()
-
-    asyncio.run(test())
+    async with loaded(fashion, buckets=(1, 8)) as models:
+        digest = models.registry.get().artifact.sha256
+        identity = {"model": "fashion", "version": "1", "sha256": digest, "provider": "cpu", "verified": "true"}
+        assert models.value("model_info", **identity) == 1
+        assert models.value("device_fallback", model="fashion") == 0
+        assert models.value("batch_invariant", model="fashion") == 1
+        assert models.value("bucket_seconds", model="fashion", bucket="8") > 0
+        assert models.value("golden_deviation_ratio", model="fashion") <= 1e-5
+        assert models.value("queued_rows", model="fashion") == 0
+        assert models.value("rows_total", model="fashion") == 16  # the golden questions took the real path
 
 
-def test_a_model_that_does_not_give_its_golden_answers_stops_the_start(fashion):
+@on_loop
+async def test_a_model_that_does_not_give_its_golden_answers_stops_the_start(fashion):
     """One bad model among good ones is enough; the reason names it, and no thread stays behind."""
     bad = artifacts.classifier_weights()
     bad["fc.bias"][0] += 1
     asked = artifacts.images(16)
     artifacts.publish(fashion, "bad", artifacts.classifier_model(bad), {"image": asked}, artifacts.classify(asked))
-
-    async def test():
-        registry = registry_of(fashion)
-        before = threading.active_count()
-        with pytest.raises(ArtifactInvalid, match=r"model 'bad': output 'logits' is off by"):
-            await registry.load()
-        assert not registry.ready
-        assert "model 'bad'" in registry.reasons[0]
-        assert threading.active_count() == before
-
-    asyncio.run(test())
+    models = LiveModels(Settings(models_dir=fashion))
+    before = threading.active_count()
+    with pytest.raises(ArtifactInvalid, match=r"model 'bad': output 'logits' is off by"):
+        await models.reconciler.start()
+    assert not models.registry.ready
+    assert "model 'bad'" in models.registry.reasons[0]
+    assert threading.active_count() == before
 
 
 def test_before_anything_is_loaded_a_request_hears_so(fashion):
     """503 rather than a 404 for a model that is on its way."""
     with pytest.raises(NotReady, match="the models are being loaded"):
-        registry_of(fashion).get()
+        LiveModels(Settings(models_dir=fashion)).registry.get()
 
 
-def test_a_run_that_hangs_does_not_keep_the_process(fashion):
+@on_loop
+async def test_a_run_that_hangs_does_not_keep_the_process(fashion):
     """The drain has an end, and what hung is left behind."""
-
-    async def test():
-        registry = registry_of(fashion, drain_seconds=0.05, inline_below_ms=0)
-        await registry.load()
-        model = registry.get()
+    async with loaded(fashion, drain_seconds=0.05, inline_below_ms=0) as models:
+        model = models.registry.get()
         started, let_go = threading.Event(), threading.Event()
 
         def hang(inputs):
@@ -158,12 +132,10 @@ def test_a_run_that_hangs_does_not_keep_the_process(fashion):
         model.engine.run = hang
         waiting = asyncio.ensure_future(model.batcher.infer({"image": artifacts.images(1)}))
         assert await asyncio.to_thread(started.wait, 10)
-        await registry.close()
+        await models.reconciler.stop()
         assert not waiting.done()
         waiting.cancel()
         let_go.set()
-
-    asyncio.run(asyncio.wait_for(test(), 30))
 
 
 class Reversing(Batcher):
@@ -178,18 +150,35 @@ def test_the_golden_questions_take_the_way_that_requests_take(fashion, monkeypat
     """A right engine behind a batcher that mixes up rows is not ready either."""
     monkeypatch.setattr("foldserve.service.live.loading.Batcher", Reversing)
     with pytest.raises(ArtifactInvalid, match="model 'fashion'"):
-        asyncio.run(registry_of(fashion).load())
+        asyncio.run(start(fashion))
 
 
-def test_a_lost_device_turns_ready_false_and_ends_the_process(fashion):
-    """Nothing else can bring it back, and whoever watches over the process starts another."""
-    ended = []
+@on_loop
+async def test_a_version_that_was_refused_leaves_nothing_behind(fashion, monkeypatch):
+    """Neither its thread nor its session: a folder that is tried again each hour must not fill the memory."""
+    engines = []
 
-    async def test():
-        metrics = Metrics()
-        registry = Registry(Settings(models_dir=fashion), metrics, end_process=lambda: ended.append(True))
-        await registry.load()
-        model = registry.get()
+    class Noted(Reversing):
+        def __init__(self, engine, **options):
+            engines.append(weakref.ref(engine))
+            super().__init__(engine, **options)
+
+    async with loaded(fashion) as models:
+        artifacts.publish_classifier(fashion, version=2, seed=2)
+        threads = threading.active_count()
+        monkeypatch.setattr("foldserve.service.live.loading.Batcher", Noted)
+        await models.reconciler.reconcile("fashion")
+        assert models.control.index()[1]["state"] == "UNAVAILABLE"
+        gc.collect()
+        assert threading.active_count() == threads
+        assert [engine() for engine in engines] == [None]
+
+
+@on_loop
+async def test_a_lost_device_turns_ready_false_and_ends_the_process(fashion):
+    """Only a new process can bring it back: a supervisor or the container's owner starts one."""
+    async with loaded(fashion) as models:
+        model = models.registry.get()
 
         def lose(inputs):
             raise DeviceLost("CUDA error 700")
@@ -197,34 +186,25 @@ def test_a_lost_device_turns_ready_false_and_ends_the_process(fashion):
         model.engine.run = lose
         with pytest.raises(DeviceLost):
             await model.batcher.infer({"image": artifacts.images(1)})
-        assert not registry.ready
-        assert registry.reasons == ["CUDA error 700"]
-        assert metrics.registry.get_sample_value("foldserve_ready") == 0
-        assert ended == [True]
-        await registry.close()
-
-    asyncio.run(test())
+        assert not models.registry.ready
+        assert models.registry.reasons == ["CUDA error 700"]
+        assert models.value("ready") == 0
+        assert models.ended == [True]
 
 
 def test_no_models_stop_the_start(models):
     """The sentence says where was looked and how to look elsewhere."""
     with pytest.raises(ArtifactInvalid, match="set --models-dir"):
-        asyncio.run(registry_of(models).load())
+        asyncio.run(start(models))
     with pytest.raises(ArtifactInvalid, match="cannot be read"):
-        asyncio.run(registry_of(models / "nowhere").load())
+        asyncio.run(start(models / "nowhere"))
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="CUDA is at hand")
-def test_a_device_that_cannot_be_had_stops_the_start_or_is_reported(fashion):
+@on_loop
+async def test_a_device_that_cannot_be_had_stops_the_start_or_is_reported(fashion):
     """cuda insists; auto falls back, and the gauge says so."""
     with pytest.raises(ProviderUnavailable, match=r"model 'fashion': .*install"):
-        asyncio.run(registry_of(fashion, provider="cuda").load())
-
-    async def test():
-        metrics = Metrics()
-        registry = registry_of(fashion, metrics, provider="auto")
-        await registry.load()
-        assert metrics.registry.get_sample_value("foldserve_device_fallback", {"model": "fashion"}) == 1
-        await registry.close()
-
-    asyncio.run(test())
+        await start(fashion, provider="cuda")
+    async with loaded(fashion, provider="auto") as models:
+        assert models.value("device_fallback", model="fashion") == 1
