@@ -4,34 +4,51 @@ Knows the registry and the batchers; neither bytes nor messages.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+from foldserve.format.image import ImageSpec
 
 from .batching.request import Answer
-from .errors import NotReady, ServiceError
+from .errors import ServiceError, Unsupported
 from .live.model import Model
 from .live.registry import Registry
 from .live.statistics import Stages
 from .live.versions import version_number
 from .request_context import RequestContext
-from .tensors import Array
+from .tensors import Array, TensorSpec
 
 
-def served_model(registry: Registry, name: str, version: str | None = None, label: str | None = None) -> Model:
-    """Return the model that a path or a message names.
+def served_model(registry: Registry, name: str | None, version: str | None = None, label: str | None = None) -> Model:
+    """Return the model that a path, a query or a message names.
 
     Args:
         registry: where it is loaded.
-        name: as it came.
-        version: as it came; None or an empty string leave it to the label.
-        label: as it came; None means `latest`.
+        name: as the request has it; None where there is only one model.
+        version: as the request has it; None or an empty string leave it to the label.
+        label: as the request has it; None means `latest`.
 
     Raises:
         NotReady: the service has not proved its models yet, or is ending.
+        InvalidInput: no name was given and there are several models.
         ModelNotFound: there is no such model or version.
     """
-    if not registry.ready:
-        raise NotReady(f"not ready: {'; '.join(registry.reasons)}")
     return registry.get(name, version_number(version), label)
+
+
+def classifier(model: Model) -> tuple[ImageSpec, tuple[str, ...]]:
+    """Return the image that a model takes and its class names, for models that classify images.
+
+    Raises:
+        Unsupported: it takes no images, or does not give classes and probabilities.
+    """
+    outputs = {spec.name for spec in model.engine.outputs}
+    if model.image is None or model.labels is None or not {"probabilities", "class_id"} <= outputs:
+        raise Unsupported(
+            f"model {model.name!r} takes {_named(model.engine.inputs)} and gives {_named(model.engine.outputs)}, "
+            "expected one that says how an image becomes its input and gives class_id and probabilities with labels: "
+            f"ask it at /v2/models/{model.name}/infer"
+        )
+    return model.image, model.labels
 
 
 async def answer(
@@ -46,17 +63,26 @@ async def answer(
     """
     context.model_headers = model.headers
     try:
-        found = await model.batcher.infer(inputs, deadline=deadline)
+        result = await model.batcher.infer(inputs, deadline=deadline)
     except ServiceError:
         model.statistics.failed(time.perf_counter() - context.started)
         raise
-    context.stages |= {"queue": found.queue_seconds, "infer": found.infer_seconds}
-    registry.shadows.offer(model, inputs, found)
-    return found
+    context.stages |= {"queue": result.queue_seconds, "infer": result.infer_seconds}
+    registry.shadows.offer(model, inputs, result)
+    context.answered = time.perf_counter()
+    return result
 
 
-def count(model: Model, found: Answer, context: RequestContext, format_seconds: float) -> None:
-    """Count a request whose answer is formatted."""
-    total = time.perf_counter() - context.started
+def count(model: Model, result: Answer, context: RequestContext) -> None:
+    """Count a request whose answer has just been formatted."""
+    now = time.perf_counter()
     parse = context.stages.get("parse", 0.0)
-    model.statistics.answered(Stages(total, found.queue_seconds, parse, found.infer_seconds, format_seconds))
+    model.statistics.answered(
+        Stages(now - context.started, result.queue_seconds, parse, result.infer_seconds, now - context.answered)
+    )
+
+
+def _named(specs: Sequence[TensorSpec]) -> str:
+    """Return inputs or outputs as a message names them; the first few of many."""
+    named = [f"{spec.name[:40]!r} ({spec.datatype} of {['rows', *spec.row_shape]})" for spec in specs[:4]]
+    return ", ".join(named) + (f" and {len(specs) - 4} more" if len(specs) > 4 else "")

@@ -3,14 +3,17 @@
 Read in one way from the headers of HTTP, for the application and for the fast lane, and from the metadata of gRPC.
 """
 
+import asyncio
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from random import getrandbits
+from typing import Any, TypeVar
 
 from .errors import InvalidInput, clip
 
+T = TypeVar("T")
 Headers = Iterable[tuple[bytes, bytes]]
 
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
@@ -27,6 +30,7 @@ class RequestContext:
         deadline_ms: the header X-Deadline-Ms as the client wrote it.
         remaining_seconds: what the transport itself says of the deadline, as gRPC does.
         stages: seconds by stage, in order: parse, queue, infer.
+        answered: when the model gave its answer, on the same clock.
         model_headers: what the version that answered says of itself, once one has.
     """
 
@@ -36,6 +40,7 @@ class RequestContext:
     deadline_ms: bytes | None = None
     remaining_seconds: float | None = None
     stages: dict[str, float] = field(default_factory=dict)
+    answered: float = 0.0
     model_headers: tuple[tuple[bytes, bytes], ...] = ()
 
     @classmethod
@@ -67,6 +72,19 @@ class RequestContext:
     def next_in_stream(self) -> "RequestContext":
         """Return the context of a request that begins now on the same stream."""
         return replace(self, started=time.perf_counter(), stages={}, model_headers=())
+
+    async def parse(self, read: Callable[..., T], *arguments: Any, is_quick: bool) -> T:
+        """Return `read(*arguments)`, and keep how long it took.
+
+        Args:
+            read: makes arrays of a body.
+            arguments: of it.
+            is_quick: whether the event loop can afford it; else it runs in a thread.
+        """
+        started = time.perf_counter()
+        result = read(*arguments) if is_quick else await asyncio.to_thread(read, *arguments)
+        self.stages["parse"] = time.perf_counter() - started
+        return result
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Return the headers of the answer that starts now."""

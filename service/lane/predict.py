@@ -12,7 +12,8 @@ import orjson
 from ..batching.request import BatchAnswer, RawRows, Request
 from ..bodies.bodies import images_from_bytes, is_quick, pixels_from_json
 from ..bodies.limits import QUICK_BYTES, Limits
-from ..errors import EngineError, Unsupported
+from ..errors import EngineError
+from ..inference import classifier
 from ..live.model import Model
 
 OCTETS = "application/octet-stream"
@@ -36,11 +37,8 @@ class Predict:
     label = "/predict"
 
     def __init__(self, model: Model, limits: Limits) -> None:
-        outputs = {spec.name for spec in model.engine.outputs}
-        if model.image is None or model.labels is None or not {"probabilities", "class_id"} <= outputs:
-            raise Unsupported(f"model {model.name!r} does not classify images")
+        self._spec, labels = classifier(model)
         self.model = model
-        self._spec = model.image
         self._limits = limits
         self._row_bytes = self._spec.channels * self._spec.height * self._spec.width
         self.most_rows = model.engine.buckets[-1]
@@ -51,7 +49,7 @@ class Predict:
         # What an answer says of its class, up to the number that follows.
         self._classes = [
             b'{"class_id":%d,"label":%b,"confidence":' % (class_id, orjson.dumps(label))
-            for class_id, label in enumerate(model.labels)
+            for class_id, label in enumerate(labels)
         ]
 
     def takes(self, media_type: str, length: int) -> bool:

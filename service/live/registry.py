@@ -48,6 +48,15 @@ class Registry:
         self._doubts: dict[str, str] = {}
         self._is_closed = False
 
+    def check_ready(self) -> None:
+        """Let a request pass that needs a model.
+
+        Raises:
+            NotReady: with the reasons.
+        """
+        if not self.ready:
+            raise NotReady(f"not ready: {'; '.join(self.reasons)}")
+
     def get(self, name: str | None = None, version: int | None = None, label: str | None = None) -> Model:
         """Return what answers to a name; it may be left out when there is only one model.
 
@@ -57,12 +66,13 @@ class Registry:
             label: one that points at a version; None means `latest`.
 
         Raises:
-            NotReady: no model has been loaded yet.
+            NotReady: the models are not proved yet, or cannot answer any more, or there is none.
             InvalidInput: no name was given and there are several models.
             ModelNotFound: there is no such model, version or label.
         """
+        self.check_ready()
         if not self._tables:
-            raise NotReady("not ready: " + "; ".join(self.reasons))
+            raise NotReady("not ready: no model is loaded")
         if name is None:
             if len(self._tables) != 1:
                 raise InvalidInput(f"there are several models, {sorted(self._tables)}; name one with ?model=")

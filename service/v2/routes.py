@@ -4,7 +4,6 @@ Bodies are read by `request` and written by `response`; what holds for gRPC too 
 """
 
 import asyncio
-import time
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -73,8 +72,8 @@ async def metadata_of_model(
     request: Request, model: str, version: str | None = None, label: str | None = None
 ) -> schemas.ModelMetadata:
     """Describe inputs and outputs; the batch is the first axis of each."""
-    found = _model(request, model, version, label)
-    return schemas.ModelMetadata(**model_metadata(found, sorted(_registry(request).tables[found.name].loaded)))
+    served = _model(request, model, version, label)
+    return schemas.ModelMetadata(**model_metadata(served, sorted(_registry(request).tables[served.name].loaded)))
 
 
 @router.get("/{model}/ready", summary="Whether a model answers", responses=errors(404, 500, 503))
@@ -99,9 +98,9 @@ async def config_of_model(request: Request, model: str, version: str | None = No
 @router.get("/{model}/versions/{version}/stats", include_in_schema=False)
 async def statistics_of_model(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
     """Count requests, rows and batches of one model, and the time they took."""
-    found = _model(request, model, version)
-    loaded = _registry(request).tables[found.name].loaded
-    return _statistics([found] if version else [loaded[number] for number in sorted(loaded)])
+    served = _model(request, model, version)
+    loaded = _registry(request).tables[served.name].loaded
+    return _statistics([served] if version else [loaded[number] for number in sorted(loaded)])
 
 
 @router.post(
@@ -122,15 +121,14 @@ async def infer(request: Request, model: str, version: str | None = None, label:
     compressed with gzip or deflate.
     """
     context: RequestContext = request.state.context
-    found = _model(request, model, version, label)
+    served = _model(request, model, version, label)
     budget: BodyBudget = request.app.state.body_budget
-    with budget.hold() as share, found.in_use():
-        asked = await _read(request, found, share)
-        deadline = context.deadline(asked.timeout_seconds)
-        result = await answer(_registry(request), found, asked.inputs, deadline, context)
-    started = time.perf_counter()
-    response = await _format(found, asked, result.outputs)
-    count(found, result, context, time.perf_counter() - started)
+    with budget.hold() as share, served.in_use():
+        wanted = await _read(request, served, share)
+        deadline = context.deadline(wanted.timeout_seconds)
+        result = await answer(_registry(request), served, wanted.inputs, deadline, context)
+    response = await _format(served, wanted, result.outputs)
+    count(served, result, context)
     headers = {} if response.header_length is None else {HEADER_LENGTH: str(response.header_length)}
     body = response.body
     coding = wanted_coding(request.headers.get("accept-encoding"), len(body))
@@ -158,14 +156,8 @@ async def _read(request: Request, model: Model, share: Share) -> InferRequest:
     readers: Readers = request.app.state.readers
     length = header_length(request.headers.get(HEADER_LENGTH))
     body = await _body(request, share)
-    started = time.perf_counter()
-    reader = readers.of(model)
-    if is_quick(body, length):
-        asked = reader.read(body, length)
-    else:
-        asked = await asyncio.to_thread(reader.read, body, length)
-    request.state.context.stages["parse"] = time.perf_counter() - started
-    return asked
+    context: RequestContext = request.state.context
+    return await context.parse(readers.of(model).read, body, length, is_quick=is_quick(body, length))
 
 
 async def _body(request: Request, share: Share) -> bytes:
@@ -183,9 +175,9 @@ async def _body(request: Request, share: Share) -> bytes:
     return inflated
 
 
-async def _format(model: Model, asked: InferRequest, outputs: Any) -> InferResponse:
+async def _format(model: Model, request: InferRequest, outputs: Any) -> InferResponse:
     """Return the answer; many values as JSON are written in a thread."""
-    arguments = (model.name, model.version, asked, outputs, model.labels)
-    if sum(outputs[wanted.name].size for wanted in asked.outputs if not wanted.binary) <= QUICK_VALUES:
+    arguments = (model.name, model.version, request, outputs, model.labels)
+    if sum(outputs[wanted.name].size for wanted in request.outputs if not wanted.binary) <= QUICK_VALUES:
         return format_response(*arguments)
     return await asyncio.to_thread(format_response, *arguments)

@@ -134,7 +134,7 @@ def test_an_empty_choice_is_refused(two_models, parameter):
     """A variable that was never set does not choose the latest version."""
     chosen = {"model": "fashion", parameter: ""}
     refused = two_models.post("/predict", params=chosen, content=artifacts.images(1).tobytes(), headers=OCTETS)
-    assert error_of(refused, 400) == f"query: {parameter} came empty, expected a value, or none of it"
+    assert error_of(refused, 400) == f"query: {parameter} is empty, expected a value, or no such parameter"
 
 
 def test_a_model_that_is_not_there_is_not_found(two_models):

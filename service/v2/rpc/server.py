@@ -70,7 +70,7 @@ class GrpcServer:
         self._settings = settings
         self._metrics = metrics
         self._error_log = error_log
-        self._calls = InferenceService(registry, control, settings, name, version)
+        self._calls = InferenceService(registry, control, settings, error_log, name, version)
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> None:

@@ -5,11 +5,11 @@ status. Keeps no state.
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 from ...bodies.limits import QUICK_BYTES
+from ...error_answers import ErrorLog, error_answer
 from ...errors import ServiceError, Unsupported, clip
 from ...inference import answer, count, served_model
 from ...live.control import ModelControl, body_version
@@ -22,6 +22,7 @@ from .descriptors import INFERENCE
 from .messages import from_dict, read_request, write_response
 
 _MESSAGES = INFERENCE.messages
+_STREAM = f"/{INFERENCE.service}/ModelStreamInfer"
 STREAM_AHEAD = 16  # requests of one stream that may be on their way at once
 
 
@@ -32,14 +33,24 @@ class InferenceService:
         registry: the models.
         control: what an operator may ask of them.
         settings: the limits.
+        error_log: told of every error that a stream goes on after.
         name: of the service, for its metadata.
         version: of the service.
     """
 
-    def __init__(self, registry: Registry, control: ModelControl, settings: Settings, name: str, version: str) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        control: ModelControl,
+        settings: Settings,
+        error_log: ErrorLog,
+        name: str,
+        version: str,
+    ) -> None:
         self._registry = registry
         self._control = control
         self._settings = settings
+        self._error_log = error_log
         self._name = name
         self._version = version
 
@@ -84,12 +95,13 @@ class InferenceService:
         """Answer with the outputs, raw where the inputs came raw."""
         model = self._model(request.model_name, request.model_version)
         with model.in_use():
-            asked = await self._read(request, model, context)
-            deadline = context.deadline(asked.timeout_seconds)
-            found = await answer(self._registry, model, asked.inputs, deadline, context)
-        started = time.perf_counter()
-        response = write_response(model.name, model.version, asked, found.outputs, model.labels)
-        count(model, found, context, time.perf_counter() - started)
+            arguments = (request, model.engine.inputs, model.engine.outputs, self._settings.max_rows)
+            is_quick = bool(request.raw_input_contents) or request.ByteSize() <= QUICK_BYTES
+            wanted = await context.parse(read_request, *arguments, is_quick=is_quick)
+            deadline = context.deadline(wanted.timeout_seconds)
+            result = await answer(self._registry, model, wanted.inputs, deadline, context)
+        response = write_response(model.name, model.version, wanted, result.outputs, model.labels)
+        count(model, result, context)
         return response
 
     async def ModelStreamInfer(  # noqa: N802
@@ -137,19 +149,11 @@ class InferenceService:
         context = stream.next_in_stream()
         try:
             return _MESSAGES["ModelStreamInferResponse"](infer_response=await self.ModelInfer(request, context))
-        except ServiceError as err:
+        except Exception as err:
+            self._error_log.note(err, context.request_id, _STREAM)
             refused = _MESSAGES["ModelInferResponse"](model_name=request.model_name, id=request.id)
-            return _MESSAGES["ModelStreamInferResponse"](error_message=str(err), infer_response=refused)
-
-    async def _read(self, request: Any, model: Model, context: RequestContext) -> Any:
-        started = time.perf_counter()
-        arguments = (request, model.engine.inputs, model.engine.outputs, self._settings.max_rows)
-        if request.raw_input_contents or request.ByteSize() <= QUICK_BYTES:
-            asked = read_request(*arguments)
-        else:
-            asked = await asyncio.to_thread(read_request, *arguments)
-        context.stages["parse"] = time.perf_counter() - started
-        return asked
+            message = error_answer(err, context.request_id).message
+            return _MESSAGES["ModelStreamInferResponse"](error_message=message, infer_response=refused)
 
     def _model(self, name: str, version: str) -> Model:
         return served_model(self._registry, name, version)
