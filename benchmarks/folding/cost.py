@@ -158,7 +158,7 @@ class Clocks:
 
         for module, name, kind in (
             (reading, "read", "read"),
-            (front, "prove_sites", "proof"),
+            (reading, "prove_sites", "proof"),
             (front, "prove_model", "proof"),
         ):
             self._time(module, name, kind)

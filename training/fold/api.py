@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from ..errors import FoldError
 from .core import Array
-from .pytorch.float64 import Inputs, full_copy, named_tensors
+from .pytorch.float64 import Inputs, full_copy, named_tensors, tensor_named
 from .pytorch.fold_plan import FoldPlan, make_fold_plan, report_of
 from .pytorch.input_normalisation import CastInput, InputNormalisation, Numbers
 from .pytorch.model_proof import prove_model
 from .pytorch.parameters import Value
-from .pytorch.site_proof import prove_sites
 from .pytorch.write_graph import GraphWriter
 from .pytorch.write_module import CannotExpress, ModuleWriter
 from .report import Proof, Report
@@ -84,9 +83,7 @@ def fold(
 
 def explain(model: nn.Module, example_inputs: Inputs, *, dynamic: Any = True, padding: str = "refuse") -> Report:
     """Return the report that `fold` would return, proof of each site included, without making a model."""
-    plan = make_fold_plan(model, example_inputs, dynamic, padding)
-    proofs = prove_sites(plan.graph, plan.placement, plan.changes)
-    return report_of(plan, proofs)
+    return report_of(make_fold_plan(model, example_inputs, dynamic, padding))
 
 
 def verify(original: nn.Module, folded: nn.Module | Folded, inputs: Inputs) -> Proof:
@@ -172,18 +169,17 @@ def _unchanged(model: nn.Module, exact: Mapping[str, Array]) -> dict[str, Array]
 
 
 def _finish(model: nn.Module, example_inputs: Inputs, plan: FoldPlan) -> Folded:
-    proofs = prove_sites(plan.graph, plan.placement, plan.changes)
     if not plan.placement.folded:
         unchanged = full_copy(model)
         _ORIGINS[unchanged] = _Origin(example_inputs, {})
-        return Folded(unchanged, report_of(plan, proofs))
+        return Folded(unchanged, report_of(plan))
     try:
         folded, exact, proof = _written(ModuleWriter(model), model, example_inputs, plan)
         form, reason = "module", ""
     except (CannotExpress, FoldError) as why:  # a FoldError: the forward uses what the write-back took away
         folded, exact, proof = _written(GraphWriter(plan.graph), model, example_inputs, plan)
         form, reason = "graph", str(why)
-    report = replace(report_of(plan, proofs), form=form, form_reason=reason, proof=proof)
+    report = replace(report_of(plan), form=form, form_reason=reason, proof=proof)
     _ORIGINS[folded] = _Origin(example_inputs, exact)
     return Folded(folded, report, exact)
 
@@ -214,20 +210,13 @@ def _prove(
 def _checked(model: nn.Module, exact: Mapping[str, Value]) -> dict[str, Array]:
     """Return the float64 values; raise FoldError unless each stored one is its value rounded once, bit for bit."""
     for name, value in exact.items():
-        stored = _tensor(model, name).detach().cpu()
+        stored = tensor_named(model, name).detach().cpu()
         if not torch.equal(stored, torch.from_numpy(value.stored).reshape(stored.shape).to(stored.dtype)):
             raise FoldError(f"the stored parameter '{name}' is not the folded value rounded once; please report this")
-    return {name: value.exact.reshape(tuple(_tensor(model, name).shape)) for name, value in exact.items()}
+    return {name: value.exact.reshape(tuple(tensor_named(model, name).shape)) for name, value in exact.items()}
 
 
 def _by_identity(model: nn.Module, exact: Mapping[str, Array]) -> dict[int, Tensor]:
     """Return the float64 tensors by the id of the parameter that is their rounding."""
-    known = {name: _tensor(model, name) for name in exact}
+    known = {name: tensor_named(model, name) for name in exact}
     return {id(t): torch.from_numpy(exact[name]).to(t.device) for name, t in known.items()}
-
-
-def _tensor(model: nn.Module, name: str) -> Tensor:
-    path, _, attribute = name.rpartition(".")
-    tensor = getattr(model.get_submodule(path), attribute)
-    assert isinstance(tensor, Tensor)
-    return tensor

@@ -26,6 +26,11 @@ class Layout(StrEnum):
     LINEAR = "linear"  # (out, in)
     MATMUL = "matmul"  # (in, out)
 
+    @property
+    def is_inputs_first(self) -> bool:
+        """True when the first axis of the weight is that of the input channels."""
+        return self in (Layout.CONV_TRANSPOSE, Layout.MATMUL)
+
 
 @dataclass(frozen=True)
 class Affine:
@@ -52,11 +57,6 @@ class Affine:
     def channels(self) -> int:
         """Number of channels C."""
         return int(self.scale.shape[0])
-
-    @property
-    def is_identity(self) -> bool:
-        """True when every channel passes unchanged."""
-        return bool(np.all(self.scale == 1.0) and np.all(self.shift == 0.0))
 
     @classmethod
     def identity(cls, channels: int) -> "Affine":
@@ -104,6 +104,10 @@ class Affine:
         """Return the affine x -> after(self(x))."""
         return Affine(after.scale * self.scale, after.scale * self.shift + after.shift)
 
+    def past(self, other: "Affine") -> "Affine":
+        """Return the affine c for which other(self(x)) = c(other(x))."""
+        return Affine(self.scale, other.scale * self.shift + other.shift - self.scale * other.shift)
+
     def take(self, start: int, stop: int) -> "Affine":
         """Return the affine of channels start..stop-1, as for one input of a concatenation."""
         return Affine(self.scale[start:stop], self.shift[start:stop])
@@ -132,16 +136,12 @@ def concatenate(parts: Sequence[Affine]) -> Affine:
 
 def out_channels(weight: npt.NDArray[Any], layout: Layout, groups: int = 1) -> int:
     """Return how many channels a layer with this weight produces."""
-    if layout is Layout.CONV_TRANSPOSE:
-        return int(weight.shape[1]) * groups
-    return int(weight.shape[1 if layout is Layout.MATMUL else 0])
+    return int(weight.shape[1]) * groups if layout.is_inputs_first else int(weight.shape[0])
 
 
 def in_channels(weight: npt.NDArray[Any], layout: Layout, groups: int = 1) -> int:
     """Return how many channels a layer with this weight reads."""
-    if layout is Layout.CONV:
-        return int(weight.shape[1]) * groups
-    return int(weight.shape[1 if layout is Layout.LINEAR else 0])
+    return int(weight.shape[0]) if layout.is_inputs_first else int(weight.shape[1]) * groups
 
 
 def fold_producer(
@@ -165,9 +165,9 @@ def fold_producer(
     """
     weight64, bias64 = _parameters(weight, bias, layout, groups)
     _require_channels(affine, out_channels(weight, layout, groups), "produces")
-    folded = weight64 * _along_outputs(affine.scale, weight64, layout, groups)
     shifted = affine.scale * bias64 + affine.shift
-    return require_in_range("folded weight", folded), require_in_range("folded bias", shifted)
+    _grouped(weight64, layout, groups)[...] *= affine.scale.reshape(groups, -1, 1, 1)
+    return require_in_range("folded weight", weight64), require_in_range("folded bias", shifted)
 
 
 def fold_consumer(
@@ -192,9 +192,10 @@ def fold_consumer(
     """
     weight64, bias64 = _parameters(weight, bias, layout, groups)
     _require_channels(affine, in_channels(weight, layout, groups), "reads")
-    folded = weight64 * _along_inputs(affine.scale, weight64, layout, groups)
-    shifted = bias64 + _per_output(weight64 * _along_inputs(affine.shift, weight64, layout, groups), layout, groups)
-    return require_in_range("folded weight", folded), require_in_range("folded bias", shifted)
+    grouped = _grouped(weight64, layout, groups)
+    shifted = bias64 + (grouped * affine.shift.reshape(groups, 1, -1, 1)).reshape(len(bias64), -1).sum(axis=1)
+    grouped *= affine.scale.reshape(groups, 1, -1, 1)
+    return require_in_range("folded weight", weight64), require_in_range("folded bias", shifted)
 
 
 def fold_parallel(weight: Array, bias: Array, affine: Affine, groups: int = 1) -> tuple[Array, Array]:
@@ -229,44 +230,24 @@ def border_kernel(weight: npt.NDArray[Any], affine: Affine, groups: int = 1) -> 
         (out, 1, *kernel), float64: the sum of W t over the inputs of each output.
     """
     weight64, _ = _parameters(weight, None, Layout.CONV, groups)
-    products = weight64 * _along_inputs(affine.shift, weight64, Layout.CONV, groups)
-    return require_in_range("border kernel", products.sum(axis=1, keepdims=True))
+    shares = (_grouped(weight64, Layout.CONV, groups) * affine.shift.reshape(groups, 1, -1, 1)).sum(axis=2)
+    return require_in_range("border kernel", shares.reshape(len(weight64), 1, *weight64.shape[2:]))
 
 
-def _along_outputs(vector: Array, weight: Array, layout: Layout, groups: int) -> Array:
-    """Return `vector` (out,) in a shape that broadcasts over the weight's output channels."""
-    if layout is Layout.MATMUL:
-        return vector[None, :]
-    if layout is not Layout.CONV_TRANSPOSE:
-        return vector.reshape((-1,) + (1,) * (weight.ndim - 1))
-    per_group = np.repeat(vector.reshape(groups, -1), weight.shape[0] // groups, axis=0)  # (in, out/groups)
-    return per_group.reshape(weight.shape[:2] + (1,) * (weight.ndim - 2))
+def _grouped(weight: Array, layout: Layout, groups: int) -> Array:
+    """Return the weight as a view of (groups, out/groups, in/groups, kernel), whatever its layout.
 
-
-def _along_inputs(vector: Array, weight: Array, layout: Layout, groups: int) -> Array:
-    """Return `vector` (in,) in a shape that broadcasts over the weight's input channels."""
-    if layout is Layout.LINEAR:
-        return vector[None, :]
-    if layout is not Layout.CONV:
-        return vector.reshape((-1,) + (1,) * (weight.ndim - 1))
-    per_group = np.repeat(vector.reshape(groups, -1), weight.shape[0] // groups, axis=0)  # (out, in/groups)
-    return per_group.reshape(weight.shape[:2] + (1,) * (weight.ndim - 2))
-
-
-def _per_output(products: Array, layout: Layout, groups: int) -> Array:
-    """Return the products summed over inputs and kernel, one number per output channel."""
-    if layout is Layout.MATMUL:
-        return np.asarray(products.sum(axis=0))
-    if layout is not Layout.CONV_TRANSPOSE:
-        return np.asarray(products.reshape(products.shape[0], -1).sum(axis=1))
-    grouped = products.reshape(groups, products.shape[0] // groups, products.shape[1], -1)
-    return np.asarray(grouped.sum(axis=(1, 3)).reshape(-1))
+    The weight (out,) of a norm that stays has one input for each output.
+    """
+    second = weight.shape[1] if weight.ndim > 1 else 1
+    view = weight.reshape(groups, weight.shape[0] // groups, second, -1)
+    return view.swapaxes(1, 2) if layout.is_inputs_first else view
 
 
 def _parameters(
     weight: npt.NDArray[Any], bias: npt.NDArray[Any] | None, layout: Layout, groups: int
 ) -> tuple[Array, Array]:
-    weight64 = np.asarray(weight, np.float64)
+    weight64 = np.array(weight, np.float64, order="C")  # a copy, which the folds change in place
     bias64 = np.zeros(out_channels(weight, layout, groups)) if bias is None else np.asarray(bias, np.float64)
     require_finite("weight", weight64)
     require_finite("bias", bias64)

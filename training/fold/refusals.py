@@ -37,6 +37,7 @@ class RefusalCode(StrEnum):
     SUBGRAPH = "subgraph"
     UNKNOWN_OP = "unknown-op"
     NO_PRODUCER = "no-producer"
+    UNJUDGED = "unjudged"
 
 
 REMEDIES: dict[RefusalCode, str] = {
@@ -65,6 +66,7 @@ REMEDIES: dict[RefusalCode, str] = {
     RefusalCode.SUBGRAPH: "move layer and norm out of the If, Loop or Scan body",
     RefusalCode.UNKNOWN_OP: "put the norm next to its layer, or report the operation to us",
     RefusalCode.NO_PRODUCER: "nothing: no layer with weights stands before or after this norm",
+    RefusalCode.UNJUDGED: "let the outputs depend on the inputs alone, finite and neither empty nor all equal",
 }
 
 

@@ -11,7 +11,7 @@ from foldserve.training.fold.refusals import REMEDIES, Refusal
 CODES = (
     "training batch-stats lazy untracked axis multi-use graph-output shared activation-between pad pool sign quantised "
     "dtype overflow non-finite zero-denominator hook control-flow overridable training-mode spatial subgraph "
-    "unknown-op no-producer"
+    "unknown-op no-producer unjudged"
 )
 
 

@@ -163,3 +163,11 @@ def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
                 visited.add(id(value))
                 named.append((f"{path}.{name}" if path else name, value))
     return named
+
+
+def tensor_named(model: nn.Module, name: str) -> Tensor:
+    """Return the parameter, buffer or plain tensor attribute with a qualified name."""
+    path, _, attribute = name.rpartition(".")
+    tensor = getattr(model.get_submodule(path), attribute)
+    assert isinstance(tensor, Tensor)
+    return tensor

@@ -120,7 +120,7 @@ def _require_one_dtype(source: Node, output: Node, statistics: Node) -> None:
 
 
 @dataclass(frozen=True)
-class AffineOp:
+class AffineNode:
     """y = scale * x + shift with constant tensors that broadcast over x.
 
     Attributes:
@@ -135,8 +135,18 @@ class AffineOp:
     shift: Tensor
     is_tensor: bool
 
+    def axes(self, rank: int) -> list[int]:
+        """Return the axes of a value of `rank` axes along which scale or shift varies."""
+        parts = (self.scale, self.shift)
+        return [rank - p.ndim + axis for p in parts for axis, size in enumerate(p.shape) if size > 1]
 
-def read_affine_op(graph: TorchGraph, node: Node) -> AffineOp | None:
+    def affine(self, channels: int) -> Affine:
+        """Return the step for `channels` channels, of which scale and shift have as many, or one."""
+        rows = [part.reshape(-1).expand(channels).numpy() for part in (self.scale, self.shift)]
+        return Affine(rows[0], rows[1])
+
+
+def read_affine_node(graph: TorchGraph, node: Node) -> AffineNode | None:
     """Return the node as a step when it adds a constant to one value, or multiplies, subtracts, divides by one."""
     name = operation(node).removesuffix("_")
     if name == "aten::addcmul":
@@ -158,10 +168,10 @@ def read_affine_op(graph: TorchGraph, node: Node) -> AffineOp | None:
     alpha: Any = node.kwargs.get("alpha", 1)
     scale, shift = _STEPS[name](operands[0] is source, constants[0] if constants else None, float(alpha))
     has_axes = any(is_tensor(a) and shape(a) for a in operands if a is not source)
-    return AffineOp(source, scale, shift, has_axes)
+    return AffineNode(source, scale, shift, has_axes)
 
 
-def _addcmul_step(graph: TorchGraph, node: Node) -> AffineOp | None:
+def _addcmul_step(graph: TorchGraph, node: Node) -> AffineNode | None:
     """Return shift + value * scale * x as a step, when x alone is no constant."""
     given = arguments(node)
     shift, one, other = (graph.unexpanded(given[name]) or given[name] for name in ("self", "tensor1", "tensor2"))
@@ -170,7 +180,7 @@ def _addcmul_step(graph: TorchGraph, node: Node) -> AffineOp | None:
     if not constant or dtype(source) != dtype(node) or not same_shape(source, node):
         return None
     factor = float(given["value"]) * graph.constant(scale).double()
-    return AffineOp(source, factor, graph.constant(shift).double(), bool(shape(scale) or shape(shift)))
+    return AffineNode(source, factor, graph.constant(shift).double(), bool(shape(scale) or shape(shift)))
 
 
 def _constant(graph: TorchGraph, operand: object) -> Tensor | None:
@@ -193,7 +203,7 @@ _STEPS: dict[str, Callable[[bool, Any, float], tuple[Tensor, Tensor]]] = {
 
 def _affine_chain(graph: TorchGraph, first: Node) -> Norm | None:
     """Return the chain of constant steps that starts at `first`, when it scales and shifts by tensors: a norm."""
-    step = read_affine_op(graph, first)
+    step = read_affine_node(graph, first)
     if step is None or _is_reciprocal(graph, first):
         return None
     nodes, steps, last = [first], [step], first
@@ -229,11 +239,11 @@ def _is_reciprocal(graph: TorchGraph, node: Node) -> bool:
     )
 
 
-def _next_step(graph: TorchGraph, last: Node) -> tuple[Node, AffineOp] | None:
+def _next_step(graph: TorchGraph, last: Node) -> tuple[Node, AffineNode] | None:
     readers = graph.readers(last)
     if last in graph.outputs or len(readers) != 1 or call_key(readers[0]) != call_key(last):
         return None
-    step = read_affine_op(graph, readers[0])
+    step = read_affine_node(graph, readers[0])
     return (readers[0], step) if step is not None and not _is_reciprocal(graph, readers[0]) else None
 
 
@@ -249,39 +259,23 @@ def _has_own_module(graph: TorchGraph, nodes: list[Node]) -> bool:
     )
 
 
-def _is_norm(steps: list[AffineOp]) -> bool:
+def _is_norm(steps: list[AffineNode]) -> bool:
     scales = any(s.is_tensor and s.scale.ndim > 0 for s in steps)
     shifts = any(s.is_tensor and s.shift.ndim > 0 for s in steps)
     return scales and shifts
 
 
-def _composed(graph: TorchGraph, steps: list[AffineOp], nodes: tuple[Node, ...]) -> Norm:
+def _composed(graph: TorchGraph, steps: list[AffineNode], nodes: tuple[Node, ...]) -> Norm:
     source, output = steps[0].source, nodes[-1]
     rank = len(shape(output))
-    axes = {axis for step in steps for part in (step.scale, step.shift) for axis in _varying_axes(part, rank)}
+    axes = {axis for step in steps for axis in step.axes(rank)}
     if len(axes) > 1:
         raise Refusal(RefusalCode.AXIS, f"the constants of the norm vary along the axes {sorted(axes)}, not along one")
-    channels = max(part.numel() for step in steps for part in (step.scale, step.shift))
     if not all(bool(torch.isfinite(step.scale).all()) for step in steps):
         raise Refusal(RefusalCode.ZERO_DENOMINATOR, "the norm divides by zero, or by a value that is not finite")
+    channels = max(part.numel() for step in steps for part in (step.scale, step.shift))
     affine = magnitude = Affine.identity(channels)
     for step in steps:
-        one = Affine(_row(step.scale), _row(step.shift)).spread(1) if channels == 1 else _spread(step, channels)
+        one = step.affine(channels)
         affine, magnitude = affine.then(one), magnitude.then(Affine(abs(one.scale), abs(one.shift)))
     return Norm("affine chain", source, output, nodes, axes.pop() if axes else None, affine, magnitude)
-
-
-def _spread(step: AffineOp, channels: int) -> Affine:
-    scale, shift = _row(step.scale), _row(step.shift)
-    wide = [v if v.size == channels else v.repeat(channels) for v in (scale, shift)]
-    return Affine(wide[0], wide[1])
-
-
-def _row(values: Tensor) -> Array:
-    return values.reshape(-1).numpy()
-
-
-def _varying_axes(values: Tensor, rank: int) -> list[int]:
-    """Return the axes of a value of `rank` axes along which a constant that broadcasts over it varies."""
-    offset = rank - values.ndim
-    return [offset + axis for axis, size in enumerate(values.shape) if size > 1]

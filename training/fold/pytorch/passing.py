@@ -15,7 +15,7 @@ from ..core import Affine, concatenate
 from ..refusals import Refusal, RefusalCode
 from .axes import MOVES_AXES, axis_after, axis_before, merged
 from .graph import TorchGraph, arguments, dtype, is_tensor, operation, same_shape, shape
-from .norms import AffineOp, read_affine_op
+from .norms import AffineNode, read_affine_node
 
 _KEEPS = {"aten::clone", "aten::contiguous", "aten::detach", "aten::alias", "aten::lift_fresh_copy"}
 _CASTS = {"aten::to", "aten::_to_copy", "aten::type_as"}
@@ -79,10 +79,9 @@ def backward(graph: TorchGraph, node: Node, axis: int | None, affine: Affine) ->
         return _getitem_backward(node, axis, affine)
     if name == "aten::pixel_shuffle":
         return [_pixel_shuffle_backward(node, axis, affine)]
-    step = read_affine_op(graph, node)
+    step = read_affine_node(graph, node)
     if step is not None:
-        scale, shift = _constants(step, node, axis, affine.channels)
-        return [Flow(step.source, axis, _before_step(node, affine, scale, shift))]
+        return [Flow(step.source, axis, _before_step(node, affine, _constants(step, node, axis, affine.channels)))]
     source = _source(node)
     if name in _SELECTIONS and axis is not None and _dim(node) == axis:
         return [Flow(source, axis, _slice_backward(node, axis, affine))]
@@ -106,10 +105,9 @@ def forward(graph: TorchGraph, node: Node, value: Node, axis: int | None, affine
         return Flow(node, axis_after(node, axis), affine)
     if name == "aten::cat":
         return _cat_forward(node, value, axis, affine)
-    step = read_affine_op(graph, node)
+    step = read_affine_node(graph, node)
     if step is not None:
-        scale, shift = _constants(step, node, axis, affine.channels)
-        return Flow(node, axis, Affine(affine.scale, scale * affine.shift + shift - affine.scale * shift))
+        return Flow(node, axis, affine.past(_constants(step, node, axis, affine.channels)))
     if _source(node) is not value:
         raise _unknown(node)
     if name in _SELECTIONS and axis is not None and _dim(node) == axis:
@@ -183,25 +181,20 @@ def is_plain_sum(graph: TorchGraph, node: Node) -> bool:
     return all(same_shape(a, node) for a in operands)  # type: ignore[arg-type]
 
 
-def _constants(step: AffineOp, node: Node, axis: int | None, channels: int) -> tuple[Any, Any]:
+def _constants(step: AffineNode, node: Node, axis: int | None, channels: int) -> Affine:
     """Return the constants of a step that stays in the graph, per channel; refuse those that vary along other axes."""
-    rank, wide = len(shape(node)), []
-    for part in (step.scale, step.shift):
-        offset = rank - part.ndim
-        varying = [offset + a for a, size in enumerate(part.shape) if size > 1]
-        if any(a != axis for a in varying):
-            raise Refusal(RefusalCode.AXIS, f"the constant of '{node.name}' varies along axis {varying[0]}")
-        row = part.reshape(-1).numpy()
-        wide.append(row if row.size == channels else np.repeat(row, channels))
-    return wide[0], wide[1]
+    others = [varying for varying in step.axes(len(shape(node))) if varying != axis]
+    if others:
+        raise Refusal(RefusalCode.AXIS, f"the constant of '{node.name}' varies along axis {others[0]}")
+    return step.affine(channels)
 
 
-def _before_step(node: Node, affine: Affine, scale: Any, shift: Any) -> Affine:
-    """Return what to put before y = scale x + shift so that y becomes affine(y), the step staying as it is."""
-    needed = affine.shift + affine.scale * shift - shift
-    if np.any((scale == 0) & (needed != 0)):
+def _before_step(node: Node, affine: Affine, step: Affine) -> Affine:
+    """Return what to put before the step so that its output y becomes affine(y), the step staying as it is."""
+    needed = affine.shift + affine.scale * step.shift - step.shift
+    if np.any((step.scale == 0) & (needed != 0)):
         raise Refusal(RefusalCode.ZERO_DENOMINATOR, f"'{node.name}' multiplies by zero before the norm adds its shift")
-    return Affine(affine.scale, needed / np.where(scale == 0, 1.0, scale))
+    return Affine(affine.scale, needed / np.where(step.scale == 0, 1.0, step.scale))
 
 
 def _cat_backward(node: Node, axis: int | None, affine: Affine) -> list[Flow]:

@@ -2,10 +2,10 @@
 
 Part of the proof. Sigmoid, ReLU and argmax hide wrong channels from a comparison of outputs, so every folded norm is
 also checked alone: unfolded and folded, both in float64, on values that no earlier layer has squashed. Norms that
-share a layer are cut out together.
+share a layer are cut out together. A site that cannot be proved is refused; the others are not concerned.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,23 +13,18 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
+from torch.utils._pytree import tree_map
 
-from ...errors import FoldError
+from ..refusals import Refusal, RefusalCode
 from .float64 import run_in_float64, tensors_in
 from .graph import TorchGraph, arguments, operation, shape
-from .layers import Layer
+from .layers import Layer, read_layer
 from .model_proof import ALGEBRA_LIMIT
-from .norms import Norm, read_affine_op
+from .norms import Norm, read_affine_node
 from .parameters import Change, Value
 from .placement import Placement
 
-
-@dataclass(frozen=True)
-class SiteProof:
-    """What was measured of one norm: float64 error over A, and the stored parameters' error over unit roundoff x A."""
-
-    algebra: float
-    deployed: float
+_HALF_ULP = 0.5
 
 
 @dataclass
@@ -52,90 +47,69 @@ class _SiteGraph:
         return [n for n in self.nodes if n in graph.outputs or any(r not in inside for r in graph.readers(n))]
 
 
-def prove_sites(graph: TorchGraph, placement: Placement, changes: Iterable[Change]) -> dict[Norm, SiteProof]:
-    """Return the proof of every folded norm.
+def prove_sites(
+    graph: TorchGraph, placement: Placement, changes: Iterable[Change]
+) -> tuple[dict[Norm, float], dict[Norm, Refusal]]:
+    """Return the proof of every folded norm: the largest |difference| / A in float64, A being what an output adds up.
 
-    Raises:
-        FoldError: a site is off by more than 1e-11 of its magnitude, or its stored parameters by more than their bound.
+    Returns:
+        The error of each norm that is proved, and the refusal of each that is not: its error is above 1e-11, a stored
+        parameter is not its float64 value rounded once, or its numbers leave float64.
     """
     changed = {layer.node: (layer, change) for change in changes for layer in change.layers}
-    proofs: dict[Norm, SiteProof] = {}
-    for cut in _site_graphs(graph, placement):
-        proof = _prove(graph, cut, changed)
-        proofs.update(dict.fromkeys(cut.norms, proof))
-    return proofs
+    errors: dict[Norm, float] = {}
+    refused: dict[Norm, Refusal] = {}
+    for part in _site_graphs(graph, placement):
+        try:
+            errors.update(dict.fromkeys(part.norms, _prove(graph, part, changed)))
+        except Refusal as refusal:
+            refused.update(dict.fromkeys(part.norms, refusal))
+    return errors, refused
 
 
 def _site_graphs(graph: TorchGraph, placement: Placement) -> list[_SiteGraph]:
     """Return the parts of the graph to check, norms that meet in a node being in one part."""
-    cuts: list[tuple[list[Norm], set[Node]]] = []
+    parts: list[tuple[list[Norm], set[Node]]] = []
     for norm, (layers, passed) in placement.folded.items():
         norms, nodes = [norm], {*norm.nodes, *passed, *(layer.node for layer in layers)}
         nodes |= {a for node in nodes for a in node.all_input_nodes if graph.unexpanded(a) is not None}
-        for other in [cut for cut in cuts if cut[1] & nodes]:
-            cuts.remove(other)
+        for other in [part for part in parts if part[1] & nodes]:
+            parts.remove(other)
             norms, nodes = other[0] + norms, other[1] | nodes
-        cuts.append((norms, nodes))
-    return [_SiteGraph(norms, sorted(nodes, key=lambda n: graph.order[n]), placement.parallel) for norms, nodes in cuts]
+        parts.append((norms, nodes))
+    return [
+        _SiteGraph(norms, sorted(nodes, key=lambda n: graph.order[n]), placement.parallel) for norms, nodes in parts
+    ]
 
 
-def _prove(graph: TorchGraph, cut: _SiteGraph, changed: dict[Node, tuple[Layer, Change]]) -> SiteProof:
-    generator = torch.Generator().manual_seed(len(cut.nodes))
-    values = {node: _sample(node, generator) for node in cut.sources(graph)}
-    before, after = _SiteEvaluator(graph, cut, {}), _SiteEvaluator(graph, cut, changed)
-    with torch.no_grad():
-        folded, size = after(values, _EXACT), _size(before, after, values)
-        algebra = _worst(before(values, _EXACT), folded, size)
-        deployed = _worst(after(values, _STORED), folded, size)
-    what = f"the fold of '{cut.norms[0].path}'"
-    if not algebra <= ALGEBRA_LIMIT:
-        raise FoldError(
-            f"{what} is wrong: in float64 it is off by {algebra:.3g} of its magnitude, expected at most "
-            f"{ALGEBRA_LIMIT:g}; please report this model"
-        )
-    limit = _deployed_limit(cut, changed)
-    if not deployed <= limit:
-        raise FoldError(f"{what}, as stored, is off by {deployed:.3g} of its magnitude, expected at most {limit:.3g}")
-    return SiteProof(algebra, deployed)
-
-
-def _size(before: "_SiteEvaluator", after: "_SiteEvaluator", values: dict[Node, Any]) -> list[Tensor]:
-    """Return the magnitude A of each value that leaves the part: the larger one of both forms on absolute values.
-
-    Sums of positive numbers lose nothing in float32, which is much faster; float64 only where that overflows.
-    """
-    for mode in (_SIZE, _WIDE_SIZE):
-        sizes = [torch.maximum(a, b) for a, b in zip(before(values, mode), after(values, mode), strict=True)]
+def _prove(graph: TorchGraph, part: _SiteGraph, changed: Mapping[Node, tuple[Layer, Change]]) -> float:
+    """Return the part's error relative to its magnitude; raise Refusal unjudged when it is above the limit."""
+    generator = torch.Generator().manual_seed(len(part.nodes))
+    samples = {node: _sample(node, generator) for node in part.sources(graph)}
+    for size_dtype in (torch.float32, torch.float64):  # sums of positive numbers lose nothing in float32, if they fit
+        unfolded = _Evaluation(graph, part, {}, size_dtype).run(samples)
+        folded = _Evaluation(graph, part, changed, size_dtype).run(samples)
+        sizes = [torch.maximum(one[1], other[1]) for one, other in zip(unfolded, folded, strict=True)]
         if all(bool(torch.isfinite(size).all()) for size in sizes):
             break
-    return sizes
+    pairs = zip(unfolded, folded, sizes, strict=True)
+    error = max((_relative(one[0], other[0], size) for one, other, size in pairs), default=0.0)
+    if not error <= ALGEBRA_LIMIT:
+        raise _unproved(f"in float64 the folded layers are off by {error:.3g} of what they add up")
+    ulp = max((changed[node][1].max_ulp for node in part.nodes if node in changed), default=0.0)
+    if not ulp <= _HALF_ULP:
+        raise _unproved(f"a stored parameter is {ulp:.3g} units in the last place from its float64 value")
+    return error
 
 
-def _deployed_limit(cut: _SiteGraph, changed: dict[Node, tuple[Layer, Change]]) -> float:
-    """Return (4 + 2 sqrt(K)) unit roundoffs per layer, K being the products that one output adds up."""
-    total = 0.0
-    for node in cut.nodes:
-        weight = changed[node][1].weight if node in changed else None
-        if weight is not None:
-            terms = max(1.0, weight.exact.size / max(1, shape(node)[changed[node][0].out_axis]))
-            total += (4 + 2 * terms**0.5) * _roundoff(weight)
-    return max(total, 4 * 2.0**-53)
+def _unproved(reason: str) -> Refusal:
+    return Refusal(RefusalCode.UNJUDGED, f"the fold is not proved: {reason}", "report this model to us")
 
 
-def _roundoff(value: Value) -> float:
-    return float(torch.finfo(getattr(torch, value.dtype)).eps) / 2
-
-
-def _worst(one: list[Tensor], other: list[Tensor], size: list[Tensor]) -> float:
-    """Return the largest |difference| / size over all elements; infinite when something is not a number."""
-    worst = 0.0
-    for left, right, magnitude in zip(one, other, size, strict=True):
-        if left.numel():
-            ratio = (left - right).abs_().div_(magnitude.clamp(min=1e-300))
-            worst = max(worst, float(ratio.max()))
-        if worst != worst:
-            return float("inf")
-    return worst
+def _relative(one: Tensor, other: Tensor, size: Tensor) -> float:
+    """Return the largest |difference| / size over all elements; NaN when something is not a number."""
+    ratio = (one - other).abs_().div_(size.double().clamp(min=1e-300))
+    return float(ratio.max()) if ratio.numel() else 0.0
 
 
 def _sample(node: Node, generator: torch.Generator) -> Any:
@@ -151,123 +125,146 @@ def _hint(size: Any) -> int:
     return int(size) if isinstance(size, int) else int(size.node.hint)
 
 
-@dataclass(frozen=True)
-class _Precision:
-    """How to evaluate: with which parameters, in which dtype (None: the parameters' own), and on absolute values."""
+class _Evaluation:
+    """Evaluates a part of the graph, with `changed` layers and without the norms when there are any.
 
-    dtype: torch.dtype | None = torch.float64
-    stored: bool = False
-    absolute: bool = False
+    Each node has two results: its value in float64, and its size A, the sum of the absolute values of what it adds
+    up, to which rounding errors are in proportion.
+    """
 
+    def __init__(
+        self,
+        graph: TorchGraph,
+        part: _SiteGraph,
+        changed: Mapping[Node, tuple[Layer, Change]],
+        size_dtype: torch.dtype,
+    ):
+        self._graph, self._part, self._changed, self._size_dtype = graph, part, changed, size_dtype
+        self._norms = {norm.output: norm for norm in part.norms}
+        self._values: dict[Node, Any] = {}
+        self._sizes: dict[Node, Any] = {}
 
-_EXACT, _STORED = _Precision(), _Precision(dtype=None, stored=True)
-_SIZE, _WIDE_SIZE = _Precision(torch.float32, absolute=True), _Precision(absolute=True)
-
-
-class _SiteEvaluator:
-    """Evaluates a part of the graph, with `changed` layers and without the norms when there are any."""
-
-    def __init__(self, graph: TorchGraph, cut: _SiteGraph, changed: dict[Node, tuple[Layer, Change]]):
-        self._graph, self._cut, self._changed = graph, cut, changed
-        self._norms = {norm.output: norm for norm in cut.norms}
-        self._skipped = {node for norm in cut.norms for node in norm.nodes if changed and node is not norm.output}
-
-    def __call__(self, values: dict[Node, Any], mode: _Precision) -> list[Tensor]:
-        """Return the values that leave the part, float64, for the given values of its sources."""
-        known = {node: _cast(value, mode) for node, value in values.items()}
-        for norm in self._cut.norms:
+    @torch.no_grad()
+    def run(self, samples: Mapping[Node, Any]) -> list[tuple[Tensor, Tensor]]:
+        """Return value and size of everything that leaves the part, for the given values of its sources."""
+        removed = {node for norm in self._part.norms for node in norm.nodes} if self._changed else set()
+        self._values.update(samples)
+        self._sizes.update({node: self._absolute(value) for node, value in samples.items()})
+        for norm in self._part.norms:
             if norm.output is norm.source and not self._changed:  # the normalisation of the model's input
-                known[norm.source] = _apply(norm, known[norm.source], mode)
-        for node in self._cut.nodes:
-            if node not in self._skipped:
-                known[node] = self._value(node, known, mode)
-        return [tensor.double() for node in self._cut.results(self._graph) for tensor in tensors_in(known[node])]
+                self._values[norm.source] = _apply(norm, norm.affine, self._values[norm.source])
+                self._sizes[norm.source] = _apply(norm, norm.magnitude, self._sizes[norm.source])
+        for node in self._part.nodes:
+            if node in self._norms or node not in removed:
+                self._evaluate(node)
+        results = self._part.results(self._graph)
+        pairs = [(tensors_in(self._values[node]), tensors_in(self._sizes[node])) for node in results]
+        return [pair for values, sizes in pairs for pair in zip(values, sizes, strict=True)]
 
-    def _value(self, node: Node, known: dict[Node, Any], mode: _Precision) -> Any:
+    def _evaluate(self, node: Node) -> None:
         norm = self._norms.get(node)
         if norm is not None and self._changed:
-            return known[norm.source] * 0 if norm in self._cut.parallel else known[norm.source]
-        if norm is not None and mode.absolute:
-            return _apply(norm, known[norm.source], mode)
-        if node in self._changed:
-            return self._layer(node, known, mode)
-        return self._plain(node, known, mode)
+            share = 0 if norm in self._part.parallel else 1
+            self._values[node], self._sizes[node] = (
+                known[norm.source] * share for known in (self._values, self._sizes)
+            )
+            return
+        self._values[node] = run_in_float64(lambda: self._call(node, self._values, absolute=False), ())
+        if norm is not None:
+            self._sizes[node] = _apply(norm, norm.magnitude, self._sizes[norm.source])
+        else:
+            self._sizes[node] = self._size(node)
 
-    def _plain(self, node: Node, known: dict[Node, Any], mode: _Precision) -> Any:
-        """Evaluate an operation as it is; in absolute terms a difference is a sum, and constants count as positive."""
-        target: Any = node.target
-        if mode.absolute and operation(node).startswith("aten::sub"):
-            target = torch.ops.aten.add.Tensor
-        linear = read_affine_op(self._graph, node) is not None or operation(node) in _WITH_WEIGHTS
+    def _size(self, node: Node) -> Any:
+        """Return the size of an operation's result, from the sizes of its operands."""
+        name, affine = operation(node), read_affine_node(self._graph, node)
+        if affine is not None and node not in self._changed:
+            scale, shift = (self._absolute(part) for part in (affine.scale, affine.shift))
+            return self._sizes[affine.source] * scale + shift
+        if _normalises_its_input(node):  # no sum of its input: the size is the scale of the channel
+            layer = read_layer(self._graph, node)
+            value = self._absolute(self._values[node])
+            axes = [axis for axis in range(value.ndim) if layer is None or axis != layer.out_axis]
+            return value.amax(axes, keepdim=True).expand_as(value)
+        if "bicubic" in name:  # its weights are partly negative; the sum of their absolute values is below two
+            peak = self._sizes[node.all_input_nodes[0]].amax((-2, -1), keepdim=True)
+            return 2 * peak.expand(self._values[node].shape)
+        return tree_map(self._absolute, self._call(node, self._sizes, absolute=True))
 
-        def value(source: Node) -> Any:
-            if source in known:
-                return known[source]
-            return _cast(self._graph.constant(source), mode, keep_sign=not linear)
+    def _call(self, node: Node, known: Mapping[Node, Any], *, absolute: bool) -> Any:
+        """Return what the operation gives for known operands and constants, or for the absolute values of both."""
+        layer, change = self._changed.get(node, (None, None))
+        new = {} if layer is None or change is None else {layer.weight: change.weight, layer.bias: change.bias}
+        mean = arguments(node).get("running_mean") if absolute and hasattr(node.target, "_schema") else None
 
-        args, kwargs = map_arg(node.args, value), map_arg(node.kwargs, value)
-        if mode.absolute:
-            return target(*args, **kwargs)
-        return run_in_float64(lambda: target(*args, **kwargs), ())
-
-    def _layer(self, node: Node, known: dict[Node, Any], mode: _Precision) -> Any:
-        layer, change = self._changed[node]
-        some = change.weight or change.bias
-        own = _Precision(getattr(torch, some.dtype), True) if mode.stored and some is not None else mode
-        new = {layer.weight: change.weight, layer.bias: change.bias}
-
-        def tensor(value: Value) -> Tensor:
-            cast: Tensor = _cast(torch.from_numpy(value.stored if mode.stored else value.exact), own)
-            return cast
-
-        def argument(source: Node) -> Any:
+        def constant(source: Node) -> Any:
             value = new.get(source)
-            if value is not None:
-                return tensor(value).reshape(shape(source))
-            return _cast(known[source] if source in known else self._constant(source, layer, change, mode), own)
+            tensor = self._constant(source, layer, change) if value is None else _exact(value).reshape(shape(source))
+            if not absolute:
+                return tensor
+            return -self._absolute(tensor) if source is mean else self._absolute(tensor)
 
-        args = map_arg(node.args, argument)
-        out = node.target(*args, **map_arg(node.kwargs, argument))  # type: ignore[operator]
+        def operand(source: Node) -> Any:
+            return known[source] if source in known else constant(source)
+
+        args, kwargs = map_arg((node.args, node.kwargs), operand)
+        out = _target(node, absolute=absolute)(*args, **kwargs)
+        return sum(self._addends(node, args, absolute=absolute), start=out)
+
+    def _addends(self, node: Node, args: Any, *, absolute: bool) -> Iterable[Tensor]:
+        """Yield what a folded layer adds besides: a bias where it had none, the correction at the border."""
+        layer, change = self._changed.get(node, (None, None))
+        if layer is None or change is None:
+            return
         if change.bias is not None and layer.bias is None:
-            out = out + tensor(change.bias).reshape([-1] + [1] * (out.ndim - 1 - layer.out_axis))
+            bias = _exact(change.bias).reshape([-1] + [1] * (len(shape(node)) - 1 - layer.out_axis))
+            yield self._absolute(bias) if absolute else bias
         if change.border is not None:
-            out = out + _border(node, args, tensor(change.border))
-        return out
+            kernel = _exact(change.border)
+            yield _border(node, args[0], self._absolute(kernel) if absolute else kernel)
 
-    def _constant(self, source: Node, layer: Layer, change: Change, mode: _Precision) -> Tensor:
+    def _constant(self, source: Node, layer: Layer | None, change: Change | None) -> Any:
         """Return a constant argument; the transpose of a changed weight is that of the new one."""
-        if layer.weight is not None and change.weight is not None and source.all_input_nodes == [layer.weight]:
-            weight = torch.from_numpy(change.weight.stored if mode.stored else change.weight.exact)
-            transposed: Tensor = source.target(weight, *source.args[1:])  # type: ignore[operator]
-            return transposed
-        return self._graph.constant(source)
+        weight = None if change is None else change.weight
+        if layer is None or layer.weight is None or weight is None or source.all_input_nodes != [layer.weight]:
+            return self._graph.constant(source)
+        target: Any = source.target
+        return target(_exact(weight), *source.args[1:])
+
+    def _absolute(self, value: Any) -> Any:
+        is_float = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(self._size_dtype).abs() if is_float else value
 
 
-_WITH_WEIGHTS = {f"aten::conv{n}d" for n in (1, 2, 3)} | {"aten::linear", "aten::addmm", "aten::mm", "aten::matmul"}
+def _normalises_its_input(node: Node) -> bool:
+    """True for a norm that takes its statistics from the values it normalises."""
+    name = operation(node)
+    return name in {"aten::layer_norm", "aten::group_norm"} or (
+        name == "aten::instance_norm" and bool(arguments(node)["use_input_stats"])
+    )
 
 
-def _cast(value: Any, mode: _Precision, keep_sign: bool = False) -> Any:
-    """Return a float tensor in the mode's dtype, and positive when the mode says so; anything else as it is."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        return value
-    cast: Tensor = value if mode.dtype is None else value.to(mode.dtype)
-    return cast.abs() if mode.absolute and not keep_sign else cast
+def _target(node: Node, *, absolute: bool) -> Any:
+    """Return the operation; for sizes a difference is a sum, and the least value is bounded by the largest."""
+    name = operation(node)
+    if absolute and name.startswith("aten::sub"):
+        return torch.ops.aten.add.Tensor
+    return torch.ops.aten.amax.default if absolute and name == "aten::amin" else node.target
 
 
-def _apply(norm: Norm, value: Tensor, mode: _Precision) -> Tensor:
-    """Return the norm of a value, or its magnitude."""
-    affine = norm.magnitude if mode.absolute else norm.affine
-    scale, shift = torch.from_numpy(affine.scale).to(value.dtype), torch.from_numpy(affine.shift).to(value.dtype)
-    if norm.axis is not None:
-        sizes = [-1] + [1] * (value.ndim - 1 - norm.axis)
-        scale, shift = scale.reshape(sizes), shift.reshape(sizes)
+def _exact(value: Value) -> Tensor:
+    return torch.from_numpy(value.exact)
+
+
+def _apply(norm: Norm, affine: Any, value: Tensor) -> Tensor:
+    """Return an affine of a value, along the channel axis of the norm."""
+    sizes = [-1] + [1] * (0 if norm.axis is None else value.ndim - 1 - norm.axis)
+    scale, shift = (torch.from_numpy(v).to(value.dtype).reshape(sizes) for v in (affine.scale, affine.shift))
     return value * scale + shift
 
 
-def _border(node: Node, args: Any, kernel: Tensor) -> Tensor:
-    given, source = arguments(node), args[0]
-    spatial = kernel.ndim - 2
+def _border(node: Node, source: Tensor, kernel: Tensor) -> Tensor:
+    given, spatial = arguments(node), kernel.ndim - 2
     ones = torch.ones((1,) * (source.ndim - spatial) + tuple(source.shape[-spatial:]), dtype=kernel.dtype)
-    options = (given["stride"], given["padding"], given["dilation"])
-    shares: Tensor = node.target(ones, kernel, None, *options)  # type: ignore[operator]
+    shares: Tensor = node.target(ones, kernel, None, given["stride"], given["padding"], given["dilation"])  # type: ignore[operator]
     return shares

@@ -108,9 +108,8 @@ def _past_norm(norm: Norm, flow: Flow) -> Flow:
     if norm.axis != flow.axis and norm.axis is not None and flow.axis is not None:
         raise Refusal(RefusalCode.AXIS, f"the next norm '{norm.output.name}' runs over another axis")
     channels = max(norm.affine.channels, flow.affine.channels)
-    own, carried = norm.affine.spread(channels), flow.affine.spread(channels)
-    shift = own.scale * carried.shift + own.shift - carried.scale * own.shift
-    return Flow(norm.output, flow.axis if norm.axis is None else norm.axis, Affine(carried.scale, shift))
+    affine = flow.affine.spread(channels).past(norm.affine.spread(channels))
+    return Flow(norm.output, flow.axis if norm.axis is None else norm.axis, affine)
 
 
 def _forward(graph: TorchGraph, reader: Node, flow: Flow) -> Flow:

@@ -6,9 +6,10 @@ parameter names, without the folded norms and without the user's classes.
 
 import copy
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule, Node
 
 from .float64 import named_tensors
@@ -16,22 +17,19 @@ from .graph import TorchGraph, is_in_place, operation, quiet
 from .layers import Layer
 from .parameters import Change, Value
 from .placement import Placement
-from .write_module import names_of, stored_as
+from .writer import Writer
 
 
-class GraphWriter:
-    """The exported program as a GraphModule that takes new parameters, and remembers the float64 value of each.
+class GraphWriter(Writer):
+    """The exported program as a GraphModule that takes new parameters."""
 
-    Attributes:
-        model: the GraphModule.
-    """
+    model: GraphModule
 
     def __init__(self, graph: TorchGraph):
         exported = graph.program.module(check_guards=False)
         shared = GraphModule(exported, exported.graph)  # its tensors are the user's
         with quiet():
-            self.model = copy.deepcopy(shared)
-        self._values: list[tuple[Tensor, Value]] = []
+            super().__init__(copy.deepcopy(shared))
         self._nodes = {n.name: n for n in self.model.graph.nodes}
         placeholders = [n for n in self.model.graph.nodes if n.op == "placeholder"]
         own = [n for n in graph.nodes if n.op == "placeholder" and graph.target(n) is None]
@@ -52,13 +50,13 @@ class GraphWriter:
         self.model.recompile()
         self.model.eval()
 
-    def exact(self) -> dict[str, Value]:
-        """Return the float64 values of the changed parameters, by qualified name."""
-        return names_of(self.model, self._values)
-
     def _node(self, node: Node) -> Node:
         written: Node = self._inputs[node.name] if node.op == "placeholder" else self._nodes[node.name]
         return written
+
+    def _call(self, target: Any, *args: Any) -> Node:
+        """Return a new operation, where the graph inserts at the moment."""
+        return self.model.graph.call_function(target, args)
 
     def _drop(self, value: Node, reference: Node) -> None:
         """Take a value out of the one sum that reads it."""
@@ -66,15 +64,13 @@ class GraphWriter:
         (other,) = (part for part in total.args[:2] if part is not value)
         if not isinstance(other, Node):  # a sum that begins with the number zero
             with self.model.graph.inserting_before(value):
-                value.replace_all_uses_with(
-                    self.model.graph.call_function(torch.ops.aten.zeros_like.default, (reference,))
-                )
+                value.replace_all_uses_with(self._call(torch.ops.aten.zeros_like.default, reference))
             return
         with self.model.graph.inserting_before(total):
             if operation(total).startswith("aten::sub") and other is total.args[1]:
-                other = self.model.graph.call_function(torch.ops.aten.neg.default, (other,))
+                other = self._call(torch.ops.aten.neg.default, other)
             elif any(user.op == "call_function" and is_in_place(user) for user in total.users):
-                other = self.model.graph.call_function(torch.ops.aten.clone.default, (other,))
+                other = self._call(torch.ops.aten.clone.default, other)
         total.replace_all_uses_with(other)
         self.model.graph.erase_node(total)
 
@@ -93,13 +89,10 @@ class GraphWriter:
     def _put(self, graph: TorchGraph, call: Node, old: Node, value: Value, fresh: str) -> None:
         """Store a value where the constant `old` was: in its own tensor, or in a new one when it was computed."""
         name = graph.target(old)
-        if name is not None:
-            path, _, attribute = name.rpartition(".")
-            tensor = getattr(self.model.get_submodule(path), attribute)
-            tensor.data = stored_as(tensor, value)
-            self._values.append((tensor, value))
-        else:
+        if name is None:
             call.replace_input_with(self._nodes[old.name], self._new(call, value, fresh))
+        else:
+            self.store(name, value)
 
     def _new(self, before: Node, value: Value, name: str) -> Node:
         """Return a new parameter as a node before `before`."""
@@ -109,7 +102,7 @@ class GraphWriter:
         device = next((tensor.device for _, tensor in named_tensors(self.model)), stored.device)
         parameter = nn.Parameter(stored.to(device))
         self.model.register_parameter(name, parameter)
-        self._values.append((parameter, value))
+        self.remember(parameter, value)
         with self.model.graph.inserting_before(before):
             return self.model.graph.get_attr(name)
 
@@ -125,21 +118,18 @@ class GraphWriter:
     def _add_border(self, call: Node, value: Value, fresh: str) -> None:
         """Add the convolution of one channel of ones that stands for the shift; see `border`."""
         kernel = self._new(call, value, fresh)
-        source, channels = call.args[0], len(value.exact.shape) - 2
-        aten = torch.ops.aten
+        aten, one = torch.ops.aten, call.args[0]
         with self.model.graph.inserting_before(call):
-            one = source
-            for axis in range(len(call.meta["val"].shape) - channels):
-                one = self.model.graph.call_function(aten.slice.Tensor, (one, axis, 0, 1))
-            ones = self.model.graph.call_function(aten.ones_like.default, (one,))
-            options = (*call.args[3:6],)
-            shares = self.model.graph.call_function(call.target, (ones, kernel, None, *options))  # type: ignore[arg-type]
+            for axis in range(len(call.meta["val"].shape) - (value.exact.ndim - 2)):
+                one = self._call(aten.slice.Tensor, one, axis, 0, 1)
+            ones = self._call(aten.ones_like.default, one)
+            shares = self._call(call.target, ones, kernel, None, *call.args[3:6])
         self._add_after(call, shares)
 
     def _add_after(self, call: Node, addend: Node) -> None:
         users = list(call.users)
         with self.model.graph.inserting_after(call):
-            total = self.model.graph.call_function(torch.ops.aten.add.Tensor, (call, addend))
+            total = self._call(torch.ops.aten.add.Tensor, call, addend)
         for user in users:
             user.replace_input_with(call, total)
         self._nodes[call.name] = total  # what now stands for the layer's output

@@ -8,34 +8,30 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import Node
 from torch.nn.utils import parametrize
 
 from .border import takes_border, with_border
-from .float64 import full_copy, named_tensors
+from .float64 import full_copy
 from .graph import TorchGraph, call_key, is_in_place, is_tensor, module_path
 from .layers import Layer
 from .norms import Norm
 from .parallel_branch import ZeroBranch
-from .parameters import Change, Value
+from .parameters import Change
 from .placement import Placement
+from .writer import Writer
 
 
 class CannotExpress(Exception):  # noqa: N818 -- not an error: it chooses the other form
     """The user's module tree has no place for a change; the message says which."""
 
 
-class ModuleWriter:
-    """A deep copy of a model that takes new parameters, and remembers the float64 value of each.
-
-    Attributes:
-        model: the copy.
-    """
+class ModuleWriter(Writer):
+    """A deep copy of the user's own module tree that takes new parameters."""
 
     def __init__(self, model: nn.Module):
-        self.model = full_copy(model)
-        self._values: list[tuple[Tensor, Value]] = []
+        super().__init__(full_copy(model))
 
     def write(self, graph: TorchGraph, placement: Placement, changes: Iterable[Change]) -> None:
         """Apply a whole placement to the copy.
@@ -50,20 +46,16 @@ class ModuleWriter:
             if norm.nodes:
                 self._remove(graph, norm, placement)
 
-    def exact(self) -> dict[str, Value]:
-        """Return the float64 values of the changed parameters, by qualified name."""
-        return names_of(self.model, self._values)
-
     def _write_layer(self, graph: TorchGraph, layer: Layer, change: Change) -> None:
         if layer.weight is not None and change.weight is not None:
-            self._store(graph.target(layer.weight) or self._materialise(layer), change.weight)
+            self.store(graph.target(layer.weight) or self._materialise(layer), change.weight)
         if change.bias is not None:
             name = None if layer.bias is None else graph.target(layer.bias)
-            self._store(name or self._new_bias(layer), change.bias)
+            self.store(name or self._new_bias(layer), change.bias)
         if change.border is not None:
             path = self._owner(layer, border=True)
             with_border(self.model.get_submodule(path), change.border.stored)
-            self._values.append((self.model.get_buffer(f"{path}.border_kernel"), change.border))
+            self.remember(self.model.get_buffer(f"{path}.border_kernel"), change.border)
 
     def _owner(self, layer: Layer, border: bool = False) -> str:
         """Return the path of the module whose own weight this is: a convolution or linear layer of PyTorch's kind."""
@@ -95,13 +87,6 @@ class ModuleWriter:
         bias = torch.zeros(int(size), dtype=weight.dtype, device=weight.device)  # type: ignore[arg-type]
         owner.bias = nn.Parameter(bias, requires_grad=weight.requires_grad)  # type: ignore[arg-type]
         return f"{path}.bias"
-
-    def _store(self, name: str, value: Value) -> None:
-        path, _, attribute = name.rpartition(".")
-        tensor = getattr(self.model.get_submodule(path), attribute)
-        assert isinstance(tensor, Tensor)
-        tensor.data = stored_as(tensor, value)
-        self._values.append((tensor, value))
 
     def _remove(self, graph: TorchGraph, norm: Norm, placement: Placement) -> None:
         """Put an Identity in place of the module that computes this norm and nothing else."""
@@ -172,16 +157,3 @@ def _remove_weight_hooks(owner: nn.Module) -> bool:
             del owner._forward_pre_hooks[key]
             return True
     return False
-
-
-def names_of(model: nn.Module, values: Iterable[tuple[Tensor, Value]]) -> dict[str, Value]:
-    """Return the values by the names that their tensors have in the model."""
-    names = {id(tensor): name for name, tensor in named_tensors(model)}
-    return {names[id(tensor)]: value for tensor, value in values}
-
-
-def stored_as(tensor: Tensor, value: Value) -> Tensor:
-    """Return the rounded value with dtype, device, shape and strides of `tensor`."""
-    new = torch.empty_like(tensor.detach())  # keeps channels_last and other dense strides
-    source = torch.from_numpy(value.stored.reshape(tuple(tensor.shape)))
-    return new.copy_(source)  # the dtype holds every value exactly: it was rounded to it before
