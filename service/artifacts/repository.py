@@ -5,8 +5,9 @@ in the graph and are read by the engine.
 """
 
 import hashlib
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from typing import Any
 from foldserve.format.errors import FormatError
 from foldserve.format.golden import Golden, read_golden
 from foldserve.format.manifest import MANIFEST_FILE, MODEL_FILE, check_files, check_key, read_manifest, regular_file
-from foldserve.format.names import is_model_name, is_version
+from foldserve.format.names import MODEL_NAME_RULE, VERSION_RULE, is_model_name, is_version
 
 from ..errors import ArtifactInvalid, ModelNotFound
 from .external_data import refuse_external_data
 from .operators import refuse_operators
 from .unverified import refuse_ours, refuse_unsound_weights
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,22 +53,25 @@ class Repository:
     def __init__(self, root: Path, *, allow_unverified: bool = False) -> None:
         self.root = root
         self._allow_unverified = allow_unverified
+        self._named: set[Path] = set()  # folders that a warning has named
 
     def models(self) -> dict[str, list[int]]:
         """Return the versions of each model, oldest first; names in alphabetical order.
 
-        Folders whose name is not a model's name or not a positive integer are left out: a version that is being
-        written has a temporary name.
+        A folder whose name breaks the rule for models or versions is left out, and named in one warning unless it is
+        hidden, as a version is while it is being written.
 
         Raises:
             ArtifactInvalid: the root is not a folder that can be read.
         """
         try:
-            folders = sorted(path for path in self.root.iterdir() if path.is_dir() and is_model_name(path.name))
-            found = {path.name: _versions(path) for path in folders}
+            models = {
+                folder.name: sorted(int(path.name) for path in self._folders(folder, is_version, VERSION_RULE))
+                for folder in self._folders(self.root, is_model_name, MODEL_NAME_RULE)
+            }
         except OSError as err:
             raise ArtifactInvalid(f"models folder {self.root} cannot be read: {err.strerror or err}") from err
-        return {name: versions for name, versions in found.items() if versions}
+        return {name: versions for name, versions in models.items() if versions}
 
     def open(self, name: str, version: int | None = None) -> Artifact:
         """Return one version after checking each of its files against the manifest, where there is one.
@@ -94,9 +100,14 @@ class Repository:
             "manifest, or serve it unproved with --allow-unverified"
         )
 
-
-def _versions(folder: Path) -> list[int]:
-    return sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and is_version(path.name))
+    def _folders(self, parent: Path, keeps_rule: Callable[[str], bool], rule: str) -> list[Path]:
+        """Return the folders whose name keeps a rule, in alphabetical order."""
+        folders = sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+        for path in folders:
+            if not keeps_rule(path.name) and path not in self._named:
+                self._named.add(path)
+                _log.warning("folder %s is left out; expected as its name: %s", path, rule)
+        return [path for path in folders if keeps_rule(path.name)]
 
 
 def _open(name: str, version: int, path: Path) -> Artifact:
@@ -114,7 +125,7 @@ def _open(name: str, version: int, path: Path) -> Artifact:
 
 
 def _open_unverified(name: str, version: int, path: Path) -> Artifact:
-    """Return a version that came without a manifest, as somebody else's exporter or model repository has it."""
+    """Return a version without a manifest, as other exporters and model repositories have it."""
     model_path = path / MODEL_FILE
     try:
         with regular_file(model_path).open("rb") as file:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+from foldserve.format.names import is_version
+
 from ..errors import InvalidInput, ModelNotFound
 from .model import UNVERIFIED
 from .reconciler import Reconciler
@@ -248,7 +250,7 @@ def body_version(body: Mapping[str, Any]) -> int | None:
     value = body.get("version", (body.get("parameters") or {}).get("version"))
     if value is None:
         return None
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 18:
+    if isinstance(value, str) and is_version(value):
         value = int(value)
     if type(value) is not int or value < 1:
         raise InvalidInput(f"version: {str(value)[:40]!r}, expected a positive whole number")

@@ -6,6 +6,8 @@ Immutable: whoever changes it puts another one in its place, so that a request n
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from foldserve.format.names import is_version
+
 from ..errors import ModelNotFound
 from .model import Model
 from .state import LATEST
@@ -64,6 +66,6 @@ def version_number(text: str | None) -> int | None:
     """
     if not text:
         return None
-    if not (text.isascii() and text.isdigit() and len(text) <= 18 and not text.startswith("0")):
+    if not is_version(text):
         raise ModelNotFound(f"there is no version {text[:40]!r}; versions are positive whole numbers")
     return int(text)

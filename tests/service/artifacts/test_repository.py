@@ -13,13 +13,27 @@ from tests.support import artifacts
 
 
 def test_names_and_versions_are_found_and_nothing_else(fashion_and_echo):
-    """Half-written and foreign folders are not versions; numbers are sorted as numbers."""
+    """Half-written and other folders are not versions; numbers are sorted as numbers."""
     for version in (2, 10):
         artifacts.publish_classifier(fashion_and_echo, version=version)
     for stray in ("fashion/.tmp-3", "fashion/03", "fashion/latest", ".hidden/1", "empty"):
         (fashion_and_echo / stray).mkdir(parents=True)
     (fashion_and_echo / "fashion" / "labels.txt").write_text("x")
     assert Repository(fashion_and_echo).models() == {"echo": [1], "fashion": [1, 2, 10]}
+
+
+def test_a_folder_that_breaks_the_rule_is_named_in_one_warning(fashion, caplog):
+    """Each such folder once, however often the disk is looked at; neither files nor what is hidden or half-written."""
+    for name in ("_lenet", "a" * 65, "fashion/03", "fashion/latest", ".hidden", "fashion/.tmp-3", "kept"):
+        (fashion / name).mkdir(parents=True)
+    (fashion / "READ ME").write_text("x")
+    repository = Repository(fashion)
+    assert [repository.models() for _ in range(3)] == [{"fashion": [1]}] * 3
+    warnings = [record.getMessage() for record in caplog.records]
+    named = {"_lenet", "a" * 65, "fashion/03", "fashion/latest"}
+    assert {warning.split(" is left out")[0] for warning in warnings} == {f"folder {fashion / name}" for name in named}
+    assert len(warnings) == len(named)
+    assert any(warning.endswith("without leading zeros") for warning in warnings)
 
 
 def test_the_newest_version_opens_by_default(fashion):
