@@ -10,12 +10,24 @@ import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 ENV_PREFIX = "FOLDSERVE_"
 MEBIBYTE = 1024 * 1024
+DEFAULT_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+def check_buckets(buckets: Sequence[int]) -> tuple[int, ...]:
+    """Return batch sizes as a tuple.
+
+    Raises:
+        ValueError: they are empty, not rising, or below 1.
+    """
+    if not buckets or buckets[0] < 1 or any(later <= earlier for earlier, later in itertools.pairwise(buckets)):
+        raise ValueError("expected rising batch sizes from 1 up, such as 1,8,32")
+    return tuple(buckets)
 
 
 class Settings(BaseModel):
@@ -65,8 +77,8 @@ class Settings(BaseModel):
     specialise: bool = Field(
         True, description="on the CPU, run a rewritten graph where it gives the golden answers and is measured faster"
     )
-    buckets: tuple[int, ...] = Field(
-        (1, 2, 4, 8, 16, 32, 64, 128, 256), description="batch sizes in rows, rising; each batch is padded to one"
+    buckets: Annotated[tuple[int, ...], AfterValidator(check_buckets)] = Field(
+        DEFAULT_BUCKETS, description="batch sizes in rows, rising; each batch is padded to one"
     )
     inline_below_ms: float = Field(
         1.0, ge=0, description="batches expected to run shorter than this many ms run on the event loop itself"
@@ -120,13 +132,6 @@ class Settings(BaseModel):
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-    @field_validator("buckets")
-    @classmethod
-    def _buckets_rise(cls, buckets: tuple[int, ...]) -> tuple[int, ...]:
-        if not buckets or buckets[0] < 1 or any(b <= a for a, b in itertools.pairwise(buckets)):
-            raise ValueError("expected rising batch sizes from 1 up, such as 1,8,32")
-        return buckets
 
     @model_validator(mode="before")
     @classmethod

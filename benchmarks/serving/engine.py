@@ -20,7 +20,8 @@ import numpy as np
 import onnxruntime
 
 from foldserve.service.artifacts.repository import Artifact, Repository
-from foldserve.service.engines.engine import DEFAULT_BUCKETS, Engine
+from foldserve.service.engines.engine import Engine
+from foldserve.service.settings import DEFAULT_BUCKETS
 
 Run = Callable[[dict[str, np.ndarray]], object]
 Times = dict[str, tuple[list[float], list[float]]]  # CPU and wall-clock seconds of a batch, one of each a round

@@ -9,11 +9,9 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
-from ..errors import BucketsInvalid
 from ..tensors import Array
 from .throttle import pause
 
@@ -43,17 +41,6 @@ class Profile:
     seconds: Mapping[int, float]
     answers: Mapping[int, Mapping[str, Array]]
     tried: tuple[int, ...] = ()
-
-
-def check_buckets(buckets: Sequence[int]) -> tuple[int, ...]:
-    """Return the buckets as a tuple.
-
-    Raises:
-        BucketsInvalid: the list is empty, not rising, or holds a number below 1.
-    """
-    if not buckets or buckets[0] < 1 or any(later <= earlier for earlier, later in pairwise(buckets)):
-        raise BucketsInvalid(f"buckets are {list(buckets)}, expected rising batch sizes from 1 up, such as 1,8,32")
-    return tuple(buckets)
 
 
 def profile_buckets(

@@ -20,13 +20,13 @@ from ..artifacts.golden import check_golden
 from ..artifacts.repository import Artifact
 from ..artifacts.unverified import check_rows, made_inputs
 from ..errors import ArtifactInvalid, BucketsInvalid, DeviceLost, EngineError
+from ..settings import DEFAULT_BUCKETS, check_buckets
 from ..tensors import Array, TensorSpec
 from .autotune import REWRITES, Choice, Decide, autotune, decide_alone, reuse_choice
 from .buckets import (
     LONGEST_RUN_SECONDS,
     Profile,
     answer_alike,
-    check_buckets,
     median_seconds,
     profile_buckets,
 )
@@ -40,7 +40,6 @@ _log = logging.getLogger(__name__)
 # More threads are worth their wake-ups in runs of this length that they shorten by this factor.
 WIDE_SECONDS = 0.001
 WIDE_GAIN = 1.3
-DEFAULT_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Engine:
@@ -108,7 +107,6 @@ class Engine:
             ArtifactInvalid: the model cannot be loaded, cannot be batched, or does not give its golden answers.
             BucketsInvalid: `buckets` is empty or not rising, or does not hold the model's fixed batch size.
         """
-        candidates = check_buckets(buckets)
         session, device = open_session(
             artifact.model_path, provider, threads=threads or 1, device_id=device_id, tf32=tf32
         )
@@ -117,7 +115,7 @@ class Engine:
             _check_golden_inputs(artifact, signature)
         else:
             artifact = replace(artifact, golden=Golden(made_inputs(signature.inputs), {}, {}))
-        fitting = _fitting(candidates, signature.fixed_rows)
+        fitting = _fitting(buckets, signature.fixed_rows)
         cores = 1 if threads else (cores or len(os.sched_getaffinity(0)))
         if device.provider == "cuda":
             on_device = GraphRunner(session, signature.inputs, signature.outputs, device_id=device_id)
@@ -270,7 +268,12 @@ def _pad(array: Array, rows: int) -> Array:
     return padded
 
 
-def _fitting(candidates: tuple[int, ...], fixed_rows: int | None) -> tuple[int, ...]:
+def _fitting(buckets: Sequence[int], fixed_rows: int | None) -> tuple[int, ...]:
+    """The buckets that the graph can run; the only one of a graph whose batch size is fixed."""
+    try:
+        candidates = check_buckets(buckets)
+    except ValueError as err:
+        raise BucketsInvalid(f"buckets: got {list(buckets)}, {err}") from err
     if fixed_rows is None:
         return candidates
     if fixed_rows not in candidates:

@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 
 import numpy as np
-import pytest
 
-from foldserve.service.engines.buckets import answer_alike, check_buckets, profile_buckets
-from foldserve.service.errors import BucketsInvalid
+from foldserve.service.engines.buckets import answer_alike, profile_buckets
 
 ASKED = {"x": np.arange(1, 17, dtype=np.float32)[:, None]}
 BUCKETS = (1, 2, 4, 8, 16, 32)
@@ -90,10 +88,3 @@ def test_two_ways_to_run_are_compared_byte_for_byte():
     alike, other = ({"y": ASKED["x"] * 2}, {"y": np.nextafter(ASKED["x"] * 2, np.float32(1e9))})
     assert answer_alike(lambda batch: alike, lambda batch: dict(alike), ASKED, 4)
     assert not answer_alike(lambda batch: alike, lambda batch: other, ASKED, 4)
-
-
-@pytest.mark.parametrize("buckets", [(), (0, 1), (4, 2), (2, 2)])
-def test_a_list_that_is_empty_or_not_rising_is_refused(buckets):
-    """The message shows the list and a good one."""
-    with pytest.raises(BucketsInvalid, match="expected rising batch sizes"):
-        check_buckets(buckets)

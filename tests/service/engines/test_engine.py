@@ -1,15 +1,18 @@
 """The engine against a plain session of the same file and against NumPy."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from pydantic import ValidationError
 
 from foldserve.service.artifacts.repository import Repository
 from foldserve.service.engines import engine as engines
 from foldserve.service.engines.engine import Engine
 from foldserve.service.errors import ArtifactInvalid, BucketsInvalid, EngineError
+from foldserve.service.settings import Settings
 from foldserve.service.tensors import TensorSpec
 from tests.support import artifacts
 
@@ -252,6 +255,16 @@ def test_a_graph_of_a_fixed_batch_is_served_in_that_bucket(models):
     assert np.array_equal(engine.run({"x": asked})["y"], asked)
     with pytest.raises(BucketsInvalid, match="exactly 4 rows"):
         load(models, "tensor", buckets=(1, 8))
+
+
+@pytest.mark.parametrize("buckets", [(), (0, 1), (4, 2), (2, 2)])
+def test_a_list_of_buckets_that_is_empty_or_not_rising_is_refused(fashion, buckets):
+    """The message shows the list and a good one; the settings refuse the same lists before."""
+    expected = re.escape(f"buckets: got {list(buckets)}, expected rising batch sizes from 1 up, such as 1,8,32")
+    with pytest.raises(BucketsInvalid, match=expected):
+        load(fashion, buckets=buckets)
+    with pytest.raises(ValidationError, match="expected rising batch sizes"):
+        Settings(buckets=buckets)
 
 
 def test_a_matrix_product_is_not_folded_again(models):
