@@ -52,9 +52,9 @@ unit: install
 
 CLIENTS ?= .venv-clients
 clients-test: install $(CLIENTS)/.installed ## the service asked by tritonclient and the KServe client, from an environment of their own
-	CLIENTS_PYTHON=$(abspath $(CLIENTS))/bin/python $(PYTHON) -m pytest tests/service/test_v2_clients.py tests/test_documents.py
+	CLIENTS_PYTHON=$(abspath $(CLIENTS))/bin/python $(PYTHON) -m pytest tests/service/v2/test_clients.py tests/test_documents.py
 
-$(CLIENTS)/.installed: tests/service/clients/requirements.txt
+$(CLIENTS)/.installed: tests/service/v2/clients/requirements.txt
 	python3 -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@

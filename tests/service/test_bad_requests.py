@@ -16,7 +16,7 @@ try:
     import grpc
 
     from foldserve.service.v2.rpc.descriptors import INFERENCE
-    from tests.service.test_v2_grpc import stub
+    from tests.support.grpc_calls import stubs
 except ImportError:  # without the extra grpc there is only HTTP
     grpc = None
     OVER_GRPC = {}
@@ -64,11 +64,11 @@ def test_over_grpc_it_is_refused_in_one_sentence(service, name):
     """The same under the codes of gRPC."""
     message, code, says = OVER_GRPC[name]
     with grpc.insecure_channel(f"127.0.0.1:{service.app.state.grpc.port}") as channel:
-        calls = {method.name: stub(channel, INFERENCE, method) for method in INFERENCE.methods}
+        calls = stubs(channel)
         with pytest.raises(grpc.RpcError) as caught:
-            calls["ModelInfer"](message)
+            calls.ModelInfer(message)
         assert caught.value.code().name == code, caught.value
         sentence = caught.value.details()
         assert says in sentence
         assert 10 < len(sentence) < 500
-        assert calls["ServerLive"](INFERENCE.messages["ServerLiveRequest"]()).live
+        assert calls.ServerLive(INFERENCE.messages["ServerLiveRequest"]()).live

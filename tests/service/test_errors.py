@@ -15,12 +15,9 @@ from foldserve.service.errors import (
     ServiceError,
     StartError,
 )
+from tests.support.error_classes import tree
 
 SPOKEN = {400, 401, 403, 404, 405, 408, 413, 415, 429, 431, 500, 501, 503, 504}
-
-
-def tree(base: type[Exception] = ServiceError) -> set[type[Exception]]:
-    return {base}.union(*(tree(child) for child in base.__subclasses__()))
 
 
 def test_every_error_has_one_of_the_services_statuses():

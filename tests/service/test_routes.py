@@ -15,10 +15,9 @@ from foldserve.service import routes
 from foldserve.service.app import create_app
 from foldserve.service.bodies.bodies import read_images
 from foldserve.service.settings import Settings
-from tests.service.test_bodies import b64, form, png
-from tests.service.test_images import bomb
 from tests.support import artifacts
 from tests.support.live import serve
+from tests.support.predict_bodies import b64, bomb, form, png
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 JSON = {"Content-Type": "application/json"}

@@ -11,8 +11,8 @@ from foldserve.service.bodies.answers import predictions_json
 from foldserve.service.bodies.bodies import Limits, images_from_json
 from foldserve.service.errors import InvalidInput
 from foldserve.service.schemas import PredictRequest, PredictResponse
-from tests.service.test_bodies import b64
 from tests.support.artifacts import LABELS, classify, images
+from tests.support.predict_bodies import b64
 
 SPEC = ImageSpec("image", 28, 28, 1, (0, 255), "light-on-dark", 0, "ITU-R 601")
 ZEROS = np.zeros((28, 28), int).tolist()

@@ -195,18 +195,18 @@ def test_grpc_marks_it_too(models):
     """In the properties of the model and in the trailers of each answer."""
     grpc = pytest.importorskip("grpc", reason="needs the extra grpc")
     from foldserve.service.v2.rpc.descriptors import INFERENCE
-    from tests.service.test_v2_grpc import request, stub
+    from tests.support.grpc_calls import request, stubs
 
     place(models, artifacts.two_inputs_model())
     app = create_app(Settings(models_dir=models, provider="cpu", buckets=(1,), allow_unverified=True, grpc_port=0))
     with serve(app), grpc.insecure_channel(f"127.0.0.1:{app.state.grpc.port}") as channel:
-        calls = {method.name: stub(channel, INFERENCE, method) for method in INFERENCE.methods}
-        metadata = calls["ModelMetadata"](INFERENCE.messages["ModelMetadataRequest"](name="theirs"))
+        calls = stubs(channel)
+        metadata = calls.ModelMetadata(INFERENCE.messages["ModelMetadataRequest"](name="theirs"))
         assert metadata.properties["verified"] == "false"
         ones = np.ones((1, 3), np.float32)
-        _, call = calls["ModelInfer"].with_call(request("theirs", {"left": ones, "right": ones}))
+        _, call = calls.ModelInfer.with_call(request("theirs", {"left": ones, "right": ones}))
         assert ("x-model-verified", "false") in [tuple(entry) for entry in call.trailing_metadata()]
-        index = calls["RepositoryIndex"](INFERENCE.messages["RepositoryIndexRequest"]())
+        index = calls.RepositoryIndex(INFERENCE.messages["RepositoryIndexRequest"]())
         assert [entry.reason for entry in index.models] == [f"unverified: {UNVERIFIED}"]
 
 

@@ -1,4 +1,4 @@
-"""Run by test_v2_clients in another environment: asks a service with one published client and keeps what it gave.
+"""Run by test_clients in another environment: asks a service with one published client and keeps what it gave.
 
 `ask.py CLIENT HTTP_URL GRPC_ADDRESS IMAGES.npy OUTPUTS.npz`; nothing of ours is imported but `descriptors`, which the
 client of that name compares with Triton's own.

@@ -18,16 +18,11 @@ from tests.support.live import serve
 grpc = pytest.importorskip("grpc", reason="needs the extra grpc")
 
 from foldserve.service.errors import ServiceError  # noqa: E402
-from foldserve.service.v2.rpc.descriptors import HEALTH, INFERENCE  # noqa: E402
-from tests.service.test_errors import tree  # noqa: E402
+from foldserve.service.v2.rpc.descriptors import HEALTH  # noqa: E402
+from tests.support.error_classes import tree  # noqa: E402
+from tests.support.grpc_calls import CONTENTS, MESSAGES, PIXELS, request, stubs  # noqa: E402
 
-MESSAGES = INFERENCE.messages
 MAX_ROWS = 40
-PIXELS = artifacts.images(3, seed=5)
-CONTENTS = {
-    "BOOL": "bool_contents", "UINT8": "uint_contents", "INT64": "int64_contents", "FP32": "fp32_contents",
-    "BYTES": "bytes_contents",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -44,28 +39,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
         httpx.Client(base_url=url) as http,
         grpc.insecure_channel(f"127.0.0.1:{app.state.grpc.port}") as channel,
     ):
-        calls = SimpleNamespace(**{m.name: stub(channel, p, m) for p in (INFERENCE, HEALTH) for m in p.methods})
-        yield SimpleNamespace(http=http, calls=calls, app=app)
-
-
-def stub(channel, proto, method):
-    kind = ("stream" if method.is_client_streaming else "unary", "stream" if method.is_server_streaming else "unary")
-    return getattr(channel, "_".join(kind))(
-        f"/{proto.service}/{method.name}", method.request.SerializeToString, method.response.FromString
-    )
-
-
-def request(model="fashion", inputs=None, form="raw", **members):
-    """A `ModelInferRequest`, raw or typed."""
-    message = MESSAGES["ModelInferRequest"](model_name=model, **members)
-    for name, array in (inputs or {"image": PIXELS}).items():
-        datatype = v2_messages.DATATYPES[str(array.dtype)]
-        entry = message.inputs.add(name=name, datatype=datatype, shape=array.shape)
-        if form == "raw":
-            message.raw_input_contents.append(v2_messages.tensor_bytes(array))
-        else:
-            getattr(entry.contents, CONTENTS[datatype]).extend(array.ravel().tolist())
-    return message
+        yield SimpleNamespace(http=http, calls=stubs(channel), app=app)
 
 
 def outputs_of(response):

@@ -1,7 +1,5 @@
 """The body forms of `/predict`: the same images through each of them, and one clear sentence for everything else."""
 
-import base64
-import io
 import json
 import subprocess
 import sys
@@ -13,33 +11,17 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from foldserve.format.image import ImageSpec
 from foldserve.service.bodies import decoder
 from foldserve.service.bodies.bodies import MEDIA_TYPES, Limits, is_quick, media_type, read_images
 from foldserve.service.errors import BodyTooLarge, InvalidInput, TooManyRows, UnsupportedMediaType
 from tests.support.artifacts import images
+from tests.support.predict_bodies import b64, form, png
 
 SPEC = ImageSpec("image", 28, 28, 1, (0, 255), "light-on-dark", 0, "ITU-R 601")
 COLOUR = ImageSpec("image", 4, 5, 3, (0, 255), "light-on-dark", 0, "ITU-R 601")
 LIMITS = Limits(rows=20, pixels=1_000_000)
-
-
-def png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def b64(pixels: np.ndarray) -> dict[str, str]:
-    return {"b64": base64.b64encode(png(pixels)).decode()}
-
-
-def form(*parts: bytes, boundary: str = "edge", end: str = "--edge--\r\n") -> tuple[bytes, str]:
-    head = b'Content-Disposition: form-data; name="any"; filename="x.png"\r\n\r\n'
-    body = b"".join(b"--edge\r\n" + head + part + b"\r\n" for part in parts)
-    return body + end.encode(), f"multipart/form-data; boundary={boundary}"
 
 
 def read_json(document: object, spec: ImageSpec = SPEC, limits: Limits = LIMITS) -> np.ndarray:

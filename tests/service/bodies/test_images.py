@@ -1,8 +1,6 @@
 """Image files of every kind -> the pixels of a model, compared with NumPy, and hostile files refused."""
 
 import io
-import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from foldserve.format.image import ImageSpec
 from foldserve.service.bodies.images import decode_image
 from foldserve.service.bodies.limits import PixelBudget
 from foldserve.service.errors import BodyTooLarge, InvalidInput
+from tests.support.predict_bodies import bomb
 
 GREY = ImageSpec("image", 28, 28, 1, (0, 255), "light-on-dark", 0, "ITU-R 601")
 MAX_PIXELS = 50_000_000
@@ -34,17 +33,6 @@ def decode(image: Image.Image, target: ImageSpec = GREY, kind: str = "PNG", **op
 
 def noise(height: int, width: int, *channels: int) -> np.ndarray:
     return np.random.default_rng(5).integers(0, 256, (height, width, *channels), dtype=np.uint8)
-
-
-def bomb(side: int) -> bytes:
-    """A black PNG of side x side pixels, one bit each, as small as deflate makes it."""
-    rows = zlib.compress(bytes((1 + (side + 7) // 8) * side), 9)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def test_a_grey_image_of_the_right_size_arrives_byte_for_byte():

@@ -1,6 +1,6 @@
 """The clients that people have today: Triton's and KServe's, unchanged, in a process and an environment of their own.
 
-Opt-in: `CLIENTS_PYTHON` names the Python of an environment made from tests/service/clients/requirements.txt.
+Opt-in: `CLIENTS_PYTHON` names the Python of an environment made from tests/service/v2/clients/requirements.txt.
 """
 
 import os
@@ -58,9 +58,8 @@ def reference(service) -> dict[str, np.ndarray]:
 def ask(kind, service):
     """Run one client; returns the file with its outputs."""
     file = service.folder / f"{kind}.npz"
-    command = [
-        PYTHON, "tests/service/clients/ask.py", kind, service.url, service.address, service.folder / "images.npy", file,
-    ]  # fmt: skip
+    images = service.folder / "images.npy"
+    command = [PYTHON, "tests/service/v2/clients/ask.py", kind, service.url, service.address, images, file]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return file
