@@ -30,7 +30,7 @@ USER 10001:10001
 # slim images have no curl; each check starts a Python, hence the long interval.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
   CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['FOLDSERVE_PORT'] + '/v2/health/ready', timeout=4)"]
-CMD ["python", "-m", "service"]
+CMD ["python", "-m", "foldserve", "serve"]
 
 FROM runtime AS cpu
 ENV FOLDSERVE_PROVIDER=cpu

@@ -21,17 +21,17 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[training,grpc,$(ORT),dev]'
 	@touch $@
 
-demo: install    ## data, train-and-export, verify, serve on :8000 and print one real prediction
-	$(PYTHON) examples/demo.py
+demo: install    ## data, train, verify, serve on :8000 and print one real prediction
+	$(PYTHON) -m foldserve demo
 
 train: install   ## train the book recipe and publish it as the next version of models/lenet-bn
-	$(PYTHON) -m training train-and-export $(ARGS)
+	$(PYTHON) -m foldserve train $(ARGS)
 
 verify: install  ## prove again that the newest version answers as it should (MODEL=models/lenet-bn/1)
-	$(PYTHON) -m training verify $(or $(MODEL),models/lenet-bn)
+	$(PYTHON) -m foldserve verify $(or $(MODEL),models/lenet-bn)
 
 serve: install   ## serve what lies in models/ on :8000, without training
-	$(PYTHON) -m service $(ARGS)
+	$(PYTHON) -m foldserve serve $(ARGS)
 
 test: lint typecheck unit ## ruff, strict types and the whole test suite
 
@@ -98,7 +98,7 @@ bench-endurance: install ## kills, leaks, hostile and slow clients, starvation (
 	$(PYTHON) -m benchmarks.endurance $(ARGS)
 
 gates: install   ## train many seeds and hold them to the published range (goes on where it was interrupted)
-	$(PYTHON) -m training compare
+	$(PYTHON) -m foldserve compare
 
 gpu-check: install ## everything that needs a GPU, in one call
 	$(PYTHON) -m benchmarks.training.gpu_check

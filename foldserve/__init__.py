@@ -1,1 +1,83 @@
-"""Train a BatchNorm network, fold it exactly, export it with its proof, and serve it truthfully."""
+"""Train a BatchNorm network, fold it exactly, export it with its proof, and serve it truthfully.
+
+The public names are loaded on first use: `import foldserve` alone needs no extra, and a name whose extra is missing
+says which one to install.
+"""
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Affine",
+    "AsyncClient",
+    "Client",
+    "ClientError",
+    "DeadlineExceeded",
+    "FoldError",
+    "Folded",
+    "FoldedOnnx",
+    "Proof",
+    "RefusalCode",
+    "Refused",
+    "Report",
+    "Result",
+    "Site",
+    "TrainingError",
+    "Unavailable",
+    "Unreachable",
+    "VerifyError",
+    "__version__",
+    "explain",
+    "explain_onnx",
+    "fold",
+    "fold_input",
+    "fold_onnx",
+    "register_norm",
+    "verify",
+    "verify_onnx",
+]
+
+if TYPE_CHECKING:
+    from .client import (
+        AsyncClient,
+        Client,
+        ClientError,
+        DeadlineExceeded,
+        Refused,
+        Result,
+        Unavailable,
+        Unreachable,
+    )
+    from .training.errors import FoldError, TrainingError, VerifyError
+    from .training.fold import (
+        Affine,
+        Folded,
+        FoldedOnnx,
+        Proof,
+        RefusalCode,
+        Report,
+        Site,
+        explain,
+        explain_onnx,
+        fold,
+        fold_input,
+        fold_onnx,
+        register_norm,
+        verify,
+        verify_onnx,
+    )
+else:  # a type checker that saw `__getattr__` would believe in every misspelt name
+    from .lazy import load
+
+    def __getattr__(name):
+        """Load a public name on first use.
+
+        Raises:
+            ImportError: an extra is missing; the message names it.
+        """
+        globals()[name] = value = load(name)
+        return value
+
+    def __dir__():
+        return sorted(__all__)

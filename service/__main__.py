@@ -1,11 +1,9 @@
-"""`python -m service`: the same as `foldserve serve`, in a checkout and in the image."""
+"""`python -m service`: the same as `foldserve serve`, `foldserve models` and `foldserve keys`, in a checkout."""
 
-import gc
 import sys
 
-gc.disable()  # until all is imported, see `foldserve.service.factory`
-
-from foldserve.service.command import main  # noqa: E402
+from foldserve.command import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    words = sys.argv[1:]
+    sys.exit(main(words if words[:1] in (["models"], ["keys"]) else ["serve", *words]))

@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib import metadata
 from typing import Any, NoReturn
 
 from fastapi import FastAPI, Request
@@ -17,6 +16,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
+
+from foldserve import __version__
 
 from .access import INFER, Access
 from .access_middleware import AccessMiddleware
@@ -74,7 +75,7 @@ def create_app(settings: Settings, workers: Workers | None = None) -> FastAPI:
     metrics = Metrics(workers.totals() if workers is not None else None)
     app = FastAPI(
         title="foldserve",
-        version=_release(),
+        version=__version__,
         description=DESCRIPTION,
         docs_url=None,  # FastAPI's own page loads its scripts from a third party
         redoc_url=None,
@@ -196,11 +197,3 @@ async def _refuse_parameter(request: Request, err: RequestValidationError) -> No
     """Raise a 400 where FastAPI would answer 422; it names the first place only, and never what stood there."""
     first = err.errors()[0]
     raise InvalidInput(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from err
-
-
-def _release() -> str:
-    """Return the version of the installed distribution; a source tree that nobody installed has none."""
-    try:
-        return metadata.version("foldserve")
-    except metadata.PackageNotFoundError:
-        return "0+source"

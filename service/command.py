@@ -1,7 +1,7 @@
-"""`python -m service`: reads the settings, takes the port, and starts uvicorn on one or several processes.
+"""`foldserve serve`: reads the settings, takes the port, and starts uvicorn on one or several processes.
 
-Whatever keeps the service from starting is one line and an exit code other than 0: 2 for a setting that cannot be
-used, 3 for everything else.
+Whatever keeps the service from starting is one line and an exit code other than 0: `USAGE` for a setting that cannot be
+used or a package that is not installed, `START_FAILED` for everything else.
 """
 
 import functools
@@ -18,11 +18,13 @@ from types import FrameType
 
 import uvicorn
 
+from foldserve.exit_codes import DONE, START_FAILED, USAGE
+
 from .access import Access
 from .errors import ProviderUnavailable, ServiceError
 from .factory import PROTOCOL, build_app, import_libraries
 from .logs import log_config
-from .processes.supervisor import START_FAILURE, Supervisor
+from .processes.supervisor import Supervisor
 from .processes.workers import Workers
 from .settings import Settings
 
@@ -31,21 +33,18 @@ logger = logging.getLogger("foldserve")
 # What a client does not read stays with us beyond this, where the write deadline sees it: the system would take an
 # answer of megabytes, and keep it for as long as the client likes.
 UNSENT_BYTES = 128 * 1024
+# Packages that are looked for before anything is started, and what brings them.
+_NEEDED = {"uvloop": "uvloop", "httptools": "httptools", "onnxruntime": "'foldserve[cpu]'"}
 BACKLOG = 2048  # connections that wait to be accepted, as in uvicorn
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until a signal ends the process, or run one of the operator's commands; returns the exit code."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    if words[:1] in (["models"], ["keys"]):
-        from . import models_cli
-
-        return models_cli.main(words)
+    """Serve until a signal ends the process; returns the exit code."""
     settings = Settings.from_command_line(argv)
-    for package in ("uvloop", "httptools"):
+    for package, distribution in _NEEDED.items():
         if importlib.util.find_spec(package) is None:
-            sys.stderr.write(f"package {package} is not installed, the service needs it: pip install {package}\n")
-            return START_FAILURE
+            sys.stderr.write(f"foldserve serve: {package} is not installed: pip install {distribution}\n")
+            return USAGE
     config = server_config(settings)
     try:
         Access(settings.keys_file)  # a damaged file is said here once, and not by each worker
@@ -55,10 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as err:
         reason = err.strerror or err
         logger.error("cannot listen on %s:%s: %s; choose another --port", settings.host, settings.port, reason)
-        return START_FAILURE
+        return START_FAILED
     except ServiceError as err:
         logger.error("%s", err)
-        return START_FAILURE
+        return START_FAILED
     fields = {"address": address(listener), "workers": settings.workers, "models_dir": str(settings.models_dir)}
     logger.info("starting", extra=fields)
     if settings.allow_unverified:
@@ -160,10 +159,10 @@ def run_alone(config: uvicorn.Config, listener: socket.socket) -> int:
     try:
         _Server(config).run(sockets=[listener])
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else START_FAILURE
+        return stop.code if isinstance(stop.code, int) else START_FAILED
     except KeyboardInterrupt:  # the same for SIGINT
-        return 0
-    return 0
+        return DONE
+    return DONE
 
 
 def run_workers(settings: Settings, listener: socket.socket) -> int:
@@ -177,4 +176,4 @@ def run_workers(settings: Settings, listener: socket.socket) -> int:
         supervisor.run()
     finally:
         workers.remove()
-    return START_FAILURE if supervisor.has_failed else 0
+    return START_FAILED if supervisor.has_failed else DONE

@@ -1,4 +1,4 @@
-"""`python -m service models ...` and `python -m service keys ...`: what an operator types.
+"""`foldserve models` and `foldserve keys`: what an operator types.
 
 The first talks to a running service over HTTP, so that it works from anywhere and can do no more than its key allows;
 the second only writes to the terminal.
@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from foldserve.exit_codes import DONE, FAILED
+
 from .access import SCOPES, new_key
 from .errors import InvalidInput
 
 KEY_VARIABLE = "API_KEY"
 _TIMEOUT_SECONDS = 300  # a load takes as long as the model is large
-FAILED = 1
 
 
 class Refused(Exception):  # noqa: N818 - it says what happened
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     except Refused as err:
         sys.stderr.write(f"{err}\n")
         return FAILED
-    return 0
+    return DONE
 
 
 def _list(arguments: argparse.Namespace) -> str:
@@ -121,7 +122,7 @@ def _text(answer: Any) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m service")
+    parser = argparse.ArgumentParser(prog="foldserve")
     groups = parser.add_subparsers(required=True)
     models = groups.add_parser("models", help="list, load, promote, roll back and compare models of a running service")
     models.add_argument("--url", default="http://127.0.0.1:8000", help="where the service is (default: %(default)s)")

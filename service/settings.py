@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from foldserve.bundled import bundled_models
+
 ENV_PREFIX = "FOLDSERVE_"
 MEBIBYTE = 1024 * 1024
 DEFAULT_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -171,6 +173,8 @@ class Settings(BaseModel):
         """
         parser = _parser()
         given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+        if given.pop("demo"):
+            given["models_dir"] = _bundled(parser, given)
         try:
             return cls(**given)
         except ValidationError as error:
@@ -180,7 +184,7 @@ class Settings(BaseModel):
 def _parser() -> argparse.ArgumentParser:
     """One flag for each setting; values stay text, since the settings themselves check them."""
     parser = argparse.ArgumentParser(
-        prog="python -m service",
+        prog="foldserve serve",
         description="Serve the newest version of every model in a folder over HTTP.",
         epilog=f"Each flag can also be set in the environment: --models-dir is {ENV_PREFIX}MODELS_DIR. Flags win.",
     )
@@ -189,7 +193,18 @@ def _parser() -> argparse.ArgumentParser:
         explained = f"{field.description} (default: {default})".replace("%", "%%")
         action = argparse.BooleanOptionalAction if field.annotation is bool else "store"
         parser.add_argument(f"--{name.replace('_', '-')}", action=action, default=None, help=explained)
+    parser.add_argument("--demo", action="store_true", help="serve the model that comes with foldserve")
     return parser
+
+
+def _bundled(parser: argparse.ArgumentParser, given: dict[str, Any]) -> Path:
+    """The folder of models for `--demo`."""
+    models = bundled_models()
+    if "models_dir" in given:
+        parser.error("--demo serves the model that comes with foldserve; leave --models-dir out, or --demo")
+    if models is None:
+        parser.error("--demo: no model comes with this installation; name a folder with --models-dir")
+    return models
 
 
 def _sentence(mistake: Any) -> str:

@@ -117,7 +117,15 @@ def test_image_holds_neither_torch_nor_training_code_nor_pip(stack: Stack) -> No
         "import importlib.util as u; print([m for m in ('torch','training','onnx','pip') if u.find_spec(m)])",
     )
     assert found.stdout.strip() == "[]"
-    assert stack.execute("python", "-c", "import service").returncode == 0
+    assert stack.execute("python", "-c", "import foldserve.service, service").returncode == 0
+
+
+@pytest.mark.container
+def test_a_name_of_training_says_what_to_install(stack: Stack) -> None:
+    """The link to the training code leads nowhere in the image."""
+    asked = stack.execute("python", "-c", "from foldserve import fold")
+    assert asked.returncode == 1
+    assert asked.stderr.strip().endswith("pip install 'foldserve[training]'")
 
 
 @pytest.mark.container

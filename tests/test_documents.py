@@ -43,12 +43,12 @@ class Reader(SimpleNamespace):
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
-    """A folder where `python` is this one, and a service of two versions of lenet-bn with one operator."""
+    """A folder where `foldserve` is this one, and a service of two versions of lenet-bn with one operator."""
     folder = tmp_path_factory.mktemp("reader")
     (folder / "bin").mkdir()
-    python = folder / "bin" / "python"
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    python.chmod(0o755)
+    command = folder / "bin" / "foldserve"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m foldserve "$@"\n')
+    command.chmod(0o755)
     for version in (1, 2):
         artifacts.publish_classifier(folder / "models", "lenet-bn", version=version, seed=version)
     reader = Reader(folder=folder, address="")
@@ -59,9 +59,9 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     )  # fmt: skip
     with serve(create_app(settings)) as url:
         reader.address = url.removeprefix("http://")
-        (python).write_text(
-            f'#!/bin/sh\nif [ "$2 $3" = "service models" ]; then shift 3; exec "{sys.executable}" -m service models '
-            f'--url {url} "$@"; fi\nexec "{sys.executable}" "$@"\n'
+        command.write_text(
+            f'#!/bin/sh\nif [ "$1" = "models" ]; then shift; set -- models --url {url} "$@"; fi\n'
+            f'exec "{sys.executable}" -m foldserve "$@"\n'
         )
         yield reader
 

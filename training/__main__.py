@@ -1,8 +1,8 @@
-"""`python -m training`: the commands of training, in a checkout."""
+"""`python -m training`: the same as `foldserve`, in a checkout."""
 
 import sys
 
-from foldserve.training.command import main
+from foldserve.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from foldserve.exit_codes import DONE, INTERRUPTED
+
 from . import plots, provenance
 from .artifact import check_name, publish
 from .card import model_card
@@ -35,8 +37,6 @@ _WITH = {
     "none": "without norms",
 }
 
-INTERRUPTED = 130  # what a shell reports for a program that SIGINT ended
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return the exit code: 0, that of the error's class, or 130 after Ctrl-C."""
@@ -49,16 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(f"\ninterrupted; nothing unfinished was published{stop}", file=sys.stderr)
         return INTERRUPTED
-    return 0
-
-
-def train_and_export() -> None:
-    """Run the subcommand of the same name; the console script."""
-    sys.exit(main(["train-and-export", *sys.argv[1:]]))
+    return DONE
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m training", description="From data to a proved model file.")
+    parser = argparse.ArgumentParser(prog="foldserve", description="From data to a proved model file.")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train_and_export(subparsers)
     _add_verify(subparsers)
@@ -69,7 +64,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_train_and_export(subparsers: Any) -> None:
     parser = subparsers.add_parser(
-        "train-and-export",
+        "train",
+        aliases=["train-and-export"],
         help="train, fold, export, verify and publish as the next version",
     )
     recipe = parser.add_argument_group("recipe (what is left out comes from the preset)")
@@ -113,7 +109,13 @@ def _add_train_and_export(subparsers: Any) -> None:
 
 
 def _add_verify(subparsers: Any) -> None:
-    parser = subparsers.add_parser("verify", help="repeat on a published version what was proved when it was made")
+    parser = subparsers.add_parser(
+        "verify",
+        help="repeat on a published version what was proved when it was made",
+        description="Repeat on a published version what was proved when it was made: digests, graph, golden answers, "
+        "accuracy and, with the run's weights, the whole chain. The Python function foldserve.verify is another thing: "
+        "it compares two networks, and foldserve.verify_onnx two ONNX files.",
+    )
     parser.add_argument("model", type=Path, help="version folder such as models/lenet-bn/1, or model.onnx in one")
     parser.add_argument("--weights", type=Path, default=None, help="model.safetensors of the run, for the whole chain")
     parser.add_argument("--data-dir", type=Path, default=None, help="folder with Fashion-MNIST's four files")

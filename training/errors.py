@@ -15,29 +15,31 @@ Every message says what came, what was expected and what to do. The command line
 ends with exit code 2 for what the caller can mend (`ConfigError`, `DatasetError`, `DeviceError`) and 1 otherwise.
 """
 
+from foldserve.exit_codes import FAILED, USAGE
+
 
 class TrainingError(Exception):
     """Base of everything that `training` raises on purpose."""
 
-    exit_code = 1
+    exit_code = FAILED
 
 
 class ConfigError(TrainingError):
     """A hyperparameter or a flag cannot be used as given."""
 
-    exit_code = 2
+    exit_code = USAGE
 
 
 class DatasetError(TrainingError):
     """The data was not found, could not be written, or is not Fashion-MNIST."""
 
-    exit_code = 2
+    exit_code = USAGE
 
 
 class DeviceError(TrainingError):
     """The device that was asked for is not there."""
 
-    exit_code = 2
+    exit_code = USAGE
 
 
 class DivergenceError(TrainingError):

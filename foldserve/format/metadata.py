@@ -1,6 +1,7 @@
-"""The graph's `metadata_props`: what holds of a model wherever it is exported. All strings; structures are JSON.
+"""The graph's metadata: what holds of a model wherever it is exported. All strings; structures are JSON.
 
-docs/architecture.md lists the keys. `foldserve.weights` is added by the export, once the initializers are known.
+docs/architecture.md lists the keys, which ONNX keeps under metadata_props. `foldserve.weights` is added by the export,
+once the initializers are known.
 """
 
 import json

@@ -16,13 +16,14 @@ from typing import Any
 import uvicorn
 from uvicorn.supervisors.multiprocess import Multiprocess
 
+from foldserve.exit_codes import START_FAILED
+
 from .worker import Worker
 from .worker_health import TICK_SECONDS, WorkerHealth
 from .workers import Workers
 
 logger = logging.getLogger(__name__)
 
-START_FAILURE = 3  # uvicorn's own code for an application that did not start
 
 _GRACE_SECONDS = 5.0
 
@@ -129,7 +130,7 @@ class Supervisor(Multiprocess):
     def _report_end(self, health: WorkerHealth) -> None:
         """Say how a worker ended and when the next one comes; clear up behind it."""
         health.is_reported = True
-        if health.process.exitcode == START_FAILURE and not self._has_served:
+        if health.process.exitcode == START_FAILED and not self._has_served:
             self.has_failed = True  # it has said why, and the next one would say the same
             return
         pause = health.restart_pause(time.monotonic())

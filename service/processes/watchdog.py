@@ -14,11 +14,11 @@ import traceback
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
+from foldserve.exit_codes import HUNG
+
 from .starvation import CpuStarvation
 
 logger = logging.getLogger(__name__)
-
-HANG = 4  # the exit code of a process that ended itself so
 
 _BEAT_SECONDS = 0.5
 
@@ -101,7 +101,7 @@ class _Still:
 def end_process(reason: str) -> None:
     """Write where every thread stands, and end at once: what could be drained would have been."""
     logger.critical("%s; the process ends", reason, extra={"stacks": stacks()})
-    os._exit(HANG)
+    os._exit(HUNG)
 
 
 def stacks() -> dict[str, list[str]]:

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from foldserve.command import main
 from foldserve.service.access import read_keys
-from foldserve.service.command import main
 from tests.support.operator import publish, running
 
 

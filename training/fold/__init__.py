@@ -30,10 +30,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Load the ONNX front end on first use: folding PyTorch models needs no onnxruntime."""
-    if name in ("FoldedOnnx", "explain_onnx", "fold_onnx", "verify_onnx"):
-        from .onnx import api
+if not TYPE_CHECKING:  # a type checker that saw it would believe in every misspelt name
 
-        return getattr(api, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        """Load the ONNX front end on first use: folding PyTorch models needs no onnxruntime."""
+        if name in ("FoldedOnnx", "explain_onnx", "fold_onnx", "verify_onnx"):
+            from .onnx import api
+
+            return getattr(api, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -89,6 +89,8 @@ def explain(model: nn.Module, example_inputs: Inputs, *, dynamic: Any = True, pa
 def verify(original: nn.Module, folded: nn.Module | Folded, inputs: Inputs) -> Proof:
     """Return how well two models agree on `inputs`; raise FoldError when they are not the same function.
 
+    The command `foldserve verify DIR` is another thing: it proves a published version folder once more.
+
     Args:
         original: in eval mode.
         folded: in eval mode; a `Folded` is compared with its float64 parameters as well, to 1e-11.

@@ -1,4 +1,4 @@
-"""The command `python -m training fold`: an ONNX file or the user's own network in, the folded one and a report out.
+"""The command `foldserve fold`: an ONNX file or the user's own network in, the folded one and a report out.
 
 The outermost layer of the package: it parses, checks paths, calls `fold` or `fold_onnx`, prints and writes.
 

@@ -42,7 +42,7 @@ def study(arguments: argparse.Namespace) -> None:
     if not arguments.report_only:
         run(cases, store, device, load(arguments.data_dir), jobs=arguments.jobs, compiled=arguments.compile)
     flags = f" --jobs {arguments.jobs}" * (arguments.jobs > 1) + " --compile" * arguments.compile
-    come_from = origin(f"python -m training best --seeds {arguments.seeds}{flags}")
+    come_from = origin(f"foldserve best --seeds {arguments.seeds}{flags}")
     write_report(arguments.out, report_files(cases, store.read(), come_from))
     print(f"report {arguments.out / 'README.md'}")
 

@@ -47,7 +47,7 @@ def report(folder: Path, seeds: int, *, steps: int = STEPS, tell: Callable[[str]
     by_weights = _lessons(seeds, lambda seed: (DATA_SEED, seed), steps, tell)
     by_data = _lessons(seeds, lambda seed: (seed, 0), steps, tell)
     rows = [*_rows("weights", by_weights), *_rows("data", by_data)]
-    come_from = origin(f"python -m training circles --seeds {seeds}")
+    come_from = origin(f"foldserve circles --seeds {seeds}")
     first = {norm: runs[0] for norm, runs in by_weights.items()}
     files = {
         "runs.csv": csv_bytes(rows),

@@ -58,4 +58,4 @@ def _command(arguments: argparse.Namespace) -> str:
     """Return the command that makes the report's figures, whatever parts of it made them."""
     jobs = f" --jobs {arguments.jobs}" if arguments.jobs > 1 else ""
     flags = " --compile" * arguments.compile + " --quick" * arguments.quick
-    return f"python -m training compare --seeds {arguments.seeds}{jobs}{flags}"
+    return f"foldserve compare --seeds {arguments.seeds}{jobs}{flags}"

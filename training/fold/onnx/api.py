@@ -74,6 +74,8 @@ def explain_onnx(model: onnx.ModelProto, *, padding: str = "refuse") -> Report:
 def verify_onnx(original: onnx.ModelProto, folded: onnx.ModelProto | FoldedOnnx) -> Proof:
     """Return how well two models agree; raise FoldError when they are not the same function.
 
+    The command `foldserve verify DIR` is another thing: it proves a published version folder once more.
+
     Args:
         original: weights in memory.
         folded: another model with the same inputs and outputs, made by whatever tool; a `FoldedOnnx` is compared with

@@ -1,0 +1,124 @@
+"""The command `foldserve`: one help text, and each command loaded only when it is typed.
+
+The first word chooses; what follows is parsed by the command itself. Exit codes are those of `exit_codes`.
+"""
+
+import argparse
+import gc
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import __version__
+from .exit_codes import INTERRUPTED, USAGE
+from .extras import what_to_install
+
+ALIASES = {"train-and-export": "train"}
+
+
+def _demo(words: Sequence[str]) -> int:
+    from . import demo
+
+    return demo.main(words[1:])
+
+
+def _training(words: Sequence[str]) -> int:
+    from .training import command
+
+    return command.main(words)
+
+
+def _serve(words: Sequence[str]) -> int:
+    gc.disable()  # until all is imported, see `foldserve.service.factory`
+    from .service import command
+
+    return command.main(words[1:])
+
+
+def _operator(words: Sequence[str]) -> int:
+    from .service import models_cli
+
+    return models_cli.main(words)
+
+
+def _gpu_check(words: Sequence[str]) -> int:
+    checkout = Path(__file__).resolve().parents[1]
+    if not (checkout / "benchmarks/training/gpu_check.py").is_file():
+        sys.stderr.write(
+            "foldserve gpu-check needs a checkout of the repository: it runs the tests and benchmarks there\n"
+        )
+        return USAGE
+    command = [sys.executable, "-m", "benchmarks.training.gpu_check", *words[1:]]
+    return subprocess.call(command, cwd=checkout)  # noqa: S603 - this interpreter, and what was typed
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        help: what it does, in a line.
+        run: takes all words, the command's own first; returns the exit code.
+        extras: that it needs.
+    """
+
+    help: str
+    run: Callable[[Sequence[str]], int]
+    extras: tuple[str, ...] = ()
+
+
+_TRAINING = ("training", "cpu")
+COMMANDS = {
+    "demo": Command("train, verify, serve and print one real prediction", _demo, _TRAINING),
+    "train": Command("train, fold, export, verify and publish as the next version", _training, _TRAINING),
+    "compare": Command("with and without norms, over seeds, rates, batch sizes: a report", _training, _TRAINING),
+    "best": Command("choose and measure the preset `best` over many seeds", _training, _TRAINING),
+    "circles": Command("two circles with and without norms: tables and pictures", _training, _TRAINING),
+    "inspect": Command("gamma, beta, mean and variance of every norm of a run", _training, _TRAINING),
+    "fold": Command("fold the norms of an ONNX file or a PyTorch network into its weights", _training, _TRAINING),
+    "verify": Command("repeat on a version folder what was proved when it was made", _training, _TRAINING),
+    "serve": Command("serve the models of a folder over HTTP and gRPC (--demo: the one that comes along)", _serve),
+    "models": Command("list, load, promote, roll back and compare models of a running service", _operator),
+    "keys": Command("make API keys", _operator),
+    "gpu-check": Command("run everything that needs a GPU (in a checkout)", _gpu_check, _TRAINING),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. Mistakes and a missing extra are one line on standard error."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    name = ALIASES.get(words[0], words[0]) if words else ""
+    if name not in COMMANDS:
+        _parser().parse_args(words)  # prints the help or the version, or says what is wrong, and ends
+    command = COMMANDS[name]
+    try:
+        return command.run([name, *words[1:]])
+    except ModuleNotFoundError as err:
+        advice = what_to_install(err, command.extras)
+        if advice is None:
+            raise
+        sys.stderr.write(f"foldserve {name}: {advice}\n")
+        return USAGE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def train_and_export() -> int:
+    """Run `foldserve train`; the script train-and-export."""
+    return main(["train", *sys.argv[1:]])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="foldserve",
+        description="Train a BatchNorm network, fold it exactly, export it with its proof, and serve it.",
+        epilog="`foldserve COMMAND --help` explains a command. Exit codes: 0 done, 1 failed, 2 a mistake that you can "
+        "mend, 3 the service cannot start, 4 the service hung and ended itself, 130 Ctrl-C.",
+    )
+    parser.add_argument("--version", action="version", version=f"foldserve {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        commands.add_parser(name, help=command.help)
+    return parser
