@@ -38,7 +38,7 @@ def outputs_of(model: onnx.ModelProto, feeds: Mapping[str, Values]) -> dict[str,
     try:
         import onnxruntime
     except ImportError as err:
-        raise FoldError("proof impossible: onnxruntime is not installed; install the extra 'cpu' or 'gpu'") from err
+        raise FoldError("proof impossible: onnxruntime is not installed: pip install 'foldserve[cpu]'") from err
     large = [t for t in model.graph.initializer if t.data_type in _FED_TYPES and int(np.prod(t.dims)) > _LARGE]
     try:
         try:  # as inputs: a session would hold the weights twice more than the arrays that are fed
