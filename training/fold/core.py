@@ -110,7 +110,11 @@ class Affine:
 
     def take(self, start: int, stop: int) -> "Affine":
         """Return the affine of channels start..stop-1, as for one input of a concatenation."""
-        return Affine(self.scale[start:stop], self.shift[start:stop])
+        return self.pick(np.arange(start, stop))
+
+    def pick(self, channels: npt.NDArray[np.int64]) -> "Affine":
+        """Return the affine of some channels, in their order."""
+        return Affine(self.scale[channels], self.shift[channels])
 
     def without_shift(self) -> "Affine":
         """Return the scale alone, as for the second summand of an addition."""

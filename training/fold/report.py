@@ -63,8 +63,7 @@ class Site:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the site as plain JSON values."""
-        values = asdict(self)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return _plain(self)
 
 
 @dataclass(frozen=True)
@@ -108,13 +107,7 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON values, sites in graph order."""
-        return {
-            "form": self.form,
-            "form_reason": self.form_reason,
-            "folded": [site.as_dict() for site in self.folded],
-            "refused": [site.as_dict() for site in self.refused],
-            "proof": None if self.proof is None else asdict(self.proof),
-        }
+        return _plain(self)
 
     def to_json(self) -> str:
         """Return the report as JSON text with sorted keys."""
@@ -146,6 +139,11 @@ class Report:
                 f"deployed {p.deployed_error:.1e} (unfolded {p.original_error:.1e}, limit {p.deployed_limit:.1e})"
             )
         return lines
+
+
+def _plain(record: Site | Report) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(json.dumps(asdict(record)))
+    return values
 
 
 def _folded_row(site: Site) -> tuple[str, str, str]:

@@ -7,6 +7,7 @@ survives only where size and stride in row-major order stay the same, so that eq
 from math import prod
 from typing import Any
 
+import torch
 from torch.fx import Node
 
 from ..refusals import Refusal, RefusalCode
@@ -64,48 +65,21 @@ def axis_map(node: Node) -> list[int | None]:
     if name in {"aten::expand", "aten::expand_as"}:
         offset = len(after) - len(before)
         return [a - offset if a >= offset and same(before[a - offset], after[a]) else None for a in range(len(after))]
-    return _moved(node, list(range(len(before))))
-
-
-def _moved(node: Node, axes: list[int]) -> list[int | None]:
-    name, given, rank = operation(node), arguments(node), len(axes)
-    moved: list[int | None] = list(axes)
-    if name in {"aten::permute"}:
-        return [axes[d] for d in given["dims"]]
-    if name in {"aten::t", "aten::numpy_T", "aten::adjoint", "aten::mT"}:
-        return moved[::-1] if rank <= 2 or name == "aten::numpy_T" else [*moved[:-2], moved[-1], moved[-2]]
-    if name in {"aten::transpose", "aten::swapaxes", "aten::swapdims"}:
-        one, other = (given[k] for k in (("dim0", "dim1") if "dim0" in given else ("axis0", "axis1")))
-        moved[one], moved[other] = moved[other], moved[one]
-        return moved
-    if name in {"aten::movedim", "aten::moveaxis"}:
-        return _movedim(axes, given["source"], given["destination"])
-    if name == "aten::unsqueeze":
-        moved.insert(given["dim"] if given["dim"] >= 0 else given["dim"] + rank + 1, None)
-        return moved
     if name == "aten::select":
-        del moved[given["dim"]]
-        return moved
-    return _squeezed(node, axes)
+        kept: list[int | None] = list(range(len(before)))
+        del kept[arguments(node)["dim"]]
+        return kept
+    return _moved(node, before)
 
 
-def _movedim(axes: list[int], source: Any, destination: Any) -> list[int | None]:
-    rank = len(axes)
-    sources = [d % rank for d in (source if isinstance(source, list | tuple) else [source])]
-    targets = [d % rank for d in (destination if isinstance(destination, list | tuple) else [destination])]
-    moved: list[int | None] = [None] * rank
-    for one, other in zip(sources, targets, strict=True):
-        moved[other] = one
-    rest = iter([a for a in axes if a not in sources])
-    return [next(rest) if target not in targets else moved[target] for target in range(rank)]
-
-
-def _squeezed(node: Node, axes: list[int]) -> list[int | None]:
-    sizes, given = shape(node.all_input_nodes[0]), arguments(node)
-    wanted = given.get("dim")
-    chosen = axes if wanted is None else (wanted if isinstance(wanted, list | tuple) else [wanted])
-    dropped = {axes[d] for d in chosen if same(sizes[d], 1)}
-    return [a for a in axes if a not in dropped]
+def _moved(node: Node, before: tuple[Any, ...]) -> list[int | None]:
+    """Return where the axes go by running the operation on a tensor without values whose strides name its axes."""
+    removable = operation(node) == "aten::squeeze"
+    sizes = [1 if removable and same(size, 1) else 2 for size in before]
+    names = [len(before) + axis for axis in range(len(before))]  # a new axis has twice the stride of another, or one
+    probe = torch.empty_strided(sizes, names, device="meta")
+    moved = node.target(probe, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+    return [names.index(stride) if stride in names else None for stride in moved.stride()]
 
 
 def _same_place(before: tuple[Any, ...], after: tuple[Any, ...], axis: int) -> int | None:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
 from torch.fx import Node
 
 from ..core import Affine, concatenate
@@ -21,20 +24,10 @@ _KEEPS = {"aten::clone", "aten::contiguous", "aten::detach", "aten::alias", "ate
 _CASTS = {"aten::to", "aten::_to_copy", "aten::type_as"}
 _DROPOUTS = {"aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "aten::feature_alpha_dropout"}
 _PADDED_AVERAGES = {"aten::avg_pool1d", "aten::avg_pool2d", "aten::avg_pool3d"}
-_AVERAGES = {f"aten::adaptive_avg_pool{n}d" for n in (1, 2, 3)} | {
-    "aten::upsample_nearest1d",
-    "aten::upsample_nearest2d",
-    "aten::upsample_nearest3d",
-    "aten::_upsample_nearest_exact1d",
-    "aten::_upsample_nearest_exact2d",
-    "aten::_upsample_nearest_exact3d",
-    "aten::upsample_linear1d",
-    "aten::upsample_bilinear2d",
-    "aten::upsample_trilinear3d",
-    "aten::upsample_bicubic2d",
-    "aten::_upsample_bilinear2d_aa",
-    "aten::_upsample_bicubic2d_aa",
-}
+_AVERAGES = {f"aten::{kind}{n}d" for kind in ("adaptive_avg_pool", "upsample_nearest") for n in (1, 2, 3)}
+_AVERAGES |= {f"aten::_upsample_nearest_exact{n}d" for n in (1, 2, 3)}
+_AVERAGES |= {f"aten::upsample_{kind}" for kind in ("linear1d", "bilinear2d", "trilinear3d", "bicubic2d")}
+_AVERAGES |= {f"aten::_upsample_{kind}_aa" for kind in ("bilinear2d", "bicubic2d")}
 _MAXIMA = {f"aten::{kind}max_pool{n}d" for kind in ("", "adaptive_") for n in (1, 2, 3)}
 _MAXIMA |= {f"aten::max_pool{n}d_with_indices" for n in (1, 2, 3)}
 _COPIES = {f"aten::{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)}
@@ -84,7 +77,7 @@ def backward(graph: TorchGraph, node: Node, axis: int | None, affine: Affine) ->
         return [Flow(step.source, axis, _before_step(node, affine, _constants(step, node, axis, affine.channels)))]
     source = _source(node)
     if name in _SELECTIONS and axis is not None and _dim(node) == axis:
-        return [Flow(source, axis, _slice_backward(node, axis, affine))]
+        return [Flow(source, axis, _unpicked(node, axis, affine))]
     before = _axis_before_reduction(node, axis) if name in _REDUCTIONS else axis
     require_passing(node, before, affine)
     return [Flow(source, before, affine)]
@@ -111,8 +104,7 @@ def forward(graph: TorchGraph, node: Node, value: Node, axis: int | None, affine
     if _source(node) is not value:
         raise _unknown(node)
     if name in _SELECTIONS and axis is not None and _dim(node) == axis:
-        start, stop = _slice_range(node, axis)
-        return Flow(node, axis, affine.take(start, stop))
+        return Flow(node, axis, affine.pick(_picked(node, axis)))
     require_passing(node, axis, affine)
     return Flow(node, _axis_after_reduction(node, axis) if name in _REDUCTIONS else axis, affine)
 
@@ -245,24 +237,32 @@ def _pixel_shuffle_backward(node: Node, axis: int | None, affine: Affine) -> Flo
     return Flow(_source(node), len(shape(node)) - 3, affine.repeat(int(given["upscale_factor"]) ** 2))
 
 
-def _slice_backward(node: Node, axis: int, affine: Affine) -> Affine:
-    total = _static(node, shape(_source(node))[axis])
-    start, stop = _slice_range(node, axis)
-    return concatenate([Affine.identity(start), affine, Affine.identity(total - stop)])
+def _unpicked(node: Node, axis: int, affine: Affine) -> Affine:
+    """Return the affine of all channels from that of the picked ones; the others stay as they are."""
+    picked = _picked(node, axis)
+    if len(set(picked)) < len(picked):
+        raise Refusal(RefusalCode.MULTI_USE, f"'{node.name}' picks a channel twice")
+    whole = Affine.identity(_static(node, shape(_source(node))[axis]))
+    whole.scale[picked], whole.shift[picked] = affine.scale, affine.shift
+    return whole
 
 
-def _slice_range(node: Node, axis: int) -> tuple[int, int]:
-    given = arguments(node)
-    if _name(node) != "aten::slice" or given["step"] != 1:
-        raise Refusal(RefusalCode.AXIS, f"'{node.name}' picks channels in another order")
-    total = _static(node, shape(_source(node))[axis])
-    start, stop, _ = slice(given["start"], given["end"]).indices(total)
-    return start, stop
+def _picked(node: Node, axis: int) -> npt.NDArray[np.int64]:
+    """Return which channels of its input a selection gives, in its order, by running it on their numbers."""
+    given, numbers = arguments(node), torch.arange(_static(node, shape(_source(node))[axis]))
+    options = {name: value for name, value in given.items() if name != "self"}
+    if any(isinstance(value, Node) for value in options.values()) or len(given.get("dims", [axis])) > 1:
+        raise Refusal(RefusalCode.AXIS, f"'{node.name}' picks channels by a tensor, or along several axes")
+    options |= {name: [0] if isinstance(given[name], list | tuple) else 0 for name in ("dim", "dims") if name in given}
+    target: Any = node.target
+    picked: Tensor = target(numbers, **options)
+    return picked.numpy()
 
 
 def _dim(node: Node) -> int:
     rank = len(shape(node)) if is_tensor(node) else len(node.meta["val"][0].shape)
-    dim = arguments(node).get("dim", 0)
+    given = arguments(node)
+    dim = given.get("dim", given.get("dims", 0))
     return int(dim[0] if isinstance(dim, list | tuple) else dim) % rank
 
 
