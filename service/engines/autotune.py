@@ -12,14 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime
 
 from ..artifacts.golden import check_golden
 from ..artifacts.repository import Artifact
 from ..errors import ArtifactInvalid
 from ..tensors import Array
+from .buckets import golden_batch
+from .graph import LARGEST_FILE_BYTES
 from .providers import Source, cpu_session
 from .rewrites import Rewrite, fill_blocks, split_pooling
+from .runners import PlainRunner, Runner
 
 _log = logging.getLogger(__name__)
 
@@ -33,23 +35,18 @@ _LONE_ROUNDS, _BATCH_ROUNDS = 15, 5
 _LEAST_GAIN = 1.05  # less is noise, and one more thing that could differ
 _MOST_LOSS = 0.97
 _LONGEST_RUN_SECONDS = 0.05  # of the golden rows; where one run takes longer, comparing would hold up the start
-_MOST_BYTES = 64 * 1024 * 1024  # a large network has wide layers, and reading it twice takes long
 
-Run = Callable[[Mapping[str, Array]], object]
 Decide = Callable[[str, Callable[[], str]], str]
 
 
-def decide_alone(question: str, answer: Callable[[], str]) -> str:
-    """Answer a question here and now, where no other process has to come to the same answer."""
-    return answer()
+def decide_alone(key: str, measure: Callable[[], str]) -> str:
+    """Return what `measure` returns, where no other process has to come to the same decision under `key`."""
+    return measure()
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The graph to run, and how it came to be.
-
-    `source` is a path or a model's bytes; `rewrite` is None for the published graph.
-    """
+    """The graph to run, a path or a model's bytes, and the name of the rewrite; None for the published graph."""
 
     source: Source
     rewrite: str | None = None
@@ -57,7 +54,7 @@ class Choice:
 
 def autotune(
     artifact: Artifact,
-    session: onnxruntime.InferenceSession,
+    published: Runner,
     buckets: Sequence[int],
     rewrites: Mapping[str, Rewrite],
     decide: Decide = decide_alone,
@@ -66,10 +63,10 @@ def autotune(
 
     Args:
         artifact: a verified version folder.
-        session: of the published graph, one thread.
+        published: runs the published graph on one thread.
         buckets: batch sizes that will be served, rising.
         rewrites: by the name that goes into the log.
-        decide: is asked for the name of the fastest, and measures it or knows it.
+        decide: returns the name of the fastest, measured now or decided before.
 
     Raises:
         ArtifactInvalid: the published graph does not give its golden answers.
@@ -77,7 +74,7 @@ def autotune(
     candidates = _candidates(artifact, rewrites)
     if not candidates:
         return Choice(artifact.model_path)
-    name = decide(f"graph-{artifact.sha256}", lambda: _fastest(artifact, session, buckets, candidates))
+    name = decide(f"graph-{artifact.sha256}", lambda: _fastest(artifact, published, buckets, candidates))
     return Choice(candidates[name], name) if name in candidates else Choice(artifact.model_path)
 
 
@@ -90,37 +87,33 @@ def reuse_choice(artifact: Artifact, name: str | None, rewrites: Mapping[str, Re
         rewrites: by name.
         decide: makes all workers run the same.
     """
-    name = decide(f"graph-{artifact.sha256}", lambda: name or "")
-    found = _candidates(artifact, {name: rewrites[name]}) if name in rewrites else {}
-    if name not in found or not _is_right(artifact, name, cpu_session(found[name], 1)):
-        return Choice(artifact.model_path)
-    return Choice(found[name], name)
+    chosen = decide(f"graph-{artifact.sha256}", lambda: name or "")
+    candidates = _candidates(artifact, {chosen: rewrites[chosen]}) if chosen in rewrites else {}
+    if chosen in candidates and _is_right(artifact, chosen, PlainRunner(cpu_session(candidates[chosen], 1))):
+        return Choice(candidates[chosen], chosen)
+    return Choice(artifact.model_path)
 
 
-def _fastest(
-    artifact: Artifact,
-    session: onnxruntime.InferenceSession,
-    buckets: Sequence[int],
-    candidates: Mapping[str, bytes],
-) -> str:
+def _fastest(artifact: Artifact, published: Runner, buckets: Sequence[int], candidates: Mapping[str, bytes]) -> str:
     """The name of the candidate that is right and fastest; empty for the published graph."""
-    _check(artifact, session)  # where that one is wrong, nothing is served
-    sizes = (buckets[0], max(bucket for bucket in buckets if bucket <= max(_BATCH, buckets[0])))
-    if _seconds(_runs(session), artifact.golden.inputs) > _LONGEST_RUN_SECONDS:
+    golden = artifact.golden
+    check_golden(golden, published.run(golden.inputs), "cpu")  # where that one is wrong, nothing is served
+    if _seconds(published, golden.inputs) > _LONGEST_RUN_SECONDS:
         return ""
-    sessions = {name: cpu_session(source, 1) for name, source in candidates.items()}
-    right = {name: found for name, found in sessions.items() if _is_right(artifact, name, found)}
-    gains = _gains(session, right, artifact.golden.inputs, sizes)
+    runners = {name: PlainRunner(cpu_session(source, 1)) for name, source in candidates.items()}
+    right = {name: runner for name, runner in runners.items() if _is_right(artifact, name, runner)}
+    sizes = (buckets[0], max(bucket for bucket in buckets if bucket <= max(_BATCH, buckets[0])))
+    gains = _gains(published, right, golden.inputs, sizes)
     worthy = {name: gain for name, gain in gains.items() if gain[0] >= _MOST_LOSS and gain[1] >= _LEAST_GAIN}
     _log.info("model %s: gains of rewritten graphs (lone row, batch)", artifact.name, extra={"gains": gains})
     return max(worthy, key=lambda name: math.prod(worthy[name]), default="")
 
 
 def _candidates(artifact: Artifact, rewrites: Mapping[str, Rewrite]) -> dict[str, bytes]:
-    """The rewrites that change anything; a file that cannot be read is nobody's fault but the reader's."""
-    if artifact.model_path.stat().st_size > _MOST_BYTES:
+    """The rewrites that change anything; a file that our reader cannot read is served as it is."""
+    if artifact.model_path.stat().st_size > LARGEST_FILE_BYTES:
         return {}
-    data, found = artifact.model_path.read_bytes(), {}
+    data, candidates = artifact.model_path.read_bytes(), {}
     for name, rewrite in rewrites.items():
         try:
             changed = rewrite(data)
@@ -128,19 +121,13 @@ def _candidates(artifact: Artifact, rewrites: Mapping[str, Rewrite]) -> dict[str
             _log.warning("model %s: %r left out: %s", artifact.name, name, err)
             continue
         if changed is not None:
-            found[name] = changed
-    return found
+            candidates[name] = changed
+    return candidates
 
 
-def _check(artifact: Artifact, session: onnxruntime.InferenceSession) -> None:
-    outputs = [output.name for output in session.get_outputs()]
-    answers = session.run(outputs, dict(artifact.golden.inputs))
-    check_golden(artifact.golden, dict(zip(outputs, answers, strict=True)), "cpu")
-
-
-def _is_right(artifact: Artifact, name: str, session: onnxruntime.InferenceSession) -> bool:
+def _is_right(artifact: Artifact, name: str, runner: Runner) -> bool:
     try:
-        _check(artifact, session)
+        check_golden(artifact.golden, runner.run(artifact.golden.inputs), "cpu")
     except ArtifactInvalid as err:
         _log.warning("model %s: %r left out: %s", artifact.name, name, err)
         return False
@@ -148,32 +135,21 @@ def _is_right(artifact: Artifact, name: str, session: onnxruntime.InferenceSessi
 
 
 def _gains(
-    plain: onnxruntime.InferenceSession,
-    others: Mapping[str, onnxruntime.InferenceSession],
-    asked: Mapping[str, Array],
-    sizes: tuple[int, int],
+    published: Runner, rewritten: Mapping[str, Runner], inputs: Mapping[str, Array], sizes: tuple[int, int]
 ) -> dict[str, tuple[float, float]]:
-    """How many times as fast each session is with a lone row and with a batch; rounds interleaved, medians."""
-    runs = {name: _runs(session) for name, session in {"": plain, **others}.items()}
+    """How many times as fast each rewrite is with a lone row and with a batch; rounds interleaved, medians."""
+    runners = {"": published, **rewritten}
     gains = []
     for size, rounds in zip(sizes, (_LONE_ROUNDS, _BATCH_ROUNDS), strict=True):
-        batch = {name: np.resize(array, (size, *array.shape[1:])) for name, array in asked.items()}
-        times = {name: [_seconds(run, batch)] for name, run in runs.items()}
-        for _ in range(rounds):
-            for name, run in runs.items():
-                times[name].append(_seconds(run, batch))
-        medians = {name: float(np.median(taken[1:])) for name, taken in times.items()}  # the first run warms up
-        gains.append({name: medians[""] / medians[name] for name in others})
-    return {name: (gains[0][name], gains[1][name]) for name in others}
+        batch = golden_batch(inputs, size)
+        times = np.array([[_seconds(runner, batch) for runner in runners.values()] for _ in range(rounds + 1)])
+        medians = np.median(times[1:], axis=0)  # the first run warms up
+        gains.append(dict(zip(runners, (medians[0] / medians).tolist(), strict=True)))
+    return {name: (gains[0][name], gains[1][name]) for name in rewritten}
 
 
-def _runs(session: onnxruntime.InferenceSession) -> Run:
-    outputs = [output.name for output in session.get_outputs()]
-    return lambda inputs: session.run(outputs, inputs)
-
-
-def _seconds(run: Run, batch: Mapping[str, Array]) -> float:
+def _seconds(runner: Runner, batch: Mapping[str, Array]) -> float:
     """Seconds of this thread's own time, which a neighbour on the same core does not lengthen."""
     started = time.thread_time()
-    run(batch)
+    runner.run(batch)
     return time.thread_time() - started

@@ -1,6 +1,6 @@
-"""Which batch sizes a session may run: those whose answers do not depend on who shares the batch.
+"""Choose the batch sizes that a session may run: those whose answers do not depend on the rest of the batch.
 
-A kernel may add in another order for another batch size, so the same image can get other last bits in other company.
+A kernel may add in another order for another batch size, so the same image can get other last bits in another batch.
 That is measured at load, on the golden inputs at several positions of every bucket, and only buckets that agree byte
 for byte are served. Knows arrays and a function that runs them; no sessions.
 """
@@ -44,7 +44,7 @@ class Profile:
 
 
 def profile_buckets(
-    run: Run, asked: Mapping[str, Array], candidates: Sequence[int], known_seconds: Mapping[int, float] | None = None
+    run: Run, inputs: Mapping[str, Array], candidates: Sequence[int], known_seconds: Mapping[int, float] | None = None
 ) -> Profile:
     """Run every candidate on the golden inputs and choose those that agree byte for byte.
 
@@ -54,20 +54,22 @@ def profile_buckets(
 
     Args:
         run: exactly one batch of the given size, with no padding of its own.
-        asked: golden inputs, the same number of rows in each.
+        inputs: golden inputs, the same number of rows in each.
         candidates: rising batch sizes.
         known_seconds: how long buckets take that need not be timed again.
     """
     answers: dict[int, dict[str, Array]] = {}
-    times: dict[int, list[float]] = {}
+    seconds: dict[int, float] = {}
     steady: list[int] = []
+    shortest = 0.0
     for bucket in candidates:
-        if any(min(taken) > LONGEST_RUN_SECONDS for taken in times.values()):
+        if shortest > LONGEST_RUN_SECONDS:
             _log.info("buckets from %d on left out: a run of fewer rows takes %.2f s", bucket, LONGEST_RUN_SECONDS)
             break
-        answers[bucket], is_steady = _answers(run, asked, bucket)
+        answers[bucket], is_steady = _answers(run, inputs, bucket)
         known = (known_seconds or {}).get(bucket)
-        times[bucket] = _times(run, asked, bucket) if known is None else [known]
+        times = _times(run, inputs, bucket) if known is None else [known]
+        seconds[bucket], shortest = float(np.median(times)), min(times)
         if is_steady:
             steady.append(bucket)
     served = _agreeing(answers, steady) or tuple(answers)
@@ -75,45 +77,47 @@ def profile_buckets(
         buckets=served,
         batch_invariant=bool(steady),
         largest_deviation=max(_deviation(answers[candidates[0]], other) for other in answers.values()),
-        seconds={bucket: float(np.median(times[bucket])) for bucket in served},
+        seconds={bucket: seconds[bucket] for bucket in served},
         answers={bucket: answers[bucket] for bucket in served},
         tried=tuple(answers),
     )
 
 
-def _answers(run: Run, asked: Mapping[str, Array], bucket: int) -> tuple[dict[str, Array], bool]:
-    """Golden answers of one bucket, and whether every position and every company gave the same bytes.
+def _answers(run: Run, inputs: Mapping[str, Array], bucket: int) -> tuple[dict[str, Array], bool]:
+    """Golden answers of one bucket, and whether every position and every neighbour gave the same bytes.
 
     Each run takes the golden rows in a circle from another start, so that every position of the bucket is used and
     every row meets several positions and neighbours.
     """
-    rows = len(next(iter(asked.values())))
-    if bucket == 1:
-        shifts: Sequence[int] = range(2 * rows)  # each row twice, or an engine that never repeats itself looks steady
-    elif bucket < rows:
-        shifts = range(rows)
-    else:
-        shifts = [shift * rows // _SHIFTS for shift in range(_SHIFTS)]
-    found: dict[str, Array] = {}
-    is_seen, is_steady = np.zeros(rows, np.bool_), True
-    for shift in shifts:
+    rows = len(next(iter(inputs.values())))
+    answers: dict[str, Array] = {}
+    is_known, is_steady = np.zeros(rows, np.bool_), True
+    for shift in _shifts(bucket, rows):
         order = (np.arange(bucket) + shift) % rows
         started = time.perf_counter()
-        outputs = run({name: np.ascontiguousarray(array[order]) for name, array in asked.items()})
+        outputs = run({name: np.ascontiguousarray(array[order]) for name, array in inputs.items()})
         pause(time.perf_counter() - started)
-        if not found:
-            found = {name: np.zeros((rows, *array.shape[1:]), array.dtype) for name, array in outputs.items()}
-        first = np.unique(order, return_index=True)[1]  # where each row stands for the first time
-        fresh = first[~is_seen[order[first]]]
+        repeated = is_known[order]
         for name, array in outputs.items():
-            found[name][order[fresh]] = array[fresh]
-            is_steady = is_steady and found[name][order].tobytes() == array.tobytes()
-        is_seen[order] = True
-    return found, is_steady
+            kept = answers.setdefault(name, np.zeros((rows, *array.shape[1:]), array.dtype))
+            is_steady = is_steady and kept[order[repeated]].tobytes() == array[repeated].tobytes()
+            kept[order] = array
+            is_steady = is_steady and kept[order].tobytes() == array.tobytes()  # a row may stand in a batch twice
+        is_known[order] = True
+    return answers, is_steady
+
+
+def _shifts(bucket: int, rows: int) -> Sequence[int]:
+    """Where the runs of a bucket start in the golden rows."""
+    if bucket == 1:
+        return range(2 * rows)  # each row twice, or an engine that never repeats itself looks steady
+    if bucket < rows:
+        return range(rows)
+    return [shift * rows // _SHIFTS for shift in range(_SHIFTS)]
 
 
 def _agreeing(answers: Mapping[int, Mapping[str, Array]], steady: Sequence[int]) -> tuple[int, ...]:
-    """The set with the first bucket if it has company, else the largest set (of the largest buckets on a tie)."""
+    """The set with the first bucket if it has others in it, else the largest set (of the largest buckets on a tie)."""
     sets: dict[bytes, list[int]] = {}
     for bucket in steady:
         sets.setdefault(b"".join(array.tobytes() for array in answers[bucket].values()), []).append(bucket)
@@ -122,8 +126,8 @@ def _agreeing(answers: Mapping[int, Mapping[str, Array]], steady: Sequence[int])
     first = next(iter(sets.values()))
     if len(first) > 1 and first[0] == next(iter(answers)):
         return tuple(first)
-    largest = max((len(agreeing), agreeing[-1], agreeing) for agreeing in sets.values())
-    return tuple(largest[2])
+    largest = max(sets.values(), key=lambda agreeing: (len(agreeing), agreeing[-1]))
+    return tuple(largest)
 
 
 def _deviation(first: Mapping[str, Array], other: Mapping[str, Array]) -> float:
@@ -135,24 +139,25 @@ def _deviation(first: Mapping[str, Array], other: Mapping[str, Array]) -> float:
     return largest
 
 
-def median_seconds(run: Run, asked: Mapping[str, Array], bucket: int) -> float:
-    """Median seconds of one run of `bucket` golden rows, taken in a circle."""
-    return float(np.median(_times(run, asked, bucket)))
+def golden_batch(inputs: Mapping[str, Array], rows: int) -> dict[str, Array]:
+    """A batch of `rows` golden rows, taken in a circle."""
+    return {name: np.resize(array, (rows, *array.shape[1:])) for name, array in inputs.items()}
 
 
-def answer_alike(one: Run, other: Run, asked: Mapping[str, Array], bucket: int) -> bool:
+def median_seconds(run: Run, inputs: Mapping[str, Array], bucket: int) -> float:
+    """Median seconds of one run of `bucket` golden rows."""
+    return float(np.median(_times(run, inputs, bucket)))
+
+
+def answers_agree(one: Run, other: Run, inputs: Mapping[str, Array], bucket: int) -> bool:
     """Whether two ways to run `bucket` golden rows give the same bytes."""
-    batch = _batch(asked, bucket)
+    batch = golden_batch(inputs, bucket)
     first, second = one(batch), other(batch)
     return all(array.tobytes() == second[name].tobytes() for name, array in first.items())
 
 
-def _batch(asked: Mapping[str, Array], bucket: int) -> dict[str, Array]:
-    return {name: np.resize(array, (bucket, *array.shape[1:])) for name, array in asked.items()}
-
-
-def _times(run: Run, asked: Mapping[str, Array], bucket: int) -> list[float]:
-    batch = _batch(asked, bucket)
+def _times(run: Run, inputs: Mapping[str, Array], bucket: int) -> list[float]:
+    batch = golden_batch(inputs, bucket)
     times: list[float] = []
     while len(times) < _FEWEST_RUNS or (len(times) < _MOST_RUNS and sum(times) < _TIMED_SECONDS):
         started = time.perf_counter()

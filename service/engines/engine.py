@@ -1,7 +1,7 @@
 """One model on one device, proven before it answers: loaded, warmed in every bucket, compared with its golden answers.
 
 Between the version folder and the batcher. Takes whole batches of at most the largest bucket, pads each to a bucket
-and slices the answer; does not queue, and does not know who asked.
+and slices the answer; does not queue, and knows no requests.
 """
 
 import logging
@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import onnxruntime
 
 from foldserve.format.golden import Golden
 from foldserve.format.image import ImageSpec
@@ -23,34 +22,25 @@ from ..errors import ArtifactInvalid, BucketsInvalid, DeviceLost, EngineError
 from ..settings import DEFAULT_BUCKETS, check_buckets
 from ..tensors import Array, TensorSpec
 from .autotune import REWRITES, Choice, Decide, autotune, decide_alone, reuse_choice
-from .buckets import (
-    LONGEST_RUN_SECONDS,
-    Profile,
-    answer_alike,
-    median_seconds,
-    profile_buckets,
-)
+from .buckets import Profile, answers_agree, golden_batch, profile_buckets
 from .providers import Device, Source, cpu_session, open_session
 from .runners import GraphRunner, PlainRunner, Runner, ThreadedRunner
 from .signature import Signature, read_signature
 from .structure import structure_of
+from .threads import first_threaded_bucket
 
 _log = logging.getLogger(__name__)
-
-# More threads are worth their wake-ups in runs of this length that they shorten by this factor.
-WIDE_SECONDS = 0.001
-WIDE_GAIN = 1.3
 
 
 class Engine:
     """A proven session; make one with `Engine.load`.
 
     Attributes:
-        device: what was asked for, what runs, and why they differ.
+        device: the provider requested, the one that runs, and why they differ.
         deviations: largest relative difference from the golden answers, for each float output.
         rewrite: how the graph that runs differs from the published one; None when it does not.
         structure: equal for two graphs that differ in nothing but weights; empty where that is not known.
-        golden: what it was asked at load; of a model without a manifest, made inputs and no answers.
+        golden: what it was proven with; of a model without a manifest, made inputs and no answers.
     """
 
     def __init__(
@@ -84,7 +74,7 @@ class Engine:
         tf32: bool = False,
         is_autotuned: bool = True,
         decide: Decide = decide_alone,
-        like: "Engine | None" = None,
+        reference: "Engine | None" = None,
     ) -> "Engine":
         """Load, warm and prove a model; nothing is served that did not give its golden answers, where it has any.
 
@@ -99,11 +89,12 @@ class Engine:
             tf32: let CUDA round products to TF32.
             is_autotuned: on the CPU, run a rewritten graph where that is exact and measured to pay.
             decide: has the graph chosen once for all processes that have to give the same bytes.
-            like: one that serves; if its graph differs in nothing but weights, what was measured for it holds here
-                too, and only the answers are looked at: a measurement beside requests would be wrong, and in their way.
+            reference: an engine that serves; if its graph differs in nothing but weights, what was measured for it
+                holds here too, and only the answers are checked: a measurement beside requests would be wrong, and
+                in their way.
 
         Raises:
-            ProviderUnavailable: "cuda" was asked for and cannot be had.
+            ProviderUnavailable: "cuda" is required and cannot be had.
             ArtifactInvalid: the model cannot be loaded, cannot be batched, or does not give its golden answers.
             BucketsInvalid: `buckets` is empty or not rising, or does not hold the model's fixed batch size.
         """
@@ -116,38 +107,36 @@ class Engine:
         else:
             artifact = replace(artifact, golden=Golden(made_inputs(signature.inputs), {}, {}))
         fitting = _fitting(buckets, signature.fixed_rows)
-        cores = 1 if threads else (cores or len(os.sched_getaffinity(0)))
         if device.provider == "cuda":
             on_device = GraphRunner(session, signature.inputs, signature.outputs, device_id=device_id)
             return cls(on_device, device, signature, fitting)._proven(artifact)
-        _refuse_failing(PlainRunner(session, signature.outputs), artifact, fitting[0])
+        published = PlainRunner(session)
+        _refuse_failing(published, artifact, fitting[0])
+        cores = 1 if threads else (cores or len(os.sched_getaffinity(0)))
         structure = structure_of(artifact.model_path)
-        kin = like if like is not None and structure and like.structure == structure else None
-        choice = Choice(artifact.model_path)
+        sibling = reference if reference is not None and structure and reference.structure == structure else None
         if is_autotuned and signature.fixed_rows is None and artifact.is_verified:
-            choice = (
-                autotune(artifact, session, fitting, REWRITES, decide)
-                if kin is None
-                else reuse_choice(artifact, kin.rewrite, REWRITES, decide)
-            )
-        if choice.rewrite is not None:
-            rewritten = cpu_session(choice.source, threads or 1)
-            runner, seconds = _cpu_runner(artifact, choice.source, rewritten, signature, fitting, cores, kin)
-            engine = cls(runner, device, signature, fitting, choice.rewrite, structure)._proven(artifact, kin, seconds)
-            if engine.batch_invariant and engine.buckets == engine._profile.tried:
-                return engine
-            _log.warning("model %s: %r left out: answers depend on the batch", artifact.name, choice.rewrite)
-        runner, seconds = _cpu_runner(artifact, artifact.model_path, session, signature, fitting, cores, kin)
-        return cls(runner, device, signature, fitting, structure=structure)._proven(artifact, kin, seconds)
+            choice = _choose_graph(artifact, published, fitting, decide, sibling)
+            if choice.rewrite is not None:
+                runner = PlainRunner(cpu_session(choice.source, threads or 1))
+                engine = cls(runner, device, signature, fitting, choice.rewrite, structure)
+                engine._proven(artifact, choice.source, cores, sibling)
+                if engine.batch_invariant and engine.buckets == engine._profile.tried:
+                    return engine
+                _log.warning("model %s: %r left out: answers depend on the batch", artifact.name, choice.rewrite)
+        engine = cls(published, device, signature, fitting, structure=structure)
+        return engine._proven(artifact, artifact.model_path, cores, sibling)
 
     def _proven(
-        self, artifact: Artifact, kin: "Engine | None" = None, seconds: Mapping[int, float] | None = None
+        self, artifact: Artifact, source: Source | None = None, cores: int = 1, sibling: "Engine | None" = None
     ) -> "Engine":
         """Measure every bucket, unless it is known how long it takes, and compare each with the golden answers."""
         self.golden = golden = artifact.golden
+        seconds = self._use_threads(source, cores, sibling) if source is not None and cores > 1 else {}
+        if sibling is not None and sibling.rewrite == self.rewrite:
+            seconds = sibling.bucket_seconds
         run = self._run_exactly if artifact.is_verified else self._run_row_for_row
-        known = kin.bucket_seconds if kin is not None and kin.rewrite == self.rewrite else seconds
-        self._profile = profile_buckets(run, golden.inputs, self.buckets, known)
+        self._profile = profile_buckets(run, golden.inputs, self.buckets, seconds)
         for answers in self._profile.answers.values():
             deviations = check_golden(golden, answers, self.device.provider)
             self.deviations = {name: max(new, self.deviations.get(name, 0.0)) for name, new in deviations.items()}
@@ -159,6 +148,22 @@ class Engine:
             extra={"rewrite": self.rewrite},
         )
         return self
+
+    def _use_threads(self, source: Source, cores: int, sibling: "Engine | None") -> Mapping[int, float]:
+        """Run large buckets on all cores if that pays and changes no byte; returns the seconds that were measured."""
+        if sibling is not None and sibling.threaded_from is None:
+            return {}
+        single, threaded, inputs = self._runner, PlainRunner(cpu_session(source, cores)), self.golden.inputs
+        if sibling is None:
+            first, seconds = first_threaded_bucket(single.run, threaded.run, inputs, self.buckets)
+        else:
+            first, seconds = sibling.threaded_from, {}
+            large = [bucket for bucket in sibling.buckets if first is not None and bucket >= first]
+            if not all(answers_agree(single.run, threaded.run, inputs, bucket) for bucket in large):
+                first = None
+        if first is not None:
+            self._runner = ThreadedRunner(single, threaded, first)
+        return seconds
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -192,7 +197,7 @@ class Engine:
 
     @property
     def batch_invariant(self) -> bool:
-        """Whether the same row got the same bytes in every served bucket, position and company."""
+        """Whether the same row got the same bytes in every served bucket, position and batch."""
         return self._profile.batch_invariant
 
     @property
@@ -218,7 +223,7 @@ class Engine:
                 most the largest bucket.
 
         Returns:
-            Each output by its name, as many rows as came in; never a view of `inputs`.
+            Each output by its name, with the same number of rows; never a view of `inputs`.
 
         Raises:
             EngineError: there are no or too many rows, or the run failed.
@@ -233,7 +238,7 @@ class Engine:
     def _bucket_for(self, rows: int) -> int:
         buckets = self.buckets
         if not 0 < rows <= buckets[-1]:
-            raise EngineError(f"a batch of {rows} rows came, expected 1 to {buckets[-1]}")
+            raise EngineError(f"batch: got {rows} rows, expected 1 to {buckets[-1]}")
         return buckets[bisect_left(buckets, rows)]
 
     def _run_exactly(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -247,7 +252,7 @@ class Engine:
             raise EngineError(f"the run failed: {reason}") from err
 
     def _run_row_for_row(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run a batch of a model that nobody vouches for."""
+        """Run a batch of an unverified model, whose outputs may not even have the batch as their first axis."""
         answers = self._run_exactly(inputs)
         check_rows(answers, len(next(iter(inputs.values()))))
         return answers
@@ -297,55 +302,18 @@ def _check_golden_inputs(artifact: Artifact, signature: Signature) -> None:
 
 
 def _refuse_failing(runner: Runner, artifact: Artifact, rows: int) -> None:
-    """Raise when the graph cannot even run on what it is going to be asked."""
-    inputs = {name: np.resize(array, (rows, *array.shape[1:])) for name, array in artifact.golden.inputs.items()}
+    """Raise when the graph cannot even run the inputs that it is going to be measured on."""
     try:
-        runner.run(inputs)
+        runner.run(golden_batch(artifact.golden.inputs, rows))
     except Exception as err:  # onnxruntime's classes share no base below Exception
-        asked = "its golden inputs" if artifact.is_verified else "inputs made for it (floats 0 to 1, integers 0 or 1)"
+        inputs = "its golden inputs" if artifact.is_verified else "inputs made for it (floats 0 to 1, integers 0 or 1)"
         reason = str(err).strip().split("\n")[0][:300]
-        raise ArtifactInvalid(f"{artifact.model_path} fails on {asked}: {reason}") from err
+        raise ArtifactInvalid(f"{artifact.model_path} fails on {inputs}: {reason}") from err
 
 
-def _cpu_runner(
-    artifact: Artifact,
-    source: Source,
-    session: onnxruntime.InferenceSession,
-    signature: Signature,
-    buckets: Sequence[int],
-    cores: int,
-    kin: Engine | None = None,
-) -> tuple[Runner, Mapping[int, float]]:
-    """One thread, and all cores for the large buckets if they shorten those runs enough and change no byte.
-
-    Measured on two cores for a small convolutional network: 36 against 68 microseconds for one row, 5.6 against
-    2.9 milliseconds for 256.
-
-    Returns:
-        How buckets run, and the median seconds of those that were timed to find that out.
-    """
-    asked = artifact.golden.inputs
-    narrow = PlainRunner(session, signature.outputs)
-    if cores < 2 or (kin is not None and kin.threaded_from is None):
-        return narrow, {}
-    wide = PlainRunner(cpu_session(source, cores), signature.outputs)
-    if kin is not None and kin.threaded_from is not None:
-        large = [bucket for bucket in kin.buckets if bucket >= kin.threaded_from]
-        is_exact = all(answer_alike(narrow.run, wide.run, asked, bucket) for bucket in large)
-        return (ThreadedRunner(narrow, wide, kin.threaded_from) if is_exact else narrow), {}
-    slow: dict[int, float] = {}
-    fast: dict[int, float] = {}
-    for bucket in buckets:
-        if not fast:  # once it pays it pays for larger batches too
-            slow[bucket] = median_seconds(narrow.run, asked, bucket)
-            if slow[bucket] < WIDE_SECONDS:
-                continue
-        taken = median_seconds(wide.run, asked, bucket)
-        does_pay = bool(fast) or slow[bucket] >= WIDE_GAIN * taken
-        if does_pay and answer_alike(narrow.run, wide.run, asked, bucket):
-            fast[bucket] = taken
-        else:
-            fast.clear()
-        if max(taken, slow.get(bucket, 0.0)) > LONGEST_RUN_SECONDS:
-            break
-    return (ThreadedRunner(narrow, wide, min(fast)), slow | fast) if fast else (narrow, slow)
+def _choose_graph(
+    artifact: Artifact, published: Runner, buckets: Sequence[int], decide: Decide, sibling: Engine | None
+) -> Choice:
+    if sibling is not None:
+        return reuse_choice(artifact, sibling.rewrite, REWRITES, decide)
+    return autotune(artifact, published, buckets, REWRITES, decide)

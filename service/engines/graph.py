@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from ..artifacts.protobuf import Message
 
+LARGEST_FILE_BYTES = 64 * 1024 * 1024  # of files worth reading: a large network takes long, and its layers are wide
+
 Floats = npt.NDArray[np.float32]
 Attribute = int | str | tuple[int, ...]
 

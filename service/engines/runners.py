@@ -24,12 +24,11 @@ class PlainRunner:
 
     Args:
         session: the model.
-        outputs: in the order in which the session gives them.
     """
 
-    def __init__(self, session: onnxruntime.InferenceSession, outputs: tuple[TensorSpec, ...]) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session
-        self._names = [spec.name for spec in outputs]
+        self._names = [output.name for output in session.get_outputs()]
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs of one batch."""
@@ -39,23 +38,21 @@ class PlainRunner:
 class ThreadedRunner:
     """Small batches on one thread, large ones on several.
 
-    Waking a thread costs more than it computes in a small batch, and less in a large one.
-
     Args:
-        narrow: runs batches of fewer than `threaded_from` rows.
-        wide: runs the others.
+        single: runs batches of fewer than `threaded_from` rows.
+        threaded: runs the others.
         threaded_from: rows.
     """
 
-    def __init__(self, narrow: Runner, wide: Runner, threaded_from: int) -> None:
+    def __init__(self, single: Runner, threaded: Runner, threaded_from: int) -> None:
         self.threaded_from = threaded_from
-        self._narrow = narrow
-        self._wide = wide
+        self._single = single
+        self._threaded = threaded
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs of one batch."""
         rows = len(next(iter(inputs.values())))
-        return (self._wide if rows >= self.threaded_from else self._narrow).run(inputs)
+        return (self._threaded if rows >= self.threaded_from else self._single).run(inputs)
 
 
 class GraphRunner:
@@ -81,42 +78,48 @@ class GraphRunner:
         self._session = session
         self._inputs = inputs
         self._outputs = outputs
-        self._place = (device, device_id)
-        self._slots: dict[int, _Slot] = {}
+        self._device = (device, device_id)
+        self._recorded: dict[int, _RecordedGraph] = {}
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Copy in, replay, copy out."""
         rows = len(next(iter(inputs.values())))
-        slot = self._slots.get(rows)
-        if slot is None:
+        if rows not in self._recorded:
             # onnxruntime reserves graph 0 and does not check that a graph is used for one shape only: this is the
             # single place where sizes and graphs are paired.
-            slot = self._slots[rows] = _Slot(self._session, len(self._slots) + 1)
-            slot.bind(rows, self._inputs, self._outputs, self._place)
-        return slot.run(inputs)
+            self._recorded[rows] = _RecordedGraph(
+                self._session,
+                len(self._recorded) + 1,
+                {spec.name: self._buffer(rows, spec) for spec in self._inputs},
+                {spec.name: self._buffer(rows, spec) for spec in self._outputs},
+            )
+        return self._recorded[rows].run(inputs)
+
+    def _buffer(self, rows: int, spec: TensorSpec) -> onnxruntime.OrtValue:
+        shape = [rows, *spec.row_shape]
+        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, spec.dtype.type, *self._device)
 
 
-class _Slot:
+class _RecordedGraph:
     """The buffers and the graph of one batch size."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, graph_id: int) -> None:
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        graph_id: int,
+        inputs: dict[str, onnxruntime.OrtValue],
+        outputs: dict[str, onnxruntime.OrtValue],
+    ) -> None:
         self._session = session
-        self._binding = session.io_binding()
+        self._inputs = inputs
+        self._outputs = outputs
         self._options = onnxruntime.RunOptions()
         self._options.add_run_config_entry("gpu_graph_id", str(graph_id))
-        self._inputs: dict[str, onnxruntime.OrtValue] = {}
-        self._outputs: dict[str, onnxruntime.OrtValue] = {}
-
-    def bind(
-        self, rows: int, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], place: tuple[str, int]
-    ) -> None:
-        """Allocate every buffer once and for all."""
-        for spec in inputs:
-            self._inputs[spec.name] = _buffer(rows, spec, place)
-            self._binding.bind_ortvalue_input(spec.name, self._inputs[spec.name])
-        for spec in outputs:
-            self._outputs[spec.name] = _buffer(rows, spec, place)
-            self._binding.bind_ortvalue_output(spec.name, self._outputs[spec.name])
+        self._binding = session.io_binding()
+        for name, buffer in inputs.items():
+            self._binding.bind_ortvalue_input(name, buffer)
+        for name, buffer in outputs.items():
+            self._binding.bind_ortvalue_output(name, buffer)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         for name, buffer in self._inputs.items():
@@ -126,7 +129,3 @@ class _Slot:
         self._session.run_with_iobinding(self._binding, self._options)
         self._binding.synchronize_outputs()
         return {name: buffer.numpy().copy() for name, buffer in self._outputs.items()}
-
-
-def _buffer(rows: int, spec: TensorSpec, place: tuple[str, int]) -> onnxruntime.OrtValue:
-    return onnxruntime.OrtValue.ortvalue_from_shape_and_type([rows, *spec.row_shape], spec.dtype.type, *place)

@@ -8,11 +8,11 @@ import hashlib
 from pathlib import Path
 
 from ..artifacts.protobuf import Message
+from .graph import LARGEST_FILE_BYTES
 
 _MODEL_GRAPH, _MODEL_OPSETS = 7, 8
 _GRAPH_NODE, _GRAPH_TENSOR, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME = 1, 2, 8
-_MOST_BYTES = 64 * 1024 * 1024  # reading a large file once more takes long
 
 
 def structure_of(path: Path) -> str:
@@ -23,7 +23,7 @@ def structure_of(path: Path) -> str:
     Args:
         path: a model file.
     """
-    if path.stat().st_size > _MOST_BYTES:
+    if path.stat().st_size > LARGEST_FILE_BYTES:
         return ""
     try:
         model = Message.parse(path.read_bytes())

@@ -130,7 +130,7 @@ class Loader:
                 tf32=settings.tf32,
                 is_autotuned=settings.specialise,
                 decide=self._decide,
-                like=like.engine if like is not None else None,
+                reference=like.engine if like is not None else None,
             )
 
     def _batcher(self, name: str, engine: Engine, executor: ThreadPoolExecutor, statistics: Statistics) -> Batcher:

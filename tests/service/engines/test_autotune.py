@@ -9,12 +9,13 @@ from foldserve.service.engines.autotune import REWRITES, autotune
 from foldserve.service.engines.engine import Engine
 from foldserve.service.engines.providers import cpu_session
 from foldserve.service.engines.rewrites import split_pooling
+from foldserve.service.engines.runners import PlainRunner
 from tests.support import artifacts
 
 
 def choose(root, rewrites):
     artifact = Repository(root).open("fashion")
-    return autotune(artifact, cpu_session(artifact.model_path, 1), (1, 4), rewrites)
+    return autotune(artifact, PlainRunner(cpu_session(artifact.model_path, 1)), (1, 4), rewrites)
 
 
 def worse(data):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from foldserve.service.engines.buckets import answer_alike, profile_buckets
+from foldserve.service.engines.buckets import answers_agree, profile_buckets
 
 ASKED = {"x": np.arange(1, 17, dtype=np.float32)[:, None]}
 BUCKETS = (1, 2, 4, 8, 16, 32)
@@ -86,5 +86,5 @@ def test_an_engine_that_never_repeats_itself_is_served_and_said_to_vary():
 def test_two_ways_to_run_are_compared_byte_for_byte():
     """More threads may only be used where nobody can tell."""
     alike, other = ({"y": ASKED["x"] * 2}, {"y": np.nextafter(ASKED["x"] * 2, np.float32(1e9))})
-    assert answer_alike(lambda batch: alike, lambda batch: dict(alike), ASKED, 4)
-    assert not answer_alike(lambda batch: alike, lambda batch: other, ASKED, 4)
+    assert answers_agree(lambda batch: alike, lambda batch: dict(alike), ASKED, 4)
+    assert not answers_agree(lambda batch: alike, lambda batch: other, ASKED, 4)

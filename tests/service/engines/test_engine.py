@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
 from foldserve.service.artifacts.repository import Repository
-from foldserve.service.engines import engine as engines
+from foldserve.service.engines import threads
 from foldserve.service.engines.engine import Engine
 from foldserve.service.errors import ArtifactInvalid, BucketsInvalid, EngineError
 from foldserve.service.settings import Settings
@@ -108,7 +108,7 @@ def test_only_the_buckets_asked_for_are_measured(fashion):
 def test_a_batch_that_fits_no_bucket_is_refused(fashion, rows):
     """The batcher never does that; whoever does is told."""
     engine = load(fashion, buckets=(1, 4, 16))
-    with pytest.raises(EngineError, match=f"{rows} rows came, expected 1 to 16"):
+    with pytest.raises(EngineError, match=f"{rows} rows, expected 1 to 16"):
         engine.run({"image": np.zeros((rows, 1, 28, 28), np.uint8)})
 
 
@@ -138,8 +138,8 @@ def test_larger_batches_take_all_threads_from_where_it_pays_and_changes_nothing(
         timed.append((bucket, threads))
         return bucket * 1e-4 / threads
 
-    monkeypatch.setattr(engines, "median_seconds", median_seconds)
-    monkeypatch.setattr(engines, "answer_alike", lambda one, other, asked, bucket: bucket not in inexact)
+    monkeypatch.setattr(threads, "median_seconds", median_seconds)
+    monkeypatch.setattr(threads, "answers_agree", lambda one, other, asked, bucket: bucket not in inexact)
     artifact = Repository(fashion).open("fashion")
     engine = Engine.load(artifact, provider="cpu", cores=2, buckets=(1, 64, 256), is_autotuned=False)
     assert engine.threaded_from == threaded_from

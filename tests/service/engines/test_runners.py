@@ -26,7 +26,7 @@ def bound(session):
 
 def test_bound_runs_of_all_sizes_in_any_order_are_plain_runs(session, bound):
     """Each size has buffers of its own, used again and again; no row of an older batch is left in them."""
-    plain = PlainRunner(session, read_signature(session).outputs)
+    plain = PlainRunner(session)
     for seed, rows in enumerate((1, 4, 1, 16, 4, 1, 16)):
         asked = {"image": artifacts.images(rows, seed)}
         expected = plain.run(asked)
@@ -50,7 +50,7 @@ def test_a_batch_of_another_shape_is_refused(bound):
 
 def test_small_batches_take_one_thread_and_large_ones_more(fashion, session):
     """The size decides, and nobody can tell from the bytes."""
-    signature, path = read_signature(session), Repository(fashion).open("fashion").model_path
+    path = Repository(fashion).open("fashion").model_path
     ran = []
 
     class Noted(PlainRunner):
@@ -58,14 +58,14 @@ def test_small_batches_take_one_thread_and_large_ones_more(fashion, session):
             ran.append(self)
             return super().run(inputs)
 
-    narrow = Noted(session, signature.outputs)
-    wide = Noted(cpu_session(path, 2), signature.outputs)
-    runner = ThreadedRunner(narrow, wide, threaded_from=8)
+    single = Noted(session)
+    threaded = Noted(cpu_session(path, 2))
+    runner = ThreadedRunner(single, threaded, threaded_from=8)
     for rows in (1, 4, 8, 64):
         asked = {"image": artifacts.images(rows)}
-        answered, expected = runner.run(asked), PlainRunner(session, signature.outputs).run(asked)
+        answered, expected = runner.run(asked), PlainRunner(session).run(asked)
         assert all(answered[name].tobytes() == expected[name].tobytes() for name in expected)
-    assert ran == [narrow, narrow, wide, wide]
+    assert ran == [single, single, threaded, threaded]
 
 
 class Breaking:

@@ -13,9 +13,9 @@ from foldserve.service.engines.structure import structure_of
 from tests.support import artifacts
 
 
-def loaded(models, version, like=None, **options):
+def loaded(models, version, reference=None, **options):
     artifact = Repository(models).open("fashion", version)
-    return Engine.load(artifact, provider="cpu", buckets=(1, 4, 8), cores=2, like=like, **options)
+    return Engine.load(artifact, provider="cpu", buckets=(1, 4, 8), cores=2, reference=reference, **options)
 
 
 def test_weights_and_metadata_make_no_difference(models):
@@ -57,9 +57,9 @@ def test_a_version_like_the_one_that_serves_is_proved_and_not_timed(models, monk
     def measured(*_, **__):
         raise AssertionError("measured again")
 
-    for name in ("autotune", "median_seconds"):
-        monkeypatch.setattr(engines, name, measured)
-    second = loaded(models, 2, like=first)
+    monkeypatch.setattr(engines, "autotune", measured)
+    monkeypatch.setattr(engines, "first_threaded_bucket", measured)
+    second = loaded(models, 2, reference=first)
     assert (second.rewrite, second.threaded_from, second.buckets) == (first.rewrite, first.threaded_from, first.buckets)
     assert dict(second.bucket_seconds) == dict(first.bucket_seconds)
     assert second.batch_invariant
@@ -78,7 +78,7 @@ def test_a_rewrite_is_taken_over_and_proved_again(models, monkeypatch):
     monkeypatch.setattr(engines, "autotune", taken)
     first = loaded(models, 1)
     assert first.rewrite == name
-    assert loaded(models, 2, like=first).rewrite == name
+    assert loaded(models, 2, reference=first).rewrite == name
 
     def wrong(data):
         model = onnx.load_from_string(data)
@@ -87,4 +87,4 @@ def test_a_rewrite_is_taken_over_and_proved_again(models, monkeypatch):
         return model.SerializeToString()
 
     monkeypatch.setattr(engines, "REWRITES", {name: wrong})
-    assert loaded(models, 2, like=first).rewrite is None
+    assert loaded(models, 2, reference=first).rewrite is None
