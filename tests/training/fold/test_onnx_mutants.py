@@ -90,7 +90,7 @@ def folded_with(weight: Array, bias: Array) -> tuple[onnx.ModelProto, dict[str, 
 
 def prove(weight: Array, bias: Array) -> float:
     model, exact = folded_with(weight, bias)
-    errors, _ = prove_onnx(MODEL, model, exact, [Segment("n", ("x",), frozenset({"c"}))])
+    errors, _ = prove_onnx(MODEL, model, exact, [[Segment("n", ("x",), frozenset({"c"}))]])
     return errors[0]
 
 
@@ -144,7 +144,7 @@ def test_parameter_one_ulp_off_is_caught():
     values.flat[7] = np.nextafter(values.flat[7], np.float32(np.inf))
     tensor.CopyFrom(numpy_helper.from_array(values, "w"))
     with pytest.raises(FoldError, match="'w' is not its float64 value rounded once"):
-        prove_onnx(MODEL, model, exact, [Segment("n", ("x",), frozenset({"c"}))])
+        prove_onnx(MODEL, model, exact, [[Segment("n", ("x",), frozenset({"c"}))]])
 
 
 def test_a_change_elsewhere_in_the_network_is_caught_end_to_end():
@@ -152,4 +152,4 @@ def test_a_change_elsewhere_in_the_network_is_caught_end_to_end():
     model, exact = folded_with(*right())
     model.graph.node[-1].op_type = "Tanh"
     with pytest.raises(FoldError, match="end to end"):
-        prove_onnx(MODEL, model, exact, [Segment("n", ("x",), frozenset({"c"}))])
+        prove_onnx(MODEL, model, exact, [[Segment("n", ("x",), frozenset({"c"}))]])

@@ -17,8 +17,9 @@ from .comparison import compare_models
 from .functions import labels, norms_in_functions, refused_in_functions, with_norms_inlined
 from .graph import OnnxGraph
 from .order import with_nodes_in_order
-from .protos import check, with_output_shapes
-from .scopes import fold_scope, prove_folds
+from .proof import prove_onnx
+from .protos import check, label, with_output_shapes
+from .scopes import fold_scope
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def _fold_graphs(model: onnx.ModelProto, in_functions: list[Site], *, exact_padd
     if not outcome.folds and not outcome.proved:
         return FoldedOnnx(folded, Report((), refused, form="onnx"))
     check(folded, "the folded model")
-    errors, proof = prove_folds(model, folded, graph.exact, outcome.folds)
-    order = {node.name or node.output[0]: i for i, node in enumerate(model.graph.node) if node.output}
+    errors, proof = prove_onnx(model, folded, graph.exact, [fold.segments for fold in outcome.folds])
+    order = {label(node): i for i, node in enumerate(model.graph.node) if node.output}
     sites = sorted(outcome.sites(errors), key=lambda site: order.get(site.node, len(order)))
     return FoldedOnnx(folded, Report(tuple(sites), refused, form="onnx", proof=proof), graph.exact)

@@ -1,6 +1,6 @@
 """Follows a channel axis through the shape operations of ONNX, by the order of elements and never by sizes that agree.
 
-Used in both directions, by `producers` and by `consumers`. Two axes are the same only when everything before them (or
+Used by `flow` in both directions. Two axes are the same only when everything before them (or
 everything after them) is the same number of elements: a Reshape keeps the row-major order, so that is a proof. An axis
 that is split or merged takes its affine along, repeated or tiled; anything else is refused.
 """
@@ -15,7 +15,19 @@ from ..refusals import Refusal, RefusalCode
 from .graph import OnnxGraph
 from .protos import Dims, attributes
 
-SHAPE_OPERATIONS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+SHAPE_OPERATIONS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
+
+
+def axis_of_concat(graph: OnnxGraph, node: NodeProto) -> int:
+    """Return the axis along which a Concat joins its inputs, not negative.
+
+    Raises:
+        Refusal: axis when no input has a known rank.
+    """
+    rank = next((len(shape) for shape in map(graph.shape, node.input) if shape is not None), 0)
+    if rank == 0:
+        raise Refusal(RefusalCode.AXIS, f"Concat {node.name!r} joins values of unknown rank")
+    return int(attributes(node)["axis"]) % rank
 
 
 def across_transpose(node: NodeProto, rank: int, axis: int, *, backward: bool) -> int:
@@ -67,12 +79,12 @@ def _merged(here: Dims, there: Dims, affine: Affine, axis: int) -> tuple[Affine,
     return None
 
 
-def _axis_of(before: Dims, behind: Dims, there: Dims, size: int) -> int | None:
-    """Return the axis of `there` with `size` elements that has `before` or `behind` on its side, as element counts."""
-    for target, found in enumerate(there):
-        if found != size:
+def _axis_of(before: Dims, after: Dims, there: Dims, size: int) -> int | None:
+    """Return the axis of `there` with `size` elements that has `before` or `after` on its side, as element counts."""
+    for target, other in enumerate(there):
+        if other != size:
             continue
-        if _same_count(before, there[:target]) or _same_count(behind, there[target + 1 :]):
+        if _same_count(before, there[:target]) or _same_count(after, there[target + 1 :]):
             return target
     return None
 

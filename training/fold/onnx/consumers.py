@@ -1,7 +1,7 @@
 """Finds the layers after a norm whose weights can take it: forward from its output to everything that reads that.
 
-The counterpart of `producers`, with the same table of operations that an affine may pass. Every reader has to lead to a
-layer; a Concat gives the layer after it an affine that leaves the other inputs' channels alone.
+The counterpart of `producers`, with the same rules of passing. Every reader has to lead to a layer; a Concat gives the
+layer after it an affine that leaves the other inputs' channels alone.
 """
 
 from dataclasses import replace
@@ -10,11 +10,12 @@ from onnx import NodeProto
 
 from ..core import Affine, concatenate
 from ..refusals import Refusal, RefusalCode
+from .axes import axis_of_concat
+from .flow import LAYERS, Flow, TargetLayer
 from .graph import OnnxGraph, Use
 from .norms import Norm
 from .passing import blocked
-from .producers import LAYERS, TargetLayer, across, axis_of
-from .protos import attributes
+from .protos import operation
 
 
 def find_consumers(graph: OnnxGraph, norm: Norm) -> list[TargetLayer]:
@@ -23,79 +24,67 @@ def find_consumers(graph: OnnxGraph, norm: Norm) -> list[TargetLayer]:
     Raises:
         Refusal: why the norm cannot go forward.
     """
-    return _one_per_layer(_ahead(graph, norm.result, norm.affine, axis_of(norm), ()))
+    return _one_per_layer(_readers_of(graph, norm.result, Flow.of(norm)))
 
 
-def _ahead(
-    graph: OnnxGraph, value: str, affine: Affine, axis: int | None, way: tuple[NodeProto, ...]
-) -> list[TargetLayer]:
+def _readers_of(graph: OnnxGraph, value: str, flow: Flow) -> list[TargetLayer]:
     if value in graph.outputs:
         raise Refusal(RefusalCode.GRAPH_OUTPUT, f"{value!r} is an output of the graph")
-    uses = graph.readers(value)
+    uses, flow = graph.readers(value), flow.reaching(value)
     if not uses:
         raise Refusal(RefusalCode.NO_PRODUCER, f"nothing reads {value!r}")
-    if len(uses) == 1:
-        return _behind_reader(graph, uses[0], affine, axis, way)
     try:
-        return [target for use in uses for target in _behind_reader(graph, use, affine, axis, way)]
+        return [target for use in uses for target in _through_reader(graph, use, flow)]
     except Refusal as refusal:
-        readers = ", ".join(sorted({use.node.name or use.node.op_type for use in uses}))
-        reason = f"{value!r} has {len(uses)} readers: {readers}; not all of them can take the norm ({refusal.reason})"
+        if len(uses) == 1:
+            raise
+        reason = f"{graph.describe_readers(value)}; not all of them can take the norm ({refusal.reason})"
         raise Refusal(RefusalCode.MULTI_USE, reason) from refusal
 
 
-def _behind_reader(
-    graph: OnnxGraph, use: Use, affine: Affine, axis: int | None, way: tuple[NodeProto, ...]
-) -> list[TargetLayer]:
+def _through_reader(graph: OnnxGraph, use: Use, flow: Flow) -> list[TargetLayer]:
     node = use.node
     if use.index < 0:
         raise Refusal(RefusalCode.SUBGRAPH, f"it is read inside the body of {node.op_type} {node.name!r}")
-    if node.domain in ("", "ai.onnx"):
-        if node.op_type in LAYERS:
-            return [TargetLayer(node, affine, axis, way, data=use.index)]
-        if node.op_type == "Concat":
-            widened, joined = _within_concat(graph, node, use.index, affine, axis)
-            return _ahead(graph, str(node.output[0]), widened, joined, (*way, node))
-    if use.index != 0:
+    if operation(node) in LAYERS:
+        return [TargetLayer(node, flow, use.index)]
+    if operation(node) == "Concat":
+        flow = _within_concat(graph, node, use.index, flow)
+    elif use.index != 0:
         raise blocked(node)
-    affine, axis = across(graph, node, affine, axis, backward=False)
-    return _ahead(graph, str(node.output[0]), affine, axis, (*way, node))
+    else:
+        flow = flow.across(graph, node, backward=False)
+    return _readers_of(graph, str(node.output[0]), flow)
 
 
-def _within_concat(
-    graph: OnnxGraph, node: NodeProto, index: int, affine: Affine, axis: int | None
-) -> tuple[Affine, int]:
-    """Return the affine of the whole Concat, identity outside the slice of input `index`, and its axis."""
-    shapes = [graph.shape(name) for name in node.input]
-    rank = next((len(shape) for shape in shapes if shape is not None), 0)
-    if rank == 0:
-        raise Refusal(RefusalCode.AXIS, f"Concat {node.name!r} joins values of unknown rank")
-    joined = int(attributes(node)["axis"]) % rank
-    if axis not in (None, joined):
-        raise Refusal(RefusalCode.AXIS, f"Concat {node.name!r} joins along axis {joined}, the norm runs over {axis}")
+def _within_concat(graph: OnnxGraph, node: NodeProto, index: int, flow: Flow) -> Flow:
+    """Return the flow at the whole Concat, identity outside the slice of input `index`."""
+    joined = axis_of_concat(graph, node)
+    if flow.axis not in (None, joined):
+        reason = f"Concat {node.name!r} joins along axis {joined}, the norm runs over {flow.axis}"
+        raise Refusal(RefusalCode.AXIS, reason)
     parts: list[Affine] = []
-    for i, shape in enumerate(shapes):
+    for i, shape in enumerate(graph.shape(name) for name in node.input):
         size = None if shape is None else shape[joined]
         if not isinstance(size, int):
             raise Refusal(RefusalCode.AXIS, f"Concat {node.name!r} joins channels whose number is not known")
-        if i == index and affine.channels not in (1, size):
-            raise Refusal(RefusalCode.AXIS, f"Concat {node.name!r} reads {size} channels, not {affine.channels}")
-        parts.append(affine.spread(size) if i == index else Affine.identity(size))
-    return concatenate(parts), joined
+        if i == index and flow.affine.channels not in (1, size):
+            raise Refusal(RefusalCode.AXIS, f"Concat {node.name!r} reads {size} channels, not {flow.affine.channels}")
+        parts.append(flow.affine.spread(size) if i == index else Affine.identity(size))
+    return replace(flow, affine=concatenate(parts), axis=joined, joined=(*flow.joined, *node.input))
 
 
 def _one_per_layer(targets: list[TargetLayer]) -> list[TargetLayer]:
-    """Compose what arrives at one layer on several ways: each changes other channels, so the order is free."""
+    """Compose what reaches one layer on several ways: each changes other channels, so the order is free."""
     merged: dict[tuple[int, int], TargetLayer] = {}
     for target in targets:
-        key = id(target.layer), target.data
-        if key not in merged:
-            merged[key] = target
-            continue
-        one = merged[key]
-        if one.axis != target.axis or one.affine.channels != target.affine.channels:
-            raise Refusal(
-                RefusalCode.AXIS, f"the norm reaches {target.layer.op_type} {target.layer.name!r} on two axes"
-            )
-        merged[key] = replace(one, affine=one.affine.then(target.affine), way=(*one.way, *target.way))
+        key, flow = (id(target.layer), target.data_input), target.flow
+        if key in merged:
+            one = merged[key].flow
+            if one.axis != flow.axis or one.affine.channels != flow.affine.channels:
+                layer = f"{target.layer.op_type} {target.layer.name!r}"
+                raise Refusal(RefusalCode.AXIS, f"the norm reaches {layer} on two axes")
+            changed, joined = (*one.changed, *flow.changed), (*one.joined, *flow.joined)
+            flow = replace(one, affine=one.affine.then(flow.affine), changed=changed, joined=joined)
+        merged[key] = TargetLayer(target.layer, flow, target.data_input)
     return list(merged.values())

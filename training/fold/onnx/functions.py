@@ -11,7 +11,7 @@ from onnx import NodeProto, inliner
 
 from ..refusals import Refusal, RefusalCode
 from ..report import Site
-from .protos import subgraphs
+from .protos import label, operation, subgraphs
 
 _AT_THE_EDGE = {RefusalCode.NO_PRODUCER, RefusalCode.GRAPH_OUTPUT}  # the layer may stand right outside
 
@@ -47,30 +47,22 @@ def refused_within(where: str, site: Site) -> Site:
 
 
 def norms_in_functions(model: onnx.ModelProto, refusal: Refusal) -> list[Site]:
-    """Return a refusal for each BatchNormalization that stands in a local function."""
-    found = [node for function in model.functions for node in function.node if _is_norm(node)]
-    return [_refused(node.name or node.output[0], refusal.reason) for node in found]
+    """Return `refusal` for each BatchNormalization that stands in a local function."""
+    nodes = (node for function in model.functions for node in function.node if _is_norm(node))
+    return [Site.refused(label(node), label(node), "batch_norm", refusal) for node in nodes]
 
 
 def labels(graph: onnx.GraphProto) -> set[str]:
     """Return what the report calls the nodes of `graph` and of the bodies in it."""
-    found = {node.name or node.output[0] for node in graph.node if node.output}
-    return found | {name for node in graph.node for body in subgraphs(node) for name in labels(body)}
-
-
-def _refused(node: str, reason: str) -> Site:
-    return Site.refused(node, node, "batch_norm", Refusal(RefusalCode.SUBGRAPH, reason))
+    own = {label(node) for node in graph.node if node.output}
+    return own | {name for node in graph.node for body in subgraphs(node) for name in labels(body)}
 
 
 def _functions_with_norms(model: onnx.ModelProto) -> set[tuple[str, str]]:
     """Return (domain, name) of each function with a norm in it, or with a call of such a function."""
     chosen: set[tuple[str, str]] = set()
     while True:
-        more = {
-            (function.domain, function.name)
-            for function in model.functions
-            if any(_holds_norm(node, chosen) for node in function.node)
-        }
+        more = {(f.domain, f.name) for f in model.functions if any(_holds_norm(node, chosen) for node in f.node)}
         if more == chosen:
             return chosen
         chosen = more
@@ -82,4 +74,4 @@ def _holds_norm(node: NodeProto, chosen: set[tuple[str, str]]) -> bool:
 
 
 def _is_norm(node: NodeProto) -> bool:
-    return node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx")
+    return operation(node) == "BatchNormalization"

@@ -64,6 +64,12 @@ class OnnxGraph:
         """Return those of `uses` to which the numbers matter: not Shape and Size, which a fold leaves as they are."""
         return [use for use in self.uses(value) if use.node.op_type not in _SHAPE_ONLY or use.index < 0]
 
+    def describe_readers(self, value: str) -> str:
+        """Return how many readers `value` has, and which, as the beginning of a sentence."""
+        uses = self.readers(value)
+        names = ", ".join(sorted({use.node.name or use.node.op_type for use in uses}))
+        return f"{value!r} has {len(uses)} readers: {names}" if uses else f"{value!r} has no reader"
+
     def shape(self, value: str) -> Dims | None:
         """Return the dimensions of `value` as `protos.infer` tells them, or None when its rank is not known."""
         return self._shapes.get(value)

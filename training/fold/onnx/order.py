@@ -4,8 +4,10 @@ Before everything else in the ONNX flow. Runtimes sort for themselves, and some 
 only they accept.
 """
 
+import heapq
+from graphlib import CycleError, TopologicalSorter
+
 import onnx
-from onnx import NodeProto
 
 from .protos import captures
 
@@ -15,9 +17,14 @@ def with_nodes_in_order(model: onnx.ModelProto) -> onnx.ModelProto:
 
     A cycle stays as it is, for ONNX's check to name.
     """
-    nodes = list(model.graph.node)
-    order = _order(nodes)
-    if order == list(range(len(nodes))):
+    nodes = model.graph.node
+    makers = {name: i for i, node in enumerate(nodes) for name in node.output if name}
+    reads = {i: {makers[n] for n in (*node.input, *captures(node)) if n in makers} for i, node in enumerate(nodes)}
+    if all(maker < i for i, needed in reads.items() for maker in needed):
+        return model
+    try:
+        order = _earliest_first(reads)
+    except CycleError:
         return model
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -26,23 +33,15 @@ def with_nodes_in_order(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def _order(nodes: list[NodeProto]) -> list[int]:
+def _earliest_first(reads: dict[int, set[int]]) -> list[int]:
     """Return the nodes' numbers, each as early as its place and what it reads allow."""
-    makers = {name: i for i, node in enumerate(nodes) for name in node.output if name}
+    sorter = TopologicalSorter(reads)
+    sorter.prepare()
+    ready: list[int] = []
     order: list[int] = []
-    state = [0] * len(nodes)  # 0 not seen, 1 waiting for what it reads, 2 placed
-    for start in range(len(nodes)):
-        pending = [start]
-        while pending:
-            i = pending[-1]
-            reads = () if state[i] else (*nodes[i].input, *sorted(captures(nodes[i])))
-            missing = [makers[name] for name in reads if name in makers and state[makers[name]] == 0]
-            if state[i] == 0 and missing:
-                state[i] = 1
-                pending += [m for m in reversed(missing) if m != i]
-                continue
-            pending.pop()
-            if state[i] != 2:
-                state[i] = 2
-                order.append(i)
+    while sorter.is_active():
+        for i in sorter.get_ready():
+            heapq.heappush(ready, i)
+        order.append(heapq.heappop(ready))
+        sorter.done(order[-1])
     return order

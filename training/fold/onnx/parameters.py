@@ -1,4 +1,4 @@
-"""The new weights of an ONNX layer that takes a norm: Conv, ConvTranspose, Gemm in all its forms, MatMul.
+"""The new parameters of an ONNX layer that takes a norm: Conv, ConvTranspose, Gemm in all its forms, MatMul.
 
 Fifth in the ONNX flow, after `producers` and `consumers`. It says where each operator keeps its channels and calls
 `core` for the arithmetic; a `Change` is worked out and rounded before anything is written, so that a refusal leaves no
@@ -24,9 +24,9 @@ from ..refusals import Refusal, RefusalCode
 from ..rounding import max_ulp, round_once
 from .border import add_border, require_border
 from .constants import Constant, read_constant
+from .flow import TargetLayer
 from .graph import OnnxGraph
 from .passing import QUANTISED, has_padding
-from .producers import TargetLayer
 from .protos import attributes, set_attribute
 
 
@@ -38,7 +38,7 @@ class Change:
         layer: the node.
         weight_at: which of its inputs is the weight.
         weight: float64, not yet rounded, in the layer's own layout.
-        bias: float64, in the shape in which the layer (or an Add behind a MatMul) takes it.
+        bias: float64, in the shape in which the layer (or an Add after a MatMul) takes it.
         dtype: of both, as stored.
         ulp: largest distance of the stored values from these, in units in the last place.
         cancellation: largest (|s b| + |t|) / |b'|.
@@ -62,16 +62,19 @@ def change_producer(graph: OnnxGraph, target: TargetLayer) -> Change:
         Refusal: axis when the affine runs over another axis, quantised, overridable, no-producer for a weight that is
             not constant, and what `core` refuses.
     """
-    layer, axis = target.layer, target.axis
-    weight_at, layout = _output_layout(graph, layer, axis)
-    weight, bias = _weight(graph, layer, weight_at), _bias(graph, layer)
-    groups = int(attributes(layer).get("group", 1))
-    affine = _fitted(target.affine, out_channels(weight.values, layout, groups), layer)
-    vector = _bias_vector(layer, bias, affine.channels)
-    new_weight, new_bias = fold_producer(weight.values, vector, affine, layout, groups)
-    old_bias = np.zeros(affine.channels) if vector is None else vector
-    kappa = np.abs(affine.scale * old_bias) + np.abs(affine.shift)
-    return _change(layer, weight_at, new_weight, _bias_shape(layer, weight_at, new_bias), weight.dtype, kappa)
+    layer = target.layer
+    is_second = layer.op_type in ("Gemm", "MatMul") and read_constant(graph, layer.input[1]) is None
+    if is_second and read_constant(graph, layer.input[0]) is None:
+        raise Refusal(RefusalCode.NO_PRODUCER, f"{layer.op_type} {layer.name!r} multiplies two values of the data")
+    if is_second and layer.op_type == "Gemm":
+        raise Refusal(RefusalCode.AXIS, f"Gemm {layer.name!r} has its constant on the rows, the norm its columns")
+    weight_at, layout = _weight_at(layer, 1 if is_second else 0)
+    _require_axis(graph, target, str(layer.output[0]), weight_at)
+    weight, groups = _weight(graph, layer, weight_at), int(attributes(layer).get("group", 1))
+    affine = _fitted(target, out_channels(weight.values, layout, groups))
+    bias = _bias(graph, layer, affine.channels)
+    new_weight, new_bias = fold_producer(weight.values, bias, affine, layout, groups)
+    return _change(layer, weight_at, new_weight, new_bias, weight, np.abs(affine.scale * bias) + np.abs(affine.shift))
 
 
 def change_consumer(graph: OnnxGraph, target: TargetLayer, *, exact_padding: bool = False) -> Change:
@@ -85,22 +88,20 @@ def change_consumer(graph: OnnxGraph, target: TargetLayer, *, exact_padding: boo
     Raises:
         Refusal: pad when the layer adds zeros that the affine would have shifted; otherwise as `change_producer`.
     """
-    layer = target.layer
-    weight_at, layout = _input_layout(graph, layer, target.data, target.axis)
-    weight, bias = _weight(graph, layer, weight_at), _bias(graph, layer)
-    groups = int(attributes(layer).get("group", 1))
-    affine = _fitted(target.affine, in_channels(weight.values, layout, groups), layer)
-    border = None
+    layer, fields = target.layer, attributes(target.layer)
+    weight_at, layout = _weight_at(layer, target.data_input)
+    if layer.op_type != "MatMul" and (target.data_input != 0 or fields.get("transA", 0)):
+        reason = f"input {target.data_input} of {layer.op_type} {layer.name!r} does not hold its channels on axis 1"
+        raise Refusal(RefusalCode.AXIS, reason)
+    _require_axis(graph, target, str(layer.input[target.data_input]), weight_at)
+    weight, groups = _weight(graph, layer, weight_at), int(fields.get("group", 1))
+    affine, border = _fitted(target, in_channels(weight.values, layout, groups)), None
     if _shifts_into_padding(graph, layer, affine, exact_padding):
         border, affine = border_kernel(weight.values, affine, groups), affine.without_shift()
-    vector = _bias_vector(layer, bias, out_channels(weight.values, layout, groups))
-    alpha = float(attributes(layer).get("alpha", 1.0)) if layer.op_type == "Gemm" else 1.0
-    old_bias = np.zeros(out_channels(weight.values, layout, groups)) if vector is None else vector
+    bias = _bias(graph, layer, out_channels(weight.values, layout, groups))
     new_weight, moved = fold_consumer(weight.values, None, affine, layout, groups)
-    new_bias = old_bias + alpha * moved
-    kappa = np.abs(old_bias) + np.abs(alpha * moved)
-    bias_as_read = _bias_shape(layer, weight_at, new_bias)
-    return _change(layer, weight_at, new_weight, bias_as_read, weight.dtype, kappa, border)
+    moved = float(fields.get("alpha", 1.0)) * moved if layer.op_type == "Gemm" else moved
+    return _change(layer, weight_at, new_weight, bias + moved, weight, np.abs(bias) + np.abs(moved), border)
 
 
 def apply(graph: OnnxGraph, change: Change) -> tuple[str, ...]:
@@ -109,7 +110,7 @@ def apply(graph: OnnxGraph, change: Change) -> tuple[str, ...]:
     stem = old[: -len("weight")] + "bias" if old.endswith("weight") else f"{old}_bias"
     notes: list[str] = []
     if layer.op_type == "MatMul":
-        _add_behind(graph, layer, change, stem)
+        _add_bias_after(graph, layer, change, stem)
     else:
         notes += _write(graph, layer, 2, change.bias, change.dtype, stem)
         if change.border is not None:
@@ -124,8 +125,7 @@ def apply(graph: OnnxGraph, change: Change) -> tuple[str, ...]:
 def _write(graph: OnnxGraph, layer: NodeProto, index: int, exact: Array, dtype: str, wish: str) -> list[str]:
     """Store `exact` for input `index`: in place when nothing else reads the old tensor, else under a fresh name."""
     old = str(layer.input[index]) if len(layer.input) > index else ""
-    is_own = old in graph.initializers and len(graph.uses(old)) == 1 and old not in graph.outputs
-    if is_own:
+    if old in graph.initializers and len(graph.uses(old)) == 1 and old not in graph.outputs:
         graph.store(old, exact, dtype)
         return []
     name = graph.fresh(wish)
@@ -135,7 +135,7 @@ def _write(graph: OnnxGraph, layer: NodeProto, index: int, exact: Array, dtype: 
     return [f"untied {old!r}, which others read"] if is_shared else []
 
 
-def _add_behind(graph: OnnxGraph, layer: NodeProto, change: Change, wish: str) -> None:
+def _add_bias_after(graph: OnnxGraph, layer: NodeProto, change: Change, wish: str) -> None:
     """Give a MatMul its bias as an Add; a bias of zeros needs none."""
     if not np.any(change.bias):
         return
@@ -147,89 +147,54 @@ def _add_behind(graph: OnnxGraph, layer: NodeProto, change: Change, wish: str) -
     graph.insert_after(layer, node)
 
 
-def _output_layout(graph: OnnxGraph, layer: NodeProto, axis: int | None) -> tuple[int, Layout]:
-    """Return which input is the weight and how it is laid out, for an affine on `axis` of the layer's output."""
+def _weight_at(layer: NodeProto, data: int) -> tuple[int, Layout]:
+    """Return which input is the weight and how it is laid out, when input number `data` carries the data."""
     if layer.op_type in ("Conv", "ConvTranspose"):
-        _require_axis(layer, axis, 1)
         return 1, Layout.CONV if layer.op_type == "Conv" else Layout.CONV_TRANSPOSE
     if layer.op_type == "Gemm":
-        _require_axis(layer, axis, 1)
-        if read_constant(graph, layer.input[1]) is None and read_constant(graph, layer.input[0]) is not None:
-            raise Refusal(RefusalCode.AXIS, f"Gemm {layer.name!r} has its constant on the rows, the norm its columns")
         return 1, Layout.LINEAR if attributes(layer).get("transB", 0) else Layout.MATMUL
-    rank = len(graph.shape(layer.output[0]) or ())
-    weights = {i for i in (0, 1) if read_constant(graph, layer.input[i]) is not None}
-    if 1 in weights:
-        _require_axis(layer, axis, rank - 1 if rank else None)
-        return 1, Layout.MATMUL
-    if 0 in weights:
-        _require_axis(layer, axis, rank - 2 if rank else None)
-        return 0, Layout.LINEAR
-    return 1, Layout.MATMUL
+    return (1, Layout.MATMUL) if data == 0 else (0, Layout.LINEAR)
 
 
-def _input_layout(graph: OnnxGraph, layer: NodeProto, data: int, axis: int | None) -> tuple[int, Layout]:
-    """Return the same for an affine on `axis` of the layer's input number `data`."""
-    if layer.op_type in ("Conv", "ConvTranspose"):
-        _require_axis(layer, axis if data == 0 else -1, 1)
-        return 1, Layout.CONV if layer.op_type == "Conv" else Layout.CONV_TRANSPOSE
-    rank = len(graph.shape(layer.input[data]) or ())
-    if layer.op_type == "Gemm":
-        _require_axis(layer, axis if data == 0 and not attributes(layer).get("transA", 0) else -1, 1)
-        return 1, Layout.LINEAR if attributes(layer).get("transB", 0) else Layout.MATMUL
-    if data == 0:
-        _require_axis(layer, axis, rank - 1 if rank else None)
-        return 1, Layout.MATMUL
-    _require_axis(layer, axis, rank - 2 if rank > 1 else None)
-    return 0, Layout.LINEAR
-
-
-def _require_axis(layer: NodeProto, axis: int | None, expected: int | None) -> None:
+def _require_axis(graph: OnnxGraph, target: TargetLayer, value: str, weight_at: int) -> None:
+    """Raise Refusal unless the affine runs over the channels of `value`, the layer's output or data input."""
+    axis, expected = target.flow.axis, 1
+    if target.layer.op_type == "MatMul":
+        expected = len(graph.shape(value) or ()) - (1 if weight_at == 1 else 2)
     if axis is not None and axis != expected:
-        where = "an axis that is not known" if expected is None else f"axis {expected}"
-        raise Refusal(
-            RefusalCode.AXIS, f"the norm runs over another axis than {layer.op_type} {layer.name!r}, whose is {where}"
-        )
+        where = "an axis that is not known" if expected < 0 else f"axis {expected}"
+        layer = f"{target.layer.op_type} {target.layer.name!r}"
+        raise Refusal(RefusalCode.AXIS, f"the norm runs over another axis than {layer}, whose is {where}")
 
 
 def _weight(graph: OnnxGraph, layer: NodeProto, index: int) -> Constant:
     name = str(layer.input[index])
-    constant = read_constant(graph, name)
-    producer = graph.producer(name)
+    constant, producer = read_constant(graph, name), graph.producer(name)
+    what = f"weight {name!r} of {layer.op_type} {layer.name!r}"
     if constant is None:
         is_quantised = producer is not None and producer.op_type in QUANTISED
         code = RefusalCode.QUANTISED if is_quantised else RefusalCode.NO_PRODUCER
-        raise Refusal(code, f"weight {name!r} of {layer.op_type} {layer.name!r} is no floating-point constant")
+        raise Refusal(code, f"{what} is no floating-point constant")
     if layer.op_type in ("MatMul", "Gemm") and constant.values.ndim != 2:
-        raise Refusal(RefusalCode.AXIS, f"weight {name!r} of {layer.op_type} has {constant.values.ndim} axes, not 2")
+        raise Refusal(RefusalCode.AXIS, f"{what} has {constant.values.ndim} axes, not 2")
     if constant.dtype is None:
-        raise Refusal(
-            RefusalCode.DTYPE, f"weight {name!r} of {layer.op_type} {layer.name!r} is no floating-point tensor"
-        )
+        raise Refusal(RefusalCode.DTYPE, f"{what} is no floating-point tensor")
     return constant
 
 
-def _bias(graph: OnnxGraph, layer: NodeProto) -> Constant | None:
-    """Return the layer's own bias; for a Gemm C, whatever its shape."""
-    if layer.op_type == "MatMul" or len(layer.input) < 3 or not layer.input[2]:
-        return None
-    constant = read_constant(graph, layer.input[2])
-    if constant is None or constant.dtype is None:
-        raise Refusal(
-            RefusalCode.NO_PRODUCER, f"bias {layer.input[2]!r} of {layer.op_type} {layer.name!r} is no constant"
-        )
-    return constant
-
-
-def _bias_vector(layer: NodeProto, bias: Constant | None, channels: int) -> Array | None:
-    """Return the bias as (channels,), times beta for a Gemm.
+def _bias(graph: OnnxGraph, layer: NodeProto, channels: int) -> Array:
+    """Return the layer's own bias as (channels,), times beta for a Gemm; zeros when it has none.
 
     Raises:
-        Refusal: axis for a C that differs from row to row.
+        Refusal: no-producer for a bias that is not constant, axis for a C of a Gemm that differs from row to row.
     """
-    if bias is None:
-        return None
-    values = np.asarray(bias.values, np.float64)
+    if layer.op_type == "MatMul" or len(layer.input) < 3 or not layer.input[2]:
+        return np.zeros(channels)
+    constant = read_constant(graph, layer.input[2])
+    if constant is None or constant.dtype is None:
+        reason = f"bias {layer.input[2]!r} of {layer.op_type} {layer.name!r} is no constant"
+        raise Refusal(RefusalCode.NO_PRODUCER, reason)
+    values = np.asarray(constant.values, np.float64)
     if layer.op_type == "Gemm":
         values = values * float(attributes(layer).get("beta", 1.0))
         if values.ndim == 2 and values.shape[0] != 1:
@@ -237,16 +202,11 @@ def _bias_vector(layer: NodeProto, bias: Constant | None, channels: int) -> Arra
     return np.broadcast_to(values.reshape(-1), (channels,)).copy()
 
 
-def _bias_shape(layer: NodeProto, weight_at: int, bias: Array) -> Array:
-    """Return the bias as it broadcasts: a column for `W @ x`, a vector otherwise."""
-    return bias[:, None] if layer.op_type == "MatMul" and weight_at == 0 else bias
-
-
-def _fitted(affine: Affine, channels: int, layer: NodeProto) -> Affine:
+def _fitted(target: TargetLayer, channels: int) -> Affine:
+    affine, layer = target.flow.affine, target.layer
     if affine.channels not in (1, channels):
-        raise Refusal(
-            RefusalCode.AXIS, f"the norm has {affine.channels} channels, {layer.op_type} {layer.name!r} has {channels}"
-        )
+        reason = f"the norm has {affine.channels} channels, {layer.op_type} {layer.name!r} has {channels}"
+        raise Refusal(RefusalCode.AXIS, reason)
     return affine.spread(channels)
 
 
@@ -258,8 +218,8 @@ def _shifts_into_padding(graph: OnnxGraph, layer: NodeProto, affine: Affine, exa
         raise Refusal(
             RefusalCode.PAD,
             f"ConvTranspose {layer.name!r} reaches its border positions with part of its kernel only, "
-            "so that a shift before it is no constant behind it",
-            "put the norm behind the transposed convolution",
+            "so that a shift before it is no constant after it",
+            "put the norm after the transposed convolution",
         )
     if not has_padding(layer):
         return False
@@ -272,17 +232,12 @@ def _shifts_into_padding(graph: OnnxGraph, layer: NodeProto, affine: Affine, exa
 
 
 def _change(
-    layer: NodeProto,
-    at: int,
-    weight: Array,
-    bias: Array,
-    dtype: str | None,
-    kappa: Array,
-    border: Array | None = None,
+    layer: NodeProto, at: int, weight: Array, bias: Array, old: Constant, kappa: Array, border: Array | None = None
 ) -> Change:
-    assert dtype is not None
+    """Return the change, rounded once for its figures; `kappa` is the bias' magnitude before anything cancelled."""
+    assert old.dtype is not None
     written = (weight, bias) if border is None else (weight, bias, border)
-    ulp = max(max_ulp(round_once(values, dtype), values, dtype) for values in written)
-    flat = np.abs(bias.reshape(-1))
-    cancelled = kappa[flat > 0] / flat[flat > 0]
-    return Change(layer, at, weight, bias, dtype, ulp, float(cancelled.max(initial=0.0)), border)
+    ulp = max(max_ulp(round_once(values, old.dtype), values, old.dtype) for values in written)
+    cancelled = kappa[bias != 0] / np.abs(bias[bias != 0])
+    column = bias[:, None] if layer.op_type == "MatMul" and at == 0 else bias  # as it broadcasts: for `W @ x`
+    return Change(layer, at, weight, column, old.dtype, ulp, float(cancelled.max(initial=0.0)), border)

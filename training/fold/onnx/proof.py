@@ -40,21 +40,22 @@ class Segment:
 
 
 def prove_onnx(
-    original: onnx.ModelProto, folded: onnx.ModelProto, exact: Mapping[str, Array], segments: Sequence[Segment]
+    original: onnx.ModelProto, folded: onnx.ModelProto, exact: Mapping[str, Array], folds: Sequence[Sequence[Segment]]
 ) -> tuple[list[float], Proof]:
-    """Return the float64 error of each segment, relative to A, and the proof of the whole.
+    """Return the largest float64 error of each fold, relative to A, and the proof of the whole.
 
     Args:
         original: the unfolded model.
         folded: the model that claims to equal it.
         exact: the folded parameters before their rounding, by name.
-        segments: one per fold, in the order in which they were made.
+        folds: the segments of each fold, in the order in which they were made.
 
     Raises:
         FoldError: one of the four questions has the wrong answer, or could not be asked at all.
     """
     require_rounded_once(folded, exact)
     before, after = Evaluator(original), Evaluator(folded, exact)
+    segments = [segment for fold in folds for segment in fold]
     live = [s for i, s in enumerate(segments) if _successor(segments, i) == i]
     keep = {name for segment in live for name in (segment.result, *segment.inputs)}
     outputs = [value.name for value in original.graph.output]
@@ -72,8 +73,8 @@ def prove_onnx(
     if not algebra <= limit:
         raise FoldError(f"proof failed: end to end the float64 error is {algebra:.2e}, expected at most {limit:.2e}")
     deployed = deployed_errors(original, folded, feeds, truth, amplification)
-    per_segment = [errors[id(segments[_successor(segments, i)])] for i in range(len(segments))]
-    return per_segment, Proof(algebra, limit, amplification, *deployed)
+    per_segment = iter([errors[id(segments[_successor(segments, i)])] for i in range(len(segments))])
+    return [max(next(per_segment) for _ in fold) for fold in folds], Proof(algebra, limit, amplification, *deployed)
 
 
 def require_rounded_once(folded: onnx.ModelProto, exact: Mapping[str, Array]) -> None:

@@ -123,6 +123,16 @@ def free_names(body: onnx.GraphProto) -> set[str]:
     return read - own
 
 
+def operation(node: NodeProto) -> str:
+    """Return the operator's name in ONNX's own domain, "" for one of any other domain."""
+    return str(node.op_type) if node.domain in ("", "ai.onnx") else ""
+
+
+def label(node: NodeProto) -> str:
+    """Return what the report calls a node: its name, else that of its first output."""
+    return str(node.name or node.output[0])
+
+
 def attributes(node: NodeProto) -> dict[str, Any]:
     """Return the node's attributes as Python values; a float has its float32 value exactly."""
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
