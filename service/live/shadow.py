@@ -1,16 +1,15 @@
 """A candidate beside the version that serves: it gets a copy of live inputs; its answers are compared and never sent.
 
-What it costs is bounded: while the candidate is behind, copies are dropped. Each worker counts for itself and leaves
-its counts in the state folder, so that the report of any of them is that of all.
+What it costs is bounded: while the candidate is behind, copies are dropped. The counts are kept in the state folder, so
+that the report of any worker is that of all, also over a restart.
 """
 
 import asyncio
-import json
 import logging
-import os
+import shutil
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from ..batching.request import Answer
 from ..errors import ServiceError
+from ..processes.counters import Counters
 from ..tensors import Array
 from .model import Model
 from .state import Shadow
@@ -26,79 +26,99 @@ _log = logging.getLogger(__name__)
 
 _MAX_ROWS = 1024  # of copies that are on their way at once
 _DEADLINE_SECONDS = 1.0
-_WRITE_SECONDS = 1.0
 
 
 @dataclass(slots=True)
-class Counts:
-    """What was compared; sums only, so that workers can be added up. Seconds are of the runs that held the rows."""
+class Comparison:
+    """What was compared; sums only, so that they can be added up. Seconds are of the runs that held the rows."""
 
-    rows: int = 0
-    agreeing_rows: int = 0
-    live_confidence: float = 0.0
-    candidate_confidence: float = 0.0
-    largest_difference: float = 0.0
-    requests: int = 0
-    live_seconds: float = 0.0
-    candidate_seconds: float = 0.0
-    dropped: int = 0
-    failed: int = 0
-
-    def add(self, other: "Counts") -> None:
-        """Take in what another worker counted."""
-        for item in fields(self):
-            ours, theirs = getattr(self, item.name), getattr(other, item.name)
-            setattr(self, item.name, max(ours, theirs) if item.name == "largest_difference" else ours + theirs)
-
-    def compare(self, live: Answer, candidate: Answer) -> None:
-        """Count two answers to the same inputs."""
-        ours, theirs = live.outputs, candidate.outputs
-        shared = [name for name in ours if name in theirs and ours[name].shape == theirs[name].shape]
-        floats = [name for name in shared if np.issubdtype(ours[name].dtype, np.floating)]
-        rows = len(next(iter(ours.values())))
-        self.rows += rows
-        self.requests += 1
-        self.agreeing_rows += int((decisions(ours) == decisions(theirs)).sum())
-        for name in floats:
-            difference = float(np.abs(ours[name].astype(np.float64) - theirs[name]).max(initial=0.0))
-            self.largest_difference = max(self.largest_difference, difference)
-        if "probabilities" in floats:
-            self.live_confidence += float(ours["probabilities"].max(axis=1).sum())
-            self.candidate_confidence += float(theirs["probabilities"].max(axis=1).sum())
-        self.live_seconds += live.infer_seconds
-        self.candidate_seconds += candidate.infer_seconds
+    rows: float = 0
+    agreeing_rows: float = 0
+    live_confidence: float = 0
+    candidate_confidence: float = 0
+    largest_difference: float = 0
+    requests: float = 0
+    live_seconds: float = 0
+    candidate_seconds: float = 0
+    dropped: float = 0
+    failed: float = 0
 
     def report(self) -> dict[str, Any]:
         """Return agreement, confidence and latency; None where nothing was compared."""
         rows, requests = self.rows or None, self.requests or None
         return {
-            "rows": self.rows,
+            "rows": int(self.rows),
             "agreement": rows and self.agreeing_rows / rows,
             "largest_difference": self.largest_difference,
             "confidence_shift": rows and (self.candidate_confidence - self.live_confidence) / rows,
             "live_infer_ms": requests and self.live_seconds / requests * 1000,
             "candidate_infer_ms": requests and self.candidate_seconds / requests * 1000,
-            "dropped": self.dropped,
-            "failed": self.failed,
+            "dropped": int(self.dropped),
+            "failed": int(self.failed),
         }
+
+
+_NAMES = [field.name for field in fields(Comparison)]
+
+
+def compare(live: Answer, candidate: Answer) -> Comparison:
+    """Compare two answers to the same inputs."""
+    ours, theirs = live.outputs, candidate.outputs
+    shared = [name for name in ours if name in theirs and ours[name].shape == theirs[name].shape]
+    floats = [name for name in shared if np.issubdtype(ours[name].dtype, np.floating)]
+    found = Comparison(
+        rows=len(next(iter(ours.values()))),
+        agreeing_rows=int((decisions(ours) == decisions(theirs)).sum()),
+        requests=1,
+        live_seconds=live.infer_seconds,
+        candidate_seconds=candidate.infer_seconds,
+    )
+    for name in floats:
+        difference = float(np.abs(ours[name].astype(np.float64) - theirs[name]).max(initial=0.0))
+        found.largest_difference = max(found.largest_difference, difference)
+    if "probabilities" in floats:
+        found.live_confidence = float(ours["probabilities"].max(axis=1).sum())
+        found.candidate_confidence = float(theirs["probabilities"].max(axis=1).sum())
+    return found
 
 
 class _Candidate:
     """One comparison that runs."""
 
-    def __init__(self, shadow: Shadow, model: Model) -> None:
+    def __init__(self, shadow: Shadow, model: Model, folder: Path | None) -> None:
         self.shadow = shadow
         self.model = model
-        self.counts = Counts()
         self.rows_on_their_way = 0
-        self.written_at = 0.0
+        self._folder = folder and folder / model.name / f"{shadow.version}-{shadow.since}"
+        self._counters = self._open_counters()
+
+    def count(self, found: Comparison) -> None:
+        """Add to what was found so far."""
+        self._counters.add(astuple(found))
+
+    def totals(self) -> Comparison:
+        """Return what all workers have found."""
+        return Comparison(*self._counters.totals())
+
+    def end(self) -> None:
+        """Take the counts of all workers away."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _open_counters(self) -> Counters:
+        maxima = [_NAMES.index("largest_difference")]
+        try:
+            return Counters(len(_NAMES), self._folder, maxima)
+        except OSError as err:
+            _log.warning("counts of a shadow cannot be written", extra={"reason": err.strerror})
+            return Counters(len(_NAMES), None, maxima)
 
 
 class Shadows:
     """The candidates of one worker, by the name of their model.
 
     Args:
-        folder: where counts are left for the other workers; None keeps them to this one.
+        folder: writable, where counts are kept for all workers and over a restart; None keeps them to this one.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -107,67 +127,58 @@ class Shadows:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def follow(self, name: str, shadow: Shadow | None, loaded: Mapping[int, Model]) -> None:
-        """Begin or end a comparison, as was decided."""
+        """Begin or end a comparison, as was decided; one whose time is over keeps its report until then."""
         current = self._candidates.get(name)
-        model = loaded.get(shadow.version) if shadow and shadow.until > time.time() else None
-        if model is None or shadow is None:
+        if current is not None and current.shadow != shadow:
+            self._candidates.pop(name).end()
+        model = loaded.get(shadow.version) if shadow else None
+        if shadow is None or model is None:
             self._candidates.pop(name, None)
-        elif current is None or current.shadow != shadow or current.model is not model:
-            self._candidates[name] = _Candidate(shadow, model)
+        elif name in self._candidates:
+            self._candidates[name].model = model
+        else:
+            self._candidates[name] = _Candidate(shadow, model, self._folder)
 
     def watches(self, name: str) -> bool:
         """Return whether a candidate may want a copy of what a model is asked."""
-        return name in self._candidates
+        candidate = self._candidates.get(name)
+        return candidate is not None and time.time() < candidate.shadow.until
 
     def offer(self, model: Model, inputs: Mapping[str, Array], answer: Answer) -> None:
         """Let the candidate answer the same inputs, if there is one and it keeps up; returns at once."""
         candidate = self._candidates.get(model.name)
-        if candidate is None or candidate.model is model or time.time() > candidate.shadow.until:
+        if candidate is None or candidate.model is model or not self.watches(model.name):
             return
         rows = len(next(iter(inputs.values())))
         if candidate.rows_on_their_way + rows > _MAX_ROWS:
-            candidate.counts.dropped += 1
+            candidate.count(Comparison(dropped=1))
             return
         candidate.rows_on_their_way += rows
-        task = asyncio.get_running_loop().create_task(self._compare(candidate, inputs, answer, rows))
+        task = asyncio.get_running_loop().create_task(_run(candidate, inputs, answer, rows))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def report(self, name: str, shadow: Shadow) -> dict[str, Any]:
-        """Return what all workers have counted for one comparison."""
-        counts = Counts()
+        """Return what all workers have found in one comparison."""
         candidate = self._candidates.get(name)
-        if candidate is not None and candidate.shadow == shadow:
-            counts.add(candidate.counts)
-        for other in self._others(name, shadow):
-            counts.add(other)
-        return counts.report()
+        is_this = candidate is not None and candidate.shadow == shadow
+        return (candidate.totals() if candidate and is_this else Comparison()).report()
 
-    async def _compare(self, candidate: _Candidate, inputs: Mapping[str, Array], live: Answer, rows: int) -> None:
-        try:
-            with candidate.model.in_use():
-                deadline = time.perf_counter() + _DEADLINE_SECONDS
-                answer = await candidate.model.batcher.infer(inputs, deadline=deadline)
-            candidate.counts.compare(live, answer)
-        except ServiceError:
-            candidate.counts.failed += 1
-        except Exception:
-            candidate.counts.failed += 1
-            _log.exception("a shadow could not be compared")
-        finally:
-            candidate.rows_on_their_way -= rows
-        if self._folder and time.monotonic() - candidate.written_at > _WRITE_SECONDS:
-            candidate.written_at = time.monotonic()
-            _write(self._folder, candidate)
 
-    def _others(self, name: str, shadow: Shadow) -> Iterator[Counts]:
-        for path in self._folder.glob(f"{name}.*.json") if self._folder else ():
-            try:
-                document = json.loads(path.read_bytes())
-                if Shadow(**document["shadow"]) == shadow and document["pid"] != os.getpid():
-                    yield Counts(**document["counts"])
-            except (OSError, ValueError, KeyError, TypeError):
-                _log.warning("counts of a shadow cannot be read", extra={"path": str(path)})
+async def _run(candidate: _Candidate, inputs: Mapping[str, Array], live: Answer, rows: int) -> None:
+    """Let a candidate answer, and count how its answer compares."""
+    try:
+        with candidate.model.in_use():
+            deadline = time.perf_counter() + _DEADLINE_SECONDS
+            answer = await candidate.model.batcher.infer(inputs, deadline=deadline)
+        candidate.count(compare(live, answer))
+    except ServiceError:
+        candidate.count(Comparison(failed=1))
+    except Exception:
+        candidate.count(Comparison(failed=1))
+        _log.exception("a shadow could not be compared")
+    finally:
+        candidate.rows_on_their_way -= rows
 
 
 def decisions(outputs: Mapping[str, Array]) -> Array:
@@ -177,16 +188,3 @@ def decisions(outputs: Mapping[str, Array]) -> Array:
     first = next(iter(outputs.values()))
     largest: Array = first.reshape(len(first), -1).argmax(axis=1)
     return largest
-
-
-def _write(folder: Path, candidate: _Candidate) -> None:
-    """Leave the counts of this worker, whole or not at all."""
-    document = {"pid": os.getpid(), "shadow": asdict(candidate.shadow), "counts": asdict(candidate.counts)}
-    path = folder / f"{candidate.model.name}.{os.getpid()}.json"
-    try:
-        folder.mkdir(exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(document))
-        temporary.replace(path)
-    except OSError as err:
-        _log.warning("counts of a shadow cannot be written", extra={"reason": err.strerror})

@@ -62,7 +62,7 @@ class Workers:
         Returns:
             The place, from 0; it is free again when the process ends, however it does.
         """
-        from .counts import count_in
+        from .metric_files import count_in
 
         place, _ = self._take_place()
         self._forget_gauges(place)
@@ -75,7 +75,7 @@ class Workers:
 
     def totals(self) -> "CollectorRegistry":
         """Return a registry that gives the counts of all workers, and each worker's gauges under its place."""
-        from .counts import totals
+        from .metric_files import totals
 
         return totals(self.folder)
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -322,6 +323,27 @@ def test_a_shadow_is_compared_and_never_heard(models):
             assert report["failed"] == report["dropped"] == 0
         assert operator.delete("/v2/repository/models/fashion/shadow").json()["shadow"] is None
         assert operator.index()["2"] == ("UNAVAILABLE", "not loaded")
+
+
+def test_a_comparison_keeps_its_report_over_a_restart_and_after_its_time(models, monkeypatch):
+    """What was found is there until the operator ends it; what comes after its time is not compared any more."""
+    for version in (1, 2):
+        publish(models, version)
+    with running(models) as operator:
+        operator.done("models/fashion/promote", version=1)
+        operator.done("models/fashion/shadow", version=2, seconds=600)
+        operator.answering()
+        assert operator.compared(4)["rows"] == 4
+    with running(models) as operator:
+        operator.answering()
+        assert operator.compared(8)["rows"] == 8
+        in_an_hour = time.time() + 3600
+        monkeypatch.setattr(time, "time", lambda: in_an_hour)
+        operator.done("models/fashion/load")
+        operator.answering()
+        assert operator.compared(8)["rows"] == 8
+        operator.delete("/v2/repository/models/fashion/shadow")
+    assert list((models.parent / "state/shadows/fashion").iterdir()) == []
 
 
 @pytest.mark.parametrize(
