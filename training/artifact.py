@@ -5,11 +5,10 @@ and digests; what stands in the graph and in the manifest was decided before.
 """
 
 import contextlib
-import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,9 @@ from foldserve.format.errors import FormatError
 from foldserve.format.manifest import MANIFEST_FILE, MODEL_FILE, check_files, read_manifest, write_manifest
 from foldserve.format.names import MODEL_NAME_RULE, VERSION_RULE, is_model_name, is_version
 
+from .disk import TEMPORARY, FolderLock, permissions, sync_folder, write_whole
 from .errors import ArtifactError
 from .triton import companion_files
-
-TEMPORARY = ".tmp-"
 
 
 def publish(
@@ -51,8 +49,8 @@ def publish(
     folder = models_dir / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _sync_folder(models_dir)
-        with _alone_in(folder):
+        sync_folder(models_dir)
+        with FolderLock(folder):
             _remove_left_behind(folder)
             _check_companions(folder, companions)
             return _publish_next(folder, model, manifest, companions, version)
@@ -91,26 +89,6 @@ def read(folder: Path) -> tuple[bytes, dict[str, Any]]:
         raise ArtifactError(f"{err.filename} cannot be read ({err.strerror}); expected a version folder") from err
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that `path` is the old file or the new one at every moment.
-
-    Raises:
-        OSError: as the system says; the temporary file is gone again.
-    """
-    handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(file.fileno(), 0o666 & ~_umask())  # mkstemp makes files for their owner alone
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
 def _publish_next(
     folder: Path, model: bytes, manifest: Mapping[str, Any], companions: Mapping[str, str], version: int | None
 ) -> Path:
@@ -125,7 +103,7 @@ def _publish_next(
             _publish_as(target, {MODEL_FILE: model, MANIFEST_FILE: written}, companions)
             return target
         except OSError:
-            # Somebody who does not take our lock may have filled `target` meanwhile; then the next number is ours.
+            # A process that does not take our lock may have filled `target`; then the next number is ours.
             if version is not None or not target.exists():
                 raise
 
@@ -137,28 +115,17 @@ def _publish_as(target: Path, files: Mapping[str, bytes], companions: Mapping[st
         undo.callback(shutil.rmtree, temporary, ignore_errors=True)
         for name, content in files.items():
             write_whole(temporary / name, content)
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders for their owner alone
+        temporary.chmod(permissions(0o777))  # mkdtemp makes folders for their owner alone
         for path in (folder / name for name in companions if not (folder / name).exists()):
             undo.callback(path.unlink, missing_ok=True)
             write_whole(path, companions[path.name].encode())
         os.rename(temporary, target)  # the system refuses when `target` is there and not empty
         undo.pop_all()
-    _sync_folder(folder)
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold the system's lock on `folder`, which ends with the process however the process ends."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+    sync_folder(folder)
 
 
 def _remove_left_behind(folder: Path) -> None:
-    """Remove what publishers that were killed have left; under the lock nobody living owns any of it."""
+    """Remove what publishers that were killed have left; under the lock no running process owns any of it."""
     for entry in folder.glob(f"{TEMPORARY}*"):
         if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
@@ -179,18 +146,3 @@ def _check_companions(folder: Path, companions: Mapping[str, str]) -> None:
 def _remove_if_empty(folder: Path) -> None:
     with contextlib.suppress(OSError):
         folder.rmdir()
-
-
-def _umask() -> int:
-    """Return the process's umask, which can only be read by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

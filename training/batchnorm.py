@@ -8,6 +8,7 @@ Source: Ioffe and Szegedy 2015 (arXiv:1502.03167), algorithms 1 and 2.
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import ConfigError
 
@@ -52,7 +53,8 @@ def batch_norm(
     Raises:
         ConfigError: `x` has another number of axes, or one value per channel where its statistics are needed.
     """
-    _check_input(x)
+    if x.ndim not in NUM_DIMS:
+        raise ConfigError(f"batch norm of shape {tuple(x.shape)}: expected (N, C), (N, C, L) or (N, C, H, W)")
     if not training and moving_mean is not None and moving_var is not None:
         return _normalised_by(x, moving_mean, moving_var, gamma, beta, eps)
     values = x.reshape(x.shape[0], x.shape[1], -1)  # (N, C, positions)
@@ -162,9 +164,16 @@ class BatchNorm(nn.Module):
         return f"{self.num_features}, num_dims={self.num_dims}, eps={self.eps}, momentum={self.momentum}"
 
 
-def _check_input(x: Tensor) -> None:
-    if x.ndim not in NUM_DIMS:
-        raise ConfigError(f"batch norm of shape {tuple(x.shape)}: expected (N, C), (N, C, L) or (N, C, H, W)")
+BatchNormLayer = _BatchNorm | BatchNorm  # PyTorch's or the one by hand
+
+
+def norm_tensors(norm: BatchNormLayer) -> dict[str, Tensor | None]:
+    """Return `gamma`, `beta`, `mean` and `variance` of either kind: the layer's own tensors, each (C,) or None."""
+    if isinstance(norm, BatchNorm):
+        tensors = (norm.gamma, norm.beta, norm.moving_mean, norm.moving_var)
+    else:
+        tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    return dict(zip(("gamma", "beta", "mean", "variance"), tensors, strict=True))
 
 
 def _normalised_by(

@@ -25,7 +25,7 @@ def model_card(
         recipe: hyperparameters by name.
         manifest: of the version, without what publishing adds.
         revision: of the code.
-        counts: (classes, classes) true against named on the test images.
+        counts: (classes, classes) true against predicted on the test images.
         class_names: index = class id.
     """
     accuracy, parity, environment = manifest["accuracy"], manifest["parity"], manifest["environment"]
@@ -64,7 +64,7 @@ def model_card(
 
 
 def _class_table(counts: NDArray[np.int64], class_names: Sequence[str]) -> list[str]:
-    rows = ["| class | found | of those named right | most often taken for |", "|---|---|---|---|"]
+    rows = ["| class | recall | precision | most often taken for |", "|---|---|---|---|"]
     for class_id, class_name in enumerate(class_names):
         others = counts[class_id].copy()
         others[class_id] = 0

@@ -1,4 +1,4 @@
-"""A run's `last.pt`: everything that the next epoch depends on, so that a killed run goes on as if it had not been.
+"""A run's `last.pt`: everything that the next epoch depends on, so a killed run continues as if nothing happened.
 
 Written whole after each epoch and read with `weights_only=True`: a checkpoint is data and never runs code. Which rows
 and images an epoch sees follows from seed and epoch alone, so no random state is kept. It does not train.
@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from .artifact import write_whole
 from .config import Recipe
-from .errors import ArtifactError, CheckpointError
+from .disk import write_file
+from .errors import CheckpointError
 from .fit import EpochRecord, Snapshot
 
 CHECKPOINT_NAME = "last.pt"
@@ -46,12 +46,7 @@ def write_checkpoint(path: Path, snapshot: Snapshot, recipe: Recipe, digests: Ma
         },
         content,
     )
-    try:
-        write_whole(path, content.getvalue())
-    except OSError as err:
-        raise ArtifactError(
-            f"{path} cannot be written ({err.strerror or err}); free the disk and go on with --resume {path.parent}"
-        ) from err
+    write_file(path, content.getvalue(), f"free the disk and go on with --resume {path.parent}")
 
 
 def read_checkpoint(path: Path, recipe: Recipe, digests: Mapping[str, str]) -> Snapshot:
@@ -88,9 +83,9 @@ def _load(path: Path) -> dict[str, Any]:
     return stored
 
 
-def _check_same(path: Path, what: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+def _check_same(path: Path, what: str, stored: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Raise CheckpointError that names the entries which differ."""
-    other = sorted(key for key in {*found, *expected} if found.get(key) != expected.get(key))
+    other = sorted(key for key in {*stored, *expected} if stored.get(key) != expected.get(key))
     if other:
-        differing = ", ".join(f"{key} {found.get(key)!r} instead of {expected.get(key)!r}" for key in other)
+        differing = ", ".join(f"{key} {stored.get(key)!r} instead of {expected.get(key)!r}" for key in other)
         raise CheckpointError(f"{path} belongs to another training: its {what} has {differing}; start a new run")

@@ -17,7 +17,7 @@ from foldserve.exit_codes import DONE, INTERRUPTED
 from . import plots, provenance
 from .artifact import check_name, publish
 from .card import model_card
-from .config import AUGMENTATIONS, NORMS, OPTIMIZERS, POOLS, PRESETS, SCHEDULES, TAILS, Recipe
+from .config import CHOICES, PRESETS, Recipe
 from .dataset import CLASS_NAMES, FashionMNIST, load
 from .device import resolve_device
 from .errors import ArtifactError, ConfigError, TrainingError, VerifyError
@@ -27,7 +27,7 @@ from .fold import cli as fold_command
 from .parity import run_model
 from .pipeline import Package, Trained, package, train
 from .reverify import Outcome, reverify
-from .run_folder import CARD_NAME, RunFolder, default_folder
+from .run_folder import CARD_NAME, RunConfig, RunFolder, default_folder
 from .session import Session, resume, start
 from .studies import best, circles_report, compare, inspection
 
@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TrainingError as err:
         print(err, file=sys.stderr)
         return err.exit_code
-    except KeyboardInterrupt as stop:
-        print(f"\ninterrupted; nothing unfinished was published{stop}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\ninterrupted; no unfinished model was published", file=sys.stderr)
         return INTERRUPTED
     return DONE
 
@@ -70,8 +70,10 @@ def _add_train_and_export(subparsers: Any) -> None:
     )
     recipe = parser.add_argument_group("recipe (what is left out comes from the preset)")
     recipe.add_argument("--preset", choices=sorted(PRESETS), default=None, help="a named set of good values (book)")
-    recipe.add_argument("--pool", choices=POOLS, default=None, help="pooling between the convolutions")
-    recipe.add_argument("--norm", choices=NORMS, default=None, help="batch normalization: PyTorch's, by hand, none")
+    recipe.add_argument("--pool", choices=CHOICES["pool"], default=None, help="pooling between the convolutions")
+    recipe.add_argument(
+        "--norm", choices=CHOICES["norm"], default=None, help="batch normalization: PyTorch's, by hand, none"
+    )
     recipe.add_argument("--epochs", type=int, default=None, help="passes over the training set")
     recipe.add_argument(
         "--lr", type=float, default=None, dest="learning_rate", help="step size; the largest one of a schedule"
@@ -79,14 +81,16 @@ def _add_train_and_export(subparsers: Any) -> None:
     recipe.add_argument("--batch-size", type=int, default=None, help="rows of a step")
     recipe.add_argument(
         "--tail",
-        choices=TAILS,
+        choices=CHOICES["tail"],
         default=None,
         help="whether the step with the rows that fill no batch (96 of 60,000 by 256) is an epoch's first or its last; "
         "first, because at learning rate 1.0 a last step on few rows decides the accuracy of the whole run (first)",
     )
-    recipe.add_argument("--optimizer", choices=OPTIMIZERS, default=None, help="what turns gradients into steps")
-    recipe.add_argument("--schedule", choices=SCHEDULES, default=None, help="constant, or up and down to 0")
-    recipe.add_argument("--augment", choices=AUGMENTATIONS, default=None, help="mirror: half of the images, each epoch")
+    recipe.add_argument("--optimizer", choices=CHOICES["optimizer"], default=None, help="how gradients become steps")
+    recipe.add_argument("--schedule", choices=CHOICES["schedule"], default=None, help="constant, or up and down to 0")
+    recipe.add_argument(
+        "--augment", choices=CHOICES["augment"], default=None, help="mirror: half of each epoch's images"
+    )
     recipe.add_argument("--seed", type=int, default=None, help="of initial weights and order of rows")
     recipe.add_argument(
         "--statistics", choices=("population", "running"), default=None, help="which are exported (population)"
@@ -126,7 +130,7 @@ def _run_train_and_export(arguments: argparse.Namespace) -> None:
     if arguments.tensorboard:
         require_tensorboard()
     revision, environment = provenance.revision(), provenance.environment()
-    session, dataset = _session(arguments, {"revision": revision, "environment": environment})
+    session, dataset = _session(arguments, revision, environment)
     with contextlib.closing(session.run):
         _train_and_publish(session, dataset, arguments, revision, environment)
 
@@ -138,12 +142,13 @@ def _train_and_publish(
     revision: str,
     environment: Mapping[str, Any],
 ) -> None:
-    run, recipe, resumed = session.run, session.recipe, session.resumed
+    run, config, resumed = session.run, session.config, session.resumed
+    recipe = config.recipe
     done = 0 if resumed is None else len(resumed.epochs)
     print(
-        f"data {dataset.source}, device {session.device.type}, run {run.folder}" + (f", epoch {done} done" * bool(done))
+        f"data {dataset.source}, device {session.device.type}, run {run.path}" + (f", epoch {done} done" * bool(done))
     )
-    events = Events(run.folder, done + 1) if arguments.tensorboard else None
+    events = Events(run.path, done + 1) if arguments.tensorboard else None
     with session.resumable():
         trained = train(
             recipe,
@@ -152,19 +157,21 @@ def _train_and_publish(
             lambda record: _on_epoch(run, events, record, recipe.epochs),
             resumed=resumed,
             on_snapshot=session.save,
-            compiles=session.compiles,
+            compiles=config.compiled,
         )
         weights = run.write_weights(trained.weights)
         print(_accuracies(trained))
         packaged = package(trained, dataset, revision=revision, environment=environment, created=datetime.now(UTC))
         print(f"\n{packaged.report.table()}\n\n{packaged.parity.table()}\n")
-        card = _write_pictures(run, session.name, recipe, trained, packaged, revision, dataset)
-        folder = publish(arguments.models_dir, session.name, packaged.model, packaged.manifest)
+        card = _write_pictures(run, config.name, recipe, trained, packaged, revision, dataset)
+        folder = publish(arguments.models_dir, config.name, packaged.model, packaged.manifest)
         run.write(CARD_NAME, card.encode())  # the run is finished: resumed once more, it would publish once more
     print(f"published {folder} ({len(packaged.model):,} bytes); weights {weights}")
 
 
-def _session(arguments: argparse.Namespace, made_by: Mapping[str, Any]) -> tuple[Session, FashionMNIST]:
+def _session(
+    arguments: argparse.Namespace, revision: str, environment: Mapping[str, Any]
+) -> tuple[Session, FashionMNIST]:
     """Return the run that the flags ask for, new or resumed, and its data; whatever is wrong is said here."""
     if arguments.resume is not None:
         _refuse_beside_resume(arguments)
@@ -176,8 +183,17 @@ def _session(arguments: argparse.Namespace, made_by: Mapping[str, Any]) -> tuple
     device = resolve_device(arguments.device or "auto")
     dataset = load(arguments.data_dir)
     folder = arguments.out or default_folder(name, recipe.seed, datetime.now(UTC))
-    compiles = bool(arguments.compile)
-    return start(folder, name, recipe, device, dataset, made_by, compiles=compiles), dataset
+    config = RunConfig(
+        name=name,
+        recipe=recipe,
+        device=device.type,
+        compiled=bool(arguments.compile),
+        data_source=dataset.source,
+        digests=dataset.digests,
+        revision=revision,
+        environment=environment,
+    )
+    return start(folder, config, device), dataset
 
 
 def _refuse_beside_resume(arguments: argparse.Namespace) -> None:
@@ -192,7 +208,7 @@ def _refuse_beside_resume(arguments: argparse.Namespace) -> None:
     for option in options:
         if getattr(arguments, option) is not None:
             flag = "--" + flags.get(option, option).replace("_", "-")
-            raise ConfigError(f"{flag} with --resume: the run goes on as it was session; leave {flag} out")
+            raise ConfigError(f"{flag} with --resume: a run continues with the flags of its start; leave {flag} out")
 
 
 def _run_verify(arguments: argparse.Namespace) -> None:

@@ -12,13 +12,17 @@ from typing import Any
 
 from .errors import ConfigError
 
-POOLS = ("avg", "max")
-NORMS = ("torch", "scratch", "none")
-STATISTICS = ("population", "running", "none")
-TAILS = ("first", "last")
-OPTIMIZERS = ("sgd", "adam", "muon")
-SCHEDULES = ("constant", "linear")
-AUGMENTATIONS = ("none", "mirror")
+CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "pool": ("avg", "max"),
+        "norm": ("torch", "scratch", "none"),
+        "statistics": ("population", "running", "none"),
+        "tail": ("first", "last"),
+        "optimizer": ("sgd", "adam", "muon"),
+        "schedule": ("constant", "linear"),
+        "augment": ("none", "mirror"),
+    }
+)
 LARGEST_SEED = 2**63 - 1  # what torch.manual_seed takes without wrapping
 
 
@@ -62,13 +66,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _check_choice("--preset", self.preset, PRESETS)
-        _check_choice("--pool", self.pool, POOLS)
-        _check_choice("--norm", self.norm, NORMS)
-        _check_choice("--statistics", self.statistics, STATISTICS)
-        _check_choice("--tail", self.tail, TAILS)
-        _check_choice("--optimizer", self.optimizer, OPTIMIZERS)
-        _check_choice("--schedule", self.schedule, SCHEDULES)
-        _check_choice("--augment", self.augment, AUGMENTATIONS)
+        for name, allowed in CHOICES.items():
+            _check_choice(f"--{name}", getattr(self, name), allowed)
         _check_integer("--epochs", self.epochs, 1, 1_000_000)
         _check_integer("--batch-size", self.batch_size, 1, 60_000)
         _check_integer("--seed", self.seed, 0, LARGEST_SEED)
@@ -88,7 +87,7 @@ class Recipe:
             )
         if self.norm != "none" and self.batch_size == 1:
             raise ConfigError(
-                f"--batch-size 1 with --norm {self.norm}: the variance of one value is 0 and every norm would answer "
+                f"--batch-size 1 with --norm {self.norm}: the variance of one value is 0 and every norm would give "
                 "its bias alone; choose at least 2, or --norm none"
             )
 
@@ -116,20 +115,13 @@ class Recipe:
         return asdict(self)
 
 
-# What a preset leaves out is the default above. `book`: 10 epochs of plain SGD, steps of 256 rows and one of 96.
+# What a preset leaves out is the default above: `book` is 10 epochs of plain SGD, steps of 256 rows and one of 96.
 # `best`: chosen on training images held out (docs/results/best).
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "book": MappingProxyType({"learning_rate": 1.0, "batch_size": 256, "epochs": 10}),
+        "book": MappingProxyType({}),
         "best": MappingProxyType(
-            {
-                "optimizer": "muon",
-                "learning_rate": 0.1,
-                "schedule": "linear",
-                "augment": "mirror",
-                "batch_size": 256,
-                "epochs": 10,
-            }
+            {"optimizer": "muon", "learning_rate": 0.1, "schedule": "linear", "augment": "mirror"},
         ),
     }
 )

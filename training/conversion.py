@@ -1,6 +1,6 @@
 """Exact conversion between the hand-written batch norm and PyTorch's, parameters and statistics alike.
 
-A converted layer answers and goes on training as the one it came from. Folding and export take PyTorch's layers, so a
+A converted layer computes and goes on training as the one it came from. Folding and export take PyTorch's layers, so a
 network with hand-written norms goes through `to_torch_model` first.
 """
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .batchnorm import BatchNorm
+from .batchnorm import BatchNorm, BatchNormLayer, norm_tensors
 from .errors import ConfigError
 
 TORCH_NORMS: dict[int, type[_BatchNorm]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}
@@ -24,11 +24,9 @@ def to_torch(norm: BatchNorm) -> _BatchNorm:
     twin = TORCH_NORMS[norm.num_dims](norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     twin.to(_reference_tensor(norm)).train(norm.training)
     with torch.no_grad():
-        _copy(twin.weight, norm.gamma)
-        _copy(twin.bias, norm.beta)
-        _copy(twin.running_mean, norm.moving_mean)
-        _copy(twin.running_var, norm.moving_var if norm.moving_gap is None else _unbiased_var(norm))
-        _copy(twin.num_batches_tracked, norm.num_batches_tracked)
+        _copy_tensors(twin, norm)
+        if twin.running_var is not None and norm.moving_gap is not None:
+            twin.running_var.add_(norm.moving_gap)
     return twin
 
 
@@ -63,11 +61,7 @@ def from_torch(
     )
     twin.to(_reference_tensor(norm)).train(norm.training)
     with torch.no_grad():
-        _copy(twin.gamma, norm.weight)
-        _copy(twin.beta, norm.bias)
-        _copy(twin.moving_mean, norm.running_mean)
-        _copy(twin.moving_var, norm.running_var)
-        _copy(twin.num_batches_tracked, norm.num_batches_tracked)
+        _copy_tensors(twin, norm)
         if twin.moving_gap is not None:
             _make_biased(twin, values_per_channel)
     return twin
@@ -82,12 +76,6 @@ def to_torch_model(model: nn.Module) -> nn.Module:
         if isinstance(module, BatchNorm):
             twin.set_submodule(name, to_torch(module))
     return twin
-
-
-def _unbiased_var(norm: BatchNorm) -> Tensor:
-    assert norm.moving_var is not None
-    assert norm.moving_gap is not None
-    return norm.moving_var + norm.moving_gap
 
 
 def _make_biased(twin: BatchNorm, values_per_channel: int | None) -> None:
@@ -114,6 +102,8 @@ def _reference_tensor(norm: nn.Module) -> Tensor:
     return tensors[0] if tensors else torch.empty(0)
 
 
-def _copy(target: Tensor | None, source: Tensor | None) -> None:
-    if target is not None and source is not None:
-        target.copy_(source)
+def _copy_tensors(target: BatchNormLayer, source: BatchNormLayer) -> None:
+    pairs = [*zip(norm_tensors(target).values(), norm_tensors(source).values(), strict=True)]
+    for into, value in (*pairs, (target.num_batches_tracked, source.num_batches_tracked)):
+        if into is not None and value is not None:
+            into.copy_(value)

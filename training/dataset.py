@@ -1,4 +1,4 @@
-"""Fashion-MNIST from wherever it lies to arrays in memory; the only place that knows how pixels become numbers.
+"""Fashion-MNIST from the first place that has it to arrays; the only module that knows how pixels become numbers.
 
 `load` goes through the sources in a fixed order and checks every file's digest. It does not shuffle, augment or split.
 """
@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -53,18 +54,32 @@ class FashionMNIST:
     source: str
     digests: Mapping[str, str] = field(default_factory=dict)
 
+    def on(self, device: torch.device) -> "Tensors":
+        """Return the four arrays as tensors of the same types on `device`."""
+        arrays = (self.train_images, self.train_labels, self.test_images, self.test_labels)
+        return Tensors(*(torch.as_tensor(array).to(device) for array in arrays))
+
+
+class Tensors(NamedTuple):
+    """The images and labels of a data set on one device."""
+
+    train_images: torch.Tensor
+    train_labels: torch.Tensor
+    test_images: torch.Tensor
+    test_labels: torch.Tensor
+
 
 def load(data_dir: str | Path | None = None, *, download: bool = True) -> FashionMNIST:
     """Return Fashion-MNIST from the first place that holds all four files with the right digests.
 
-    A folder that is named (`data_dir`, else the environment's FASHION_MNIST_DIR) is the only one looked at: data other
-    than the data asked for would be a silent surprise. Otherwise, in this order: the cache (foldserve/ under
+    A folder that is named (`data_dir`, else the environment's FASHION_MNIST_DIR) is the only one looked at: other data
+    would be a silent surprise. Otherwise, in this order: the cache (foldserve/ under
     XDG_CACHE_HOME, else ~/.cache), Debian's dataset-fashion-mnist, data/FashionMNIST/raw as torchvision leaves it, the
     HTTPS mirrors, `apt-get download`.
 
     Args:
         data_dir: folder with the four files, .gz or decompressed, in it or in FashionMNIST/raw below it.
-        download: whether mirrors and apt may be asked.
+        download: whether mirrors and apt may be used.
 
     Raises:
         DatasetError: no place holds the data; the message lists each place and why it failed.
@@ -105,7 +120,7 @@ def load_from(sources: Sequence[Source], digests: Mapping[str, str] = DIGESTS) -
         except DatasetError as error:
             reasons.append(f"  {source.label}: {error}")
     raise DatasetError(
-        "no Fashion-MNIST found; tried\n" + "\n".join(reasons) + "\n"
+        "Fashion-MNIST is in none of these places:\n" + "\n".join(reasons) + "\n"
         "give a folder with the four .gz files by --data-dir, or install Debian's dataset-fashion-mnist"
     )
 

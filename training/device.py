@@ -5,25 +5,17 @@ It knows nothing of networks or recipes.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from .errors import DeviceError
-
-
-def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """Return `array` as a tensor on `device`, of the same type."""
-    return torch.as_tensor(array).to(device)
 
 
 def resolve_device(name: str) -> torch.device:
     """Return the device that `auto`, `cpu` or `cuda` means on this machine.
 
     Raises:
-        DeviceError: another name, or `cuda` where PyTorch finds none; the message says which of the two is missing.
+        DeviceError: another name, or `cuda` where PyTorch sees none; the message says which of the two is missing.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise DeviceError(f"--device {name}: expected auto, cpu or cuda")
@@ -33,7 +25,7 @@ def resolve_device(name: str) -> torch.device:
         missing = (
             "this build of PyTorch has no CUDA; install one that has"
             if torch.version.cuda is None
-            else "PyTorch finds no GPU; check that nvidia-smi lists one"
+            else "PyTorch sees no GPU; check that nvidia-smi lists one"
         )
         raise DeviceError(f"--device cuda: {missing}, or use --device cpu")
     return torch.device("cpu")

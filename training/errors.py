@@ -1,9 +1,10 @@
 """What can go wrong on the way from data to a published model, one class for each kind of remedy.
 
     TrainingError
+    ├── Interrupted      Ctrl-C, with the way to continue
     ├── ConfigError      a hyperparameter or a flag cannot be used as given
-    ├── DatasetError     the data was not found, or is not Fashion-MNIST
-    ├── DeviceError      the device that was asked for is not there
+    ├── DatasetError     the data is missing, or is not Fashion-MNIST
+    ├── DeviceError      the device that --device names is not there
     ├── DivergenceError  the loss became NaN or infinite
     ├── CheckpointError  a checkpoint cannot be read, or belongs to another run
     ├── FoldError        a normalisation cannot be folded exactly
@@ -11,17 +12,24 @@
     ├── VerifyError      two forms of the network do not agree
     └── ArtifactError    the version folder cannot be written or read
 
-Every message says what came, what was expected and what to do. The command line prints the message alone and
-ends with exit code 2 for what the caller can mend (`ConfigError`, `DatasetError`, `DeviceError`) and 1 otherwise.
+Every message says what was given, what was expected and what to do. The command line prints the message alone and
+ends with exit code 2 for what the caller can mend (`ConfigError`, `DatasetError`, `DeviceError`), with 130 after Ctrl-C
+and with 1 otherwise.
 """
 
-from foldserve.exit_codes import FAILED, USAGE
+from foldserve.exit_codes import FAILED, INTERRUPTED, USAGE
 
 
 class TrainingError(Exception):
     """Base of everything that `training` raises on purpose."""
 
     exit_code = FAILED
+
+
+class Interrupted(TrainingError):  # noqa: N818 - no error: somebody pressed Ctrl-C
+    """The training was stopped by Ctrl-C and can be resumed."""
+
+    exit_code = INTERRUPTED
 
 
 class ConfigError(TrainingError):
@@ -31,13 +39,13 @@ class ConfigError(TrainingError):
 
 
 class DatasetError(TrainingError):
-    """The data was not found, could not be written, or is not Fashion-MNIST."""
+    """The data is missing, could not be written, or is not Fashion-MNIST."""
 
     exit_code = USAGE
 
 
 class DeviceError(TrainingError):
-    """The device that was asked for is not there."""
+    """The device that --device names is not there."""
 
     exit_code = USAGE
 
@@ -55,7 +63,7 @@ class FoldError(TrainingError):
 
 
 class ExportError(TrainingError):
-    """The graph could not be written as ONNX, or what was written is not what was asked for."""
+    """The graph could not be written as ONNX, or what was written is not the network."""
 
 
 class VerifyError(TrainingError):

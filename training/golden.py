@@ -1,4 +1,4 @@
-"""Golden answers: a few real images and what the unfolded network says about them in float64, rounded once.
+"""Golden answers: a few real images and what the unfolded network gives for them in float64, rounded once.
 
 `foldserve.format.golden` writes them into the manifest and compares with them; this module chooses the images and says
 what the answers are. It runs no network.
@@ -34,7 +34,7 @@ def choose(labels: NDArray[np.int64], logits: NDArray[np.float64], rows: int = R
     """
     candidates = np.flatnonzero(margins(logits) > DECISIVE_MARGIN * np.abs(logits).max())
     first = [candidates[labels[candidates] == class_id][:1] for class_id in np.unique(labels)]
-    if any(found.size == 0 for found in first):
+    if any(rows_of_class.size == 0 for rows_of_class in first):
         raise VerifyError(f"only {candidates.size} images have a clear answer, and not of every class; train longer")
     chosen = np.concatenate(first)
     rest = np.setdiff1d(candidates, chosen)[: max(0, rows - chosen.size)]
@@ -50,8 +50,8 @@ def margins(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return gap
 
 
-def answers(logits: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
-    """Return what a served model should say for the oracle's float64 `logits`, each value rounded once.
+def expected_outputs(logits: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
+    """Return what a served model should give for the oracle's float64 `logits`, each value rounded once.
 
     Returns:
         `logits` and `probabilities` float32 (N, classes), `class_id` int64 (N, 1).

@@ -4,17 +4,18 @@ It builds modules from a recipe; it neither trains nor loads them. Names of laye
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
 from torch import nn
 
 from .batchnorm import BatchNorm
-from .config import NORMS, POOLS, Recipe
+from .config import CHOICES, Recipe
 from .errors import ConfigError
 
 CLASSES = 10
+POOLS: Mapping[str, type[nn.Module]] = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}
 
 
 def build(recipe: Recipe) -> nn.Sequential:
@@ -30,6 +31,7 @@ def build(recipe: Recipe) -> nn.Sequential:
 def lenet(*, pool: str = "avg", norm: str = "torch") -> nn.Sequential:
     """Return the book's BN-LeNet: images (N, 1, 28, 28) in [0, 1] to logits (N, 10).
 
+    The convolutions give (N, 6, 24, 24) and (N, 16, 8, 8), their pooling (N, 6, 12, 12) and (N, 16, 4, 4).
     44,878 parameters with norms; the same body without them (`norm="none"`) has 44,426.
 
     Args:
@@ -41,49 +43,18 @@ def lenet(*, pool: str = "avg", norm: str = "torch") -> nn.Sequential:
 
     Source: Zhang et al., Dive into Deep Learning, section 8.5 (batch normalization).
     """
-    pooling, norm_of = _pooling(pool), _norming(norm)
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    layers["conv1"] = nn.Conv2d(1, 6, kernel_size=5)  # (N, 6, 24, 24)
-    layers |= norm_of("norm1", 6, 4)
-    layers["sigmoid1"] = nn.Sigmoid()
-    layers["pool1"] = pooling()  # (N, 6, 12, 12)
-    layers["conv2"] = nn.Conv2d(6, 16, kernel_size=5)  # (N, 16, 8, 8)
-    layers |= norm_of("norm2", 16, 4)
-    layers["sigmoid2"] = nn.Sigmoid()
-    layers["pool2"] = pooling()  # (N, 16, 4, 4)
-    layers["flatten"] = nn.Flatten()
-    layers["dense1"] = nn.Linear(256, 120)
-    layers |= norm_of("norm3", 120, 2)
-    layers["sigmoid3"] = nn.Sigmoid()
-    layers["dense2"] = nn.Linear(120, 84)
-    layers |= norm_of("norm4", 84, 2)
-    layers["sigmoid4"] = nn.Sigmoid()
-    layers["dense3"] = nn.Linear(84, CLASSES)
-    return _initialised(nn.Sequential(layers))
+    return _lenet(pool, norm, padding=0)
 
 
 def lenet_plain(*, pool: str = "avg") -> nn.Sequential:
     """Return the LeNet that the book compares with: no norms, padding 2 in the first convolution, 61,706 parameters.
 
-    It is not the same body as `lenet(norm="none")`; the book trains it at learning rate 0.9.
+    The convolutions give (N, 6, 28, 28) and (N, 16, 10, 10), their pooling (N, 6, 14, 14) and (N, 16, 5, 5). It
+    is not the same body as `lenet(norm="none")`; the book trains it at learning rate 0.9.
 
     Source: Zhang et al., Dive into Deep Learning, section 7.6 (LeNet).
     """
-    pooling = _pooling(pool)
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    layers["conv1"] = nn.Conv2d(1, 6, kernel_size=5, padding=2)  # (N, 6, 28, 28)
-    layers["sigmoid1"] = nn.Sigmoid()
-    layers["pool1"] = pooling()  # (N, 6, 14, 14)
-    layers["conv2"] = nn.Conv2d(6, 16, kernel_size=5)  # (N, 16, 10, 10)
-    layers["sigmoid2"] = nn.Sigmoid()
-    layers["pool2"] = pooling()  # (N, 16, 5, 5)
-    layers["flatten"] = nn.Flatten()
-    layers["dense1"] = nn.Linear(400, 120)
-    layers["sigmoid3"] = nn.Sigmoid()
-    layers["dense2"] = nn.Linear(120, 84)
-    layers["sigmoid4"] = nn.Sigmoid()
-    layers["dense3"] = nn.Linear(84, CLASSES)
-    return _initialised(nn.Sequential(layers))
+    return _lenet(pool, "none", padding=2)
 
 
 def mlp(sizes: Sequence[int] = (784, 256, 10), *, norm: str = "torch") -> nn.Sequential:
@@ -101,12 +72,11 @@ def mlp(sizes: Sequence[int] = (784, 256, 10), *, norm: str = "torch") -> nn.Seq
     """
     if len(sizes) < 2:
         raise ConfigError(f"sizes {tuple(sizes)}: expected at least the features of the input and of the logits")
-    norm_of = _norming(norm)
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     for number, (incoming, outgoing) in enumerate(pairwise(sizes), start=1):
         layers[f"dense{number}"] = nn.Linear(incoming, outgoing)
         if number < len(sizes) - 1:
-            layers |= norm_of(f"norm{number}", outgoing, 2)
+            _add_norm(layers, number, norm, outgoing, 2)
             layers[f"relu{number}"] = nn.ReLU()
     return _initialised(nn.Sequential(layers))
 
@@ -116,22 +86,34 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _pooling(pool: str) -> Callable[[], nn.Module]:
-    kinds: dict[str, type[nn.Module]] = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}
-    if pool not in kinds:
+def _lenet(pool: str, norm: str, *, padding: int) -> nn.Sequential:
+    """Return both LeNets: with `padding` 0 and (N, 16, 4, 4) before the linear layers, with 2 and (N, 16, 5, 5)."""
+    if pool not in POOLS:
         raise ConfigError(f"--pool {pool}: expected {' or '.join(POOLS)}")
-    return lambda: kinds[pool](kernel_size=2, stride=2)
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for number, (incoming, outgoing) in enumerate(((1, 6), (6, 16)), start=1):
+        layers[f"conv{number}"] = nn.Conv2d(incoming, outgoing, 5, padding=padding if number == 1 else 0)
+        _add_norm(layers, number, norm, outgoing, 4)
+        layers[f"sigmoid{number}"] = nn.Sigmoid()
+        layers[f"pool{number}"] = POOLS[pool](kernel_size=2, stride=2)
+    layers["flatten"] = nn.Flatten()
+    features = 16 * (4 + padding // 2) ** 2
+    for number, (incoming, outgoing) in enumerate(((features, 120), (120, 84)), start=1):
+        layers[f"dense{number}"] = nn.Linear(incoming, outgoing)
+        _add_norm(layers, number + 2, norm, outgoing, 2)
+        layers[f"sigmoid{number + 2}"] = nn.Sigmoid()
+    layers["dense3"] = nn.Linear(84, CLASSES)
+    return _initialised(nn.Sequential(layers))
 
 
-def _norming(norm: str) -> Callable[[str, int, int], dict[str, nn.Module]]:
-    """Return a function from layer name, features and axes of the input to no layer or one."""
-    makers: dict[str, Callable[[int, int], nn.Module]] = {
-        "torch": lambda features, dims: nn.BatchNorm2d(features) if dims == 4 else nn.BatchNorm1d(features),
-        "scratch": BatchNorm,
-    }
-    if norm not in NORMS:
-        raise ConfigError(f"--norm {norm}: expected {' or '.join(NORMS)}")
-    return lambda name, features, dims: {} if norm == "none" else {name: makers[norm](features, dims)}
+def _add_norm(layers: OrderedDict[str, nn.Module], number: int, norm: str, features: int, num_dims: int) -> None:
+    """Add the norm `number` over inputs of `num_dims` axes, or nothing where `norm` is `none`."""
+    if norm not in CHOICES["norm"]:
+        raise ConfigError(f"--norm {norm}: expected {' or '.join(CHOICES['norm'])}")
+    if norm == "scratch":
+        layers[f"norm{number}"] = BatchNorm(features, num_dims)
+    elif norm == "torch":
+        layers[f"norm{number}"] = nn.BatchNorm2d(features) if num_dims == 4 else nn.BatchNorm1d(features)
 
 
 def _initialised(model: nn.Sequential) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""Every form of the network over the same images, each judged by a float64 run of the unfolded one.
+"""Every form of the network over the same images, each compared with a float64 run of the unfolded one.
 
 Comes after the export and before the artifact, which publishes only what passed here. The oracle is the network as
 trained, in double precision; nothing of the fold, the exporter or the runtime takes part in it.
@@ -23,7 +23,7 @@ TOLERANCE = 1e-5  # of the largest |logit|; LeNet in float32 is typically at 1e-
 ALGEBRA_TOLERANCE = 1e-11  # of the layer on absolute values, float64 on both sides; typically 1e-15
 ROWS = 500
 
-# Both levels are judged: with optimisations the runtime rewrites the graph before it runs it.
+# Both levels are compared: with optimisations the runtime rewrites the graph before it runs it.
 RUNTIME_LEVELS: Mapping[str, onnxruntime.GraphOptimizationLevel] = {
     "onnxruntime, optimisations off": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "onnxruntime, default": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -39,7 +39,7 @@ class Comparison:
         max_error: largest |difference of a logit| over the largest |logit| of the oracle.
         mean_error: mean |difference of a logit|, relative to the same.
         probability_error: largest |difference of a probability|; None where the form gives logits only.
-        agreeing: images on which the named class is the oracle's.
+        agreeing: images on which the predicted class is the oracle's.
         undecided: images on which it is not, but the oracle's two best logits lie within twice the error.
         correct: images on which it is the true class.
     """
@@ -122,11 +122,12 @@ def check_parity(
     """
     images = dataset.test_images
     comparator = Comparator(oracle_logits(original, images) if oracle is None else oracle, dataset.test_labels)
+    compare = comparator.compare
     forms = [
-        comparator("torch, unfolded", {"logits": _logits(original, images, scale_pixels)}),
-        comparator("torch, folded", {"logits": _logits(folded, images, torch.Tensor.float)}),
+        compare("torch, unfolded", {"logits": _logits(original, map(scale_pixels, _chunks(images)))}),
+        compare("torch, folded", {"logits": _logits(folded, (chunk.float() for chunk in _chunks(images)))}),
+        *(compare(form, run_model(model, images, level)) for form, level in RUNTIME_LEVELS.items()),
     ]
-    forms += [comparator(form, run_model(model, images, level)) for form, level in RUNTIME_LEVELS.items()]
     parity = Parity(
         images=len(images),
         largest_logit=comparator.largest,
@@ -153,8 +154,8 @@ def require_parity(parity: Parity) -> None:
 
 def oracle_logits(original: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Return the logits (N, classes) of a copy of the unfolded network in float64, with float64 pixels."""
-    double = copy.deepcopy(original).cpu().double().eval()
-    return _forward(double, (chunk.double() / PIXEL_SCALE for chunk in _chunks(images))).astype(np.float64)
+    pixels = (chunk.double() / PIXEL_SCALE for chunk in _chunks(images))
+    return _logits(original, pixels, torch.float64).astype(np.float64)
 
 
 def run_model(
@@ -189,16 +190,16 @@ class Comparator:
         self.oracle = oracle
         self.labels = labels
         self.largest = float(np.abs(oracle).max())
-        self.expected = golden.answers(oracle)
+        self.expected = golden.expected_outputs(oracle)
         self.margins = golden.margins(oracle)
 
-    def __call__(self, form: str, outputs: Mapping[str, NDArray[Any]]) -> Comparison:
+    def compare(self, form: str, outputs: Mapping[str, NDArray[Any]]) -> Comparison:
         """Return the figures of `form`, from its `logits` and, where it gives them, `probabilities` and `class_id`."""
         error = np.abs(outputs["logits"].astype(np.float64) - self.oracle)
         # A NaN is further away than any number.
         error = np.where(np.isnan(error), np.inf, error)
-        named = outputs["class_id"][:, 0] if "class_id" in outputs else outputs["logits"].argmax(axis=1)
-        differs = named != self.expected["class_id"][:, 0]
+        predicted = outputs["class_id"][:, 0] if "class_id" in outputs else outputs["logits"].argmax(axis=1)
+        differs = predicted != self.expected["class_id"][:, 0]
         probabilities = outputs.get("probabilities")
         return Comparison(
             form=form,
@@ -209,7 +210,7 @@ class Comparator:
             else float(np.abs(probabilities - self.expected["probabilities"]).max()),
             agreeing=int((~differs).sum()),
             undecided=int((differs & (self.margins < 2 * error.max(axis=1))).sum()),
-            correct=int((named == self.labels).sum()),
+            correct=int((predicted == self.labels).sum()),
         )
 
 
@@ -232,14 +233,10 @@ def _proved(algebra: Mapping[str, float | None]) -> dict[str, float]:
     return {site: error for site, error in algebra.items() if error is not None}
 
 
-def _logits(network: nn.Module, images: NDArray[np.uint8], to_input: Any) -> NDArray[Any]:
-    copied = copy.deepcopy(network).cpu().eval()
-    return _forward(copied, (to_input(chunk) for chunk in _chunks(images)))
-
-
 @torch.no_grad()
-def _forward(network: nn.Module, batches: Iterable[torch.Tensor]) -> NDArray[Any]:
-    return np.concatenate([network(batch).numpy() for batch in batches])
+def _logits(network: nn.Module, batches: Iterable[torch.Tensor], dtype: torch.dtype = torch.float32) -> NDArray[Any]:
+    copied = copy.deepcopy(network).cpu().to(dtype).eval()
+    return np.concatenate([copied(batch).numpy() for batch in batches])
 
 
 def _chunks(images: NDArray[np.uint8]) -> Iterator[torch.Tensor]:

@@ -1,7 +1,7 @@
 """The whole way as two functions of values: a recipe and data become trained weights, these a proved version.
 
 `train` measures and `package` proves; neither prints, reads a flag or writes a file. The command line and the tests put
-them together with a run folder before and the artifact behind.
+them together with a run folder before and the artifact after.
 """
 
 import time
@@ -22,7 +22,6 @@ from foldserve.format.image import ImageSpec
 from . import golden, model_file
 from .config import Recipe
 from .dataset import CLASS_NAMES, PIXEL_SCALE, FashionMNIST, scale_pixels
-from .device import to_device
 from .fit import EpochRecord, History, Snapshot, evaluate, fit
 from .fold import fold, fold_input
 from .fold.report import Report
@@ -100,10 +99,10 @@ def train(
         accuracy["none"] = history.last.test_accuracy
     else:
         statistics["running"], accuracy["running"] = buffers_of(network), history.last.test_accuracy
-        population_statistics(network, to_device(dataset.train_images, device))
+        data = dataset.on(device)
+        population_statistics(network, data.train_images)
         statistics["population"] = buffers_of(network)
-        test_images, test_labels = (to_device(a, device) for a in (dataset.test_images, dataset.test_labels))
-        accuracy["population"] = evaluate(network, test_images, test_labels)
+        accuracy["population"] = evaluate(network, data.test_images, data.test_labels)
     weights = Weights(recipe=recipe, parameters=parameters_of(network), statistics=statistics)
     return Trained(
         network=weights.network(recipe.statistics),
@@ -195,11 +194,11 @@ def golden_answers(oracle: NDArray[np.float64], model: bytes, dataset: FashionMN
         dataset: its test images are chosen from.
 
     Raises:
-        VerifyError: it does not, or no clear examples are found.
+        VerifyError: it does not, or too few examples are clear.
     """
     rows = golden.choose(dataset.test_labels, oracle)
     images = np.ascontiguousarray(dataset.test_images[rows])
-    known = Golden({model_file.INPUT_NAME: images}, golden.answers(oracle[rows]), golden.TOLERANCE)
+    known = Golden({model_file.INPUT_NAME: images}, golden.expected_outputs(oracle[rows]), golden.TOLERANCE)
     golden.check(known, run_model(model, images))
     return known
 
@@ -218,7 +217,7 @@ def accuracy_of(trained: Trained, parity: Parity) -> dict[str, Any]:
 
 
 def training_of(trained: Trained, train_images: int) -> dict[str, Any]:
-    """Return the manifest's `training`: how it went, not what was asked for, which the graph states."""
+    """Return the manifest's `training`: how it went; the recipe stands in the graph."""
     return {
         "device": trained.device,
         "seconds": round(trained.seconds, 3),

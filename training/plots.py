@@ -3,32 +3,31 @@
 Drawn after the last epoch from what the run has measured; nothing is computed here but a count of pairs.
 """
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from .drawing import canvas, to_png
 from .fit import EpochRecord
 
 
-def confusion(labels: NDArray[np.int64], named: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
-    """Return how often true class (row) was named as class (column): (classes, classes).
+def confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+    """Return how often true class (row) was predicted as class (column): (classes, classes).
 
     Args:
         labels: (N,) true classes.
-        named: (N,) classes that the network named.
+        predicted: (N,) classes that the network predicted.
         classes: how many there are.
     """
-    pairs = np.bincount(labels * classes + named, minlength=classes * classes)
+    pairs = np.bincount(labels * classes + predicted, minlength=classes * classes)
     return pairs.reshape(classes, classes).astype(np.int64)
 
 
 def curves_png(epochs: Sequence[EpochRecord]) -> bytes:
     """Return a PNG of loss and of train and test accuracy over the epochs."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
+    figure, (loss, accuracy) = canvas(2)
     numbers = [record.epoch for record in epochs]
     loss.plot(numbers, [record.loss for record in epochs], marker="o", markersize=3)
     loss.set(xlabel="epoch", ylabel="train loss", ylim=(0, None))
@@ -39,9 +38,8 @@ def curves_png(epochs: Sequence[EpochRecord]) -> bytes:
     accuracy.set(xlabel="epoch", ylabel="accuracy", ylim=(None, 1))
     accuracy.legend(loc="lower right")
     for axes in (loss, accuracy):
-        axes.grid(alpha=0.3)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    return _png(figure)
+        axes.locator_params(axis="x", integer=True)
+    return to_png(figure)
 
 
 def confusion_png(counts: NDArray[np.int64], class_names: Sequence[str]) -> bytes:
@@ -53,15 +51,9 @@ def confusion_png(counts: NDArray[np.int64], class_names: Sequence[str]) -> byte
     ticks = range(len(class_names))
     axes.set_xticks(ticks, class_names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(ticks, class_names)
-    axes.set(xlabel="named", ylabel="true")
+    axes.set(xlabel="predicted", ylabel="true")
     for row, column in np.argwhere(counts):
         colour = "white" if shares[row, column] > 0.5 else "black"
         text = str(counts[row, column])
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
-    return _png(figure)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    return buffer.getvalue()
+    return to_png(figure)

@@ -1,7 +1,7 @@
 """Repeats later, on a published version, what was proved when it was made; says what it could not repeat, and why.
 
 The command line's `verify`. It trusts nothing but the bytes before it: digests first, then the graph, its answers, its
-accuracy on the real test images and, with the run's weights at hand, the whole chain from the unfolded network.
+accuracy on the real test images and, where the run's weights are given, the whole chain from the unfolded network.
 """
 
 from collections.abc import Callable
@@ -85,40 +85,34 @@ def reverify(
 
     Args:
         path: a version folder, or model.onnx in one.
-        load_dataset: gives the real data; a TrainingError from it means that it is not at hand.
+        load_dataset: gives the real data; a TrainingError from it means that it is missing.
         weights: the run's model.safetensors, for the whole chain.
-        on_check: told of each check as it ends.
+        on_check: gets each check as it ends.
 
     Raises:
         ArtifactError: the version cannot be read, or its digests are wrong: then there is nothing to check.
     """
     model, manifest = artifact.read(version_folder(path))
     version = Version(model, _parsed(model), manifest)
-    files = f"{MODEL_FILE}, {len(model)} bytes, is the file that the manifest was written for"
-    data = _dataset_for(version, load_dataset)
-    steps: dict[str, Callable[[], str]] = {
-        "digests": lambda: files,
-        "graph": lambda: _check_graph(version),
-        "golden answers": lambda: _check_golden(version),
-        "test accuracy": lambda: _check_accuracy(version, data),
-        "whole chain": lambda: _check_chain(version, data, weights),
+    data, missing = _dataset_for(version, load_dataset)
+    no_weights = None if weights else "the unfolded weights were not given; add --weights RUN/model.safetensors"
+    parts: dict[str, tuple[str | None, Callable[[], str]]] = {
+        "digests": (None, lambda: f"{MODEL_FILE}, {len(model)} bytes, is the file that the manifest was written for"),
+        "graph": (None, lambda: _check_graph(version)),
+        "golden answers": (None, lambda: _check_golden(version)),
+        "test accuracy": (missing, lambda: _check_accuracy(version, data)),
+        "whole chain": (no_weights or missing, lambda: _check_chain(version, data, weights)),
     }
     checks = []
-    for what, step in steps.items():
-        checks.append(_outcome(what, step))
+    for what, (obstacle, check) in parts.items():
+        checks.append(Check(what, Outcome.NOT_CHECKED, obstacle) if obstacle else _outcome(what, check))
         on_check(checks[-1])
     return checks
 
 
-class _CannotCheck(Exception):  # noqa: N818 -- no error: something that the check needs is not at hand
-    """Says what is missing."""
-
-
-def _outcome(what: str, step: Callable[[], str]) -> Check:
+def _outcome(what: str, check: Callable[[], str]) -> Check:
     try:
-        return Check(what, Outcome.PASSED, step())
-    except _CannotCheck as reason:
-        return Check(what, Outcome.NOT_CHECKED, str(reason))
+        return Check(what, Outcome.PASSED, check())
     except (TrainingError, FormatError) as err:
         return Check(what, Outcome.FAILED, str(err))
     except (KeyError, TypeError, ValueError) as err:
@@ -133,23 +127,23 @@ def _parsed(model: bytes) -> onnx.ModelProto:
     return graph
 
 
-def _dataset_for(version: Version, load_dataset: Callable[[], FashionMNIST]) -> FashionMNIST | str:
-    """Return the data the model was made from, or why it is not at hand."""
+def _dataset_for(version: Version, load_dataset: Callable[[], FashionMNIST]) -> tuple[FashionMNIST | None, str | None]:
+    """Return the data that the model was made from, or None and why it is missing."""
     try:
         dataset = load_dataset()
     except TrainingError as err:
-        return f"the test images are not at hand: {err}"
+        return None, f"the test images are missing: {err}"
     if metadata.canonical_json(dataset.digests) != version.metadata.get(metadata.DATA):
-        return f"the data from {dataset.source} is not what the model was trained on"
-    return dataset
+        return None, f"the data from {dataset.source} is not what the model was trained on"
+    return dataset, None
 
 
 def _check_graph(version: Version) -> str:
     model_file.check_graph(version.graph)
-    found, stated = model_file.weights_digest(version.graph), version.metadata.get(metadata.WEIGHTS)
-    if found != stated:
-        raise ExportError(f"the weights' digest is {found}, the graph's metadata says {stated}")
-    return f"valid ONNX, {len(version.graph.graph.node)} nodes, no norm, weights {found[:12]}"
+    digest, stated = model_file.weights_digest(version.graph), version.metadata.get(metadata.WEIGHTS)
+    if digest != stated:
+        raise ExportError(f"the weights' digest is {digest}, the graph's metadata says {stated}")
+    return f"valid ONNX, {len(version.graph.graph.node)} nodes, no norm, weights {digest[:12]}"
 
 
 def _check_golden(version: Version) -> str:
@@ -162,9 +156,8 @@ def _check_golden(version: Version) -> str:
     return f"{len(images)} images, off by {worst:.1e} of the largest value, limit {golden.TOLERANCE['cpu']:.0e}"
 
 
-def _check_accuracy(version: Version, dataset: FashionMNIST | str) -> str:
-    if isinstance(dataset, str):
-        raise _CannotCheck(dataset)
+def _check_accuracy(version: Version, dataset: FashionMNIST | None) -> str:
+    assert dataset is not None
     outputs = run_model(version.model, dataset.test_images)
     logits = outputs["logits"].astype(np.float64)
     undecided = int((golden.margins(logits) < 2 * TOLERANCE * np.abs(logits).max()).sum())
@@ -178,11 +171,9 @@ def _check_accuracy(version: Version, dataset: FashionMNIST | str) -> str:
     return f"{correct} of {len(logits)} test images, as the manifest says"
 
 
-def _check_chain(version: Version, dataset: FashionMNIST | str, path: Path | None) -> str:
-    if path is None:
-        raise _CannotCheck("the unfolded weights were not given; add --weights RUN/model.safetensors")
-    if isinstance(dataset, str):
-        raise _CannotCheck(dataset)
+def _check_chain(version: Version, dataset: FashionMNIST | None, path: Path | None) -> str:
+    assert dataset is not None
+    assert path is not None
     weights = read_weights(path)
     network = weights.network(version.metadata[metadata.STATISTICS])
     folded, report = fold_network(network, dataset.test_images[:PROOF_ROWS])
@@ -195,9 +186,9 @@ def _check_chain(version: Version, dataset: FashionMNIST | str, path: Path | Non
 
 
 def _check_same_weights(version: Version, folded: dict[str, Any], weights: Weights, path: Path) -> None:
-    found = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in version.graph.graph.initializer}
+    published = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in version.graph.graph.initializer}
     for name, tensor in folded.items():
-        if name not in found or found[name].tobytes() != tensor.numpy().tobytes():
+        if name not in published or published[name].tobytes() != tensor.numpy().tobytes():
             raise VerifyError(
                 f"{path} (seed {weights.recipe.seed}) does not fold to the model's {name!r}; other weights"
             )

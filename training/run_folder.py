@@ -1,26 +1,23 @@
 """What a run leaves in its own folder: configuration, figures epoch by epoch, checkpoint, and the trained weights.
 
 The pipeline's record for people and for `verify --weights`; the service never sees it. Every file appears whole, except
-`metrics.csv`, which grows by one flushed line an epoch so that a killed run still shows how far it came. A run that was
-killed is opened again and goes on from its checkpoint; one that has its model card is finished. One process at a time
+`metrics.csv`, which grows by one flushed line an epoch so that a killed run still shows how far it got. A run that was
+killed is opened again and continues from its checkpoint; one that has its model card is finished. One process at a time
 holds the folder, by a lock of the system that ends with it.
 """
 
 import csv
-import fcntl
 import io
 import json
-import os
-import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from .artifact import TEMPORARY, write_whole
 from .checkpoint import CHECKPOINT_NAME
 from .config import Recipe
+from .disk import TEMPORARY, FolderLock, write_file
 from .errors import ArtifactError, CheckpointError, ConfigError
 from .fit import EpochRecord
 from .weights import WEIGHTS_NAME, Weights, weights_to_bytes
@@ -30,100 +27,141 @@ METRICS_NAME = "metrics.csv"
 CARD_NAME = "MODEL_CARD.md"  # written last, after publishing
 
 
-class RunFolder:
-    """A run's own folder, made new and held until `close`, or until the process ends.
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What config.json states: what runs, where and on what data.
 
-    Args:
-        folder: where; must not exist, or be empty.
-
-    Raises:
-        ConfigError: something is there already, or another process holds the folder.
-        ArtifactError: the folder cannot be made.
+    Attributes:
+        name: of the model that the run will publish.
+        recipe: what it follows.
+        device: `cpu` or `cuda`.
+        compiled: whether its full batches go through PyTorch's compiler; it rounds otherwise, so a run keeps to it.
+        data_source: of the data, in words.
+        digests: file name -> SHA-256 of the data.
+        revision: of the code that started it.
+        environment: the machine and the versions, as `provenance.environment` has them.
     """
 
-    def __init__(self, folder: Path) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._hold(folder, "--out")
-            _remove_left_behind(folder)
-            if any(folder.iterdir()):
-                raise ConfigError(
-                    f"--out {folder}: is not empty, and a run is never overwritten; choose another folder"
-                )
-        except OSError as err:
-            raise ArtifactError(f"--out {folder}: cannot be made ({err.strerror or err}); choose another") from err
+    name: str
+    recipe: Recipe
+    device: str
+    compiled: bool
+    data_source: str
+    digests: Mapping[str, str]
+    revision: str
+    environment: Mapping[str, Any]
 
-    def _hold(self, folder: Path, flag: str) -> None:
-        """Lock `folder`; the system takes the lock back however this process ends."""
-        handle = os.open(folder, os.O_RDONLY)
-        self.close = weakref.finalize(self, os.close, handle)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as err:
-            self.close()
-            raise ConfigError(
-                f"{flag} {folder}: another process is training there; let it end, or choose another folder"
-            ) from err
-        self.folder = folder
+    def to_bytes(self) -> bytes:
+        """Return the content of config.json."""
+        values = vars(self) | {"recipe": self.recipe.as_dict()}
+        data = {"source": values.pop("data_source"), "sha256": dict(values.pop("digests"))}
+        return (json.dumps({**values, "data": data}, indent=2, ensure_ascii=False) + "\n").encode()
 
     @classmethod
-    def reopen(cls, folder: Path) -> "RunFolder":
-        """Return the run in `folder`, which was begun and not finished; what a killed process left half-done is gone.
+    def read(cls, path: Path) -> Self:
+        """Return what the config.json at `path` states.
 
         Raises:
-            ConfigError: no run was begun there, it is finished, or another process holds it.
+            CheckpointError: the file cannot be read, or lacks an entry.
+        """
+        try:
+            values = json.loads(path.read_bytes())
+            data = values.pop("data")
+            recipe = Recipe(**values.pop("recipe"))
+            config = cls(recipe=recipe, data_source=data["source"], digests=data["sha256"], **values)
+            int(config.environment["threads"])
+        except (OSError, KeyError, TypeError, ValueError) as err:
+            raise CheckpointError(f"{path} is not the configuration of a run ({err!r}); start a new run") from err
+        return config
+
+
+class RunFolder:
+    """A run's own folder, held by this process until `close` or until the process ends.
+
+    Args:
+        path: of the folder.
+        flag: that named it, for messages.
+
+    Raises:
+        ConfigError: another process holds the folder.
+        ArtifactError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path, flag: str) -> None:
+        self.path = path
+        try:
+            self._lock = FolderLock(path, waits=False)
+        except BlockingIOError as err:
+            raise ConfigError(
+                f"{flag} {path}: another process is training there; let it end, or choose another folder"
+            ) from err
+        except OSError as err:
+            raise ArtifactError(f"{flag} {path}: cannot be opened ({err.strerror or err})") from err
+        for unfinished in path.glob(f"{TEMPORARY}*"):  # left by a process that was killed
+            unfinished.unlink(missing_ok=True)
+
+    @classmethod
+    def create(cls, path: Path) -> Self:
+        """Return a new run in the folder `path`, which must be empty or not there.
+
+        Raises:
+            ConfigError: the folder is not empty, or another process holds it.
+            ArtifactError: it cannot be made.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise ArtifactError(f"--out {path}: cannot be made ({err.strerror or err}); choose another") from err
+        run = cls(path, "--out")
+        if any(path.iterdir()):
+            run.close()
+            raise ConfigError(f"--out {path}: is not empty, and a run is never overwritten; choose another folder")
+        return run
+
+    @classmethod
+    def reopen(cls, path: Path) -> Self:
+        """Return the unfinished run in the folder `path`; what a killed process left half-written is removed.
+
+        Raises:
+            ConfigError: no run was started there, it is finished, or another process holds it.
             ArtifactError: the folder cannot be opened.
         """
-        if not (folder / CONFIG_NAME).is_file():
-            raise ConfigError(f"--resume {folder}: holds no {CONFIG_NAME}; expected the folder of a run that was begun")
-        run = cls.__new__(cls)
-        try:
-            run._hold(folder, "--resume")
-            _remove_left_behind(folder)
-        except OSError as err:
-            raise ArtifactError(f"--resume {folder}: cannot be opened ({err.strerror or err})") from err
-        if (folder / CARD_NAME).exists():
-            raise ConfigError(f"--resume {folder}: this run is finished and published; start a new one with --out")
+        if not (path / CONFIG_NAME).is_file():
+            raise ConfigError(f"--resume {path}: holds no {CONFIG_NAME}; expected the folder of a run that was started")
+        run = cls(path, "--resume")
+        if (path / CARD_NAME).exists():
+            run.close()
+            raise ConfigError(f"--resume {path}: this run is finished and published; start a new one with --out")
         return run
+
+    def close(self) -> None:
+        """Let other processes open the folder; a second time does nothing."""
+        self._lock.release()
 
     @property
     def checkpoint(self) -> Path:
         """Where last.pt lies, once an epoch is done."""
-        return self.folder / CHECKPOINT_NAME
-
-    def read_config(self) -> dict[str, Any]:
-        """Return what `write_config` wrote.
-
-        Raises:
-            CheckpointError: the file is damaged.
-        """
-        path = self.folder / CONFIG_NAME
-        try:
-            config: dict[str, Any] = json.loads(path.read_bytes())
-            return config | {"recipe": Recipe(**config["recipe"])}
-        except (OSError, KeyError, TypeError, ValueError) as err:
-            raise CheckpointError(f"{path} is not the configuration of a run ({err!r}); start a new one") from err
-
-    def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write config.json: what really ran, where and on what data."""
-        self.write(CONFIG_NAME, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+        return self.path / CHECKPOINT_NAME
 
     def append(self, record: EpochRecord) -> None:
-        """Add one epoch's line to metrics.csv and flush it."""
-        path = self.folder / METRICS_NAME
+        """Add one epoch's line to metrics.csv and flush it.
+
+        Raises:
+            ArtifactError: the disk refuses.
+        """
+        path = self.path / METRICS_NAME
         try:
-            is_new = not path.exists()
             with path.open("a", newline="", encoding="utf-8") as file:
-                file.write(_csv([record], with_header=is_new))
+                file.write(_csv([record], with_header=file.tell() == 0))
         except OSError as err:
-            raise _refused(path, err) from err
+            raise ArtifactError(f"{path} cannot be written ({err.strerror or err}); {self._remedy()}") from err
 
     def rewrite(self, records: Sequence[EpochRecord]) -> None:
-        """Make metrics.csv state `records` alone: the process that was killed may have written a line less or more."""
+        """Make metrics.csv state `records` alone: a process that was killed may have written a line less or more."""
         if records:
             self.write(METRICS_NAME, _csv(records, with_header=True).encode())
         else:
-            (self.folder / METRICS_NAME).unlink(missing_ok=True)
+            (self.path / METRICS_NAME).unlink(missing_ok=True)
 
     def write(self, name: str, content: bytes) -> Path:
         """Write a file of the run whole and return its path.
@@ -131,22 +169,17 @@ class RunFolder:
         Raises:
             ArtifactError: the disk refuses.
         """
-        path = self.folder / name
-        try:
-            write_whole(path, content)
-        except OSError as err:
-            raise _refused(path, err) from err
-        return path
+        return write_file(self.path / name, content, self._remedy())
 
     def write_weights(self, weights: Weights) -> Path:
         """Write model.safetensors and return its path."""
         return self.write(WEIGHTS_NAME, weights_to_bytes(weights))
 
-
-def _remove_left_behind(folder: Path) -> None:
-    """Remove files that a process which was killed had not finished writing."""
-    for left in folder.glob(f"{TEMPORARY}*"):
-        left.unlink(missing_ok=True)
+    def _remedy(self) -> str:
+        """Return what to do when the disk refuses: a run that has its configuration can be resumed."""
+        if (self.path / CONFIG_NAME).exists():
+            return f"free the disk and go on with --resume {self.path}"
+        return "free the disk or choose another --out"
 
 
 def _csv(records: Sequence[EpochRecord], *, with_header: bool) -> str:
@@ -161,12 +194,3 @@ def _csv(records: Sequence[EpochRecord], *, with_header: bool) -> str:
 def default_folder(name: str, seed: int, now: datetime) -> Path:
     """Return runs/<name>-<time>-seed<seed>."""
     return Path("runs") / f"{name}-{now:%Y%m%dT%H%M%S}-seed{seed}"
-
-
-def _refused(path: Path, err: OSError) -> ArtifactError:
-    """Return the error with the way on: a run that has its configuration was begun and can be resumed."""
-    begun = path.name != CONFIG_NAME
-    remedy = (
-        f"free the disk and go on with --resume {path.parent}" if begun else "free the disk or choose another --out"
-    )
-    return ArtifactError(f"{path} cannot be written ({err.strerror or err}); {remedy}")

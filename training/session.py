@@ -1,24 +1,22 @@
-"""The start of a training: a new run in a folder of its own, or one that was killed, opened again where it stood.
+"""A training session: a new run in a folder of its own, or one that was killed, resumed where it stood.
 
 Between the command line and the pipeline. It writes and reads the run's folder; it does not train.
 """
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from .checkpoint import read_checkpoint, write_checkpoint
-from .config import Recipe
 from .dataset import FashionMNIST
 from .device import resolve_device
-from .errors import CheckpointError, DivergenceError
+from .errors import CheckpointError, DivergenceError, Interrupted
 from .fit import Snapshot
-from .run_folder import RunFolder
+from .run_folder import CONFIG_NAME, RunConfig, RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,97 +25,74 @@ class Session:
 
     Attributes:
         run: its folder.
-        name: of the model that it will publish.
-        recipe: what it follows.
-        device: where it trains.
-        digests: of the data.
-        compiles: whether its full batches go through PyTorch's compiler; it rounds otherwise, so a run keeps to it.
+        config: what its config.json states.
+        device: where it trains now.
         resumed: where it stood, None for the first epoch.
     """
 
     run: RunFolder
-    name: str
-    recipe: Recipe
+    config: RunConfig
     device: torch.device
-    digests: Mapping[str, str]
-    compiles: bool = False
     resumed: Snapshot | None = None
 
     def save(self, snapshot: Snapshot) -> None:
         """Write last.pt."""
-        write_checkpoint(self.run.checkpoint, snapshot, self.recipe, self.digests)
+        write_checkpoint(self.run.checkpoint, snapshot, self.config.recipe, self.config.digests)
 
     @contextmanager
     def resumable(self) -> Iterator[None]:
-        """Say how to go on, when the block is interrupted, and what is left, when it diverges."""
+        """Say how to continue, when the block is interrupted, and what is left, when it diverges."""
         try:
             yield
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"; go on with --resume {shlex.quote(str(self.run.folder))}") from None
+            folder = shlex.quote(str(self.run.path))
+            raise Interrupted(
+                f"\ninterrupted; no unfinished model was published; go on with --resume {folder}"
+            ) from None
         except DivergenceError as err:
-            kept = self.run.checkpoint
-            left = f"{kept} keeps the last good epoch" if kept.exists() else "no epoch was finished"
-            raise DivergenceError(f"{err}; {left}") from err
+            last = self.run.checkpoint
+            kept = f"{last} keeps the last good epoch" if last.exists() else "no epoch was finished"
+            raise DivergenceError(f"{err}; {kept}") from err
 
 
-def start(
-    folder: Path,
-    name: str,
-    recipe: Recipe,
-    device: torch.device,
-    dataset: FashionMNIST,
-    made_by: Mapping[str, Any],
-    *,
-    compiles: bool = False,
-) -> Session:
-    """Return a new run in `folder`, its config.json written.
+def start(path: Path, config: RunConfig, device: torch.device) -> Session:
+    """Return a session of a new run in the folder `path`, its config.json written.
 
     Raises:
-        ConfigError: the folder holds something.
+        ConfigError: the folder is not empty.
         ArtifactError: the disk refuses.
     """
-    run = RunFolder(folder)
-    data = {"source": dataset.source, "sha256": dict(dataset.digests)}
-    how = {"device": device.type, "compiled": compiles}
-    run.write_config({"name": name, "recipe": recipe.as_dict(), **how, "data": data, **made_by})
-    return Session(run=run, name=name, recipe=recipe, device=device, digests=dataset.digests, compiles=compiles)
+    run = RunFolder.create(path)
+    run.write(CONFIG_NAME, config.to_bytes())
+    return Session(run=run, config=config, device=device)
 
 
-def resume(folder: Path, device: str | None, dataset: FashionMNIST) -> Session:
-    """Return the run in `folder` where its last checkpoint stands; at its start when no epoch was finished.
+def resume(path: Path, device: str | None, dataset: FashionMNIST) -> Session:
+    """Return a session of the run in the folder `path` where its last checkpoint stands, or at its start without one.
 
     The number of CPU threads becomes the run's: another number sums in another order.
 
     Args:
-        folder: of a run that was begun and not finished.
+        path: of a run that was started and is not finished.
         device: `auto`, `cpu` or `cuda`; None for the run's own.
-        dataset: the data it was begun with.
+        dataset: the data it was started with.
 
     Raises:
-        ConfigError: nothing was begun there, or it is finished.
+        ConfigError: no run was started there, or it is finished.
         CheckpointError: configuration or checkpoint are damaged or do not belong together, or the data are others.
         DeviceError: the device is not there.
     """
-    run = RunFolder.reopen(folder)
-    config = run.read_config()
-    recipe: Recipe = config["recipe"]
+    run = RunFolder.reopen(path)
     try:
-        name, own_device, compiles = config["name"], config["device"], bool(config.get("compiled"))
-        digests, threads = config["data"]["sha256"], int(config["environment"]["threads"])
-    except (KeyError, TypeError, ValueError) as err:
-        raise CheckpointError(f"{folder}: config.json lacks or garbles an entry ({err!r}); start a new run") from err
-    if digests != dict(dataset.digests):
-        raise CheckpointError(f"{folder} was begun on other data than {dataset.source}; give the same by --data-dir")
-    chosen = resolve_device(device or own_device)
-    torch.set_num_threads(threads)
-    resumed = read_checkpoint(run.checkpoint, recipe, dataset.digests) if run.checkpoint.exists() else None
-    run.rewrite(() if resumed is None else resumed.epochs)
-    return Session(
-        run=run,
-        name=name,
-        recipe=recipe,
-        device=chosen,
-        digests=dataset.digests,
-        compiles=compiles,
-        resumed=resumed,
-    )
+        config = RunConfig.read(path / CONFIG_NAME)
+        if config.digests != dict(dataset.digests):
+            raise CheckpointError(f"{path} was started with other data than {dataset.source}; give the same --data-dir")
+        chosen = resolve_device(device or config.device)
+        torch.set_num_threads(int(config.environment["threads"]))
+        has_checkpoint = run.checkpoint.exists()
+        resumed = read_checkpoint(run.checkpoint, config.recipe, config.digests) if has_checkpoint else None
+        run.rewrite(resumed.epochs if resumed else ())
+    except BaseException:
+        run.close()
+        raise
+    return Session(run=run, config=config, device=chosen, resumed=resumed)

@@ -1,6 +1,6 @@
 """The places Fashion-MNIST's four files can come from, each with one method: `read(name)` gives the decompressed bytes.
 
-`dataset` asks them in turn. A source trusts nothing by name, since MNIST's files are called the same: only the SHA-256
+`dataset` tries them in turn. A source trusts nothing by name, since MNIST's files are called the same: only the SHA-256
 of the decompressed bytes decides. It does not parse what it reads.
 """
 
@@ -73,7 +73,7 @@ class Folder:
             if not copy.is_file():
                 continue
             try:
-                return verified(name, unpacked(copy), self.digests)
+                return check_digest(name, unpacked(copy), self.digests)
             except DatasetError as error:
                 reasons.append(str(error))
         if not self.path.is_dir():
@@ -120,7 +120,7 @@ class Mirrors:
             with urllib.request.urlopen(url, timeout=self.timeout_seconds) as response:  # noqa: S310 - https by default
                 copy_with_progress(response, file, name)
             file.flush()
-            return verified(name, unpacked(Path(file.name)), self.digests)
+            return check_digest(name, unpacked(Path(file.name)), self.digests)
 
 
 class DebianArchive:
@@ -157,13 +157,13 @@ class DebianArchive:
             raise DatasetError(str(error)) from error
 
     def _keep_files(self, root: Path) -> None:
-        for name, digest in self.cache.digests.items():
-            found = next(root.rglob(f"{name}.gz"), None)
-            if found is None:
+        for name in self.cache.digests:
+            packed = next(root.rglob(f"{name}.gz"), None)
+            if packed is None:
                 raise DatasetError(f"the package holds no {name}.gz")
-            verified(name, unpacked(found), {name: digest})
+            check_digest(name, unpacked(packed), self.cache.digests)
             with kept(self.cache.path / f"{name}.gz") as file:
-                file.write(found.read_bytes())
+                file.write(packed.read_bytes())
 
 
 def unpacked(path: Path) -> bytes:
@@ -175,12 +175,12 @@ def unpacked(path: Path) -> bytes:
         raise DatasetError(f"{path.name} cannot be read: {error}") from error
 
 
-def verified(name: str, content: bytes, digests: Mapping[str, str]) -> bytes:
+def check_digest(name: str, content: bytes, digests: Mapping[str, str]) -> bytes:
     """Return `content` when its SHA-256 is that of Fashion-MNIST's `name`; raise `DatasetError` otherwise."""
-    found = hashlib.sha256(content).hexdigest()
-    if found != digests[name]:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != digests[name]:
         raise DatasetError(
-            f"{name} is not Fashion-MNIST's (SHA-256 {found[:12]}…, expected {digests[name][:12]}…; "
+            f"{name} is not Fashion-MNIST's (SHA-256 {digest[:12]}…, expected {digests[name][:12]}…; "
             "MNIST's files have the same names)"
         )
     return content

@@ -11,13 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from .batchnorm import BatchNorm
+from .batchnorm import BatchNorm, BatchNormLayer, norm_tensors
 from .dataset import scale_pixels
 from .errors import ConfigError
-
-Norm = _BatchNorm | BatchNorm
 
 
 @dataclass(frozen=True)
@@ -80,24 +77,28 @@ def population_statistics(model: nn.Module, images: Tensor, *, batch_size: int =
     Source: Ioffe and Szegedy 2015, algorithm 2, lines 8 to 11; Wu and Johnson 2021 (arXiv:2105.07576), section 3.
     """
     twin = copy.deepcopy(model).eval()
-    names = _norms_in_order(twin, images[:1])
     moments = {}
-    for name in names:
-        moments[name] = _moments_at(twin, twin.get_submodule(name), images, batch_size)
+    for name, norm in _norms_in_order(twin, images[:1]).items():
+        moments[name] = _moments_at(twin, norm, images, batch_size)
         _check_finite(name, moments[name])
-        _store(twin.get_submodule(name), moments[name])
-    for name in names:
-        _store(model.get_submodule(name), moments[name])
+        _store(norm, moments[name])
+    norms = _norms_of(model)
+    for name, each in moments.items():
+        _store(norms[name], each)
     return moments
 
 
 class _Reached(Exception):  # noqa: N818 - a signal, not an error
-    """Ends a forward pass at the norm whose input was wanted; nothing behind it is computed."""
+    """Ends a forward pass at the norm whose input is wanted; nothing after it is computed."""
 
 
-def _norms_in_order(model: nn.Module, image: Tensor) -> list[str]:
-    """Return the names of the norms in the order in which one forward pass meets them."""
-    norms = {name: module for name, module in model.named_modules() if isinstance(module, Norm)}
+def _norms_of(model: nn.Module) -> dict[str, BatchNormLayer]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, BatchNormLayer)}
+
+
+def _norms_in_order(model: nn.Module, image: Tensor) -> dict[str, BatchNormLayer]:
+    """Return the norms by name in the order in which one forward pass meets them."""
+    norms = _norms_of(model)
     if not norms:
         raise ConfigError("the model has no batch normalization: there are no statistics to recompute")
     for name, norm in norms.items():
@@ -110,8 +111,8 @@ def _norms_in_order(model: nn.Module, image: Tensor) -> list[str]:
     for handle in handles:
         handle.remove()
     if sorted(met) != sorted(norms):
-        raise ConfigError(f"norms {sorted(norms)}: expected each once in a forward pass, it met {met}")
-    return met
+        raise ConfigError(f"norms {sorted(norms)}: expected each once in a forward pass, got {met}")
+    return {name: norms[name] for name in met}
 
 
 @torch.no_grad()
@@ -125,7 +126,7 @@ def _moments_at(model: nn.Module, norm: nn.Module, images: Tensor, batch_size: i
 
 
 def _inputs_of(model: nn.Module, norm: nn.Module, images: Tensor, batch_size: int) -> Iterator[Tensor]:
-    """Yield what reaches `norm`, batch by batch, without computing anything behind it."""
+    """Yield what reaches `norm`, batch by batch, without computing anything after it."""
     caught: list[Tensor] = []
 
     def catch(_: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -151,16 +152,15 @@ def _check_finite(name: str, moments: Moments) -> None:
 
 
 @torch.no_grad()
-def _store(norm: nn.Module, moments: Moments) -> None:
+def _store(norm: BatchNormLayer, moments: Moments) -> None:
     """Write `moments` into the norm's buffers in place, rounded once, in the norm's own convention of the variance."""
+    unbiased = True
     if isinstance(norm, BatchNorm):
-        mean, variance, unbiased = norm.moving_mean, norm.moving_var, norm.unbiased
+        unbiased = norm.unbiased
         if norm.moving_gap is not None:
             norm.moving_gap.copy_(moments.variance() - moments.variance(unbiased=False))
-    else:
-        assert isinstance(norm, _BatchNorm)
-        mean, variance, unbiased = norm.running_mean, norm.running_var, True
-    assert mean is not None
-    assert variance is not None
-    mean.copy_(moments.mean)
-    variance.copy_(moments.variance(unbiased=unbiased))
+    tensors = norm_tensors(norm)
+    assert tensors["mean"] is not None
+    assert tensors["variance"] is not None
+    tensors["mean"].copy_(moments.mean)
+    tensors["variance"].copy_(moments.variance(unbiased=unbiased))

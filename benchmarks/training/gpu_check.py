@@ -25,8 +25,9 @@ from foldserve.service.engines.engine import Engine
 from foldserve.service.errors import ServiceError
 from foldserve.training.config import Recipe
 from foldserve.training.dataset import FashionMNIST, load
+from foldserve.training.epoch import EpochLoop
 from foldserve.training.errors import TrainingError
-from foldserve.training.fit import Epoch, Snapshot, fit
+from foldserve.training.fit import Snapshot, fit
 from foldserve.training.model import build
 from foldserve.training.provenance import environment
 
@@ -67,7 +68,7 @@ def replays(dataset: FashionMNIST, device: torch.device) -> Report:
     network = build(recipe).to(device)
     images, labels = (torch.as_tensor(array).to(device) for array in (dataset.train_images, dataset.train_labels))
     optimizer = torch.optim.SGD(network.parameters(), lr=recipe.learning_rate, fused=True)
-    epochs = Epoch(network, optimizer, images, labels, recipe, captures=True)
+    epochs = EpochLoop(network, optimizer, images, labels, recipe, captures=True)
     first = seconds_of(lambda: epochs.run(1))
     owners = [getattr(step, "__self__", None) for step in epochs.steps.values()]
     seconds = [epochs.run(number)[2] for number in range(2, 12)]

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from foldserve.training.config import Recipe
 from foldserve.training.dataset import FashionMNIST
+from foldserve.training.run_folder import RunConfig
 
 
 def made_up_images(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -15,6 +17,20 @@ def made_up_images(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     for row, label in enumerate(labels):
         images[row, 0, 2 * label + 4 : 2 * label + 8, 4:24] += 150
     return images.astype(np.uint8), labels.astype(np.int64)
+
+
+def run_config(recipe: Recipe, data: FashionMNIST) -> RunConfig:
+    """Return the configuration of a run on `data` with one thread."""
+    return RunConfig(
+        name="small",
+        recipe=recipe,
+        device="cpu",
+        compiled=False,
+        data_source=data.source,
+        digests=data.digests,
+        revision="abc",
+        environment={"threads": 1},
+    )
 
 
 @pytest.fixture(scope="session")

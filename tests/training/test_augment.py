@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from foldserve.training.augment import epoch_mirrored, mirror
-from foldserve.training.fit import epoch_order
+from foldserve.training.augment import mirror
+from foldserve.training.epoch import epoch_mirrored, epoch_order
 
 
 def test_mirrored_images_are_reversed_along_the_width():

@@ -7,7 +7,8 @@ import torch
 
 from foldserve.training.capture import unchanged
 from foldserve.training.config import Recipe
-from foldserve.training.fit import Epoch, fit
+from foldserve.training.epoch import EpochLoop
+from foldserve.training.fit import fit
 from foldserve.training.model import build
 from foldserve.training.schedule import optimizer_for
 
@@ -24,7 +25,7 @@ def optimizers(model):
 
 
 def epochs_of(model, optimizer, data, device):
-    return Epoch(
+    return EpochLoop(
         model,
         optimizer,
         torch.as_tensor(data.train_images).to(device),

@@ -20,6 +20,7 @@ from foldserve.training.fit import Snapshot, fit
 from foldserve.training.model import build
 from foldserve.training.run_folder import RunFolder
 from foldserve.training.session import resume, start
+from tests.training.conftest import made_up_images, run_config
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(epochs=4, batch_size=64, learning_rate=0.5, seed=3)
@@ -35,19 +36,17 @@ LONG = Recipe(epochs=30, batch_size=64, learning_rate=0.5, seed=3)
 
 
 def made_up_data() -> FashionMNIST:
-    from tests.training.conftest import made_up_images
-
     return FashionMNIST(*made_up_images(352, 1), *made_up_images(100, 2), source="made up", digests={"file": "0"})
 
 
 def train_in(folder: Path, on_epoch=None):
-    """Begin a run in `folder`, or go on with the one there; return the trained model."""
+    """Start a run in `folder`, or resume the one there; return the trained model."""
     data = made_up_data()
-    made_by = {"environment": {"threads": 1}}
     resumes = (folder / "config.json").exists()
-    session = resume(folder, "cpu", data) if resumes else start(folder, "small", LONG, CPU, data, made_by)
-    model = build(session.recipe)
-    fit(model, data, session.recipe, CPU, on_epoch, resumed=session.resumed, on_snapshot=session.save)
+    session = resume(folder, "cpu", data) if resumes else start(folder, run_config(LONG, data), CPU)
+    model = build(LONG)
+    with contextlib.closing(session.run):
+        fit(model, data, LONG, CPU, on_epoch, resumed=session.resumed, on_snapshot=session.save)
     return model
 
 
@@ -107,7 +106,7 @@ def test_a_run_killed_three_times_ends_with_the_same_bits(tmp_path):
 def test_a_diverging_run_keeps_its_last_good_checkpoint(made_up, tmp_path):
     """The epoch whose loss is no number is not kept, and the message names step and file."""
     recipe = Recipe(epochs=3, batch_size=64, learning_rate=0.5, norm="none", statistics="none")
-    session = start(tmp_path / "run", "small", recipe, CPU, made_up, {})
+    session = start(tmp_path / "run", run_config(recipe, made_up), CPU)
     model = build(recipe)
 
     def spoil(record):
@@ -212,26 +211,26 @@ def test_a_checkpoint_of_another_architecture_is_refused(kept, made_up):
 
 def test_what_a_killed_process_left_half_done_is_removed(tmp_path, made_up):
     """Temporary files go, and metrics.csv states what the checkpoint knows: here nothing."""
-    start(tmp_path / "run", "small", RECIPE, CPU, made_up, {"environment": {"threads": 1}})
+    start(tmp_path / "run", run_config(RECIPE, made_up), CPU).run.close()
     (tmp_path / "run" / ".tmp-abc").write_bytes(b"half")
     (tmp_path / "run" / "metrics.csv").write_text("epoch\n1\n")
     session = resume(tmp_path / "run", "cpu", made_up)
     assert session.resumed is None
-    assert session.recipe == RECIPE
+    assert session.config.recipe == RECIPE
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json"}
 
 
 def test_a_run_killed_before_its_configuration_can_be_begun_anew(tmp_path, made_up):
     """What it had half written is no run, and does not stand in the way of one."""
     (tmp_path / ".tmp-abc").write_bytes(b"half")
-    start(tmp_path, "small", RECIPE, CPU, made_up, {})
+    start(tmp_path, run_config(RECIPE, made_up), CPU)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json"}
 
 
 def test_other_data_and_a_damaged_configuration_are_refused(tmp_path, made_up):
     """Neither goes on in silence."""
-    start(tmp_path / "run", "small", RECIPE, CPU, made_up, {"environment": {"threads": 1}})
-    with pytest.raises(CheckpointError, match="begun on other data"):
+    start(tmp_path / "run", run_config(RECIPE, made_up), CPU).run.close()
+    with pytest.raises(CheckpointError, match="started with other data"):
         resume(tmp_path / "run", "cpu", made_up_data())
     (tmp_path / "run" / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="not the configuration of a run"):

@@ -376,7 +376,7 @@ def test_ctrl_c_ends_with_130_and_publishes_nothing(
     monkeypatch.setattr(RunFolder, "append", interrupted)
     options = ["--models-dir", str(tmp_path / "models"), "--out", str(tmp_path / "run")]
     assert command_line.main(["train-and-export", *RECIPE, *options]) == 130
-    assert f"nothing unfinished was published; go on with --resume {tmp_path / 'run'}" in capsys.readouterr().err
+    assert f"no unfinished model was published; go on with --resume {tmp_path / 'run'}" in capsys.readouterr().err
     assert not (tmp_path / "models").exists()
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 2
 
@@ -423,7 +423,9 @@ def test_a_compiled_run_says_so_and_goes_on_compiled(
 ) -> None:
     """Compiled steps round otherwise: config.json keeps the choice, and a resumed run follows it."""
     calls: list[int] = []
-    monkeypatch.setattr("foldserve.training.fit.compiled", lambda network: lambda x: calls.append(len(x)) or network(x))
+    monkeypatch.setattr(
+        "foldserve.training.epoch.compiled", lambda network: lambda x: calls.append(len(x)) or network(x)
+    )
     places = ["--models-dir", str(tmp_path / "models"), "--out", str(tmp_path / "run")]
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "append", lambda run, record: os.kill(os.getpid(), signal.SIGINT))

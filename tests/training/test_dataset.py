@@ -29,7 +29,15 @@ from foldserve.training.dataset import (
     scale_pixels,
 )
 from foldserve.training.errors import DatasetError
-from foldserve.training.sources import DEBIAN_FOLDER, DEBIAN_PACKAGE, DIGESTS, DebianArchive, Folder, Mirrors, verified
+from foldserve.training.sources import (
+    DEBIAN_FOLDER,
+    DEBIAN_PACKAGE,
+    DIGESTS,
+    DebianArchive,
+    Folder,
+    Mirrors,
+    check_digest,
+)
 
 
 def idx(array):
@@ -331,12 +339,12 @@ def test_real_data_is_accepted():
     assert data.digests == dict(DIGESTS)
 
 
-def test_verified_accepts_exactly_the_right_bytes():
+def test_check_digest_accepts_exactly_the_right_bytes():
     """One changed byte is another file."""
     name, content = next(iter(FILES.items()))
-    assert verified(name, content, SHA256) is content
+    assert check_digest(name, content, SHA256) is content
     with pytest.raises(DatasetError):
-        verified(name, content[:-1] + bytes([content[-1] ^ 1]), SHA256)
+        check_digest(name, content[:-1] + bytes([content[-1] ^ 1]), SHA256)
 
 
 def test_gzip_header_does_not_matter():
@@ -346,4 +354,4 @@ def test_gzip_header_does_not_matter():
     with gzip.GzipFile(filename=name, mode="wb", fileobj=named) as file:
         file.write(content)
     assert named.getvalue() != plain
-    assert verified(name, gzip.decompress(named.getvalue()), SHA256) == gzip.decompress(plain)
+    assert check_digest(name, gzip.decompress(named.getvalue()), SHA256) == gzip.decompress(plain)

@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from foldserve.training.augment import epoch_mirrored
 from foldserve.training.config import Recipe
 from foldserve.training.dataset import scale_pixels
+from foldserve.training.epoch import epoch_mirrored, epoch_order
 from foldserve.training.errors import ConfigError, DivergenceError
-from foldserve.training.fit import epoch_order, evaluate, fit
+from foldserve.training.fit import evaluate, fit
 from foldserve.training.model import build
 
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ def textbook_loop(model, dataset, recipe):
     images, labels = scale_pixels(torch.as_tensor(dataset.train_images)), torch.as_tensor(dataset.train_labels)
     for epoch in range(1, recipe.epochs + 1):
         model.train()
-        loss_sum = hits = 0.0
+        loss_sum = correct = 0.0
         for rows in batches(epoch_order(len(labels), recipe.seed, epoch), recipe):
             logits = model(images[rows])
             loss = F.cross_entropy(logits, labels[rows])
@@ -39,8 +39,8 @@ def textbook_loop(model, dataset, recipe):
                 for parameter in model.parameters():
                     parameter -= recipe.learning_rate * parameter.grad
             loss_sum += loss.item() * len(rows)
-            hits += (logits.argmax(1) == labels[rows]).sum().item()
-    return loss_sum / len(labels), hits / len(labels)
+            correct += (logits.argmax(1) == labels[rows]).sum().item()
+    return loss_sum / len(labels), correct / len(labels)
 
 
 @pytest.mark.parametrize(("norm", "tail"), [("torch", "first"), ("torch", "last"), ("scratch", "first")])
@@ -176,7 +176,7 @@ def test_only_full_batches_are_compiled(made_up, monkeypatch):
     def spied(network):
         return lambda x: sizes.append(len(x)) or network(x)
 
-    monkeypatch.setattr("foldserve.training.fit.compiled", spied)
+    monkeypatch.setattr("foldserve.training.epoch.compiled", spied)
     recipe = dataclasses.replace(RECIPE, epochs=1)
     ours, plain = build(recipe), build(recipe)
     fit(ours, made_up, recipe, CPU, compiles=True)

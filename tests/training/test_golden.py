@@ -44,7 +44,7 @@ def test_too_few_clear_answers_are_refused() -> None:
 def test_expected_answers_are_the_float64_ones_rounded_once() -> None:
     """Compared with PyTorch's softmax in double precision; huge logits do not overflow."""
     logits = random_logits(20) * 100
-    answers = golden.answers(logits)
+    answers = golden.expected_outputs(logits)
     exact = torch.softmax(torch.from_numpy(logits), dim=1).numpy()
     np.testing.assert_array_equal(answers["logits"], logits.astype(np.float32))
     np.testing.assert_allclose(answers["probabilities"], exact, rtol=2**-23, atol=1e-37)
@@ -53,7 +53,7 @@ def test_expected_answers_are_the_float64_ones_rounded_once() -> None:
 
 def test_answers_within_the_tolerance_pass() -> None:
     """A few units in the last place are no difference."""
-    answers = golden.answers(random_logits(16))
+    answers = golden.expected_outputs(random_logits(16))
     nudged = {name: np.nextafter(a, np.float32(9)) if a.dtype.kind == "f" else a for name, a in answers.items()}
     golden.check(known(answers), nudged)
 
@@ -61,7 +61,7 @@ def test_answers_within_the_tolerance_pass() -> None:
 @pytest.mark.parametrize("output", ["logits", "probabilities", "class_id"])
 def test_a_wrong_output_is_named(output: str) -> None:
     """One value of one output beyond the tolerance is enough, and the message says which output."""
-    answers = golden.answers(random_logits(16))
+    answers = golden.expected_outputs(random_logits(16))
     changed = answers[output].copy()
     changed[3, 0] += 1e-3 if changed.dtype.kind == "f" else 1
     with pytest.raises(VerifyError, match=output):
@@ -70,7 +70,7 @@ def test_a_wrong_output_is_named(output: str) -> None:
 
 def test_not_a_number_is_no_agreement() -> None:
     """NaN compares false with everything; that must not read as within the tolerance."""
-    answers = golden.answers(random_logits(16))
+    answers = golden.expected_outputs(random_logits(16))
     broken = answers["logits"].copy()
     broken[0, 0] = np.nan
     with pytest.raises(VerifyError, match="logits"):
@@ -79,6 +79,6 @@ def test_not_a_number_is_no_agreement() -> None:
 
 def test_a_missing_output_is_named() -> None:
     """A model that answers with less than was promised does not pass."""
-    answers = golden.answers(random_logits(16))
+    answers = golden.expected_outputs(random_logits(16))
     with pytest.raises(VerifyError, match="'class_id' on the golden inputs: got nothing"):
         golden.check(known(answers), {name: answers[name] for name in ("logits", "probabilities")})

@@ -10,7 +10,6 @@ import torch
 from foldserve.training.config import Recipe
 from foldserve.training.errors import CheckpointError
 from foldserve.training.model import build
-from foldserve.training.run_folder import RunFolder
 from foldserve.training.weights import Weights, buffers_of, parameters_of, read_weights, weights_to_bytes
 
 RECIPE = Recipe(seed=3)
@@ -25,6 +24,12 @@ def weights(recipe: Recipe = RECIPE) -> Weights:
     return Weights(recipe=recipe, parameters=parameters_of(network), statistics=statistics)
 
 
+def saved_in(folder: Path, weights: Weights) -> Path:
+    path = folder / "model.safetensors"
+    path.write_bytes(weights_to_bytes(weights))
+    return path
+
+
 @pytest.mark.parametrize("norm", ["torch", "scratch"])
 @pytest.mark.parametrize(("statistics", "value"), [("running", 2), ("population", 3)])
 def test_the_network_comes_back_with_either_statistics(
@@ -32,7 +37,7 @@ def test_the_network_comes_back_with_either_statistics(
 ) -> None:
     """Both sets lie in one file under their names, and every parameter bit is the same."""
     saved = weights(Recipe(seed=3, norm=norm))
-    network = read_weights(RunFolder(tmp_path).write_weights(saved)).network(statistics)
+    network = read_weights(saved_in(tmp_path, saved)).network(statistics)
     assert not network.training
     assert buffers_of(network)
     assert all(bool((buffer == value).all()) for buffer in buffers_of(network).values())
@@ -43,7 +48,7 @@ def test_the_network_comes_back_with_either_statistics(
 def test_a_network_without_norms_comes_back(tmp_path: Path) -> None:
     """No norms, no statistics, still the same network."""
     recipe = Recipe(norm="none", statistics="none")
-    network = read_weights(RunFolder(tmp_path).write_weights(weights(recipe))).network("none")
+    network = read_weights(saved_in(tmp_path, weights(recipe))).network("none")
     assert buffers_of(network) == {}
 
 

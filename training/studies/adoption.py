@@ -1,12 +1,9 @@
 """Finished runs of `train-and-export` taken into a study, where one of its cases has their recipe.
 
-What the run has written down is taken over, and what a study measures beyond that is measured on its weights; nothing
-is trained again.
+The run's figures are kept, and what a study measures beyond them is measured on its weights; nothing is trained again.
 """
 
-import copy
 import csv
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,13 +11,11 @@ from typing import Any
 import torch
 
 from ..dataset import FashionMNIST
-from ..device import to_device
 from ..errors import CheckpointError, ConfigError
-from ..fit import evaluate
-from ..run_folder import CONFIG_NAME, METRICS_NAME
+from ..run_folder import CONFIG_NAME, METRICS_NAME, RunConfig
 from ..weights import WEIGHTS_NAME, read_weights
 from .arms import Case
-from .measurement import saturated
+from .measurement import accuracies, saturated
 
 CPU = torch.device("cpu")
 
@@ -37,34 +32,26 @@ def adopt(folder: Path, cases: Iterable[Case], dataset: FashionMNIST) -> tuple[C
     weights = read_weights(folder / WEIGHTS_NAME)
     recipe = weights.recipe
     case = _case_of(recipe.as_dict(), cases, folder)
-    config, epochs = _config(folder), _epochs(folder)
+    config, epochs = RunConfig.read(folder / CONFIG_NAME), _epochs(folder)
     if len(epochs) != recipe.epochs:
-        raise CheckpointError(
-            f"{folder}: {len(epochs)} of {recipe.epochs} epochs are written down; finish the run first"
-        )
-    networks = {kind: weights.network(kind).to(CPU) for kind in weights.statistics or ("none",)}
-    test_images, test_labels = to_device(dataset.test_images, CPU), to_device(dataset.test_labels, CPU)
-    train_images, train_labels = to_device(dataset.train_images, CPU), to_device(dataset.train_labels, CPU)
-    kind, served = list(networks.items())[-1]  # population statistics stand last
-    untrained = case.arm.build(recipe)
+        raise CheckpointError(f"{folder}: {len(epochs)} of {recipe.epochs} epochs are recorded; finish the run first")
+    data = dataset.on(CPU)
+    network = weights.network("running" if weights.statistics else "none")
+    before = saturated(case.arm.build(recipe).train(), data.test_images)
     return case, {
         "arm": case.arm.name,
         "seed": case.seed,
         "network": case.arm.network,
-        "train_rows": len(train_labels),
+        "train_rows": len(data.train_labels),
         "recipe": recipe.as_dict(),
-        "threads": config["environment"]["threads"],
-        "compiled": False,
-        "revision": config["revision"],
+        "threads": config.environment["threads"],
+        "compiled": config.compiled,
+        "revision": config.revision,
         "adopted": True,
         "diverged": None,
         "epochs": epochs,
-        "test_accuracy": {name: evaluate(network, test_images, test_labels) for name, network in networks.items()},
-        "train_accuracy": {kind: evaluate(served, train_images, train_labels)},
-        "saturated": {
-            "before": saturated(copy.deepcopy(untrained).train(), test_images),
-            "after": saturated(served, test_images),
-        },
+        **accuracies(network, data),
+        "saturated": {"before": before, "after": saturated(network, data.test_images)},
         "seconds": sum(record["train_seconds"] for record in epochs),
     }
 
@@ -76,14 +63,6 @@ def _case_of(recipe: dict[str, Any], cases: Iterable[Case], folder: Path) -> Cas
             if planned == recipe:
                 return case
     raise ConfigError(f"--from-run {folder}: no training of this study has its recipe; leave it out")
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
-        raise CheckpointError(f"{folder / CONFIG_NAME} cannot be read ({err}); expected a run's folder") from err
-    return config
 
 
 def _epochs(folder: Path) -> list[dict[str, Any]]:

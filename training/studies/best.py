@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..dataset import load
+from ..drawing import BLUE, GREEN, GREY, canvas, draw_runs, draw_strip, to_png
 from .arms import Arm, Case, cases_of
-from .drawing import BLUE, GREEN, GREY, canvas, draw_runs, draw_strip, to_png
 from .options import add_options, check_options
-from .runner import run
+from .runner import measure_cases
 from .selection import CANDIDATES, HELD_OUT
 from .store import Store
 from .tables import Spread, csv_bytes, json_bytes, markdown_table, origin, origin_text, write_report
@@ -40,15 +40,15 @@ def study(arguments: argparse.Namespace) -> None:
     store = Store(arguments.out / "runs.jsonl")
     cases = [*cases_of(CANDIDATES, 1), *cases_of([BEST], arguments.seeds)]
     if not arguments.report_only:
-        run(cases, store, device, load(arguments.data_dir), jobs=arguments.jobs, compiled=arguments.compile)
+        measure_cases(cases, store, device, load(arguments.data_dir), jobs=arguments.jobs, compiled=arguments.compile)
     flags = f" --jobs {arguments.jobs}" * (arguments.jobs > 1) + " --compile" * arguments.compile
-    come_from = origin(f"foldserve best --seeds {arguments.seeds}{flags}")
-    write_report(arguments.out, report_files(cases, store.read(), come_from))
+    provenance = origin(f"foldserve best --seeds {arguments.seeds}{flags}")
+    write_report(arguments.out, report_files(cases, store.read(), provenance))
     print(f"report {arguments.out / 'README.md'}")
 
 
 def report_files(
-    cases: Sequence[Case], measured: Mapping[str, Mapping[str, Any]], come_from: Mapping[str, Any]
+    cases: Sequence[Case], measured: Mapping[str, Mapping[str, Any]], provenance: Mapping[str, Any]
 ) -> dict[str, bytes]:
     """Return the report on those of `cases` that are `measured`: file name -> content."""
     found = [measured[case.key] for case in cases if case.key in measured]
@@ -56,8 +56,8 @@ def report_files(
     candidates = [each for each in found if each["arm"] != BEST.name]
     files = {
         "runs.csv": csv_bytes([_row(each) for each in found]),
-        "figures.json": json_bytes({**come_from, "goal": GOAL, "runs": [_row(each) for each in found]}),
-        "README.md": _text(candidates, chosen, come_from).encode(),
+        "figures.json": json_bytes({**provenance, "goal": GOAL, "runs": [_row(each) for each in found]}),
+        "README.md": _text(candidates, chosen, provenance).encode(),
     }
     return files | ({"best.png": picture(chosen)} if chosen else {})
 
@@ -99,10 +99,10 @@ def _row(each: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _text(candidates: Sequence[Any], chosen: Sequence[Any], come_from: Mapping[str, Any]) -> str:
+def _text(candidates: Sequence[Any], chosen: Sequence[Any], provenance: Mapping[str, Any]) -> str:
     return f"""# The preset `best`: the same 44,878 parameters, trained as well as we know how
 
-The book's network (sigmoid, average pooling); only how it is trained differs. {origin_text(come_from)}
+The book's network (sigmoid, average pooling); only how it is trained differs. {origin_text(provenance)}
 ## Chosen on {HELD_OUT:,} training images held out
 
 Trained on the first 55,000 training images, judged on the last {HELD_OUT:,}; the test set was not looked at. Population

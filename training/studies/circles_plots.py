@@ -7,8 +7,8 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
 
+from ..drawing import BLUE, GREY, ORANGE, canvas, draw_runs, to_png
 from .circles import Circles, Lesson
-from .drawing import BLUE, GREY, ORANGE, canvas, draw_runs, to_png
 
 COLOURS = {"torch": BLUE, "none": ORANGE}
 NAMES = {"torch": "with BN", "none": "without BN"}

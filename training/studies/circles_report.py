@@ -47,15 +47,15 @@ def report(folder: Path, seeds: int, *, steps: int = STEPS, tell: Callable[[str]
     by_weights = _lessons(seeds, lambda seed: (DATA_SEED, seed), steps, tell)
     by_data = _lessons(seeds, lambda seed: (seed, 0), steps, tell)
     rows = [*_rows("weights", by_weights), *_rows("data", by_data)]
-    come_from = origin(f"foldserve circles --seeds {seeds}")
+    provenance = origin(f"foldserve circles --seeds {seeds}")
     first = {norm: runs[0] for norm, runs in by_weights.items()}
     files = {
         "runs.csv": csv_bytes(rows),
-        "figures.json": json_bytes({**come_from, "runs": rows}),
+        "figures.json": json_bytes({**provenance, "runs": rows}),
         "data.png": circles_plots.data_png(circles()),
         "curves.png": circles_plots.curves_png(by_weights),
         "regions.png": circles_plots.regions_png(first, circles()),
-        "README.md": _text(rows, steps, come_from).encode(),
+        "README.md": _text(rows, steps, provenance).encode(),
     }
     write_report(folder, files)
     tell(f"report {folder / 'README.md'}")
@@ -100,11 +100,11 @@ def _rows(varied: str, lessons: Mapping[str, Sequence[Lesson]]) -> list[dict[str
     ]
 
 
-def _text(rows: Sequence[Mapping[str, Any]], steps: int, come_from: Mapping[str, Any]) -> str:
+def _text(rows: Sequence[Mapping[str, Any]], steps: int, provenance: Mapping[str, Any]) -> str:
     return f"""# Two circles, with and without batch normalization
 
 2,000 points on two circles (noise 0.1, factor 0.4), 1,400 to train on and 600 to test with; a network 2-64-32-2 with
-ReLU, plain SGD at {LEARNING_RATE}, {steps} steps on all points at once. {origin_text(come_from)}
+ReLU, plain SGD at {LEARNING_RATE}, {steps} steps on all points at once. {origin_text(provenance)}
 ![the data](data.png)
 
 ## Initial weights varied, data of seed {DATA_SEED}

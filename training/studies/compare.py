@@ -9,7 +9,7 @@ from . import plan
 from .adoption import adopt
 from .compare_report import report_files
 from .options import add_options, check_options
-from .runner import run, summary
+from .runner import measure_cases, summary
 from .store import Store
 from .tables import origin, write_report
 
@@ -49,7 +49,7 @@ def compare(arguments: argparse.Namespace) -> None:
         store.add(case.key, measurement)
         print(f"taken in: {summary(measurement)}")
     if not arguments.report_only:
-        run(wanted, store, device, load(arguments.data_dir), jobs=arguments.jobs, compiled=arguments.compile)
+        measure_cases(wanted, store, device, load(arguments.data_dir), jobs=arguments.jobs, compiled=arguments.compile)
     write_report(out, report_files(cases, store.read(), origin(_command(arguments))))
     print(f"report {out / 'README.md'}")
 

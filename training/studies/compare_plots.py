@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from . import plan, published
-from .drawing import (
+from ..drawing import (
     BLUE,
     CYCLE,
     GREEN,
@@ -24,6 +23,7 @@ from .drawing import (
     draw_strip,
     to_png,
 )
+from . import plan, published
 
 Runs = Sequence[Mapping[str, Any]]
 ByArm = Mapping[str, Runs]

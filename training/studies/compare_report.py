@@ -20,7 +20,7 @@ MISSING = "not measured yet"
 
 
 def report_files(
-    cases: Sequence[Case], measured: Mapping[str, Mapping[str, Any]], come_from: Mapping[str, Any]
+    cases: Sequence[Case], measured: Mapping[str, Mapping[str, Any]], provenance: Mapping[str, Any]
 ) -> dict[str, bytes]:
     """Return the report on those of `cases` that are `measured`: file name -> content."""
     found = [measured[case.key] for case in cases if case.key in measured]
@@ -29,7 +29,7 @@ def report_files(
         arms.setdefault(each["arm"], []).append(each)
     tests = {arm.name: published.gates(arms.get(arm.name, ())) for arm in (plan.TORCH, plan.SCRATCH)}
     summary = {
-        **come_from,
+        **provenance,
         "measured": len(found),
         "planned": len(cases),
         "adopted": sum("adopted" in each for each in found),

@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..batchnorm import BatchNorm
+from ..batchnorm import BatchNormLayer, norm_tensors
+from ..drawing import CYCLE, canvas, to_png
 from ..errors import ConfigError
 from ..weights import WEIGHTS_NAME, Weights, read_weights
-from .drawing import CYCLE, canvas, to_png
 from .tables import csv_bytes, write_report
 
 PARAMETERS = ("gamma", "beta")
@@ -68,15 +66,18 @@ def norms_of(weights: Weights) -> list[NormValues]:
         ConfigError: there are no norms.
         CheckpointError: the tensors do not fit the recipe's network.
     """
-    found: dict[str, dict[str, NDArray[np.float32]]] = {}
+    norms: dict[str, dict[str, NDArray[np.float32]]] = {}
     for kind in weights.statistics:
-        for layer, norm in _norms_in(weights.network(kind)):
-            names = (*PARAMETERS, *(f"{kind} {moment}" for moment in MOMENTS))
-            given = zip(names, _tensors(norm), strict=True)
-            found.setdefault(layer, {}).update({name: _array(value) for name, value in given if value is not None})
-    if not found:
+        for layer, norm in weights.network(kind).named_modules():
+            if isinstance(norm, BatchNormLayer):
+                values = norms.setdefault(layer, {})
+                for name, tensor in norm_tensors(norm).items():
+                    if tensor is not None:
+                        key = f"{kind} {name}" if name in MOMENTS else name
+                        values[key] = tensor.detach().cpu().numpy().astype(np.float32)
+    if not norms:
         raise ConfigError("the network has no batch normalization: there is nothing to inspect")
-    return [NormValues(layer, values) for layer, values in found.items()]
+    return [NormValues(layer, values) for layer, values in norms.items()]
 
 
 def table(norms: Sequence[NormValues]) -> str:
@@ -123,18 +124,3 @@ def _label(figure: Figure, norms: Sequence[NormValues]) -> None:
     figure.axes[2].legend(fontsize=7)
     for cell in figure.axes[4 * (len(norms) - 1) :]:
         cell.set_xlabel("channel, in the order of gamma", fontsize=8)
-
-
-def _norms_in(network: nn.Module) -> list[tuple[str, _BatchNorm | BatchNorm]]:
-    return [(name, layer) for name, layer in network.named_modules() if isinstance(layer, _BatchNorm | BatchNorm)]
-
-
-def _tensors(norm: _BatchNorm | BatchNorm) -> tuple[Tensor | None, ...]:
-    """Return gamma, beta, mean and variance, whichever of the two layers it is."""
-    if isinstance(norm, BatchNorm):
-        return norm.gamma, norm.beta, norm.moving_mean, norm.moving_var
-    return norm.weight, norm.bias, norm.running_mean, norm.running_var
-
-
-def _array(value: Tensor) -> NDArray[np.float32]:
-    return value.detach().cpu().numpy().astype(np.float32)

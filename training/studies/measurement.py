@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..batchnorm import BatchNormLayer
 from ..compiled import WORTH_COMPILING_EPOCHS
-from ..dataset import FashionMNIST, scale_pixels
-from ..device import to_device
+from ..dataset import FashionMNIST, Tensors, scale_pixels
 from ..errors import DivergenceError
 from ..fit import EpochRecord, evaluate, fit
 from ..provenance import revision
-from ..statistics import Norm, population_statistics
+from ..statistics import population_statistics
 from .arms import Case
 from .selection import first_rows, held_out
 
-EPOCH_ROWS = 5_000  # training images behind the population statistics of every epoch; the last figures take them all
+EPOCH_ROWS = 5_000  # training images for the population statistics of every epoch; the last figures take them all
 SATURATION_ROWS = 2_000  # test images on which saturation is measured
 SATURATED_SLOPE = 0.025  # a tenth of a sigmoid's steepest slope, 1/4; |x| > 3.6
 
@@ -28,7 +28,7 @@ SATURATED_SLOPE = 0.025  # a tenth of a sigmoid's steepest slope, 1/4; |x| > 3.6
 def measure(case: Case, dataset: FashionMNIST, device: torch.device, *, compiled: bool = False) -> dict[str, Any]:
     """Return what training `case` gave.
 
-    A case that diverges is a finding too: it has `diverged` with the reason, and the figures until then.
+    A case that diverges is a result too: it has `diverged` with the reason, and the figures until then.
 
     Args:
         case: what to train.
@@ -45,10 +45,10 @@ def measure(case: Case, dataset: FashionMNIST, device: torch.device, *, compiled
     """
     recipe = case.arm.recipe(case.seed)
     dataset = _rows_of(case, dataset)
+    data = dataset.on(device)
     network = case.arm.build(recipe)
-    test_images = to_device(dataset.test_images, device)
     epochs: list[dict[str, Any]] = []
-    found: dict[str, Any] = {
+    measured: dict[str, Any] = {
         "arm": case.arm.name,
         "seed": case.seed,
         "network": case.arm.network,
@@ -59,7 +59,7 @@ def measure(case: Case, dataset: FashionMNIST, device: torch.device, *, compiled
         "compiled": compiled and recipe.epochs >= WORTH_COMPILING_EPOCHS,
         "diverged": None,
         "epochs": epochs,
-        "saturated": {"before": saturated(copy.deepcopy(network).to(device).train(), test_images)},
+        "saturated": {"before": saturated(copy.deepcopy(network).to(device).train(), data.test_images)},
     }
     start = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
@@ -70,36 +70,33 @@ def measure(case: Case, dataset: FashionMNIST, device: torch.device, *, compiled
                 dataset,
                 recipe,
                 device,
-                lambda record: epochs.append(_record(record, network, dataset)),
-                compiles=found["compiled"],
+                lambda record: epochs.append(_record(record, network, data)),
+                compiles=measured["compiled"],
             )
         except DivergenceError as err:
-            return found | {"diverged": str(err), "seconds": time.perf_counter() - start}
-    found |= accuracies(network, dataset)
-    found["saturated"]["after"] = saturated(network, test_images)
-    return found | {"seconds": time.perf_counter() - start}
+            return measured | {"diverged": str(err), "seconds": time.perf_counter() - start}
+    measured |= accuracies(network, data)
+    measured["saturated"]["after"] = saturated(network, data.test_images)
+    return measured | {"seconds": time.perf_counter() - start}
 
 
-def accuracies(network: nn.Module, dataset: FashionMNIST) -> dict[str, dict[str, float]]:
+def accuracies(network: nn.Module, data: Tensors) -> dict[str, dict[str, float]]:
     """Return `test_accuracy` and `train_accuracy` by kind of statistics, `running` for the test alone.
 
     `network` ends with population statistics.
     """
-    device = next(network.parameters()).device
-    train_images, train_labels = (to_device(a, device) for a in (dataset.train_images, dataset.train_labels))
-    test_images, test_labels = (to_device(a, device) for a in (dataset.test_images, dataset.test_labels))
-    found: dict[str, dict[str, float]] = {"test_accuracy": {}, "train_accuracy": {}}
+    test: dict[str, float] = {}
     for kind in ("running", "population") if has_norms(network) else ("none",):
         if kind == "population":
-            population_statistics(network, train_images)
-        found["test_accuracy"][kind] = evaluate(network, test_images, test_labels)
-    found["train_accuracy"][kind] = evaluate(network, train_images, train_labels)
-    return found
+            population_statistics(network, data.train_images)
+        test[kind] = evaluate(network, data.test_images, data.test_labels)
+    train = {kind: evaluate(network, data.train_images, data.train_labels)}
+    return {"test_accuracy": test, "train_accuracy": train}
 
 
 def has_norms(network: nn.Module) -> bool:
     """Return whether any layer of `network` normalises batches."""
-    return any(isinstance(module, Norm) for module in network.modules())
+    return any(isinstance(module, BatchNormLayer) for module in network.modules())
 
 
 @torch.no_grad()
@@ -113,11 +110,11 @@ def saturated(network: nn.Module, images: Tensor, *, rows: int = SATURATION_ROWS
     """
     shares: dict[str, float] = {}
 
-    def look(name: str, y: Tensor) -> None:
+    def note(name: str, y: Tensor) -> None:
         shares[name] = (y * (1 - y) < SATURATED_SLOPE).float().mean().item()
 
     handles = [
-        module.register_forward_hook(lambda _module, _inputs, y, name=name: look(name, y))
+        module.register_forward_hook(lambda _module, _inputs, y, name=name: note(name, y))
         for name, module in network.named_modules()
         if isinstance(module, nn.Sigmoid)
     ]
@@ -135,13 +132,11 @@ def _rows_of(case: Case, dataset: FashionMNIST) -> FashionMNIST:
     return dataset if case.arm.train_rows is None else first_rows(dataset, case.arm.train_rows)
 
 
-def _record(record: EpochRecord, network: nn.Module, dataset: FashionMNIST) -> dict[str, Any]:
+def _record(record: EpochRecord, network: nn.Module, data: Tensors) -> dict[str, Any]:
     """Return `record` with the test accuracy of a copy of `network` that has population statistics."""
     values = record.as_dict()
-    if not has_norms(network):
-        return values
-    device = next(network.parameters()).device
-    twin = copy.deepcopy(network)
-    population_statistics(twin, to_device(dataset.train_images[:EPOCH_ROWS], device))
-    images, labels = to_device(dataset.test_images, device), to_device(dataset.test_labels, device)
-    return values | {"population_accuracy": evaluate(twin, images, labels)}
+    if has_norms(network):
+        twin = copy.deepcopy(network)
+        population_statistics(twin, data.train_images[:EPOCH_ROWS])
+        values["population_accuracy"] = evaluate(twin, data.test_images, data.test_labels)
+    return values

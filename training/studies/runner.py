@@ -1,6 +1,6 @@
 """The cases of a study trained one after another or side by side, each kept in the store as soon as it is measured.
 
-A study that was killed goes on with the cases that are not there yet. What is measured is `measurement`'s business.
+A study that was killed continues with the cases that are missing. What is measured is `measurement`'s business.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ from .measurement import measure
 from .store import Store
 
 
-def run(
+def measure_cases(
     cases: Sequence[Case],
     store: Store,
     device: torch.device,
@@ -25,18 +25,18 @@ def run(
     *,
     jobs: int = 1,
     compiled: bool = False,
-    tell: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> dict[str, dict[str, Any]]:
     """Measure every case that `store` does not hold, and return key -> measurement of all `cases`.
 
     Args:
-        cases: in the order in which they are begun.
+        cases: in the order in which they start.
         store: where measurements are and go.
         device: of every training.
         dataset: that every case takes its images from.
         jobs: processes side by side, each with one thread.
         compiled: as for `measure`.
-        tell: takes a line about each finished case.
+        report: takes a line about each finished case.
 
     Raises:
         ConfigError: the store holds a case of another recipe under the same name.
@@ -45,12 +45,12 @@ def run(
     kept = store.read()
     _check_same(cases, kept)
     missing = [case for case in cases if case.key not in kept]
-    tell(f"{len(cases) - len(missing)} of {len(cases)} cases are in {store.path}")
+    report(f"{len(cases) - len(missing)} of {len(cases)} cases are in {store.path}")
     for done, (case, measurement) in enumerate(_measured(missing, device, dataset, jobs, compiled), start=1):
         store.add(case.key, measurement)
-        tell(f"{done}/{len(missing)}  {summary(measurement)}")
-    held = store.read()
-    return {case.key: held[case.key] for case in cases}
+        report(f"{done}/{len(missing)}  {summary(measurement)}")
+    measured = store.read()
+    return {case.key: measured[case.key] for case in cases}
 
 
 def summary(measurement: dict[str, Any]) -> str:
@@ -73,7 +73,7 @@ def _measured(
             yield case, measure(case, dataset, device, compiled=compiled)
         return
     # Started afresh rather than forked: a forked process inherits PyTorch's threads in an unknown state.
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (dataset, device.type, compiled)) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _set_up_process, (dataset, device.type, compiled)) as pool:
         running = {pool.submit(_work, case): case for case in cases}
         try:
             for future in as_completed(running):
@@ -83,16 +83,16 @@ def _measured(
             raise
 
 
-_begun: list[tuple[FashionMNIST, str, bool]] = []  # in a worker process: what all its cases share, sent once
+_shared: list[tuple[FashionMNIST, str, bool]] = []  # in a worker process: what all its cases share, sent once
 
 
-def _begin(dataset: FashionMNIST, device: str, compiled: bool) -> None:
+def _set_up_process(dataset: FashionMNIST, device: str, compiled: bool) -> None:
     torch.set_num_threads(1)
-    _begun.append((dataset, device, compiled))
+    _shared.append((dataset, device, compiled))
 
 
 def _work(case: Case) -> dict[str, Any]:
-    dataset, device, compiled = _begun[0]
+    dataset, device, compiled = _shared[0]
     return measure(case, dataset, torch.device(device), compiled=compiled)
 
 

@@ -1,18 +1,15 @@
-"""Finished measurements of a study in one file, so that an interrupted study goes on where it stopped.
+"""Finished measurements of a study in one file, so that an interrupted study continues where it stopped.
 
 The file holds one JSON object a line and is replaced whole under a lock at every addition: it can be read at any
 moment, and several processes may add to it. It knows keys and values, not what was measured.
 """
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..artifact import write_whole
+from ..disk import FolderLock, write_whole
 from ..errors import ArtifactError
 
 
@@ -47,19 +44,9 @@ class Store:
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self._alone():
+            with FolderLock(self.path.parent):
                 entries = {**self.read(), key: {"key": key, **measurement}}
                 lines = [json.dumps(entry, allow_nan=False) + "\n" for entry in entries.values()]
                 write_whole(self.path, "".join(lines).encode())
         except OSError as err:
             raise ArtifactError(f"{self.path} cannot be written ({err.strerror or err}); free the disk") from err
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold the system's lock on the folder, which ends with the process however the process ends."""
-        handle = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(handle)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..artifact import write_whole
+from ..disk import write_file
 from ..errors import ArtifactError, ConfigError
 from ..provenance import environment, revision
 
@@ -73,13 +73,13 @@ def origin(command: str) -> dict[str, Any]:
     return {"command": command, "revision": revision(), "environment": environment()}
 
 
-def origin_text(come_from: Mapping[str, Any]) -> str:
+def origin_text(provenance: Mapping[str, Any]) -> str:
     """Return `origin` as a paragraph of Markdown."""
-    machine = come_from["environment"]
+    machine = provenance["environment"]
     versions = ", ".join(f"{name} {machine['packages'][name]}" for name in ("torch", "numpy"))
     where = machine["gpu"] or f"{machine['cpu']}, {machine['cpu_count']} cores"
     return (
-        f"Made by `{come_from['command']}` at revision {come_from['revision'][:12]};\n"
+        f"Made by `{provenance['command']}` at revision {provenance['revision'][:12]};\n"
         f"Python {machine['python']}, {versions}; {where}.\n"
     )
 
@@ -92,7 +92,7 @@ def write_report(folder: Path, files: Mapping[str, bytes]) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            write_whole(folder / name, content)
     except OSError as err:
-        raise ArtifactError(f"--out {folder}: cannot be written ({err.strerror or err}); choose another") from err
+        raise ArtifactError(f"--out {folder}: cannot be made ({err.strerror or err}); choose another") from err
+    for name, content in files.items():
+        write_file(folder / name, content, "choose another --out")

@@ -5,10 +5,11 @@ import torch
 
 from foldserve.training.errors import CheckpointError, ConfigError
 from foldserve.training.pipeline import train
-from foldserve.training.run_folder import RunFolder
+from foldserve.training.session import start
 from foldserve.training.studies.adoption import adopt
 from foldserve.training.studies.arms import Arm, Case
 from foldserve.training.studies.measurement import measure
+from tests.training.conftest import run_config
 
 CPU = torch.device("cpu")
 SHORT = {"epochs": 2, "batch_size": 64, "learning_rate": 0.5}
@@ -17,10 +18,10 @@ ARM = Arm(name="short", options=SHORT)
 
 def finished_run(folder, dataset, recipe):
     """Leave what `train-and-export` leaves of a training, and return the training."""
-    run_folder = RunFolder(folder)
-    trained = train(recipe, dataset, CPU, run_folder.append)
-    run_folder.write_config({"revision": "abc", "environment": {"threads": 1}})
-    run_folder.write_weights(trained.weights)
+    run = start(folder, run_config(recipe, dataset), CPU).run
+    trained = train(recipe, dataset, CPU, run.append)
+    run.write_weights(trained.weights)
+    run.close()
     return trained
 
 

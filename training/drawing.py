@@ -1,4 +1,4 @@
-"""What all pictures of the studies share: colours, bands of several runs, and the way to PNG."""
+"""What all pictures share: colours, a grid of axes, bands of several runs, and the way to PNG."""
 
 import io
 from collections.abc import Sequence

@@ -1,0 +1,96 @@
+"""Files that appear whole or not at all, and folders that one process holds at a time.
+
+Everything that training leaves on a disk is written here. It knows paths and bytes, not what they mean.
+"""
+
+import fcntl
+import os
+import tempfile
+from pathlib import Path
+from typing import Self
+
+from .errors import ArtifactError
+
+TEMPORARY = ".tmp-"  # how the name of an unfinished file or folder begins
+
+
+def write_file(path: Path, content: bytes, remedy: str) -> Path:
+    """Write `content` to `path` as `write_whole` does, and return `path`.
+
+    Raises:
+        ArtifactError: the disk refuses; the message ends with `remedy`.
+    """
+    try:
+        write_whole(path, content)
+    except OSError as err:
+        raise ArtifactError(f"{path} cannot be written ({err.strerror or err}); {remedy}") from err
+    return path
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write `content` to `path` so that `path` is the old file or the new one at every moment.
+
+    Raises:
+        OSError: as the system says; the temporary file is gone again.
+    """
+    handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(file.fileno(), permissions(0o666))  # mkstemp makes files for their owner alone
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Return when the entries of `folder` are on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def permissions(mode: int) -> int:
+    """Return `mode` without what the process's umask takes away; the umask can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mode & ~mask
+
+
+class FolderLock:
+    """The system's lock on `folder`; it ends with the process however the process ends.
+
+    Args:
+        folder: to hold.
+        waits: whether to wait for another holder.
+
+    Raises:
+        BlockingIOError: another process holds the folder, and `waits` is False.
+        OSError: the folder cannot be opened.
+    """
+
+    def __init__(self, folder: Path, *, waits: bool = True) -> None:
+        self._handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Give the folder back; a second time does nothing."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
