@@ -7,7 +7,7 @@ nothing: strings, bytes and messages are views of the data that was given.
 Source: the encoding as described at protobuf.dev/programming-guides/encoding.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
@@ -35,6 +35,11 @@ class Message:
             ValueError: the bytes are not a message.
         """
         return cls(list(read_fields(data)))
+
+    @classmethod
+    def of(cls, fields: Mapping[int, Iterable[int | str | bytes | memoryview]]) -> "Message":
+        """Return a message with these values in these fields, in their order."""
+        return cls([_field(number, value) for number, values in fields.items() for value in values])
 
     def encode(self) -> bytes:
         """Return the bytes of the message."""

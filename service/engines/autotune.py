@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -27,8 +28,8 @@ _log = logging.getLogger(__name__)
 
 REWRITES: Mapping[str, Rewrite] = {
     "pools split": split_pooling,
-    "blocks of 16 filled, narrowed behind the pool": fill_blocks(16, narrow=True),
-    "blocks of 8 filled": fill_blocks(8, narrow=False),
+    "blocks of 16 filled, cut after the pool": partial(fill_blocks, channels=16, is_cut=True),
+    "blocks of 8 filled": partial(fill_blocks, channels=8, is_cut=False),
 }
 _BATCH = 32  # from here on a gain does not change any more
 _LONE_ROUNDS, _BATCH_ROUNDS = 15, 5

@@ -23,7 +23,7 @@ from ..settings import DEFAULT_BUCKETS, check_buckets
 from ..tensors import Array, TensorSpec
 from .autotune import REWRITES, Choice, Decide, autotune, decide_alone, reuse_choice
 from .buckets import Profile, answers_agree, golden_batch, profile_buckets
-from .providers import Device, Source, cpu_session, open_session
+from .providers import Device, Source, cpu_session, first_line, open_session
 from .runners import GraphRunner, PlainRunner, Runner, ThreadedRunner
 from .signature import Signature, read_signature
 from .structure import structure_of
@@ -307,8 +307,7 @@ def _refuse_failing(runner: Runner, artifact: Artifact, rows: int) -> None:
         runner.run(golden_batch(artifact.golden.inputs, rows))
     except Exception as err:  # onnxruntime's classes share no base below Exception
         inputs = "its golden inputs" if artifact.is_verified else "inputs made for it (floats 0 to 1, integers 0 or 1)"
-        reason = str(err).strip().split("\n")[0][:300]
-        raise ArtifactInvalid(f"{artifact.model_path} fails on {inputs}: {reason}") from err
+        raise ArtifactInvalid(f"{artifact.model_path} fails on {inputs}: {first_line(err)}") from err
 
 
 def _choose_graph(

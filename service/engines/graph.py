@@ -1,10 +1,10 @@
-"""An ONNX graph that can be changed: nodes, weights, who reads what.
+"""An ONNX graph that can be changed: nodes, weights, and which node consumes which tensor.
 
 Between the model file and the rewrites that suit it to a machine. Holds no more of ONNX than those need; whatever else
-stands in the file is written back as it came. Field numbers are those of onnx.proto, IR version 13.
+stands in the file is written back as it was. Field numbers are those of onnx.proto, IR version 13.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,34 +15,29 @@ from ..artifacts.protobuf import Message
 LARGEST_FILE_BYTES = 64 * 1024 * 1024  # of files worth reading: a large network takes long, and its layers are wide
 
 Floats = npt.NDArray[np.float32]
-Attribute = int | str | tuple[int, ...]
 
 _MODEL_GRAPH, _MODEL_OPSETS = 7, 8
 _GRAPH_NODE, _GRAPH_TENSOR, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_VALUE_INFO = 1, 5, 11, 12, 13
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 3, 4, 5, 7
 _ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_STRING, _ATTRIBUTE_INTS, _ATTRIBUTE_TYPE = 1, 3, 4, 8, 20
 _ATTRIBUTE_GRAPHS = (6, 11)
-_TYPE_INT, _TYPE_STRING, _TYPE_INTS = 2, 3, 7
+_TYPE_INTS = 7
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_FLOATS, _TENSOR_NAME, _TENSOR_RAW = 1, 2, 4, 8, 9
 _FLOAT, _INT64 = 1, 7
 
 
 @dataclass(eq=False)
 class Node:
-    """One operation; attributes are written back as they came unless `set` changes them."""
+    """One operation; attributes are written back as they were unless `set_integers` changes them."""
 
     message: Message
 
     @classmethod
-    def new(cls, op: str, name: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Attribute) -> "Node":
-        """Return a node of ONNX's own operators."""
-        node = cls(Message())
-        node.message.replace(_NODE_INPUT, inputs)
-        node.message.replace(_NODE_OUTPUT, outputs)
-        node.message.replace(_NODE_NAME, [name])
-        node.message.replace(_NODE_TYPE, [op])
-        for key, value in attributes.items():
-            node.set(key, value)
+    def new(cls, op: str, name: str, inputs: Sequence[str], outputs: Sequence[str], **lists: Sequence[int]) -> "Node":
+        """Return a node of ONNX's own operators, with `lists` as its attributes."""
+        node = cls(Message.of({_NODE_INPUT: inputs, _NODE_OUTPUT: outputs, _NODE_NAME: [name], _NODE_TYPE: [op]}))
+        for key, values in lists.items():
+            node.set_integers(key, values)
         return node
 
     @property
@@ -76,37 +71,30 @@ class Node:
 
     def integer(self, name: str, default: int) -> int:
         """An attribute that is one number."""
-        found = self._attribute(name)
-        return default if found is None else found.integer(_ATTRIBUTE_INT)
+        attribute = self._attribute(name)
+        return default if attribute is None else attribute.integer(_ATTRIBUTE_INT)
 
     def integers(self, name: str, default: Sequence[int]) -> tuple[int, ...]:
         """An attribute that is a list of numbers."""
-        found = self._attribute(name)
-        return tuple(default) if found is None else tuple(found.integers(_ATTRIBUTE_INTS))
+        attribute = self._attribute(name)
+        return tuple(default) if attribute is None else tuple(attribute.integers(_ATTRIBUTE_INTS))
 
     def text(self, name: str, default: str) -> str:
         """An attribute that is a string."""
-        found = self._attribute(name)
-        return default if found is None else found.text(_ATTRIBUTE_STRING)
+        attribute = self._attribute(name)
+        return default if attribute is None else attribute.text(_ATTRIBUTE_STRING)
 
-    def set(self, name: str, value: Attribute) -> None:
-        """Give an attribute another value."""
-        changed = Message()
-        changed.replace(_ATTRIBUTE_NAME, [name])
-        if isinstance(value, tuple):
-            changed.replace(_ATTRIBUTE_INTS, value)
-        else:
-            changed.replace(_ATTRIBUTE_INT if isinstance(value, int) else _ATTRIBUTE_STRING, [value])
-        kind = _TYPE_INTS if isinstance(value, tuple) else _TYPE_INT if isinstance(value, int) else _TYPE_STRING
-        changed.replace(_ATTRIBUTE_TYPE, [kind])
-        others = [found.encode() for found in self._attributes() if found.text(_ATTRIBUTE_NAME) != name]
+    def set_integers(self, name: str, values: Sequence[int]) -> None:
+        """Give an attribute another list of numbers."""
+        changed = Message.of({_ATTRIBUTE_NAME: [name], _ATTRIBUTE_INTS: values, _ATTRIBUTE_TYPE: [_TYPE_INTS]})
+        others = [other.encode() for other in self._attributes() if other.text(_ATTRIBUTE_NAME) != name]
         self.message.replace(_NODE_ATTRIBUTE, [*others, changed.encode()])
 
-    def _attributes(self) -> Iterator[Message]:
-        return (Message.parse(data) for data in self.message.all_bytes(_NODE_ATTRIBUTE))
+    def _attributes(self) -> list[Message]:
+        return self.message.messages(_NODE_ATTRIBUTE)
 
     def _attribute(self, name: str) -> Message | None:
-        return next((found for found in self._attributes() if found.text(_ATTRIBUTE_NAME) == name), None)
+        return next((attribute for attribute in self._attributes() if attribute.text(_ATTRIBUTE_NAME) == name), None)
 
 
 @dataclass(eq=False)
@@ -151,21 +139,17 @@ class Graph:
         sets = self._model.messages(_MODEL_OPSETS)
         return next((opset.integer(2) for opset in sets if opset.text(1) in ("", "ai.onnx")), 0)
 
-    def readers(self, tensor: str) -> list[Node]:
-        """Every node that reads a tensor."""
-        return [node for node in self.nodes if tensor in node.inputs]
-
-    def next_node(self, node: Node) -> Node | None:
-        """The only reader of a node's only output; None when there are others, or the caller reads it too."""
-        if len(node.outputs) != 1 or node.outputs[0] in self._named(_GRAPH_OUTPUT):
+    def only_consumer(self, node: Node) -> Node | None:
+        """The only consumer of a node's only output; None when there are others, or it is an output of the graph."""
+        if len(node.outputs) != 1 or node.outputs[0] in self._names(_GRAPH_OUTPUT):
             return None
-        readers = self.readers(node.outputs[0])
-        return readers[0] if len(readers) == 1 else None
+        consumers = [other for other in self.nodes if node.outputs[0] in other.inputs]
+        return consumers[0] if len(consumers) == 1 else None
 
     def floats(self, tensor: str) -> Floats | None:
         """The float32 weights of this name; None when it is not such, or a caller may put others in its place."""
         weights = self._tensors.get(tensor)
-        if weights is None or weights.integer(_TENSOR_TYPE) != _FLOAT or tensor in self._named(_GRAPH_INPUT):
+        if weights is None or weights.integer(_TENSOR_TYPE) != _FLOAT or tensor in self._names(_GRAPH_INPUT):
             return None
         data = b"".join(weights.all_bytes(_TENSOR_RAW)) or b"".join(weights.all_bytes(_TENSOR_FLOATS))
         shape = weights.integers(_TENSOR_DIMS)
@@ -181,26 +165,24 @@ class Graph:
         """Add a list of int64; returns its name."""
         return self._add(name, (len(values),), _INT64, np.array(values, "<i8").tobytes())
 
-    def free_name(self, wish: str) -> str:
+    def free_name(self, wanted: str) -> str:
         """A name that no tensor has."""
         taken = {name for node in self.nodes for name in (*node.inputs, *node.outputs)} | set(self._tensors)
-        while wish in taken:
-            wish += "_"
-        return wish
+        while wanted in taken:
+            wanted += "_"
+        return wanted
 
-    def drop_unread_weights(self) -> None:
-        """Leave out weights that no node reads any more."""
-        read = {name for node in self.nodes for name in node.inputs} | set(self._named(_GRAPH_OUTPUT))
+    def drop_unused_weights(self) -> None:
+        """Leave out weights that no node consumes any more."""
+        read = {name for node in self.nodes for name in node.inputs} | set(self._names(_GRAPH_OUTPUT))
         self._tensors = {name: tensor for name, tensor in self._tensors.items() if name in read}
 
-    def _add(self, wish: str, shape: Sequence[int], kind: int, data: bytes) -> str:
-        name, tensor = self.free_name(wish), Message()
-        tensor.replace(_TENSOR_DIMS, shape)
-        tensor.replace(_TENSOR_TYPE, [kind])
-        tensor.replace(_TENSOR_NAME, [name])
-        tensor.replace(_TENSOR_RAW, [data])
-        self._tensors[name] = tensor
+    def _add(self, wanted: str, shape: Sequence[int], kind: int, data: bytes) -> str:
+        name = self.free_name(wanted)
+        self._tensors[name] = Message.of(
+            {_TENSOR_DIMS: shape, _TENSOR_TYPE: [kind], _TENSOR_NAME: [name], _TENSOR_RAW: [data]}
+        )
         return name
 
-    def _named(self, number: int) -> list[str]:
+    def _names(self, number: int) -> list[str]:
         return [message.text(1) for message in self._graph.messages(number)]

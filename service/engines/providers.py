@@ -1,8 +1,8 @@
-"""From a model file and a wish for a device to a session that truly runs there.
+"""Create a session of a model file on the device that was requested, and make sure that it runs there.
 
 onnxruntime falls back to the CPU without an exception in four ways: a provider that the build lacks, libraries that
-cannot be loaded, a session that fails to create, a run that fails. Each is closed here: what was asked for is what
-runs, or `Device.fallback_reason` says why not. Knows nothing of buckets and golden answers.
+cannot be loaded, a session that fails to create, a run that fails. Each is closed here: the requested provider runs,
+or `Device.fallback_reason` says why not. Knows nothing of buckets and golden answers.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _DISABLED_OPTIMIZERS = ["MatMul_BatchNormalization_Fusion"]
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What was asked for ("auto", "cuda", "cpu"), what runs ("cuda", "cpu"), and why they differ, if they do."""
+    """The provider requested ("auto", "cuda", "cpu"), the one that runs ("cuda", "cpu"), and why they differ."""
 
     requested: str
     provider: str
@@ -38,7 +38,7 @@ class Device:
 def open_session(
     path: Path, provider: str, *, threads: int = 1, device_id: int = 0, tf32: bool = False
 ) -> tuple[onnxruntime.InferenceSession, Device]:
-    """Create the session of `path` on the device that was asked for.
+    """Create the session of `path` on the requested device.
 
     Args:
         path: the ONNX file; loaded from its path, since a session made from bytes keeps them for ever.
@@ -48,7 +48,7 @@ def open_session(
         tf32: let CUDA round products to TF32.
 
     Raises:
-        ProviderUnavailable: "cuda" was asked for and cannot be had, with what to install.
+        ProviderUnavailable: "cuda" is required and cannot be had, with what to install.
         ArtifactInvalid: onnxruntime cannot read the model.
     """
     if provider == "cpu":
@@ -74,13 +74,13 @@ def cpu_session(source: Source, threads: int) -> onnxruntime.InferenceSession:
     """
     options = _options()
     options.intra_op_num_threads = threads
-    # Spinning threads take the cores from the event loop and burn them while nobody asks anything.
+    # Spinning threads take the cores from the event loop and burn them while no request is there.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return _create(source, options, [_CPU])
     except Exception as err:  # onnxruntime raises classes of its own, UnicodeDecodeError and RuntimeError alike
         name = source if isinstance(source, Path) else "a rewritten graph"
-        raise ArtifactInvalid(f"{name} cannot be loaded: {_first_line(err)}") from err
+        raise ArtifactInvalid(f"{name} cannot be loaded: {first_line(err)}") from err
 
 
 def _cuda_session(path: Path, device_id: int, tf32: bool) -> onnxruntime.InferenceSession:
@@ -95,7 +95,7 @@ def _cuda_session(path: Path, device_id: int, tf32: bool) -> onnxruntime.Inferen
         session = _create(path, options, [(_CUDA, _cuda_options(device_id, tf32))])
     except Exception as err:  # the classes depend on what failed: driver, library, memory, an unsupported node
         raise ProviderUnavailable(
-            f"CUDA device {device_id} cannot run {path}: {_first_line(err)}; {_INSTALL_CUDA}"
+            f"CUDA device {device_id} cannot run {path}: {first_line(err)}; {_INSTALL_CUDA}"
         ) from err
     if session.get_providers()[:1] != [_CUDA]:
         raise ProviderUnavailable(
@@ -151,5 +151,6 @@ def _create(source: Source, options: onnxruntime.SessionOptions, providers: list
     )
 
 
-def _first_line(err: Exception) -> str:
+def first_line(err: Exception) -> str:
+    """The first line of an exception's text, cut to 300 characters."""
     return str(err).strip().split("\n")[0][:300]

@@ -1,11 +1,12 @@
 """Other graphs for the same function, in which a CPU's vector units find more to do.
 
 onnxruntime computes convolutions in blocks of 8 or 16 channels. A convolution with 6 channels fills a part of a block,
-and the pooling behind it, which knows only whole blocks, runs one number at a time. Each rewrite returns a new graph
-or None where it finds nothing; whether it pays is measured elsewhere. Exact but for the order of float additions.
+and the pooling after it, which knows only whole blocks, runs one number at a time. Each rewrite returns a new graph or
+None where it changes nothing; whether it pays is measured elsewhere. Exact but for the order of float additions.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -27,8 +28,8 @@ def split_pooling(data: bytes) -> bytes | None:
 
     With kernel k, stride s and pools of p, `pool(f(conv(x)))` becomes `mean(f(conv'(x)))`: conv' has kernel
     k + s (p - 1), stride s p, and for each of the p * p places of a pool a copy of the weights, moved to that place;
-    the mean is a convolution of 1 x 1. From 6 half-empty channels and pools of 2 x 2 come 24 on a quarter of the
-    places.
+    the mean is a convolution of 1 x 1. 6 half-empty channels and pools of 2 x 2 become 24 channels on a quarter of
+    the places.
 
     Args:
         data: a model file.
@@ -39,18 +40,18 @@ def split_pooling(data: bytes) -> bytes | None:
     return _everywhere(data, _split_one)
 
 
-def fill_blocks(channels: int, *, narrow: bool) -> Rewrite:
-    """Return a rewrite that adds channels of zero weights until a pooling has whole blocks.
+def fill_blocks(data: bytes, *, channels: int, is_cut: bool) -> bytes | None:
+    """Add channels of zero weights to each convolution before a pooling until it has whole blocks.
 
     Args:
+        data: a model file.
         channels: in a block: 8 with AVX2, 16 with AVX-512.
-        narrow: take the new channels out again behind the pooling; else the next convolution multiplies them by zero.
+        is_cut: take the new channels out again after the pooling; else the next convolution multiplies them by zero.
+
+    Returns:
+        Another model file, or None when there is nothing to fill.
     """
-
-    def fill(data: bytes) -> bytes | None:
-        return _everywhere(data, lambda graph, conv: _fill_one(graph, conv, channels, narrow))
-
-    return fill
+    return _everywhere(data, partial(_fill_one, block=channels, is_cut=is_cut))
 
 
 def _everywhere(data: bytes, change: Callable[[Graph, Node], bool]) -> bytes | None:
@@ -61,12 +62,12 @@ def _everywhere(data: bytes, change: Callable[[Graph, Node], bool]) -> bytes | N
     changed = [change(graph, node) for node in list(graph.nodes) if node.op == "Conv"]
     if not any(changed):
         return None
-    graph.drop_unread_weights()
+    graph.drop_unused_weights()
     return graph.encode()
 
 
 def _split_one(graph: Graph, conv: Node) -> bool:
-    weights, pool = _weights(graph, conv), _pool_behind(graph, conv)
+    weights, pool = _weights(graph, conv), _pool_after(graph, conv)
     if weights is None or pool is None or pool.op != "AveragePool" or not _is_splittable(conv, pool):
         return False
     kernel, bias = weights
@@ -76,13 +77,9 @@ def _split_one(graph: Graph, conv: Node) -> bool:
     strides = conv.integers("strides", (1, 1))
     moved = _moved(kernel, strides, places)
     count = places[0] * places[1]
-    conv.inputs = [
-        conv.inputs[0],
-        graph.add_floats(f"{conv.inputs[1]}.split", moved),
-        graph.add_floats(f"{conv.inputs[1]}.split_bias", np.tile(bias, count)),
-    ]
-    conv.set("kernel_shape", moved.shape[2:])
-    conv.set("strides", (strides[0] * places[0], strides[1] * places[1]))
+    _set_weights(graph, conv, "split", moved, np.tile(bias, count))
+    conv.set_integers("kernel_shape", moved.shape[2:])
+    conv.set_integers("strides", (strides[0] * places[0], strides[1] * places[1]))
     average = np.tile(np.eye(channels, dtype=np.float32) / np.float32(count), (1, count))[:, :, None, None]
     name = graph.add_floats(f"{pool.outputs[0]}.mean", average)
     mean = Node.new("Conv", name, [pool.inputs[0], name], pool.outputs, kernel_shape=(1, 1))
@@ -117,44 +114,49 @@ def _is_splittable(conv: Node, pool: Node) -> bool:
     )
 
 
-def _fill_one(graph: Graph, conv: Node, block: int, narrow: bool) -> bool:
-    weights, pool = _weights(graph, conv), _pool_behind(graph, conv)
+def _fill_one(graph: Graph, conv: Node, block: int, is_cut: bool) -> bool:
+    weights, pool = _weights(graph, conv), _pool_after(graph, conv)
     if weights is None or pool is None or len(weights[0]) % block == 0:
         return False
     kernel, bias = weights
-    channels, more = len(kernel), -len(kernel) % block
-    if not (_narrow_behind(graph, pool, channels) if narrow else _ignore_behind(graph, pool, channels, more)):
+    channels, added = len(kernel), -len(kernel) % block
+    if is_cut:
+        _cut_after(graph, pool, channels)
+    elif not _ignore_after(graph, pool, channels, added):
         return False
-    conv.inputs = [
-        conv.inputs[0],
-        graph.add_floats(f"{conv.inputs[1]}.filled", np.pad(kernel, ((0, more), (0, 0), (0, 0), (0, 0)))),
-        graph.add_floats(f"{conv.inputs[1]}.filled_bias", np.pad(bias, (0, more))),
+    _set_weights(graph, conv, "filled", np.pad(kernel, ((0, added), (0, 0), (0, 0), (0, 0))), np.pad(bias, (0, added)))
+    return True
+
+
+def _cut_after(graph: Graph, pool: Node, channels: int) -> None:
+    """Take all but the first `channels` channels out after a pooling."""
+    (output,) = pool.outputs
+    bounds = (("start", 0), ("end", channels), ("axis", 1))
+    names = [graph.add_integers(f"{output}.{bound}", [value]) for bound, value in bounds]
+    pool.outputs = [graph.free_name(f"{output}.wide")]
+    cut = Node.new("Slice", f"{output}.cut", [*pool.outputs, *names], [output])
+    graph.nodes.insert(graph.nodes.index(pool) + 1, cut)
+
+
+def _ignore_after(graph: Graph, pool: Node, channels: int, added: int) -> bool:
+    """Give the convolution after a pooling zero weights for the added channels; False when there is none."""
+    consumer = graph.only_consumer(pool)
+    weights = _weights(graph, consumer) if consumer is not None and consumer.op == "Conv" else None
+    if consumer is None or weights is None or weights[0].shape[1] != channels:
+        return False
+    kernel = np.pad(weights[0], ((0, 0), (0, added), (0, 0), (0, 0)))
+    consumer.inputs = [
+        consumer.inputs[0],
+        graph.add_floats(f"{consumer.inputs[1]}.wider", kernel),
+        *consumer.inputs[2:],
     ]
     return True
 
 
-def _narrow_behind(graph: Graph, pool: Node, channels: int) -> bool:
-    """Cut the new channels off behind a pooling."""
-    (narrow,), wide = pool.outputs, graph.free_name(f"{pool.outputs[0]}.wide")
-    bounds = [graph.add_integers(f"{narrow}.{part}", [value]) for part, value in _cut(channels)]
-    pool.outputs = [wide]
-    graph.nodes.insert(graph.nodes.index(pool) + 1, Node.new("Slice", f"{narrow}.cut", [wide, *bounds], [narrow]))
-    return True
-
-
-def _cut(channels: int) -> list[tuple[str, int]]:
-    return [("start", 0), ("end", channels), ("axis", 1)]
-
-
-def _ignore_behind(graph: Graph, pool: Node, channels: int, more: int) -> bool:
-    """Give the convolution behind a pooling zero weights for the new channels; False when there is none."""
-    reader = graph.next_node(pool)
-    weights = _weights(graph, reader) if reader is not None and reader.op == "Conv" else None
-    if reader is None or weights is None or weights[0].shape[1] != channels:
-        return False
-    wider = graph.add_floats(f"{reader.inputs[1]}.wider", np.pad(weights[0], ((0, 0), (0, more), (0, 0), (0, 0))))
-    reader.inputs = [reader.inputs[0], wider, *reader.inputs[2:]]
-    return True
+def _set_weights(graph: Graph, conv: Node, suffix: str, kernel: Floats, bias: Floats) -> None:
+    data, name = conv.inputs[:2]
+    names = [graph.add_floats(f"{name}.{suffix}", kernel), graph.add_floats(f"{name}.{suffix}_bias", bias)]
+    conv.inputs = [data, *names]
 
 
 def _weights(graph: Graph, conv: Node) -> tuple[Floats, Floats] | None:
@@ -167,11 +169,11 @@ def _weights(graph: Graph, conv: Node) -> tuple[Floats, Floats] | None:
     return None if bias is None else (kernel, bias)
 
 
-def _pool_behind(graph: Graph, conv: Node) -> Node | None:
-    """The pooling behind a convolution and its activations, where nobody else reads anything between the two."""
-    node = graph.next_node(conv)
-    while node is not None and node.op in _POINTWISE and all(name == "" for name in node.inputs[1:]):
-        node = graph.next_node(node)
+def _pool_after(graph: Graph, conv: Node) -> Node | None:
+    """The pooling after a convolution and its activations, if nothing else reads anything between the two."""
+    node = graph.only_consumer(conv)
+    while node is not None and node.op in _POINTWISE and not any(node.inputs[1:]):
+        node = graph.only_consumer(node)
     if node is None or node.op not in ("AveragePool", "MaxPool") or len(node.outputs) != 1:
         return None
     return node

@@ -1,4 +1,4 @@
-"""What a session says about its model: inputs, outputs, labels and the image it takes.
+"""Read what a session states about its model: inputs, outputs, labels and the image it takes.
 
 Everything is read from the graph and its metadata; a model that carries none of ours is served as plain tensors.
 Refuses what the batcher could not serve, with the reason.
@@ -68,7 +68,7 @@ def _spec(kind: str, node: Any) -> TensorSpec:
         raise ArtifactInvalid(f"{kind} {node.name!r} is a {node.type}, expected one of {sorted(_ORT_DATATYPES)}")
     if not shape or None in shape[1:]:
         raise ArtifactInvalid(
-            f"{kind} {node.name!r} has shape {node.shape}, expected a batch axis and fixed sizes behind it"
+            f"{kind} {node.name!r} has shape {node.shape}, expected a batch axis and fixed sizes after it"
         )
     return TensorSpec(node.name, _ORT_DATATYPES[node.type], shape)
 

@@ -239,7 +239,7 @@ def publish_tensor(models, shape, kind=TensorProto.FLOAT, rows=16):
 def test_what_cannot_be_batched_is_refused_with_the_reason(models):
     """A free axis behind the batch, or strings: said at the start, not at the first request."""
     publish_tensor(models / "free", ["batch", "width"])
-    with pytest.raises(ArtifactInvalid, match="expected a batch axis and fixed sizes behind it"):
+    with pytest.raises(ArtifactInvalid, match="expected a batch axis and fixed sizes after it"):
         load(models / "free", "tensor")
     publish_tensor(models / "text", ["batch", 3], TensorProto.STRING)
     with pytest.raises(ArtifactInvalid, match=r"is a tensor\(string\)"):

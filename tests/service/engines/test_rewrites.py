@@ -1,5 +1,7 @@
 """Rewritten graphs against the published one: onnx checks their form, onnx's own reference evaluator their answers."""
 
+from functools import partial
+
 import numpy as np
 import onnx
 import pytest
@@ -11,8 +13,8 @@ from tests.support import artifacts
 
 REWRITES = {
     "split": split_pooling,
-    "fill 16": fill_blocks(16, narrow=True),
-    "fill 8": fill_blocks(8, narrow=False),
+    "fill 16": partial(fill_blocks, channels=16, is_cut=True),
+    "fill 8": partial(fill_blocks, channels=8, is_cut=False),
 }
 ACTIVATIONS = ("Sigmoid", "Relu", "Tanh", "Softplus", "HardSigmoid", "Elu")
 
