@@ -1,4 +1,4 @@
-"""The one place where HTTP asks `access`: around the whole application, before any route is looked for.
+"""The one place where HTTP uses `access`: around the whole application, before any route is chosen.
 
 A plain ASGI callable within `request_middleware`, which answers what this refuses, counts and times it like any other.
 """
@@ -30,7 +30,7 @@ class AccessMiddleware:
 def check_http(access: Access, scope: Scope) -> str | None:
     """Let an HTTP request pass, or raise what `Access.check` raises.
 
-    The verdict rests on `scope["path"]`, by which routes are found; never on a URL, into which the Host header goes.
+    The verdict rests on `scope["path"]`, by which routes are chosen; never on a URL, into which the Host header goes.
     """
     path: str = scope["path"]
     headers = dict(scope["headers"])

@@ -68,7 +68,7 @@ class ErrorLog:
     they would become the load. The metrics have them all. Errors of clients (4xx) are not written.
 
     Args:
-        later: calls something after so many seconds; None asks the running event loop.
+        later: calls something after so many seconds; None uses the running event loop.
     """
 
     def __init__(self, later: Callable[[float, Callable[[], None]], object] | None = None) -> None:

@@ -155,7 +155,7 @@ class HeadersTooLarge(RequestError):
 
 
 class _Later(ServiceError):
-    """An answer that says when to come back.
+    """An answer that says when to try again.
 
     Args:
         message: one sentence.

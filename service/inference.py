@@ -46,7 +46,7 @@ def classifier(model: Model) -> tuple[ImageSpec, tuple[str, ...]]:
         raise Unsupported(
             f"model {model.name!r} takes {_named(model.engine.inputs)} and gives {_named(model.engine.outputs)}, "
             "expected one that says how an image becomes its input and gives class_id and probabilities with labels: "
-            f"ask it at /v2/models/{model.name}/infer"
+            f"use /v2/models/{model.name}/infer for it"
         )
     return model.image, model.labels
 

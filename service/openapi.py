@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from foldserve.format.image import ImageSpec
 
 _HEADERS = {
-    "X-Request-ID": "The client's own where it came and is safe, else a new one.",
+    "X-Request-ID": "The client's own where one was sent and is safe to repeat, else a new one.",
     "Server-Timing": "Milliseconds by stage: parse, queue, infer, total.",
     "X-Model-Version": "The version that answered, where a model did.",
-    "X-Model-Verified": "`false` where the model came without a manifest, so that nobody proved its answers.",
+    "X-Model-Verified": "`false` where the model has no manifest, so that its answers are not proved.",
 }
 
 _BINARY = {"type": "string", "format": "binary"}
@@ -63,7 +63,7 @@ PREDICT: dict[str, Any] = {
         {
             "name": "X-Request-ID",
             "in": "header",
-            "description": "At most 64 letters, digits and . _ : -; comes back with the answer and stands in the log.",
+            "description": "At most 64 letters, digits and . _ : -; is sent back with the answer and logged.",
             "schema": {"type": "string", "maxLength": 64},
         },
     ],

@@ -1,7 +1,7 @@
 """Every route, each a few lines: HTTP in, HTTP out.
 
-Bodies are read by `bodies` and answers written by `answers`; the parts that do the work (registry, metrics, settings)
-are given to the application by `create_app` and found on its state.
+Bodies are read by `predict_body` and answers written by `answers`; the parts that do the work (registry, metrics,
+settings) are given to the application by `create_app` and stand on its state.
 """
 
 from pathlib import Path
@@ -13,8 +13,8 @@ from foldserve.format.image import ImageSpec
 
 from . import schemas
 from .bodies.answers import predictions_json
-from .bodies.bodies import EMPTY_BODY, Images, Limits, is_quick, media_type, read_images
 from .bodies.budget import BodyBudget, Share
+from .bodies.predict_body import EMPTY_BODY, Images, Limits, is_quick, media_type, read_images
 from .bodies.receive import receive_body
 from .errors import InvalidInput, UnsupportedMediaType, clip
 from .inference import answer, classifier, count, served_model

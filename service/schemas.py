@@ -1,7 +1,7 @@
 """The bodies of requests and answers as pydantic models: what `/docs` shows and what clients may rely on.
 
-They describe; the service itself reads requests with `bodies`, which says where a mistake stands and takes a tenth of
-the time. A test holds the two together.
+They describe; the service itself reads requests with `predict_body`, which says where a mistake stands and takes a
+tenth of the time. A test compares the two.
 """
 
 from typing import Annotated, Any
@@ -10,14 +10,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 _REASONS = {
     400: "The request cannot be read as what the model takes; the sentence names the place.",
-    401: "No API key came, or one that is not known.",
-    403: "The API key does not open this door.",
+    401: "No API key was given, or it is not known.",
+    403: "The API key lacks the scope that this needs.",
     404: "There is no such path, or no such model.",
     413: "More bytes or more images than one request may hold.",
     415: "The content type or the content encoding is none that the route reads.",
     500: "The service failed; its log has the reason under the request id.",
     501: "The service does not offer this.",
-    503: "Not ready, or too busy to answer in time; Retry-After says when to come back.",
+    503: "Not ready, or too busy to answer in time; Retry-After says when to try again.",
     504: "The deadline passed before the answer was ready.",
 }
 
@@ -86,7 +86,7 @@ class ServedModel(BaseModel):
     provider: str = Field(description="where it runs: cpu or cuda")
     buckets: list[int] = Field(description="batch sizes that are run; a batch is padded to the next one")
     batch_invariant: bool = Field(description="whether an answer was measured not to depend on who shares its batch")
-    verified: bool = Field(description="whether it came with golden answers and gave them")
+    verified: bool = Field(description="whether it has golden answers and gave them")
     specialised: bool = Field(description="whether a rewritten graph runs, proven like the published one and faster")
     fallback: str | None = Field(description="why it does not run where it would rather; null when it does")
 
@@ -116,7 +116,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the `responses` of a route that may answer with these statuses.
 
     They point to the one schema, which `openapi` adds: of a model, FastAPI would build a validator for each status of
-    each route, a tenth of the start, and never ask it.
+    each route, a tenth of the start, and never use it.
     """
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorResponse.__name__}"}}}
     return {status: {"description": _REASONS[status], "content": content} for status in statuses}

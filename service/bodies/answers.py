@@ -1,6 +1,6 @@
 """Outputs of a model -> the bytes of an answer to `POST /predict`.
 
-Pure functions, the counterpart of `bodies`: no request, no framework.
+Pure functions, the counterpart of `predict_body`: no request, no framework.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ def predictions_json(
         outputs: "probabilities" float32 (n, classes) and "class_id" int64 (n, 1).
 
     Raises:
-        EngineError: a probability is not a finite number; JSON has no way to say so.
+        EngineError: a probability is not a finite number; JSON cannot hold it.
     """
     probabilities = np.ascontiguousarray(outputs["probabilities"])
     if not np.isfinite(probabilities).all():

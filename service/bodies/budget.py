@@ -1,7 +1,7 @@
 """How many bytes of request bodies the service holds at one time, all connections together.
 
 The limit of one body does not bound their sum: a thousand clients may each send one that is just small enough. Counts
-what has arrived and not what was announced, so that nobody can reserve room by promising a body.
+what has arrived and not what was announced, so that a promised body reserves no room.
 """
 
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ class Share:
         """
         if self._budget.held_bytes + size > self._budget.max_bytes:
             held, limit = self._budget.held_bytes, self._budget.max_bytes
-            raise Overloaded(f"bodies: {held} bytes are held and at most {limit} may be; come back in a moment")
+            raise Overloaded(f"bodies: {held} bytes are held, at most {limit} may be: try again in a moment")
         self._budget.held_bytes += size
         self.held_bytes += size
 

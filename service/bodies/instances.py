@@ -1,7 +1,7 @@
 """`{"instances": [...]}` -> one uint8 array (n, C, H, W): the JSON form of the body of `POST /predict`.
 
 A well-formed image is converted by C code in one go; only when that fails is it read value by value, to name the
-first one that will not do. Pure functions of bytes, as all of `bodies`.
+first one that will not do. Pure functions of bytes, as all of `predict_body`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def pixels_from_json(body: bytes, spec: ImageSpec, limits: Limits) -> bytes:
     check_rows(len(instances), limits)
     parts: list[bytes] = []
     budget: PixelBudget | None = None
-    # A single letter is found, or not, thirty times as fast as a word; plain pixels hold neither.
+    # Searching a single letter is thirty times as fast as searching a word; plain pixels hold neither.
     may_hold_booleans = (_U in body and b"true" in body) or (_F in body and b"false" in body)
     for index, instance in enumerate(instances):
         if isinstance(instance, dict):
@@ -183,7 +183,7 @@ def _from_b64(instance: dict[str, Any], spec: ImageSpec, budget: PixelBudget, pl
 
 
 def _shape(node: Any) -> tuple[int, ...]:
-    """Return the shape that a nested list claims, read along its first elements."""
+    """Return the shape of a nested list, read along its first elements."""
     shape = []
     while isinstance(node, list):
         shape.append(len(node))
@@ -194,7 +194,7 @@ def _shape(node: Any) -> tuple[int, ...]:
 
 
 def _shape_text(shape: tuple[int, ...]) -> str:
-    """Return a shape as text, cut where somebody nested a list a thousand times."""
+    """Return a shape as text, cut where a list is nested a thousand times."""
     return str(shape) if len(shape) <= 6 else f"({', '.join(map(str, shape[:6]))}, ...)"
 
 

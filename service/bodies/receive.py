@@ -1,6 +1,6 @@
 """What every route does with a request before it knows what stands in it: receive its whole body.
 
-Between the framework and the readers of bodies. Bytes are counted as they come, and refused once they are too many.
+Between the framework and the readers of bodies. Bytes are counted as they arrive, and refused once they are too many.
 """
 
 from fastapi import Request
@@ -10,7 +10,7 @@ from .budget import Share
 
 
 async def receive_body(request: Request, share: Share) -> bytes:
-    """Return the whole body as it came.
+    """Return the whole body as it was sent.
 
     Raises:
         BodyTooLarge: by its header or by what has arrived, it is larger than the settings allow.

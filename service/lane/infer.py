@@ -18,7 +18,7 @@ from ..errors import InvalidInput
 from ..live.model import Model
 from ..live.statistics import Stages
 from ..tensors import Array
-from ..v2.agreement import WantedOutput
+from ..v2.checks import WantedOutput
 from ..v2.datatypes import DATATYPES, datatype_of
 from ..v2.repeated import RepeatedReader
 from ..v2.request import InferRequest, RequestReader, is_quick

@@ -1,6 +1,6 @@
 """`POST /predict` a batch at a time: the bytes of a body -> one input, the outputs of a batch -> the bytes of answers.
 
-What `bodies` and `answers` do for one request, in the form that the fast lane wants; a test holds the two together.
+What `predict_body` and `answers` do for one request, in the form that the fast lane wants; a test compares the two.
 Pure functions of bytes and arrays: knows no connection and no queue.
 """
 
@@ -10,8 +10,8 @@ import numpy as np
 import orjson
 
 from ..batching.request import BatchAnswer, RawRows, Request
-from ..bodies.bodies import images_from_bytes, is_quick, pixels_from_json
 from ..bodies.limits import QUICK_BYTES, Limits
+from ..bodies.predict_body import images_from_bytes, is_quick, pixels_from_json
 from ..errors import EngineError
 from ..inference import classifier
 from ..live.model import Model

@@ -34,7 +34,7 @@ def tensor_from_bytes(data: memoryview, datatype: str, shape: Sequence[int], pla
         Array of `shape`, possibly read-only; of `bytes` objects where the datatype is BYTES.
 
     Raises:
-        InvalidInput: there are more or fewer bytes than the shape asks for, or a BOOL is neither 0 nor 1.
+        InvalidInput: there are more or fewer bytes than the shape needs, or a BOOL is neither 0 nor 1.
     """
     if datatype == BYTES:
         return _elements(data, shape, place)

@@ -1,4 +1,4 @@
-"""The parameters that mean something here, whichever way they came: what they may be, and what they may not.
+"""The parameters that mean something here, over HTTP and gRPC: what they may be, and what they may not.
 
 Everything else among the parameters is passed over, as the protocol allows.
 """
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InvalidInput, Unsupported, clip
-from .values import describe
+from .json_tensor import describe
 
 Parameter = str | int | float | bool
 

@@ -1,4 +1,4 @@
-"""The request readers of the models that are loaded; they come and go with them."""
+"""The request readers of the models that are loaded; each is dropped with its model."""
 
 from weakref import WeakKeyDictionary
 

@@ -42,7 +42,7 @@ class RepeatedReader:
         self._known: BoundedDict[Around, InferRequest] = BoundedDict(_MOST_REMEMBERED)
 
     def plain(self, length: int) -> InferRequest | None:
-        """Return what any bare body of this length asks, without its numbers; None for one that has to be looked at."""
+        """Return what any bare body of this length requests, without its numbers; None where it has to be read."""
         if not self._is_plain:
             return None
         try:
@@ -107,8 +107,8 @@ def _flat_bytes(text: bytes, known: InferRequest) -> bytes | None:
 def _is_data_between(before: bytes, behind: bytes) -> bool:
     """Return whether what stands between is the data of the input, and not something that only looks like it.
 
-    Any JSON value may stand where one stands: if a word that nobody could have written is found as the data, so is
-    every other value in this place.
+    Any JSON value may stand where one stands: if a random word in this place is read as the data, so is every other
+    value.
     """
     word = secrets.token_hex(16)
     try:

@@ -31,7 +31,7 @@ async def index(request: Request) -> list[dict[str, Any]]:
 
 @router.get("/models/{model}", summary="Labels, versions and history of a model", responses=errors(404, 500))
 async def show_model(request: Request, model: str) -> dict[str, Any]:
-    """Show where each label points, how it came there, and what a comparison has found."""
+    """Show where each label points, how it got there, and what a comparison shows."""
     return _control(request).show(model)
 
 
@@ -110,7 +110,7 @@ async def _body(request: Request) -> dict[str, Any]:
 
 
 def _refuse_files(body: dict[str, Any]) -> None:
-    """Refuse models that come with the call: what serves comes from the models folder, with its manifest."""
+    """Refuse a model within the call: models are loaded from the models folder, with their manifest."""
     for name in body.get("parameters", {}):
         if name == "config" or name.startswith("file:"):
             raise Unsupported(f"parameters.{clip(name)}: a model is loaded from the models folder, not from a request")

@@ -14,15 +14,9 @@ from ..bodies.limits import QUICK_BYTES
 from ..bounded_dict import BoundedDict
 from ..errors import InvalidInput, clip
 from ..tensors import Array, TensorSpec
-from .agreement import (
-    Claim,
-    WantedOutput,
-    check_inputs,
-    check_outputs,
-    refuse_shared_memory,
-)
+from .checks import DeclaredTensor, WantedOutput, check_inputs, check_outputs, refuse_shared_memory
 from .datatypes import BYTES, tensor_from_bytes
-from .members import (
+from .json_members import (
     read_boolean,
     read_identifier,
     read_list,
@@ -31,12 +25,12 @@ from .members import (
     read_shape,
     read_text,
 )
+from .json_tensor import describe, tensor_from_json
 from .parameters import Parameter, check_parameters, class_count, timeout_seconds
-from .values import describe, tensor_from_json
 
-# Clients repeat their JSON head byte for byte and change only the binary tensors; heads up to this size are remembered.
-REMEMBERED_HEAD_BYTES = 1024
-_REMEMBERED_HEADS = 64
+# Clients repeat their JSON byte for byte and change only the tensors behind it: JSON up to this size is remembered.
+REMEMBERED_JSON_BYTES = 1024
+_REMEMBERED_PARTS = 64
 _SPARE_VALUES = 1_000  # around the data: names, shapes, parameters, outputs
 
 
@@ -45,11 +39,11 @@ class InferRequest:
     """One request, checked against the model it is for.
 
     Attributes:
-        id: the client's own, echoed in the answer; empty when none came.
+        id: the client's own, echoed in the answer; empty where it has none.
         inputs: each input of the model by name, all with the same number of rows; possibly read-only.
-        outputs: what is asked for, in this order.
+        outputs: those that are wanted, in this order.
         timeout_seconds: within which the client wants its answer; None leaves it to the service.
-        parameters: all request parameters as they came.
+        parameters: all request parameters, as they were sent.
     """
 
     inputs: Mapping[str, Array]
@@ -65,20 +59,20 @@ class InferRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class _Tensor:
-    """One input as the head describes it: its data where it came as JSON, else the length of its bytes."""
+class _Input:
+    """One input as the JSON has it: with its data, or with the length of its bytes behind the JSON."""
 
-    claim: Claim
+    declared: DeclaredTensor
     data: Any
     binary_bytes: int | None
     place: str
 
 
 @dataclass(frozen=True, slots=True)
-class _Head:
-    """The JSON part of a request, checked; the binary tensors follow in the order of `tensors`."""
+class _JsonPart:
+    """The JSON of a request, checked; the binary tensors follow in the order of `inputs`."""
 
-    tensors: tuple[_Tensor, ...]
+    inputs: tuple[_Input, ...]
     outputs: tuple[WantedOutput, ...]
     id: str
     parameters: Mapping[str, Parameter]
@@ -103,7 +97,7 @@ class RequestReader:
         guard = SizeGuard([spec.row_shape for spec in inputs], max_rows, _SPARE_VALUES)
         holds_texts = any(spec.datatype == BYTES for spec in inputs)  # which may hold commas and brackets of their own
         self._size_guard = None if holds_texts else guard
-        self._heads: BoundedDict[bytes, _Head] = BoundedDict(_REMEMBERED_HEADS)
+        self._known: BoundedDict[bytes, _JsonPart] = BoundedDict(_REMEMBERED_PARTS)
 
     def read(self, body: bytes, header_length: int | None = None) -> InferRequest:
         """Return the request that a body holds.
@@ -120,48 +114,48 @@ class RequestReader:
         """
         if header_length == 0:
             return self._read_bare(body)
-        head = self._head(_head_bytes(body, header_length))
+        part = self._json_part(_json_bytes(body, header_length))
         rest = memoryview(body)[len(body) if header_length is None else header_length :]
-        if head.binary_bytes != len(rest):
+        if part.binary_bytes != len(rest):
             raise InvalidInput(
-                f"body: {len(rest)} bytes behind the JSON, expected {head.binary_bytes} (the sum of binary_data_size)"
+                f"body: {len(rest)} bytes behind the JSON, expected {part.binary_bytes} (the sum of binary_data_size)"
             )
-        return InferRequest(_read_tensors(head, rest), head.outputs, head.id, head.timeout_seconds, head.parameters)
+        return InferRequest(_read_inputs(part, rest), part.outputs, part.id, part.timeout_seconds, part.parameters)
 
-    def _head(self, data: bytes) -> _Head:
-        """Return the checked head, from memory where the same bytes were checked before."""
-        if len(data) > REMEMBERED_HEAD_BYTES:
-            return self._check_head(data)
-        head = self._heads.get(data)
-        if head is None:
-            head = self._check_head(data)
-            if all(tensor.binary_bytes is not None for tensor in head.tensors):
-                self._heads[data] = head
-        return head
+    def _json_part(self, data: bytes) -> _JsonPart:
+        """Return the checked JSON, from memory where the same bytes were checked before."""
+        if len(data) > REMEMBERED_JSON_BYTES:
+            return self._check_json(data)
+        part = self._known.get(data)
+        if part is None:
+            part = self._check_json(data)
+            if all(entry.binary_bytes is not None for entry in part.inputs):
+                self._known[data] = part
+        return part
 
-    def _check_head(self, data: bytes) -> _Head:
+    def _check_json(self, data: bytes) -> _JsonPart:
         if self._size_guard is not None:
             self._size_guard.check(data)
         document = read_object(parse_json(data), "body")
         parameters = read_parameters(document.get("parameters"), "parameters")
         check_parameters(parameters)
-        tensors = tuple(
-            _tensor(item, f"inputs[{position}]")
+        inputs = tuple(
+            _input(item, f"inputs[{position}]")
             for position, item in enumerate(read_list(document.get("inputs"), "inputs", len(self._inputs)))
         )
-        check_inputs([tensor.claim for tensor in tensors], self._inputs, self._max_rows)
-        return _Head(
-            tensors,
+        check_inputs([entry.declared for entry in inputs], self._inputs, self._max_rows)
+        return _JsonPart(
+            inputs,
             self._wanted(document.get("outputs"), read_boolean(parameters, "binary_data_output", "parameters")),
             read_identifier(document.get("id")),
             parameters,
             timeout_seconds(parameters.get("timeout")),
-            sum(tensor.binary_bytes or 0 for tensor in tensors),
+            sum(entry.binary_bytes or 0 for entry in inputs),
             data.count(b"true") + data.count(b"false") > _booleans(document),
         )
 
     def _wanted(self, listed: Any, binary: bool) -> tuple[WantedOutput, ...]:
-        """Return the outputs that are asked for; none named means all. `binary` holds where an output does not say."""
+        """Return the outputs that are wanted; none named means all. `binary` holds where an output does not say."""
         if listed is None or listed == []:
             return tuple(WantedOutput(spec.name, binary) for spec in self._outputs)
         wanted = tuple(
@@ -181,9 +175,9 @@ class RequestReader:
         rows, rest = divmod(len(body), spec.row_bytes)
         if rest or not rows:
             raise InvalidInput(f"body: {len(body)} bytes, expected a multiple of {spec.row_bytes} for {spec.name!r}")
-        claim = Claim(spec.name, spec.datatype, (rows, *spec.row_shape))
-        check_inputs([claim], self._inputs, self._max_rows)
-        array = tensor_from_bytes(memoryview(body), spec.datatype, claim.shape, f"input {spec.name!r}")
+        declared = DeclaredTensor(spec.name, spec.datatype, (rows, *spec.row_shape))
+        check_inputs([declared], self._inputs, self._max_rows)
+        array = tensor_from_bytes(memoryview(body), spec.datatype, declared.shape, f"input {spec.name!r}")
         return InferRequest({spec.name: array}, tuple(WantedOutput(output.name, True) for output in self._outputs))
 
 
@@ -205,7 +199,7 @@ def is_quick(body: bytes, header_length: int | None) -> bool:
     return (len(body) if header_length is None else header_length) <= QUICK_BYTES
 
 
-def _head_bytes(body: bytes, length: int | None) -> bytes:
+def _json_bytes(body: bytes, length: int | None) -> bytes:
     if length is None:
         return body
     if length > len(body):
@@ -214,34 +208,31 @@ def _head_bytes(body: bytes, length: int | None) -> bytes:
 
 
 def _booleans(document: Mapping[str, Any]) -> int:
-    """Return how many of the parameters of a checked head are booleans; any that is written besides is data."""
+    """Return how many parameters of a checked document are booleans; any boolean written besides is data."""
     tensors = [*document["inputs"], *(document.get("outputs") or ())]
     held = (item.get("parameters") or {} for item in (document, *tensors))
     return sum(type(value) is bool for parameters in held for value in parameters.values())
 
 
-def _read_tensors(head: _Head, rest: memoryview) -> dict[str, Array]:
+def _read_inputs(part: _JsonPart, rest: memoryview) -> dict[str, Array]:
     arrays = {}
     start = 0
-    for tensor in head.tensors:
-        claim = tensor.claim
-        if tensor.binary_bytes is None:
-            place, doubtful = f"{tensor.place}.data", head.may_hold_booleans
-            arrays[claim.name] = tensor_from_json(
-                tensor.data, claim.datatype, claim.shape, place, may_hold_booleans=doubtful
-            )
+    for entry in part.inputs:
+        name, datatype, shape = entry.declared.name, entry.declared.datatype, entry.declared.shape
+        if entry.binary_bytes is None:
+            place, doubtful = f"{entry.place}.data", part.may_hold_booleans
+            arrays[name] = tensor_from_json(entry.data, datatype, shape, place, may_hold_booleans=doubtful)
         else:
-            stop = start + tensor.binary_bytes
-            place = f"input {claim.name!r}"
-            arrays[claim.name] = tensor_from_bytes(rest[start:stop], claim.datatype, claim.shape, place)
+            stop = start + entry.binary_bytes
+            arrays[name] = tensor_from_bytes(rest[start:stop], datatype, shape, f"input {name!r}")
             start = stop
     return arrays
 
 
-def _tensor(item: Any, place: str) -> _Tensor:
-    """Return one input of the head, which has its data here or says how many bytes it has behind the JSON."""
+def _input(item: Any, place: str) -> _Input:
+    """Return one input of the JSON, which has its data there or says how many bytes it has behind it."""
     item = read_object(item, place)
-    claim = Claim(
+    declared = DeclaredTensor(
         read_text(item.get("name"), f"{place}.name"),
         read_text(item.get("datatype"), f"{place}.datatype"),
         read_shape(item.get("shape"), f"{place}.shape"),
@@ -250,11 +241,11 @@ def _tensor(item: Any, place: str) -> _Tensor:
     refuse_shared_memory(parameters, place)
     size = parameters.get("binary_data_size")
     if (size is None) == ("data" not in item):
-        came = "neither" if size is None else "both"
-        raise InvalidInput(f"{place}: {came} data and parameters.binary_data_size, expected exactly one of them")
+        got = "neither data nor" if size is None else "both data and"
+        raise InvalidInput(f"{place}: got {got} parameters.binary_data_size, expected exactly one of them")
     if size is not None and (type(size) is not int or size < 0):
         raise InvalidInput(f"{place}.parameters.binary_data_size: {describe(size)}, expected a number of bytes")
-    return _Tensor(claim, item.get("data"), size, place)
+    return _Input(declared, item.get("data"), size, place)
 
 
 def _wanted_output(item: Any, binary: bool, place: str) -> WantedOutput:

@@ -13,7 +13,7 @@ import orjson
 
 from ..errors import InvalidInput
 from ..tensors import Array
-from .agreement import WantedOutput
+from .checks import WantedOutput
 from .classification import classify
 from .datatypes import BYTES, datatype_of, tensor_to_bytes
 from .request import InferRequest
@@ -73,7 +73,7 @@ def format_response(
 
 
 def chosen(wanted: WantedOutput, outputs: Mapping[str, Array], labels: Sequence[str] | None) -> Array:
-    """Return one output as it was asked for: the tensor, or its largest values as text."""
+    """Return one output in the requested form: the tensor, or its largest values as text."""
     array = outputs[wanted.name]
     return classify(array, wanted.classes, labels) if wanted.classes else array
 
@@ -84,7 +84,7 @@ def _json_data(name: str, array: Array) -> Any:
     if datatype == BYTES:
         return [element.decode() for element in array.ravel()]
     if datatype == "FP16":
-        raise InvalidInput(f"output {name!r}: FP16 does not travel as JSON, ask for it with binary_data true")
+        raise InvalidInput(f"output {name!r}: FP16 does not travel as JSON, request it with binary_data true")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise InvalidInput(f"output {name!r} holds NaN or infinity, which JSON cannot say: ask for it as binary data")
+        raise InvalidInput(f"output {name!r} holds NaN or infinity, which JSON cannot say: request it as binary data")
     return np.ascontiguousarray(array).ravel()

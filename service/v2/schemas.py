@@ -32,7 +32,7 @@ class RequestedOutput(BaseModel):
 class InferenceRequest(BaseModel):
     """Inputs for one inference, each with the same number of rows."""
 
-    id: str | None = Field(None, description="comes back with the answer")
+    id: str | None = Field(None, description="is sent back with the answer")
     parameters: Parameters | None = Field(
         None, description="binary_data_output: all outputs as bytes; timeout: microseconds, 0 for none"
     )
@@ -51,7 +51,7 @@ class OutputTensor(BaseModel):
 
 
 class InferenceResponse(BaseModel):
-    """The outputs that were asked for, in their order."""
+    """The requested outputs, in their order."""
 
     id: str | None = None
     model_name: str

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from foldserve.service.app import create_app
-from foldserve.service.bodies.bodies import MEDIA_TYPES
+from foldserve.service.bodies.predict_body import MEDIA_TYPES
 from foldserve.service.settings import Settings
 from tests.support import artifacts
 from tests.support.live import serve

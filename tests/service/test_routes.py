@@ -13,7 +13,7 @@ import pytest
 
 from foldserve.service import routes
 from foldserve.service.app import create_app
-from foldserve.service.bodies.bodies import read_images
+from foldserve.service.bodies.predict_body import read_images
 from foldserve.service.settings import Settings
 from tests.support import artifacts
 from tests.support.live import serve

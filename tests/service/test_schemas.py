@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from foldserve.format.image import ImageSpec
 from foldserve.service.bodies.answers import predictions_json
-from foldserve.service.bodies.bodies import Limits, images_from_json
+from foldserve.service.bodies.predict_body import Limits, images_from_json
 from foldserve.service.errors import InvalidInput
 from foldserve.service.schemas import PredictRequest, PredictResponse
 from tests.support.artifacts import LABELS, classify, images

@@ -129,7 +129,7 @@ WORDS = [
     ),
     BadRequest("an unknown output", 400, "'logit' is not an output", text(outputs=[{"name": "logit"}])),
     BadRequest("one output twice", 400, "twice", text(outputs=[{"name": "logits"}] * 2)),
-    BadRequest("one input twice", 400, "2 came, expected", json.dumps({"inputs": document()["inputs"] * 2}).encode()),
+    BadRequest("one input twice", 400, "got 2, expected", json.dumps({"inputs": document()["inputs"] * 2}).encode()),
     BadRequest(
         "1,000 inputs", 413, "more values or lists", json.dumps({"inputs": document()["inputs"] * 1000}).encode()
     ),
@@ -256,7 +256,7 @@ def grpc_cases(message_type: Any) -> dict[str, tuple[Any, str, str]]:
         "both raw and typed": (both, invalid, "both contents and raw_input_contents"),
         "raw bytes too few": (message(raw=783), invalid, "783"),
         "raw bytes too many": (message(raw=785), invalid, "785"),
-        "one input twice": (message(twice=2), invalid, "2 came, expected"),
+        "one input twice": (message(twice=2), invalid, "got 2, expected"),
         "one output twice": (message(outputs=["logits"] * 2), invalid, "twice"),
         "an unknown output": (message(outputs=["logit"]), invalid, "'logit' is not an output"),
         "a wrong datatype": (message(datatype="FP32"), invalid, "datatype"),

@@ -1,6 +1,6 @@
 """Messages of gRPC <-> the requests and outputs that HTTP has too.
 
-Tensors come raw (bytes, one run for each input) or typed (a list in the message) and go back the same way. The checks
+Tensors are raw (bytes, one run for each input) or typed (a list in the message), and go back the same way. The checks
 are those of HTTP, made before any data is read.
 """
 
@@ -15,7 +15,7 @@ from foldserve.format.tensors import DTYPES
 
 from ...errors import InvalidInput
 from ...tensors import Array, TensorSpec
-from ..agreement import Claim, WantedOutput, check_inputs, check_outputs, refuse_shared_memory
+from ..checks import DeclaredTensor, WantedOutput, check_inputs, check_outputs, refuse_shared_memory
 from ..datatypes import BYTES, bytes_tensor, datatype_of, tensor_from_bytes, tensor_to_bytes
 from ..parameters import Parameter, check_parameters, class_count, timeout_seconds
 from ..request import InferRequest
@@ -39,7 +39,7 @@ def read_request(
 ) -> InferRequest:
     """Return a `ModelInferRequest`, checked against the model it is for.
 
-    The outputs it wants are marked binary where they go back raw: whenever the inputs came raw.
+    The outputs it wants are marked binary where they go back raw: whenever the inputs are raw.
 
     Raises:
         InvalidInput: anything in it is not as the protocol or the model wants it; the message names the place.
@@ -48,12 +48,12 @@ def read_request(
     """
     parameters = _parameters(message.parameters)
     check_parameters(parameters)
-    claims = [Claim(item.name, item.datatype, tuple(item.shape)) for item in message.inputs]
+    declared = [DeclaredTensor(item.name, item.datatype, tuple(item.shape)) for item in message.inputs]
     for position, item in enumerate(message.inputs):
         refuse_shared_memory(item.parameters, f"inputs[{position}]")
-    check_inputs(claims, inputs, max_rows)
+    check_inputs(declared, inputs, max_rows)
     is_raw = bool(message.raw_input_contents)
-    arrays = _raw(message, claims) if is_raw else _typed(message, claims)
+    arrays = _raw(message, declared) if is_raw else _typed(message, declared)
     timeout = timeout_seconds(parameters.get("timeout"))
     return InferRequest(arrays, _wanted(message.outputs, outputs, is_raw), message.id, timeout, parameters)
 
@@ -80,47 +80,47 @@ def write_response(
     return message
 
 
-def _raw(message: Any, claims: Sequence[Claim]) -> dict[str, Array]:
+def _raw(message: Any, declared: Sequence[DeclaredTensor]) -> dict[str, Array]:
     runs = message.raw_input_contents
-    if len(runs) != len(claims):
-        raise InvalidInput(f"raw_input_contents: {len(runs)} came, expected one for each of {len(claims)} inputs")
+    if len(runs) != len(declared):
+        raise InvalidInput(f"raw_input_contents: got {len(runs)}, expected one for each of {len(declared)} inputs")
     for position, item in enumerate(message.inputs):
         if item.HasField("contents"):
             raise InvalidInput(f"inputs[{position}]: both contents and raw_input_contents, expected one of them")
     return {
-        claim.name: tensor_from_bytes(memoryview(run), claim.datatype, claim.shape, f"input {claim.name!r}")
-        for claim, run in zip(claims, runs, strict=True)
+        tensor.name: tensor_from_bytes(memoryview(run), tensor.datatype, tensor.shape, f"input {tensor.name!r}")
+        for tensor, run in zip(declared, runs, strict=True)
     }
 
 
-def _typed(message: Any, claims: Sequence[Claim]) -> dict[str, Array]:
+def _typed(message: Any, declared: Sequence[DeclaredTensor]) -> dict[str, Array]:
     return {
-        claim.name: _from_contents(item.contents, claim, f"inputs[{position}].contents")
-        for position, (claim, item) in enumerate(zip(claims, message.inputs, strict=True))
+        tensor.name: _from_contents(item.contents, tensor, f"inputs[{position}].contents")
+        for position, (tensor, item) in enumerate(zip(declared, message.inputs, strict=True))
     }
 
 
-def _from_contents(contents: Any, claim: Claim, place: str) -> Array:
+def _from_contents(contents: Any, tensor: DeclaredTensor, place: str) -> Array:
     """Return the array of one typed input; lists are of 32 bits and more, so small integers are checked here."""
-    if claim.datatype not in _CONTENTS:
-        raise InvalidInput(f"{place}: {claim.datatype} has no typed contents, send it in raw_input_contents")
-    field = _CONTENTS[claim.datatype]
+    if tensor.datatype not in _CONTENTS:
+        raise InvalidInput(f"{place}: {tensor.datatype} has no typed contents, send it in raw_input_contents")
+    field = _CONTENTS[tensor.datatype]
     filled = {descriptor.name for descriptor, _ in contents.ListFields()}
     if filled - {field}:
-        raise InvalidInput(f"{place}: {sorted(filled)} came, expected {field} for {claim.datatype}")
+        raise InvalidInput(f"{place}: got {sorted(filled)}, expected {field} for {tensor.datatype}")
     values = getattr(contents, field)
-    expected = prod(claim.shape)
+    expected = prod(tensor.shape)
     if len(values) != expected:
-        raise InvalidInput(f"{place}.{field}: {len(values)} values, expected {expected} for {claim.shape}")
-    if claim.datatype == BYTES:
-        return bytes_tensor(values, claim.shape)
-    dtype = DTYPES[claim.datatype]
+        raise InvalidInput(f"{place}.{field}: {len(values)} values, expected {expected} for {tensor.shape}")
+    if tensor.datatype == BYTES:
+        return bytes_tensor(values, tensor.shape)
+    dtype = DTYPES[tensor.datatype]
     wide = np.array(values, np.int64 if field in ("int_contents", "uint_contents") else dtype)
     if dtype.kind in "iu" and wide.dtype != dtype:
         limits = np.iinfo(dtype)
         if wide.min() < limits.min or wide.max() > limits.max:
             raise InvalidInput(f"{place}.{field}: a value outside {limits.min} to {limits.max}, the range of {dtype}")
-    return wide.astype(dtype, copy=False).reshape(claim.shape)
+    return wide.astype(dtype, copy=False).reshape(tensor.shape)
 
 
 def _wanted(listed: Any, outputs: Sequence[TensorSpec], binary: bool) -> tuple[WantedOutput, ...]:

@@ -41,7 +41,7 @@ class GrpcServer:
 
     Args:
         registry: the models.
-        control: what an operator may ask of them.
+        control: what an operator may do with them.
         access: who may ask.
         settings: host, `grpc_port` and the limits.
         metrics: where calls are counted.
@@ -104,7 +104,7 @@ class GrpcServer:
             await self._server.stop(self._settings.drain_seconds)
 
     async def Check(self, request: Any, context: RequestContext) -> Any:  # noqa: N802
-        """Answer the standard health call; an empty name asks for the whole server."""
+        """Answer the standard health call; an empty name means the whole server."""
         if request.service not in ("", INFERENCE.service):
             raise NotFound(f"service {request.service[:80]!r} is not one of this server")
         status = "SERVING" if self._registry.ready else "NOT_SERVING"
@@ -175,7 +175,7 @@ class GrpcServer:
         return RequestContext.read(headers, self._settings.default_timeout_seconds, rpc.time_remaining())
 
     def _check(self, route: str, rpc: Rpc) -> None:
-        """Ask for the key, which comes in the metadata under the names that HTTP's headers have."""
+        """Check the key, which stands in the metadata under the names that HTTP's headers have."""
         given = _texts(rpc)
         scope = _SCOPES.get(route.rpartition("/")[2], READ)
         self._access.check(scope, given.get("authorization"), given.get("x-api-key"), route)

@@ -23,7 +23,7 @@ from .messages import from_dict, read_request, write_response
 
 _MESSAGES = INFERENCE.messages
 _STREAM = f"/{INFERENCE.service}/ModelStreamInfer"
-STREAM_AHEAD = 16  # requests of one stream that may be on their way at once
+STREAM_AHEAD = 16  # requests of one stream that may be answered at the same time
 
 
 class InferenceService:
@@ -31,7 +31,7 @@ class InferenceService:
 
     Args:
         registry: the models.
-        control: what an operator may ask of them.
+        control: what an operator may do with them.
         settings: the limits.
         error_log: told of every error that a stream goes on after.
         name: of the service, for its metadata.
@@ -92,7 +92,7 @@ class InferenceService:
         return from_dict("ModelStatisticsResponse", {"model_stats": stats})
 
     async def ModelInfer(self, request: Any, context: RequestContext) -> Any:  # noqa: N802
-        """Answer with the outputs, raw where the inputs came raw."""
+        """Answer with the outputs, raw where the inputs are raw."""
         model = self._model(request.model_name, request.model_version)
         with model.in_use():
             arguments = (request, model.engine.inputs, model.engine.outputs, self._settings.max_rows)

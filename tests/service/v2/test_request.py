@@ -187,20 +187,20 @@ REFUSALS = [
     (b"\xff\xfe", "not JSON"),
     (json.dumps(head()).replace("11]", "NaN]").encode(), "not JSON"),
     (json.dumps(head()).replace("11]", "1e999]").encode(), "not JSON"),
-    ({}, "inputs: none came"),
+    ({}, "inputs: missing"),
     ({"inputs": {}}, "inputs: an object, expected a list"),
-    ({"inputs": []}, "inputs: 0 came, expected 1 (image)"),
+    ({"inputs": []}, "inputs: got 0, expected 1 (image)"),
     ({"inputs": [1]}, "inputs[0]: 1, expected an object"),
-    ({"inputs": head()["inputs"] * 2}, "inputs: 2 came, expected at most the model's 1"),
+    ({"inputs": head()["inputs"] * 2}, "inputs: got 2, expected at most the model's 1"),
     (head(image={"name": "picture"}), "inputs[0]: name 'picture', expected one of ['image']"),
     (head(image={"name": "x" * 10_000}), "inputs[0]: name 'xxx"),
     (head(image={"name": "a\0../b\u2028"}), "inputs[0]: name"),
-    (head(image={"name": None}), "inputs[0].name: none, expected a string"),
+    (head(image={"name": None}), "inputs[0].name: missing, expected a string"),
     (head(image={"name": 5}), "inputs[0].name: 5, expected a string"),
     (head(image={"datatype": "FP32"}), "input 'image': datatype FP32, expected UINT8"),
     (head(image={"datatype": "BF16"}), "input 'image': datatype 'BF16', expected UINT8"),
     (head(image={"datatype": "uint8"}), "input 'image': datatype 'uint8', expected UINT8"),
-    (head(image={"datatype": None}), "inputs[0].datatype: none, expected a string"),
+    (head(image={"datatype": None}), "inputs[0].datatype: missing, expected a string"),
     (head(image={"shape": None}), "inputs[0].shape: null, expected a list of integers"),
     (head(image={"shape": [2.0, 1, 2, 3]}), "inputs[0].shape: [2.0, 1, 2, 3], expected a list of integers"),
     (head(image={"shape": [True, 1, 2, 3]}), "inputs[0].shape: [true, 1, 2, 3]"),
@@ -213,8 +213,8 @@ REFUSALS = [
     (head(image={"shape": [-2, 1, -2, 3]}), "input 'image': shape [-2, 1, -2, 3]"),
     (head(image={"shape": [2, 1, HUGE, HUGE]}), "input 'image': shape [2, 1, 1152921504606846976"),
     (head(image={"shape": [1, 1, 2, 3]}), "inputs[0].data: 12 values, expected 6 for shape (1, 1, 2, 3)"),
-    (head(image={"data": None}), "inputs[0]: neither data"),
-    (head(image={"parameters": {"binary_data_size": 12}}), "inputs[0]: both data"),
+    (head(image={"data": None}), "inputs[0]: got neither data"),
+    (head(image={"parameters": {"binary_data_size": 12}}), "inputs[0]: got both data"),
     (head(image={"data": 5}), "inputs[0].data: 5, expected a list of values"),
     (head(image={"data": [[1, 2, 3], [4]]}), "inputs[0].data: lists of different lengths"),
     (head(image={"data": [[1, 2, 3], 4]}), "inputs[0].data: lists of different lengths"),
@@ -238,8 +238,8 @@ REFUSALS = [
     (head(parameters={"triton_final": True}), "parameters: 'triton_final'"),
     (head(outputs=5), "outputs: 5, expected a list"),
     (head(outputs=[{"name": "logit"}]), "outputs: 'logit' is not an output, expected one of"),
-    (head(outputs=[{"name": "class_id"}] * 2), "outputs: 'class_id' is asked for twice"),
-    (head(outputs=[{"name": "class_id"}] * 1000), "outputs: 1000 came, expected at most the model's 2"),
+    (head(outputs=[{"name": "class_id"}] * 2), "outputs: got 'class_id' twice"),
+    (head(outputs=[{"name": "class_id"}] * 1000), "outputs: got 1000, expected at most the model's 2"),
     (head(outputs=[{"name": "class_id", "parameters": {"binary_data": "yes"}}]), "outputs[0].parameters.binary_data"),
     (head(outputs=[{"name": "class_id", "parameters": {"classification": -1}}]), "classification: -1"),
     (head(outputs=[{"name": "class_id", "parameters": {"classification": True}}]), "classification: true"),
@@ -330,7 +330,7 @@ def test_one_input_twice_does_not_stand_for_two():
     """A doubled name would leave the other input without a value."""
     array = np.zeros((2, 2, 3), np.uint8)
     entry = v2_messages.tensor_entry("x0", array, "flat")
-    with pytest.raises(InvalidInput, match=r"inputs\[1\]: 'x0' came twice"):
+    with pytest.raises(InvalidInput, match=r"inputs\[1\]: got 'x0' twice"):
         reader_for("uint8", "uint8").read(json.dumps({"inputs": [entry, entry]}).encode())
 
 

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 
 from foldserve.service.errors import InvalidInput
 from foldserve.service.tensors import TensorSpec
-from foldserve.service.v2.agreement import WantedOutput
+from foldserve.service.v2.checks import WantedOutput
 from foldserve.service.v2.classification import classify
 from foldserve.service.v2.request import InferRequest, RequestReader
 from foldserve.service.v2.response import format_response
@@ -99,7 +99,7 @@ def test_what_json_cannot_say_is_refused_and_travels_as_bytes(bad):
 
 def test_half_precision_is_refused_as_json():
     """The protocol gives FP16 only as binary data, and the sentence says how to ask for it."""
-    with pytest.raises(InvalidInput, match="ask for it with binary_data true"):
+    with pytest.raises(InvalidInput, match="request it with binary_data true"):
         answer({"y": np.zeros((1, 1), np.float16)}, [WantedOutput("y", False)])
 
 

@@ -1,4 +1,4 @@
-"""What a request claims about its tensors against what the model takes, in the order in which Triton checks it.
+"""What a request says about its tensors, against what the model takes, in the order in which Triton checks it.
 
 Number of inputs, names, datatypes, the batch axis, the other axes: before any bytes are read. HTTP and gRPC share
 these checks, so that both refuse the same requests with the same sentence.
@@ -14,7 +14,7 @@ from .datatypes import DATATYPES
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class DeclaredTensor:
     """Name, datatype and shape of one input as a request states them; the shape may hold any integers yet."""
 
     name: str
@@ -31,7 +31,7 @@ class WantedOutput:
     classes: int = 0
 
 
-def check_inputs(claims: Sequence[Claim], specs: Sequence[TensorSpec], max_rows: int) -> int:
+def check_inputs(declared: Sequence[DeclaredTensor], specs: Sequence[TensorSpec], max_rows: int) -> int:
     """Return the rows of a request whose inputs are those of the model.
 
     Raises:
@@ -40,15 +40,15 @@ def check_inputs(claims: Sequence[Claim], specs: Sequence[TensorSpec], max_rows:
         TooManyRows: more than `max_rows`.
     """
     by_name = {spec.name: spec for spec in specs}
-    _check_names([claim.name for claim in claims], by_name)
-    for claim in claims:
-        _check_datatype(claim, by_name[claim.name])
-        _check_shape(claim, by_name[claim.name])
-    rows = claims[0].shape[0]
-    for claim in claims[1:]:
-        if claim.shape[0] != rows:
+    _check_names([tensor.name for tensor in declared], by_name)
+    for tensor in declared:
+        _check_datatype(tensor, by_name[tensor.name])
+        _check_shape(tensor, by_name[tensor.name])
+    rows = declared[0].shape[0]
+    for tensor in declared[1:]:
+        if tensor.shape[0] != rows:
             raise InvalidInput(
-                f"input {claim.name!r}: {claim.shape[0]} rows, expected {rows} as in input {claims[0].name!r}"
+                f"input {tensor.name!r}: {tensor.shape[0]} rows, expected {rows} as in input {declared[0].name!r}"
             )
     if rows > max_rows:
         raise TooManyRows(f"{clip(rows)} rows, expected at most {max_rows} in one request: send them in several")
@@ -56,7 +56,7 @@ def check_inputs(claims: Sequence[Claim], specs: Sequence[TensorSpec], max_rows:
 
 
 def check_outputs(wanted: Sequence[WantedOutput], specs: Sequence[TensorSpec]) -> None:
-    """Refuse outputs that the model does not give, or that are asked for twice, or that cannot be classified.
+    """Refuse outputs that the model does not give, that are requested twice, or that cannot be classified.
 
     Raises:
         InvalidInput: with the name that is at fault.
@@ -67,7 +67,7 @@ def check_outputs(wanted: Sequence[WantedOutput], specs: Sequence[TensorSpec]) -
         if output.name not in by_name:
             raise InvalidInput(f"outputs: {clip(output.name)!r} is not an output, expected one of {sorted(by_name)}")
         if output.name in seen:
-            raise InvalidInput(f"outputs: {output.name!r} is asked for twice, expected each output once")
+            raise InvalidInput(f"outputs: got {output.name!r} twice, expected each output once")
         seen.add(output.name)
         spec = by_name[output.name]
         if output.classes and (spec.datatype == "BOOL" or prod(spec.row_shape) < 1):
@@ -86,24 +86,26 @@ def refuse_shared_memory(parameters: Collection[str], place: str) -> None:
 
 def _check_names(names: Sequence[str], expected: Collection[str]) -> None:
     if len(names) != len(expected):
-        raise InvalidInput(f"inputs: {len(names)} came, expected {len(expected)} ({', '.join(sorted(expected))})")
+        raise InvalidInput(f"inputs: got {len(names)}, expected {len(expected)} ({', '.join(sorted(expected))})")
     for position, name in enumerate(names):
         if name not in expected:
             raise InvalidInput(f"inputs[{position}]: name {clip(name)!r}, expected one of {sorted(expected)}")
         if name in names[:position]:
-            raise InvalidInput(f"inputs[{position}]: {name!r} came twice, expected each input once")
+            raise InvalidInput(f"inputs[{position}]: got {name!r} twice, expected each input once")
 
 
-def _check_datatype(claim: Claim, spec: TensorSpec) -> None:
-    if claim.datatype not in DATATYPES:
-        raise InvalidInput(f"input {claim.name!r}: datatype {clip(claim.datatype)!r}, expected {spec.datatype}")
-    if claim.datatype != spec.datatype:
-        raise InvalidInput(f"input {claim.name!r}: datatype {claim.datatype}, expected {spec.datatype} (none is cast)")
+def _check_datatype(tensor: DeclaredTensor, spec: TensorSpec) -> None:
+    if tensor.datatype not in DATATYPES:
+        raise InvalidInput(f"input {tensor.name!r}: datatype {clip(tensor.datatype)!r}, expected {spec.datatype}")
+    if tensor.datatype != spec.datatype:
+        raise InvalidInput(
+            f"input {tensor.name!r}: datatype {tensor.datatype}, expected {spec.datatype} (none is cast)"
+        )
 
 
-def _check_shape(claim: Claim, spec: TensorSpec) -> None:
-    shape, row_shape = claim.shape, spec.row_shape
+def _check_shape(tensor: DeclaredTensor, spec: TensorSpec) -> None:
+    shape, row_shape = tensor.shape, spec.row_shape
     if len(shape) != len(row_shape) + 1 or shape[1:] != row_shape or shape[0] < 1:
         expected = ", ".join(["N", *map(str, row_shape)])
         rows = " with N at least 1" if shape[1:] == row_shape else ""
-        raise InvalidInput(f"input {claim.name!r}: shape {clip(list(shape[:16]))}, expected [{expected}]{rows}")
+        raise InvalidInput(f"input {tensor.name!r}: shape {clip(list(shape[:16]))}, expected [{expected}]{rows}")

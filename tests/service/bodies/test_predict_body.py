@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from foldserve.format.image import ImageSpec
 from foldserve.service.bodies import decoder
-from foldserve.service.bodies.bodies import MEDIA_TYPES, Limits, is_quick, media_type, read_images
+from foldserve.service.bodies.predict_body import MEDIA_TYPES, Limits, is_quick, media_type, read_images
 from foldserve.service.errors import BodyTooLarge, InvalidInput, TooManyRows, UnsupportedMediaType
 from tests.support.artifacts import images
 from tests.support.predict_bodies import b64, form, png
@@ -294,7 +294,7 @@ def test_the_first_image_is_left_to_a_thread_which_imports_the_library():
     """The application starts without the library for image files, and the event loop never waits for its import."""
     program = (
         "import sys, foldserve.service.app\n"
-        "from foldserve.service.bodies.bodies import is_quick\n"
+        "from foldserve.service.bodies.predict_body import is_quick\n"
         "from foldserve.service.bodies import decoder\n"
         "print('PIL' in sys.modules, is_quick(bytes(9), 'image/png'), is_quick(bytes(9), 'application/json'))\n"
         "decoder.load()\n"

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InvalidInput, clip
+from .json_tensor import describe
 from .parameters import Parameter
-from .values import describe
 
 
 def read_object(value: Any, place: str) -> Mapping[str, Any]:
@@ -21,18 +21,18 @@ def read_object(value: Any, place: str) -> Mapping[str, Any]:
 def read_list(value: Any, place: str, expected: int) -> list[Any]:
     """Return a JSON array; one that is longer than what can be right is refused before its items are read."""
     if value is None:
-        raise InvalidInput(f"{place}: none came, expected a list")
+        raise InvalidInput(f"{place}: missing, expected a list")
     if not isinstance(value, list):
         raise InvalidInput(f"{place}: {describe(value)}, expected a list")
     if len(value) > expected:
-        raise InvalidInput(f"{place}: {len(value)} came, expected at most the model's {expected}")
+        raise InvalidInput(f"{place}: got {len(value)}, expected at most the model's {expected}")
     return value
 
 
 def read_text(value: Any, place: str) -> str:
     """Return a JSON string."""
     if not isinstance(value, str):
-        raise InvalidInput(f"{place}: {'none' if value is None else describe(value)}, expected a string")
+        raise InvalidInput(f"{place}: {'missing' if value is None else describe(value)}, expected a string")
     return value
 
 
@@ -63,6 +63,6 @@ def read_identifier(value: Any) -> str:
 def read_shape(value: Any, place: str) -> tuple[int, ...]:
     """Return a list of JSON integers as a shape; whether the sizes make sense is for `check_inputs` to say."""
     if not isinstance(value, list) or not all(type(size) is int for size in value):
-        came = f"[{', '.join(map(describe, value[:8]))}]" if isinstance(value, list) else describe(value)
-        raise InvalidInput(f"{place}: {clip(came)}, expected a list of integers")
+        got = f"[{', '.join(map(describe, value[:8]))}]" if isinstance(value, list) else describe(value)
+        raise InvalidInput(f"{place}: {clip(got)}, expected a list of integers")
     return tuple(value)

@@ -55,7 +55,7 @@ def tensor_from_json(
     try:
         return _quick(flat, datatype, may_hold_booleans).reshape(shape)
     except (TypeError, ValueError, OverflowError) as err:
-        _name_the_culprit(flat, nesting, datatype, place)
+        _refuse_first_misfit(flat, nesting, datatype, place)
         raise InvalidInput(f"{place}: not {datatype} values: {clip(err)}") from err
 
 
@@ -86,8 +86,8 @@ def _check_nesting(nesting: tuple[int, ...], shape: Sequence[int], place: str) -
     if set(accumulate(nesting, mul)) <= set(accumulate(shape, mul)) and prod(nesting) == prod(shape):
         return
     count, expected = prod(nesting), prod(shape)
-    came = f"{count} values" if count != expected else f"lists nested as {nesting}"
-    raise InvalidInput(f"{place}: {came}, expected {expected} for shape {tuple(shape)}, flat or nested as the shape")
+    got = f"{count} values" if count != expected else f"lists nested as {nesting}"
+    raise InvalidInput(f"{place}: {got}, expected {expected} for shape {tuple(shape)}, flat or nested as the shape")
 
 
 def _quick(flat: list[Any], datatype: str, may_hold_booleans: bool) -> Array:
@@ -122,7 +122,7 @@ def _expect(flat: Iterable[Any], *kinds: type) -> None:
         raise TypeError("a value of another type")
 
 
-def _name_the_culprit(flat: list[Any], nesting: tuple[int, ...], datatype: str, place: str) -> None:
+def _refuse_first_misfit(flat: list[Any], nesting: tuple[int, ...], datatype: str, place: str) -> None:
     """Raise for the first value that does not fit, with its index as the sender nested it."""
     for start in range(0, len(flat), _CHUNK):
         chunk = flat[start : start + _CHUNK]

@@ -69,7 +69,7 @@ def read_images(body: bytes, content_type: str | None, spec: ImageSpec, limits: 
 
     Args:
         body: the whole body; its size was limited by who received it.
-        content_type: the header as it came, parameters included.
+        content_type: the header as it was sent, parameters included.
         spec: size, channels and background of what the model takes.
         limits: how many images, and how large, one request may hold.
 
