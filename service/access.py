@@ -1,4 +1,4 @@
-"""Who may ask for what: API keys with scopes, one verdict for every door of the service.
+"""Who may call what: API keys with scopes, checked in the same way for HTTP and gRPC.
 
 A key file holds one key a line, `<name> <scope,scope> <SHA-256 of the key>`; it is read again when it changes. Keys are
 long random strings, so a plain digest cannot be guessed back. Nothing here ever shows a key, nor most of a request.
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import ArtifactInvalid, Forbidden, InvalidInput, TooManyRequests, Unauthorized, nothing_served
-from .rates import LocalTokenBucket, SharedTokenBucket, TokenBucket
+from .rates import SharedTokenBucket, TokenBucket
 
 _log = logging.getLogger(__name__)
 
@@ -26,12 +26,12 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _LINE = re.compile(rf"({_NAME.pattern})\s+([a-z,]+)\s+([0-9a-f]{{64}})")
 _LOOK_SECONDS = 1.0
 _KEY_BYTES = 32
-_MAX_KEY_LENGTH = 256  # of what came; no key that was given out is longer
+_MAX_KEY_LENGTH = 256  # characters that are compared; no key that was given out is longer
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key: who has it, what it opens, and the digest by which it is known."""
+    """One key: who has it, the scopes that it gives, and the digest by which it is recognised."""
 
     name: str
     scopes: frozenset[str]
@@ -39,12 +39,12 @@ class Key:
 
 
 class Access:
-    """The verdicts of one worker.
+    """The checks of one worker.
 
     Args:
-        keys_file: None gives out no keys: everything is open, except what changes models, which is not there.
+        keys_file: None: there are no keys. Everything is open, except what changes models, which is not there.
         closed: scopes that need a key once there is a file; `admin` always does.
-        rate: requests a second of one key; 0 does not limit.
+        rate: requests a second of one key; 0 sets no limit.
         shared: folder of the workers, who count a key's requests together; None where there is only this process.
 
     Raises:
@@ -70,37 +70,39 @@ class Access:
             self._keys, self._stamp = read_keys(keys_file), _stamp(keys_file)
             self._looked_at = time.monotonic()
 
-    def check(self, scope: str, authorization: str | None, api_key: str | None, door: str = "this") -> str | None:
-        """Let a request pass; returns the name of its key, None where it came without one.
+    def check(
+        self, scope: str, authorization: str | None, api_key: str | None, target: str = "this call"
+    ) -> str | None:
+        """Let a request pass; returns the name of its key, None where it needs none.
 
         Args:
-            scope: what its door needs, as `scope_of` says.
+            scope: what it needs, as `scope_of` says.
             authorization: the header of that name.
             api_key: the header X-API-Key.
-            door: how a message calls what was asked for.
+            target: what an error names as called.
 
         Raises:
-            NotFound: the door changes models and no admin key exists.
-            Unauthorized: no key came, or an unknown one.
-            Forbidden: the key does not open this door.
+            NotFound: it would change models, and no admin key exists.
+            Unauthorized: it has no key, or an unknown one.
+            Forbidden: the key lacks the scope.
             TooManyRequests: the key has used up its share.
         """
         if scope == OPEN:
             return None
         keys = self._current()
         if scope == ADMIN and not any(ADMIN in key.scopes for key in keys):
-            raise nothing_served(door)
+            raise nothing_served(target)
         if scope not in self._closed:
             return None
-        key = _find(keys, _given(authorization, api_key))
+        key = _find(keys, _key_in(authorization, api_key))
         if scope not in key.scopes:
-            raise Forbidden(f"key {key.name!r} does not open {door}, which needs the scope {scope}")
+            raise Forbidden(f"key {key.name!r} lacks the scope {scope}, which {target} needs")
         if self._rate:
             self._spend(key)
         return key.name
 
     def needs_key(self, scope: str) -> bool:
-        """Return whether a door with this scope opens to nobody without a key."""
+        """Return whether a request that needs this scope needs a key."""
         return scope in self._closed
 
     def _current(self) -> tuple[Key, ...]:
@@ -119,22 +121,19 @@ class Access:
         return self._keys
 
     def _spend(self, key: Key) -> None:
-        bucket = self._buckets.get(key.name)
-        if bucket is None:
-            bucket = self._buckets[key.name] = self._new_bucket(key.name)
-        wait = bucket.take()
+        if key.name not in self._buckets:
+            shared = self._shared
+            self._buckets[key.name] = (
+                TokenBucket(self._rate)
+                if shared is None
+                else SharedTokenBucket(self._rate, shared / f"rate-{key.name}")
+            )
+        wait = self._buckets[key.name].take()
         if wait:
             raise TooManyRequests(
                 f"key {key.name!r} has sent more than {self._rate:g} requests a second; wait {wait:.2f} s",
                 int(wait) + 1,
             )
-
-    def _new_bucket(self, name: str) -> TokenBucket:
-        return (
-            LocalTokenBucket(self._rate)
-            if self._shared is None
-            else SharedTokenBucket(self._rate, self._shared / f"rate-{name}")
-        )
 
 
 def scope_of(method: str, path: str) -> str:
@@ -154,7 +153,7 @@ def scope_of(method: str, path: str) -> str:
 
 
 def read_keys(path: Path) -> tuple[Key, ...]:
-    """Return the keys of a file; empty lines and those that begin with # are passed over.
+    """Return the keys of a file; empty lines and those that begin with # are skipped.
 
     Raises:
         ArtifactInvalid: it cannot be read, or a line is not `<name> <scope,scope> <SHA-256>`.
@@ -191,25 +190,22 @@ def new_key(name: str, scopes: Iterable[str]) -> tuple[str, str]:
     return key, f"{name} {','.join(scopes)} {hashlib.sha256(key.encode()).hexdigest()}"
 
 
-def _given(authorization: str | None, api_key: str | None) -> str:
-    """Return the key that came, in either of its headers."""
+def _key_in(authorization: str | None, api_key: str | None) -> str:
+    """Return the key in either of its headers."""
     scheme, _, token = (authorization or "").partition(" ")
-    given = token.strip() if scheme.lower() == "bearer" and token.strip() else (api_key or "").strip()
-    if not given:
-        raise Unauthorized("no API key came, expected one as 'Authorization: Bearer <key>' or 'X-API-Key: <key>'")
-    return given
+    key = token.strip() if scheme.lower() == "bearer" and token.strip() else (api_key or "").strip()
+    if not key:
+        raise Unauthorized("no API key, expected one as 'Authorization: Bearer <key>' or 'X-API-Key: <key>'")
+    return key
 
 
 def _find(keys: Iterable[Key], given: str) -> Key:
-    """Return the key that came; every known one is compared, so that the time says nothing about which is near."""
+    """Return the key that was given; every known one is compared, so that the time says nothing about which is near."""
     digest = hashlib.sha256(given[:_MAX_KEY_LENGTH].encode("utf-8", "surrogateescape")).digest()
-    found = None
-    for key in keys:
-        if hmac.compare_digest(key.digest, digest):
-            found = key
-    if found is None:
+    matching = [key for key in keys if hmac.compare_digest(key.digest, digest)]
+    if not matching:
         raise Unauthorized("the API key is not known, expected one that was given out for this service")
-    return found
+    return matching[-1]
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

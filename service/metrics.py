@@ -5,6 +5,7 @@ members, where the sum is the same; no label ever holds what a client sent.
 """
 
 import asyncio
+import functools
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -12,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -26,104 +26,9 @@ _MOMENT_SECONDS = 0.01
 
 REASONS = ("queue_full", "deadline_ahead", "deadline_passed", "cancelled", "closed")
 
-# (attribute, kind, name, help with its unit, labels, buckets)
-METRICS: tuple[tuple[str, type[MetricWrapperBase], str, str, tuple[str, ...], tuple[float, ...] | None], ...] = (
-    ("requests", Counter, "foldserve_requests", "Answers sent.", ("route", "method", "status"), None),
-    (
-        "request_seconds",
-        Histogram,
-        "foldserve_request_seconds",
-        "Seconds from request to answer.",
-        ("route",),
-        _SECONDS,
-    ),
-    ("rows", Counter, "foldserve_rows", "Rows answered.", ("model",), None),
-    ("batch_rows", Histogram, "foldserve_batch_rows", "Rows in each batch, without padding.", ("model",), _ROWS),
-    ("padded_rows", Counter, "foldserve_padded_rows", "Rows run only to fill a bucket.", ("model",), None),
-    (
-        "queue_seconds",
-        Histogram,
-        "foldserve_queue_seconds",
-        "Longest wait in seconds among the members of each batch.",
-        ("model",),
-        _SECONDS,
-    ),
-    ("infer_seconds", Histogram, "foldserve_infer_seconds", "Seconds that each batch ran.", ("model",), _SECONDS),
-    ("queued_rows", Gauge, "foldserve_queued_rows", "Rows that wait for their batch now.", ("model",), None),
-    ("refused", Counter, "foldserve_refused", "Requests that cost no run, by reason.", ("model", "reason"), None),
-    ("batch_failures", Counter, "foldserve_batch_failures", "Batches whose members ran alone.", ("model",), None),
-    ("ready", Gauge, "foldserve_ready", "1 when every model gave its golden answers, else 0.", (), None),
-    (
-        "model_info",
-        Gauge,
-        "foldserve_model_info",
-        "1 for each model that is served.",
-        ("model", "version", "sha256", "provider", "verified"),
-        None,
-    ),
-    (
-        "latest_version",
-        Gauge,
-        "foldserve_latest_version",
-        "The version of each model that answers where none is named.",
-        ("model",),
-        None,
-    ),
-    (
-        "refused_versions",
-        Counter,
-        "foldserve_refused_versions",
-        "Versions that were not loaded, because they were damaged or answered wrongly.",
-        ("model",),
-        None,
-    ),
-    (
-        "device_fallback",
-        Gauge,
-        "foldserve_device_fallback",
-        "1 when a model runs on the CPU because no GPU could be had.",
-        ("model",),
-        None,
-    ),
-    (
-        "batch_invariant",
-        Gauge,
-        "foldserve_batch_invariant",
-        "1 when answers were measured not to depend on the batch.",
-        ("model",),
-        None,
-    ),
-    (
-        "batch_deviation",
-        Gauge,
-        "foldserve_batch_deviation_ratio",
-        "Largest relative difference between batch sizes tried at load.",
-        ("model",),
-        None,
-    ),
-    (
-        "golden_deviation",
-        Gauge,
-        "foldserve_golden_deviation_ratio",
-        "Largest difference from the golden answers, relative to the largest value; NaN where there are none.",
-        ("model",),
-        None,
-    ),
-    (
-        "bucket_seconds",
-        Gauge,
-        "foldserve_bucket_seconds",
-        "Seconds of one run of each bucket, measured at load.",
-        ("model", "bucket"),
-        None,
-    ),
-    ("load_seconds", Gauge, "foldserve_load_seconds", "Seconds to load and prove a model.", ("model",), None),
-    ("build_info", Gauge, "foldserve_build_info", "1; the Python that runs the service.", ("python",), None),
-)
-
 
 class Metrics:
-    """The metrics of one application; each stands under its attribute in `METRICS`.
+    """The metrics of one application.
 
     Args:
         totals: gives the sums over all worker processes; None when there is only this one.
@@ -133,22 +38,58 @@ class Metrics:
 
     def __init__(self, totals: CollectorRegistry | None = None) -> None:
         self.registry = CollectorRegistry()
-        self.before_reading: list[Callable[[], None]] = []  # whoever counts in bulk brings its counts up to date
-        self.registry.register(_BroughtUpToDate(self.before_reading))  # first, so that it is asked first
+        self.before_reading: list[Callable[[], None]] = []  # what counts in bulk brings its counts up to date
+        self.registry.register(_BroughtUpToDate(self.before_reading))  # first, so that it is collected first
         self._totals = totals
         self._is_due = False
-        self._by_attribute: dict[str, Any] = {}
-        for attribute, kind, name, text, labels, buckets in METRICS:
-            options: dict[str, Any] = {"buckets": buckets} if buckets else {}
-            self._by_attribute[attribute] = kind(name, text, labels, registry=self.registry, **options)
-        self.build_info.labels(platform.python_version()).set(1)
-        self.ready.set(0)
+        counter = functools.partial(Counter, namespace="foldserve", registry=self.registry)
+        gauge = functools.partial(Gauge, namespace="foldserve", registry=self.registry)
+        histogram = functools.partial(Histogram, namespace="foldserve", registry=self.registry)
+        seconds = functools.partial(histogram, buckets=_SECONDS)
+        model = ["model"]
 
-    def __getattr__(self, attribute: str) -> Any:
-        try:
-            return self.__dict__["_by_attribute"][attribute]
-        except KeyError:
-            raise AttributeError(f"there is no metric {attribute!r}") from None
+        self.requests = counter("requests", "Answers sent.", ["route", "method", "status"])
+        self.request_seconds = seconds("request_seconds", "Seconds from request to answer.", ["route"])
+        self.rows = counter("rows", "Rows answered.", model)
+        self.batch_rows = histogram("batch_rows", "Rows in each batch, without padding.", model, buckets=_ROWS)
+        self.padded_rows = counter("padded_rows", "Rows run only to fill a bucket.", model)
+        self.queue_seconds = seconds("queue_seconds", "Longest wait in seconds among the members of each batch.", model)
+        self.infer_seconds = seconds("infer_seconds", "Seconds that each batch ran.", model)
+        self.queued_rows = gauge("queued_rows", "Rows that wait for their batch now.", model)
+        self.refused = counter("refused", "Requests that cost no run, by reason.", ["model", "reason"])
+        self.batch_failures = counter("batch_failures", "Batches whose members ran alone.", model)
+        self.ready = gauge("ready", "1 when every model gave its golden answers, else 0.")
+        self.model_info = gauge(
+            "model_info",
+            "1 for each model that is served.",
+            ["model", "version", "sha256", "provider", "verified"],
+        )
+        self.latest_version = gauge(
+            "latest_version", "The version of each model that answers where none is named.", model
+        )
+        self.refused_versions = counter(
+            "refused_versions", "Versions that were not loaded, because they were damaged or answered wrongly.", model
+        )
+        self.device_fallback = gauge(
+            "device_fallback", "1 when a model runs on the CPU because no GPU could be had.", model
+        )
+        self.batch_invariant = gauge(
+            "batch_invariant", "1 when answers were measured not to depend on the batch.", model
+        )
+        self.batch_deviation_ratio = gauge(
+            "batch_deviation_ratio", "Largest relative difference between batch sizes tried at load.", model
+        )
+        self.golden_deviation_ratio = gauge(
+            "golden_deviation_ratio",
+            "Largest difference from the golden answers, relative to the largest value; NaN where there are none.",
+            model,
+        )
+        self.bucket_seconds = gauge(
+            "bucket_seconds", "Seconds of one run of each bucket, measured at load.", ["model", "bucket"]
+        )
+        self.load_seconds = gauge("load_seconds", "Seconds to load and prove a model.", model)
+        self.ready.set(0)
+        gauge("build_info", "1; the Python that runs the service.", ["python"]).labels(platform.python_version()).set(1)
 
     def observe_request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count one answer.

@@ -157,9 +157,9 @@ class Loader:
         metrics.model_info.labels(*_identity(model)).set(1)
         metrics.device_fallback.labels(name).set(int(engine.device.fallback_reason is not None))
         metrics.batch_invariant.labels(name).set(int(engine.batch_invariant))
-        metrics.batch_deviation.labels(name).set(engine.largest_deviation)
+        metrics.batch_deviation_ratio.labels(name).set(engine.largest_deviation)
         deviation = max(engine.deviations.values(), default=0.0) if model.is_verified else math.nan
-        metrics.golden_deviation.labels(name).set(deviation)
+        metrics.golden_deviation_ratio.labels(name).set(deviation)
         metrics.load_seconds.labels(name).set(seconds)
         for bucket, expected in engine.bucket_seconds.items():
             metrics.bucket_seconds.labels(name, str(bucket)).set(expected)

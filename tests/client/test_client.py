@@ -112,7 +112,7 @@ def test_metadata_and_readiness(service, ask):
         ("nobody", {"image": IMAGES}, True, 404, "'nobody' is not served"),
         ("fashion", {"image": IMAGES.astype(np.float32)}, True, 400, "datatype FP32, expected UINT8"),
         ("fashion", {"image": IMAGES[:, :, :27]}, True, 400, "expected [N, 1, 28, 28]"),
-        ("fashion", {"image": IMAGES}, False, 401, "no API key came"),
+        ("fashion", {"image": IMAGES}, False, 401, "no API key"),
     ],
 )
 def test_a_refusal_carries_the_servers_sentence(service, ask, model, inputs, key, status, expected):

@@ -12,7 +12,7 @@ import pytest
 from foldserve.service.access import Access, new_key, read_keys, scope_of
 from foldserve.service.app import create_app
 from foldserve.service.errors import ArtifactInvalid, Forbidden, NotFound, TooManyRequests, Unauthorized
-from foldserve.service.rates import LocalTokenBucket, SharedTokenBucket
+from foldserve.service.rates import SharedTokenBucket, TokenBucket
 from foldserve.service.settings import Settings
 from tests.support import artifacts
 from tests.support.live import serve
@@ -231,7 +231,7 @@ def test_tokens_come_back_at_their_rate_and_no_more(tmp_path, monkeypatch):
     """A long pause is worth one second of tokens, not an hour's."""
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    for bucket in (LocalTokenBucket(2.0), SharedTokenBucket(2.0, tmp_path / "bucket")):
+    for bucket in (TokenBucket(2.0), SharedTokenBucket(2.0, tmp_path / "bucket")):
         clock[0] += 3600
         assert [bucket.take() for _ in range(3)] == [0.0, 0.0, 0.5]
 
@@ -315,5 +315,5 @@ def test_a_key_may_hold_several_scopes(tmp_path):
     access = Access(tmp_path / "keys")
     for scope in ("infer", "admin"):
         assert access.check(scope, f"bearer {key}", None) == "ops"
-    with pytest.raises(Forbidden, match="key 'ops' does not open this, which needs the scope metrics"):
+    with pytest.raises(Forbidden, match="key 'ops' lacks the scope metrics, which this call needs"):
         access.check("metrics", None, key)
