@@ -7,8 +7,6 @@ input can change it; the new weights go into the outer graph, from where every b
 import onnx
 from onnx import NodeProto, helper
 
-from ..refusals import Refusal
-from .constants import read_constant
 from .graph import OnnxGraph
 from .protos import FLOAT_TYPES, free_names, subgraphs, with_output_shapes
 
@@ -66,32 +64,16 @@ def lower(graph: OnnxGraph, body: onnx.GraphProto, inner: OnnxGraph) -> None:
 
 
 def _constant_part(graph: OnnxGraph, names: set[str]) -> list[NodeProto]:
-    """Return the outer nodes that make those of `names` that no input can change, in order."""
+    """Return the outer nodes that make those of `names` that no input can change, in order; a Shape may read data."""
+    constant = graph.constant_values(with_shapes=False)
     wanted: set[int] = set()
-    pending = [name for name in names if _is_constant(graph, name)]
+    pending = [name for name in names if name in constant]
     while pending:
         node = graph.producer(pending.pop())
         if node is not None and id(node) not in wanted:
             wanted.add(id(node))
             pending += [name for name in node.input if name]
     return [node for node in graph.nodes if id(node) in wanted]
-
-
-def _is_constant(graph: OnnxGraph, name: str) -> bool:
-    node = graph.producer(name)
-    try:
-        is_known = node is not None and node.op_type != "Shape" and read_constant(graph, name) is not None
-    except Refusal:
-        return False
-    return is_known and _reads_no_data(graph, name)
-
-
-def _reads_no_data(graph: OnnxGraph, name: str) -> bool:
-    """True when only initializers and Constant nodes stand behind `name`: a Shape may be known and yet read data."""
-    node = graph.producer(name)
-    if node is None:
-        return name in graph.initializers
-    return all(_reads_no_data(graph, one) for one in node.input if one)
 
 
 def _move(graph: OnnxGraph, inner: OnnxGraph, name: str) -> str:

@@ -10,11 +10,11 @@ import onnx
 from ...errors import FoldError
 from ..core import Array
 from ..report import Proof
-from .deployed import deployed_errors, unit_roundoff
+from .deployed import deployed_errors
 from .evaluator import Evaluator
 from .probe import probe_inputs
 from .proof import ALGEBRA_LIMIT, end_to_end, require_rounded_once
-from .protos import check, with_output_shapes
+from .protos import check, coarsest_roundoff, with_output_shapes
 
 _PARAMETER_FACTOR = 64.0  # without the exact parameters: how far their rounding may reach, in units of the roundoff
 
@@ -43,7 +43,7 @@ def compare_models(
     feeds, values = probe_inputs(before, outputs, ())
     truth = {name: values[name] for name in outputs if name in values}
     algebra, amplification = end_to_end(before, after, feeds, truth)
-    coarsest = max((unit_roundoff(tensor.data_type) for tensor in folded.graph.initializer), default=0.0)
+    coarsest = coarsest_roundoff(folded)
     limit = amplification * (ALGEBRA_LIMIT if exact is not None else max(ALGEBRA_LIMIT, _PARAMETER_FACTOR * coarsest))
     if not algebra <= limit:
         raise FoldError(f"the models differ: by {algebra:.2e} of the largest output in float64, at most {limit:.2e}")

@@ -1,10 +1,10 @@
 """Values of an ONNX graph that no input can change, worked out in float64.
 
-Used by the modules that read norms and layers: a statistic may be an initializer, a Constant node, or a small
-expression over them (`sqrt(var + eps)`, a transposed weight). It evaluates no data and changes nothing.
+Used by the modules that read norms and layers: a statistic may be an initializer, a Constant node, or what any chain of
+operations makes of them (`sqrt(var + eps)`, the norm of a weight, a transposed one). It evaluates no data and changes
+nothing; `OnnxGraph` knows which values are constant, `evaluator` runs the operations.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,14 @@ import numpy.typing as npt
 from onnx import NodeProto, TensorProto
 
 from ..refusals import Refusal, RefusalCode
+from ..rounding import BFLOAT16, round_once
+from .evaluator import run_node
 from .graph import OnnxGraph
-from .protos import FLOAT_TYPES, as_float64, attributes, to_array
+from .operators import DISCONTINUOUS, SHAPE_ONLY
+from .protos import FLOAT_TYPES, operation, to_array, widened
 
-_WIDTH = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}  # bits of the fraction
+_WIDENING = {(a, b) for a in ("float16", BFLOAT16, "float32") for b in ("float32", "float64")}
+_CACHED = 2**14  # elements; larger results would keep a second copy of the weights
 
 
 @dataclass(frozen=True)
@@ -38,35 +42,25 @@ class Constant:
 
 
 def read_constant(graph: OnnxGraph, value: str) -> Constant | None:
-    """Return what `value` is, or None when it depends on an input of the graph or on an operation not known here.
+    """Return what `value` is, or None when it depends on an input of the graph or cannot be worked out exactly.
 
     Raises:
         Refusal: overridable when it depends on an initializer that callers may replace.
         FoldError: its data lies in an external file that was not loaded.
     """
+    if value not in graph.constants:
+        return None
     if value in graph.initializers:
         if graph.is_overridable(value):
             raise Refusal(RefusalCode.OVERRIDABLE, f"initializer {value!r} is also an input of the graph")
         return _initializer(graph, value)
     node = graph.producer(value)
-    if node is None or node.domain not in ("", "ai.onnx"):
+    if node is None:
         return None
-    if node.op_type == "Constant":
-        return _constant_node(node)
-    if node.op_type == "Shape":
-        return _shape(graph, node)
-    if node.op_type == "CastLike":
-        return _widened(read_constant(graph, node.input[0]), graph.dtype(node.input[1]))
-    operation = _OPERATIONS.get(node.op_type)
-    if operation is None:
-        return None
-    operands: list[Constant] = []
-    for name in node.input:
-        operand = read_constant(graph, name) if name else None
-        if operand is None:
-            return None
-        operands.append(operand)
-    return operation(node, operands) if operands else None
+    constant: Constant | None = graph.known[value] if value in graph.known else _computed(graph, node, value)
+    if constant is None or constant.values.size <= _CACHED:
+        graph.known[value] = constant
+    return constant
 
 
 def integers_at(graph: OnnxGraph, node: NodeProto, index: int) -> list[int] | None:
@@ -78,128 +72,50 @@ def integers_at(graph: OnnxGraph, node: NodeProto, index: int) -> list[int] | No
 
 
 def _initializer(graph: OnnxGraph, name: str) -> Constant:
-    tensor = graph.initializers[name]
+    tensor: TensorProto = graph.initializers[name]
     dtype = FLOAT_TYPES.get(tensor.data_type)
-    if name in graph.exact:
-        return Constant(graph.exact[name], dtype)
-    return Constant(to_array(tensor) if dtype is None else as_float64(tensor), dtype)
+    return Constant(graph.exact[name] if name in graph.exact else widened(to_array(tensor)), dtype)
 
 
-def _constant_node(node: NodeProto) -> Constant | None:
-    fields = attributes(node)
-    if "value" in fields:
-        tensor: TensorProto = fields["value"]
-        dtype = FLOAT_TYPES.get(tensor.data_type)
-        return Constant(to_array(tensor) if dtype is None else as_float64(tensor), dtype)
-    for name in ("value_float", "value_floats"):
-        if name in fields:
-            return Constant(np.asarray(fields[name], np.float64), "float32")
-    for name in ("value_int", "value_ints"):
-        if name in fields:
-            return Constant(np.asarray(fields[name], np.int64), None)
-    return None
-
-
-def _arithmetic(function: Callable[..., Any]) -> Callable[[NodeProto, list[Constant]], Constant | None]:
-    def evaluate(node: NodeProto, operands: list[Constant]) -> Constant | None:
-        if any(operand.dtype is None for operand in operands):
+def _computed(graph: OnnxGraph, node: NodeProto, value: str) -> Constant | None:
+    """Return what `node` makes of constants; of some inputs only shape or type matter."""
+    operands: dict[str, Constant] = {}
+    for i, name in enumerate(node.input):
+        is_read = operation(node) not in SHAPE_ONLY and (operation(node) != "CastLike" or i == 0)
+        operand = read_constant(graph, name) if is_read else _stand_in(graph, name)
+        if name and operand is None:
             return None
-        with np.errstate(all="ignore"):  # what comes out infinite is refused where it is used
-            return Constant(np.asarray(function(*(o.values for o in operands)), np.float64), operands[0].dtype)
-
-    return evaluate
-
-
-def _shape(graph: OnnxGraph, node: NodeProto) -> Constant | None:
-    """Return a shape that is all numbers; what has it need not be constant itself."""
-    dims, fields = graph.shape(node.input[0]), attributes(node)
-    if dims is None or not all(isinstance(dim, int) for dim in dims):
+        if operand is not None:
+            operands[name] = operand
+    floats = {operand.dtype for operand in operands.values()} - {None}
+    if floats and node.op_type in DISCONTINUOUS:
         return None
-    return Constant(np.asarray(dims, np.int64)[fields.get("start", 0) : fields.get("end", len(dims))], None)
+    try:
+        results = run_node(node, {name: operand.values for name, operand in operands.items()}, graph.model)
+    except Exception:  # an operation that cannot be run here: its result is not known
+        return None
+    values = widened(np.asarray(results[list(node.output).index(value)]))
+    dtype = graph.dtype(value) or (next(iter(floats)) if len(floats) == 1 and "Cast" not in node.op_type else None)
+    if values.dtype.kind == "f" or floats:
+        is_known = values.dtype == np.float64 and dtype is not None
+        if not is_known or (operation(node) in ("Cast", "CastLike") and not _is_lossless(operands, values, str(dtype))):
+            return None
+    return Constant(values, dtype)
 
 
-def _cast(node: NodeProto, operands: list[Constant]) -> Constant | None:
-    return _widened(operands[0], FLOAT_TYPES.get(attributes(node)["to"]))
+def _stand_in(graph: OnnxGraph, name: str) -> Constant:
+    """Return zeros in place of a value whose numbers do not matter, of its shape where that is known."""
+    dims = graph.shape(name) or ()
+    sizes = [dim for dim in dims if isinstance(dim, int)]
+    return Constant(np.broadcast_to(np.zeros(()), sizes if len(sizes) == len(dims) else ()), None)
 
 
-def _widened(constant: Constant | None, target: str | None) -> Constant | None:
+def _is_lossless(operands: dict[str, Constant], values: npt.NDArray[Any], dtype: str) -> bool:
     """Widening changes no value; narrowing rounds, which the exact algebra must not skip, unless nothing is lost."""
-    if constant is None or constant.dtype is None or target is None:
-        return None
-    if _WIDTH[target] < _WIDTH[constant.dtype] or {constant.dtype, target} == {"float16", "bfloat16"}:
-        return Constant(constant.values, target) if not np.any(constant.values) else None
-    return Constant(constant.values, target)
-
-
-def _identity(node: NodeProto, operands: list[Constant]) -> Constant | None:
-    return operands[0]
-
-
-def _transpose(node: NodeProto, operands: list[Constant]) -> Constant | None:
-    return Constant(operands[0].values.transpose(attributes(node).get("perm")), operands[0].dtype)
-
-
-def _reshape(node: NodeProto, operands: list[Constant]) -> Constant | None:
-    data, shape = operands[0].values, operands[1].integers
-    keeps_zero = attributes(node).get("allowzero", 0)
-    sizes = [data.shape[i] if size == 0 and not keeps_zero else size for i, size in enumerate(shape)]
-    return Constant(data.reshape(sizes), operands[0].dtype)
-
-
-def _flatten(node: NodeProto, operands: list[Constant]) -> Constant | None:
-    data, axis = operands[0].values, attributes(node).get("axis", 1)
-    rows = int(np.prod(data.shape[: axis % data.ndim if axis < 0 else axis]))
-    return Constant(data.reshape(rows, -1), operands[0].dtype)
-
-
-def _unsqueeze(node: NodeProto, operands: list[Constant]) -> Constant | None:
-    axes = operands[1].integers if len(operands) > 1 else attributes(node).get("axes", [])
-    return Constant(np.expand_dims(operands[0].values, tuple(axes)), operands[0].dtype)
-
-
-def _squeeze(node: NodeProto, operands: list[Constant]) -> Constant | None:
-    axes = operands[1].integers if len(operands) > 1 else attributes(node).get("axes")
-    return Constant(np.squeeze(operands[0].values, None if axes is None else tuple(axes)), operands[0].dtype)
-
-
-def _expand(node: NodeProto, operands: list[Constant]) -> Constant | None:
-    data = operands[0].values
-    shape = np.broadcast_shapes(data.shape, tuple(operands[1].integers))
-    return Constant(np.broadcast_to(data, shape), operands[0].dtype)
-
-
-def _constant_of_shape(node: NodeProto, operands: list[Constant]) -> Constant | None:
-    filling = _constant_node(node) or Constant(np.zeros(1), "float32")
-    return Constant(np.full(operands[0].integers, filling.values.reshape(-1)[0]), filling.dtype)
-
-
-def _concat(node: NodeProto, operands: list[Constant]) -> Constant | None:
-    return Constant(np.concatenate([o.values for o in operands], attributes(node)["axis"]), operands[0].dtype)
-
-
-def _gather(node: NodeProto, operands: list[Constant]) -> Constant | None:
-    indices = operands[1].values.astype(np.int64)
-    return Constant(np.take(operands[0].values, indices, attributes(node).get("axis", 0)), operands[0].dtype)
-
-
-_OPERATIONS: dict[str, Callable[[NodeProto, list[Constant]], Constant | None]] = {
-    "Add": _arithmetic(np.add),
-    "Sub": _arithmetic(np.subtract),
-    "Mul": _arithmetic(np.multiply),
-    "Div": _arithmetic(np.divide),
-    "Pow": _arithmetic(np.power),
-    "Sqrt": _arithmetic(np.sqrt),
-    "Reciprocal": _arithmetic(np.reciprocal),
-    "Neg": _arithmetic(np.negative),
-    "Cast": _cast,
-    "Concat": _concat,
-    "ConstantOfShape": _constant_of_shape,
-    "Gather": _gather,
-    "Identity": _identity,
-    "Transpose": _transpose,
-    "Reshape": _reshape,
-    "Flatten": _flatten,
-    "Unsqueeze": _unsqueeze,
-    "Squeeze": _squeeze,
-    "Expand": _expand,
-}
+    source = next(iter(operands.values())).dtype
+    if source == dtype or (source, dtype) in _WIDENING:
+        return True
+    try:
+        return bool(np.array_equal(round_once(values, dtype), values))
+    except Refusal:
+        return False

@@ -9,11 +9,10 @@ import numpy as np
 import onnx
 
 from ...errors import FoldError
-from .evaluator import Evaluator, Values
+from .evaluator import Evaluator
 from .probe import stored_form
+from .protos import Values, coarsest_roundoff, unit_roundoff
 from .runtime import CannotRunError, outputs_of
-
-_ROUNDOFF = {"float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
 
 
 def deployed_errors(
@@ -50,8 +49,8 @@ def deployed_errors(
     expected = {name: np.asarray(truth.get(name, unfolded[name]), np.float64) for name in floats}
     error = max((_error(found[name], expected[name]) for name in floats), default=0.0)
     usual = max((_error(unfolded[name], expected[name]) for name in floats), default=0.0)
-    unit = max((_ROUNDOFF[unfolded[name].dtype.name] for name in floats), default=0.0)
-    unit = max(unit, *(unit_roundoff(tensor.data_type) for tensor in folded.graph.initializer), 0.0)
+    unit = max((unit_roundoff(unfolded[name].dtype.name) for name in floats), default=0.0)
+    unit = max(unit, coarsest_roundoff(folded))
     limit = max(4 * usual, unit * max(64.0, 16.0 * min(amplification, 1e4)))
     if not error <= limit:
         raise FoldError(
@@ -69,16 +68,11 @@ def _stored_in_float64(
     found = Evaluator(folded).run(feeds, truth)
     floats = [name for name, value in truth.items() if value.dtype.kind == "f"]
     error = max((_error(found[name], truth[name]) if name in found else np.inf for name in floats), default=0.0)
-    coarsest = max((unit_roundoff(tensor.data_type) for tensor in folded.graph.initializer), default=0.0)
+    coarsest = coarsest_roundoff(folded)
     limit = coarsest * max(64.0, 16.0 * min(amplification, 1e4))
     if not error <= limit:
         raise FoldError(f"proof failed: the stored parameters are off by {error:.2e}, expected at most {limit:.2e}")
     return error, 0.0, limit
-
-
-def unit_roundoff(kind: int) -> float:
-    """Return the unit roundoff of an ONNX float type, 0 for any other."""
-    return {1: 2.0**-24, 10: 2.0**-11, 11: 2.0**-53, 16: 2.0**-8}.get(kind, 0.0)
 
 
 def _error(found: Values, expected: Values) -> float:

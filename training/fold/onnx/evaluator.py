@@ -1,7 +1,7 @@
-"""Runs an ONNX graph in float64, every float tensor and every cast widened, keeping only the values that are asked for.
+"""Runs an ONNX graph in float64, every float tensor and every cast widened, keeping only the values that are wanted.
 
 Used by `proof`. It is not onnxruntime, on purpose: that has no double convolution, and it is what the deployed
-model is measured with. An operation that nobody can run here makes its results unknown, not the whole evaluation.
+model is measured with. An operation that cannot be run here makes its results unknown, not the whole evaluation.
 """
 
 import contextlib
@@ -9,20 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, helper, inliner, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from ..core import Array
 from .kernels import KERNELS, BatchNormalization
-from .protos import FLOAT_TYPES, attributes, captures, subgraphs, to_array
+from .operators import RANDOM
+from .protos import FLOAT_TYPES, Values, attributes, captures, operation, subgraphs, to_array, widened
 
-Values = npt.NDArray[Any]
 _Precision = type[np.floating[Any]] | None  # of a run on magnitudes; None for an ordinary one
-_RANDOM = frozenset(
-    ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
-)
 SMALL = 64  # values up to this many elements are kept anyway: they are shapes, which any part of the graph may read
 
 
@@ -86,7 +82,7 @@ class Evaluator:
         try:
             if lost is not None:
                 raise NotImplementedError(self.unknown[lost])
-            results = self._compute(node, {n: self._value(n, live, absolute) for n in _reads(node)})
+            results = run_node(node, {n: self._value(n, live, absolute) for n in _reads(node)}, self.model)
             if absolute is not None and node.op_type in ("Constant", "ConstantOfShape"):
                 results = [np.abs(r).astype(absolute) if r.dtype.kind == "f" else r for r in results]
         except Exception as err:  # whatever the operation tripped over: its results are unknown, which the caller sees
@@ -97,21 +93,11 @@ class Evaluator:
             if name:
                 live[name] = _boxed(value)
 
-    def _compute(self, node: NodeProto, values: dict[str, Values]) -> list[Values]:
-        if node.op_type in _RANDOM:
-            raise NotImplementedError(f"{node.op_type} draws random numbers")
-        if node.domain in ("", "ai.onnx") and node.op_type in KERNELS and len([o for o in node.output if o]) == 1:
-            inputs = [values[name] if name else None for name in node.input]
-            result = KERNELS[node.op_type](inputs, attributes(node))
-            if result is not None:
-                return [result]
-        return _reference(node, values, self.model)
-
     def _value(self, name: str, live: Mapping[str, Values], absolute: _Precision) -> Values:
         return live[name] if name in live else self._constant(name, absolute)
 
     def _constant(self, name: str, absolute: _Precision) -> Values:
-        value = self._exact[name] if name in self._exact else _wide(to_array(self._initializers[name]))
+        value = self._exact[name] if name in self._exact else widened(to_array(self._initializers[name]))
         return np.abs(value).astype(absolute) if absolute is not None and value.dtype.kind == "f" else value
 
     def _needed(self, wanted: set[str], given: set[str]) -> list[NodeProto]:
@@ -125,6 +111,28 @@ class Evaluator:
             needed.add(id(node))
             pending += [name for name in _reads(node) if name not in given]
         return [node for node in self.nodes if id(node) in needed]
+
+
+def run_node(node: NodeProto, values: dict[str, Values], model: onnx.ModelProto) -> list[Values]:
+    """Return the results of one node in float64.
+
+    Args:
+        node: any; its bodies read from `values` as well.
+        values: what it reads, floats as float64.
+        model: its operator sets and functions say what the node means.
+
+    Raises:
+        NotImplementedError: it draws random numbers.
+        Exception: whatever the operation meets.
+    """
+    if node.op_type in RANDOM:
+        raise NotImplementedError(f"{node.op_type} draws random numbers")
+    if operation(node) in KERNELS and len([name for name in node.output if name]) == 1:
+        inputs = [values[name] if name else None for name in node.input]
+        result = KERNELS[node.op_type](inputs, attributes(node))
+        if result is not None:
+            return [result]
+    return _reference(node, values, model)
 
 
 def _without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -148,12 +156,6 @@ def _boxed(value: Any) -> Values:
     box = np.empty((), object)
     box[()] = value
     return box
-
-
-def _wide(values: Values) -> Values:
-    """Return floats as float64, anything else as it is."""
-    is_float = values.dtype.kind == "f" or values.dtype.name == "bfloat16"
-    return np.asarray(values, np.float64) if is_float else values
 
 
 def _reference(node: NodeProto, values: dict[str, Values], model: onnx.ModelProto) -> list[Values]:
@@ -198,4 +200,4 @@ def _widen(node: NodeProto) -> None:
 
 def _widen_tensor(tensor: TensorProto) -> None:
     if tensor.data_type in FLOAT_TYPES:
-        tensor.CopyFrom(numpy_helper.from_array(_wide(to_array(tensor)), tensor.name))
+        tensor.CopyFrom(numpy_helper.from_array(widened(to_array(tensor)), tensor.name))

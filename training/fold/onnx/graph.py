@@ -1,7 +1,8 @@
 """A private, editable view of an ONNX graph: who makes a value, who reads it, what is constant, which shape it has.
 
 Second in the ONNX flow, after `protos`; the modules that find and fold norms see the model only through it. It
-knows no norm and no layer, and never touches the model it was made from.
+knows no norm and no layer, and never touches the model it was made from. It holds the file's own nodes: through onnx_ir
+(1.1) a node does not keep its bytes ("ai.onnx" and empty outputs are dropped), and the order of declarations changes.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,9 +14,8 @@ from onnx import NodeProto, TensorProto, helper
 
 from ..core import Array
 from ..rounding import round_once
-from .protos import FLOAT_TYPES, TYPE_NUMBERS, Dims, captures, infer, names_of, opset_of, to_tensor
-
-_SHAPE_ONLY = frozenset({"Shape", "Size"})
+from .operators import NEVER_CONSTANT, SHAPE_ONLY
+from .protos import FLOAT_TYPES, TYPE_NUMBERS, Dims, captures, infer, names_of, operation, opset_of, to_tensor
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class OnnxGraph:
         nodes: the main graph's nodes in order.
         initializers: name -> tensor of the copy, edited in place.
         exact: float64 values of the initializers that were written here, as they were before their one rounding.
+        constants: names of the values that no input can change.
+        known: what `read_constant` has worked out of them.
         names: every name that is taken, shared between a graph and the bodies in it.
     """
 
@@ -50,6 +52,8 @@ class OnnxGraph:
         self._shapes, self._types = infer(self.model)
         self.names = set(names_of(graph)) if names is None else names
         self._index()
+        self.constants = self.constant_values()
+        self.known: dict[str, Any] = {}
         self._read_at_start = set(self._uses) | self.outputs
 
     def producer(self, value: str) -> NodeProto | None:
@@ -62,13 +66,31 @@ class OnnxGraph:
 
     def readers(self, value: str) -> list[Use]:
         """Return those of `uses` to which the numbers matter: not Shape and Size, which a fold leaves as they are."""
-        return [use for use in self.uses(value) if use.node.op_type not in _SHAPE_ONLY or use.index < 0]
+        return [use for use in self.uses(value) if use.node.op_type not in SHAPE_ONLY or use.index < 0]
 
     def describe_readers(self, value: str) -> str:
         """Return how many readers `value` has, and which, as the beginning of a sentence."""
         uses = self.readers(value)
         names = ", ".join(sorted({use.node.name or use.node.op_type for use in uses}))
         return f"{value!r} has {len(uses)} readers: {names}" if uses else f"{value!r} has no reader"
+
+    def constant_values(self, *, with_shapes: bool = True) -> set[str]:
+        """Return the values that no input can change: initializers, and what operations make of them alone.
+
+        Args:
+            with_shapes: count a Shape that is all numbers, although data may have it.
+        """
+        constant = {"", *self.initializers}
+        for node in self.nodes:
+            dims = self.shape(node.input[0]) if operation(node) in SHAPE_ONLY else None
+            if dims is not None:
+                is_constant = with_shapes and all(isinstance(dim, int) for dim in dims)
+            else:
+                read = node.input[:1] if operation(node) == "CastLike" else node.input
+                is_constant = operation(node) not in NEVER_CONSTANT and constant.issuperset(read)
+            if is_constant:
+                constant.update(node.output)
+        return constant - {""}
 
     def shape(self, value: str) -> Dims | None:
         """Return the dimensions of `value` as `protos.infer` tells them, or None when its rank is not known."""
@@ -102,6 +124,7 @@ class OnnxGraph:
             self.initializers[name] = self.model.graph.initializer.add()
         self.initializers[name].CopyFrom(tensor)
         self.exact[name] = exact
+        self.constants.add(name)
         self._types[name], self._shapes[name] = TYPE_NUMBERS[dtype], tuple(exact.shape)
 
     def put_integers(self, wish: str, values: list[int]) -> str:
@@ -109,6 +132,7 @@ class OnnxGraph:
         name = self.fresh(wish)
         self.initializers[name] = self.model.graph.initializer.add()
         self.initializers[name].CopyFrom(helper.make_tensor(name, TensorProto.INT64, [len(values)], values))
+        self.constants.add(name)
         self._types[name], self._shapes[name] = TensorProto.INT64, (len(values),)
         return name
 

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from onnx.reference.op_run import OpRun
 from torch import Tensor
 
-Values = npt.NDArray[Any]
+from .protos import Values
+
 Kernel = Callable[[Sequence[Values | None], dict[str, Any]], Values | None]
 
 

@@ -26,7 +26,8 @@ from .border import add_border, require_border
 from .constants import Constant, read_constant
 from .flow import TargetLayer
 from .graph import OnnxGraph
-from .passing import QUANTISED, has_padding
+from .operators import QUANTISED
+from .passing import has_padding
 from .protos import attributes, set_attribute
 
 

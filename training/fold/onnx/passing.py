@@ -14,51 +14,10 @@ from ..core import Affine
 from ..refusals import Refusal, RefusalCode
 from .constants import integers_at, read_constant
 from .graph import OnnxGraph
-from .protos import attributes
+from .operators import ACTIVATIONS, CONTROL_FLOW, QUANTISED
+from .protos import attributes, label, operation
 
 Rule = Callable[[OnnxGraph, NodeProto, Affine, int | None], None]
-
-ACTIVATIONS = frozenset(
-    {
-        "Abs",
-        "Celu",
-        "Clip",
-        "Elu",
-        "Erf",
-        "Exp",
-        "Gelu",
-        "HardSigmoid",
-        "HardSwish",
-        "LeakyRelu",
-        "Log",
-        "LogSoftmax",
-        "Mish",
-        "PRelu",
-        "Pow",
-        "Relu",
-        "Selu",
-        "Sigmoid",
-        "Softmax",
-        "Softplus",
-        "Softsign",
-        "Sqrt",
-        "Swish",
-        "Tanh",
-        "ThresholdedRelu",
-    }
-)
-QUANTISED = frozenset(
-    {
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-        "QLinearConv",
-        "QLinearMatMul",
-        "ConvInteger",
-        "MatMulInteger",
-    }
-)
-CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 
 
 def require_passing(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:
@@ -73,7 +32,7 @@ def require_passing(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int
     Raises:
         Refusal: with the code that says what stands in the way.
     """
-    rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    rule = _RULES.get(operation(node))
     if rule is None:
         raise blocked(node)
     rule(graph, node, affine, axis)
@@ -81,20 +40,19 @@ def require_passing(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int
 
 def blocked(node: NodeProto) -> Refusal:
     """Return the refusal for an operation that lets no affine pass."""
-    label = f"{node.op_type} {node.name or node.output[0]!r}"
-    if node.domain not in ("", "ai.onnx"):
-        return Refusal(RefusalCode.UNKNOWN_OP, f"{label} is of the domain {node.domain!r}, whose meaning is not known")
-    if node.op_type in QUANTISED:
-        return Refusal(RefusalCode.QUANTISED, f"{label} stands between the norm and the weights")
+    what = f"{node.op_type} {label(node)!r}"
+    if not operation(node):
+        return Refusal(RefusalCode.UNKNOWN_OP, f"{what} is of the domain {node.domain!r}, whose meaning is not known")
     if node.op_type in CONTROL_FLOW:
-        return Refusal(RefusalCode.CONTROL_FLOW, f"{label} decides while the model runs")
-    if node.op_type in ACTIVATIONS:
-        return Refusal(RefusalCode.ACTIVATION_BETWEEN, f"{label} stands between the norm and the weights")
-    if node.op_type == "LpPool" or node.op_type == "GlobalLpPool":
-        return Refusal(RefusalCode.POOL, f"{label} does not average")
+        return Refusal(RefusalCode.CONTROL_FLOW, f"{what} decides while the model runs")
+    if node.op_type in ("LpPool", "GlobalLpPool"):
+        return Refusal(RefusalCode.POOL, f"{what} does not average")
     if node.op_type in ("Cast", "CastLike"):
-        return Refusal(RefusalCode.DTYPE, f"{label} changes the dtype between the norm and the weights")
-    return Refusal(RefusalCode.UNKNOWN_OP, f"{label} stands between the norm and the weights")
+        return Refusal(RefusalCode.DTYPE, f"{what} changes the dtype between the norm and the weights")
+    code = RefusalCode.UNKNOWN_OP
+    if node.op_type in QUANTISED | ACTIVATIONS:
+        code = RefusalCode.QUANTISED if node.op_type in QUANTISED else RefusalCode.ACTIVATION_BETWEEN
+    return Refusal(code, f"{what} stands between the norm and the weights")
 
 
 def has_padding(node: NodeProto) -> bool:

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper
 
 from ...errors import FoldError
 from ..rounding import round_once
-from .evaluator import Evaluator, Values
-from .protos import FLOAT_TYPES, Dims, infer
+from .evaluator import Evaluator
+from .protos import FLOAT_TYPES, Dims, Values, infer
 
 _INTEGERS = {getattr(TensorProto, f"{sign}INT{bits}") for sign in ("", "U") for bits in (8, 16, 32, 64)}
 _LARGE = 2**16  # elements of one row from which on a single row is enough work

@@ -16,9 +16,9 @@ from ..core import Array
 from ..report import Proof
 from ..rounding import round_once
 from .deployed import deployed_errors
-from .evaluator import SMALL, Evaluator, Values
+from .evaluator import SMALL, Evaluator
 from .probe import probe_inputs
-from .protos import FLOAT_TYPES, to_array
+from .protos import FLOAT_TYPES, Values, to_array
 
 ALGEBRA_LIMIT = 1e-11  # measured errors are 1e-16 to 1e-14, a wrong fold is off by 1e-1
 _LAST_BIT = 2.0**-52

@@ -13,10 +13,10 @@ import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
 from ...errors import FoldError
-from ..core import Array
 from ..rounding import BFLOAT16
 
 Dims = tuple[int | str, ...]
+Values = npt.NDArray[Any]
 
 FLOAT_TYPES = {
     int(TensorProto.FLOAT16): "float16",
@@ -24,6 +24,7 @@ FLOAT_TYPES = {
     int(TensorProto.FLOAT): "float32",
     int(TensorProto.DOUBLE): "float64",
 }
+FRACTION_BITS = {"float16": 10, BFLOAT16: 7, "float32": 23, "float64": 52}
 TYPE_NUMBERS = {name: number for number, name in FLOAT_TYPES.items()}
 _CHECKED_WHOLE = 2**22  # numbers; the check of a larger model would hold it twice more
 _SMALL = 1024  # initializers up to this many elements may be shapes or axes, which inference wants to see
@@ -146,7 +147,7 @@ def set_attribute(node: NodeProto, name: str, value: Any) -> None:
     node.attribute.extend([*fresh, helper.make_attribute(name, value)])
 
 
-def to_array(tensor: TensorProto) -> npt.NDArray[Any]:
+def to_array(tensor: TensorProto) -> Values:
     """Return the tensor's values.
 
     Raises:
@@ -159,7 +160,7 @@ def to_array(tensor: TensorProto) -> npt.NDArray[Any]:
     return np.asarray(numpy_helper.to_array(tensor))
 
 
-def to_tensor(name: str, rounded: npt.NDArray[Any], dtype: str) -> TensorProto:
+def to_tensor(name: str, rounded: Values, dtype: str) -> TensorProto:
     """Return `rounded`, values of `dtype` as `round_once` gives them, as a tensor with raw little-endian bytes."""
     if dtype != BFLOAT16:
         return numpy_helper.from_array(np.ascontiguousarray(rounded), name)
@@ -167,9 +168,20 @@ def to_tensor(name: str, rounded: npt.NDArray[Any], dtype: str) -> TensorProto:
     return helper.make_tensor(name, TensorProto.BFLOAT16, rounded.shape, bits.tobytes(), raw=True)
 
 
-def as_float64(tensor: TensorProto) -> Array:
-    """Return the tensor's values in float64, which holds each float type exactly."""
-    return np.asarray(to_array(tensor), np.float64)
+def widened(values: Values) -> Values:
+    """Return floats as float64, which holds each float type exactly, and anything else as it is."""
+    is_float = values.dtype.kind == "f" or values.dtype.name == BFLOAT16
+    return np.asarray(values, np.float64) if is_float else values
+
+
+def unit_roundoff(dtype: str | None) -> float:
+    """Return the largest relative error of one rounding to a float dtype, 0 for what is no float."""
+    return 2.0 ** -(FRACTION_BITS[dtype] + 1) if dtype in FRACTION_BITS else 0.0
+
+
+def coarsest_roundoff(model: onnx.ModelProto) -> float:
+    """Return the largest unit roundoff of the dtypes of the model's parameters."""
+    return max((unit_roundoff(FLOAT_TYPES.get(tensor.data_type)) for tensor in model.graph.initializer), default=0.0)
 
 
 def with_initializers_as_inputs(model: onnx.ModelProto, tensors: list[TensorProto]) -> onnx.ModelProto:

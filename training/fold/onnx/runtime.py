@@ -8,14 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import TensorProto
 
 from ...errors import FoldError
-from .protos import to_array, with_initializers_as_inputs
+from .protos import Values, to_array, with_initializers_as_inputs
 
-Values = npt.NDArray[Any]
 _LARGE = 2**14  # elements
 _FED_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)  # those that numpy knows
 
