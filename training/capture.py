@@ -1,7 +1,7 @@
 """One training step as a CUDA graph: recorded once, replayed without the cost of launching its kernels one by one.
 
 Between the step of the training loop and the GPU. Recording needs rehearsals that really train, so everything a step
-leaves behind is put back afterwards. It knows nothing of networks, data or recipes.
+changes is put back afterwards. It knows nothing of networks, data or recipes.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-REHEARSALS = 3  # on a stream of their own, as PyTorch asks: libraries choose kernels and take their memory there
+REHEARSALS = 3  # on a stream of their own, as PyTorch requires: libraries choose kernels and take their memory there
 
 
 def capture(

@@ -107,7 +107,7 @@ def _add_train_and_export(subparsers: Any) -> None:
     places.add_argument("--models-dir", type=Path, default=Path("models"), help="where the version appears (models)")
     places.add_argument("--name", default=None, help="of the model (lenet-bn)")
     places.add_argument("--out", type=Path, default=None, help="the run's own folder (runs/NAME-TIME-seedSEED)")
-    places.add_argument("--resume", type=Path, default=None, metavar="RUN", help="go on with a run that was stopped")
+    places.add_argument("--resume", type=Path, default=None, metavar="RUN", help="continue a run that was stopped")
     places.add_argument("--tensorboard", action="store_true", help="write TensorBoard events into the run's folder too")
     parser.set_defaults(run=_run_train_and_export)
 
@@ -172,7 +172,7 @@ def _train_and_publish(
 def _session(
     arguments: argparse.Namespace, revision: str, environment: Mapping[str, Any]
 ) -> tuple[Session, FashionMNIST]:
-    """Return the run that the flags ask for, new or resumed, and its data; whatever is wrong is said here."""
+    """Return the session that the flags describe, new or resumed, and its data."""
     if arguments.resume is not None:
         _refuse_beside_resume(arguments)
         dataset = load(arguments.data_dir)

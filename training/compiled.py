@@ -1,6 +1,6 @@
 """The forward pass of a training step, and with it the backward pass, through PyTorch's compiler.
 
-The training loop takes it for its full batches where `--compile` asks; the odd batch and the evaluation run the network
+The training loop takes it for its full batches with `--compile`; the odd batch and the evaluation run the network
 itself, whose parameters and buffers both share. It compiles nothing before it is first called.
 """
 

@@ -1,7 +1,7 @@
 """A convolution whose output is pooled in 2×2 windows, in two forms that a CPU computes fast.
 
 `fused` chooses one for each of its convolutions and puts the norm and the sigmoid between. Both hold a channel's
-positions in one axis, in an order of their own. They know no autograd: every gradient is asked for by name.
+positions in one axis, in an order of their own. They know no autograd: every gradient has a method of its own.
 """
 
 import functools
@@ -78,14 +78,14 @@ class WindowConvPool:
         return values.view(*values.shape[:2], BLOCK**2, -1)
 
     def grad_of_input(self, grad: Tensor, x: Tensor) -> Tensor:
-        """Return what oneDNN finds at stride 2; images ask for none."""
-        found: Tensor = _conv_backward(self._planes(grad), x, self.kernel, *_plain(BLOCK), [True, False, False])[0]
-        return found
+        """Return oneDNN's own gradient at stride 2; images need none."""
+        of_input: Tensor = _conv_backward(self._planes(grad), x, self.kernel, *_plain(BLOCK), [True, False, False])[0]
+        return of_input
 
     def grad_of_weight(self, grad: Tensor, x: Tensor) -> Tensor:
         """Return the sum over the four offsets at which the kernel holds the weight."""
-        found: Tensor = _conv_backward(self._planes(grad), x, self.kernel, *_plain(BLOCK), [False, True, False])[1]
-        return from_blocks(found)
+        blocks: Tensor = _conv_backward(self._planes(grad), x, self.kernel, *_plain(BLOCK), [False, True, False])[1]
+        return from_blocks(blocks)
 
     def _planes(self, grad: Tensor) -> Tensor:
         return grad.view(len(grad), -1, *self.size)
@@ -137,8 +137,8 @@ class PlaneConvPool:
         """Return what oneDNN sums with channels last: twice as fast, copies included."""
         planes = grad.view(len(grad), -1, *self.size)
         planes, x, kernel = (each.contiguous(memory_format=torch.channels_last) for each in (planes, x, self.weight))
-        found: Tensor = _conv_backward(planes, x, kernel, *_plain(1), [False, True, False])[1]
-        return found.contiguous()
+        of_weight: Tensor = _conv_backward(planes, x, kernel, *_plain(1), [False, True, False])[1]
+        return of_weight.contiguous()
 
 
 def to_blocks(weight: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Exact conversion between the hand-written batch norm and PyTorch's, parameters and statistics alike.
 
-A converted layer computes and goes on training as the one it came from. Folding and export take PyTorch's layers, so a
+A converted layer computes and continues to train as its original. Folding and export take PyTorch's layers, so a
 network with hand-written norms goes through `to_torch_model` first.
 """
 
@@ -17,7 +17,7 @@ TORCH_NORMS: dict[int, type[_BatchNorm]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d
 
 
 def to_torch(norm: BatchNorm) -> _BatchNorm:
-    """Return the `nn.BatchNorm1d` or `2d` that computes and goes on training exactly as `norm` does; `norm` is kept.
+    """Return the `nn.BatchNorm1d` or `2d` that computes and continues to train exactly as `norm` does; `norm` is kept.
 
     A biased moving variance becomes unbiased by the gap that the layer kept beside it, whatever the batch sizes were.
     """
@@ -33,7 +33,7 @@ def to_torch(norm: BatchNorm) -> _BatchNorm:
 def from_torch(
     norm: _BatchNorm, *, num_dims: int | None = None, unbiased: bool = True, values_per_channel: int | None = None
 ) -> BatchNorm:
-    """Return the hand-written layer that computes and goes on training exactly as `norm` does; `norm` is kept.
+    """Return the hand-written layer that computes and continues to train exactly as `norm` does; `norm` is kept.
 
     Args:
         norm: `nn.BatchNorm1d` or `nn.BatchNorm2d`.

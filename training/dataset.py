@@ -36,7 +36,7 @@ IDX_UINT8 = 0x08  # third byte of an IDX header: the type of the elements
 
 @dataclass(frozen=True, eq=False)
 class FashionMNIST:
-    """The four files as arrays, where they came from, and the digests they were accepted by.
+    """The four files as arrays, with their source and their digests.
 
     Attributes:
         train_images: (60000, 1, 28, 28) uint8, 0 is background.

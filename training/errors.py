@@ -26,7 +26,7 @@ class TrainingError(Exception):
     exit_code = FAILED
 
 
-class Interrupted(TrainingError):  # noqa: N818 - no error: somebody pressed Ctrl-C
+class Interrupted(TrainingError):  # noqa: N818 - no error: Ctrl-C was pressed
     """The training was stopped by Ctrl-C and can be resumed."""
 
     exit_code = INTERRUPTED

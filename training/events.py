@@ -1,4 +1,4 @@
-"""The figures of a run as TensorBoard events, where someone asks for them.
+"""The figures of a run as TensorBoard events, with `--tensorboard`.
 
 The one module that needs the package tensorboard; `metrics.csv` holds the same figures without it.
 """
@@ -18,7 +18,7 @@ class Events:
 
     Args:
         folder: of the run.
-        first_epoch: the first one that will be told; what an earlier process told of it and later ones is hidden.
+        first_epoch: the first one to write; what an earlier process wrote of it and of later ones is hidden.
 
     Raises:
         ConfigError: the package tensorboard is not installed.

@@ -171,7 +171,7 @@ def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, snapshot: Snaps
     except (RuntimeError, ValueError, KeyError) as err:
         raise CheckpointError(f"the checkpoint is of another architecture: {' '.join(str(err).split())}") from err
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate  # the recipe's, on the device: the stored one came back as a tensor on the CPU
+        group["lr"] = rate  # the recipe's, on the device: the stored one is read as a tensor on the CPU
     for parameter, state in optimizer.state.items():
         for key, value in state.items():  # PyTorch leaves a counter of steps where it was loaded
             state[key] = value.to(parameter.device) if isinstance(value, Tensor) else value

@@ -64,13 +64,13 @@ def expected_outputs(logits: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
     }
 
 
-def check(golden: Golden, found: Mapping[str, NDArray[Any]], provider: str = "cpu") -> dict[str, float]:
-    """Return the largest relative deviation of each float output in `found` from its golden answer.
+def check(golden: Golden, outputs: Mapping[str, NDArray[Any]], provider: str = "cpu") -> dict[str, float]:
+    """Return the largest relative deviation of each float output in `outputs` from its golden answer.
 
     Raises:
         VerifyError: an answer is missing, or is off by more than the tolerance of `provider`.
     """
     try:
-        return golden.check(found, provider)
+        return golden.check(outputs, provider)
     except GoldenError as err:
         raise VerifyError(f"golden answers: {err}") from err

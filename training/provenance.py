@@ -1,7 +1,7 @@
 """Where a result comes from: code revision, versions of what computed it, and the machine it ran on.
 
 Read once per run by the pipeline and written into the manifest and the run folder. Measures nothing, and never fails:
-what cannot be found out is said to be unknown.
+what cannot be determined is said to be unknown.
 """
 
 import os
@@ -20,7 +20,7 @@ DISTRIBUTIONS = ("torch", "numpy", "onnx", "onnxscript", "onnxruntime", "onnxrun
 def revision(source: Path = Path(__file__)) -> str:
     """Return the commit of the repository that tracks `source`, `+dirty` with uncommitted changes, or `unknown`."""
     folder = source.resolve().parent
-    # An installed copy may lie inside somebody else's repository: only a file that git tracks has a revision.
+    # An installed copy may lie inside another repository: only a file that git tracks has a revision.
     if _git(folder, "ls-files", "--error-unmatch", source.name) is None:
         return UNKNOWN
     commit = _git(folder, "rev-parse", "HEAD")
@@ -69,7 +69,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
     variables = {name: value for name, value in os.environ.items() if name not in overrides}
     try:
         done = subprocess.run(  # noqa: S603  fixed arguments, no shell
-            ["git", "-C", str(folder), *arguments],  # noqa: S607  git is found on the caller's own path
+            ["git", "-C", str(folder), *arguments],  # noqa: S607  git is the one on the caller's own path
             capture_output=True,
             text=True,
             env=variables,

@@ -137,7 +137,7 @@ class DebianArchive:
         """Return `name` from the cache, filling the cache from the package first where it has to.
 
         Raises:
-            DatasetError: apt is not at hand, did not deliver, or the package does not hold the right bytes.
+            DatasetError: apt is not installed, did not deliver, or the package does not hold the right bytes.
         """
         try:
             return self.cache.read(name)

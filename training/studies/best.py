@@ -51,12 +51,12 @@ def report_files(
     cases: Sequence[Case], measured: Mapping[str, Mapping[str, Any]], provenance: Mapping[str, Any]
 ) -> dict[str, bytes]:
     """Return the report on those of `cases` that are `measured`: file name -> content."""
-    found = [measured[case.key] for case in cases if case.key in measured]
-    chosen = [each for each in found if each["arm"] == BEST.name]
-    candidates = [each for each in found if each["arm"] != BEST.name]
+    runs = [measured[case.key] for case in cases if case.key in measured]
+    chosen = [each for each in runs if each["arm"] == BEST.name]
+    candidates = [each for each in runs if each["arm"] != BEST.name]
     files = {
-        "runs.csv": csv_bytes([_row(each) for each in found]),
-        "figures.json": json_bytes({**provenance, "goal": GOAL, "runs": [_row(each) for each in found]}),
+        "runs.csv": csv_bytes([_row(each) for each in runs]),
+        "figures.json": json_bytes({**provenance, "goal": GOAL, "runs": [_row(each) for each in runs]}),
         "README.md": _text(candidates, chosen, provenance).encode(),
     }
     return files | ({"best.png": picture(chosen)} if chosen else {})

@@ -13,7 +13,7 @@ from .circles import Circles, Lesson
 COLOURS = {"torch": BLUE, "none": ORANGE}
 NAMES = {"torch": "with BN", "none": "without BN"}
 EDGE = 1.6  # of the pictures, in units of the outer radius
-GRID = 200  # points a side at which a network is asked
+GRID = 200  # points a side at which a network is evaluated
 
 
 def data_png(data: Circles) -> bytes:

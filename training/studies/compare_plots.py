@@ -31,7 +31,7 @@ CHANCE_LOSS = float(np.log(10))  # of a network that gives every class the same 
 
 
 def curves_png(arms: ByArm) -> bytes:
-    """Return loss, train and test accuracy over the epochs with the published bands behind: the book's recipe."""
+    """Return loss, train and test accuracy over the epochs over the published bands: the book's recipe."""
     figure, (loss, train, test) = canvas(3)
     loss.axhspan(*published.LOSS_OF_EVERY_SEED, color=GREY, alpha=0.25, label="published, last epoch")
     train.axhspan(*published.TRAIN_ACCURACY_OF_EVERY_SEED, color=GREY, alpha=0.25, label="published, last epoch")
@@ -100,22 +100,14 @@ def without_png(arms: ByArm) -> bytes:
 
 def learning_rates_png(arms: ByArm) -> bytes:
     """Return last loss and test accuracy over the learning rate, with and without norms."""
-    figure, axes = canvas(2)
-    for norm, colour, name in (("torch", BLUE, "with BN"), ("none", ORANGE, "without BN")):
-        _draw_sweep(
-            axes, arms, [f"lr-{norm}-{rate:g}" for rate in plan.LEARNING_RATES], plan.LEARNING_RATES, colour, name
-        )
-    _finish_sweep(axes, "learning rate", f"{plan.SWEEP_EPOCHS} epochs")
-    return to_png(figure)
+    budget = f"{plan.SWEEP_EPOCHS} epochs"
+    return _sweep_png(arms, "lr-{norm}-{value:g}", plan.LEARNING_RATES, "learning rate", budget)
 
 
 def batch_sizes_png(arms: ByArm) -> bytes:
     """Return last loss and test accuracy over the batch size, with and without norms."""
-    figure, axes = canvas(2)
-    for norm, colour, name in (("torch", BLUE, "with BN"), ("none", ORANGE, "without BN")):
-        _draw_sweep(axes, arms, [f"batch-{norm}-{size}" for size in plan.BATCH_SIZES], plan.BATCH_SIZES, colour, name)
-    _finish_sweep(axes, "batch size", f"{plan.SWEEP_EPOCHS} epochs of {plan.BATCH_SWEEP_ROWS:,} images")
-    return to_png(figure)
+    budget = f"{plan.SWEEP_EPOCHS} epochs of {plan.BATCH_SWEEP_ROWS:,} images"
+    return _sweep_png(arms, "batch-{norm}-{value:g}", plan.BATCH_SIZES, "batch size", budget)
 
 
 def variants_png(arms: ByArm) -> bytes:
@@ -134,8 +126,8 @@ def variants_png(arms: ByArm) -> bytes:
 
 VARIANTS = (
     (plan.SHORT, "BN before the sigmoid"),
-    (plan.NORM_AFTER, "BN behind the sigmoid"),
-    (plan.NOISY, "noise behind every BN"),
+    (plan.NORM_AFTER, "BN after the sigmoid"),
+    (plan.NOISY, "noise after every BN"),
     (plan.DROPOUT, "BN and dropout"),
     (plan.SHORT_NO_NORM, "no BN"),
     (plan.DROPOUT_NO_NORM, "dropout, no BN"),
@@ -194,7 +186,7 @@ def served_accuracy(run: Mapping[str, Any]) -> float:
 
 
 def finished(runs: Runs) -> list[Mapping[str, Any]]:
-    """Return the runs that came to their end."""
+    """Return the runs that did not diverge."""
     return [run for run in runs if not run["diverged"]]
 
 
@@ -206,25 +198,24 @@ def _draw(axes: Axes, arms: ByArm, arm: str, key: str, colour: str, name: str) -
         axes.locator_params(axis="x", integer=True)
 
 
-def _draw_sweep(
-    axes: Sequence[Axes], arms: ByArm, names: Sequence[str], values: Sequence[float], colour: str, label: str
-) -> None:
-    """Draw last loss and test accuracy over `values`; a run that diverged is a cross at chance."""
-    runs = [(value, run) for name, value in zip(names, values, strict=True) for run in arms.get(name, ())]
-    whole = [(value, run) for value, run in runs if not run["diverged"]]
-    broken = [value for value, run in runs if run["diverged"]]
-    if whole:
-        places = [value for value, _ in whole]
-        axes[0].plot(places, [run["epochs"][-1]["loss"] for _, run in whole], "o-", color=colour, label=label)
-        axes[1].plot(places, [served_accuracy(run) for _, run in whole], "o-", color=colour, label=label)
-    if broken:
-        axes[0].plot(broken, [CHANCE_LOSS] * len(broken), "x", color=colour, markersize=9, label=f"{label}: diverged")
-        axes[1].plot(broken, [0.1] * len(broken), "x", color=colour, markersize=9)
-
-
-def _finish_sweep(axes: Sequence[Axes], what: str, budget: str) -> None:
-    axes[0].axhline(CHANCE_LOSS, color="black", linestyle=":", linewidth=1)
-    axes[1].axhline(0.1, color="black", linestyle=":", linewidth=1)
-    axes[0].set(title=f"train loss after {budget}", xscale="log", xlabel=what)
-    axes[1].set(title="test accuracy (with BN: population statistics)", xscale="log", xlabel=what, ylim=(0, 1))
-    add_legend(axes[0])
+def _sweep_png(arms: ByArm, names: str, values: Sequence[float], what: str, budget: str) -> bytes:
+    """Return last loss and test accuracy over `values`; a run that diverged is a cross at chance."""
+    figure, (loss, accuracy) = canvas(2)
+    for norm, colour, label in (("torch", BLUE, "with BN"), ("none", ORANGE, "without BN")):
+        runs = [(value, run) for value in values for run in arms.get(names.format(norm=norm, value=value), ())]
+        whole = [(value, run) for value, run in runs if not run["diverged"]]
+        broken = [value for value, run in runs if run["diverged"]]
+        if whole:
+            places = [value for value, _ in whole]
+            loss.plot(places, [run["epochs"][-1]["loss"] for _, run in whole], "o-", color=colour, label=label)
+            accuracy.plot(places, [served_accuracy(run) for _, run in whole], "o-", color=colour)
+        if broken:
+            cross: dict[str, Any] = {"color": colour, "markersize": 9, "label": f"{label}: diverged"}
+            loss.plot(broken, [CHANCE_LOSS] * len(broken), "x", **cross)
+            accuracy.plot(broken, [0.1] * len(broken), "x", **cross)
+    loss.axhline(CHANCE_LOSS, color="black", linestyle=":", linewidth=1)
+    accuracy.axhline(0.1, color="black", linestyle=":", linewidth=1)
+    loss.set(title=f"train loss after {budget}", xscale="log", xlabel=what)
+    accuracy.set(title="test accuracy (with BN: population statistics)", xscale="log", xlabel=what, ylim=(0, 1))
+    add_legend(loss)
+    return to_png(figure)

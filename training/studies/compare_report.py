@@ -23,18 +23,18 @@ def report_files(
     cases: Sequence[Case], measured: Mapping[str, Mapping[str, Any]], provenance: Mapping[str, Any]
 ) -> dict[str, bytes]:
     """Return the report on those of `cases` that are `measured`: file name -> content."""
-    found = [measured[case.key] for case in cases if case.key in measured]
+    runs = [measured[case.key] for case in cases if case.key in measured]
     arms: dict[str, list[Mapping[str, Any]]] = {}
-    for each in found:
+    for each in runs:
         arms.setdefault(each["arm"], []).append(each)
     tests = {arm.name: published.gates(arms.get(arm.name, ())) for arm in (plan.TORCH, plan.SCRATCH)}
     summary = {
         **provenance,
-        "measured": len(found),
+        "measured": len(runs),
         "planned": len(cases),
-        "adopted": sum("adopted" in each for each in found),
-        "trained_at": Counter(each.get("revision", "not noted") for each in found),
-        "compiled": sum(bool(each.get("compiled")) for each in found),
+        "adopted": sum("adopted" in each for each in runs),
+        "trained_at": Counter(each.get("revision", "not noted") for each in runs),
+        "compiled": sum(bool(each.get("compiled")) for each in runs),
         "gates": {name: [vars(gate) for gate in each] for name, each in tests.items()},
         "arms": {name: summary_of(runs) for name, runs in arms.items()},
     }
@@ -49,8 +49,8 @@ def report_files(
         "gap.png": plots.gap_png(arms),
     }
     return pictures | {
-        "runs.csv": csv_bytes([row_of(each) for each in found]),
-        "epochs.csv": csv_bytes([row for each in found for row in epoch_rows(each)]),
+        "runs.csv": csv_bytes([row_of(each) for each in runs]),
+        "epochs.csv": csv_bytes([row for each in runs for row in epoch_rows(each)]),
         "figures.json": json_bytes(summary),
         "README.md": text_of(arms, tests, summary).encode(),
     }
@@ -75,14 +75,14 @@ def epoch_rows(run: Mapping[str, Any]) -> list[dict[str, Any]]:
 def summary_of(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return an arm's figures over its seeds, as plain values for JSON."""
     whole = finished(runs)
-    found: dict[str, Any] = {"runs": len(runs), "diverged": [run["diverged"] for run in runs if run["diverged"]]}
+    figures: dict[str, Any] = {"runs": len(runs), "diverged": [run["diverged"] for run in runs if run["diverged"]]}
     if not whole:
-        return found
+        return figures
     for key in ("loss", "train_accuracy"):
-        found[key] = vars(Spread.of(run["epochs"][-1][key] for run in whole))
+        figures[key] = vars(Spread.of(run["epochs"][-1][key] for run in whole))
     for kind in whole[0]["test_accuracy"]:
-        found[f"test_accuracy_{kind}"] = vars(Spread.of(run["test_accuracy"][kind] for run in whole))
-    return found | {"gap": vars(Spread.of(gap(run) for run in whole))}
+        figures[f"test_accuracy_{kind}"] = vars(Spread.of(run["test_accuracy"][kind] for run in whole))
+    return figures | {"gap": vars(Spread.of(gap(run) for run in whole))}
 
 
 def _revisions_text(trained_at: Mapping[str, int]) -> str:
@@ -93,7 +93,7 @@ def text_of(arms: ByArm, tests: Mapping[str, Sequence[published.Gate]], summary:
     """Return the report in Markdown."""
     return f"""# Batch normalization compared
 
-{summary["measured"]} of {summary["planned"]} trainings are measured; the same command goes on with the rest.
+{summary["measured"]} of {summary["planned"]} trainings are measured; the same command continues with the rest.
 {summary["adopted"]} of them are runs of `train-and-export` with the same recipe, taken in by `--from-run`; the steps of
 {summary["compiled"]} went through `torch.compile`. Trained at revisions: {_revisions_text(summary["trained_at"])}.
 {origin_text(summary)}
@@ -183,11 +183,11 @@ def _text(values: Sequence[float], digits: int) -> str:
 
 def _gates_text(tests: Mapping[str, Sequence[published.Gate]]) -> str:
     lines = [
-        (f"{name}: {gate.asked}", gate.found, "yes" if gate.is_passed else "**no**")
+        (f"{name}: {gate.condition}", gate.measured, "yes" if gate.is_passed else "**no**")
         for name, each in tests.items()
         for gate in each
     ]
-    return markdown_table(("gate", "found", "passed"), lines)
+    return markdown_table(("gate", "measured", "passed"), lines)
 
 
 def _refusal() -> str:

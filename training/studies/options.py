@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser, *, out: str, seeds: int) -> Non
 
 
 def check_options(arguments: argparse.Namespace) -> torch.device:
-    """Return the device that was asked for.
+    """Return the device that the flags name.
 
     Raises:
         ConfigError: a count below 1, or several jobs on one GPU.

@@ -1,7 +1,7 @@
 """What `compare` trains: every arm of every question, with its seeds and epochs.
 
 A table and nothing else: `compare` runs it, and the report reads the figures back by the names of the arms. Trainings
-of the book's length answer what they are asked over seeds; a sweep shows where something breaks, which a few epochs do.
+of the book's length give figures over seeds; a sweep shows where something breaks, which a few epochs do.
 """
 
 from collections.abc import Iterable

@@ -1,6 +1,6 @@
 """What others published of the book's recipe, to lay under our curves, and the gates that our runs must pass.
 
-The distributions are over every distinct run found in the public history of the book's own notebooks (learning rate
+The distributions are over every distinct run in the public history of the book's own notebooks (learning rate
 1.0, 10 epochs, batches of 256, average pooling); n, mean and range of the last epoch. A published test accuracy is with
 running statistics.
 
@@ -49,10 +49,10 @@ FEWEST_SEEDS = 8
 
 @dataclass(frozen=True)
 class Gate:
-    """One condition on the seeds of the book's recipe: what was asked, what was found."""
+    """One condition on the seeds of the book's recipe: the condition, what was measured."""
 
-    asked: str
-    found: str
+    condition: str
+    measured: str
     is_passed: bool
 
 
@@ -60,9 +60,9 @@ def gates(runs: Sequence[Mapping[str, Any]]) -> list[Gate]:
     """Return every gate for the runs of one arm; none is passed with fewer than `FEWEST_SEEDS` runs or a divergence."""
     whole = [run for run in runs if not run["diverged"]]
     is_enough = len(whole) == len(runs) >= FEWEST_SEEDS
-    found = [Gate(f"at least {FEWEST_SEEDS} seeds, none diverged", f"{len(whole)} of {len(runs)}", is_enough)]
+    results = [Gate(f"at least {FEWEST_SEEDS} seeds, none diverged", f"{len(whole)} of {len(runs)}", is_enough)]
     if not whole:
-        return found
+        return results
     loss = [run["epochs"][-1]["loss"] for run in whole]
     accuracy = [run["epochs"][-1]["train_accuracy"] for run in whole]
     running = Spread.of(run["test_accuracy"]["running"] for run in whole)
@@ -71,7 +71,7 @@ def gates(runs: Sequence[Mapping[str, Any]]) -> list[Gate]:
         not (_is_inside(one, LOSS_OF_EVERY_SEED) and _is_inside(other, TRAIN_ACCURACY_OF_EVERY_SEED))
         for one, other in zip(loss, accuracy, strict=True)
     )
-    found += [
+    results += [
         _mean_gate("mean final loss", loss, MEAN_LOSS),
         _mean_gate("mean final train accuracy", accuracy, MEAN_TRAIN_ACCURACY),
         Gate(
@@ -96,7 +96,7 @@ def gates(runs: Sequence[Mapping[str, Any]]) -> list[Gate]:
             _is_halved(population, running),
         ),
     ]
-    return found
+    return results
 
 
 def _mean_gate(name: str, values: Sequence[float], bounds: tuple[float, float]) -> Gate:

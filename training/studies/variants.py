@@ -16,7 +16,7 @@ class ShiftingNoise(nn.Module):
     """Noise of a mean and a size that are drawn anew for every channel at every step: covariate shift on purpose.
 
     In training each channel c gets m_c + s_c·z added, m_c uniform in ±`shift`, s_c uniform in 0 to `scale`, z normal
-    for every value; in evaluation nothing. Behind a norm it undoes what the norm is said to be for, and leaves what it
+    for every value; in evaluation nothing. After a norm it undoes what the norm is said to be for, and leaves what it
     does to the loss surface.
 
     Source: Santurkar, Tsipras, Ilyas, Madry 2018 (arXiv:1805.11604), section 2.2.
@@ -28,7 +28,7 @@ class ShiftingNoise(nn.Module):
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `x` (N, C, ...) with noise in training and as it came in evaluation."""
+        """Return `x` (N, C, ...) with noise in training and unchanged in evaluation."""
         if not self.training:
             return x
         per_channel = (1, x.shape[1], *(1 for _ in x.shape[2:]))
@@ -38,7 +38,7 @@ class ShiftingNoise(nn.Module):
 
 
 def norms_after_activations(model: nn.Sequential) -> nn.Sequential:
-    """Return `model` with each norm behind the sigmoid that followed it; the layers are moved, not copied."""
+    """Return `model` with each norm after the sigmoid that followed it; the layers are moved, not copied."""
     layers = list(model.named_children())
     places = [at for at, (name, _) in enumerate(layers) if name.startswith("norm")]
     for at in places:
@@ -47,12 +47,12 @@ def norms_after_activations(model: nn.Sequential) -> nn.Sequential:
 
 
 def noise_after_norms(model: nn.Sequential) -> nn.Sequential:
-    """Return `model` with `ShiftingNoise` behind each norm."""
+    """Return `model` with `ShiftingNoise` after each norm."""
     return _with_added(model, "norm", "noise", ShiftingNoise)
 
 
 def dropout_in_classifier(model: nn.Sequential) -> nn.Sequential:
-    """Return `model` with dropout behind the two sigmoids between linear layers."""
+    """Return `model` with dropout after the two sigmoids between linear layers."""
     sigmoids = ("sigmoid3", "sigmoid4")
     return _with_added(model, sigmoids, "dropout", lambda: nn.Dropout(DROPOUT))
 

@@ -16,7 +16,7 @@ def test_gates_pass_for_figures_like_the_published_ones():
 
 
 @pytest.mark.parametrize(
-    ("change", "asked"),
+    ("change", "condition"),
     [
         ({"loss": 0.29}, "mean final loss"),
         ({"train": 0.91}, "mean final train accuracy"),
@@ -25,10 +25,10 @@ def test_gates_pass_for_figures_like_the_published_ones():
         ({"running": 0.9}, "its mean above"),
     ],
 )
-def test_each_gate_fails_for_its_reason(change, asked):
+def test_each_gate_fails_for_its_reason(change, condition):
     """A figure beyond its bound, and the gate that says so is not passed."""
-    failed = [gate.asked for gate in gates(seeds_with(**change)) if not gate.is_passed]
-    assert any(asked in each for each in failed)
+    failed = [gate.condition for gate in gates(seeds_with(**change)) if not gate.is_passed]
+    assert any(condition in each for each in failed)
 
 
 def test_gates_need_eight_seeds_and_a_smaller_spread():
@@ -39,4 +39,4 @@ def test_gates_need_eight_seeds_and_a_smaller_spread():
     same = seeds_with()
     for run in same:
         run["test_accuracy"]["population"] = run["test_accuracy"]["running"] + 0.06
-    assert [gate.asked for gate in gates(same) if not gate.is_passed][-1] == "its standard deviation at most half"
+    assert [gate.condition for gate in gates(same) if not gate.is_passed][-1] == "its standard deviation at most half"
