@@ -1,4 +1,4 @@
-"""Requests that share one run: put together into arrays, run, and told what came of it.
+"""Requests that share one run: assembled into arrays, run, and told their answers.
 
 Used by the batcher, which decides who shares a batch and where it runs. Nothing here waits or queues.
 """
@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,7 +35,7 @@ class BatchEngine(Protocol):
 
 
 class Observer(Protocol):
-    """Who counts; called once per batch and per refusal, always on the event loop."""
+    """Counts; called once per batch and per refusal, always on the event loop."""
 
     def batch(self, rows: int, bucket: int, queue_seconds: float, infer_seconds: float) -> None:
         """A batch ran; `queue_seconds` is the longest wait among its members."""
@@ -50,13 +51,13 @@ class NullObserver:
     """An observer that counts nothing."""
 
     def batch(self, rows: int, bucket: int, queue_seconds: float, infer_seconds: float) -> None:
-        """Forget a batch."""
+        """Count nothing."""
 
     def batch_failed(self) -> None:
-        """Forget a failure."""
+        """Count nothing."""
 
     def refused(self, reason: str) -> None:
-        """Forget a refusal."""
+        """Count nothing."""
 
 
 class BufferPool:
@@ -65,12 +66,15 @@ class BufferPool:
     def __init__(self) -> None:
         self._free: dict[int, list[dict[str, Array]]] = {}
 
-    def borrow(self, bucket: int, like: Mapping[str, Array]) -> dict[str, Array]:
-        """Arrays of `bucket` rows; what stands in them is zero or an older batch, and answers depend on neither."""
+    def borrow(self, bucket: int, example: Mapping[str, Array]) -> dict[str, Array]:
+        """Arrays of `bucket` rows with the names, row shapes and dtypes of `example`.
+
+        They hold zeros or an older batch, and answers depend on neither.
+        """
         free = self._free.setdefault(bucket, [])
         if free:
             return free.pop()
-        return {name: np.zeros((bucket, *array.shape[1:]), array.dtype) for name, array in like.items()}
+        return {name: np.zeros((bucket, *array.shape[1:]), array.dtype) for name, array in example.items()}
 
     def give_back(self, bucket: int, arrays: dict[str, Array]) -> None:
         """Let another batch have the arrays."""
@@ -78,37 +82,42 @@ class BufferPool:
 
 
 class Batch:
-    """Some requests, the bucket they run in, and afterwards the answer or each member's own outcome."""
+    """Some requests, the bucket they run in, and afterwards the answer or each member's own outcome.
 
-    __slots__ = ("_alone", "_borrowed", "_receiver", "answer", "bucket", "gone", "inputs", "requests", "rows")
+    Attributes:
+        cancelled: how many members were dropped because they had been cancelled.
+        answer: None before the run, and where the members had to run alone.
+    """
+
+    __slots__ = ("_borrowed", "_outcomes", "_receiver", "answer", "bucket", "cancelled", "inputs", "requests", "rows")
 
     def __init__(self, requests: list[Request], rows: int, bucket: int) -> None:
         self.requests = requests
         self.rows = rows
         self.bucket = bucket
+        self.cancelled = 0
         self.inputs: Mapping[str, Array] | None = None
-        self.gone = 0  # members that were left out, since nobody waited for them
         self.answer: BatchAnswer | None = None
         self._receiver = _common_receiver(requests)
         self._borrowed: dict[str, Array] | None = None
-        self._alone: list[BatchAnswer | EngineError] = []
+        self._outcomes: list[BatchAnswer | EngineError] = []
 
     def prepare(self, buffers: BufferPool) -> None:
-        """Assemble ahead of the run; if that fails, the run will, and find out whose fault it is."""
+        """Assemble ahead of the run; if that fails, the run will fail too, and run each member alone."""
         with contextlib.suppress(Exception):
             self.assemble(buffers)
 
-    def leave_out_gone(self, bucket_for: Callable[[int], int], buffers: BufferPool) -> None:
-        """Drop, just before the run, the members for whom nobody waits any more; the others are assembled anew.
+    def drop_cancelled(self, bucket_for: Callable[[int], int], buffers: BufferPool) -> None:
+        """Drop, just before the run, members that were cancelled or have expired; the others are assembled anew.
 
         Args:
             bucket_for: the bucket of a number of rows.
-            buffers: where the arrays go that were assembled.
+            buffers: take back the arrays that were assembled.
         """
         waiting = [request for request in self.requests if not request.is_over]
         if not waiting or len(waiting) == len(self.requests):
             return
-        self.gone = sum(request.is_over and not request.is_expired for request in self.requests)
+        self.cancelled = sum(request.is_over and not request.is_expired for request in self.requests)
         self._give_back(buffers)
         self.requests = waiting
         self.rows = sum(request.rows for request in waiting)
@@ -159,37 +168,34 @@ class Batch:
     def _run_alone(self, engine: BatchEngine, err: Exception) -> None:
         _log.warning("a batch of %d requests failed: %s", len(self.requests), err)
         if len(self.requests) == 1 or isinstance(err, DeviceLost):
-            self._alone = [_engine_error(err)] * len(self.requests)
+            self._outcomes = [_engine_error(err)] * len(self.requests)
         else:
-            self._alone = [_outcome_alone(engine, request) for request in self.requests]
+            self._outcomes = [_outcome_alone(engine, request) for request in self.requests]
 
     @property
     def device_lost(self) -> DeviceLost | None:
-        """Why the engine can run nothing any more, if it said so."""
-        return next((outcome for outcome in self._alone if isinstance(outcome, DeviceLost)), None)
+        """The engine's error if its device is lost and can run nothing any more."""
+        return next((outcome for outcome in self._outcomes if isinstance(outcome, DeviceLost)), None)
 
     def deliver(self) -> None:
         """Tell every member that still waits."""
         if self.answer is None:
-            for request, outcome in zip(self.requests, self._alone, strict=True):
+            for request, outcome in zip(self.requests, self._outcomes, strict=True):
                 _tell(request, outcome, 0)
             return
-        starts, start = [], 0
-        for request in self.requests:
-            starts.append(start)
-            start += request.rows
-        if self._receiver is not None:
-            try:
-                self._receiver.receive(self.requests, starts, self.answer)
-            except Exception:
-                _log.exception("answers could not be taken")
+        starts = [0, *accumulate(request.rows for request in self.requests[:-1])]
+        if self._receiver is None:
+            for request, start in zip(self.requests, starts, strict=True):
+                _tell(request, self.answer, start)
             return
-        for request, start in zip(self.requests, starts, strict=True):
-            _tell(request, self.answer, start)
+        try:
+            self._receiver.receive(self.requests, starts, self.answer)
+        except Exception:
+            _log.exception("answers could not be taken")
 
 
 def _common_receiver(requests: list[Request]) -> Receiver | None:
-    """Return who takes the answers of all of them; None where that is not one and the same."""
+    """Return the receiver of all requests; None where they have several."""
     receiver = requests[0].receiver
     for request in requests:
         if request.receiver is not receiver:
@@ -198,18 +204,16 @@ def _common_receiver(requests: list[Request]) -> Receiver | None:
 
 
 def _tell(request: Request, outcome: BatchAnswer | EngineError, start: int) -> None:
-    """Tell one member, unless it waits no more; its mistake is not its neighbours'."""
+    """Tell one member, unless it is over; an error in its receiver does not reach its neighbours."""
     if request.is_over:
         return
     try:
-        if not isinstance(outcome, BatchAnswer):
-            request.failed(outcome)
-        elif request.receiver is not None:
+        if isinstance(outcome, BatchAnswer):
             request.receiver.receive((request,), (start,), outcome)
         else:
-            request.answered(outcome, start)
+            request.failed(outcome)
     except Exception:
-        _log.exception("a caller could not take its answer")
+        _log.exception("an answer could not be taken")
 
 
 def _outcome_alone(engine: BatchEngine, request: Request) -> BatchAnswer | EngineError:

@@ -1,10 +1,10 @@
-"""Requests before an engine: who is refused, when a batch runs and where, and how its members are told.
+"""Requests before an engine: which are refused, when a batch runs and where, and how its members get their answers.
 
-An idle engine runs at once what came; a busy one takes everything that waits when it frees, up to its largest bucket.
-There is no delay window. Who waits is `queue`'s business. Knows futures and rows; neither HTTP nor ONNX.
+An idle engine runs at once what arrives; a busy one takes everything that waits when it is free, up to its largest
+bucket. There is no delay window. What waits is in `queue`. Knows futures and rows; neither HTTP nor ONNX.
 
 A batch that is measured to be short runs on the event loop itself, at the end of the turn in which its requests
-arrived; a longer one runs in the batcher's one thread, so that health and metrics never wait behind it. Measured on
+arrived; a longer one runs in the batcher's one worker thread, so that health and metrics never wait for it. Measured on
 two cores with a convolutional network of 23 microseconds a row: a lone caller is answered in 32 microseconds on the
 loop and 85 through the thread; 32 callers get 52,000 to 54,000 answers a second on the loop and 40,000 through it.
 """
@@ -13,7 +13,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import chain
 
@@ -22,11 +22,11 @@ from ..tensors import Array
 from .batch import Batch, BatchEngine, BufferPool, NullObserver, Observer
 from .latency_model import LatencyModel
 from .queue import Queue
-from .request import Answer, BatchAnswer, Request, future_request, join
+from .request import Answer, BatchAnswer, FutureRequest, Request, join
 
 __all__ = ["Answer", "BatchAnswer", "BatchEngine", "Batcher", "Observer", "Request"]
 
-# While the thread runs, requests whose deadline passes are told so within this time.
+# While the worker thread runs, requests whose deadline passes are told so within this time.
 _SWEEP_SECONDS = 0.01
 
 
@@ -36,10 +36,10 @@ class Batcher:
     Args:
         engine: runs batches, one at a time.
         max_queue_rows: rows that may wait; a request beyond them is refused.
-        inline_seconds: batches measured to be shorter run on the event loop; 0 sends all to the thread.
+        inline_seconds: batches measured to be shorter run on the event loop; 0 sends all to the worker thread.
         executor: a pool of exactly one thread that the engine has to run in; None makes one when it is needed.
         observer: counts batches and refusals.
-        lost: called when the engine says that its device is gone.
+        lost: called when the engine has lost its device.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class Batcher:
         self._latency = LatencyModel(engine.bucket_seconds, inline_seconds)
         self._queue = Queue(self._latency, self._largest, self._observer)
         self._buffers = BufferPool()
-        self._prepared: deque[Batch] = deque()  # at most one; the thread takes it when it frees
-        self._in_flight: list[Batch] = []  # prepared or running in the thread
+        self._prepared: deque[Batch] = deque()  # at most one; the worker thread takes it when it is free
+        self._in_flight: list[Batch] = []  # prepared or running in the worker thread
         self._is_running = False
         self._batches = 0
         self._is_scheduled = False
@@ -84,7 +84,7 @@ class Batcher:
 
     @property
     def running_batch(self) -> int | None:
-        """The number of the batch that runs in the thread now; None when none does."""
+        """The number of the batch that runs in the worker thread now; None when none does."""
         return self._batches if self._is_running else None
 
     async def infer(self, inputs: Mapping[str, Array], *, deadline: float | None = None) -> Answer:
@@ -101,21 +101,26 @@ class Batcher:
             EngineError: the run failed, also for this request alone.
         """
         rows = len(next(iter(inputs.values())))
-        if rows > self._largest:
-            return await self._infer_split(inputs, rows, deadline)
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        request = future_request(future, inputs, deadline)
-        self.submit(request)
+        latest = math.inf if deadline is None else deadline
+        if rows <= self._largest:
+            requests = [FutureRequest(inputs, latest)]
+            self.submit(requests[0])
+        else:  # all parts are queued in one go, and one that fails takes the others with it
+            self._admit(rows, latest)
+            requests = [FutureRequest(part, latest) for part in self._parts(inputs, rows)]
+            for request in requests:
+                self._enqueue(request)
         try:
-            return await future
+            return join([await request.future for request in requests])
         finally:
-            request.cancel()  # after an answer this changes nothing; after a cancellation it spares a run
+            for request in requests:  # after an answer this changes nothing; after a cancellation it spares a run
+                request.cancel()
 
     def submit(self, request: Request, *, is_alone: bool = False) -> None:
-        """Queue a request of at most the largest bucket's rows; its callbacks tell what became of it.
+        """Queue a request of at most the largest bucket's rows; its receiver gets the answer.
 
         Args:
-            request: the rows and who waits for them.
+            request: the rows and their receiver.
             is_alone: nothing else can arrive in this turn of the loop: an idle engine need not wait for its end.
 
         Raises:
@@ -129,17 +134,10 @@ class Batcher:
             or request.deadline - request.arrived < self._latency.easy_seconds
         ):
             self._admit(request.rows, request.deadline)
-        self._queue.append(request)
-        if self._is_running:
-            self._prepare_full()
-        elif not self._is_scheduled:
-            if is_alone:
-                self._turn()
-            else:
-                self._schedule()
+        self._enqueue(request, is_alone=is_alone)
 
     async def close(self) -> None:
-        """Refuse new requests, answer those that wait, and end the thread."""
+        """Refuse new requests, answer those that wait, and end the worker thread."""
         self._is_closed = True
         if self._queue or self._is_running:
             self._drained = asyncio.Event()
@@ -147,26 +145,12 @@ class Batcher:
         if self._own_executor is not None:
             self._own_executor.shutdown()
 
-    async def _infer_split(self, inputs: Mapping[str, Array], rows: int, deadline: float | None) -> Answer:
-        """Queue all parts in one go and join their answers; one that fails takes the others with it."""
-        self._admit(rows, math.inf if deadline is None else deadline)
-        loop = asyncio.get_running_loop()
-        waiting: list[tuple[asyncio.Future[Answer], Request]] = []
+    def _parts(self, inputs: Mapping[str, Array], rows: int) -> Iterator[dict[str, Array]]:
         for start in range(0, rows, self._largest):
-            part = {name: array[start : start + self._largest] for name, array in inputs.items()}
-            future: asyncio.Future[Answer] = loop.create_future()
-            waiting.append((future, future_request(future, part, deadline)))
-        for _, request in waiting:
-            self._enqueue(request)
-        try:
-            return join([await future for future, _ in waiting])
-        finally:
-            for future, request in waiting:
-                request.cancel()
-                future.cancel()
+            yield {name: array[start : start + self._largest] for name, array in inputs.items()}
 
     def _admit(self, rows: int, deadline: float) -> None:
-        """Refuse what could not be answered in time: a promise that will be broken costs a run and helps nobody."""
+        """Refuse what could not be answered in time: a run for a late answer is a run lost for others."""
         if self._is_closed:
             self._observer.refused("closed")
             raise NotReady("the service is shutting down; ask again")
@@ -175,19 +159,20 @@ class Batcher:
         if ahead + rows > self._max_queue_rows:
             self._observer.refused("queue_full")
             after = math.ceil(self._latency.seconds_for(ahead, is_idle=is_idle))
-            raise Overloaded(f"{ahead} rows wait and {rows} came, at most {self._max_queue_rows} may wait", after)
+            message = f"queue: {ahead} rows wait, got {rows} more, at most {self._max_queue_rows} may wait"
+            raise Overloaded(message, after)
         expected, left = self._latency.seconds_for(ahead + rows, is_idle=is_idle), deadline - time.perf_counter()
         if not self._latency.can_promise(expected, left):
             self._observer.refused("deadline_ahead")
-            message = (
-                f"the answer would take {expected * 1e3:.0f} ms, the deadline leaves {max(0.0, left) * 1e3:.0f} ms"
-            )
-            raise Overloaded(message, math.ceil(max(0.0, expected - left)))
+            times = f"{expected * 1e3:.0f} ms, the deadline leaves {max(0.0, left) * 1e3:.0f} ms"
+            raise Overloaded(f"the answer would take {times}", math.ceil(max(0.0, expected - left)))
 
-    def _enqueue(self, request: Request) -> None:
+    def _enqueue(self, request: Request, *, is_alone: bool = False) -> None:
         self._queue.append(request)
         if self._is_running:
             self._prepare_full()
+        elif is_alone and not self._is_scheduled:
+            self._turn()
         else:
             self._schedule()
 
@@ -218,7 +203,7 @@ class Batcher:
             self._watch_deadlines()
 
     def _start(self, batch: Batch) -> None:
-        """Hand a batch to the thread."""
+        """Hand a batch to the worker thread."""
         self._batches += 1
         self._is_running = True
         self._latency.started(batch.bucket)
@@ -228,7 +213,7 @@ class Batcher:
         self._prepare_full()
 
     def _work(self, batch: Batch, loop: asyncio.AbstractEventLoop) -> None:
-        """In the thread: run this batch, then the prepared one if there is one, and so on."""
+        """In the worker thread: run this batch, then the prepared one if there is one, and so on."""
         while True:
             batch.run(self._engine, self._buffers)
             try:
@@ -236,7 +221,7 @@ class Batcher:
             except IndexError:
                 loop.call_soon_threadsafe(self._finished, batch, None)
                 return
-            following.leave_out_gone(self._latency.bucket_for, self._buffers)
+            following.drop_cancelled(self._latency.bucket_for, self._buffers)
             loop.call_soon_threadsafe(self._finished, batch, following)
             batch = following
 
@@ -247,7 +232,7 @@ class Batcher:
             self._batches += 1
             self._latency.started(following.bucket)
             self._prepare_full()
-        elif self._prepared:  # it came just after the thread had looked
+        elif self._prepared:  # it was prepared just after the thread had looked
             self._start(self._prepared.popleft())
         else:
             self._is_running = False
@@ -255,7 +240,7 @@ class Batcher:
         self._settle(batch)
 
     def _prepare_full(self) -> None:
-        """While the thread runs, put the next batch together if it cannot grow any more; never more than that one."""
+        """While the worker thread runs, prepare the next batch if it cannot grow any more; never more than that one."""
         if self._prepared or self._queue.rows < self._largest:
             return
         batch = self._queue.take()
@@ -270,7 +255,7 @@ class Batcher:
             asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
 
     def _sweep(self) -> None:
-        """While the thread runs, tell those whose deadline passes: they need not wait for the run to end."""
+        """While the worker thread runs, fail requests whose deadline passes: they need not wait for the run to end."""
         self._is_watching = False
         if not self._is_running:
             return
@@ -282,7 +267,7 @@ class Batcher:
 
     def _settle(self, batch: Batch) -> None:
         """Tell the members, count the batch, remember its time."""
-        for _ in range(batch.gone):
+        for _ in range(batch.cancelled):
             self._observer.refused("cancelled")
         batch.deliver()
         answer = batch.answer

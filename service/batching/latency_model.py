@@ -1,6 +1,6 @@
-"""How long will it take: the time of one run of each bucket, measured at load and kept up to date.
+"""Expected seconds of work before an engine: one run of each bucket, measured at load and kept up to date.
 
-The batcher asks it before it promises an answer. Knows numbers, no requests.
+The batcher consults it before it promises an answer. Knows numbers, no requests.
 """
 
 import time
@@ -10,12 +10,12 @@ from collections.abc import Collection, Mapping
 # A promise uses at most this much of the time that is left. Under overload the queue is always as long as admission
 # lets it be: without a margin every accepted request would be answered at its deadline, half of them just after it.
 _SAFE_SHARE = 0.7
-# What one more batch costs beside its run: a turn of the loop, the call into the engine, caches that went cold. It is a
-# third of this on an idle machine, but with two workers under load, batches cut to save less made answers 7 % dearer.
+# What one more batch costs besides its run: a turn of the loop, the call into the engine, caches gone cold. That is
+# a third of this on an idle machine, but with two workers under load, batches cut to save less made answers 7 % dearer.
 _BATCH_SECONDS = 100e-6
 # Short runs are preferred where they hold this many rows, and a row costs at most so many times what it costs in longer
-# ones, its share of the batch included: what a run in the thread gains is lost in handing it over. One worker with 128
-# callers answers 25,000 a second so, and 19,000 otherwise.
+# ones, its share of the batch included: what a run in the worker thread gains is lost in handing it over. One worker
+# with 128 callers answers 25,000 a second so, and 19,000 otherwise.
 _NEARLY, _ENOUGH_ROWS = 1.25, 8
 # Weight of the newest run. About ten runs change the mind; one that was disturbed does not.
 _WEIGHT = 0.2
@@ -24,7 +24,7 @@ _SLOW = 1.25
 
 
 class LatencyModel:
-    """Expected seconds of the work that lies ahead of an engine.
+    """Expected seconds of the work that waits for an engine.
 
     Args:
         measured: seconds of one run of each bucket, as measured at load.
@@ -36,7 +36,7 @@ class LatencyModel:
         self._expected = dict(measured)
         self._buckets = sorted(measured)
         self._largest = self._buckets[-1]
-        # An idle engine can promise any one batch to whoever has this long, without a closer look.
+        # An idle engine can promise any one batch to a request that has this long, without a closer look.
         self.easy_seconds = max(measured.values()) / _SAFE_SHARE
         self._short = frozenset(bucket for bucket, seconds in measured.items() if seconds < short_seconds)
         self._first_rows = _first_rows(measured)
@@ -100,13 +100,14 @@ class LatencyModel:
         An idle engine is believed to be as fast as it was at load, should it have been slower since: were it not,
         one disturbed run could have every later request refused and nothing would ever correct that.
         """
-        full, rest = divmod(rows, self._largest)
-        seconds = full * self._expected[self._largest]
-        if rest:
-            seconds += self._expected[self.bucket_for(rest)]
+        seconds = self._total(self._expected, rows)
         if is_idle:
-            return min(seconds, self._at_load(full, rest))
+            return min(seconds, self._total(self._measured, rows))
         return seconds + self.busy_seconds()
+
+    def _total(self, seconds: Mapping[int, float], rows: int) -> float:
+        full, rest = divmod(rows, self._largest)
+        return full * seconds[self._largest] + (seconds[self.bucket_for(rest)] if rest else 0.0)
 
     def _recover(self, slowness: float) -> None:
         """Believe of slow buckets, too, what the last run showed of the device.
@@ -120,13 +121,9 @@ class LatencyModel:
             if self._expected[bucket] <= _SLOW * self._measured[bucket]:
                 self._slow.remove(bucket)
 
-    def _at_load(self, full: int, rest: int) -> float:
-        seconds = full * self._measured[self._largest]
-        return seconds + (self._measured[self.bucket_for(rest)] if rest else 0.0)
-
 
 def _first_rows(seconds: Mapping[int, float]) -> list[int]:
-    """Return for each number of rows that may wait, 0 to the largest bucket, the first batch of the fastest way."""
+    """Return for each number of waiting rows, 0 to the largest bucket, how many the fastest way takes first."""
     buckets = sorted(seconds)
     first, fastest = [0], [0.0]
     for rows in range(1, buckets[-1] + 1):
@@ -142,7 +139,7 @@ def _first_rows(seconds: Mapping[int, float]) -> list[int]:
 
 def _most_rows(seconds: Mapping[int, float], short: Collection[int]) -> int:
     """Return the rows of the largest short run where that costs no more for each row than longer runs do, or nearly."""
-    for_each_row = {bucket: (taken + _BATCH_SECONDS) / bucket for bucket, taken in seconds.items()}
+    row_seconds = {bucket: (run_seconds + _BATCH_SECONDS) / bucket for bucket, run_seconds in seconds.items()}
     most = max(short, default=0)
-    is_enough = most >= _ENOUGH_ROWS and for_each_row[most] <= _NEARLY * min(for_each_row.values())
+    is_enough = most >= _ENOUGH_ROWS and row_seconds[most] <= _NEARLY * min(row_seconds.values())
     return most if is_enough else max(seconds)

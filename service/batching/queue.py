@@ -20,7 +20,7 @@ class Queue:
     Args:
         latency: how long runs take.
         largest: rows that one batch may have.
-        observer: counts who gets no run.
+        observer: counts requests that get no run.
 
     Attributes:
         rows: of all that wait.
@@ -40,7 +40,7 @@ class Queue:
         return iter(self._waiting)
 
     def append(self, request: Request) -> None:
-        """Let a request wait behind all others."""
+        """Let a request wait after all others."""
         self._waiting.append(request)
         self.rows += request.rows
 
@@ -53,10 +53,10 @@ class Queue:
         requests: list[Request] = []
         waiting, left, rows = self._waiting, self.rows, 0
         limit = self._latency.rows_to_take(left)
-        hurried = time.perf_counter() + self._latency.busy_seconds() + self._latency.easy_seconds
+        needs_a_look = time.perf_counter() + self._latency.busy_seconds() + self._latency.easy_seconds
         while waiting:
             request = waiting[0]
-            if request.deadline < hurried and not request.is_over:
+            if request.deadline < needs_a_look and not request.is_over:
                 limit = min(limit, self._rows_in_time(request, left + rows))
             if request.is_over:
                 if not request.is_expired:

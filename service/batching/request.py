@@ -1,13 +1,13 @@
-"""One caller's rows on their way through the batcher, and the answer they come back with.
+"""One caller's rows on their way through the batcher, and the answer to them.
 
-Callbacks underneath, futures on top: whoever serves thousands of callers a second need not make a future for each, and
+Receivers underneath, futures on top: a caller with thousands of requests a second need not make a future for each, and
 may take the answers of a whole batch in one call. Knows neither queues nor engines.
 """
 
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ RawRows = bytes | bytearray | memoryview  # rows as they lie in memory, without 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Outputs of one request, rows as asked, and where its time went."""
+    """Outputs of one request, its rows in their order, and where its time went."""
 
     outputs: Mapping[str, Array]
     queue_seconds: float
@@ -64,94 +64,123 @@ class RowLayout:
         return {self._name: np.frombuffer(raw_rows, self._dtype).reshape(self._shape)}
 
     def join(self, parts: list[RawRows], missing_rows: int) -> dict[str, Array]:
-        """Return the rows of all parts and, behind them, as many rows of zeros as are missing."""
+        """Return the rows of all parts, followed by as many rows of zeros as are missing."""
         if missing_rows:
             parts.append(bytes(missing_rows * self._row_bytes))
         return self.unpack(b"".join(parts))
 
 
 class Receiver(Protocol):
-    """Who takes the answers of several requests at once; all requests that share one name the same."""
+    """Takes the answers of several requests at once; all requests that share one name the same."""
 
     @property
     def layout(self) -> RowLayout | None:
         """How the `raw_rows` of its requests are to be read; None when they have none."""
 
     def receive(self, requests: Sequence[Any], starts: Sequence[int], batch: BatchAnswer) -> None:
-        """Take the answer of a batch for some of its members; each one's rows begin at its start."""
+        """Take the answer of a batch for some of its members; each one's rows begin at its start.
+
+        Some of them may be over, and need no answer any more.
+        """
 
 
 class Request:
-    """Rows that wait for an answer. Callbacks, since a future for each request costs more than its share of a run.
+    """Rows that wait for an answer. No future, since one for each request costs more than its share of a run.
 
     Args:
-        inputs: each input by name, all with the same number of rows; validated by whoever took them.
-        answered: called once with the batch's answer and the place of this request's first row in it.
-        failed: called once instead, with the reason.
-        deadline: on the clock of `time.perf_counter`; None waits for ever.
+        receiver: takes the answer, in one call for all its requests in a batch.
+        inputs: each input by name, all with the same number of rows, validated before; None where the rows come as
+            bytes.
+        deadline: on the clock of `time.perf_counter`.
+        arrived: on the same clock; None is now.
 
     Attributes:
-        raw_rows: the rows as bytes instead, where there is a receiver that says how to read them.
-        receiver: called instead of `answered`, once for all its requests in a batch.
+        raw_rows: the rows as bytes instead, where the receiver has a layout.
+        rows: how many there are.
+        is_over: nothing waits for the answer any more: the request is answered, cancelled or expired.
     """
 
-    __slots__ = (
-        "_inputs", "answered", "arrived", "deadline", "failed", "is_expired", "is_over", "raw_rows", "receiver", "rows",
-    )  # fmt: skip
+    __slots__ = ("_inputs", "arrived", "deadline", "is_expired", "is_over", "raw_rows", "receiver", "rows")
 
     def __init__(
         self,
-        inputs: Mapping[str, Array],
-        answered: Callable[[BatchAnswer, int], None],
-        failed: Callable[[ServiceError], None],
-        deadline: float | None = None,
+        receiver: Receiver,
+        inputs: Mapping[str, Array] | None = None,
+        *,
+        deadline: float = math.inf,
+        arrived: float | None = None,
     ) -> None:
-        self._inputs: Mapping[str, Array] | None = inputs
+        self.receiver = receiver
+        self._inputs = inputs
         self.raw_rows: RawRows | None = None
-        self.receiver: Receiver | None = None
-        self.rows = len(next(iter(inputs.values())))
-        self.answered = answered
-        self.failed = failed
-        self.deadline = math.inf if deadline is None else deadline
-        self.arrived = time.perf_counter()
-        self.is_over = False  # nobody waits any more: answered, cancelled or expired
-        self.is_expired = False
+        self.rows = 0 if inputs is None else len(next(iter(inputs.values())))
+        self.deadline = deadline
+        self.arrived = time.perf_counter() if arrived is None else arrived
+        self.is_over = self.is_expired = False
 
     @property
     def inputs(self) -> Mapping[str, Array]:
         """Each input by name."""
         if self._inputs is None:
-            layout = None if self.receiver is None else self.receiver.layout
+            layout, raw_rows = self.receiver.layout, self.raw_rows
             assert layout is not None
-            assert self.raw_rows is not None
-            self._inputs = layout.unpack(self.raw_rows)
+            assert raw_rows is not None
+            self._inputs = layout.unpack(raw_rows)
         return self._inputs
 
+    def failed(self, error: ServiceError) -> None:
+        """Tell the caller why there is no answer; called at most once, and not after an answer."""
+        raise NotImplementedError
+
     def cancel(self) -> None:
-        """Say that nobody waits any more; neither callback is called afterwards."""
+        """Say that nothing waits for the answer any more; it is then not told."""
         self.is_over = True
 
 
-def future_request(future: asyncio.Future[Answer], inputs: Mapping[str, Array], deadline: float | None) -> Request:
-    """A request that settles `future`."""
+class FutureRequest(Request):
+    """A request whose answer is the result of its future.
 
-    def answered(batch: BatchAnswer, start: int) -> None:
-        if not future.done():
-            stop = start + request.rows
-            outputs = {name: array[start:stop] for name, array in batch.outputs.items()}
-            waited = batch.started - request.arrived
-            future.set_result(Answer(outputs, waited, batch.infer_seconds, batch.rows))
+    Attributes:
+        future: of the running event loop.
+    """
 
-    def failed(error: ServiceError) -> None:
-        if not future.done():
-            future.set_exception(error)
+    __slots__ = ("future",)
 
-    request = Request(inputs, answered, failed, deadline)
-    return request
+    def __init__(self, inputs: Mapping[str, Array], deadline: float) -> None:
+        super().__init__(_FUTURES, inputs, deadline=deadline)
+        self.future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    def failed(self, error: ServiceError) -> None:
+        """Settle the future with the error."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+    def cancel(self) -> None:
+        """Cancel the future too, unless it is settled."""
+        super().cancel()
+        self.future.cancel()
+
+
+class _Futures:
+    """Gives each `FutureRequest` its rows."""
+
+    layout = None
+
+    def receive(self, requests: Sequence[FutureRequest], starts: Sequence[int], batch: BatchAnswer) -> None:
+        for request, start in zip(requests, starts, strict=True):
+            if not request.future.done():
+                outputs = {name: array[start : start + request.rows] for name, array in batch.outputs.items()}
+                waited = batch.started - request.arrived
+                request.future.set_result(Answer(outputs, waited, batch.infer_seconds, batch.rows))
+
+
+_FUTURES = _Futures()
 
 
 def join(answers: Sequence[Answer]) -> Answer:
     """One answer from the parts: rows in order, the first part's wait, the runs added up."""
+    if len(answers) == 1:
+        return answers[0]
     outputs = {name: np.concatenate([answer.outputs[name] for answer in answers]) for name in answers[0].outputs}
     infer_seconds = sum(answer.infer_seconds for answer in answers)
     return Answer(outputs, answers[0].queue_seconds, infer_seconds, max(answer.batch_rows for answer in answers))

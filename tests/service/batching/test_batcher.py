@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -129,6 +129,34 @@ def test_what_arrives_in_one_turn_of_the_loop_is_one_batch():
     run(test())
 
 
+class Called(Request):
+    """A request that is its own receiver and passes the answer on."""
+
+    layout = None
+
+    def __init__(self, inputs: Mapping[str, np.ndarray], answered: Callable[[BatchAnswer, int], None]) -> None:
+        super().__init__(self, inputs)
+        self._answered = answered
+
+    def receive(self, requests: Sequence[Request], starts: Sequence[int], batch: BatchAnswer) -> None:
+        assert list(requests) == [self]
+        self._answered(batch, starts[0])
+
+    def failed(self, error: Exception) -> None:
+        pytest.fail(str(error))
+
+
+class Raw(Request):
+    """A request whose rows are bytes."""
+
+    def __init__(self, desk: "Desk", *numbers: int) -> None:
+        super().__init__(desk)
+        self.rows, self.raw_rows = len(numbers), rows(*numbers)["identity"].tobytes()
+
+    def failed(self, error: Exception) -> None:
+        self.receiver.failures.append(self.inputs["identity"].tolist())
+
+
 class Desk:
     """Takes answers for all its requests of a batch at once."""
 
@@ -144,12 +172,6 @@ class Desk:
         assert given == asked
         self.calls.append(given)
 
-    def request(self, *numbers: int) -> Request:
-        """A request whose rows are bytes."""
-        request = Request(rows(*numbers), pytest.fail, lambda error: self.failures.append(list(numbers)))
-        request._inputs, request.raw_rows, request.receiver = None, rows(*numbers)["identity"].tobytes(), self
-        return request
-
 
 def test_answers_are_taken_for_a_whole_batch_at_once():
     """Requests of one receiver come as bytes and are answered in one call; others in their batch, and other receivers',
@@ -159,12 +181,12 @@ def test_answers_are_taken_for_a_whole_batch_at_once():
         engine, desk, other = Echo(), Desk(), Desk()
         batcher = Batcher(engine, max_queue_rows=100)
         for numbers in ((1,), (2, 3), (4,)):
-            batcher.submit(desk.request(*numbers))
+            batcher.submit(Raw(desk, *numbers))
         await asyncio.sleep(0)
         assert desk.calls == [[[1], [2, 3], [4]]]
         (task,) = await arrive(batcher.infer(rows(5)))
-        batcher.submit(desk.request(6))
-        batcher.submit(other.request(7, 8))
+        batcher.submit(Raw(desk, 6))
+        batcher.submit(Raw(other, 7, 8))
         assert echoed(await task) == [5]
         assert (desk.calls[1:], other.calls) == ([[[6]]], [[[7, 8]]])
         assert engine.batches == [[1, 2, 3, 4], [5, 6, 7, 8]]
@@ -179,7 +201,7 @@ def test_bytes_that_do_not_fill_a_bucket_are_padded_and_a_poisoned_row_harms_onl
         engine, desk = Echo(), Desk()
         batcher = Batcher(engine, max_queue_rows=100)
         for number in (1, POISON, 3):
-            batcher.submit(desk.request(number))
+            batcher.submit(Raw(desk, number))
         await asyncio.sleep(0)
         assert engine.batches == [[1, POISON, 3, 0], [1], [POISON], [3]]
         assert (desk.calls, desk.failures) == ([[[1]], [[3]]], [[POISON]])
@@ -212,7 +234,7 @@ def test_who_is_alone_is_answered_at_once_and_who_is_not_shares():
         batcher = Batcher(engine, max_queue_rows=3, observer=counted)
 
         def ask(number: int, *, is_alone: bool) -> None:
-            request = Request(rows(number), lambda batch, start: answers.append(batch.outputs["echo"][start]), print)
+            request = Called(rows(number), lambda batch, start: answers.append(batch.outputs["echo"][start]))
             batcher.submit(request, is_alone=is_alone)
 
         ask(1, is_alone=True)
@@ -236,7 +258,7 @@ def test_who_is_alone_does_not_hold_up_the_loop():
     async def test():
         engine, answers = Held(), []
         batcher = Batcher(engine, max_queue_rows=100)
-        request = Request(rows(1), lambda batch, start: answers.append(batch.outputs["echo"][start]), print)
+        request = Called(rows(1), lambda batch, start: answers.append(batch.outputs["echo"][start]))
         batcher.submit(request, is_alone=True)
         await engine.has_started()
         assert answers == []
@@ -345,7 +367,7 @@ def test_a_full_queue_refuses_with_a_time_to_come_back():
         first = await arrive(batcher.infer(rows(0)))
         await engine.has_started()
         waiting = await arrive(batcher.infer(rows(*range(8))), batcher.infer(rows(1, 2)))
-        with pytest.raises(Overloaded, match="10 rows wait and 1 came, at most 10") as refusal:
+        with pytest.raises(Overloaded, match="10 rows wait, got 1 more, at most 10") as refusal:
             await batcher.infer(rows(3))
         assert 2 <= refusal.value.retry_after <= 3
         assert refusal.value.headers == {"Retry-After": str(refusal.value.retry_after)}
@@ -488,9 +510,9 @@ def test_who_leaves_a_prepared_batch_costs_no_run(form):
         await engine.has_started()
         answers: list[int] = []
         waiting = [
-            desk.request(n)
+            Raw(desk, n)
             if form == "bytes"
-            else Request(rows(n), lambda batch, start: answers.append(int(batch.outputs["echo"][start])), pytest.fail)
+            else Called(rows(n), lambda batch, start: answers.append(int(batch.outputs["echo"][start])))
             for n in range(1, 9)
         ]
         for request in waiting:
@@ -606,7 +628,7 @@ def test_a_lost_device_is_reported_and_not_asked_again():
 
 
 def test_callers_without_futures_share_one_batch_answer():
-    """The low-level way: a callback with the whole batch and the caller's place in it, and a failing one is alone."""
+    """The low-level way: a receiver gets the whole batch and its place in it, and one that fails is alone."""
 
     async def test():
         seen: list[tuple[int, list[int]]] = []
@@ -620,7 +642,7 @@ def test_callers_without_futures_share_one_batch_answer():
 
         batcher = Batcher(Echo(), max_queue_rows=100)
         for numbers in ((1, 2), (3,), (4,)):
-            batcher.submit(Request(rows(*numbers), answered, pytest.fail))
+            batcher.submit(Called(rows(*numbers), answered))
         await batcher.close()
         assert seen == [(0, [1, 2, 3, 4]), (2, [1, 2, 3, 4]), (3, [1, 2, 3, 4])]
         assert len(shared) == 1
