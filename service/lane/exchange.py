@@ -176,16 +176,12 @@ class Exchange(Request):
     asked: Any  # what the body says of the answer
 
     def __init__(self, protocol: Connection, head: Head, arrived: float) -> None:
+        super().__init__(head.target, deadline=arrived + head.patience, arrived=arrived)
         self.protocol = protocol
         self.head = head
-        self.receiver = head.target
         self.is_last = not head.keep_alive
-        self.arrived = self.parsed = arrived
-        self.deadline = arrived + head.patience
-        self.rows = 0
-        self.is_over = self.is_expired = False
+        self.parsed = arrived
         self.answer: bytes | None = None  # waits for its turn
-        self._inputs = None
 
     def read(self, body: bytes) -> None:
         """Take the rows out of the body. Raises what the route's `read` raises."""
