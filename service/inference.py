@@ -42,13 +42,13 @@ def classifier(model: Model) -> tuple[ImageSpec, tuple[str, ...]]:
         Unsupported: it takes no images, or does not give classes and probabilities.
     """
     outputs = {spec.name for spec in model.engine.outputs}
-    if model.image is None or model.labels is None or not {"probabilities", "class_id"} <= outputs:
+    if model.image is None or model.class_names is None or not {"probabilities", "class_id"} <= outputs:
         raise Unsupported(
             f"model {model.name!r} takes {_named(model.engine.inputs)} and gives {_named(model.engine.outputs)}, "
             "expected one that says how an image becomes its input and gives class_id and probabilities with labels: "
             f"use /v2/models/{model.name}/infer for it"
         )
-    return model.image, model.labels
+    return model.image, model.class_names
 
 
 async def answer(

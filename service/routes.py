@@ -52,13 +52,13 @@ async def predict(request: Request) -> Response:
     """Classify the images in the body."""
     context: RequestContext = request.state.context
     model = _chosen(request)
-    spec, labels = classifier(model)
+    spec, class_names = classifier(model)
     deadline = context.deadline()
     budget: BodyBudget = request.app.state.body_budget
     with budget.hold() as share, model.in_use():
         images = await _read_images(request, spec, share)
         result = await answer(request.app.state.registry, model, {spec.input: images}, deadline, context)
-    body = predictions_json(model.name, model.version, labels, result.outputs)
+    body = predictions_json(model.name, model.version, class_names, result.outputs)
     count(model, result, context)
     return Response(body, media_type="application/json")
 
@@ -132,7 +132,7 @@ def _served(model: Model) -> schemas.ServedModel:
     return schemas.ServedModel(
         name=model.name,
         version=model.version,
-        labels=list(model.labels or ()),
+        labels=list(model.class_names or ()),
         provider=engine.device.provider,
         buckets=list(engine.buckets),
         batch_invariant=engine.batch_invariant,

@@ -13,14 +13,14 @@ from ..errors import EngineError
 
 
 def predictions_json(
-    model: str, version: int, labels: Sequence[str], outputs: Mapping[str, NDArray[np.generic]]
+    model: str, version: int, class_names: Sequence[str], outputs: Mapping[str, NDArray[np.generic]]
 ) -> bytes:
     """Return the answer for n images as JSON.
 
     Args:
         model: its name.
         version: the version that gave the outputs.
-        labels: class names, index = class id.
+        class_names: index = class id.
         outputs: "probabilities" float32 (n, classes) and "class_id" int64 (n, 1).
 
     Raises:
@@ -31,7 +31,7 @@ def predictions_json(
         raise EngineError(f"model {model!r} gave probabilities that are not finite numbers")
     class_ids = outputs["class_id"].ravel().tolist()
     predictions = [
-        {"class_id": class_id, "label": labels[class_id], "confidence": row[class_id], "probabilities": row}
+        {"class_id": class_id, "label": class_names[class_id], "confidence": row[class_id], "probabilities": row}
         for class_id, row in zip(class_ids, probabilities, strict=True)
     ]
     answer = {"model": model, "version": version, "predictions": predictions}

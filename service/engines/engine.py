@@ -176,9 +176,9 @@ class Engine:
         return self._signature.outputs
 
     @property
-    def labels(self) -> tuple[str, ...] | None:
+    def class_names(self) -> tuple[str, ...] | None:
         """Class names, index = class id; None for a model that states none."""
-        return self._signature.labels
+        return self._signature.class_names
 
     @property
     def image(self) -> ImageSpec | None:

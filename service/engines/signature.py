@@ -1,4 +1,4 @@
-"""Read what a session states about its model: inputs, outputs, labels and the image it takes.
+"""Read what a session states about its model: inputs, outputs, class names and the image it takes.
 
 Everything is read from the graph and its metadata; a model that carries none of ours is served as plain tensors.
 Refuses what the batcher could not serve, with the reason.
@@ -27,12 +27,12 @@ _ORT_DATATYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Names, shapes and types from the graph, labels and image from its metadata."""
+    """Names, shapes and types from the graph, class names and image from its metadata."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     metadata: Mapping[str, str]
-    labels: tuple[str, ...] | None
+    class_names: tuple[str, ...] | None
     image: ImageSpec | None
 
     @property
@@ -57,7 +57,7 @@ def read_signature(session: onnxruntime.InferenceSession) -> Signature:
         raise ArtifactInvalid(f"inputs and outputs differ in their first axis ({rows}), expected the batch in all")
     metadata = dict(session.get_modelmeta().custom_metadata_map)
     try:
-        return Signature(inputs, outputs, metadata, _labels(metadata, outputs), _image(metadata, inputs))
+        return Signature(inputs, outputs, metadata, _class_names(metadata, outputs), _image(metadata, inputs))
     except FormatError as err:
         raise ArtifactInvalid(str(err)) from err
 
@@ -73,12 +73,12 @@ def _spec(kind: str, node: Any) -> TensorSpec:
     return TensorSpec(node.name, _ORT_DATATYPES[node.type], shape)
 
 
-def _labels(metadata: Mapping[str, str], outputs: tuple[TensorSpec, ...]) -> tuple[str, ...] | None:
-    labels = read_labels(metadata)
-    if labels is not None and not any(spec.shape[1:] == (len(labels),) for spec in outputs):
+def _class_names(metadata: Mapping[str, str], outputs: tuple[TensorSpec, ...]) -> tuple[str, ...] | None:
+    class_names = read_labels(metadata)
+    if class_names is not None and not any(spec.shape[1:] == (len(class_names),) for spec in outputs):
         shapes = {spec.name: spec.shape for spec in outputs}
-        raise FormatError(f"{LABELS} names {len(labels)} classes, no output has so many: {shapes}")
-    return labels
+        raise FormatError(f"{LABELS} names {len(class_names)} classes, no output has so many: {shapes}")
+    return class_names
 
 
 def _image(metadata: Mapping[str, str], inputs: tuple[TensorSpec, ...]) -> ImageSpec | None:

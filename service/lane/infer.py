@@ -158,7 +158,7 @@ class Infer:
     def _write_alone(self, batch: BatchAnswer, start: int, rows: int, request: InferRequest) -> tuple[bytes, bytes]:
         """Write one answer as the application does."""
         outputs = {name: array[start : start + rows] for name, array in batch.outputs.items()}
-        response = format_response(self.model.name, self.model.version, request, outputs, self.model.labels)
+        response = format_response(self.model.name, self.model.version, request, outputs, self.model.class_names)
         if response.header_length is None:
             return _PLAIN, response.body
         return _WITH_TENSORS % response.header_length, response.body

@@ -37,7 +37,7 @@ class Predict:
     label = "/predict"
 
     def __init__(self, model: Model, limits: Limits) -> None:
-        self._spec, labels = classifier(model)
+        self._spec, class_names = classifier(model)
         self.model = model
         self._limits = limits
         self._row_bytes = self._spec.channels * self._spec.height * self._spec.width
@@ -48,8 +48,8 @@ class Predict:
         self._start = orjson.dumps(empty).removesuffix(b"]}")
         # What an answer says of its class, up to the number that follows.
         self._classes = [
-            b'{"class_id":%d,"label":%b,"confidence":' % (class_id, orjson.dumps(label))
-            for class_id, label in enumerate(labels)
+            b'{"class_id":%d,"label":%b,"confidence":' % (class_id, orjson.dumps(class_name))
+            for class_id, class_name in enumerate(class_names)
         ]
 
     def takes(self, media_type: str, length: int) -> bool:

@@ -63,9 +63,9 @@ class Model:
         return (version,) if self.is_verified else (version, (b"x-model-verified", b"false"))
 
     @property
-    def labels(self) -> tuple[str, ...] | None:
+    def class_names(self) -> tuple[str, ...] | None:
         """Class names, index = class id."""
-        return self.engine.labels
+        return self.engine.class_names
 
     @property
     def image(self) -> ImageSpec | None:

@@ -12,20 +12,20 @@ from ..tensors import Array
 from .datatypes import bytes_tensor
 
 
-def classify(values: Array, classes: int, labels: Sequence[str] | None) -> Array:
+def classify(values: Array, classes: int, class_names: Sequence[str] | None) -> Array:
     """Return the largest values of each row in falling order, equal ones by rising index.
 
     Args:
         values: numbers, (rows, ...); the axes behind the first are taken as one.
         classes: how many; more than there are gives all.
-        labels: a name for each index, or None; left out when there are not as many as values in a row.
+        class_names: a name for each index, or None; left out when there are not as many as values in a row.
 
     Returns:
         `bytes` objects, shape (rows, min(classes, values in a row)).
     """
     rows = values.reshape(len(values), -1)
     count = min(classes, rows.shape[1])
-    named = labels if labels is not None and len(labels) == rows.shape[1] else None
+    named = class_names if class_names is not None and len(class_names) == rows.shape[1] else None
     order = np.argsort(_falling(rows), axis=1, kind="stable")[:, :count]
     entries = [_entry(row[index], int(index), named) for row, best in zip(rows, order, strict=True) for index in best]
     return bytes_tensor(entries, (len(rows), count))
@@ -38,6 +38,6 @@ def _falling(rows: Array) -> Array:
     return np.invert(rows)  # all bits turned: -x - 1 for signed, max - x for unsigned
 
 
-def _entry(value: np.generic, index: int, labels: Sequence[str] | None) -> bytes:
+def _entry(value: np.generic, index: int, class_names: Sequence[str] | None) -> bytes:
     text = f"{value!s}:{index}"
-    return (text if labels is None else f"{text}:{labels[index]}").encode()
+    return (text if class_names is None else f"{text}:{class_names[index]}").encode()

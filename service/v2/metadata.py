@@ -73,8 +73,8 @@ def _properties(model: "Model") -> dict[str, str]:
         "batch_invariant": str(engine.batch_invariant).lower(),
         "verified": str(model.is_verified).lower(),
     }
-    if model.labels is not None:
-        properties["labels"] = orjson.dumps(model.labels).decode()
+    if model.class_names is not None:
+        properties["labels"] = orjson.dumps(model.class_names).decode()
     return properties
 
 

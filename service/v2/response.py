@@ -40,7 +40,7 @@ def format_response(
     version: int,
     request: InferRequest,
     outputs: Mapping[str, Array],
-    labels: Sequence[str] | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> InferResponse:
     """Return the answer to a request.
 
@@ -49,7 +49,7 @@ def format_response(
         version: the version that gave the outputs.
         request: which outputs are wanted, and how.
         outputs: each output of the model by name, as many rows as the request has.
-        labels: class names for `classification`.
+        class_names: for `classification`.
 
     Raises:
         InvalidInput: an FP16 output is wanted as JSON, which has no such form,
@@ -58,7 +58,7 @@ def format_response(
     described: list[dict[str, Any]] = []
     tails: list[bytes] = []
     for wanted in request.outputs:
-        array = chosen(wanted, outputs, labels)
+        array = chosen(wanted, outputs, class_names)
         entry: dict[str, Any] = {"name": wanted.name, "datatype": datatype_of(array), "shape": array.shape}
         if wanted.binary:
             tails.append(tensor_to_bytes(array))
@@ -72,10 +72,10 @@ def format_response(
     return InferResponse(b"".join((head, *tails)), len(head)) if any(tails) else InferResponse(head, None)
 
 
-def chosen(wanted: WantedOutput, outputs: Mapping[str, Array], labels: Sequence[str] | None) -> Array:
+def chosen(wanted: WantedOutput, outputs: Mapping[str, Array], class_names: Sequence[str] | None) -> Array:
     """Return one output in the requested form: the tensor, or its largest values as text."""
     array = outputs[wanted.name]
-    return classify(array, wanted.classes, labels) if wanted.classes else array
+    return classify(array, wanted.classes, class_names) if wanted.classes else array
 
 
 def _json_data(name: str, array: Array) -> Any:

@@ -177,7 +177,7 @@ async def _body(request: Request, share: Share) -> bytes:
 
 async def _format(model: Model, request: InferRequest, outputs: Any) -> InferResponse:
     """Return the answer; many values as JSON are written in a thread."""
-    arguments = (model.name, model.version, request, outputs, model.labels)
+    arguments = (model.name, model.version, request, outputs, model.class_names)
     if sum(outputs[wanted.name].size for wanted in request.outputs if not wanted.binary) <= QUICK_VALUES:
         return format_response(*arguments)
     return await asyncio.to_thread(format_response, *arguments)

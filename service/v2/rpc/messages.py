@@ -59,7 +59,7 @@ def read_request(
 
 
 def write_response(
-    model: str, version: int, request: InferRequest, outputs: Mapping[str, Array], labels: Sequence[str] | None
+    model: str, version: int, request: InferRequest, outputs: Mapping[str, Array], class_names: Sequence[str] | None
 ) -> Any:
     """Return the `ModelInferResponse` to a request.
 
@@ -68,7 +68,7 @@ def write_response(
     """
     message = INFERENCE.messages["ModelInferResponse"](model_name=model, model_version=str(version), id=request.id)
     for wanted in request.outputs:
-        array = chosen(wanted, outputs, labels)
+        array = chosen(wanted, outputs, class_names)
         datatype = datatype_of(array)
         entry = message.outputs.add(name=wanted.name, datatype=datatype, shape=array.shape)
         if wanted.binary:

@@ -100,7 +100,7 @@ class InferenceService:
             wanted = await context.parse(read_request, *arguments, is_quick=is_quick)
             deadline = context.deadline(wanted.timeout_seconds)
             result = await answer(self._registry, model, wanted.inputs, deadline, context)
-        response = write_response(model.name, model.version, wanted, result.outputs, model.labels)
+        response = write_response(model.name, model.version, wanted, result.outputs, model.class_names)
         count(model, result, context)
         return response
 

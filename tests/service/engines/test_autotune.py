@@ -77,7 +77,7 @@ def test_an_engine_that_runs_a_rewritten_graph_is_proven_like_any_other(fashion,
     is_possible = REWRITES[name](before) is not None
     assert engine.rewrite == (name if is_possible else None)
     assert engine.batch_invariant
-    assert engine.labels == artifacts.LABELS
+    assert engine.class_names == artifacts.LABELS
     answered = engine.run({"image": artifacts.images(50)})
     expected = artifacts.classify(artifacts.images(50))
     artifact.golden.check(engine.run(artifact.golden.inputs), "cpu")

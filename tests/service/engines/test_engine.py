@@ -35,7 +35,7 @@ def test_names_types_and_shapes_come_from_the_graph(fashion):
 def test_labels_and_image_come_from_the_models_own_metadata(fashion):
     """The file describes itself; nothing beside it is read for that."""
     engine = load(fashion)
-    assert engine.labels == artifacts.LABELS
+    assert engine.class_names == artifacts.LABELS
     assert engine.metadata["foldserve.format"] == "1"
     assert engine.image is not None
     assert (engine.image.input, engine.image.height, engine.image.width, engine.image.channels) == ("image", 28, 28, 1)
@@ -46,7 +46,7 @@ def test_a_foreign_model_is_served_as_plain_tensors(models):
     """Two inputs, no metadata of ours: no labels, no image, right answers."""
     artifacts.publish_two_inputs(models)
     engine = load(models, "sum")
-    assert engine.labels is None
+    assert engine.class_names is None
     assert engine.image is None
     left, right = np.random.default_rng(0).standard_normal((2, 5, 3)).astype(np.float32)
     assert np.array_equal(engine.run({"left": left, "right": right})["sum"], left + right)

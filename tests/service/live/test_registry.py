@@ -37,7 +37,7 @@ async def test_a_single_model_needs_no_name_and_answers(fashion):
     artifacts.publish_classifier(fashion, version=2, seed=1)
     async with loaded(fashion) as models:
         model = models.registry.get()
-        assert (model.name, model.version, model.labels) == ("fashion", 2, artifacts.LABELS)
+        assert (model.name, model.version, model.class_names) == ("fashion", 2, artifacts.LABELS)
         asked = artifacts.images(300)
         answer = await model.batcher.infer({"image": asked})
         expected = artifacts.classify(asked, artifacts.classifier_weights(1))
