@@ -38,8 +38,8 @@ from .processes.workers import Workers
 from .request_middleware import RequestMiddleware
 from .routes import STATIC, router
 from .settings import Settings
-from .transport.guard import Guard, wire_limits
-from .transport.protocol import GUARD
+from .transport.connection import GUARD
+from .transport.guard import Guard, connection_limits
 from .v2.readers import Readers
 from .v2.repository import router as repository_router
 from .v2.routes import router as v2_router
@@ -142,7 +142,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
             is_open = not app.state.access.needs_key(INFER)
             parts = app.state
             lane = Lane(registry, settings, metrics, parts.body_budget, parts.readers, parts.error_log, is_open=is_open)
-            yield {GUARD: Guard(wire_limits(settings)), LANE: lane}
+            yield {GUARD: Guard(connection_limits(settings)), LANE: lane}
         finally:
             canary.cancel()
             late.cancel()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .processes.workers import Workers
     from .settings import Settings
 
-PROTOCOL = "foldserve.service.lane.protocol:LaneProtocol"
+PROTOCOL = "foldserve.service.lane.connection:lane_connection"
 
 # What takes longest to import and makes no threads, so that a process which has it can be copied.
 _LIBRARIES = (

@@ -33,22 +33,24 @@ from foldserve.service.app import create_app
 from foldserve.service.batching.batch import Batch
 from foldserve.service.batching.batcher import Batcher
 from foldserve.service.engines.runners import PlainRunner
-from foldserve.service.lane.exchange import Exchange, Target
+from foldserve.service.lane.connection import lane_connection
+from foldserve.service.lane.exchange import Endpoint, Exchange
 from foldserve.service.lane.predict import Predict
-from foldserve.service.lane.protocol import LaneProtocol
 from foldserve.service.settings import Settings
+from foldserve.service.transport.connection import Connection
+from foldserve.service.transport.outbox import Outbox
 
 STAGES: tuple[tuple[str, type, str], ...] = (
-    ("receive: know the head, make the exchange", LaneProtocol, "data_received"),
+    ("receive: know the head, make the exchange", Connection, "data_received"),
     ("read the body, where bytes are not rows already", Exchange, "read"),
     ("admit and queue", Batcher, "submit"),
     ("take the batch, remember its time", Batcher, "_turn"),
     ("join the rows", Batch, "assemble"),
     ("run the network", PlainRunner, "run"),
     ("write the numbers of the batch", Predict, "write"),
-    ("head and body of the answers", Target, "_with_heads"),
-    ("send, next in line", LaneProtocol, "settle"),
-    ("count", Target, "_count"),
+    ("head and body of the answers", Endpoint, "_answers"),
+    ("send, next in line", Outbox, "send"),
+    ("count", Endpoint, "_count"),
 )
 REST = "event loop between them"
 BATCHES = (1, 32, 128)
@@ -102,13 +104,13 @@ async def measure(models: Path, request: bytes, connections: int, turns: int) ->
     clock = Clock()
     originals = [(owner, name, getattr(owner, name)) for _, owner, name in STAGES]
     app = create_app(Settings(models_dir=models, provider="cpu", threads=1, inline_below_ms=1_000))
-    config = uvicorn.Config(app, http=LaneProtocol, ws="none", log_config=None)
+    config = uvicorn.Config(app, http=lane_connection, ws="none", log_config=None)
     config.load()
     rows = []
     async with app.router.lifespan_context(app) as state:
         server = ServerState()
         server.default_headers = [(b"date", b"Sun, 22 Nov 2026 12:00:00 GMT")]
-        protocols = [LaneProtocol(config, server, dict(state)) for _ in range(connections)]
+        protocols = [lane_connection(config, server, dict(state)) for _ in range(connections)]
         for protocol in protocols:
             protocol.connection_made(Sink())  # type: ignore[arg-type]
         for stage, owner, name in STAGES:
@@ -119,7 +121,7 @@ async def measure(models: Path, request: bytes, connections: int, turns: int) ->
                 started = time.perf_counter()
                 for protocol in protocols:
                     protocol.data_received(request)
-                while protocols[-1].exchanges:  # noqa: ASYNC110 - turns of the loop are what is measured
+                while protocols[-1].outbox.due:  # noqa: ASYNC110 - turns of the loop are what is measured
                     await asyncio.sleep(0)
                 total = time.perf_counter() - started
                 known = [clock.seconds.get(stage, 0.0) for stage, _, _ in STAGES]
@@ -128,7 +130,7 @@ async def measure(models: Path, request: bytes, connections: int, turns: int) ->
             for owner, name, original in originals:
                 setattr(owner, name, original)
         for protocol in protocols:
-            protocol.guard.leave(protocol, protocol.address)
+            protocol.connection_lost(None)
     figures = np.percentile(np.array(rows[len(rows) // 5 :]), 10, axis=0) / connections * 1e6
     return dict(zip([*(stage for stage, _, _ in STAGES), REST, "all"], figures.tolist(), strict=True))
 

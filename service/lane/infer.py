@@ -1,7 +1,7 @@
 """The infer route a batch at a time, for the fast lane: what `request` and `response` do, with less for each request.
 
-The reader is the one that the application uses; what an answer says besides its numbers is remembered for each way of
-asking, and the numbers are written once for all requests of a batch. Knows no connection and no queue.
+The reader is the one that the application uses; what an answer says besides its numbers is remembered for each list of
+outputs, and the numbers are written once for all requests of a batch. Knows no connection and no queue.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +29,7 @@ _MOST_REMEMBERED = 256
 _PLAIN = b"content-type: " + JSON_TYPE.encode() + b"\r\n"
 _WITH_TENSORS = b"content-type: " + BINARY_TYPE.encode() + b"\r\ninference-header-content-length: %d\r\n"
 
-Way = tuple[tuple[WantedOutput, ...], int]  # which outputs, for how many rows
+Form = tuple[tuple[WantedOutput, ...], int]  # which outputs, for how many rows
 
 
 class Infer:
@@ -44,70 +44,70 @@ class Infer:
     def __init__(self, model: Model, reader: RequestReader, label: str) -> None:
         self.model = model
         self.label = label
-        self.most_rows = model.engine.buckets[-1]
+        self.max_batch_size = model.engine.buckets[-1]
         self._reader = RepeatedReader(reader, tuple(model.engine.inputs))
         row_bytes = sum(spec.row_bytes for spec in model.engine.inputs)
-        self._most_bytes = max(QUICK_BYTES, _HEAD_BYTES + row_bytes * self.most_rows)
-        self._heads: BoundedDict[Way, list[bytes]] = BoundedDict(_MOST_REMEMBERED)
+        self._max_bytes = max(QUICK_BYTES, _HEAD_BYTES + row_bytes * self.max_batch_size)
+        self._frames: BoundedDict[Form, list[bytes]] = BoundedDict(_MOST_REMEMBERED)
         self._last: tuple[InferRequest, list[bytes]] | None = None
 
     def takes(self, media_type: str, length: int) -> bool:
         """Return whether a body of this length is likely to make one part of one batch; the type says nothing here."""
-        return 0 < length <= self._most_bytes
+        return 0 < length <= self._max_bytes
 
     def is_quick(self, body: bytes, media_type: str, header_length: int | None) -> bool:
         """Return whether the event loop can afford to read the body itself."""
         return is_quick(body, header_length)
 
     def plain(self, media_type: str, length: int, header_length: int | None) -> tuple[int, InferRequest | None]:
-        """Return the rows of a body that holds nothing else, and what it asks; 0 rows for one that has to be read."""
+        """Return the rows and the request of a body that holds nothing but rows; 0 rows where it has to be read."""
         request = self._reader.plain(length) if header_length == 0 else None
-        return (0, None) if request is None or request.rows > self.most_rows else (request.rows, request)
+        return (0, None) if request is None or request.rows > self.max_batch_size else (request.rows, request)
 
     def read(
         self, body: bytes, media_type: str, header_length: int | None
     ) -> tuple[Mapping[str, Array] | None, RawRows | None, int, InferRequest]:
-        """Return the inputs as arrays or, of a model with one, its numbers as bytes; the rows, and what is asked.
+        """Return the inputs as arrays or, of a model with one, its numbers as bytes; the rows, and the whole request.
 
         Raises what `RequestReader.read` raises.
         """
-        octets, request = self._reader.read(body, header_length)
-        if octets is not None:
-            return None, octets, request.rows, request
+        raw_rows, request = self._reader.read(body, header_length)
+        if raw_rows is not None:
+            return None, raw_rows, request.rows, request
         if len(request.inputs) == 1:
-            octets = np.ascontiguousarray(next(iter(request.inputs.values()))).data
-        return request.inputs, octets, request.rows, request
+            raw_rows = np.ascontiguousarray(next(iter(request.inputs.values()))).data
+        return request.inputs, raw_rows, request.rows, request
 
     def write(
         self, batch: BatchAnswer, requests: Sequence[Any], starts: Sequence[int]
     ) -> Sequence[tuple[bytes, bytes] | InvalidInput]:
-        """Return header lines and body of each request's answer, or why it cannot be written in the form asked for."""
+        """Return header lines and body of each request's answer, or why it cannot be written in the wanted form."""
         return self._write_alike(batch, requests) or [
-            self._write(batch, start, request.rows, request.asked)
+            self._write(batch, start, request.rows, request.options)
             for request, start in zip(requests, starts, strict=True)
         ]
 
     def _write_alike(self, batch: BatchAnswer, requests: Sequence[Any]) -> list[tuple[bytes, bytes]] | None:
-        """Return the answers of a batch of single rows that ask for the same; None when it is anything else."""
-        asked: InferRequest = requests[0].asked
-        if len(requests) != batch.rows or any(request.asked is not asked for request in requests):
+        """Return the answers of a batch of single rows that want the same outputs; None when it is anything else."""
+        options: InferRequest = requests[0].options
+        if len(requests) != batch.rows or any(request.options is not options for request in requests):
             return None
-        wanted = asked.outputs
+        wanted = options.outputs
         is_binary = wanted[0].binary
-        if asked.id or any(output.binary != is_binary or output.classes for output in wanted):
+        if options.id or any(output.binary != is_binary or output.classes for output in wanted):
             return None
-        if self._last is None or self._last[0] is not asked:  # comparing what they say would cost more than the rest
-            self._last = asked, self._pieces(batch, wanted, 1)
+        if self._last is None or self._last[0] is not options:  # comparing what they say would cost more than the rest
+            self._last = options, self._pieces(batch, wanted, 1)
         pieces = self._last[1]
         if is_binary:
             head = b"".join(pieces)
-            octets = [_octets_of_rows(batch, output.name) for output in wanted]
+            raw_rows = [_raw_rows(batch, output.name) for output in wanted]
             lines = _WITH_TENSORS % len(head)
-            return [(lines, b"".join(parts)) for parts in zip(repeat(head), *octets, strict=False)]
+            return [(lines, b"".join(parts)) for parts in zip(repeat(head), *raw_rows, strict=False)]
         columns: list[Iterable[bytes]] = [repeat(pieces[0])]
         for output, piece in zip(wanted, pieces[1:], strict=True):
             texts = _written(batch, output.name)
-            if any(b"null" in text for text in texts):  # not a number: the careful way says so
+            if any(b"null" in text for text in texts):  # not a number: written alone, it is refused
                 return None
             columns += [texts, repeat(piece)]
         return [(_PLAIN, b"".join(parts)) for parts in zip(*columns, strict=False)]
@@ -128,10 +128,10 @@ class Infer:
         texts, tails = [pieces[0]], []
         for wanted, piece in zip(request.outputs, pieces[1:], strict=True):
             if wanted.binary:
-                tails.extend(_octets_of_rows(batch, wanted.name)[start : start + rows])
+                tails.extend(_raw_rows(batch, wanted.name)[start : start + rows])
             else:
                 text = b",".join(_written(batch, wanted.name)[start : start + rows])
-                if b"null" in text:  # not a number: the careful way says so
+                if b"null" in text:  # not a number: written alone, it is refused
                     return self._write_alone(batch, start, rows, request)
                 texts.append(text)
             texts.append(piece)
@@ -139,7 +139,7 @@ class Infer:
         return (_WITH_TENSORS % len(head), b"".join((head, *tails))) if tails else (_PLAIN, head)
 
     def count(self, answers: int, total: float, parse: float, infer: float, since_run: float) -> None:
-        """Count requests that were answered; formatting is part of the total only.
+        """Count answered requests; formatting is part of the total only.
 
         Args:
             answers: how many.
@@ -165,10 +165,10 @@ class Infer:
 
     def _pieces(self, batch: BatchAnswer, wanted: tuple[WantedOutput, ...], rows: int) -> list[bytes]:
         """Return the JSON around the numbers: what stands before the first output's, then what stands behind each's."""
-        way = (wanted, rows)
-        pieces = self._heads.get(way)
+        form = (wanted, rows)
+        pieces = self._frames.get(form)
         if pieces is None:
-            pieces = self._heads[way] = self._make_pieces(batch, wanted, rows)
+            pieces = self._frames[form] = self._make_pieces(batch, wanted, rows)
         return pieces
 
     def _make_pieces(self, batch: BatchAnswer, wanted: Sequence[WantedOutput], rows: int) -> list[bytes]:
@@ -203,7 +203,7 @@ def can_take(model: Model) -> bool:
 
 
 def _written(batch: BatchAnswer, name: str) -> list[bytes]:
-    """Return the numbers of each row of one output as JSON; the first who asks writes them for the whole batch."""
+    """Return the numbers of each row of one output as JSON; the first request writes them for the whole batch."""
     rows: list[bytes] | None = batch.formatted.get(name)
     if rows is None:
         array = np.ascontiguousarray(batch.outputs[name][: batch.rows])
@@ -212,11 +212,11 @@ def _written(batch: BatchAnswer, name: str) -> list[bytes]:
     return rows
 
 
-def _octets_of_rows(batch: BatchAnswer, name: str) -> list[bytes]:
-    """Return each row of one output as bytes; made once, for the first who asks."""
+def _raw_rows(batch: BatchAnswer, name: str) -> list[bytes]:
+    """Return each row of one output as bytes; made once for the whole batch."""
     rows: list[bytes] | None = batch.formatted.get((name, bytes))
     if rows is None:
         array = batch.outputs[name][: batch.rows]
-        size, octets = array[:1].nbytes, array.tobytes()
-        rows = batch.formatted[name, bytes] = [octets[at : at + size] for at in range(0, len(octets), size)]
+        size, raw_rows = array[:1].nbytes, array.tobytes()
+        rows = batch.formatted[name, bytes] = [raw_rows[at : at + size] for at in range(0, len(raw_rows), size)]
     return rows

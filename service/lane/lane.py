@@ -1,9 +1,8 @@
 """The fast lane: `/predict` and the infer route from the socket to the batcher and back, with no ASGI cycle between.
 
-What all connections share of it: which requests it takes, what answers them, and what was counted. It takes only
-requests that hold nothing unusual; whatever else comes, and every other route, goes to the application as before, and
-both give the same answers. Nothing is done for each request that can be done for each batch, and a head that was read
-before is not read again.
+What all connections share of it: which requests it takes, and what answers them. It takes only requests that hold
+nothing unusual; all others, and every other route, go to the application, and both give the same answers. Nothing is
+done for each request that can be done for each batch, and a head that was read before is not read again.
 """
 
 import asyncio
@@ -18,12 +17,12 @@ from ..error_answers import ErrorLog
 from ..errors import InvalidInput, NotReady, ServiceError, Unsupported
 from ..live.registry import Registry
 from ..metrics import Metrics
-from ..request_context import read_timeout, safe_request_id
+from ..request_context import read_timeout, safe_request_id, shortest_timeout
 from ..settings import Settings
 from ..v2.readers import Readers
-from .exchange import Head, Route, Target
+from .counts import AnswerCounts
+from .exchange import Endpoint, RequestHead, Route
 from .infer import Infer, can_take
-from .outgoing import Outgoing
 from .predict import Predict
 
 INFER_ROUTE = "/v2/models/{model}/infer"
@@ -34,7 +33,8 @@ LANE = "lane"  # the key of the lifespan's state
 _MOST_HEADS = 4_096  # heads that are remembered; each is small, and few clients write more than one
 _LONGEST_HEAD = 2_048
 
-# Headers that change how a request is to be read or answered, in ways that the lane leaves to the application.
+# Headers that change how a request is to be read or answered; such requests, and those in which a header stands twice,
+# are left to the application.
 _UNUSUAL = {b"content-encoding", b"transfer-encoding", b"expect", b"upgrade", b"authorization", b"x-api-key"}
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
@@ -65,85 +65,87 @@ class Lane:
     ) -> None:
         self.registry = registry
         self.budget = budget
-        self.outgoing = Outgoing(metrics, error_log)
-        self.heads: BoundedDict[bytes, Head] = BoundedDict(_MOST_HEADS)
-        self._default_deadline = settings.default_timeout_seconds
+        self.heads: BoundedDict[bytes, RequestHead] = BoundedDict(_MOST_HEADS)
+        self.endpoints: dict[bytes, Endpoint] = {}
+        self._counts = AnswerCounts(metrics)
+        self._error_log = error_log
+        self._default_timeout = settings.default_timeout_seconds
         self._limits = Limits(settings.max_rows, settings.max_image_pixels)
         self._is_open = is_open
-        self.targets: dict[bytes, Target] = {}
         self._readers = readers
-        self.find_targets()
-        registry.changed.append(self.find_targets)
         self._failed: list[tuple[Request, ServiceError]] = []
+        self.renew_endpoints()
+        registry.changed.append(self.renew_endpoints)
 
-    def find_targets(self) -> None:
-        """Look again at what answers: a pointer has moved, or a version has come or gone."""
-        for target in self.targets.values():
-            target.is_current = False
+    def renew_endpoints(self) -> None:
+        """Look again at what answers: a pointer has moved, or a version was added or removed."""
+        for endpoint in self.endpoints.values():
+            endpoint.is_current = False
         self.heads.clear()
         routes = _routes(self.registry, self._limits, self._readers) if self._is_open else {}
-        self.targets = {path: Target(route, self.outgoing, self.registry.shadows) for path, route in routes.items()}
+        self.endpoints = {
+            path: Endpoint(route, self._counts, self._error_log, self.registry.shadows)
+            for path, route in routes.items()
+        }
 
-    def read_head(self, path: bytes, headers: list[tuple[bytes, bytes]], *, keep_alive: bool) -> Head | None:
-        """Return what a POST asks for, or None when the application has to see it.
+    def read_head(self, path: bytes, headers: list[tuple[bytes, bytes]], *, keep_alive: bool) -> RequestHead | None:
+        """Return what the head of a POST says, or None when the application has to see it.
 
         Args:
-            path: the request target as it came.
+            path: the request target as it was sent.
             headers: names in lower case.
             keep_alive: whether the connection goes on afterwards.
         """
-        target = self.targets.get(path)
-        if target is None:
+        endpoint = self.endpoints.get(path)
+        by_name = dict(headers)
+        if endpoint is None or len(by_name) != len(headers) or not _UNUSUAL.isdisjoint(by_name):
             return None
-        found = dict(headers)
-        if len(found) != len(headers) or not _UNUSUAL.isdisjoint(found):  # a header came twice, or is not for us
-            return None
-        if b"q=0" in found.get(b"accept-encoding", b""):  # it may refuse answers that are not compressed
+        if b"q=0" in by_name.get(b"accept-encoding", b""):  # it may refuse answers that are not compressed
             return None
         try:
-            seconds = read_timeout(found.get(b"x-deadline-ms"))
+            stated_timeout = read_timeout(by_name.get(b"x-deadline-ms"))
         except InvalidInput:
             return None
-        header_length = found.get(b"inference-header-content-length")
-        if header_length is not None and not _LENGTH.fullmatch(header_length):
+        stated_length = by_name.get(b"inference-header-content-length")
+        if stated_length is not None and not _LENGTH.fullmatch(stated_length):
             return None
-        media_type = found.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
-        length = int(found.get(b"content-length", b"0"))
-        if not target.route.takes(media_type, length):
+        media_type = by_name.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
+        length = int(by_name.get(b"content-length", b"0"))
+        if not endpoint.route.takes(media_type, length):
             return None
-        binary_from = int(header_length) if header_length else None
-        rows, asked = target.route.plain(media_type, length, binary_from)
-        return Head(
+        header_length = int(stated_length) if stated_length else None
+        rows, options = endpoint.route.plain(media_type, length, header_length)
+        return RequestHead(
             path=path,
-            target=target,
+            endpoint=endpoint,
             media_type=media_type,
             length=length,
-            header_length=binary_from,
-            deadline_seconds=seconds,
-            patience=seconds or self._default_deadline,
-            request_id=safe_request_id(found.get(b"x-request-id")),
+            header_length=header_length,
+            stated_timeout=stated_timeout,
+            timeout=shortest_timeout(self._default_timeout, stated_timeout),
+            request_id=safe_request_id(by_name.get(b"x-request-id")),
             keep_alive=keep_alive,
             rows=rows,
-            asked=asked,
+            options=options,
         )
 
-    def remember(self, raw: bytes, head: Head) -> None:
+    def remember(self, raw: bytes, head: RequestHead) -> None:
         """Know these very bytes again."""
         if len(raw) <= _LONGEST_HEAD:
             head.raw = raw
             self.heads[raw] = head
 
-    def renew(self, head: Head) -> Head:
+    def renew(self, head: RequestHead) -> RequestHead:
         """Return what a head means now that the models have changed since it was read.
 
         Raises:
             NotReady: nothing on the lane answers it any more.
         """
-        target = self.targets.get(head.path)
-        if target is None:
+        endpoint = self.endpoints.get(head.path)
+        if endpoint is None:
             raise NotReady("the models changed while the request arrived; send it again")
-        rows, asked = target.route.plain(head.media_type, head.length, head.header_length)
-        return replace(head, target=target, rows=rows, asked=asked, raw=b"")
+        rows, options = endpoint.route.plain(head.media_type, head.length, head.header_length)
+        return replace(head, endpoint=endpoint, rows=rows, options=options, raw=b"")
 
     def fail_soon(self, request: Request, error: ServiceError) -> None:
         """Tell a request at the end of this turn of the loop that it failed.

@@ -16,7 +16,7 @@ from ..errors import EngineError
 from ..inference import classifier
 from ..live.model import Model
 
-OCTETS = "application/octet-stream"
+OCTET_STREAM = "application/octet-stream"
 JSON = "application/json"
 
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY  # the shortest digits that give the same float32
@@ -41,9 +41,9 @@ class Predict:
         self.model = model
         self._limits = limits
         self._row_bytes = self._spec.channels * self._spec.height * self._spec.width
-        self.most_rows = model.engine.buckets[-1]
-        self._places = np.arange(self.most_rows)
-        self._most_bytes = {OCTETS: self._row_bytes * self.most_rows, JSON: QUICK_BYTES}
+        self.max_batch_size = model.engine.buckets[-1]
+        self._places = np.arange(self.max_batch_size)
+        self._max_bytes = {OCTET_STREAM: self._row_bytes * self.max_batch_size, JSON: QUICK_BYTES}
         empty = {"model": model.name, "version": model.version, "predictions": []}
         self._start = orjson.dumps(empty).removesuffix(b"]}")
         # What an answer says of its class, up to the number that follows.
@@ -54,23 +54,23 @@ class Predict:
 
     def takes(self, media_type: str, length: int) -> bool:
         """Return whether a body of this type and length makes one part of one batch, read without delay."""
-        return 0 < length <= self._most_bytes.get(media_type, 0)
+        return 0 < length <= self._max_bytes.get(media_type, 0)
 
     def is_quick(self, body: bytes, media_type: str, header_length: int | None) -> bool:
         """Return whether the event loop can afford to read the body itself."""
         return is_quick(body, media_type)
 
     def plain(self, media_type: str, length: int, header_length: int | None) -> tuple[int, None]:
-        """Return the rows of a body that holds nothing else, 0 for one that has to be read; and what it asks: nothing.
+        """Return the rows of a body that holds nothing else, 0 for one that has to be read; it has no options.
 
         Any bytes of such a length are images.
         """
         rows, rest = divmod(length, self._row_bytes)
-        is_plain = media_type == OCTETS and not rest and rows <= min(self.most_rows, self._limits.rows)
+        is_plain = media_type == OCTET_STREAM and not rest and rows <= min(self.max_batch_size, self._limits.rows)
         return (rows if is_plain else 0), None
 
     def read(self, body: bytes, media_type: str, header_length: int | None) -> tuple[None, RawRows, int, None]:
-        """Return no arrays, the pixels, the number of images, and no wish: the answer depends on none.
+        """Return no arrays, the pixels, the number of images, and no options: such a request has none.
 
         Raises:
             RequestError: the body is not what the model takes.
@@ -112,18 +112,18 @@ class Predict:
     def _format(self, batch: BatchAnswer) -> tuple[list[bytes], bool]:
         """Return one JSON object for each row of a batch, and whether all numbers are finite; others read `null`."""
         probabilities, class_ids = batch.outputs["probabilities"], batch.outputs["class_id"].ravel()
-        if len(probabilities) > batch.rows:  # what fills the bucket is nobody's
+        if len(probabilities) > batch.rows:  # the rest only fills the bucket
             probabilities, class_ids = probabilities[: batch.rows], class_ids[: batch.rows]
         probabilities = np.ascontiguousarray(probabilities)
         text = orjson.dumps(probabilities, option=_NUMPY)[2:-2]
         is_finite = b"null" not in text
         classes = self._classes
-        if len(probabilities) == 1:  # a lone request pays every call alone: cut the number out of the text instead
+        if len(probabilities) == 1:  # for a lone request it is quicker to cut the number out of the text
             class_id = int(class_ids[0])
             confidence = text.split(b",", class_id + 1)[class_id]
             return [b'%b%b,"probabilities":[%b]}' % (classes[class_id], confidence, text)], is_finite
         rows = text.split(b"],[")
-        places = self._places[: len(rows)] if len(rows) <= self.most_rows else np.arange(len(rows))
+        places = self._places[: len(rows)] if len(rows) <= self.max_batch_size else np.arange(len(rows))
         confidences = probabilities[places, class_ids]
         written = orjson.dumps(confidences, option=_NUMPY)[1:-1].split(b",")
         return [

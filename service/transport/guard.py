@@ -14,7 +14,7 @@ from ..settings import MEBIBYTE, Settings
 
 
 @dataclass(frozen=True, slots=True)
-class WireLimits:
+class ConnectionLimits:
     """How much a client may send, hold and dawdle.
 
     Args:
@@ -56,9 +56,9 @@ class WireLimits:
         return min(0.25, max(0.005, shortest / 10))
 
 
-def wire_limits(settings: Settings) -> WireLimits:
+def connection_limits(settings: Settings) -> ConnectionLimits:
     """Return the limits that the settings ask for."""
-    return WireLimits(
+    return ConnectionLimits(
         header_seconds=settings.header_seconds,
         header_bytes=settings.max_header_bytes,
         body_seconds=settings.body_seconds,
@@ -82,20 +82,19 @@ class Guard:
     Args:
         limits: what each of them may do.
         refused: called with the status of each request that is refused here, before any application saw it.
+
+    Attributes:
+        connections: those that are open.
+        draining_since: when the service began to end; None while it runs.
     """
 
-    def __init__(self, limits: WireLimits | None = None, refused: Callable[[int], None] | None = None) -> None:
-        self.limits = limits or WireLimits()
+    def __init__(self, limits: ConnectionLimits | None = None, refused: Callable[[int], None] | None = None) -> None:
+        self.limits = limits or ConnectionLimits()
         self.draining_since: float | None = None
         self._refused = refused
-        self._connections: set[Connection] = set()
+        self.connections: set[Connection] = set()
         self._by_address: Counter[str] = Counter()
         self._tick: asyncio.TimerHandle | None = None
-
-    @property
-    def connections(self) -> int:
-        """Connections that are open."""
-        return len(self._connections)
 
     def drain(self, now: float) -> None:
         """Say that the service ends: no connection outlives the requests it is busy with."""
@@ -105,29 +104,29 @@ class Guard:
     def is_full_for(self, address: str) -> bool:
         """Return whether one more connection, which `enter` has counted already, is too many."""
         limits = self.limits
-        return len(self._connections) > limits.connections or self._by_address[address] > limits.connections_per_address
+        return len(self.connections) > limits.connections or self._by_address[address] > limits.connections_per_address
 
     def enter(self, connection: Connection, address: str) -> None:
         """Count a connection and look after it from now on."""
-        self._connections.add(connection)
+        self.connections.add(connection)
         self._by_address[address] += 1
         if self._tick is None:
             self._schedule()
 
     def leave(self, connection: Connection, address: str) -> None:
         """Forget a connection; the clock stops with the last one."""
-        if connection not in self._connections:
+        if connection not in self.connections:
             return
-        self._connections.remove(connection)
+        self.connections.remove(connection)
         self._by_address[address] -= 1
         if not self._by_address[address]:
             del self._by_address[address]
-        if not self._connections and self._tick is not None:
+        if not self.connections and self._tick is not None:
             self._tick.cancel()
             self._tick = None
 
     def count_refusal(self, status: int) -> None:
-        """Tell whoever counts."""
+        """Count a request that was refused here."""
         if self._refused is not None:
             self._refused(status)
 
@@ -137,5 +136,5 @@ class Guard:
     def _look(self) -> None:
         self._schedule()  # first, so that what a check raises cannot stop the clock
         now = asyncio.get_running_loop().time()
-        for connection in tuple(self._connections):
+        for connection in tuple(self.connections):
             connection.check(now)

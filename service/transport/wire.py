@@ -1,34 +1,37 @@
-"""Answers as bytes on the wire, for whoever answers below the application: status line, headers, body.
+"""Answers as bytes on the wire, for what is answered below the application: status line, headers, body.
 
 Pure functions. What is answered through FastAPI is written by uvicorn instead; both carry the same headers.
 """
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+from http import HTTPStatus
 
 from ..error_answers import error_answer
 from ..errors import ServiceError
-from ..request_context import Headers, read_request_id, server_timing
+from ..request_context import Headers, server_timing
 
 
-def answer(status: int, headers: Headers, body: bytes, *, is_last: bool) -> bytes:
+def answer_bytes(status: int, headers: Headers, body: bytes, *, is_last: bool) -> bytes:
     """Return a whole answer; Content-Length is added, and `Connection: close` when it is the connection's last."""
-    lines = [STATUS_LINE[status], *(b"%b: %b\r\n" % header for header in headers)]
+    lines = [b"HTTP/1.1 %d %b\r\n" % (status, HTTPStatus(status).phrase.encode())]
+    lines += [b"%b: %b\r\n" % header for header in headers]
     lines.append(b"content-length: %d\r\n" % len(body))
     lines.append(b"connection: close\r\n\r\n" if is_last else b"\r\n")
     lines.append(body)
     return b"".join(lines)
 
 
-def refusal(error: ServiceError, request_headers: Headers, default_headers: Headers, seconds: float) -> bytes:
-    """Return the answer that refuses a request and ends its connection.
+def error_answer_bytes(
+    error: ServiceError, request_id: bytes, default_headers: Headers, seconds: float, *, is_last: bool
+) -> bytes:
+    """Return the answer to a request that ended in an error.
 
     Args:
         error: gives status, sentence and headers of its own.
-        request_headers: as far as they came, for the id.
+        request_id: of the request.
         default_headers: what the server adds to every answer.
         seconds: since the request began.
+        is_last: whether the connection ends with it.
     """
-    request_id = read_request_id(dict(request_headers).get(b"x-request-id"))
     refused = error_answer(error, request_id.decode())
     headers = [
         *default_headers,
@@ -37,4 +40,4 @@ def refusal(error: ServiceError, request_headers: Headers, default_headers: Head
         (b"server-timing", server_timing(total=seconds)),
         *refused.headers,
     ]
-    return answer(refused.status, headers, refused.body, is_last=True)
+    return answer_bytes(refused.status, headers, refused.body, is_last=is_last)

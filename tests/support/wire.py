@@ -13,8 +13,8 @@ import orjson
 import uvicorn
 import uvloop
 
-from foldserve.service.transport.guard import Guard, WireLimits
-from foldserve.service.transport.protocol import GUARD, GuardedProtocol
+from foldserve.service.transport.connection import GUARD, guarded_connection
+from foldserve.service.transport.guard import ConnectionLimits, Guard
 
 App = Callable[[dict, Callable[[], Awaitable[dict]], Callable[[dict], Awaitable[None]]], Awaitable[None]]
 
@@ -100,7 +100,7 @@ class Serving:
 
 @asynccontextmanager
 async def serving(
-    app: App, limits: WireLimits | None = None, refused: Callable[[int], None] | None = None, **options: Any
+    app: App, limits: ConnectionLimits | None = None, refused: Callable[[int], None] | None = None, **options: Any
 ) -> AsyncIterator[Serving]:
     """Serve a bare ASGI application behind the guarded protocol until the block ends."""
     guard = Guard(limits, refused)
@@ -115,13 +115,13 @@ async def serving(
         await receive()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async with running(with_lifespan, GuardedProtocol, **options) as (port, server, finished):
+    async with running(with_lifespan, guarded_connection, **options) as (port, server, finished):
         yield Serving(port, guard, server, finished)
 
 
 @asynccontextmanager
 async def running(
-    app: App, protocol: type[GuardedProtocol], **options: Any
+    app: App, protocol: Callable[..., Any], **options: Any
 ) -> AsyncIterator[tuple[int, uvicorn.Server, asyncio.Task[None]]]:
     """Run uvicorn in this loop on a free port; at the end it is cut off rather than drained, which is quicker."""
     listener = socket.create_server(("127.0.0.1", 0))  # it listens already: a client need not wait for the server

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from foldserve.service.app import create_app
+from foldserve.service.lane.connection import lane_connection
 from foldserve.service.lane.lane import VERSION_ROUTE
-from foldserve.service.lane.protocol import LaneProtocol
 from foldserve.service.settings import Settings
 from tests.support import artifacts
 from tests.support.wire import Answer, Client, Serving, on_loop, running
@@ -52,7 +52,7 @@ async def service(models: Path, **settings: Any) -> AsyncIterator[Service]:
             seen.append(scope["path"])
         await app(scope, receive, send)
 
-    async with running(noting, LaneProtocol) as (port, server, finished):
+    async with running(noting, lane_connection) as (port, server, finished):
         yield Service(port, None, server, finished, app, seen)  # type: ignore[arg-type]
         await app.state.reconciler.stop()
 
@@ -299,7 +299,7 @@ async def test_the_description_names_what_the_lane_answers(fashion: Path) -> Non
         await client.answer()
         (connection,) = server.server.server_state.connections
         described = server.app.openapi()["paths"]
-        for route in (target.route for target in connection.lane.targets.values()):
+        for route in (endpoint.route for endpoint in connection.lane.shared.endpoints.values()):
             if route.label != VERSION_ROUTE:  # the same operation under a longer path, left out of the page
                 content = described[route.label]["post"]["requestBody"]["content"]
                 assert {OCTETS.decode(), JSON.decode()} <= set(content)
@@ -318,7 +318,7 @@ async def test_a_known_head_is_answered_as_the_first_time(fashion: Path) -> None
             await again.send(ask(ONE))
             assert (await again.answer()).body == first.body
         (connection, _) = server.server.server_state.connections
-        assert len(connection.lane.heads) == 1
+        assert len(connection.lane.shared.heads) == 1
 
 
 @pytest.mark.parametrize("cuts", [(1,), (20,), (-784,), (-783,), (-1,), (30, -784, -400, -1)])

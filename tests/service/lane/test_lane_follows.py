@@ -29,7 +29,7 @@ async def test_a_body_that_spans_a_promotion_is_answered_by_the_new_version(fash
         request = ask(ONE)
         await client.send(request[:-5])
         connections = server.server.server_state.connections
-        while not any(connection.head for connection in connections):  # noqa: ASYNC110 - nobody tells
+        while not any(connection.receiving for connection in connections):  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0)
         artifacts.publish_classifier(fashion, version=2, seed=2)
         await server.app.state.control.load("fashion")

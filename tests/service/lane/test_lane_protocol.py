@@ -72,7 +72,7 @@ async def test_a_body_behind_a_known_head_has_to_come_in_time(fashion: Path) -> 
             assert (await client.answer()).status == 200
             (connection,) = server.server.server_state.connections
             await client.send(ask(ONE)[:-100])
-            await until(lambda: connection.head is not None)
+            await until(lambda: connection.receiving is not None)
             connection.check(asyncio.get_running_loop().time() + 2_000)
             assert (await client.answer()).status == 408
         assert server.app.state.body_budget.held_bytes == 0
@@ -85,9 +85,9 @@ async def test_a_body_behind_a_known_head_has_its_own_time(fashion: Path) -> Non
         await client.send(ask(ONE))
         assert (await client.answer()).status == 200
         (connection,) = server.server.server_state.connections
-        connection.since -= 2_000
+        connection.deadlines.since -= 2_000
         await client.send(ask(ONE)[:-100])
-        await until(lambda: connection.head is not None)
+        await until(lambda: connection.receiving is not None)
         connection.check(asyncio.get_running_loop().time())
         await client.send(ONE[-100:])
         assert (await client.answer()).status == 200
@@ -177,15 +177,17 @@ async def test_no_more_is_read_than_may_wait(fashion: Path) -> None:
     async with held(fashion, max_queue_rows=10_000) as (server, valve, _first), server.connect() as client:
         sending = asyncio.create_task(client.send(ask(ONE) * flood))
         await until(lambda: len(server.server.server_state.connections) == 2)
-        connection = next(c for c in server.server.server_state.connections if len(c.exchanges) != 1 or c.flow.is_held)
-        await until(lambda: connection.flow.is_held)
+        connection = next(
+            c for c in server.server.server_state.connections if len(c.outbox.due) != 1 or c.flow.read_paused
+        )
+        await until(lambda: connection.flow.read_paused)
         for _ in range(20):
             await asyncio.sleep(0)
-        assert connection.limits.pipelined < len(connection.exchanges) < flood
+        assert connection.guard.limits.pipelined < len(connection.outbox.due) < flood
         valve.open.set()
         assert [(await client.answer()).status for _ in range(flood)] == [200] * flood
         await sending
-        assert not connection.flow.is_held
+        assert not connection.flow.read_paused
 
 
 @on_loop
@@ -201,7 +203,7 @@ async def test_who_does_not_read_is_not_read_from(fashion: Path) -> None:
         client = Client(reader, writer)
         await until(lambda: bool(server.server.server_state.connections))
         (connection,) = server.server.server_state.connections
-        while not connection.flow.is_held and asked < most:
+        while not connection.flow.read_paused and asked < most:
             answered = server.server.server_state.total_requests
             await client.send(ask(ONE * 64))
             asked += 1
@@ -209,7 +211,7 @@ async def test_who_does_not_read_is_not_read_from(fashion: Path) -> None:
         assert connection.flow.write_paused
         assert asked < most
         assert [(await client.answer()).status for _ in range(asked)] == [200] * asked
-        assert not connection.flow.is_held
+        assert not connection.flow.read_paused
         writer.close()
 
 
@@ -221,9 +223,9 @@ async def test_refusals_do_not_keep_the_loop_from_turning(fashion: Path) -> None
         assert (await client.answer()).status == 200
         (connection,) = server.server.server_state.connections
         connection.data_received(ask(b"x") + ask(ONE[1:]))
-        assert len(connection.exchanges) == 2
+        assert len(connection.outbox.due) == 2
         await asyncio.sleep(0)
-        assert not connection.exchanges
+        assert not connection.outbox.due
         assert [(await client.answer()).status for _ in range(2)] == [400, 400]
 
 

@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from foldserve.service.transport.guard import WireLimits
-from foldserve.service.transport.protocol import Phase
+from foldserve.service.transport.deadlines import Phase
+from foldserve.service.transport.guard import ConnectionLimits
 from tests.support.wire import on_loop, read_body, respond, serving
 
 GET = b"GET /%b HTTP/1.1\r\nHost: here\r\n\r\n"
@@ -75,7 +75,7 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
 @on_loop
 async def test_many_pipelined_requests_are_all_answered() -> None:
     """More requests in one packet than may wait are slowed down, not lost."""
-    async with serving(echo, WireLimits(pipelined=2)) as server, server.connect() as client:
+    async with serving(echo, ConnectionLimits(pipelined=2)) as server, server.connect() as client:
         for _ in range(5):
             await client.send(b"".join(GET % str(number).encode() for number in range(20)))
         answers = [(await client.answer()).body for _ in range(100)]
@@ -166,7 +166,7 @@ async def test_trailers_do_not_become_headers() -> None:
 @on_loop
 async def test_headers_that_do_not_come_are_given_up() -> None:
     """Half a header block is answered 408 and closed."""
-    async with serving(echo, WireLimits(header_seconds=QUICK)) as server, server.connect() as client:
+    async with serving(echo, ConnectionLimits(header_seconds=QUICK)) as server, server.connect() as client:
         await client.send(b"GET / HTTP/1.1\r\nHost: he")
         answer = await client.answer()
         assert answer.status == 408
@@ -178,7 +178,7 @@ async def test_headers_that_do_not_come_are_given_up() -> None:
 @on_loop
 async def test_the_first_headers_are_due_from_the_start_of_the_connection() -> None:
     """A client that connects and waits before it begins has no more time than one that begins at once."""
-    limits = WireLimits(header_seconds=1_000)
+    limits = ConnectionLimits(header_seconds=1_000)
     async with serving(echo, limits) as server, server.connect() as client:
         while not server.guard.connections:  # noqa: ASYNC110 - the server tells nobody
             await asyncio.sleep(0.001)
@@ -186,7 +186,7 @@ async def test_the_first_headers_are_due_from_the_start_of_the_connection() -> N
         came = asyncio.get_running_loop().time()
         await asyncio.sleep(QUICK)
         await client.send(GET[:5])
-        while connection.phase is not Phase.HEAD:  # noqa: ASYNC110
+        while connection.deadlines.phase is not Phase.HEAD:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         connection.check(came + limits.header_seconds + QUICK / 2)
         assert (await client.answer()).status == 408
@@ -195,7 +195,7 @@ async def test_the_first_headers_are_due_from_the_start_of_the_connection() -> N
 @on_loop
 async def test_dripping_headers_gain_no_time() -> None:
     """One byte now and then does not start the clock again."""
-    async with serving(echo, WireLimits(header_seconds=QUICK)) as server, server.connect() as client:
+    async with serving(echo, ConnectionLimits(header_seconds=QUICK)) as server, server.connect() as client:
 
         async def drip() -> None:
             await client.send(b"GET / HTTP/1.1\r\nX-Slow: ")
@@ -211,7 +211,7 @@ async def test_dripping_headers_gain_no_time() -> None:
 @on_loop
 async def test_a_connection_that_says_nothing_is_closed() -> None:
     """A socket without a single byte gets no answer, and no place either."""
-    async with serving(echo, WireLimits(header_seconds=QUICK)) as server, server.connect() as client:
+    async with serving(echo, ConnectionLimits(header_seconds=QUICK)) as server, server.connect() as client:
         assert await client.is_closed()
 
 
@@ -219,11 +219,11 @@ async def test_a_connection_that_says_nothing_is_closed() -> None:
 async def test_a_body_that_stops_is_given_up_and_the_application_is_told() -> None:
     """Half a body is answered 408; whoever waited for the rest learns that it will not come."""
     gate = Gate()
-    async with serving(gate, WireLimits(body_seconds=QUICK)) as server, server.connect() as client:
+    async with serving(gate, ConnectionLimits(body_seconds=QUICK)) as server, server.connect() as client:
         await client.send(post(b"half", length=8))
         answer = await client.answer()
         assert answer.status == 408
-        assert answer.error.startswith("body: 4 bytes after")
+        assert answer.error.startswith("body: got 4 bytes in")
         await gate.gone.wait()
         assert await client.is_closed()
 
@@ -232,7 +232,7 @@ async def test_a_body_that_stops_is_given_up_and_the_application_is_told() -> No
 async def test_the_application_is_told_at_once_that_a_body_will_not_come() -> None:
     """It does not wait for as long as the refused client may go on sending."""
     gate = Gate()
-    limits = WireLimits(body_bytes=8, linger_seconds=1_000)
+    limits = ConnectionLimits(body_bytes=8, linger_seconds=1_000)
     async with serving(gate, limits) as server, server.connect() as client:
         await client.send(CHUNKED + b"4\r\nhalf\r\n")
         while not server.server.server_state.tasks:  # noqa: ASYNC110 - the application has it now
@@ -240,18 +240,18 @@ async def test_the_application_is_told_at_once_that_a_body_will_not_come() -> No
         await client.send(b"8\r\ntoo much\r\n")
         assert (await client.answer()).status == 413
         await gate.gone.wait()
-        assert server.guard.connections == 1
+        assert len(server.guard.connections) == 1
 
 
 @on_loop
 async def test_a_body_that_keeps_its_pace_may_take_long() -> None:
     """Progress buys time: 100 bytes at 1 byte/s are 100 seconds more."""
-    limits = WireLimits(body_seconds=1, body_bytes_per_second=1)
+    limits = ConnectionLimits(body_seconds=1, body_bytes_per_second=1)
     async with serving(echo, limits) as server, server.connect() as client:
         await client.send(post(b"x" * 100, b"Expect: 100-continue", length=101))
         assert (await client.answer()).status == 100  # the server has read what was sent with the headers
         (connection,) = server.server.server_state.connections
-        connection.check(connection.since + 100)
+        connection.check(connection.deadlines.since + 100)
         await client.send(b"x")
         assert (await client.answer()).body == b"x" * 101
 
@@ -278,10 +278,10 @@ async def test_a_client_that_does_not_read_is_cut_off() -> None:
             pass
         cut_off.set()
 
-    async with serving(app, WireLimits(write_seconds=QUICK)) as server, server.connect() as client:
+    async with serving(app, ConnectionLimits(write_seconds=QUICK)) as server, server.connect() as client:
         await client.send(GET % b"big")
         await cut_off.wait()
-        assert server.guard.connections == 0
+        assert len(server.guard.connections) == 0
 
 
 # -- too large ---------------------------------------------------------------------------------------------------
@@ -295,7 +295,7 @@ def headers_of(length: int) -> bytes:
 @on_loop
 async def test_headers_are_limited_to_the_byte() -> None:
     """The limit itself passes and one byte more is answered 431."""
-    async with serving(echo, WireLimits(header_bytes=200)) as server, server.connect() as client:
+    async with serving(echo, ConnectionLimits(header_bytes=200)) as server, server.connect() as client:
         await client.send(headers_of(200))
         assert (await client.answer()).status == 200
         await client.send(headers_of(201))
@@ -307,7 +307,7 @@ async def test_headers_are_limited_to_the_byte() -> None:
 @on_loop
 async def test_one_endless_header_is_refused_before_it_ends() -> None:
     """The parser shows a header only when it is whole: memory is bounded before that."""
-    async with serving(echo, WireLimits(header_bytes=1000)) as server, server.connect() as client:
+    async with serving(echo, ConnectionLimits(header_bytes=1000)) as server, server.connect() as client:
         await client.send(b"GET / HTTP/1.1\r\nX: ")
         for _ in range(100):
             await client.send(b"x" * 100)
@@ -317,7 +317,7 @@ async def test_one_endless_header_is_refused_before_it_ends() -> None:
 @on_loop
 async def test_too_many_headers_are_refused() -> None:
     """Many tiny headers cost more than their bytes."""
-    async with serving(echo, WireLimits(header_count=10)) as server, server.connect() as client:
+    async with serving(echo, ConnectionLimits(header_count=10)) as server, server.connect() as client:
         await client.send(b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 11 + b"\r\n")
         assert (await client.answer()).status == 431
 
@@ -325,10 +325,10 @@ async def test_too_many_headers_are_refused() -> None:
 @on_loop
 async def test_a_body_is_refused_by_its_stated_length() -> None:
     """413 comes before the body, and without an invitation to send it."""
-    async with serving(echo, WireLimits(body_bytes=1000)) as server, server.connect() as client:
+    async with serving(echo, ConnectionLimits(body_bytes=1000)) as server, server.connect() as client:
         await client.send(post(b"", b"Expect: 100-continue", length=1001))
         answer = await client.answer()
-        assert (answer.status, answer.error) == (413, "body: 1001 bytes came, expected at most 1000")
+        assert (answer.status, answer.error) == (413, "body: got 1001 bytes, expected at most 1000")
         assert await client.is_closed()
 
 
@@ -336,7 +336,7 @@ async def test_a_body_is_refused_by_its_stated_length() -> None:
 @on_loop
 async def test_a_chunked_body_is_limited_by_what_arrives(length: int, status: int) -> None:
     """Without a stated length the bytes count as they come."""
-    async with serving(echo, WireLimits(body_bytes=1000)) as server, server.connect() as client:
+    async with serving(echo, ConnectionLimits(body_bytes=1000)) as server, server.connect() as client:
         await client.send(CHUNKED + b"1\r\nx\r\n" * length + b"0\r\n\r\n")
         assert (await client.answer()).status == status
 
@@ -344,7 +344,7 @@ async def test_a_chunked_body_is_limited_by_what_arrives(length: int, status: in
 @on_loop
 async def test_a_refused_client_can_read_why_while_it_still_sends() -> None:
     """The refusal is not eaten by a reset, although megabytes are still on their way."""
-    async with serving(echo, WireLimits(body_bytes=1000)) as server, server.connect() as client:
+    async with serving(echo, ConnectionLimits(body_bytes=1000)) as server, server.connect() as client:
         client.writer.write(post(bytes(8 << 20)))
         assert (await client.answer()).status == 413
         assert await client.is_closed()
@@ -366,7 +366,7 @@ async def test_an_early_last_answer_can_be_read_while_the_body_is_still_sent() -
 @on_loop
 async def test_connections_are_limited() -> None:
     """One too many is told when to come back; a place that frees is given again."""
-    async with serving(echo, WireLimits(connections=1)) as server:
+    async with serving(echo, ConnectionLimits(connections=1)) as server:
         async with server.connect() as first:
             await first.send(GET % b"first")
             await first.answer()
@@ -386,7 +386,7 @@ async def test_connections_are_limited() -> None:
 @on_loop
 async def test_connections_of_one_address_are_limited() -> None:
     """An address that holds its share does not keep others out."""
-    async with serving(echo, WireLimits(connections_per_address=1)) as server, server.connect() as first:
+    async with serving(echo, ConnectionLimits(connections_per_address=1)) as server, server.connect() as first:
         await first.send(GET % b"first")
         await first.answer()
         async with server.connect() as second:
@@ -452,7 +452,7 @@ async def test_a_refusal_waits_for_the_answers_before_it() -> None:
 async def test_a_body_too_large_behind_a_slow_request_waits_for_its_turn() -> None:
     """A request that is refused while it is in line takes nothing from the one before it."""
     gate = Gate()
-    async with serving(gate, WireLimits(body_bytes=10)) as server, server.connect() as client:
+    async with serving(gate, ConnectionLimits(body_bytes=10)) as server, server.connect() as client:
         await client.send(GET % b"slow" + GET % b"quick" + CHUNKED + b"b\r\n" + b"x" * 11)
         await gate.entered.wait()
         gate.open.set()
@@ -502,13 +502,13 @@ async def test_the_application_learns_of_a_client_that_vanished_while_another_re
             await entered.wait()
             client.reset()
         await gone.wait()
-        assert server.guard.connections == 0
+        assert len(server.guard.connections) == 0
 
 
 @on_loop
 async def test_a_stuck_upload_does_not_hold_up_the_end() -> None:
     """SIGTERM with half a body on the line: the client is told, and the server ends."""
-    async with serving(echo, WireLimits(drain_seconds=QUICK)) as server, server.connect() as client:
+    async with serving(echo, ConnectionLimits(drain_seconds=QUICK)) as server, server.connect() as client:
         await client.send(post(b"", b"Expect: 100-continue", length=8))
         await client.answer()
         stopping = asyncio.create_task(server.stop())

@@ -1,0 +1,274 @@
+"""One connection: a parser, deadlines, flow control and an outbox, and what they are called for.
+
+Between the socket and the application. Refuses what is too slow, too large or not HTTP before any application sees it,
+in the service's one error shape; what gets through goes on untouched. uvicorn, given as `http=` a function such as
+`guarded_connection`, calls it for each socket.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from ..errors import InvalidInput, Overloaded, ServiceError
+from ..request_context import read_request_id
+from .asgi import Application, AsgiRequest, Server, address
+from .deadlines import Deadlines, Overdue, Phase
+from .flow import Flow
+from .guard import Guard
+from .outbox import Outbox
+from .parser import ParsedHead, RequestParser
+from .wire import error_answer_bytes
+
+IDLE = Phase.IDLE  # on each request's way, where looking a member up in its class would cost a tenth of a microsecond
+GUARD = "guard"  # the key of the lifespan's state
+
+
+class Receiver(Protocol):
+    """Takes what follows the head of one request."""
+
+    def add_body(self, data: bytes) -> None:
+        """Take a piece of the body. Raises `ServiceError` to refuse the request."""
+
+    def complete(self) -> None:
+        """The request is whole."""
+
+    def abandon(self) -> bool:
+        """Give up a request that will not be whole; False when a part of its answer is written already."""
+
+
+class Lane(Protocol):
+    """Takes some requests of a connection past the application."""
+
+    def receive(self, data: bytes) -> bytes:
+        """Take requests by their bytes; returns what is left for the parser. Raises `ServiceError` to refuse one."""
+
+    def accept(self, head: ParsedHead) -> Receiver | None:
+        """Take a request by its head; None leaves it to the application."""
+
+    def half_closed(self) -> None:
+        """The client has finished sending."""
+
+
+class NullLane:
+    """Leaves everything to the application."""
+
+    def receive(self, data: bytes) -> bytes:
+        """Leave all of it."""
+        return data
+
+    def accept(self, head: ParsedHead) -> None:
+        """Leave it."""
+
+    def half_closed(self) -> None:
+        """Nothing waits here."""
+
+
+class Connection(asyncio.Protocol):
+    """One connection. The guard's clock looks at its deadlines, so that a request costs no timer of its own.
+
+    Args:
+        server: what uvicorn gives to all connections.
+        guard: limits, and what all connections together may do.
+        open_lane: makes this connection's way past the application; None where there is none.
+
+    Attributes:
+        receiving: takes the body that is being received.
+    """
+
+    transport: asyncio.Transport
+    flow: Flow
+    outbox: Outbox
+    lane: Lane
+
+    def __init__(self, server: Server, guard: Guard, open_lane: "Callable[[Connection], Lane] | None" = None) -> None:
+        self.server = server
+        self.guard = guard
+        self.loop = asyncio.get_running_loop()
+        self.deadlines = Deadlines(guard.limits, server.config.timeout_keep_alive, self.loop.time())
+        self.parser = RequestParser(guard.limits, self)
+        self.receiving: Receiver | None = None
+        self._open_lane = open_lane
+        self._address = ""
+        self._is_last = False  # no request may follow the one that is being received
+        self._is_half_closed = False
+        self._refusal: bytes | None = None  # of the last request, behind the answers to those before it
+
+    # -- the event loop calls ------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # it is no other kind
+        """Count the connection; one too many is told so and closed."""
+        self.transport = transport
+        self.flow = Flow(transport)
+        self.outbox = Outbox(transport, self.flow, self.guard.limits.pipelined, self._answer_sent)
+        self._application = Application(self.server, transport, self.flow, self.outbox, self._close_behind_answer)
+        self.lane = NullLane() if self._open_lane is None else self._open_lane(self)
+        self.server.state.connections.add(self)  # type: ignore[arg-type]  # uvicorn lists its own classes
+        peer = address(transport, "peername")
+        self._address = peer[0] if peer else ""
+        self.guard.enter(self, self._address)
+        if self.guard.is_full_for(self._address):
+            self.refuse(Overloaded("this server, or this address, holds all the connections it may: close some"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell whatever still works for this client that it has gone."""
+        self.guard.leave(self, self._address)
+        self.server.state.connections.discard(self)
+        self.deadlines.enter(Phase.CLOSED, self.loop.time())
+        if self.receiving is not None:
+            self.receiving.abandon()
+        self.outbox.cancel()
+        self.flow.resume_writing()
+
+    def data_received(self, data: bytes) -> None:
+        """Show the bytes to the lane, then to the parser; refuse what one of them objects to."""
+        try:
+            rest = self.lane.receive(data)
+            if rest and self.deadlines.phase < Phase.MUST_CLOSE:
+                self.parser.feed(rest)
+        except ServiceError as err:
+            self.refuse(err)
+
+    def eof_received(self) -> bool:
+        """Keep the connection while a client that has finished sending waits for its answers."""
+        self._is_half_closed = True
+        if self.deadlines.phase in (Phase.HEAD, Phase.BODY):
+            self.refuse(InvalidInput("the request ended before it was complete: send all of it"))
+        elif self.deadlines.phase is Phase.IDLE:
+            self.deadlines.enter(Phase.MUST_CLOSE, self.loop.time())
+        self.lane.half_closed()
+        return bool(self.outbox.due) and not self.transport.is_closing()
+
+    def pause_writing(self) -> None:
+        """Take no more requests from a client that does not read its answers."""
+        self.flow.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Take requests again."""
+        self.flow.resume_writing()
+
+    # -- the parser calls ----------------------------------------------------------------------------------------
+
+    def request_started(self) -> None:
+        """Start the clock of the headers."""
+        self.deadlines.enter(Phase.HEAD, self.loop.time())
+
+    def head_received(self, head: ParsedHead) -> None:
+        """Give a request to the lane or, if that leaves it, to the application."""
+        is_last = self.guard.draining_since is not None or not head.keep_alive
+        receiver = self.lane.accept(head) or self._open_request(head, is_last=is_last)
+        self.start_body(receiver, is_last=is_last)
+
+    def body_received(self, data: bytes) -> None:
+        """Hand on a piece of the body."""
+        assert self.receiving is not None
+        self.deadlines.body_bytes += len(data)
+        self.receiving.add_body(data)
+
+    def request_received(self) -> None:
+        """The request is whole; another may follow unless this was the last."""
+        receiving, self.receiving = self.receiving, None
+        self.deadlines.enter(Phase.MUST_CLOSE if self._is_last else Phase.IDLE, self.loop.time())
+        assert receiving is not None
+        receiving.complete()
+
+    def start_body(self, receiver: Receiver, *, is_last: bool) -> None:
+        """Receive a body; with `is_last` no request may follow it."""
+        self.receiving = receiver
+        self._is_last = is_last
+        self.deadlines.enter(Phase.BODY, self.loop.time())
+
+    def _open_request(self, head: ParsedHead, *, is_last: bool) -> AsgiRequest:
+        """Line up a request for the application."""
+        request = AsgiRequest(self._application, head, is_last=is_last)
+        if self.outbox.add(request):
+            request.start()
+        else:
+            self.flow.pause_reading()
+        return request
+
+    # -- answers -------------------------------------------------------------------------------------------------
+
+    def refuse(self, error: ServiceError) -> None:
+        """Answer the request that is being received with an error, after all earlier ones, and close."""
+        if self.deadlines.phase >= Phase.MUST_CLOSE:
+            return
+        self.guard.count_refusal(error.status)
+        if self.receiving is not None and not self.receiving.abandon():
+            self.transport.close()  # half an answer is out: all that can be said is that there is no more
+            return
+        self.receiving = None
+        now = self.loop.time()
+        seconds = now - self.deadlines.since
+        request_id = read_request_id(dict(self.parser.headers).get(b"x-request-id"))
+        default_headers = self.server.state.default_headers
+        self._refusal = error_answer_bytes(error, request_id, default_headers, seconds, is_last=True)
+        self.deadlines.enter(Phase.MUST_CLOSE, now)
+        self._close_if_answered()
+
+    def finish(self, *, linger: bool = False) -> None:
+        """Close; with `linger` a client may go on sending for a moment, since a reset would eat its answer."""
+        self.deadlines.enter(Phase.CLOSED, self.loop.time())
+        self.outbox.cancel()
+        if linger and not self._is_half_closed and self.transport.can_write_eof():
+            self.transport.write_eof()
+            self.flow.discard_rest()
+        else:
+            self.transport.close()
+
+    def _answer_sent(self) -> None:
+        """Start the clock of an idle connection, or close behind the last answer."""
+        if self.deadlines.phase is IDLE:
+            self.deadlines.since = self.loop.time()
+        elif self.deadlines.phase is Phase.MUST_CLOSE:
+            self._close_if_answered()
+
+    def _close_if_answered(self) -> None:
+        """Say the last word and close, once no answer is due before it."""
+        if self.outbox.due:
+            return
+        if self._refusal is not None:
+            self.transport.write(self._refusal)
+        self.finish(linger=self._refusal is not None)
+
+    def _close_behind_answer(self) -> None:
+        """Close because the application's answer was the last; the rest of its request may still be on its way."""
+        self.finish(linger=self.deadlines.phase is Phase.BODY)
+
+    # -- the guard and the server call ---------------------------------------------------------------------------
+
+    def check(self, now: float) -> None:
+        """Act on a deadline that has passed."""
+        unread_bytes = self.transport.get_write_buffer_size()
+        if self.deadlines.is_read_too_slowly(now, unread_bytes):
+            self.transport.abort()
+        if unread_bytes or self.transport.is_closing():
+            return
+        if self.flow.read_paused and self.deadlines.phase is Phase.BODY:  # it is we who do not read
+            self.deadlines.since += self.guard.limits.tick_seconds
+        overdue = self.deadlines.overdue(
+            now, is_answer_due=bool(self.outbox.due), draining_since=self.guard.draining_since
+        )
+        if isinstance(overdue, ServiceError):
+            self.refuse(overdue)
+        elif overdue is Overdue.CLOSE:
+            self.finish()
+        elif overdue is Overdue.ABORT:
+            self.transport.abort()
+
+    def shutdown(self) -> None:
+        """The service ends: answer what was received, the last answer with `Connection: close`; take nothing new."""
+        now = self.loop.time()
+        self.guard.drain(now)
+        if self.deadlines.phase is Phase.IDLE and self.outbox.due:
+            self.outbox.due[-1].end_connection()
+            self.deadlines.enter(Phase.MUST_CLOSE, now)
+
+
+def guarded_connection(
+    config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: asyncio.AbstractEventLoop | None = None
+) -> Connection:
+    """Return a connection all of whose requests go to the application; called by uvicorn."""
+    return Connection(Server(config, server_state, app_state), app_state[GUARD])
