@@ -109,7 +109,9 @@ class Engine:
         fitting = _fitting(buckets, signature.fixed_rows)
         if device.provider == "cuda":
             on_device = GraphRunner(session, signature.inputs, signature.outputs, device_id=device_id)
-            return cls(on_device, device, signature, fitting)._proven(artifact)
+            engine = cls(on_device, device, signature, fitting)
+            engine._prove(artifact)
+            return engine
         published = PlainRunner(session)
         _refuse_failing(published, artifact, fitting[0])
         cores = 1 if threads else (cores or len(os.sched_getaffinity(0)))
@@ -120,16 +122,17 @@ class Engine:
             if choice.rewrite is not None:
                 runner = PlainRunner(cpu_session(choice.source, threads or 1))
                 engine = cls(runner, device, signature, fitting, choice.rewrite, structure)
-                engine._proven(artifact, choice.source, cores, sibling)
+                engine._prove(artifact, choice.source, cores, sibling)
                 if engine.batch_invariant and engine.buckets == engine._profile.tried:
                     return engine
                 _log.warning("model %s: %r left out: answers depend on the batch", artifact.name, choice.rewrite)
         engine = cls(published, device, signature, fitting, structure=structure)
-        return engine._proven(artifact, artifact.model_path, cores, sibling)
+        engine._prove(artifact, artifact.model_path, cores, sibling)
+        return engine
 
-    def _proven(
+    def _prove(
         self, artifact: Artifact, source: Source | None = None, cores: int = 1, sibling: "Engine | None" = None
-    ) -> "Engine":
+    ) -> None:
         """Measure every bucket, unless it is known how long it takes, and compare each with the golden answers."""
         self.golden = golden = artifact.golden
         seconds = self._use_threads(source, cores, sibling) if source is not None and cores > 1 else {}
@@ -147,7 +150,6 @@ class Engine:
             proof if artifact.is_verified else "unverified",
             extra={"rewrite": self.rewrite},
         )
-        return self
 
     def _use_threads(self, source: Source, cores: int, sibling: "Engine | None") -> Mapping[int, float]:
         """Run large buckets on all cores if that pays and changes no byte; returns the seconds that were measured."""

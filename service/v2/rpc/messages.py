@@ -1,7 +1,7 @@
 """Messages of gRPC <-> the requests and outputs that HTTP has too.
 
-Tensors are raw (bytes, one run for each input) or typed (a list in the message), and go back the same way. The checks
-are those of HTTP, made before any data is read.
+Tensors are raw (the bytes of each input) or typed (a list in the message), and go back the same way. The checks are
+those of HTTP, made before any data is read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -81,15 +81,15 @@ def write_response(
 
 
 def _raw(message: Any, declared: Sequence[DeclaredTensor]) -> dict[str, Array]:
-    runs = message.raw_input_contents
-    if len(runs) != len(declared):
-        raise InvalidInput(f"raw_input_contents: got {len(runs)}, expected one for each of {len(declared)} inputs")
+    contents = message.raw_input_contents
+    if len(contents) != len(declared):
+        raise InvalidInput(f"raw_input_contents: got {len(contents)}, expected one for each of {len(declared)} inputs")
     for position, item in enumerate(message.inputs):
         if item.HasField("contents"):
             raise InvalidInput(f"inputs[{position}]: both contents and raw_input_contents, expected one of them")
     return {
-        tensor.name: tensor_from_bytes(memoryview(run), tensor.datatype, tensor.shape, f"input {tensor.name!r}")
-        for tensor, run in zip(declared, runs, strict=True)
+        tensor.name: tensor_from_bytes(memoryview(data), tensor.datatype, tensor.shape, f"input {tensor.name!r}")
+        for tensor, data in zip(declared, contents, strict=True)
     }
 
 
@@ -101,26 +101,30 @@ def _typed(message: Any, declared: Sequence[DeclaredTensor]) -> dict[str, Array]
 
 
 def _from_contents(contents: Any, tensor: DeclaredTensor, place: str) -> Array:
-    """Return the array of one typed input; lists are of 32 bits and more, so small integers are checked here."""
+    """Return the array of one typed input."""
     if tensor.datatype not in _CONTENTS:
         raise InvalidInput(f"{place}: {tensor.datatype} has no typed contents, send it in raw_input_contents")
     field = _CONTENTS[tensor.datatype]
     filled = {descriptor.name for descriptor, _ in contents.ListFields()}
     if filled - {field}:
         raise InvalidInput(f"{place}: got {sorted(filled)}, expected {field} for {tensor.datatype}")
-    values = getattr(contents, field)
-    expected = prod(tensor.shape)
+    values, expected = getattr(contents, field), prod(tensor.shape)
     if len(values) != expected:
-        raise InvalidInput(f"{place}.{field}: {len(values)} values, expected {expected} for {tensor.shape}")
+        raise InvalidInput(f"{place}.{field}: got {len(values)} values, expected {expected} for {tensor.shape}")
     if tensor.datatype == BYTES:
         return bytes_tensor(values, tensor.shape)
     dtype = DTYPES[tensor.datatype]
-    wide = np.array(values, np.int64 if field in ("int_contents", "uint_contents") else dtype)
-    if dtype.kind in "iu" and wide.dtype != dtype:
-        limits = np.iinfo(dtype)
-        if wide.min() < limits.min or wide.max() > limits.max:
-            raise InvalidInput(f"{place}.{field}: a value outside {limits.min} to {limits.max}, the range of {dtype}")
-    return wide.astype(dtype, copy=False).reshape(tensor.shape)
+    if field in ("int_contents", "uint_contents"):
+        return _narrowed(np.array(values, np.int64), dtype, f"{place}.{field}").reshape(tensor.shape)
+    return np.array(values, dtype).reshape(tensor.shape)
+
+
+def _narrowed(values: Array, dtype: np.dtype[Any], place: str) -> Array:
+    """Return integers as `dtype`; the protocol's lists have 32 bits and more, so the range is checked here."""
+    limits = np.iinfo(dtype)
+    if values.min() < limits.min or values.max() > limits.max:
+        raise InvalidInput(f"{place}: a value outside {limits.min} to {limits.max}, the range of {dtype}")
+    return values.astype(dtype)
 
 
 def _wanted(listed: Any, outputs: Sequence[TensorSpec], binary: bool) -> tuple[WantedOutput, ...]:

@@ -50,7 +50,7 @@ def test_packed_numbers_are_read_too():
 
 
 def test_replacing_keeps_the_place_of_a_field():
-    """Fields before and behind it stay where they were."""
+    """Fields before and after it stay where they were."""
     graph = GraphProto(name="g")
     graph.node.add(op_type="A")
     graph.node.add(op_type="B")

@@ -22,7 +22,7 @@ PATIENCE = 10.0
 
 
 class Echo:
-    """Answers with what was asked; remembers the real rows of each batch."""
+    """Answers with its inputs; remembers the real rows of each batch."""
 
     def __init__(self, seconds: float = 1e-5, buckets: tuple[int, ...] = BUCKETS) -> None:
         self.buckets = buckets
@@ -100,7 +100,7 @@ async def arrive(*calls: Awaitable[Any]) -> list[asyncio.Task[Any]]:
 
 
 def test_a_lone_request_runs_at_once_and_alone():
-    """An idle engine waits for nobody: the request is answered two turns of the loop after it came."""
+    """An idle engine does not wait for others: the request is answered two turns of the loop after it arrived."""
 
     async def test():
         engine = Echo()
@@ -116,7 +116,7 @@ def test_a_lone_request_runs_at_once_and_alone():
 
 
 def test_what_arrives_in_one_turn_of_the_loop_is_one_batch():
-    """Requests that came together run together, each gets its own rows, and padding is nobody's."""
+    """Requests that arrive together run together, each gets its own rows, and none gets padding."""
 
     async def test():
         engine, counted = Echo(), Counted()
@@ -168,8 +168,8 @@ class Desk:
     def receive(self, requests: Sequence[Request], starts: Sequence[int], batch: BatchAnswer) -> None:
         echo = batch.outputs["echo"]
         given = [echo[start : start + request.rows].tolist() for request, start in zip(requests, starts, strict=True)]
-        asked = [request.inputs["identity"].tolist() for request in requests]
-        assert given == asked
+        inputs = [request.inputs["identity"].tolist() for request in requests]
+        assert given == inputs
         self.calls.append(given)
 
 
@@ -210,7 +210,7 @@ def test_bytes_that_do_not_fill_a_bucket_are_padded_and_a_poisoned_row_harms_onl
 
 
 def test_a_bucket_that_is_mostly_padding_is_not_run():
-    """Five rows on a device that computes row after row are four and one, in the order in which they came."""
+    """Five rows on a device that computes row after row are four and one, in the order in which they arrived."""
 
     async def test():
         engine, counted = Echo(), Counted()
@@ -253,7 +253,7 @@ def test_who_is_alone_is_answered_at_once_and_who_is_not_shares():
 
 
 def test_who_is_alone_does_not_hold_up_the_loop():
-    """A long run goes to the thread, whoever else there is: health has to be answered beside it."""
+    """A long run goes to the worker thread even then: health has to be answered beside it."""
 
     async def test():
         engine, answers = Held(), []
@@ -344,7 +344,7 @@ def test_rows_are_counted_not_requests():
 
 
 def test_more_rows_than_the_largest_bucket_are_split_and_joined():
-    """The caller gets all rows back in order, however many runs they took, and so does a neighbour behind it."""
+    """The caller gets all rows back in order, however many runs they took, and so does the next request."""
 
     async def test():
         engine = Echo()
@@ -397,7 +397,7 @@ def test_a_poisoned_request_harms_only_itself():
 
 
 def test_an_engine_error_reaches_every_caller():
-    """When nothing works nobody is left waiting."""
+    """When nothing works no caller is left waiting."""
 
     async def test():
         batcher = Batcher(Echo(), max_queue_rows=100)
@@ -588,7 +588,7 @@ def test_a_slow_spell_does_not_refuse_for_ever():
 
 
 def test_close_answers_what_waits_and_refuses_what_comes():
-    """A drain loses nobody who was let in."""
+    """A drain loses no request that was admitted."""
 
     async def test():
         engine = Held()
@@ -664,11 +664,11 @@ def test_ten_thousand_random_requests_are_never_mixed_up(fashion_and_echo, inlin
                 nonlocal answered
                 for _ in range(requests):
                     count = int(rng.integers(1, 400)) if rng.random() < 0.02 else int(rng.integers(1, 9))
-                    asked = rng.integers(0, 2**62, (count, 4))
+                    inputs = rng.integers(0, 2**62, (count, 4))
                     for _ in range(int(rng.integers(0, 3))):
                         await asyncio.sleep(0)
-                    answer = await batcher.infer({"identity": asked}, deadline=soon(30))
-                    assert np.array_equal(answer.outputs["echo"], asked)
+                    answer = await batcher.infer({"identity": inputs}, deadline=soon(30))
+                    assert np.array_equal(answer.outputs["echo"], inputs)
                     answered += 1
 
             await asyncio.gather(*(client(100) for _ in range(50)))

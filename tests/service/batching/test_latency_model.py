@@ -16,7 +16,7 @@ def by_the_row(seconds: float) -> dict[int, float]:
 
 
 def shared_out(latency: LatencyModel, rows: int) -> list[int]:
-    """The batches in which so many rows are answered if nobody else comes."""
+    """The batches in which so many rows are answered if no others arrive."""
     batches = []
     while rows:
         batches.append(latency.rows_to_take(rows))

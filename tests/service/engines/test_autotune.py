@@ -55,10 +55,10 @@ def test_the_published_graph_runs_unless_another_is_right_and_faster(fashion, re
 
 def test_a_graph_that_is_right_and_faster_runs(models):
     """Whichever of two graphs of one function is slow, the other is chosen."""
-    weights, asked = artifacts.classifier_weights(), artifacts.images(16, seed=7)
+    weights, inputs = artifacts.classifier_weights(), artifacts.images(16, seed=7)
     fast = artifacts.classifier_model(weights)
     slow = onnx.load_from_string(worse(fast.SerializeToString()))
-    artifacts.publish(models, "fashion", slow, {"image": asked}, artifacts.classify(asked, weights))
+    artifacts.publish(models, "fashion", slow, {"image": inputs}, artifacts.classify(inputs, weights))
     choice = choose(models, {"fast": lambda data: fast.SerializeToString()})
     assert choice.rewrite == "fast"
     assert choice.source == fast.SerializeToString()
@@ -95,18 +95,17 @@ def test_a_rewrite_whose_answers_depend_on_the_batch_is_left(fashion, monkeypatc
     """Speed does not buy back the promise that neighbours change nothing."""
     from foldserve.service.engines import engine as module
 
-    proven = Engine._proven
+    prove = Engine._prove
 
     def unsteady(self, *given):
-        proven(self, *given)
+        prove(self, *given)
         if self.rewrite is not None:
             self._profile = module.Profile((64,), True, 1.0, {}, {}, tried=(1, 64))
-        return self
 
     monkeypatch.setattr(
         "foldserve.service.engines.autotune._gains", lambda plain, others, *rest: dict.fromkeys(others, (2.0, 2.0))
     )
-    monkeypatch.setattr(Engine, "_proven", unsteady)
+    monkeypatch.setattr(Engine, "_prove", unsteady)
     artifact = Repository(fashion).open("fashion")
     engine = Engine.load(artifact, provider="cpu", threads=1, buckets=(1, 64))
     assert engine.rewrite is None

@@ -6,7 +6,7 @@ import numpy as np
 
 from foldserve.service.engines.buckets import answers_agree, profile_buckets
 
-ASKED = {"x": np.arange(1, 17, dtype=np.float32)[:, None]}
+INPUTS = {"x": np.arange(1, 17, dtype=np.float32)[:, None]}
 BUCKETS = (1, 2, 4, 8, 16, 32)
 
 
@@ -14,7 +14,7 @@ def profile(answer, buckets=BUCKETS):
     def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"y": answer(inputs["x"].copy())}
 
-    return profile_buckets(run, ASKED, buckets)
+    return profile_buckets(run, INPUTS, buckets)
 
 
 def with_last_bit_where(condition):
@@ -28,28 +28,28 @@ def with_last_bit_where(condition):
 
 def test_buckets_that_agree_are_all_served():
     """Nothing is left out without a reason, and the answers are in golden order."""
-    found = profile(lambda rows: rows * 2)
-    assert found.buckets == BUCKETS
-    assert found.batch_invariant
-    assert found.largest_deviation == 0
-    assert set(found.seconds) == set(BUCKETS)
+    result = profile(lambda rows: rows * 2)
+    assert result.buckets == BUCKETS
+    assert result.batch_invariant
+    assert result.largest_deviation == 0
+    assert set(result.seconds) == set(BUCKETS)
     for bucket in BUCKETS:
-        assert (found.answers[bucket]["y"] == ASKED["x"] * 2).all()
+        assert (result.answers[bucket]["y"] == INPUTS["x"] * 2).all()
 
 
 def test_a_bucket_that_differs_in_the_last_bit_is_not_served():
     """One bit in one bucket is enough, and the deviation says how far off it was."""
-    found = profile(with_last_bit_where(lambda rows: rows == 8))
-    assert found.buckets == (1, 2, 4, 16, 32)
-    assert found.batch_invariant
-    assert 0 < found.largest_deviation < 1e-6
+    result = profile(with_last_bit_where(lambda rows: rows == 8))
+    assert result.buckets == (1, 2, 4, 16, 32)
+    assert result.batch_invariant
+    assert 0 < result.largest_deviation < 1e-6
 
 
 def test_when_bucket_1_stands_alone_the_largest_agreeing_set_is_served():
     """A matrix times a vector may well be another kernel: lone rows are then padded to the next bucket."""
-    found = profile(with_last_bit_where(lambda rows: rows == 1))
-    assert found.buckets == (2, 4, 8, 16, 32)
-    assert found.batch_invariant
+    result = profile(with_last_bit_where(lambda rows: rows == 1))
+    assert result.buckets == (2, 4, 8, 16, 32)
+    assert result.batch_invariant
 
 
 def test_bucket_1_and_its_company_win_over_a_larger_set():
@@ -70,21 +70,21 @@ def test_an_answer_that_depends_on_the_position_is_found():
 
 def test_an_answer_that_depends_on_the_neighbours_is_found():
     """A bucket in which rows see one another is not served."""
-    found = profile(lambda rows: rows + (np.float32(1e-3) * rows[0] if len(rows) == 4 else 0))
-    assert found.buckets == (1, 2, 8, 16, 32)
+    result = profile(lambda rows: rows + (np.float32(1e-3) * rows[0] if len(rows) == 4 else 0))
+    assert result.buckets == (1, 2, 8, 16, 32)
 
 
 def test_an_engine_that_never_repeats_itself_is_served_and_said_to_vary():
     """There is nothing to choose from, so the profile tells the truth instead."""
     calls = iter(range(10**6))
-    found = profile(lambda rows: rows + np.float32(next(calls)))
-    assert found.buckets == BUCKETS
-    assert not found.batch_invariant
-    assert found.largest_deviation > 0
+    result = profile(lambda rows: rows + np.float32(next(calls)))
+    assert result.buckets == BUCKETS
+    assert not result.batch_invariant
+    assert result.largest_deviation > 0
 
 
 def test_two_ways_to_run_are_compared_byte_for_byte():
-    """More threads may only be used where nobody can tell."""
-    alike, other = ({"y": ASKED["x"] * 2}, {"y": np.nextafter(ASKED["x"] * 2, np.float32(1e9))})
-    assert answers_agree(lambda batch: alike, lambda batch: dict(alike), ASKED, 4)
-    assert not answers_agree(lambda batch: alike, lambda batch: other, ASKED, 4)
+    """More threads may only be used where no byte changes."""
+    alike, other = ({"y": INPUTS["x"] * 2}, {"y": np.nextafter(INPUTS["x"] * 2, np.float32(1e9))})
+    assert answers_agree(lambda batch: alike, lambda batch: dict(alike), INPUTS, 4)
+    assert not answers_agree(lambda batch: alike, lambda batch: other, INPUTS, 4)

@@ -54,44 +54,44 @@ def test_a_foreign_model_is_served_as_plain_tensors(models):
 
 def test_answers_are_those_of_numpy(fashion):
     """Within 1e-5 of the largest logit of a float64 computation that shares no code, and the same class."""
-    asked = artifacts.images(200, seed=11)
-    expected, answered = artifacts.classify(asked), load(fashion).run({"image": asked})
+    inputs = artifacts.images(200, seed=11)
+    expected, answered = artifacts.classify(inputs), load(fashion).run({"image": inputs})
     for name in ("logits", "probabilities"):
         assert np.abs(answered[name] - expected[name]).max() <= 1e-5 * np.abs(expected[name]).max()
     assert np.array_equal(answered["class_id"], expected["class_id"])
 
 
 def test_answers_are_those_of_a_plain_session_bit_for_bit(fashion):
-    """Padding to a bucket changes nothing that anybody can see; a rewritten graph would add in another order."""
+    """Padding to a bucket changes no byte; a rewritten graph would add in another order."""
     engine = load(fashion, is_autotuned=False)
     plain = artifacts.plain_session(Repository(fashion).open("fashion").model_path)
     for rows in (1, 2, 3, 7, 16, 17, 100, 256):
-        asked = {"image": artifacts.images(rows, seed=rows)}
-        answered = engine.run(asked)
-        for name, expected in zip(("logits", "probabilities", "class_id"), plain.run(None, asked), strict=True):
+        inputs = {"image": artifacts.images(rows, seed=rows)}
+        answered = engine.run(inputs)
+        for name, expected in zip(("logits", "probabilities", "class_id"), plain.run(None, inputs), strict=True):
             assert answered[name].tobytes() == expected.tobytes(), (rows, name)
 
 
-def test_an_image_alone_and_in_any_company_gets_the_same_bytes(fashion):
+def test_an_image_alone_and_in_any_batch_gets_the_same_bytes(fashion):
     """Five hundred images, alone and in random batches of one to 256: batch invariance as a client sees it."""
     engine = load(fashion)
     assert engine.batch_invariant
-    asked = artifacts.images(500, seed=13)
-    alone = [engine.run({"image": asked[n : n + 1]}) for n in range(len(asked))]
+    inputs = artifacts.images(500, seed=13)
+    alone = [engine.run({"image": inputs[n : n + 1]}) for n in range(len(inputs))]
     rng = np.random.default_rng(14)
     for _ in range(8):
-        company = rng.permutation(len(asked))[: int(rng.integers(1, 257))]
-        together = engine.run({"image": asked[company]})
+        members = rng.permutation(len(inputs))[: int(rng.integers(1, 257))]
+        together = engine.run({"image": inputs[members]})
         for name, answers in together.items():
-            assert answers.tobytes() == np.concatenate([alone[n][name] for n in company]).tobytes(), name
+            assert answers.tobytes() == np.concatenate([alone[n][name] for n in members]).tobytes(), name
 
 
 def test_read_only_and_borrowed_memory_is_accepted(fashion):
     """A body is bytes, and its view cannot be written to."""
     engine = load(fashion)
-    asked = artifacts.images(3)
-    view = np.frombuffer(asked.tobytes(), np.uint8).reshape(asked.shape)
-    assert engine.run({"image": view})["logits"].tobytes() == engine.run({"image": asked})["logits"].tobytes()
+    inputs = artifacts.images(3)
+    view = np.frombuffer(inputs.tobytes(), np.uint8).reshape(inputs.shape)
+    assert engine.run({"image": view})["logits"].tobytes() == engine.run({"image": inputs})["logits"].tobytes()
 
 
 def test_only_the_buckets_asked_for_are_measured(fashion):
@@ -106,7 +106,7 @@ def test_only_the_buckets_asked_for_are_measured(fashion):
 
 @pytest.mark.parametrize("rows", [0, 17])
 def test_a_batch_that_fits_no_bucket_is_refused(fashion, rows):
-    """The batcher never does that; whoever does is told."""
+    """The batcher never does that; any other caller is told."""
     engine = load(fashion, buckets=(1, 4, 16))
     with pytest.raises(EngineError, match=f"{rows} rows, expected 1 to 16"):
         engine.run({"image": np.zeros((rows, 1, 28, 28), np.uint8)})
@@ -122,8 +122,8 @@ def test_measured_threads_do_not_change_the_answers(fashion):
     """threads=0 measures; what it chooses gives the golden answers too."""
     artifact = Repository(fashion).open("fashion")
     measured, one = Engine.load(artifact, provider="cpu"), Engine.load(artifact, provider="cpu", threads=1)
-    asked = {"image": artifacts.images(5)}
-    assert np.array_equal(measured.run(asked)["class_id"], one.run(asked)["class_id"])
+    inputs = {"image": artifacts.images(5)}
+    assert np.array_equal(measured.run(inputs)["class_id"], one.run(inputs)["class_id"])
 
 
 @pytest.mark.parametrize(("inexact", "threaded_from"), [((), 64), ((64,), 256), ((256,), None), ((64, 256), None)])
@@ -133,13 +133,13 @@ def test_larger_batches_take_all_threads_from_where_it_pays_and_changes_nothing(
     """A bucket that would answer otherwise on more threads keeps those below it on one; no bucket is timed twice."""
     timed = []
 
-    def median_seconds(run, asked, bucket):
+    def median_seconds(run, inputs, bucket):
         threads = run.__self__._session.get_session_options().intra_op_num_threads
         timed.append((bucket, threads))
         return bucket * 1e-4 / threads
 
     monkeypatch.setattr(threads, "median_seconds", median_seconds)
-    monkeypatch.setattr(threads, "answers_agree", lambda one, other, asked, bucket: bucket not in inexact)
+    monkeypatch.setattr(threads, "answers_agree", lambda one, other, inputs, bucket: bucket not in inexact)
     artifact = Repository(fashion).open("fashion")
     engine = Engine.load(artifact, provider="cpu", cores=2, buckets=(1, 64, 256), is_autotuned=False)
     assert engine.threaded_from == threaded_from
@@ -183,8 +183,8 @@ def test_another_class_is_refused_whatever_the_logits_say(fashion):
     """Integer outputs have to be equal."""
     folder = fashion / "fashion" / "1"
     golden = golden_of(folder)
-    asked = artifacts.images(16, seed=7)
-    wrong = artifacts.classify(asked)["class_id"]
+    inputs = artifacts.images(16, seed=7)
+    wrong = artifacts.classify(inputs)["class_id"]
     wrong[5] = (wrong[5] + 1) % 10
     golden["outputs"]["class_id"] = artifacts.encode({"class_id": wrong})["class_id"]
     republish(folder, golden=golden)
@@ -232,12 +232,12 @@ def tensor_model(shape, kind=TensorProto.FLOAT):
 
 
 def publish_tensor(models, shape, kind=TensorProto.FLOAT, rows=16):
-    asked = np.arange(rows * 3, dtype=np.float32).reshape(rows, 3)
-    artifacts.publish(models, "tensor", tensor_model(shape, kind), {"x": asked}, {"y": asked})
+    inputs = np.arange(rows * 3, dtype=np.float32).reshape(rows, 3)
+    artifacts.publish(models, "tensor", tensor_model(shape, kind), {"x": inputs}, {"y": inputs})
 
 
 def test_what_cannot_be_batched_is_refused_with_the_reason(models):
-    """A free axis behind the batch, or strings: said at the start, not at the first request."""
+    """A free axis after the batch, or strings: refused at the start, not at the first request."""
     publish_tensor(models / "free", ["batch", "width"])
     with pytest.raises(ArtifactInvalid, match="expected a batch axis and fixed sizes after it"):
         load(models / "free", "tensor")
@@ -251,8 +251,8 @@ def test_a_graph_of_a_fixed_batch_is_served_in_that_bucket(models):
     publish_tensor(models, [4, 3])
     engine = load(models, "tensor", buckets=(1, 4, 8))
     assert engine.buckets == (4,)
-    asked = np.float32([[1, 2, 3]])
-    assert np.array_equal(engine.run({"x": asked})["y"], asked)
+    inputs = np.float32([[1, 2, 3]])
+    assert np.array_equal(engine.run({"x": inputs})["y"], inputs)
     with pytest.raises(BucketsInvalid, match="exactly 4 rows"):
         load(models, "tensor", buckets=(1, 8))
 
@@ -270,7 +270,7 @@ def test_a_list_of_buckets_that_is_empty_or_not_rising_is_refused(fashion, bucke
 def test_a_matrix_product_is_not_folded_again(models):
     """onnxruntime's fusion of MatMul and BatchNormalization stays off: the answers are the graph's own."""
     rng = np.random.default_rng(2)
-    weight, asked = rng.standard_normal((3, 3)).astype(np.float32), rng.standard_normal((16, 3)).astype(np.float32)
+    weight, inputs = rng.standard_normal((3, 3)).astype(np.float32), rng.standard_normal((16, 3)).astype(np.float32)
     scale, bias, mean = rng.standard_normal((3, 3)).astype(np.float32)
     variance = rng.random(3).astype(np.float32) + 1
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3]) for name in ("x", "y")]
@@ -283,7 +283,7 @@ def test_a_matrix_product_is_not_folded_again(models):
         nodes, "norm", ends[:1], ends[1:], [numpy_helper.from_array(a, name) for name, a in constants.items()]
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    expected = (asked.astype(np.float64) @ weight - mean) / np.sqrt(variance.astype(np.float64) + 1e-5) * scale + bias
-    artifacts.publish(models, "norm", model, {"x": asked}, {"y": expected.astype(np.float32)})
-    answered = load(models, "norm").run({"x": asked})["y"]
+    expected = (inputs.astype(np.float64) @ weight - mean) / np.sqrt(variance.astype(np.float64) + 1e-5) * scale + bias
+    artifacts.publish(models, "norm", model, {"x": inputs}, {"y": expected.astype(np.float32)})
+    answered = load(models, "norm").run({"x": inputs})["y"]
     assert np.abs(answered - expected).max() <= 1e-5 * np.abs(expected).max()

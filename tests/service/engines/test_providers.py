@@ -1,4 +1,4 @@
-"""Providers: what was asked for is what runs, or somebody is told."""
+"""Providers: the requested one runs, or the caller is told why not."""
 
 import logging
 

@@ -61,9 +61,9 @@ def answers(model):
 def assert_same_function(model, name):
     changed = rewritten(model, name)
     assert changed is not None
-    expected, found = answers(model), answers(changed)
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+    expected, result = answers(model), answers(changed)
+    assert result.shape == expected.shape
+    assert np.abs(result - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("name", REWRITES)

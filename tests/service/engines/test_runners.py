@@ -28,14 +28,14 @@ def test_bound_runs_of_all_sizes_in_any_order_are_plain_runs(session, bound):
     """Each size has buffers of its own, used again and again; no row of an older batch is left in them."""
     plain = PlainRunner(session)
     for seed, rows in enumerate((1, 4, 1, 16, 4, 1, 16)):
-        asked = {"image": artifacts.images(rows, seed)}
-        expected = plain.run(asked)
-        for name, answered in bound.run(asked).items():
+        inputs = {"image": artifacts.images(rows, seed)}
+        expected = plain.run(inputs)
+        for name, answered in bound.run(inputs).items():
             assert answered.tobytes() == expected[name].tobytes()
 
 
 def test_an_answer_is_not_overwritten_by_the_next_one(bound):
-    """Outputs leave the fixed buffers before anybody sees them."""
+    """Outputs leave the fixed buffers before they are returned."""
     first = bound.run({"image": artifacts.images(4, 1)})
     kept = {name: array.copy() for name, array in first.items()}
     bound.run({"image": artifacts.images(4, 2)})
@@ -49,7 +49,7 @@ def test_a_batch_of_another_shape_is_refused(bound):
 
 
 def test_small_batches_take_one_thread_and_large_ones_more(fashion, session):
-    """The size decides, and nobody can tell from the bytes."""
+    """The size decides, and the bytes are the same."""
     path = Repository(fashion).open("fashion").model_path
     ran = []
 
@@ -62,8 +62,8 @@ def test_small_batches_take_one_thread_and_large_ones_more(fashion, session):
     threaded = Noted(cpu_session(path, 2))
     runner = ThreadedRunner(single, threaded, threaded_from=8)
     for rows in (1, 4, 8, 64):
-        asked = {"image": artifacts.images(rows)}
-        answered, expected = runner.run(asked), PlainRunner(session).run(asked)
+        inputs = {"image": artifacts.images(rows)}
+        answered, expected = runner.run(inputs), PlainRunner(session).run(inputs)
         assert all(answered[name].tobytes() == expected[name].tobytes() for name in expected)
     assert ran == [single, single, threaded, threaded]
 
@@ -84,7 +84,7 @@ class Breaking:
 
 @pytest.mark.parametrize(("for_ever", "error"), [(False, EngineError), (True, DeviceLost)])
 def test_a_bad_batch_is_told_from_a_lost_device(session, for_ever, error):
-    """After a failed run the device is asked something harmless; only if that fails too it is lost."""
+    """After a failed run a harmless batch is run; only if that fails too the device is lost."""
     engine = Engine(Breaking(for_ever), Device("cuda", "cuda"), read_signature(session), (1, 4))
     with pytest.raises(EngineError) as failure:
         engine.run({"image": np.full((1, 1, 28, 28), 255, np.uint8)})
@@ -99,5 +99,5 @@ def test_cuda_gives_the_golden_answers_in_every_bucket(fashion):
     """Loading proves it: every node on CUDA, every bucket compared, within 1e-4."""
     engine = Engine.load(Repository(fashion).open("fashion"), provider="cuda")
     assert engine.device == Device("cuda", "cuda")
-    asked = artifacts.images(200)
-    assert np.array_equal(engine.run({"image": asked})["class_id"], artifacts.classify(asked)["class_id"])
+    inputs = artifacts.images(200)
+    assert np.array_equal(engine.run({"image": inputs})["class_id"], artifacts.classify(inputs)["class_id"])

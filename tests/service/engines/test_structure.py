@@ -63,9 +63,9 @@ def test_a_version_like_the_one_that_serves_is_proved_and_not_timed(models, monk
     assert (second.rewrite, second.threaded_from, second.buckets) == (first.rewrite, first.threaded_from, first.buckets)
     assert dict(second.bucket_seconds) == dict(first.bucket_seconds)
     assert second.batch_invariant
-    asked = artifacts.images(8, seed=4)
-    expected = artifacts.classify(asked, artifacts.classifier_weights(2))["logits"]
-    answers = second.run({"image": asked})["logits"]
+    inputs = artifacts.images(8, seed=4)
+    expected = artifacts.classify(inputs, artifacts.classifier_weights(2))["logits"]
+    answers = second.run({"image": inputs})["logits"]
     np.testing.assert_allclose(answers, expected, atol=1e-5 * np.abs(expected).max())
 
 

@@ -1,4 +1,4 @@
-"""A load that gives way: in its own thread, for as long as it lasts, and only where somebody is there."""
+"""A load is throttled in its own thread, for as long as it lasts, and only beside a version that serves."""
 
 import sys
 import threading

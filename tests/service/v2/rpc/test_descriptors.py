@@ -18,7 +18,7 @@ def read(path: Path) -> descriptor_pb2.FileDescriptorSet:
 
 
 def test_the_set_is_what_the_compiler_makes_of_the_texts(tmp_path):
-    """Whoever changes a .proto file and forgets `make protos` is told."""
+    """A change of a .proto file without `make protos` is noticed."""
     command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{FOLDER}", f"--descriptor_set_out={tmp_path / 'set'}"]
     subprocess.run([*command, *(path.name for path in sorted(FOLDER.glob("*.proto")))], check=True)
     compiled = {file.name: file for file in read(tmp_path / "set").file}
