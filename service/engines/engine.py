@@ -18,12 +18,13 @@ from foldserve.format.image import ImageSpec
 from ..artifacts.golden import check_golden
 from ..artifacts.repository import Artifact
 from ..artifacts.unverified import check_rows, made_inputs
-from ..errors import ArtifactInvalid, BucketsInvalid, DeviceLost, EngineError
-from ..settings import DEFAULT_BUCKETS, check_buckets
+from ..errors import DeviceLost, EngineError
+from ..settings import DEFAULT_BUCKETS
 from ..tensors import Array, TensorSpec
-from .autotune import REWRITES, Choice, Decide, autotune, decide_alone, reuse_choice
-from .buckets import Profile, answers_agree, golden_batch, profile_buckets
-from .providers import Device, Source, cpu_session, first_line, open_session
+from .autotune import REWRITES, Decide, autotune, decide_alone, reuse_choice
+from .buckets import Profile, answers_agree, profile_buckets
+from .checks import check_golden_inputs, fitting_buckets, refuse_failing
+from .providers import Device, Source, cpu_session, open_session
 from .runners import GraphRunner, PlainRunner, Runner, ThreadedRunner
 from .signature import Signature, read_signature
 from .structure import structure_of
@@ -103,32 +104,45 @@ class Engine:
         )
         signature = read_signature(session)
         if artifact.is_verified:
-            _check_golden_inputs(artifact, signature)
+            check_golden_inputs(artifact, signature)
         else:
             artifact = replace(artifact, golden=Golden(made_inputs(signature.inputs), {}, {}))
-        fitting = _fitting(buckets, signature.fixed_rows)
+        fitting = fitting_buckets(buckets, signature.fixed_rows)
         if device.provider == "cuda":
             on_device = GraphRunner(session, signature.inputs, signature.outputs, device_id=device_id)
             engine = cls(on_device, device, signature, fitting)
             engine._prove(artifact)
             return engine
         published = PlainRunner(session)
-        _refuse_failing(published, artifact, fitting[0])
+        refuse_failing(published, artifact, fitting[0])
         cores = 1 if threads else (cores or len(os.sched_getaffinity(0)))
         structure = structure_of(artifact.model_path)
         sibling = reference if reference is not None and structure and reference.structure == structure else None
-        if is_autotuned and signature.fixed_rows is None and artifact.is_verified:
-            choice = _choose_graph(artifact, published, fitting, decide, sibling)
-            if choice.rewrite is not None:
-                runner = PlainRunner(cpu_session(choice.source, threads or 1))
-                engine = cls(runner, device, signature, fitting, choice.rewrite, structure)
-                engine._prove(artifact, choice.source, cores, sibling)
-                if engine.batch_invariant and engine.buckets == engine._profile.tried:
-                    return engine
-                _log.warning("model %s: %r left out: answers depend on the batch", artifact.name, choice.rewrite)
         engine = cls(published, device, signature, fitting, structure=structure)
+        if is_autotuned and signature.fixed_rows is None and artifact.is_verified:
+            rewritten = engine._rewritten(artifact, threads, cores, decide, sibling)
+            if rewritten is not None:
+                return rewritten
         engine._prove(artifact, artifact.model_path, cores, sibling)
         return engine
+
+    def _rewritten(
+        self, artifact: Artifact, threads: int, cores: int, decide: Decide, sibling: "Engine | None"
+    ) -> "Engine | None":
+        """A proven engine of a rewritten graph, if one is right, faster, and the same in every batch."""
+        if sibling is None:
+            choice = autotune(artifact, self._runner, self.buckets, REWRITES, decide)
+        else:
+            choice = reuse_choice(artifact, sibling.rewrite, REWRITES, decide)
+        if choice.rewrite is None:
+            return None
+        runner = PlainRunner(cpu_session(choice.source, threads or 1))
+        engine = Engine(runner, self.device, self._signature, self.buckets, choice.rewrite, self.structure)
+        engine._prove(artifact, choice.source, cores, sibling)
+        if engine.batch_invariant and engine.buckets == engine._profile.tried:
+            return engine
+        _log.warning("model %s: %r left out: answers depend on the batch", artifact.name, choice.rewrite)
+        return None
 
     def _prove(
         self, artifact: Artifact, source: Source | None = None, cores: int = 1, sibling: "Engine | None" = None
@@ -273,48 +287,3 @@ def _pad(array: Array, rows: int) -> Array:
     padded = np.zeros((rows, *array.shape[1:]), array.dtype)
     padded[: len(array)] = array
     return padded
-
-
-def _fitting(buckets: Sequence[int], fixed_rows: int | None) -> tuple[int, ...]:
-    """The buckets that the graph can run; the only one of a graph whose batch size is fixed."""
-    try:
-        candidates = check_buckets(buckets)
-    except ValueError as err:
-        raise BucketsInvalid(f"buckets: got {list(buckets)}, {err}") from err
-    if fixed_rows is None:
-        return candidates
-    if fixed_rows not in candidates:
-        raise BucketsInvalid(
-            f"the graph takes batches of exactly {fixed_rows} rows; put {fixed_rows} among the buckets"
-        )
-    return (fixed_rows,)
-
-
-def _check_golden_inputs(artifact: Artifact, signature: Signature) -> None:
-    """Compare names, types and row shapes of the golden inputs with the graph's."""
-    expected = {spec.name: (str(spec.dtype), spec.shape[1:]) for spec in signature.inputs}
-    stated = {name: (str(array.dtype), array.shape[1:]) for name, array in artifact.golden.inputs.items()}
-    if stated != expected:
-        raise ArtifactInvalid(f"golden inputs in {artifact.path} are {stated}, the graph takes {expected}")
-    if set(artifact.golden.outputs) != {spec.name for spec in signature.outputs}:
-        raise ArtifactInvalid(
-            f"golden outputs in {artifact.path} are {sorted(artifact.golden.outputs)}, "
-            f"the graph gives {sorted(spec.name for spec in signature.outputs)}"
-        )
-
-
-def _refuse_failing(runner: Runner, artifact: Artifact, rows: int) -> None:
-    """Raise when the graph cannot even run the inputs that it is going to be measured on."""
-    try:
-        runner.run(golden_batch(artifact.golden.inputs, rows))
-    except Exception as err:  # onnxruntime's classes share no base below Exception
-        inputs = "its golden inputs" if artifact.is_verified else "inputs made for it (floats 0 to 1, integers 0 or 1)"
-        raise ArtifactInvalid(f"{artifact.model_path} fails on {inputs}: {first_line(err)}") from err
-
-
-def _choose_graph(
-    artifact: Artifact, published: Runner, buckets: Sequence[int], decide: Decide, sibling: Engine | None
-) -> Choice:
-    if sibling is not None:
-        return reuse_choice(artifact, sibling.rewrite, REWRITES, decide)
-    return autotune(artifact, published, buckets, REWRITES, decide)

@@ -177,7 +177,7 @@ def test_predict_says_what_the_model_takes_and_where_to_ask(service):
     assert answer.json()["error"] == (
         "model 'sum' takes 'left' (FP32 of ['rows', 3]), 'right' (FP32 of ['rows', 3]) and gives 'sum' (FP32 of "
         "['rows', 3]), expected one that says how an image becomes its input and gives class_id and probabilities "
-        "with labels: ask it at /v2/models/sum/infer"
+        "with labels: use /v2/models/sum/infer for it"
     )
 
 
