@@ -30,10 +30,10 @@ from .settings import Settings
 
 logger = logging.getLogger("foldserve")
 
-# What a client does not read stays with us beyond this, where the write deadline sees it: the system would take an
-# answer of megabytes, and keep it for as long as the client likes.
+# What a client does not read stays in the process beyond this, where the write deadline sees it: the system would take
+# an answer of megabytes, and keep it for as long as the client likes.
 UNSENT_BYTES = 128 * 1024
-# Packages that are looked for before anything is started, and what brings them.
+# Packages that must be installed, each with the distribution that installs it.
 _NEEDED = {"uvloop": "uvloop", "httptools": "httptools", "onnxruntime": "'foldserve[cpu]'"}
 BACKLOG = 2048  # connections that wait to be accepted, as in uvicorn
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return USAGE
     config = server_config(settings)
     try:
-        Access(settings.keys_file)  # a damaged file is said here once, and not by each worker
+        Access(settings.keys_file)  # a damaged file is reported once, not by each worker
         if settings.workers > 1:
             check_device(settings)
         listener = bind(settings)
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     fields = {"address": address(listener), "workers": settings.workers, "models_dir": str(settings.models_dir)}
     logger.info("starting", extra=fields)
     if settings.allow_unverified:
-        logger.warning("models without a manifest are served too, though nobody proved their answers")
+        logger.warning("models without a manifest are served too; their answers are not verified")
     with listener:
         return run_workers(settings, listener) if settings.workers > 1 else run_alone(config, listener)
 
@@ -110,7 +110,7 @@ def server_config(settings: Settings, workers: Workers | None = None) -> uvicorn
 
 
 def bind(settings: Settings) -> socket.socket:
-    """Return a socket that listens: from here on the port is ours, and who connects before all is loaded waits.
+    """Return a socket that listens: from here on the port is ours, and clients that connect before all is loaded wait.
 
     Raises:
         OSError: the address is in use or not of this machine.
@@ -139,7 +139,7 @@ def address(listener: socket.socket) -> str:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's, but a second signal of any kind ends it at once; uvicorn waits on unless that is SIGINT."""
+    """uvicorn's, but a second signal of any kind ends it at once; uvicorn goes on waiting unless that is SIGINT."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal."""
@@ -154,7 +154,7 @@ class _Server(uvicorn.Server):
 
 def run_alone(config: uvicorn.Config, listener: socket.socket) -> int:
     """Serve in this process; SIGTERM and SIGINT drain it, a second one ends it at once, and it ends with 0."""
-    # uvicorn drains and then raises the signal once more, for whoever had it before: without this, that ends us as -15.
+    # uvicorn drains and then raises the signal again for the handler before its own: the default one exits with -15.
     signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         _Server(config).run(sockets=[listener])
@@ -168,7 +168,7 @@ def run_alone(config: uvicorn.Config, listener: socket.socket) -> int:
 def run_workers(settings: Settings, listener: socket.socket) -> int:
     """Serve in several processes, each of which is replaced when it ends."""
     import_libraries()
-    gc.freeze()  # a copy of a page that nobody writes to takes no memory
+    gc.freeze()  # workers share the pages that none of them writes to
     gc.enable()
     workers = Workers.create()
     try:

@@ -34,8 +34,8 @@ def import_libraries() -> None:
 def build_app(settings: "Settings", workers: "Workers | None") -> "FastAPI":
     """Return the application; what it needs is imported now.
 
-    Importing makes a hundred thousand objects that stay for ever. The collector would look through them two hundred
-    times meanwhile, and again in every full collection while requests wait; so it rests, and never looks at them.
+    Importing makes a hundred thousand objects that are never freed. The collector would go through them two hundred
+    times meanwhile, and again in every full collection while requests wait; so it is off meanwhile, and skips them.
     """
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""What the service writes: one JSON line an event, or one plain line where a person looks on.
+"""What the service writes: one JSON line an event, or one plain line for a person at a terminal.
 
 Formatters and a configuration for `logging`, which every module and uvicorn use as they are; whatever is passed as
 `extra` becomes a field of the line. No event can break a line: control characters are escaped.
@@ -47,7 +47,7 @@ class HumanFormatter(logging.Formatter):
 
 
 class WithoutChatter(logging.Filter):
-    """Drops uvicorn's second line about a start that failed: the first one says why."""
+    """Drops uvicorn's second line about a start that failed: the first one has the reason."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether the event is worth a line."""
@@ -59,7 +59,7 @@ def log_config(level: str, human: bool | None = None) -> dict[str, Any]:
 
     Args:
         level: least severe level that is written: debug, info, warning or error.
-        human: plain lines rather than JSON; None asks whether standard error is a terminal.
+        human: plain lines rather than JSON; None: if standard error is a terminal.
     """
     formatter = HumanFormatter if (sys.stderr.isatty() if human is None else human) else JsonFormatter
     return {

@@ -1,7 +1,7 @@
 """Every metric of the service with its unit and buckets, in one list.
 
 Each application has a registry of its own, so that two can live in one process. Batches are counted, not their
-members, where the sum is the same; no label ever holds what a client sent.
+members, where the sum is the same; no label holds what a client sent.
 """
 
 import asyncio
@@ -71,7 +71,7 @@ class Metrics:
             "refused_versions", "Versions that were not loaded, because they were damaged or answered wrongly.", model
         )
         self.device_fallback = gauge(
-            "device_fallback", "1 when a model runs on the CPU because no GPU could be had.", model
+            "device_fallback", "1 when a model runs on the CPU because no GPU was available.", model
         )
         self.batch_invariant = gauge(
             "batch_invariant", "1 when answers were measured not to depend on the batch.", model
@@ -95,7 +95,7 @@ class Metrics:
         """Count one answer.
 
         Args:
-            route: the route's own pattern, never the path that came.
+            route: the route's own pattern, never the path of the request.
             method: the HTTP method.
             status: of the answer; 0 when the client had gone.
             seconds: from the request's arrival to its answer.
@@ -119,15 +119,15 @@ class Metrics:
         return generate_latest(self._totals)
 
     async def others_have_counted(self) -> None:
-        """Wait until the other workers, if there are any, have counted what they answered before somebody asked."""
+        """Wait until the other workers, if there are any, have counted what they have answered so far."""
         if self._totals is not None:
             await asyncio.sleep(3 * _MOMENT_SECONDS)
 
     def has_news(self) -> None:
-        """Say that something waits to be counted.
+        """Note that something waits to be counted.
 
-        Alone, that is done before somebody reads. One of several workers counts a moment later, since it may be another
-        that is read, or this one may be killed.
+        A single process counts it when the metrics are read. One of several workers counts it a moment later, since
+        another may be read, or this one may be killed.
         """
         if self._totals is not None and not self._is_due:
             self._is_due = True
@@ -140,7 +140,7 @@ class Metrics:
             bring_up_to_date()
 
     def forget_model(self, *identity: str) -> None:
-        """Take a version that has left out of `model_info`; a sum over processes cannot lose it, and says 0."""
+        """Take an unloaded version out of `model_info`; in a sum over processes it stays, as 0."""
         self.model_info.labels(*identity).set(0)
         if self._totals is None:
             self.model_info.remove(*identity)
@@ -157,7 +157,7 @@ class _BroughtUpToDate(Collector):
         self._callbacks = callbacks
 
     def collect(self) -> Iterable[Metric]:
-        """Call everybody."""
+        """Call all of them."""
         for bring_up_to_date in self._callbacks:
             bring_up_to_date()
         return ()
@@ -166,7 +166,7 @@ class _BroughtUpToDate(Collector):
 class ModelMetrics:
     """Counts for one model, with every label looked up beforehand.
 
-    Batches are noted as they run and counted in bulk before somebody reads the metrics: counted one by one they would
+    Batches are noted as they run and counted in bulk before the metrics are read: counted one by one they would
     cost a lone request a tenth of its time.
     """
 

@@ -24,7 +24,7 @@ KEY_VARIABLE = "API_KEY"
 _TIMEOUT_SECONDS = 300  # a load takes as long as the model is large
 
 
-class Refused(Exception):  # noqa: N818 - it says what happened
+class CommandError(Exception):
     """The service answered with an error, or not at all; the message is one sentence."""
 
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     try:
         print(arguments.run(arguments))
-    except Refused as err:
+    except CommandError as err:
         sys.stderr.write(f"{err}\n")
         return FAILED
     return DONE
@@ -79,12 +79,12 @@ def _new(arguments: argparse.Namespace) -> str:
     try:
         key, line = new_key(arguments.name, arguments.scopes.split(","))
     except InvalidInput as err:
-        raise Refused(str(err)) from err
+        raise CommandError(str(err)) from err
     return f"the key, shown this once: {key}\nthe line for the keys file:  {line}"
 
 
 def _call(arguments: argparse.Namespace, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-    """Ask the service; returns its JSON, None where it answered with nothing."""
+    """Call the service; returns its JSON, None where the answer is empty."""
     headers = {"Content-Type": "application/json"}
     key = arguments.key_file.read_text().strip() if arguments.key_file else os.environ.get(KEY_VARIABLE)
     if key:
@@ -95,9 +95,9 @@ def _call(arguments: argparse.Namespace, method: str, path: str, body: dict[str,
         with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310
             text = answer.read()
     except urllib.error.HTTPError as err:
-        raise Refused(f"{err.code}: {_sentence(err.read())}") from err
+        raise CommandError(f"{err.code}: {_sentence(err.read())}") from err
     except (OSError, ValueError) as err:
-        raise Refused(f"no answer from {arguments.url}: {getattr(err, 'reason', err)}") from err
+        raise CommandError(f"no answer from {arguments.url}: {getattr(err, 'reason', err)}") from err
     return json.loads(text) if text else None
 
 

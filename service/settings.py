@@ -1,4 +1,4 @@
-"""Every knob of the service: name, unit, default, and why that default.
+"""Every setting of the service: name, unit, default and what it does.
 
 Each one is read from `FOLDSERVE_<NAME>` and can be given as a flag (`--models-dir`), which wins. A `FOLDSERVE_`
 variable that is not listed here ends the start, since a misspelt limit is a limit that is not there. Knows no other
@@ -37,7 +37,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    host: str = Field("127.0.0.1", description="address to listen on; only this machine unless said otherwise")
+    host: str = Field("127.0.0.1", description="address to listen on; 127.0.0.1 is reachable from this machine only")
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
     grpc_port: int | None = Field(
         None, ge=0, le=65535, description="TCP port for gRPC; 0 takes a free one; unset: none"
@@ -47,11 +47,13 @@ class Settings(BaseModel):
         None,
         description="writable folder for labels, rollbacks and shadows; unset: latest is always the newest version",
     )
-    poll_seconds: float = Field(1.0, ge=0, description="seconds between two looks for new versions; 0 never looks")
+    poll_seconds: float = Field(1.0, ge=0, description="seconds between two polls for new versions; 0 disables polling")
     allow_unverified: bool = Field(
-        False, description="serve ONNX files that came without a manifest, whose answers nobody proved, marked as such"
+        False, description="also serve ONNX files without a manifest, whose answers are not verified, marked as such"
     )
-    promote_new: bool = Field(True, description="let a new version that is proved become latest by itself")
+    promote_new: bool = Field(
+        True, description="let a new version become latest by itself, once it gave its golden answers"
+    )
     keep_warm: int = Field(
         1, ge=0, le=16, description="versions that were latest before and stay loaded for a rollback"
     )
@@ -63,13 +65,14 @@ class Settings(BaseModel):
         ("infer", "metrics"), description="scopes that need a key once there is a keys file: infer, metrics, read"
     )
     key_rate: float = Field(
-        0.0, ge=0, description="requests a second of one key, in all workers together; 0 does not limit"
+        0.0, ge=0, description="requests a second of one key, in all workers together; 0 sets no limit"
     )
     workers: int = Field(1, ge=1, le=256, description="processes that share the port")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line written")
 
     provider: Literal["auto", "cuda", "cpu"] = Field(
-        "auto", description="device to run on; cuda ends the start when it cannot be had, auto falls back and says so"
+        "auto",
+        description="device to run on; without a usable GPU cuda ends the start, auto warns and takes the CPU",
     )
     cuda_device: int = Field(0, ge=0, description="which GPU, in CUDA's own order")
     tf32: bool = Field(False, description="let CUDA round products to TF32: faster, and off by 1e-3")
@@ -96,24 +99,26 @@ class Settings(BaseModel):
         512 * MEBIBYTE, ge=1, description="bytes of all bodies held at once; more are answered 503"
     )
     default_deadline_ms: int = Field(
-        5_000, ge=1, description="ms within which a request is answered or refused, unless it says so itself"
+        5_000, ge=1, description="ms within which a request is answered or refused, unless it states a deadline"
     )
     drain_seconds: float = Field(20.0, gt=0, description="seconds that running requests get when the service ends")
     hang_seconds: float = Field(
         10.0,
         ge=0,
-        description="seconds that the event loop or a batch may stand still before the process ends; 0: ever",
+        description="seconds that the event loop or a batch may hang before the process ends; 0 disables the check",
     )
     canary_seconds: float = Field(
-        5.0, ge=0, description="seconds between golden questions to an idle model, which keep ready true; 0 asks none"
+        5.0,
+        ge=0,
+        description="seconds between two checks of an idle model's golden answers; 0 disables them",
     )
     keep_alive_seconds: int = Field(75, ge=1, description="seconds an idle connection stays open")
-    header_seconds: float = Field(10.0, gt=0, description="seconds in which all headers of a request have to come")
+    header_seconds: float = Field(10.0, gt=0, description="seconds in which all headers of a request have to arrive")
     max_header_bytes: int = Field(
         32_768, ge=256, description="bytes of all headers of a request; more are answered 431"
     )
     body_seconds: float = Field(
-        30.0, gt=0, description="seconds that a body may take, and one more for each 16 KiB that have come"
+        30.0, gt=0, description="seconds that a body may take, and one more for each 16 KiB received"
     )
     write_seconds: float = Field(
         30.0, gt=0, description="seconds that an answer may take to be read, and one more for each 16 KiB"
@@ -139,13 +144,13 @@ class Settings(BaseModel):
     @classmethod
     def _add_environment(cls, given: dict[str, Any]) -> dict[str, Any]:
         names = {f"{ENV_PREFIX}{name}".upper(): name for name in cls.model_fields}
-        found = {name: value for name, value in os.environ.items() if name.upper().startswith(ENV_PREFIX)}
-        unknown = sorted(variable for variable in found if variable.upper() not in names)
+        environment = {name: value for name, value in os.environ.items() if name.upper().startswith(ENV_PREFIX)}
+        unknown = sorted(variable for variable in environment if variable.upper() not in names)
         if unknown:
             raise ValueError(
-                f"the environment sets {', '.join(unknown)}, which no setting has; unset it or mend its name"
+                f"the environment sets {', '.join(unknown)}, which is no setting; unset it or correct its name"
             )
-        return {names[variable.upper()]: value for variable, value in found.items()} | given
+        return {names[variable.upper()]: value for variable, value in environment.items()} | given
 
     @model_validator(mode="after")
     def _queue_holds_one_request(self) -> Self:
@@ -193,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
         explained = f"{field.description} (default: {default})".replace("%", "%%")
         action = argparse.BooleanOptionalAction if field.annotation is bool else "store"
         parser.add_argument(f"--{name.replace('_', '-')}", action=action, default=None, help=explained)
-    parser.add_argument("--demo", action="store_true", help="serve the model that comes with foldserve")
+    parser.add_argument("--demo", action="store_true", help="serve the model that is part of foldserve")
     return parser
 
 
@@ -201,16 +206,16 @@ def _bundled(parser: argparse.ArgumentParser, given: dict[str, Any]) -> Path:
     """The folder of models for `--demo`."""
     models = bundled_models()
     if "models_dir" in given:
-        parser.error("--demo serves the model that comes with foldserve; leave --models-dir out, or --demo")
+        parser.error("--demo serves the model that is part of foldserve; leave --models-dir out, or --demo")
     if models is None:
-        parser.error("--demo: no model comes with this installation; name a folder with --models-dir")
+        parser.error("--demo: this installation has no model; name a folder with --models-dir")
     return models
 
 
 def _sentence(mistake: Any) -> str:
-    """What pydantic found, with the names that the caller knows."""
+    """One mistake, under the names that the caller knows."""
     message = str(mistake["msg"]).removeprefix("Value error, ")
     if not mistake["loc"]:
         return message
     name = str(mistake["loc"][0])
-    return f"--{name.replace('_', '-')} ({ENV_PREFIX}{name.upper()}): {message}, came as {mistake['input']!r}"
+    return f"--{name.replace('_', '-')} ({ENV_PREFIX}{name.upper()}): {message}, got {mistake['input']!r}"

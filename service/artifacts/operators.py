@@ -11,7 +11,7 @@ from .protobuf import Message
 
 # Built into onnxruntime; everything else would need a library to be loaded for it.
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc")
-_REFUSED = {"EPContext": "a compiled engine that nobody can read"}
+_REFUSED = {"EPContext": "a compiled engine that cannot be checked"}
 
 _MODEL_FUNCTION, _FUNCTION_DOMAIN = 25, 10
 _NODE_OUTPUT, _NODE_OP_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 2, 4, 5, 7

@@ -1,4 +1,4 @@
-"""The models on disk: names, versions, and version folders whose every byte is what the manifest says.
+"""The models on disk: names, versions, and version folders whose files match their manifest.
 
 Between the folder that training publishes and the engine. Knows files, not sessions: names, shapes and labels stand
 in the graph and are read by the engine.
@@ -43,11 +43,11 @@ class Artifact:
 
 
 class Repository:
-    """A folder of models, read afresh at each call.
+    """A folder of models, read again at each call.
 
     Args:
         root: holds `<name>/<version>/model.onnx`.
-        allow_unverified: open folders without a manifest too, which say nothing of what their model should answer.
+        allow_unverified: also open folders without a manifest, and so without golden answers.
     """
 
     def __init__(self, root: Path, *, allow_unverified: bool = False) -> None:
@@ -82,7 +82,7 @@ class Repository:
 
         Raises:
             ModelNotFound: there is no such model or version.
-            ArtifactInvalid: the folder is not what its manifest says, or has none and needs one, with the reason.
+            ArtifactInvalid: the folder does not match its manifest, or has none and needs one.
         """
         models = self.models()
         if name not in models:
@@ -96,8 +96,8 @@ class Repository:
         if self._allow_unverified:
             return _open_unverified(name, version, path)
         raise ArtifactInvalid(
-            f"{path} holds no {MANIFEST_FILE}, so nothing says what its model should answer: export it with its "
-            "manifest, or serve it unproved with --allow-unverified"
+            f"{path} holds no {MANIFEST_FILE}, so its answers cannot be verified: export it with its "
+            "manifest, or serve it unverified with --allow-unverified"
         )
 
     def _folders(self, parent: Path, keeps_rule: Callable[[str], bool], rule: str) -> list[Path]:

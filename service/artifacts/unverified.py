@@ -1,8 +1,8 @@
-"""What is asked of a model that came without a manifest, since there are no golden answers to ask it for.
+"""The checks of a model without a manifest, which has no golden answers.
 
-Beside `external_data` and `operators`, which look at every file: weights that no sound training leaves behind are
-refused here, and so are files of our own export whose manifest got lost. Makes the inputs on which such a model is
-measured; what it answers to them proves nothing about it.
+`external_data` and `operators` check every file; here weights that no sound training leaves are refused, and so are
+files of our own export whose manifest is missing. Makes the inputs on which such a model is measured; its answers to
+them prove nothing.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

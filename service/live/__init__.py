@@ -1,1 +1,1 @@
-"""The models in memory: versions that come, are proved, pointed at, compared and go."""
+"""The models in memory: how versions are loaded, checked, pointed at, compared and unloaded."""

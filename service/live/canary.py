@@ -1,7 +1,7 @@
-"""Asks every idle model its golden questions again: ready is a statement about now, not about the start.
+"""Runs the golden inputs through every idle model again: ready is a statement about now, not about the start.
 
-Goes through the batcher like any request. Wrong or missing answers turn ready false with the reason; after several in
-a row the process ends, since only a new one can help.
+They go through the batcher like any request. Wrong or missing answers turn ready false with the reason; after several
+in a row the process ends, since only a new one can help.
 """
 
 import asyncio
@@ -19,11 +19,11 @@ _SHARE = 1000  # a canary may take one part in so many of a core's time
 
 
 class Canary:
-    """The questions, and how often they went unanswered.
+    """The checks, and how often each model failed them.
 
     Args:
-        registry: holds the models, and is told what they say.
-        seconds: between two questions, longer where one costs more than a thousandth of that; 0 asks none.
+        registry: holds the models, and is told which of them fail.
+        seconds: between two checks, longer where one costs more than a thousandth of that; 0 disables them.
     """
 
     def __init__(self, registry: Registry, seconds: float) -> None:
@@ -33,15 +33,15 @@ class Canary:
         self._batches: dict[str, int] = {}
 
     async def run(self) -> None:
-        """Ask until cancelled."""
+        """Check until cancelled."""
         pause = self._seconds
         while pause > 0:
             await asyncio.sleep(pause)
-            spent = sum([await self.ask(model) for model in self._registry.models()])
+            spent = sum([await self.check(model) for model in self._registry.models()])
             pause = max(self._seconds, _SHARE * spent)
 
-    async def ask(self, model: Model) -> float:
-        """Ask one model, unless it has answered others since it was last asked; returns the seconds that it ran."""
+    async def check(self, model: Model) -> float:
+        """Check one model, unless it has answered requests since its last check; returns the seconds that it ran."""
         answered = model.batcher.batches
         if self._batches.get(model.name) != answered and not self._failures.get(model.name):
             self._batches[model.name] = answered
@@ -49,7 +49,7 @@ class Canary:
         try:
             answer = await model.batcher.infer(model.engine.golden.inputs)
             check_golden(model.engine.golden, answer.outputs, model.engine.device.provider)
-        except (NotReady, Overloaded):  # it ends, or it is not idle after all
+        except (NotReady, Overloaded):  # it is being unloaded, or not idle after all
             return 0.0
         except ServiceError as err:
             self._failed(model, err)
@@ -63,7 +63,7 @@ class Canary:
 
     def _failed(self, model: Model, err: ServiceError) -> None:
         failures = self._failures[model.name] = self._failures.get(model.name, 0) + 1
-        reason = f"model {model.name!r} does not give its golden answers any more: {err}"
+        reason = f"model {model.name!r} no longer gives its golden answers: {err}"
         _log.error("%s", reason, extra={"failures": failures})
         self._registry.doubt(model.name, reason)
         if failures == _FAILURES:

@@ -1,7 +1,7 @@
-"""What an operator can ask of the models: list, load, unload, promote, roll back, compare.
+"""What an operator can do with the models: list, load, unload, promote, roll back, compare.
 
-Each call writes the decision where every worker reads it, follows it in this worker, and returns once it holds here.
-Knows nothing of HTTP; who may ask is for `access` to say.
+Each call writes a decision where every worker reads it, brings this worker in step, and returns once the decision holds
+here. Knows nothing of HTTP, nor who may call.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ class ModelControl:
         Raises:
             ModelNotFound: it is neither on disk nor in memory.
         """
-        self._known(name)
+        self._on_disk(name)
         state, table = self._state.of(name), self._registry.tables.get(name)
         return {
             "name": name,
@@ -66,18 +66,17 @@ class ModelControl:
 
         Raises:
             ModelNotFound: it is not on disk.
-            InvalidInput: it was refused; the sentence says why.
+            InvalidInput: it was refused; the message has the reason.
             NotReady: a named version, or a model that was unloaded, needs the state folder.
         """
-        on_disk = self._known(name)
+        on_disk = self._on_disk(name, version)
         if version is not None:
-            self._on_disk(name, version)
             await self._decide(name, lambda state: replace(_with(state, version), is_unloaded=False))
         elif self._state.of(name).is_unloaded:
             await self._decide(name, lambda state: replace(state, is_unloaded=False))
         await self._reconciler.reconcile(name, again=True)
         try:
-            self._refuse_refused(name, version if version is not None else max(on_disk, default=0))
+            self._raise_refusal(name, version if version is not None else max(on_disk, default=0))
         except InvalidInput:
             if version is not None:
                 await self._decide(name, lambda state: _without(state, version))
@@ -90,12 +89,12 @@ class ModelControl:
             ModelNotFound: there is no such model.
             NotReady: there is no state folder.
         """
-        self._known(name)
+        self._on_disk(name)
         await self._decide(name, lambda state: replace(state, is_unloaded=True, loaded=(), shadow=None))
         await self._reconciler.reconcile(name)
 
     async def promote(self, name: str, version: int | None, label: str = LATEST) -> None:
-        """Point a label at a version, once that is loaded and proved.
+        """Point a label at a version, once that is loaded and has given its golden answers.
 
         `latest` follows the newest version again where that is the one, or where none is named.
 
@@ -105,19 +104,17 @@ class ModelControl:
             NotReady: there is no state folder.
         """
         check_label(label)
-        on_disk = self._known(name)
+        on_disk = self._on_disk(name)
+        if version is None and label != LATEST:
+            raise InvalidInput(f"promote: no version, expected the one that {label!r} shall point at")
         target = version
-        if version is None:
-            if label != LATEST:
-                raise InvalidInput(f"promote: no version came, expected the one that {label!r} shall point at")
-        else:
+        if version is not None:
             table = self._registry.tables.get(name)
             if table is None or version not in table.loaded:
                 await self.load(name, version)
             if label == LATEST and version == max(on_disk, default=0) and self._promotes_new:
                 target = None
-        source = self._target(name, label)
-        await self._move(name, label, target, PROMOTE, source, version)
+        await self._move(name, label, target, PROMOTE, self._target(name, label), version)
 
     async def rollback(self, name: str, label: str = LATEST) -> None:
         """Point a label back at the version it pointed at before; `latest` stays there until the next promote.
@@ -129,25 +126,24 @@ class ModelControl:
             InvalidInput: there is nothing to go back to, or that version was refused.
             NotReady: there is no state folder.
         """
-        self._known(name)
+        self._on_disk(name)
         source = self._target(name, label)
         if source is None:
             raise ModelNotFound(f"model {name!r} has no label {label[:64]!r} to roll back")
         target = self._reconciler.previous(name) if label == LATEST else self._state.of(name).before(label)
         if target is None:
             raise InvalidInput(f"rollback: {label!r} of model {name!r} has pointed at nothing before version {source}")
-        await self._move(name, label, target, ROLLBACK, source)
-        self._refuse_refused(name, target)
+        await self._move(name, label, target, ROLLBACK, source, target)
+        self._raise_refusal(name, target)
 
     async def shadow(self, name: str, version: int, seconds: float) -> None:
         """Give a version a copy of live inputs for a while.
 
         Raises:
             ModelNotFound: the version is not on disk.
-            InvalidInput: it was refused, it is `latest` itself, or the time is none.
+            InvalidInput: it was refused, it is `latest` itself, or the time is out of range.
             NotReady: there is no state folder.
         """
-        self._known(name)
         self._on_disk(name, version)
         if not 0 < seconds <= MAX_SHADOW_SECONDS:
             raise InvalidInput(f"shadow: {seconds} seconds, expected a number above 0 and at most 30 days")
@@ -157,36 +153,35 @@ class ModelControl:
         await self._decide(name, lambda state: replace(state, shadow=decided))
         await self._reconciler.reconcile(name, again=True)
         try:
-            self._refuse_refused(name, version)
+            self._raise_refusal(name, version)
         except InvalidInput:
             await self.end_shadow(name)
             raise
 
     async def end_shadow(self, name: str) -> None:
-        """End a comparison; its version leaves unless a label points at it."""
-        self._known(name)
+        """End a comparison; its version is unloaded unless a label points at it."""
+        self._on_disk(name)
         await self._decide(name, lambda state: replace(state, shadow=None))
         await self._reconciler.reconcile(name)
 
     def shadow_report(self, name: str) -> dict[str, Any] | None:
-        """Return what the comparison has found so far; None where there is none."""
+        """Return the result of the comparison so far; None where there is none."""
         decided = self._state.of(name).shadow
         if decided is None:
             return None
         return {**asdict(decided), **self._registry.shadows.report(name, decided)}
 
     async def _decide(self, name: str, decide: Callable[[ModelState], ModelState]) -> None:
-        """Write a decision; in a thread, since a disk may take its time to be sure and requests go on meanwhile."""
+        """Write a decision; in a thread, since a sync to disk takes long and requests go on meanwhile."""
         await asyncio.to_thread(self._state.change, name, decide)
 
     async def _move(
-        self, name: str, label: str, target: int | None, action: str, source: int | None, version: int | None = None
+        self, name: str, label: str, target: int | None, action: str, source: int | None, version: int | None
     ) -> None:
-        """Point a label at `target`; it keeps `version`, or else that one, which no load has to keep any more."""
+        """Point a label at `target` (None: `latest` follows); `version` is kept by it then, and by no load."""
 
         def decide(state: ModelState) -> ModelState:
-            moved = state.moved(label, target, action, source)
-            return replace(_without(moved, version or target), is_unloaded=False)
+            return replace(_without(state.moved(label, target, action, source), version), is_unloaded=False)
 
         await self._decide(name, decide)
         await self._reconciler.reconcile(name)
@@ -208,17 +203,15 @@ class ModelControl:
         refusal = self._reconciler.refusals.get((name, version))
         return row | {"state": "UNAVAILABLE", "reason": str(refusal.error) if refusal else "not loaded"}
 
-    def _known(self, name: str) -> list[int]:
-        """Return the versions on disk of a model that exists."""
+    def _on_disk(self, name: str, version: int | None = None) -> list[int]:
+        """Return the versions on disk of a model that exists, as does the version that is named."""
         on_disk = self._reconciler.repository.models()
         if name not in on_disk and name not in self._registry.tables:
             raise ModelNotFound(f"model {name[:80]!r} does not exist; there are {sorted(on_disk)}")
-        return on_disk.get(name, [])
-
-    def _on_disk(self, name: str, version: int) -> None:
-        on_disk = self._known(name)
-        if version not in on_disk:
-            raise ModelNotFound(f"model {name!r} has no version {version}; there are {on_disk}")
+        versions = on_disk.get(name, [])
+        if version is not None and version not in versions:
+            raise ModelNotFound(f"model {name!r} has no version {version}; there are {versions}")
+        return versions
 
     def _target(self, name: str, label: str) -> int | None:
         """Return where a label points now; None where it points nowhere."""
@@ -227,7 +220,7 @@ class ModelControl:
             return table.latest if table else None
         return self._state.of(name).labels.get(label)
 
-    def _refuse_refused(self, name: str, version: int) -> None:
+    def _raise_refusal(self, name: str, version: int) -> None:
         refusal = self._reconciler.refusals.get((name, version))
         if refusal is not None:
             raise InvalidInput(f"version {version} was refused, and what served goes on: {refusal.error}")

@@ -1,7 +1,7 @@
 """One version of a model, from its folder to something that answers, and back.
 
-A version is loaded beside those that serve, in a thread of its own, and asked its golden questions by the way that
-requests take. Decides nothing: which versions are wanted is for `reconciler` to say.
+A version is loaded beside those that serve, in a thread of its own, and its golden inputs take the way that requests
+take. Which versions are wanted is decided by `reconciler`.
 """
 
 import asyncio
@@ -36,9 +36,9 @@ class Loader:
     Args:
         repository: where they are.
         settings: where they run and what they may hold.
-        metrics: told of every load, batch and refusal.
+        metrics: of every load, batch and refusal.
         lost: called once when a device no longer answers.
-        workers: among which a question of measurement is settled, and counts are shared; None when there is only one.
+        workers: share what was measured and counted; None when there is only one.
     """
 
     def __init__(
@@ -65,11 +65,11 @@ class Loader:
         Args:
             name: of the model.
             version: of it.
-            is_beside: whether others are answered meanwhile, to whom the load gives way.
+            is_beside: whether requests are answered meanwhile, to which the load gives way.
             like: the version that serves, from whose measurements this one may take over what holds for both.
 
         Raises:
-            ServiceError: it is not what its manifest says, cannot be loaded or answers wrongly; nothing stays behind.
+            ServiceError: it is not what its manifest says, cannot be loaded or answers wrongly; nothing of it is kept.
         """
         started = time.perf_counter()
         with contextlib.ExitStack() as on_failure:
@@ -101,7 +101,7 @@ class Loader:
         await asyncio.gather(*map(self.unload, list(self._loaded)))
 
     async def _unload(self, model: Model) -> None:
-        """Drain and free a version, no later than the settings allow: a run that hangs must not keep us."""
+        """Drain and free a version, no later than the settings allow: a run that hangs must not keep the process."""
         try:
             await asyncio.wait_for(_drain(model), self._settings.drain_seconds)
         except TimeoutError:
@@ -114,7 +114,7 @@ class Loader:
         model.statistics.close()
         self._metrics.forget_model(*_identity(model))
         _log.info("unloaded", extra={"model": model.name, "version": model.version})
-        del model  # the last one who holds it, or what it held could not be given back
+        del model  # the last reference, or its memory could not be given back
         await asyncio.to_thread(give_back)
 
     def _load_engine(self, artifact: Artifact, is_beside: bool, like: Model | None) -> Engine:
@@ -135,7 +135,7 @@ class Loader:
 
     def _batcher(self, name: str, engine: Engine, executor: ThreadPoolExecutor, statistics: Statistics) -> Batcher:
         """A batcher that stays in the engine's own thread where the device demands it."""
-        if name not in self._counters:  # all of a model's versions share them: each new one would be read for ever
+        if name not in self._counters:  # shared by its versions: what is registered is never removed
             self._counters[name] = self._metrics.for_model(name)
         is_bound_to_thread = engine.device.provider == "cuda"
         return Batcher(
@@ -170,7 +170,7 @@ class Loader:
 
 
 async def _prove(model: Model) -> None:
-    """Ask the golden questions, by the way that requests take."""
+    """Check the golden answers, by the way that requests take."""
     golden = model.engine.golden
     answer = await model.batcher.infer(golden.inputs)
     check_golden(golden, answer.outputs, model.engine.device.provider)
@@ -178,7 +178,7 @@ async def _prove(model: Model) -> None:
 
 
 async def _drain(model: Model) -> None:
-    """Wait until no request holds a version and its batcher has answered what waits."""
+    """Wait until no request uses a version and its batcher has answered what waits."""
     while model.users.count:
         model.users.gone.clear()
         await model.users.gone.wait()

@@ -1,7 +1,7 @@
 """Memory that was freed, given back to the system: the C library keeps it for itself otherwise.
 
-A version that has left was tens of megabytes in pieces, between which others lie; after a few swaps the process would
-hold several times what it uses. Knows neither models nor sessions.
+The memory of an unloaded version lies in pieces between others; after a few swaps the process would hold several times
+what it uses. Knows neither models nor sessions.
 """
 
 import ctypes

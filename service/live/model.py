@@ -1,4 +1,4 @@
-"""One version of a model in memory: its artifact, its proven engine, its batcher, and the requests that hold it."""
+"""One version of a model in memory: its artifact, its checked engine, its batcher, and the requests that use it."""
 
 import asyncio
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ from ..batching.batcher import Batcher
 from ..engines.engine import Engine
 from .statistics import Statistics
 
-UNVERIFIED = "it came without a manifest, and nobody proved its answers"
+UNVERIFIED = "it has no manifest, so that its answers are not verified"
 
 
 class _Users:
-    """How many requests hold a version, and a signal when the last one lets go."""
+    """How many requests use a version, and a signal when the last one has ended."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -48,17 +48,17 @@ class Model:
 
     @property
     def is_verified(self) -> bool:
-        """Whether it came with golden answers and gave them."""
+        """Whether it has golden answers and gave them."""
         return self.artifact.is_verified
 
     @cached_property
     def header_lines(self) -> bytes:
-        """What every answer of it says of it in its headers."""
+        """The header lines about it in each of its answers."""
         return b"".join(b"%b: %b\r\n" % header for header in self.headers)
 
     @cached_property
     def headers(self) -> tuple[tuple[bytes, bytes], ...]:
-        """The same one by one: the version, and whether nobody proved it."""
+        """The same one by one: the version, and whether it is unverified."""
         version = (b"x-model-version", b"%d" % self.version)
         return (version,) if self.is_verified else (version, (b"x-model-verified", b"false"))
 

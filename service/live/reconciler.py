@@ -1,7 +1,7 @@
 """Brings the models in memory in step with the disk: what is in the models folder, and what operators decided.
 
 Every worker follows these two sources by itself. One pass at a time looks at both, loads what is missing beside what
-serves, moves the pointers once it is proved, and drains what is no longer wanted. A version that cannot be loaded is
+serves, moves the labels once it is checked, and drains what is no longer wanted. A version that cannot be loaded is
 refused with its reason, and the old one goes on.
 """
 
@@ -40,9 +40,9 @@ class Reconciler:
 
     Args:
         registry: the models in memory, whose tables are replaced.
-        settings: where the models and the decisions are, how often to look, whether new versions take over by
+        settings: where the models and the decisions are, how often to poll, whether new versions take over by
             themselves, how many old ones stay warm.
-        metrics: told of loads, refusals and where `latest` points.
+        metrics: of loads, refusals and where `latest` points.
         workers: shares with other processes what was measured; None when there are none.
 
     Attributes:
@@ -69,7 +69,7 @@ class Reconciler:
         self._polling: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Load what is wanted of every model, and look again from time to time.
+        """Load what is wanted of every model, and poll for changes from then on.
 
         Raises:
             StartError: there is no model, or one has no version that can be loaded and gives its golden answers.
@@ -81,14 +81,14 @@ class Reconciler:
             await self.stop()
             raise
         self._is_started = True
-        for name, version in self.refusals:  # those of a start that fails are its last words instead
+        for name, version in self.refusals:  # where the start fails, its error holds the reason
             self._log_refusal(name, version)
         self._registry.open()
         if self._settings.poll_seconds:
             self._polling = asyncio.create_task(self._poll())
 
     async def stop(self) -> None:
-        """Stop looking, answer what waits, refuse what comes, and end every engine's thread."""
+        """Stop polling, answer the requests that wait, refuse new ones, and end every engine's thread."""
         self._registry.close()
         if self._polling is not None:
             self._polling.cancel()
@@ -101,7 +101,7 @@ class Reconciler:
 
         Args:
             name: the model, known or not.
-            again: also try versions that were refused before and whose files are the same.
+            again: also try versions that were refused before and whose files are unchanged.
         """
         async with self._one_pass:
             if again:
@@ -111,7 +111,7 @@ class Reconciler:
     def previous(self, name: str) -> int | None:
         """Return the version that `latest` pointed at before, else the next older one on disk; None where none is.
 
-        One that was rolled back from since the last promote is not meant: a second rollback goes a step further back.
+        Versions rolled back since the last promote are passed over: a second rollback goes a step further back.
         """
         table = self._registry.tables.get(name)
         left = self.state.of(name).left_behind(LATEST)
@@ -157,8 +157,8 @@ class Reconciler:
         loaded = dict(table.loaded) if table else {}
         latest = await self._load_latest(name, on_disk, state, loaded)
         if latest is None:
-            return  # nothing of it can be served, and nothing was
-        # The pointer moves as soon as its version is proved; the others may take their time.
+            return  # none of its versions can be loaded, and none was
+        # `latest` moves as soon as its version is checked; the others may take their time.
         if table is None or latest != table.latest:
             self._move_latest(name, latest, loaded, state)
         wanted = {*state.labels.values(), *state.loaded, *([state.shadow.version] if state.shadow else [])}
@@ -171,7 +171,7 @@ class Reconciler:
     async def _load_latest(
         self, name: str, on_disk: Sequence[int], state: ModelState, loaded: dict[int, Model]
     ) -> int | None:
-        """Return the version that `latest` shall point at, loaded: the first of the candidates that can be had."""
+        """Return the version that `latest` shall point at, loaded: the first of the candidates that can be."""
         for version in self._candidates(on_disk, state, self._registry.tables.get(name)):
             if await self._load(name, version, loaded):
                 return version
@@ -230,7 +230,7 @@ class Reconciler:
         _log.info("latest moved", extra={"model": name, "from": before, "to": latest})
 
     def _replace(self, name: str, table: Versions | None) -> None:
-        """Change the table and drain, beside it, what is in none any more."""
+        """Change the table, and unload what is no longer in it."""
         before = self._registry.tables.get(name)
         if table == before:
             return
@@ -244,10 +244,10 @@ class Reconciler:
         """Names, sizes and times of a version's files: a refused version is tried again when they change."""
         folder = self.repository.root / name / str(version)
         try:
-            found = [(path.name, path.lstat()) for path in sorted(folder.iterdir())]
+            files = [(path.name, path.lstat()) for path in sorted(folder.iterdir())]
         except OSError:
             return ()
-        return tuple((file, status.st_size, status.st_mtime_ns) for file, status in found)
+        return tuple((file, status.st_size, status.st_mtime_ns) for file, status in files)
 
 
 def _table(name: str, latest: int, state: ModelState, loaded: dict[int, Model]) -> Versions:

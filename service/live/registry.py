@@ -1,4 +1,4 @@
-"""The models in memory, found by name and by version or label, and whether they can be believed.
+"""The models in memory, found by name and by version or label, and whether they are ready.
 
 What answers to a name is one table that is replaced whole (`Versions`). Which versions are in it is for `reconciler` to
 decide. Serves no HTTP.
@@ -26,15 +26,15 @@ class Registry:
     """The models of one application; not ready until `open`.
 
     Args:
-        metrics: told whether it is ready.
+        metrics: show whether it is ready.
         shadows: candidates that get a copy of live inputs.
-        end_process: asks this process to end, where only a new one can help.
+        end_process: ends this process, where only a new one can help.
 
     Attributes:
         ready: whether every model gave its golden answers and still can.
         reasons: why not, a sentence each.
         shadows: as given.
-        changed: called after any pointer has moved or any version has come or gone.
+        changed: called after any label has moved, or any version was added or removed.
     """
 
     def __init__(self, metrics: Metrics, shadows: Shadows, end_process: Callable[[], None] = _terminate) -> None:
@@ -107,7 +107,7 @@ class Registry:
             notify()
 
     def open(self) -> None:
-        """Turn ready true: every model is loaded and proved."""
+        """Turn ready true: every model is loaded and gave its golden answers."""
         self._set_reasons(())
 
     def doubt(self, name: str, reason: str | None) -> None:

@@ -1,6 +1,6 @@
 """A candidate beside the version that serves: it gets a copy of live inputs; its answers are compared and never sent.
 
-What it costs is bounded: while the candidate is behind, copies are dropped. The counts are kept in the state folder, so
+What it costs is bounded: while the candidate lags, copies are dropped. The counts are kept in the state folder, so
 that the report of any worker is that of all, also over a restart.
 """
 
@@ -24,7 +24,7 @@ from .state import Shadow
 
 _log = logging.getLogger(__name__)
 
-_MAX_ROWS = 1024  # of copies that are on their way at once
+_MAX_ROWS = 1024  # of copies that are pending at once
 _DEADLINE_SECONDS = 1.0
 
 
@@ -66,7 +66,7 @@ def compare(live: Answer, candidate: Answer) -> Comparison:
     ours, theirs = live.outputs, candidate.outputs
     shared = [name for name in ours if name in theirs and ours[name].shape == theirs[name].shape]
     floats = [name for name in shared if np.issubdtype(ours[name].dtype, np.floating)]
-    found = Comparison(
+    comparison = Comparison(
         rows=len(next(iter(ours.values()))),
         agreeing_rows=int((decisions(ours) == decisions(theirs)).sum()),
         requests=1,
@@ -75,29 +75,29 @@ def compare(live: Answer, candidate: Answer) -> Comparison:
     )
     for name in floats:
         difference = float(np.abs(ours[name].astype(np.float64) - theirs[name]).max(initial=0.0))
-        found.largest_difference = max(found.largest_difference, difference)
+        comparison.largest_difference = max(comparison.largest_difference, difference)
     if "probabilities" in floats:
-        found.live_confidence = float(ours["probabilities"].max(axis=1).sum())
-        found.candidate_confidence = float(theirs["probabilities"].max(axis=1).sum())
-    return found
+        comparison.live_confidence = float(ours["probabilities"].max(axis=1).sum())
+        comparison.candidate_confidence = float(theirs["probabilities"].max(axis=1).sum())
+    return comparison
 
 
 class _Candidate:
-    """One comparison that runs."""
+    """A comparison that is going on."""
 
     def __init__(self, shadow: Shadow, model: Model, folder: Path | None) -> None:
         self.shadow = shadow
         self.model = model
-        self.rows_on_their_way = 0
+        self.pending_rows = 0
         self._folder = folder and folder / model.name / f"{shadow.version}-{shadow.since}"
         self._counters = self._open_counters()
 
-    def count(self, found: Comparison) -> None:
-        """Add to what was found so far."""
-        self._counters.add(astuple(found))
+    def count(self, comparison: Comparison) -> None:
+        """Add to the comparisons so far."""
+        self._counters.add(astuple(comparison))
 
     def totals(self) -> Comparison:
-        """Return what all workers have found."""
+        """Return the sum of all workers."""
         return Comparison(*self._counters.totals())
 
     def end(self) -> None:
@@ -140,7 +140,7 @@ class Shadows:
             self._candidates[name] = _Candidate(shadow, model, self._folder)
 
     def watches(self, name: str) -> bool:
-        """Return whether a candidate may want a copy of what a model is asked."""
+        """Return whether a candidate may want a copy of the inputs of a model."""
         candidate = self._candidates.get(name)
         return candidate is not None and time.time() < candidate.shadow.until
 
@@ -150,16 +150,16 @@ class Shadows:
         if candidate is None or candidate.model is model or not self.watches(model.name):
             return
         rows = len(next(iter(inputs.values())))
-        if candidate.rows_on_their_way + rows > _MAX_ROWS:
+        if candidate.pending_rows + rows > _MAX_ROWS:
             candidate.count(Comparison(dropped=1))
             return
-        candidate.rows_on_their_way += rows
+        candidate.pending_rows += rows
         task = asyncio.get_running_loop().create_task(_run(candidate, inputs, answer, rows))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def report(self, name: str, shadow: Shadow) -> dict[str, Any]:
-        """Return what all workers have found in one comparison."""
+        """Return the result of one comparison, over all workers."""
         candidate = self._candidates.get(name)
         is_this = candidate is not None and candidate.shadow == shadow
         return (candidate.totals() if candidate and is_this else Comparison()).report()
@@ -176,9 +176,9 @@ async def _run(candidate: _Candidate, inputs: Mapping[str, Array], live: Answer,
         candidate.count(Comparison(failed=1))
     except Exception:
         candidate.count(Comparison(failed=1))
-        _log.exception("a shadow could not be compared")
+        _log.exception("comparing a shadow failed")
     finally:
-        candidate.rows_on_their_way -= rows
+        candidate.pending_rows -= rows
 
 
 def decisions(outputs: Mapping[str, Array]) -> Array:

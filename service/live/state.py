@@ -1,7 +1,7 @@
 """What operators decided about models, on disk: labels, what is loaded by hand, shadows, and the history of it all.
 
 One small JSON file in `FOLDSERVE_STATE_DIR`, written under a lock to a temporary file and renamed, so that every worker
-reads a whole one and no change is lost. Knows versions as numbers; whether they exist or answer is for others to say.
+reads a whole one and no change is lost. Versions are numbers here; whether they exist or answer is not known.
 """
 
 import fcntl
@@ -200,7 +200,7 @@ def _parse(path: Path) -> dict[str, ModelState]:
         return {str(name): _state(entry) for name, entry in document["models"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as err:
         raise ArtifactInvalid(
-            f"state file {path} cannot be read: {err!r}; mend it, or remove it to start afresh"
+            f"state file {path} cannot be read: {err!r}; correct it, or remove it to start without it"
         ) from err
 
 

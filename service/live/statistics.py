@@ -1,7 +1,7 @@
 """What one version of a model has done: requests and rows answered, batches run, and where their time went.
 
 Counted on the event loop, in nanoseconds, since the model was loaded. `perf_analyzer` takes the difference of two
-readings and needs every member, zero or not. What a worker says is the sum over all workers.
+readings and needs every member, zero or not. Each worker reports the sum over all workers.
 """
 
 import time
@@ -68,7 +68,7 @@ class Statistics:
         """A refused request is counted by `failed`."""
 
     def forget(self) -> None:
-        """Begin again at zero: the questions that proved a model are not those of its users."""
+        """Start again at zero: the golden inputs of a load are no request."""
         self._counters.clear()
 
     def close(self) -> None:
@@ -118,22 +118,22 @@ def _duration(totals: list[int], place: int) -> dict[str, int]:
 
 
 class Observers:
-    """Several observers of one batcher, told one after the other."""
+    """Several observers of one batcher."""
 
     def __init__(self, *observers: Observer) -> None:
         self._observers = observers
 
     def batch(self, rows: int, bucket: int, queue_seconds: float, infer_seconds: float) -> None:
-        """Tell all of a run of the engine."""
+        """Count a run of the engine."""
         for observer in self._observers:
             observer.batch(rows, bucket, queue_seconds, infer_seconds)
 
     def batch_failed(self) -> None:
-        """Tell all of a batch whose members ran alone."""
+        """Count a batch whose members ran alone."""
         for observer in self._observers:
             observer.batch_failed()
 
     def refused(self, reason: str) -> None:
-        """Tell all of a request that cost no run."""
+        """Count a request that cost no run."""
         for observer in self._observers:
             observer.refused(reason)

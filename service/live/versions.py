@@ -1,6 +1,6 @@
 """The versions of one model that answer, and the labels that point at them.
 
-Immutable: whoever changes it puts another one in its place, so that a request never sees a pointer half moved.
+Immutable: a change replaces the whole, so that no request sees a label half moved.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """Numbers that each process adds to in a file of its own, and that any of them reads as the sums of all.
 
-The counts of a process that was killed stay. Knows places, not names; what they count is for others to say.
+The counts of a process that was killed stay. Knows places, not names.
 """
 
 import uuid
@@ -28,7 +28,7 @@ class Counters:
 
     def __init__(self, size: int, folder: Path | None = None, maxima: Sequence[int] = ()) -> None:
         self._folder = folder
-        self._file = folder / uuid.uuid4().hex if folder else None  # a process's number comes again after a restart
+        self._file = folder / uuid.uuid4().hex if folder else None  # not the pid, which comes again after a restart
         self._maxima = list(maxima)
         numbers = np.zeros(size)
         if self._file is not None:
@@ -47,7 +47,7 @@ class Counters:
         """Return the numbers of all processes, put together."""
         counted = [np.array(self.own)]
         for file in self._folder.glob("*") if self._folder else ():
-            with suppress(FileNotFoundError):  # another process may have left at this moment
+            with suppress(FileNotFoundError):  # another process may have closed its own just now
                 if file != self._file and file.stat().st_size == self.own.nbytes:
                     counted.append(np.fromfile(file))
         totals = np.sum(counted, axis=0)
@@ -55,7 +55,7 @@ class Counters:
         return list(totals.tolist())
 
     def clear(self) -> None:
-        """Begin again at zero, in this process."""
+        """Start again at zero, in this process."""
         for place in range(len(self.own)):
             self.own[place] = 0.0
 

@@ -1,7 +1,7 @@
 """Several worker processes on one port: started, watched, replaced, and ended together.
 
 uvicorn's supervisor with what it lacks: a worker that cannot start ends the service only while none has served, a
-worker that keeps dying is not started without pause, the end of a worker is seen at once, and no end takes for ever.
+worker that keeps dying is not started without pause, the end of a worker is seen at once, a shutdown has a time limit.
 Handles no requests itself.
 """
 
@@ -50,8 +50,8 @@ class Supervisor(Multiprocess):
         """Start the workers and watch them until the end."""
         self.init_processes()
         while not self.should_exit.is_set():
-            self._know_processes()
-            wait(list(self._signs()), TICK_SECONDS)
+            self._sync_health()
+            wait(list(self._events()), TICK_SECONDS)
             self.handle_signals()
             self.keep_subprocess_alive()
         self.terminate_all()
@@ -62,7 +62,7 @@ class Supervisor(Multiprocess):
         self.processes = [self._start() for _ in range(self.processes_num)]
 
     def restart_all(self) -> None:
-        """SIGHUP: exchange the workers one after the other, each once the next one serves."""
+        """SIGHUP: replace the workers one after the other, each once the next one serves."""
         for index, old in enumerate(self.processes):
             new = self._start()
             if not new.wait_until_ready(self.config.timeout_worker_healthcheck, self.should_exit):
@@ -82,7 +82,7 @@ class Supervisor(Multiprocess):
 
     def keep_subprocess_alive(self) -> None:
         """Replace every worker that has ended or does not answer."""
-        self._know_processes()
+        self._sync_health()
         for index, health in enumerate(self._health):
             if self.should_exit.is_set():
                 return
@@ -103,24 +103,24 @@ class Supervisor(Multiprocess):
                 self._replace(index, health)
 
     def join_all(self) -> None:
-        """Wait for the workers; whoever drains for longer than allowed, or past a second signal, is killed."""
+        """Wait for the workers; those that drain for too long, or past a second signal, are killed."""
         self.signal_queue.clear()
         logger.info("draining")
         until = time.monotonic() + self._drain_seconds + _GRACE_SECONDS
         while left := [process for process in self.processes if process.exitcode is None]:
-            is_impatient = any(number in (signal.SIGTERM, signal.SIGINT) for number in self.signal_queue)
-            if is_impatient or time.monotonic() > until:
+            is_urgent = any(number in (signal.SIGTERM, signal.SIGINT) for number in self.signal_queue)
+            if is_urgent or time.monotonic() > until:
                 for process in left:
                     process.process.kill()
             wait([process.process.sentinel for process in left], 0.1)
 
-    def _know_processes(self) -> None:
-        """Follow what signals do: SIGHUP exchanges workers, SIGTTIN and SIGTTOU add and take one."""
+    def _sync_health(self) -> None:
+        """Keep up with what signals do: SIGHUP replaces workers, SIGTTIN and SIGTTOU add and take one."""
         known = {health.process: health for health in self._health}
         self._health = [known.get(process) or WorkerHealth(process) for process in self.processes]
 
-    def _signs(self) -> Iterator[Any]:
-        """What can happen next: the end of a worker, or the answer that it owes."""
+    def _events(self) -> Iterator[Any]:
+        """What to wait for: the end of a worker, or its answer to a ping."""
         for health in self._health:
             if health.process.exitcode is None:
                 yield health.process.process.sentinel
@@ -128,10 +128,10 @@ class Supervisor(Multiprocess):
                     yield health.process.parent_conn
 
     def _report_end(self, health: WorkerHealth) -> None:
-        """Say how a worker ended and when the next one comes; clear up behind it."""
+        """Log how a worker ended and when the next one starts; remove its gauges."""
         health.is_reported = True
         if health.process.exitcode == START_FAILED and not self._has_served:
-            self.has_failed = True  # it has said why, and the next one would say the same
+            self.has_failed = True  # it has logged the reason, which the next one would repeat
             return
         pause = health.restart_pause(time.monotonic())
         fields = {"worker": health.process.pid, "exit_code": health.process.exitcode, "again_in_seconds": pause}

@@ -1,8 +1,8 @@
-"""Ends a process that cannot help itself any more: an event loop that stands still, a batch that never comes back.
+"""Ends a process that hangs: its event loop stands still, or a batch never returns.
 
-Nobody outside sees either: the port is open, connections are accepted, and a container that is merely unhealthy is not
-started anew. So the process writes where each thread stands and ends, and whoever watches over it starts another.
-Blind to C code that keeps the interpreter's lock; for that a supervisor's pings are there.
+Neither can be seen from outside: the port is open, connections are accepted, and a container that is merely unhealthy
+is not restarted. So the process logs where each thread stands and ends, and a supervisor or the container's restart
+policy starts another. C code that keeps the interpreter's lock stops this too; the supervisor's pings are for that.
 """
 
 import asyncio
@@ -24,15 +24,15 @@ _BEAT_SECONDS = 0.5
 
 
 class Watchdog:
-    """A beat on the event loop that looks after batches, and a thread that looks whether the beat comes.
+    """A beat on the event loop that checks batches, and a thread that checks the beat.
 
-    Time is counted in looks rather than read from a clock: a process that was stopped has not looked meanwhile, and
-    goes on. A look counts as far as the threads that should have moved had a core: on a starved machine the thread
-    that looks gets its turn long before a loop that is busy does.
+    Time is counted in checks rather than read from a clock: a process that was stopped has not checked meanwhile, and
+    goes on. A check counts as far as the threads that should have moved had a core: on a starved machine the thread
+    that checks gets its turn long before a loop that is busy does.
 
     Args:
-        limit_seconds: how long loop and batches may stand still; 0 watches nothing.
-        running: the number of the batch that runs outside the loop now, by the name of who runs it.
+        limit_seconds: how long loop and batches may stand still; 0 disables the watchdog.
+        running: the number of the batch that runs outside the loop now, by the name of its model.
         end: called with the reason.
     """
 
@@ -56,7 +56,7 @@ class Watchdog:
         beat = asyncio.create_task(self._beat())
         if self._limit_seconds > 0:
             wait = CpuStarvation(os.getpid(), threading.get_native_id())  # of the loop's thread, which this is
-            threading.Thread(target=self._look_at_loop, args=(wait,), name="watchdog", daemon=True).start()
+            threading.Thread(target=self._check_loop, args=(wait,), name="watchdog", daemon=True).start()
         try:
             yield
         finally:
@@ -67,17 +67,17 @@ class Watchdog:
         while True:
             self._beats += 1
             if self._limit_seconds > 0:
-                self._look_at_batches()
+                self._check_batches()
             await asyncio.sleep(_BEAT_SECONDS)
 
-    def _look_at_batches(self) -> None:
+    def _check_batches(self) -> None:
         running, waited = self._running(), self._batch_wait.seconds()
         self._still = {name: self._still.get(name) or _Still() for name in running}
         for name, batch in running.items():
             if self._still[name].seconds(batch, waited) >= self._limit_seconds:
                 self._end(f"a batch of {name!r} has run for {self._limit_seconds:g} s")
 
-    def _look_at_loop(self, wait: CpuStarvation) -> None:
+    def _check_loop(self, wait: CpuStarvation) -> None:
         still = _Still()
         while not self._is_over.wait(_BEAT_SECONDS):
             if still.seconds(self._beats, wait.seconds()) >= self._limit_seconds:
@@ -85,21 +85,21 @@ class Watchdog:
 
 
 class _Still:
-    """For how many looks a number has stayed the same."""
+    """For how many checks a number has stayed the same."""
 
     def __init__(self) -> None:
         self._last = -1
         self._seconds = 0.0
 
     def seconds(self, number: int, waited: float) -> float:
-        """Take a look; seconds since the first look that saw this number, less what was waited for a core."""
+        """Check once; returns the seconds since this number was first seen, less what was waited for a core."""
         self._seconds = max(0.0, self._seconds + _BEAT_SECONDS - waited) if number == self._last else 0.0
         self._last = number
         return self._seconds
 
 
 def end_process(reason: str) -> None:
-    """Write where every thread stands, and end at once: what could be drained would have been."""
+    """Log where every thread stands, and end at once: nothing can be drained any more."""
     logger.critical("%s; the process ends", reason, extra={"stacks": stacks()})
     os._exit(HUNG)
 

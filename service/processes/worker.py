@@ -17,7 +17,7 @@ from uvicorn.supervisors.multiprocess import SIGNALS, Process
 
 
 class Worker(Process):
-    """uvicorn's, but copied rather than started afresh where the system can do that."""
+    """uvicorn's, but forked rather than spawned where the system can do that."""
 
     def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
         super().__init__(config, sockets)

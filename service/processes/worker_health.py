@@ -1,6 +1,6 @@
-"""One worker process as its supervisor sees it: whether it answers, for how long it has served, when the next comes.
+"""One worker process as its supervisor sees it: whether it answers, for how long it has served, when to replace it.
 
-Never waits for an answer: who did would not see another worker's end meanwhile, nor this one's.
+Never waits for an answer: meanwhile the end of a worker would not be seen.
 """
 
 import logging
@@ -12,7 +12,7 @@ from .starvation import CpuStarvation
 
 logger = logging.getLogger(__name__)
 
-TICK_SECONDS = 0.5  # between two looks, and between two questions
+TICK_SECONDS = 0.5  # between two checks, and between two pings
 
 _START_SECONDS = 120.0  # until a worker answers pings: reading its modules from a slow disk is no hang
 _STEADY_SECONDS = 1.0  # a worker that served so long was not killed by its own start
@@ -20,7 +20,7 @@ _LONGEST_PAUSE_SECONDS = 30.0
 
 
 class WorkerHealth:
-    """From its start to its end.
+    """The health of one worker, from its start to its end.
 
     Args:
         process: has been started.
@@ -33,44 +33,44 @@ class WorkerHealth:
         self.short_runs = short_runs
         self.restart_at = 0.0
         self.is_reported = False
-        self.awaits_answer = False  # an answer
+        self.awaits_answer = False
         self._has_answered = False
         self._serves_since: float | None = None
         self._waited_seconds = 0.0
-        self._looked_at = self._ask_at = time.monotonic()
+        self._checked_at = self._ping_at = time.monotonic()
         self._starvation = starvation or CpuStarvation(process.pid or 0, process.pid)
 
     @property
     def has_served(self) -> bool:
-        """Whether it has said that its server is up."""
+        """Whether its server has been up."""
         return self._serves_since is not None
 
     def check(self, limit_seconds: float, now: float) -> bool:
-        """Take a look: take an answer that came, ask when it is time; False when one was due for too long.
+        """Take an answer that is there, send a ping when it is time; returns False when an answer is overdue.
 
-        Time counts only as far as the supervisor looked and the worker had a core: neither a service that was stopped
+        Time counts only as far as the supervisor checked and the worker had a core: neither a service that was stopped
         as a whole nor a worker that is starved hangs.
 
         Args:
             limit_seconds: for an answer of a worker that has answered before.
             now: on the clock of `time.monotonic`.
         """
-        elapsed, self._looked_at = min(now - self._looked_at, TICK_SECONDS), now
+        elapsed, self._checked_at = min(now - self._checked_at, TICK_SECONDS), now
         waited = self._starvation.seconds()
         try:
             if self.awaits_answer and self.process.parent_conn.poll(0):
                 self._take(self.process.parent_conn.recv(), now)
             elif self.awaits_answer:
                 self._waited_seconds = max(0.0, self._waited_seconds + elapsed - waited)
-            if not self.awaits_answer and now >= self._ask_at:
+            if not self.awaits_answer and now >= self._ping_at:
                 self.process.parent_conn.send(b"ping")
-                self.awaits_answer, self._ask_at = True, now + TICK_SECONDS
+                self.awaits_answer, self._ping_at = True, now + TICK_SECONDS
         except (OSError, EOFError):
             return False
         return self._waited_seconds < (limit_seconds if self._has_answered else _START_SECONDS)
 
     def restart_pause(self, now: float) -> float:
-        """Seconds until the next one may be started: none after a life that served, more after each that did not."""
+        """Seconds until the next one may be started: none after a worker that served, more after each that did not."""
         served = now - self._serves_since if self._serves_since is not None else 0.0
         self.short_runs = 0 if served >= _STEADY_SECONDS else self.short_runs + 1
         pause = 0.0 if self.short_runs < 2 else min(2.0 ** (self.short_runs - 2), _LONGEST_PAUSE_SECONDS)

@@ -27,12 +27,12 @@ logger = logging.getLogger(__name__)
 
 _IN_MEMORY = Path("/dev/shm")  # noqa: S108 - the folder within it is made by mkdtemp, for this user alone
 _GRACE_SECONDS = 5.0
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class Workers:
-    """The folder; a plain value, so that it can be given to a process that starts afresh.
+    """The folder; a plain value, so that it can be given to a process that is spawned.
 
     Args:
         folder: exists until `remove`.
@@ -53,8 +53,8 @@ class Workers:
     def join(self, drain_seconds: float) -> int:
         """Make this process one of the workers: it counts in its place's files, and ends when its parent has ended.
 
-        Has to come before the first metric is made. Counters go on from where the place's last worker left them;
-        gauges, which were that worker's own, start anew.
+        Call it before the first metric is made. Counters go on from where the place's last worker left them; gauges,
+        which were that worker's own, start again.
 
         Args:
             drain_seconds: how long running requests may take once the parent has ended.
@@ -69,8 +69,10 @@ class Workers:
         count_in(self.folder, place)
         parent = multiprocessing.parent_process()
         if parent is not None:
-            follow = threading.Thread(target=self._follow, args=(parent, drain_seconds), name="follow", daemon=True)
-            follow.start()
+            ending = threading.Thread(
+                target=self._end_with, args=(parent, drain_seconds), name="end-with-parent", daemon=True
+            )
+            ending.start()
         return place
 
     def totals(self) -> "CollectorRegistry":
@@ -80,7 +82,7 @@ class Workers:
         return totals(self.folder)
 
     def forget_gone(self) -> None:
-        """Take the gauges of places that nobody holds out of the metrics; counts stay."""
+        """Take the gauges of free places out of the metrics; counts stay."""
         for lock in self.folder.glob("place-*"):
             with lock.open("w") as file:
                 try:
@@ -98,14 +100,16 @@ class Workers:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             decided = file.read()
-            if not decided.endswith("\n"):  # else nobody answered, or was killed before the end of the line
+            if not decided.endswith(
+                "\n"
+            ):  # else there is no answer, or its writer was killed before the end of the line
                 file.truncate(0)
                 decided = answer() + "\n"
                 file.write(decided)
         return decided.removesuffix("\n")
 
     def is_first(self, event: str) -> bool:
-        """Whether no worker has said so before: what goes wrong in all of them needs one line."""
+        """Whether no worker has had this event before: what goes wrong in all of them is logged once."""
         try:
             (self.folder / f"event-{event}").touch(exist_ok=False)
         except FileExistsError:
@@ -129,11 +133,11 @@ class Workers:
         for gauges in self.folder.glob(f"gauge_*_{place}.db"):
             gauges.unlink(missing_ok=True)
 
-    def _follow(self, parent: BaseProcess, drain_seconds: float) -> None:
-        """Wait for the parent's end, then drain; nobody else could ever end this process or replace it."""
-        while os.getppid() == parent.pid:  # its pipes say nothing: other workers may hold copies of their ends
-            time.sleep(_LOOK_SECONDS)
-        logger.error("the supervisor is gone, this worker ends")
+    def _end_with(self, parent: BaseProcess, drain_seconds: float) -> None:
+        """Wait for the parent's end, then drain; nothing else could end this process or replace it."""
+        while os.getppid() == parent.pid:  # its pipes do not tell: other workers may hold copies of their ends
+            time.sleep(_POLL_SECONDS)
+        logger.error("the supervisor has ended, this worker ends")
         os.kill(os.getpid(), signal.SIGTERM)
         self.remove()
         time.sleep(drain_seconds + _GRACE_SECONDS)

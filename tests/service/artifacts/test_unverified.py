@@ -238,7 +238,7 @@ UNSOUND = {
 
 @pytest.mark.parametrize(("change", "expected"), UNSOUND.values(), ids=UNSOUND.keys())
 def test_what_must_not_run_is_refused_here_too(models, change, expected):
-    """Allowing models that nobody proved does not allow those that are known to be wrong."""
+    """Allowing unverified models does not allow those that are known to be wrong."""
     model = artifacts.classifier_model(metadata={})
     change(model)
     place(models, model)

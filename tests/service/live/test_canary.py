@@ -31,14 +31,14 @@ async def test_a_model_that_answers_wrongly_is_not_ready_and_recovers(fashion):
     async with loaded(fashion, **FAST) as models:
         registry, canary = models.registry, Canary(models.registry, 5.0)
         (model,) = registry.models()
-        await canary.ask(model)  # it has just answered: this only looks
+        await canary.check(model)  # it has just answered: this runs nothing
         runner = model.engine._runner
         model.engine._runner = Wrong(runner)
-        await canary.ask(model)
+        await canary.check(model)
         assert not registry.ready
-        assert "model 'fashion' does not give its golden answers any more" in registry.reasons[0]
+        assert "model 'fashion' no longer gives its golden answers" in registry.reasons[0]
         model.engine._runner = runner
-        await canary.ask(model)
+        await canary.check(model)
         assert registry.ready
         assert registry.reasons == []
         assert not models.ended
@@ -50,19 +50,19 @@ async def test_a_model_that_stays_wrong_ends_the_process(fashion):
     async with loaded(fashion, **FAST) as models:
         canary = Canary(models.registry, 5.0)
         (model,) = models.registry.models()
-        await canary.ask(model)
+        await canary.check(model)
         runner = model.engine._runner
         model.engine._runner = Wrong(runner)
         for _ in range(5):
-            await canary.ask(model)
+            await canary.check(model)
         assert models.ended == [True]
         model.engine._runner = runner
-        await canary.ask(model)
+        await canary.check(model)
         assert not models.registry.ready
 
 
 @on_loop
-async def test_a_busy_model_is_not_asked(fashion):
+async def test_a_busy_model_is_not_checked(fashion):
     """A model that answers others need not answer a canary."""
     async with loaded(fashion, **FAST) as models:
         canary = Canary(models.registry, 5.0)
@@ -70,30 +70,30 @@ async def test_a_busy_model_is_not_asked(fashion):
         for _ in range(3):
             await model.batcher.infer({"image": artifacts.images(1)})
             before = model.batcher.batches
-            assert await canary.ask(model) == 0
+            assert await canary.check(model) == 0
             assert model.batcher.batches == before
-        assert 0 < await canary.ask(model) < 10
+        assert 0 < await canary.check(model) < 10
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.01])
 @on_loop
-async def test_it_asks_by_itself_unless_told_not_to(fashion, seconds):
-    """0 asks nothing."""
+async def test_it_checks_by_itself_unless_disabled(fashion, seconds):
+    """0 disables the checks."""
     async with loaded(fashion, **FAST) as models:
-        asked = asyncio.Event()
+        checked = asyncio.Event()
 
-        class Asked(Canary):
-            async def ask(self, model) -> float:
-                asked.set()
-                return await super().ask(model)
+        class Noted(Canary):
+            async def check(self, model) -> float:
+                checked.set()
+                return await super().check(model)
 
-        canary = asyncio.create_task(Asked(models.registry, seconds).run())
+        canary = asyncio.create_task(Noted(models.registry, seconds).run())
         if seconds:
-            await asyncio.wait_for(asked.wait(), 30)
+            await asyncio.wait_for(checked.wait(), 30)
             canary.cancel()
         else:
             await canary
-            assert not asked.is_set()
+            assert not checked.is_set()
 
 
 @on_loop
