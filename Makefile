@@ -97,8 +97,8 @@ $(FOLD_TOOLS)/.installed: benchmarks/folding/requirements.txt
 bench-endurance: install ## kills, leaks, hostile and slow clients, starvation (16 minutes; needs wrk)
 	$(PYTHON) -m benchmarks.endurance $(ARGS)
 
-gates: install   ## train many seeds and hold them to the published range (goes on where it was interrupted)
-	$(PYTHON) -m foldserve compare
+gates: install   ## train the seeds that are not measured yet; fail when a figure is outside the published range
+	$(PYTHON) -m foldserve compare $(ARGS)
 
 gpu-check: install ## everything that needs a GPU, in one call
 	$(PYTHON) -m benchmarks.training.gpu_check

@@ -10,6 +10,7 @@
     ├── FoldError        a normalisation cannot be folded exactly
     ├── ExportError      the graph could not be written as ONNX
     ├── VerifyError      two forms of the network do not agree
+    ├── GateError        a figure is not what it has to be: a study's gate, an accuracy not worth serving
     └── ArtifactError    the version folder cannot be written or read
 
 Every message says what was given, what was expected and what to do. The command line prints the message alone and
@@ -68,6 +69,10 @@ class ExportError(TrainingError):
 
 class VerifyError(TrainingError):
     """Two forms of the network do not agree within the stated tolerance."""
+
+
+class GateError(TrainingError):
+    """A figure is not what it has to be: a gate of a study failed, or a model is not worth serving."""
 
 
 class ArtifactError(TrainingError):

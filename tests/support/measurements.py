@@ -36,7 +36,14 @@ def measured_as(case, *, loss=0.27, train=0.901, running=0.82, population=0.887,
     tests = {"running": running + step, "population": population + step / 10} if has_norms else {"none": running}
     kind = "population" if has_norms else "none"
     shares = {f"sigmoid{layer}": 0.01 * layer for layer in range(1, 5)}
-    found = {"arm": case.arm.name, "seed": case.seed, "recipe": recipe.as_dict(), "epochs": epochs, "seconds": 1.0}
+    found = {
+        "arm": case.arm.name,
+        "seed": case.seed,
+        "recipe": recipe.as_dict(),
+        "epochs": epochs,
+        "seconds": 1.0,
+        "origin": ORIGIN,
+    }
     found |= {"train_rows": 60_000, "diverged": diverged, "saturated": {"before": shares, "after": shares}}
     if diverged:
         return found | {"epochs": []}

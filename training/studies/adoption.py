@@ -46,8 +46,12 @@ def adopt(folder: Path, cases: Iterable[Case], dataset: FashionMNIST) -> tuple[C
         "recipe": recipe.as_dict(),
         "threads": config.environment["threads"],
         "compiled": config.compiled,
-        "revision": config.revision,
         "adopted": True,
+        "origin": {
+            "command": "foldserve train",
+            "revision": config.revision,
+            "environment": config.environment,
+        },
         "diverged": None,
         "epochs": epochs,
         **accuracies(network, data),

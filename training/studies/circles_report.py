@@ -13,7 +13,7 @@ import torch
 from ..errors import ConfigError
 from . import circles_plots
 from .circles import DATA_SEED, EVALUATE_EVERY, LEARNING_RATE, STEPS, Lesson, build, circles, learn
-from .tables import Spread, csv_bytes, json_bytes, markdown_table, origin, origin_text, write_report
+from .tables import Spread, csv_bytes, json_bytes, markdown_table, origin, origins_of, origins_text, write_report
 
 NORMS = ("torch", "none")
 LEARNT = 0.95  # test accuracy that counts as having learnt the circles
@@ -47,15 +47,15 @@ def report(folder: Path, seeds: int, *, steps: int = STEPS, tell: Callable[[str]
     by_weights = _lessons(seeds, lambda seed: (DATA_SEED, seed), steps, tell)
     by_data = _lessons(seeds, lambda seed: (seed, 0), steps, tell)
     rows = [*_rows("weights", by_weights), *_rows("data", by_data)]
-    provenance = origin(f"foldserve circles --seeds {seeds}")
+    origins = origins_of([{"origin": origin(f"foldserve circles --seeds {seeds}")}] * len(rows))
     first = {norm: runs[0] for norm, runs in by_weights.items()}
     files = {
         "runs.csv": csv_bytes(rows),
-        "figures.json": json_bytes({**provenance, "runs": rows}),
+        "figures.json": json_bytes({"origins": origins, "runs": rows}),
         "data.png": circles_plots.data_png(circles()),
         "curves.png": circles_plots.curves_png(by_weights),
         "regions.png": circles_plots.regions_png(first, circles()),
-        "README.md": _text(rows, steps, provenance).encode(),
+        "README.md": _text(rows, steps, origins).encode(),
     }
     write_report(folder, files)
     tell(f"report {folder / 'README.md'}")
@@ -100,11 +100,13 @@ def _rows(varied: str, lessons: Mapping[str, Sequence[Lesson]]) -> list[dict[str
     ]
 
 
-def _text(rows: Sequence[Mapping[str, Any]], steps: int, provenance: Mapping[str, Any]) -> str:
+def _text(rows: Sequence[Mapping[str, Any]], steps: int, origins: Sequence[Mapping[str, Any]]) -> str:
     return f"""# Two circles, with and without batch normalization
 
 2,000 points on two circles (noise 0.1, factor 0.4), 1,400 to train on and 600 to test with; a network 2-64-32-2 with
-ReLU, plain SGD at {LEARNING_RATE}, {steps} steps on all points at once. {origin_text(provenance)}
+ReLU, plain SGD at {LEARNING_RATE}, {steps} steps on all points at once. Trained:
+
+{origins_text(origins)}
 ![the data](data.png)
 
 ## Initial weights varied, data of seed {DATA_SEED}

@@ -7,8 +7,9 @@ from typing import Any
 from ..dataset import load
 from . import plan
 from .adoption import adopt
-from .compare_report import report_files
-from .options import add_options, check_options
+from .compare_report import gates_of, report_files
+from .options import add_options, check_options, command_of
+from .published import check_gates
 from .runner import measure_cases, summary
 from .store import Store
 from .tables import origin, write_report
@@ -29,10 +30,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Train and report as the flags say.
+    """Train what is missing, report on it, and hold the figures to the published ones.
+
+    The report is written when there are new figures, or with `--report-only`.
 
     Raises:
         TrainingError: as the trainings and the disk do; what is measured is kept.
+        GateError: a gate failed; the report is written before.
     """
     device = check_options(arguments)
     out = arguments.out
@@ -48,14 +52,23 @@ def compare(arguments: argparse.Namespace) -> None:
         case, measurement = adopt(folder, cases, load(arguments.data_dir))
         store.add(case.key, measurement)
         print(f"taken in: {summary(measurement)}")
+    is_changed = arguments.report_only or bool(arguments.from_run)
     if not arguments.report_only:
-        measure_cases(wanted, store, device, load(arguments.data_dir), jobs=arguments.jobs, compiled=arguments.compile)
-    write_report(out, report_files(cases, store.read(), origin(_command(arguments))))
-    print(f"report {out / 'README.md'}")
-
-
-def _command(arguments: argparse.Namespace) -> str:
-    """Return the command that makes the report's figures, whatever parts of it made them."""
-    jobs = f" --jobs {arguments.jobs}" if arguments.jobs > 1 else ""
-    flags = " --compile" * arguments.compile + " --quick" * arguments.quick
-    return f"foldserve compare --seeds {arguments.seeds}{jobs}{flags}"
+        command = command_of(arguments, "compare") + (" --quick" if arguments.quick else "")
+        is_changed |= (
+            measure_cases(
+                wanted,
+                store,
+                device,
+                lambda: load(arguments.data_dir),
+                origin(command),
+                jobs=arguments.jobs,
+                compiled=arguments.compile,
+            )
+            > 0
+        )
+    measured = store.read()
+    if is_changed:
+        write_report(out, report_files(cases, measured))
+        print(f"report {out / 'README.md'}")
+    check_gates(gates_of(cases, measured))

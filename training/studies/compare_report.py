@@ -3,7 +3,6 @@
 Every sentence with a number is made from the measurements; what is not measured yet is said to be missing.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,26 +13,38 @@ from . import plan, published
 from .arms import Arm, Case
 from .compare_findings import scatter_finding, speed_finding, sweep_finding
 from .compare_plots import ByArm, finished, gap, served_accuracy
-from .tables import Spread, csv_bytes, json_bytes, markdown_table, origin_text
+from .tables import Spread, csv_bytes, json_bytes, markdown_table, origins_of, origins_text
 
 MISSING = "not measured yet"
 
 
-def report_files(
-    cases: Sequence[Case], measured: Mapping[str, Mapping[str, Any]], provenance: Mapping[str, Any]
-) -> dict[str, bytes]:
-    """Return the report on those of `cases` that are `measured`: file name -> content."""
-    runs = [measured[case.key] for case in cases if case.key in measured]
+def runs_by_arm(cases: Sequence[Case], measured: Mapping[str, Mapping[str, Any]]) -> ByArm:
+    """Return the measurements of those of `cases` that are `measured`, by the name of their arm."""
     arms: dict[str, list[Mapping[str, Any]]] = {}
-    for each in runs:
-        arms.setdefault(each["arm"], []).append(each)
-    tests = {arm.name: published.gates(arms.get(arm.name, ())) for arm in (plan.TORCH, plan.SCRATCH)}
+    for case in cases:
+        if case.key in measured:
+            arms.setdefault(case.arm.name, []).append(measured[case.key])
+    return arms
+
+
+def gates_of(cases: Sequence[Case], measured: Mapping[str, Mapping[str, Any]]) -> dict[str, list[published.Gate]]:
+    """Return the gates of both arms of the book's recipe."""
+    arms = runs_by_arm(cases, measured)
+    return {arm.name: published.gates(arms.get(arm.name, ())) for arm in (plan.TORCH, plan.SCRATCH)}
+
+
+def report_files(cases: Sequence[Case], measured: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
+    """Return the report on those of `cases` that are `measured`: file name -> content.
+
+    Everything in it follows from the measurements, where they come from included.
+    """
+    runs = [measured[case.key] for case in cases if case.key in measured]
+    arms, tests = runs_by_arm(cases, measured), gates_of(cases, measured)
     summary = {
-        **provenance,
+        "origins": origins_of(runs),
         "measured": len(runs),
         "planned": len(cases),
         "adopted": sum("adopted" in each for each in runs),
-        "trained_at": Counter(each.get("revision", "not noted") for each in runs),
         "compiled": sum(bool(each.get("compiled")) for each in runs),
         "gates": {name: [vars(gate) for gate in each] for name, each in tests.items()},
         "arms": {name: summary_of(runs) for name, runs in arms.items()},
@@ -85,18 +96,15 @@ def summary_of(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return figures | {"gap": vars(Spread.of(gap(run) for run in whole))}
 
 
-def _revisions_text(trained_at: Mapping[str, int]) -> str:
-    return ", ".join(f"{revision[:12]} ({count})" for revision, count in trained_at.items())
-
-
 def text_of(arms: ByArm, tests: Mapping[str, Sequence[published.Gate]], summary: Mapping[str, Any]) -> str:
     """Return the report in Markdown."""
     return f"""# Batch normalization compared
 
 {summary["measured"]} of {summary["planned"]} trainings are measured; the same command continues with the rest.
 {summary["adopted"]} of them are runs of `train-and-export` with the same recipe, taken in by `--from-run`; the steps of
-{summary["compiled"]} went through `torch.compile`. Trained at revisions: {_revisions_text(summary["trained_at"])}.
-{origin_text(summary)}
+{summary["compiled"]} went through `torch.compile`. Trained:
+
+{origins_text(summary["origins"])}
 Loss and train accuracy are the book's: means over the last epoch while it trains. *Running* are the averages of
 training, *population* statistics are recomputed over all training images with the weights frozen. ± is the standard
 deviation over seeds, brackets hold the least and the most.
@@ -116,7 +124,7 @@ deviation over seeds, brackets hold the least and the most.
 {_table(arms, (plan.TORCH, plan.SCRATCH, plan.TAIL_LAST, plan.NO_NORM, plan.PLAIN))}
 ![curves with the published band](curves.png)
 
-{_gates_text(tests)}
+{published.gates_table(tests)}
 ## Learning rate
 
 {plan.SWEEP_EPOCHS} epochs, one seed; a cross is a run whose loss became NaN or infinite, the dotted line chance.
@@ -179,15 +187,6 @@ def _line(arm: Arm, runs: Sequence[Mapping[str, Any]]) -> tuple[object, ...]:
 
 def _text(values: Sequence[float], digits: int) -> str:
     return Spread.of(values).text(digits) if len(values) > 1 else f"{values[0]:.{digits}f}"
-
-
-def _gates_text(tests: Mapping[str, Sequence[published.Gate]]) -> str:
-    lines = [
-        (f"{name}: {gate.condition}", gate.measured, "yes" if gate.is_passed else "**no**")
-        for name, each in tests.items()
-        for gate in each
-    ]
-    return markdown_table(("gate", "measured", "passed"), lines)
 
 
 def _refusal() -> str:

@@ -15,7 +15,6 @@ from ..compiled import WORTH_COMPILING_EPOCHS
 from ..dataset import FashionMNIST, Tensors, scale_pixels
 from ..errors import DivergenceError
 from ..fit import EpochRecord, evaluate, fit
-from ..provenance import revision
 from ..statistics import population_statistics
 from .arms import Case
 from .selection import first_rows, held_out
@@ -37,7 +36,7 @@ def measure(case: Case, dataset: FashionMNIST, device: torch.device, *, compiled
         compiled: whether steps of longer trainings go through `torch.compile`, which rounds otherwise and is faster.
 
     Returns:
-        `arm`, `seed`, `recipe`, `network`, `train_rows`, `threads`, `revision`, `compiled`, `seconds`, and `diverged`
+        `arm`, `seed`, `recipe`, `network`, `train_rows`, `threads`, `compiled`, `seconds`, and `diverged`
         with the reason or None; `epochs`: one record each, with `population_accuracy` where there are norms;
         `test_accuracy` and `train_accuracy` in evaluation mode by kind of statistics (`running` for the test alone,
         `population`, or `none` without norms); `saturated`: `before` training, norms on a batch, and `after`, as it
@@ -55,7 +54,6 @@ def measure(case: Case, dataset: FashionMNIST, device: torch.device, *, compiled
         "train_rows": len(dataset.train_labels),
         "recipe": recipe.as_dict(),
         "threads": torch.get_num_threads(),
-        "revision": revision(),
         "compiled": compiled and recipe.epochs >= WORTH_COMPILING_EPOCHS,
         "diverged": None,
         "epochs": epochs,

@@ -20,6 +20,13 @@ def add_options(parser: argparse.ArgumentParser, *, out: str, seeds: int) -> Non
     parser.add_argument("--report-only", action="store_true", help="train nothing; report on what is measured already")
 
 
+def command_of(arguments: argparse.Namespace, name: str) -> str:
+    """Return the command `name` with the flags that decide its figures."""
+    jobs = f" --jobs {arguments.jobs}" if arguments.jobs > 1 else ""
+    compiled = " --compile" if arguments.compile else ""
+    return f"foldserve {name} --seeds {arguments.seeds}{jobs}{compiled}"
+
+
 def check_options(arguments: argparse.Namespace) -> torch.device:
     """Return the device that the flags name.
 

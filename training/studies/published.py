@@ -8,10 +8,11 @@ Source: Zhang et al., Dive into Deep Learning, section 8.5, rebuilt notebooks of
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from .tables import Spread
+from ..errors import GateError
+from .tables import Spread, markdown_table
 
 
 @dataclass(frozen=True)
@@ -49,20 +50,47 @@ FEWEST_SEEDS = 8
 
 @dataclass(frozen=True)
 class Gate:
-    """One condition on the seeds of the book's recipe: the condition, what was measured."""
+    """One condition on the seeds of a recipe, what was measured, and whether that is as it should be.
+
+    `is_passed` is None with too few seeds to say.
+    """
 
     condition: str
     measured: str
-    is_passed: bool
+    is_passed: bool | None
+
+
+def check_gates(gates: Mapping[str, Sequence[Gate]]) -> None:
+    """Print how many of the gates of each arm passed; with too few seeds none is judged.
+
+    Raises:
+        GateError: one failed; the message names each.
+    """
+    listed = [(arm, gate) for arm, each in gates.items() for gate in each]
+    failed = [f"{arm}: {gate.condition} ({gate.measured})" for arm, gate in listed if gate.is_passed is False]
+    if failed:
+        raise GateError(f"{len(failed)} of {len(listed)} gates failed:\n" + "\n".join(failed))
+    passed = sum(gate.is_passed is True for _, gate in listed)
+    print(f"{passed} of {len(listed)} gates passed, {len(listed) - passed} not judged (too few seeds)")
+
+
+def gates_table(gates: Mapping[str, Sequence[Gate]]) -> str:
+    """Return the gates of each arm as a Markdown table."""
+    words = {True: "yes", False: "**no**", None: "not judged"}
+    lines = [
+        (f"{arm}: {gate.condition}", gate.measured, words[gate.is_passed])
+        for arm, each in gates.items()
+        for gate in each
+    ]
+    return markdown_table(("gate", "measured", "passed"), lines)
 
 
 def gates(runs: Sequence[Mapping[str, Any]]) -> list[Gate]:
-    """Return every gate for the runs of one arm; none is passed with fewer than `FEWEST_SEEDS` runs or a divergence."""
+    """Return every gate for the runs of one arm; with fewer than `FEWEST_SEEDS` runs none is judged."""
     whole = [run for run in runs if not run["diverged"]]
-    is_enough = len(whole) == len(runs) >= FEWEST_SEEDS
-    results = [Gate(f"at least {FEWEST_SEEDS} seeds, none diverged", f"{len(whole)} of {len(runs)}", is_enough)]
-    if not whole:
-        return results
+    none_diverged = Gate("no seed diverged", f"{len(whole)} of {len(runs)}", len(whole) == len(runs))
+    if len(whole) < 2:
+        return [none_diverged] if len(runs) >= FEWEST_SEEDS else [replace(none_diverged, is_passed=None)]
     loss = [run["epochs"][-1]["loss"] for run in whole]
     accuracy = [run["epochs"][-1]["train_accuracy"] for run in whole]
     running = Spread.of(run["test_accuracy"]["running"] for run in whole)
@@ -71,7 +99,8 @@ def gates(runs: Sequence[Mapping[str, Any]]) -> list[Gate]:
         not (_is_inside(one, LOSS_OF_EVERY_SEED) and _is_inside(other, TRAIN_ACCURACY_OF_EVERY_SEED))
         for one, other in zip(loss, accuracy, strict=True)
     )
-    results += [
+    results = [
+        none_diverged,
         _mean_gate("mean final loss", loss, MEAN_LOSS),
         _mean_gate("mean final train accuracy", accuracy, MEAN_TRAIN_ACCURACY),
         Gate(
@@ -96,7 +125,7 @@ def gates(runs: Sequence[Mapping[str, Any]]) -> list[Gate]:
             _is_halved(population, running),
         ),
     ]
-    return results
+    return results if len(runs) >= FEWEST_SEEDS else [replace(gate, is_passed=None) for gate in results]
 
 
 def _mean_gate(name: str, values: Sequence[float], bounds: tuple[float, float]) -> Gate:

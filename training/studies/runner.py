@@ -3,7 +3,7 @@
 A study that was killed continues with the cases that are missing. What is measured is `measurement`'s business.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from typing import Any
@@ -21,19 +21,21 @@ def measure_cases(
     cases: Sequence[Case],
     store: Store,
     device: torch.device,
-    dataset: FashionMNIST,
+    load_dataset: Callable[[], FashionMNIST],
+    origin: Mapping[str, Any],
     *,
     jobs: int = 1,
     compiled: bool = False,
     report: Callable[[str], None] = print,
-) -> dict[str, dict[str, Any]]:
-    """Measure every case that `store` does not hold, and return key -> measurement of all `cases`.
+) -> int:
+    """Measure every case that `store` does not hold, and return how many that were.
 
     Args:
         cases: in the order in which they start.
         store: where measurements are and go.
         device: of every training.
-        dataset: that every case takes its images from.
+        load_dataset: gives the images of every case; called when there is something to measure.
+        origin: kept with every measurement that is made now; earlier ones keep their own.
         jobs: processes side by side, each with one thread.
         compiled: as for `measure`.
         report: takes a line about each finished case.
@@ -45,12 +47,15 @@ def measure_cases(
     kept = store.read()
     _check_same(cases, kept)
     missing = [case for case in cases if case.key not in kept]
-    report(f"{len(cases) - len(missing)} of {len(cases)} cases are in {store.path}")
-    for done, (case, measurement) in enumerate(_measured(missing, device, dataset, jobs, compiled), start=1):
-        store.add(case.key, measurement)
+    if not missing:
+        report(f"nothing to train: {store.path} holds all {len(cases)} trainings; choose another --out to train anew")
+        return 0
+    report(f"{len(cases) - len(missing)} of {len(cases)} trainings are in {store.path}, {len(missing)} to do")
+    measured = _measured(missing, device, load_dataset(), jobs, compiled)
+    for done, (case, measurement) in enumerate(measured, start=1):
+        store.add(case.key, {**measurement, "origin": origin})
         report(f"{done}/{len(missing)}  {summary(measurement)}")
-    measured = store.read()
-    return {case.key: measured[case.key] for case in cases}
+    return len(missing)
 
 
 def summary(measurement: dict[str, Any]) -> str:

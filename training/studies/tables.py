@@ -69,19 +69,35 @@ def json_bytes(value: object) -> bytes:
 
 
 def origin(command: str) -> dict[str, Any]:
-    """Return where figures come from: the command, the code's revision, versions and hardware."""
+    """Return what makes figures now: the command, the code's revision, versions and hardware."""
     return {"command": command, "revision": revision(), "environment": environment()}
 
 
-def origin_text(provenance: Mapping[str, Any]) -> str:
-    """Return `origin` as a paragraph of Markdown."""
-    machine = provenance["environment"]
+def origins_of(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return each different `origin` of `runs` with `figures`, how many of them it made; the most productive first."""
+    origins: list[dict[str, Any]] = []
+    counts: list[int] = []
+    for run in runs:
+        if run["origin"] not in origins:
+            origins.append(run["origin"])
+            counts.append(0)
+        counts[origins.index(run["origin"])] += 1
+    counted = [{**each, "figures": count} for each, count in zip(origins, counts, strict=True)]
+    return sorted(counted, key=lambda each: -each["figures"])
+
+
+def origins_text(origins: Iterable[Mapping[str, Any]]) -> str:
+    """Return `origins_of` as a list in Markdown."""
+    return "".join(f"- {each['figures']} by {_origin_text(each)}\n" for each in origins)
+
+
+def _origin_text(each: Mapping[str, Any]) -> str:
+    machine = each["environment"]
+    commit, _, dirty = each["revision"].partition("+")
     versions = ", ".join(f"{name} {machine['packages'][name]}" for name in ("torch", "numpy"))
     where = machine["gpu"] or f"{machine['cpu']}, {machine['cpu_count']} cores"
-    return (
-        f"Made by `{provenance['command']}` at revision {provenance['revision'][:12]};\n"
-        f"Python {machine['python']}, {versions}; {where}.\n"
-    )
+    revision_text = commit[:12] + (f"+{dirty}" if dirty else "")
+    return f"`{each['command']}` at revision {revision_text}; Python {machine['python']}, {versions}; {where}"
 
 
 def write_report(folder: Path, files: Mapping[str, bytes]) -> None:

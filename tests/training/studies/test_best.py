@@ -3,7 +3,7 @@
 from foldserve.training.studies import best
 from foldserve.training.studies.arms import cases_of
 from foldserve.training.studies.selection import CANDIDATES
-from tests.support.measurements import ORIGIN, measured_as
+from tests.support.measurements import measured_as
 
 
 def test_the_report_on_best_ranks_candidates_and_judges_the_goal():
@@ -11,13 +11,13 @@ def test_the_report_on_best_ranks_candidates_and_judges_the_goal():
     candidates, chosen = cases_of(CANDIDATES, 1), cases_of([best.BEST], 10)
     found = {case.key: measured_as(case, population=0.88 + 0.002 * at) for at, case in enumerate(candidates)}
     found |= {case.key: measured_as(case, population=0.91) for case in chosen}
-    files = best.report_files([*candidates, *chosen], found, ORIGIN)
+    files = best.report_files([*candidates, *chosen], found)
     text = files["README.md"].decode()
-    assert "is reached (0.90" in text
+    assert "| yes |" in text
     assert "n = 10" in text
     few = {case.key: found[case.key] for case in chosen[:3]}
-    assert "not judged before 10 seeds" in best.report_files(chosen, few, ORIGIN)["README.md"].decode()
+    assert "| not judged |" in best.report_files(chosen, few)["README.md"].decode()
     first = text.split("held-out accuracy |")[1].splitlines()[2]
     assert f"{0.88 + 0.002 * (len(candidates) - 1) - 0.0035:.4f}" in first
     assert files["best.png"].startswith(b"\x89PNG")
-    assert "No seed is finished yet." in best.report_files(candidates, found, ORIGIN)["README.md"].decode()
+    assert "No seed is finished yet." in best.report_files(candidates, found)["README.md"].decode()
