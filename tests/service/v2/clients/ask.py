@@ -136,7 +136,7 @@ def compare_descriptors():
     """Hold every message, field and call of our .proto against Triton's own descriptors."""
     from tritonclient.grpc import model_config_pb2, service_pb2
 
-    path = Path(__file__).parents[3] / "service/v2/rpc/descriptors.py"
+    path = Path(__file__).parents[4] / "service/v2/rpc/descriptors.py"
     spec = importlib.util.spec_from_file_location("descriptors", path)
     descriptors = sys.modules["descriptors"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(descriptors)
@@ -161,7 +161,7 @@ def read_configuration(url):
     from google.protobuf import json_format, text_format
     from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
-    folder = Path(__file__).parents[3] / "models/lenet-bn"
+    folder = Path(__file__).parents[4] / "models/lenet-bn"
     published = text_format.Parse((folder / "config.pbtxt").read_text(), ModelConfig())
     assert (published.name, published.backend, published.max_batch_size) == ("lenet-bn", "onnxruntime", 256)
     tensors = {tensor.name: (DataType.Name(tensor.data_type), list(tensor.dims)) for tensor in published.input}
