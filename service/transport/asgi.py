@@ -47,7 +47,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """The ASGI application as the requests of one connection see it.
+    """The ASGI application as the requests of one connection see it; what their cycles take for their transport.
 
     Args:
         server: holds it.
@@ -62,6 +62,14 @@ class Application:
     flow: Flow
     outbox: Outbox
     close: Callable[[], None]
+
+    def write(self, data: bytes) -> None:
+        """Write a piece of an answer."""
+        self.transport.write(data)
+
+    def is_closing(self) -> bool:
+        """Return whether nothing can be written any more."""
+        return self.transport.is_closing()
 
     def scope(self, head: ParsedHead) -> dict[str, Any]:
         """Return the ASGI scope of a request.
@@ -100,8 +108,6 @@ def address(transport: asyncio.Transport, which: str) -> tuple[str, int] | None:
 class AsgiRequest:
     """One request at the application, which runs when its turn has come.
 
-    Also what uvicorn's cycle takes for its transport.
-
     Args:
         application: what answers it.
         head: of the request.
@@ -117,7 +123,7 @@ class AsgiRequest:
         self._application = application
         self._cycle = RequestResponseCycle(
             scope=application.scope(head),  # type: ignore[arg-type]
-            transport=self,  # type: ignore[arg-type]
+            transport=application,  # type: ignore[arg-type]
             flow=application.flow,  # type: ignore[arg-type]
             logger=_logger,
             access_logger=_logger,
@@ -175,17 +181,3 @@ class AsgiRequest:
         self._application.server.state.total_requests += 1
         self._application.flow.resume_reading()
         self._application.outbox.complete(self)
-
-    # -- the cycle calls: its transport --------------------------------------------------------------------------
-
-    def write(self, data: bytes) -> None:
-        """Write a piece of the answer."""
-        self._application.transport.write(data)
-
-    def is_closing(self) -> bool:
-        """Return whether nothing can be written any more."""
-        return self._application.transport.is_closing()
-
-    def close(self) -> None:
-        """End the connection."""
-        self._application.close()

@@ -119,8 +119,12 @@ class Connection(asyncio.Protocol):
         self.deadlines.enter(Phase.CLOSED, self.loop.time())
         if self.receiving is not None:
             self.receiving.abandon()
-        self.outbox.cancel()
+        self.outbox.close()
         self.flow.resume_writing()
+        # What refers back to the connection goes, so that its memory is freed at once and not by the collector.
+        self.parser.close()
+        self.receiving = None
+        del self.lane, self._application
 
     def data_received(self, data: bytes) -> None:
         """Show the bytes to the lane, then to the parser; refuse what one of them objects to."""
@@ -211,7 +215,7 @@ class Connection(asyncio.Protocol):
     def finish(self, *, linger: bool = False) -> None:
         """Close; with `linger` a client may go on sending for a moment, since a reset would eat its answer."""
         self.deadlines.enter(Phase.CLOSED, self.loop.time())
-        self.outbox.cancel()
+        self.outbox.close()
         if linger and not self._is_half_closed and self.transport.can_write_eof():
             self.transport.write_eof()
             self.flow.discard_rest()

@@ -97,8 +97,13 @@ class Outbox:
         if self.due and self.due[-1] is turn:
             self.due.pop()
 
-    def cancel(self) -> None:
-        """The client has gone."""
+    def close(self) -> None:
+        """Write nothing more: the client has gone, or its last answer is written."""
         for turn in self.due:
             turn.cancel()
         self.due.clear()
+        self._sent = _nothing  # it refers back to the connection
+
+
+def _nothing() -> None:
+    """Nothing is sent behind the last answer."""

@@ -96,6 +96,10 @@ class RequestParser:
             if self._partial_bytes > self._limits.header_bytes:
                 raise self._headers_too_large()
 
+    def close(self) -> None:
+        """Let go of what refers back to this parser and its connection; nothing is read any more."""
+        del self._parser, self._events
+
     # -- httptools calls -----------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:

@@ -50,9 +50,9 @@ def test_the_cycle_has_what_is_used_of_it():
 
 
 def test_the_cycle_finds_what_it_uses():
-    """It takes a request of ours for its transport, and flow control of ours: every method that it calls is there."""
+    """It takes objects of ours for its transport and its flow control: every method that it calls is there."""
     source = inspect.getsource(RequestResponseCycle)
-    for name, ours in (("transport", asgi.AsgiRequest), ("flow", Flow)):
+    for name, ours in (("transport", asgi.Application), ("flow", Flow)):
         called = set(re.findall(rf"self\.{name}\.(\w+)", source))
         assert called
         assert called <= set(dir(ours)), name

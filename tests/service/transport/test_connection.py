@@ -1,6 +1,8 @@
-"""The guarded protocol on real sockets: what it refuses, in which words, and what it must leave alone."""
+"""A guarded connection on real sockets: what it refuses, in which words, and what it must leave alone."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -503,6 +505,33 @@ async def test_the_application_learns_of_a_client_that_vanished_while_another_re
             client.reset()
         await gone.wait()
         assert len(server.guard.connections) == 0
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", GET % b"x", post(b"whole"), post(b"half", length=8), b"rubbish\r\n\r\n"],
+    ids=["nothing", "request", "body", "half", "rubbish"],
+)
+@on_loop
+async def test_a_closed_connection_is_freed_at_once(sent: bytes) -> None:
+    """Its parts refer to one another: memory that waits for the collector would grow with every client that goes."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with serving(echo) as server:
+            async with server.connect() as client:
+                await client.send(sent)
+                while not server.guard.connections:  # noqa: ASYNC110 - the server tells nobody
+                    await asyncio.sleep(0.001)
+                connection = weakref.ref(next(iter(server.guard.connections)))
+                if sent and b"half" not in sent:
+                    await client.answer()
+            while server.server.server_state.tasks or server.guard.connections:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.001)
+            assert connection() is None
+    finally:
+        gc.enable()
 
 
 @on_loop

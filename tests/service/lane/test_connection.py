@@ -1,10 +1,11 @@
-"""The lane as a protocol: order, the end of a connection, limits and pressure, on real sockets."""
+"""The lane of a connection: order, the end of a connection, limits and pressure, on real sockets."""
 
 import asyncio
 import gc
 import os
 import socket
 import struct
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -261,6 +262,24 @@ async def test_clients_that_vanish_at_any_moment_leave_nothing_behind(fashion: P
         await until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
         assert len(asyncio.all_tasks()) <= tasks
         assert not [record for record in caplog.records if record.exc_info]
+
+
+@on_loop
+async def test_a_closed_connection_is_freed_at_once(fashion: Path) -> None:
+    """Nothing of the lane refers to it any more: its memory does not wait for the collector."""
+    async with service(fashion) as server:
+        async with server.connect() as client:
+            await client.send(ask(ONE) * 3)
+            assert [(await client.answer()).status for _ in range(3)] == [200] * 3
+            connection = weakref.ref(next(iter(server.server.server_state.connections)))
+            gc.collect()
+            gc.disable()
+        try:
+            await until(lambda: not server.server.server_state.connections)
+            await asyncio.sleep(0.001)
+            assert connection() is None
+        finally:
+            gc.enable()
 
 
 async def _objects_after(client: Client, requests: list[bytes], rounds: int, leak: list[object] | None = None) -> int:
