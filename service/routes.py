@@ -146,10 +146,12 @@ async def _read_images(request: Request, spec: ImageSpec, share: Share) -> Image
     """Return the images of the body; what would hold up the event loop is read in a thread."""
     settings: Settings = request.app.state.settings
     content_type = request.headers.get("content-type")
-    if content_type is None and not await _read_body(request, share):
+    if content_type is not None:
+        media_type(content_type)  # refused before its body is received
+    body = await _read_body(request, share)
+    if content_type is None and not body:
         raise InvalidInput(EMPTY_BODY)
     kind = media_type(content_type)
-    body = await _read_body(request, share)
     limits = Limits(rows=settings.max_rows, pixels=settings.max_image_pixels)
     context: RequestContext = request.state.context
     return await context.parse(read_images, body, content_type, spec, limits, is_quick=is_quick(body, kind))

@@ -133,7 +133,7 @@ def test_a_deadline_that_is_none_is_refused(service, door, sent):
 
 
 @every_door
-@pytest.mark.parametrize(("sent", "milliseconds"), [({"x_deadline_ms": "100"}, 100), ({}, DEFAULT_DEADLINE_MS)])
+@pytest.mark.parametrize(("sent", "milliseconds"), [({"x_deadline_ms": "400"}, 400), ({}, DEFAULT_DEADLINE_MS)])
 def test_a_deadline_ends_the_wait(service, door, sent, milliseconds):
     """While the engine is busy, the client's own limit holds; the service's holds where it says nothing."""
     is_open, is_held = threading.Event(), threading.Event()
@@ -154,7 +154,7 @@ def test_a_deadline_ends_the_wait(service, door, sent, milliseconds):
             is_open.set()
             first.join()
     total = re.search(r"total;dur=([\d.]+)", outcome.headers["server-timing"])
-    assert milliseconds <= float(total[1]) < milliseconds + 1_500
+    assert milliseconds <= float(total[1]) < milliseconds + 1_500  # far from ten times as long, on a busy machine too
 
 
 @every_door

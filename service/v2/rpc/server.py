@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
 import grpc
@@ -144,13 +145,8 @@ class GrpcServer:
 
     def _unary(self, route: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def answer(request: Any, rpc: Rpc) -> Any:
-            context = self._context(rpc)
-            try:
-                self._check(route, rpc)
+            async with self._answering(route, rpc) as context:
                 response = await call(request, context)
-            except Exception as err:
-                await self._abort(route, err, rpc, context)
-            self._count(route, 200, context)
             rpc.set_trailing_metadata(_metadata(context.headers()))
             return response
 
@@ -158,27 +154,28 @@ class GrpcServer:
 
     def _stream(self, route: str, call: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
         async def answer(request: Any, rpc: Rpc) -> AsyncIterator[Any]:
-            context = self._context(rpc)
-            try:
-                self._check(route, rpc)
+            async with self._answering(route, rpc) as context:
                 async for response in call(request, context):
                     yield response
-            except Exception as err:
-                await self._abort(route, err, rpc, context)
-            self._count(route, 200, context)
 
         return answer
 
-    def _context(self, rpc: Rpc) -> RequestContext:
-        """Return the context of a call that begins now, from its metadata."""
-        headers = [(name.encode(), value.encode()) for name, value in _texts(rpc).items()]
-        return RequestContext.read(headers, self._settings.default_timeout_seconds, rpc.time_remaining())
+    @asynccontextmanager
+    async def _answering(self, route: str, rpc: Rpc) -> AsyncIterator[RequestContext]:
+        """Give one call its context; check its key before, count it afterwards, and end it with the error it raises.
 
-    def _check(self, route: str, rpc: Rpc) -> None:
-        """Check the key, which stands in the metadata under the names that HTTP's headers have."""
-        given = _texts(rpc)
-        scope = _SCOPES.get(route.rpartition("/")[2], READ)
-        self._access.check(scope, given.get("authorization"), given.get("x-api-key"), route)
+        Metadata has the names that HTTP's headers have.
+        """
+        metadata = {name: value for name, value in rpc.invocation_metadata() or () if isinstance(value, str)}
+        headers = [(name.encode(), value.encode()) for name, value in metadata.items()]
+        context = RequestContext.read(headers, self._settings.default_timeout_seconds, rpc.time_remaining())
+        try:
+            scope = _SCOPES.get(route.rpartition("/")[2], READ)
+            self._access.check(scope, metadata.get("authorization"), metadata.get("x-api-key"), route)
+            yield context
+        except Exception as err:
+            await self._abort(route, err, rpc, context)
+        self._count(route, 200, context)
 
     async def _abort(self, route: str, err: Exception, rpc: Rpc, context: RequestContext) -> None:
         """End a call with the status, the sentence and the headers of an error."""
@@ -190,11 +187,6 @@ class GrpcServer:
 
     def _count(self, route: str, status: int, context: RequestContext) -> None:
         self._metrics.observe_request(route, "POST", status, time.perf_counter() - context.started)
-
-
-def _texts(rpc: Rpc) -> dict[str, str]:
-    """Return the metadata of a call that are text."""
-    return {name: value for name, value in rpc.invocation_metadata() or () if isinstance(value, str)}
 
 
 def _metadata(headers: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[str, str], ...]:
