@@ -59,8 +59,6 @@ class RequestError(ServiceError):
 class InvalidInput(RequestError):
     """The body or a parameter cannot be read as what the model takes."""
 
-    status = 400
-
 
 class Unauthorized(RequestError):
     """No key was given, or one that is not known."""
@@ -182,13 +180,9 @@ class TooManyRequests(_Later, RequestError):
 class ServerError(ServiceError):
     """The request was fine; the service could not answer it."""
 
-    status = 500
-
 
 class EngineError(ServerError):
     """The model's run failed."""
-
-    status = 500
 
 
 class DeviceLost(EngineError):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from .schemas import ErrorResponse, PredictRequest
+from .schemas import DEADLINE, ErrorResponse, PredictRequest, parameter
 from .v2.schemas import InferenceRequest
 
 if TYPE_CHECKING:
@@ -36,36 +36,23 @@ _BINARY = {"type": "string", "format": "binary"}
 PREDICT: dict[str, Any] = {
     "summary": "Classify one or several images",
     "parameters": [
-        {
-            "name": "model",
-            "in": "query",
-            "description": "Which model; needed only where several are served.",
-            "schema": {"type": "string"},
-        },
-        {
-            "name": "version",
-            "in": "query",
-            "description": "Which version of it; without it and without a label, the one that `latest` points at.",
-            "schema": {"type": "integer", "minimum": 1},
-        },
-        {
-            "name": "label",
-            "in": "query",
-            "description": "The version that this label points at; not together with a version.",
-            "schema": {"type": "string"},
-        },
-        {
-            "name": "X-Deadline-Ms",
-            "in": "header",
-            "description": "Milliseconds within which an answer is of use; later ones are refused with 503 or 504.",
-            "schema": {"type": "integer", "minimum": 1},
-        },
-        {
-            "name": "X-Request-ID",
-            "in": "header",
-            "description": "At most 64 letters, digits and . _ : -; is sent back with the answer and logged.",
-            "schema": {"type": "string", "maxLength": 64},
-        },
+        parameter("model", "query", "Which model; needed only where several are served.", type="string"),
+        parameter(
+            "version",
+            "query",
+            "Which version of it; without it and without a label, the one that `latest` points at.",
+            type="integer",
+            minimum=1,
+        ),
+        parameter("label", "query", "The version that this label points at; not with a version.", type="string"),
+        DEADLINE,
+        parameter(
+            "X-Request-ID",
+            "header",
+            "At most 64 letters, digits and . _ : -; is sent back with the answer and logged.",
+            type="string",
+            maxLength=64,
+        ),
     ],
     "requestBody": {
         "required": True,

@@ -14,7 +14,9 @@ from foldserve.format.image import ImageSpec
 from . import schemas
 from .bodies.answers import predictions_json
 from .bodies.budget import BodyBudget, Share
-from .bodies.predict_body import EMPTY_BODY, Images, Limits, is_quick, media_type, read_images
+from .bodies.instances import Images
+from .bodies.limits import Limits
+from .bodies.predict_body import EMPTY_BODY, is_quick, media_type, read_images
 from .bodies.receive import receive_body
 from .errors import InvalidInput, UnsupportedMediaType, clip
 from .inference import answer, classifier, count, served_model
@@ -163,4 +165,4 @@ async def _read_body(request: Request, share: Share) -> bytes:
     if encoding not in ("", "identity"):
         message = f"Content-Encoding: {clip(encoding)!r}, expected none: send the body as it is"
         raise UnsupportedMediaType(message, "identity")
-    return await receive_body(request, share)
+    return await receive_body(request, share, request.app.state.settings.max_body_bytes)

@@ -120,3 +120,17 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorResponse.__name__}"}}}
     return {status: {"description": _REASONS[status], "content": content} for status in statuses}
+
+
+def parameter(name: str, where: str, description: str, **schema: Any) -> dict[str, Any]:
+    """Return the description of a parameter that a route reads itself, from its query or its headers."""
+    return {"name": name, "in": where, "description": description, "schema": schema}
+
+
+DEADLINE = parameter(
+    "X-Deadline-Ms",
+    "header",
+    "Milliseconds within which an answer is of use; later ones are refused with 503 or 504.",
+    type="integer",
+    minimum=1,
+)

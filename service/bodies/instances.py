@@ -11,12 +11,11 @@ import binascii
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from ..errors import InvalidInput, clip
 from .decoder import decode_image
-from .json_body import SizeGuard, parse_json, uint8_bytes
+from .json_body import SizeGuard, describe, parse_json, uint8_bytes
 from .limits import QUICK_BYTES, Limits, PixelBudget, check_rows
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def _instances(body: bytes) -> list[Any]:
     document = parse_json(body)
     shape = '{"instances": [...]}'
     if not isinstance(document, dict):
-        raise InvalidInput(f"body: {_name(document)}, expected an object {shape}")
+        raise InvalidInput(f"body: {describe(document)}, expected an object {shape}")
     if len(document) != 1 or "instances" not in document:
         unknown = [key for key in document if key != "instances"]
         if unknown:
@@ -74,7 +73,7 @@ def _instances(body: bytes) -> list[Any]:
         raise InvalidInput(f"body: no key 'instances', expected {shape}")
     instances = document["instances"]
     if not isinstance(instances, list):
-        raise InvalidInput(f"instances: {_name(instances)}, expected a list of images")
+        raise InvalidInput(f"instances: {describe(instances)}, expected a list of images")
     if not instances:
         raise InvalidInput("instances: an empty list, expected at least one image")
     return instances
@@ -133,7 +132,7 @@ def _checked_pixels(instance: Any, spec: ImageSpec, place: str) -> bytes:
     flat, nested = _shapes(spec)
     expected = f"expected {nested} or {flat[0]} values"
     if not isinstance(instance, list):
-        raise InvalidInput(f'{place}: {_name(instance)}, {expected} or {{"b64": "<PNG or JPEG>"}}')
+        raise InvalidInput(f'{place}: {describe(instance)}, {expected} or {{"b64": "<PNG or JPEG>"}}')
     shape = _shape(instance)
     if shape not in (flat, nested):
         _refuse_pixels_before_shape(instance, shape, place)
@@ -150,7 +149,7 @@ def _collect(node: list[Any], shape: tuple[int, ...], place: str, out: bytearray
         if len(shape) == 1:
             out.append(_pixel(item, where))
         elif not isinstance(item, list):
-            raise InvalidInput(f"{where}: {_name(item)}, expected a row of {shape[1]} values")
+            raise InvalidInput(f"{where}: {describe(item)}, expected a row of {shape[1]} values")
         elif len(item) != shape[1]:
             raise InvalidInput(f"{where}: {len(item)} values, expected {shape[1]}")
         else:
@@ -161,8 +160,7 @@ def _pixel(value: Any, place: str) -> int:
     """Return a JSON number as an integer 0-255; 3.0 is 3."""
     if type(value) in (int, float) and 0 <= value <= 255 and value == int(value):
         return int(value)
-    got = clip(orjson.dumps(value).decode()) if not isinstance(value, (list, dict)) else _name(value)
-    raise InvalidInput(f"{place}: {got}, expected an integer 0-255")
+    raise InvalidInput(f"{place}: {describe(value)}, expected an integer 0-255")
 
 
 def _refuse_pixels_before_shape(instance: list[Any], shape: tuple[int, ...], place: str) -> None:
@@ -196,9 +194,3 @@ def _shape(node: Any) -> tuple[int, ...]:
 def _shape_text(shape: tuple[int, ...]) -> str:
     """Return a shape as text, cut where a list is nested a thousand times."""
     return str(shape) if len(shape) <= 6 else f"({', '.join(map(str, shape[:6]))}, ...)"
-
-
-def _name(value: Any) -> str:
-    """Return what JSON calls the type of a value."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
-    return names.get(type(value), "null")

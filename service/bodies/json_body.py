@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from ..errors import InvalidInput, TooManyRows
+from ..errors import InvalidInput, TooManyRows, clip
 from .limits import QUICK_BYTES
 
 
@@ -25,6 +25,15 @@ def parse_json(body: bytes) -> Any:
         return orjson.loads(body)
     except orjson.JSONDecodeError as err:
         raise InvalidInput(f"body: not JSON, {err.msg} at line {err.lineno} column {err.colno}") from err
+
+
+def describe(value: Any) -> str:
+    """Return a JSON value in the words of a message: scalars as they were written, the rest by its kind."""
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, dict):
+        return "an object"
+    return clip(orjson.dumps(value).decode())
 
 
 def uint8_bytes(lists: Iterable[list[Any]]) -> bytes:

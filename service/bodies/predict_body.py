@@ -14,25 +14,11 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from ..errors import InvalidInput, UnsupportedMediaType, clip
 from .decoder import decode_image, is_loaded
-from .instances import Images, images_from_json, pixels_from_json
+from .instances import Images, images_from_json
 from .limits import QUICK_BYTES, Limits, PixelBudget, check_rows
 
 if TYPE_CHECKING:
     from foldserve.format.image import ImageSpec
-
-__all__ = [
-    "EMPTY_BODY",
-    "MEDIA_TYPES",
-    "Images",
-    "Limits",
-    "images_from_bytes",
-    "images_from_form",
-    "images_from_json",
-    "is_quick",
-    "media_type",
-    "pixels_from_json",
-    "read_images",
-]  # fmt: skip
 
 MEDIA_TYPES = ("application/json", "application/octet-stream", "image/png", "image/jpeg", "multipart/form-data")
 

@@ -3,23 +3,25 @@
 Between the framework and the readers of bodies. Bytes are counted as they arrive, and refused once they are too many.
 """
 
+import asyncio
+
 from fastapi import Request
 
 from ..errors import BodyTooLarge, clip
 from .budget import Share
+from .compression import QUICK_COMPRESSED_BYTES, content_encoding, inflate
 
 
-async def receive_body(request: Request, share: Share) -> bytes:
+async def receive_body(request: Request, share: Share, max_bytes: int) -> bytes:
     """Return the whole body as it was sent.
 
     Raises:
-        BodyTooLarge: by its header or by what has arrived, it is larger than the settings allow.
+        BodyTooLarge: by its header or by what has arrived, it is larger than `max_bytes`.
         Overloaded: the bodies of all requests together are over the budget.
     """
-    max_bytes = request.app.state.settings.max_body_bytes
     stated = request.headers.get("content-length", "0")
     if stated.isdigit() and int(stated) > max_bytes:
-        raise BodyTooLarge(f"body: {clip(stated)} bytes, expected at most {max_bytes}")
+        raise BodyTooLarge(f"body: got {clip(stated)} bytes, expected at most {max_bytes}")
     chunks = []
     received = 0
     async for chunk in request.stream():
@@ -29,3 +31,24 @@ async def receive_body(request: Request, share: Share) -> bytes:
             raise BodyTooLarge(f"body: more than {max_bytes} bytes, expected at most that many")
         chunks.append(chunk)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def receive_inflated(request: Request, share: Share, max_bytes: int) -> bytes:
+    """Return the whole body, inflated where Content-Encoding says that it is compressed.
+
+    Raises:
+        UnsupportedMediaType: it is compressed in another way than with gzip or deflate.
+        InvalidInput: the compressed data are damaged.
+        BodyTooLarge: it is larger than `max_bytes`, as it was sent or inflated.
+        Overloaded: the bodies of all requests together are over the budget.
+    """
+    coding = content_encoding(request.headers.get("content-encoding"))
+    body = await receive_body(request, share, max_bytes)
+    if coding is None:
+        return body
+    if len(body) <= QUICK_COMPRESSED_BYTES:
+        inflated = inflate(body, coding, max_bytes)
+    else:
+        inflated = await asyncio.to_thread(inflate, body, coding, max_bytes)
+    share.add(len(inflated))
+    return inflated

@@ -10,8 +10,9 @@ import numpy as np
 import orjson
 
 from ..batching.request import BatchAnswer, RawRows, Request
+from ..bodies.instances import pixels_from_json
 from ..bodies.limits import QUICK_BYTES, Limits
-from ..bodies.predict_body import images_from_bytes, is_quick, pixels_from_json
+from ..bodies.predict_body import images_from_bytes, is_quick
 from ..errors import EngineError
 from ..inference import classifier
 from ..live.model import Model

@@ -55,11 +55,18 @@ def check_inputs(declared: Sequence[DeclaredTensor], specs: Sequence[TensorSpec]
     return rows
 
 
-def check_outputs(wanted: Sequence[WantedOutput], specs: Sequence[TensorSpec]) -> None:
-    """Refuse outputs that the model does not give, that are requested twice, or that cannot be classified.
+def wanted_outputs(
+    wanted: Sequence[WantedOutput], specs: Sequence[TensorSpec], *, binary: bool
+) -> tuple[WantedOutput, ...]:
+    """Return the outputs that a request wants: all of the model's where it names none.
+
+    Args:
+        wanted: those that it names.
+        specs: what the model gives.
+        binary: whether outputs that are not named go back as raw bytes.
 
     Raises:
-        InvalidInput: with the name that is at fault.
+        InvalidInput: the model does not give an output, or it is requested twice, or cannot be classified.
     """
     by_name = {spec.name: spec for spec in specs}
     seen: set[str] = set()
@@ -72,6 +79,7 @@ def check_outputs(wanted: Sequence[WantedOutput], specs: Sequence[TensorSpec]) -
         spec = by_name[output.name]
         if output.classes and (spec.datatype == "BOOL" or prod(spec.row_shape) < 1):
             raise InvalidInput(f"output {output.name!r}: {spec.datatype} has no largest values to classify by")
+    return tuple(wanted) or tuple(WantedOutput(name, binary) for name in by_name)
 
 
 def refuse_shared_memory(parameters: Collection[str], place: str) -> None:

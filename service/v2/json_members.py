@@ -6,8 +6,8 @@ Every function takes the value and the place by which a message names it, and ra
 from collections.abc import Mapping
 from typing import Any
 
+from ..bodies.json_body import describe
 from ..errors import InvalidInput, clip
-from .json_tensor import describe
 from .parameters import Parameter
 
 

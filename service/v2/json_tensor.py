@@ -12,11 +12,10 @@ from operator import mul
 from typing import Any
 
 import numpy as np
-import orjson
 
 from foldserve.format.tensors import DTYPES
 
-from ..bodies.json_body import uint8_bytes
+from ..bodies.json_body import describe, uint8_bytes
 from ..errors import InvalidInput, clip
 from ..tensors import Array
 from .datatypes import BYTES, bytes_tensor
@@ -146,12 +145,3 @@ def _wanted(datatype: str) -> str:
         limits = np.iinfo(DTYPES[datatype])
         return f"an integer {limits.min} to {limits.max} for {datatype}"
     return {"BOOL": "true or false", BYTES: "a string"}.get(datatype, f"a number that fits {datatype}")
-
-
-def describe(value: Any) -> str:
-    """Return a JSON value in the words of a message: scalars as they were written, the rest by its kind."""
-    if isinstance(value, list):
-        return "a list"
-    if isinstance(value, dict):
-        return "an object"
-    return clip(orjson.dumps(value).decode())

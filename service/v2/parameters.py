@@ -6,8 +6,8 @@ Everything else among the parameters is passed over, as the protocol allows.
 from collections.abc import Mapping
 from typing import Any
 
+from ..bodies.json_body import describe
 from ..errors import InvalidInput, Unsupported, clip
-from .json_tensor import describe
 
 Parameter = str | int | float | bool
 

@@ -9,12 +9,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from ..bodies.budget import BodyBudget
 from ..bodies.json_body import parse_json
-from ..errors import BodyTooLarge, InvalidInput, Unsupported, clip
+from ..bodies.receive import receive_inflated
+from ..errors import InvalidInput, Unsupported, clip
 from ..live.control import ModelControl, body_version
 from ..live.state import LATEST
 from ..schemas import errors
-from .compression import content_encoding, inflate
 
 MAX_BYTES = 65_536  # a control call names a version and a label
 _CHANGES = errors(400, 401, 403, 404, 413, 500, 501, 503)
@@ -93,14 +94,9 @@ def _control(request: Request) -> ModelControl:
 
 async def _body(request: Request) -> dict[str, Any]:
     """Return the JSON object in a small body; none at all counts as an empty one."""
-    data = b""
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > MAX_BYTES:
-            raise BodyTooLarge(f"body: more than {MAX_BYTES} bytes, expected at most that many")
-    coding = content_encoding(request.headers.get("content-encoding"))
-    if coding is not None:
-        data = inflate(data, coding, MAX_BYTES)
+    budget: BodyBudget = request.app.state.body_budget
+    with budget.hold() as share:
+        data = await receive_inflated(request, share, MAX_BYTES)
     if not data.strip():
         return {}
     body = parse_json(data)

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..bodies.json_body import SizeGuard, parse_json
+from ..bodies.json_body import SizeGuard, describe, parse_json
 from ..bodies.limits import QUICK_BYTES
 from ..bounded_dict import BoundedDict
 from ..errors import InvalidInput, clip
 from ..tensors import Array, TensorSpec
-from .checks import DeclaredTensor, WantedOutput, check_inputs, check_outputs, refuse_shared_memory
+from .checks import DeclaredTensor, WantedOutput, check_inputs, refuse_shared_memory, wanted_outputs
 from .datatypes import BYTES, tensor_from_bytes
 from .json_members import (
     read_boolean,
@@ -25,7 +25,7 @@ from .json_members import (
     read_shape,
     read_text,
 )
-from .json_tensor import describe, tensor_from_json
+from .json_tensor import tensor_from_json
 from .parameters import Parameter, check_parameters, class_count, timeout_seconds
 
 # Clients repeat their JSON byte for byte and change only the tensors behind it: JSON up to this size is remembered.
@@ -144,26 +144,21 @@ class RequestReader:
             for position, item in enumerate(read_list(document.get("inputs"), "inputs", len(self._inputs)))
         )
         check_inputs([entry.declared for entry in inputs], self._inputs, self._max_rows)
+        binary = read_boolean(parameters, "binary_data_output", "parameters")
+        listed = document.get("outputs")
+        outputs = [
+            _wanted_output(item, binary, f"outputs[{position}]")
+            for position, item in enumerate(read_list([] if listed is None else listed, "outputs", len(self._outputs)))
+        ]
         return _JsonPart(
             inputs,
-            self._wanted(document.get("outputs"), read_boolean(parameters, "binary_data_output", "parameters")),
+            wanted_outputs(outputs, self._outputs, binary=binary),
             read_identifier(document.get("id")),
             parameters,
             timeout_seconds(parameters.get("timeout")),
             sum(entry.binary_bytes or 0 for entry in inputs),
             data.count(b"true") + data.count(b"false") > _booleans(document),
         )
-
-    def _wanted(self, listed: Any, binary: bool) -> tuple[WantedOutput, ...]:
-        """Return the outputs that are wanted; none named means all. `binary` holds where an output does not say."""
-        if listed is None or listed == []:
-            return tuple(WantedOutput(spec.name, binary) for spec in self._outputs)
-        wanted = tuple(
-            _wanted_output(item, binary, f"outputs[{position}]")
-            for position, item in enumerate(read_list(listed, "outputs", len(self._outputs)))
-        )
-        check_outputs(wanted, self._outputs)
-        return wanted
 
     def _read_bare(self, body: bytes) -> InferRequest:
         """Return a request whose body is nothing but the bytes of the only input; the outputs go back as bytes."""
@@ -178,7 +173,7 @@ class RequestReader:
         declared = DeclaredTensor(spec.name, spec.datatype, (rows, *spec.row_shape))
         check_inputs([declared], self._inputs, self._max_rows)
         array = tensor_from_bytes(memoryview(body), spec.datatype, declared.shape, f"input {spec.name!r}")
-        return InferRequest({spec.name: array}, tuple(WantedOutput(output.name, True) for output in self._outputs))
+        return InferRequest({spec.name: array}, wanted_outputs((), self._outputs, binary=True))
 
 
 def header_length(text: str | None) -> int | None:

@@ -10,15 +10,15 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from ..bodies.budget import BodyBudget, Share
-from ..bodies.receive import receive_body
+from ..bodies.compression import compress, wanted_coding
+from ..bodies.receive import receive_inflated
 from ..inference import answer, count, served_model
 from ..live.model import Model
 from ..live.registry import Registry
 from ..request_context import RequestContext
-from ..schemas import errors
+from ..schemas import DEADLINE, errors, parameter
 from ..settings import Settings
 from . import schemas
-from .compression import QUICK_COMPRESSED_BYTES, compress, content_encoding, inflate, wanted_coding
 from .metadata import model_config, model_metadata
 from .readers import Readers
 from .request import InferRequest, header_length, is_quick
@@ -36,18 +36,14 @@ _BODY = {
     },
 }
 _INFER_PARAMETERS = [
-    {
-        "name": HEADER_LENGTH,
-        "in": "header",
-        "description": "Bytes of JSON before the binary tensors; 0 where the body is nothing but the only input.",
-        "schema": {"type": "integer", "minimum": 0},
-    },
-    {
-        "name": "X-Deadline-Ms",
-        "in": "header",
-        "description": "Milliseconds within which an answer is of use; the parameter `timeout` says the same.",
-        "schema": {"type": "integer", "minimum": 1},
-    },
+    parameter(
+        HEADER_LENGTH,
+        "header",
+        "Bytes of JSON before the binary tensors; 0 where the body is nothing but the only input.",
+        type="integer",
+        minimum=0,
+    ),
+    DEADLINE,
 ]
 
 router = APIRouter(prefix="/v2/models", tags=["open inference protocol"])
@@ -155,24 +151,9 @@ async def _read(request: Request, model: Model, share: Share) -> InferRequest:
     """Return the request in the body; what would hold up the event loop is read in a thread."""
     readers: Readers = request.app.state.readers
     length = header_length(request.headers.get(HEADER_LENGTH))
-    body = await _body(request, share)
+    body = await receive_inflated(request, share, request.app.state.settings.max_body_bytes)
     context: RequestContext = request.state.context
     return await context.parse(readers.of(model).read, body, length, is_quick=is_quick(body, length))
-
-
-async def _body(request: Request, share: Share) -> bytes:
-    """Return the whole body, inflated; refused as soon as it is known to be too large, before and after."""
-    coding = content_encoding(request.headers.get("content-encoding"))
-    body = await receive_body(request, share)
-    if coding is None:
-        return body
-    max_bytes = request.app.state.settings.max_body_bytes
-    if len(body) <= QUICK_COMPRESSED_BYTES:
-        inflated = inflate(body, coding, max_bytes)
-    else:
-        inflated = await asyncio.to_thread(inflate, body, coding, max_bytes)
-    share.add(len(inflated))
-    return inflated
 
 
 async def _format(model: Model, request: InferRequest, outputs: Any) -> InferResponse:

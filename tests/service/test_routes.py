@@ -183,7 +183,7 @@ def document(*instances: object) -> bytes:
         ({"Content-Type": "image/png"}, b"a text file called .png", 400, "image: not a PNG or JPEG image"),
         ({"Content-Type": "image/png"}, png(artifacts.images(1)[0, 0])[:300], 400, "image: the PNG file is truncated"),
         ({"Content-Type": "image/png"}, bomb(13_000), 400, "image: more than 89 million pixels"),
-        (OCTETS, bytes(MAX_BODY + 1), 413, f"body: {MAX_BODY + 1} bytes came, expected at most {MAX_BODY}"),
+        (OCTETS, bytes(MAX_BODY + 1), 413, f"body: got {MAX_BODY + 1} bytes, expected at most {MAX_BODY}"),
         ({"Content-Type": "text/csv"}, b"1,2", 415, "Content-Type: 'text/csv', expected one of"),
         ({}, b"no type", 415, "Content-Type: none, expected one of"),
         (OCTETS | {"Content-Encoding": "gzip"}, b"\x1f\x8b", 415, "Content-Encoding: 'gzip', expected none"),

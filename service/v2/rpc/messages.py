@@ -15,7 +15,7 @@ from foldserve.format.tensors import DTYPES
 
 from ...errors import InvalidInput
 from ...tensors import Array, TensorSpec
-from ..checks import DeclaredTensor, WantedOutput, check_inputs, check_outputs, refuse_shared_memory
+from ..checks import DeclaredTensor, WantedOutput, check_inputs, refuse_shared_memory, wanted_outputs
 from ..datatypes import BYTES, bytes_tensor, datatype_of, tensor_from_bytes, tensor_to_bytes
 from ..parameters import Parameter, check_parameters, class_count, timeout_seconds
 from ..request import InferRequest
@@ -54,8 +54,9 @@ def read_request(
     check_inputs(declared, inputs, max_rows)
     is_raw = bool(message.raw_input_contents)
     arrays = _raw(message, declared) if is_raw else _typed(message, declared)
+    wanted = [_wanted_output(item, is_raw, f"outputs[{position}]") for position, item in enumerate(message.outputs)]
     timeout = timeout_seconds(parameters.get("timeout"))
-    return InferRequest(arrays, _wanted(message.outputs, outputs, is_raw), message.id, timeout, parameters)
+    return InferRequest(arrays, wanted_outputs(wanted, outputs, binary=is_raw), message.id, timeout, parameters)
 
 
 def write_response(
@@ -127,16 +128,10 @@ def _narrowed(values: Array, dtype: np.dtype[Any], place: str) -> Array:
     return values.astype(dtype)
 
 
-def _wanted(listed: Any, outputs: Sequence[TensorSpec], binary: bool) -> tuple[WantedOutput, ...]:
-    if not listed:
-        return tuple(WantedOutput(spec.name, binary) for spec in outputs)
-    wanted = []
-    for position, item in enumerate(listed):
-        parameters = _parameters(item.parameters)
-        refuse_shared_memory(parameters, f"outputs[{position}]")
-        wanted.append(WantedOutput(item.name, binary, class_count(parameters, f"outputs[{position}]")))
-    check_outputs(wanted, outputs)
-    return tuple(wanted)
+def _wanted_output(item: Any, binary: bool, place: str) -> WantedOutput:
+    parameters = _parameters(item.parameters)
+    refuse_shared_memory(parameters, place)
+    return WantedOutput(item.name, binary, class_count(parameters, place))
 
 
 def _parameters(listed: Any) -> dict[str, Parameter]:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from foldserve.service.app import create_app
+from foldserve.service.bodies.compression import wanted_coding
 from foldserve.service.settings import Settings
-from foldserve.service.v2.compression import wanted_coding
 from tests.support import artifacts, v2_messages
 from tests.support.live import serve
 
