@@ -132,14 +132,14 @@ def _name_initializers_as_in(model: onnx.ModelProto, folded: nn.Module) -> None:
 
 def _check_parameters(model: onnx.ModelProto, folded: nn.Module) -> None:
     expected = {name: tensor.detach().cpu().numpy() for name, tensor in folded.state_dict().items()}
-    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    got = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for name, array in expected.items():
         # The exporter keeps one of several equal tensors and drops a bias of zeros: no bit of the answer depends on it.
-        candidates = [found[name]] if name in found else list(found.values())
-        is_dropped = name not in found and not array.any()
+        candidates = [got[name]] if name in got else list(got.values())
+        is_dropped = name not in got and not array.any()
         if not is_dropped and not any(_same_bits(array, candidate) for candidate in candidates):
             raise ExportError(f"the graph holds another value for {name!r} than the folded network; it was rewritten")
-    for name, array in found.items():
+    for name, array in got.items():
         if name not in expected and array.dtype.kind == "f" and array.ndim:
             raise ExportError(f"initializer {name!r} {array.shape} is no parameter of the folded network")
 
@@ -154,16 +154,16 @@ def _set_metadata(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
 
 
 def _check_interface(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> None:
-    found = [_signature(value) for value in (*model.graph.input, *model.graph.output)]
-    classes = found[1][2][-1] if len(found) > 1 and found[1][2] else 0
+    got = [_signature(value) for value in (*model.graph.input, *model.graph.output)]
+    classes = got[1][2][-1] if len(got) > 1 and got[1][2] else 0
     expected: list[tuple[str, str, tuple[int | str, ...]]] = [
         (INPUT_NAME, "uint8", (BATCH_AXIS, *image_shape)),
         ("logits", "float32", (BATCH_AXIS, classes)),
         ("probabilities", "float32", (BATCH_AXIS, classes)),
         ("class_id", "int64", (BATCH_AXIS, 1)),
     ]
-    if found != expected or not isinstance(classes, int):
-        raise ExportError(f"the graph's interface is {found}, expected {expected}")
+    if got != expected or not isinstance(classes, int):
+        raise ExportError(f"the graph's interface is {got}, expected {expected}")
     labels = read_labels({entry.key: entry.value for entry in model.metadata_props})
     if labels is not None and len(labels) != classes:
         raise ExportError(f"{len(labels)} labels for {classes} outputs; expected one label for each output")

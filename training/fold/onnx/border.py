@@ -1,6 +1,6 @@
 """The correction of a zero-padded Conv that takes a norm before it: the padding must stay unshifted.
 
-Used by `parameters` when `fold_onnx(..., padding="exact")` asks for it. A convolution of one channel of ones, with the
+Used by `parameters` when `fold_onnx(..., padding="exact")` says so. A convolution of one channel of ones, with the
 same strides, dilations and pads, gives the share of the shift at each place; its kernel is `core.border_kernel`. Where
 the size of the map is fixed, a runtime turns it into a constant.
 """

@@ -101,7 +101,7 @@ class Evaluator:
         return np.abs(value).astype(absolute) if absolute is not None and value.dtype.kind == "f" else value
 
     def _needed(self, wanted: set[str], given: set[str]) -> list[NodeProto]:
-        """Return the nodes that lead to `wanted` without those behind `given`, in the graph's order."""
+        """Return the nodes that lead to `wanted` without what leads to `given`, in the graph's order."""
         needed: set[int] = set()
         pending = [name for name in wanted if name not in given]
         while pending:

@@ -81,7 +81,7 @@ def write_onnx(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _publish(temporary: Path, path: Path) -> None:
-    """Give the finished file its name; a hard link, unlike a rename, fails when somebody was faster."""
+    """Give the finished file its name; a hard link, unlike a rename, fails when another process was faster."""
     try:
         os.link(temporary, path)
     except FileExistsError:

@@ -155,7 +155,7 @@ class OnnxGraph:
             self._leave(node)
 
     def insert_after(self, anchor: NodeProto, node: NodeProto) -> None:
-        """Put `node` right behind `anchor`."""
+        """Put `node` right after `anchor`."""
         at = next(i for i, other in enumerate(self.nodes) if other is anchor)
         self.nodes.insert(at + 1, node)
         self._enter(node)
@@ -213,7 +213,7 @@ class OnnxGraph:
             self._uses[name] = [use for use in self.uses(name) if use.node is not node]
 
     def _is_orphan(self, value: str) -> bool:
-        """True when `value` was read before the fold (or came with it) and no longer is."""
+        """True when `value` was read before the fold (or was added by it) and no longer is."""
         known = value in self._read_at_start or value in self.exact
         return known and not self.uses(value) and value not in self.outputs
 

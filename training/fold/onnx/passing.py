@@ -88,7 +88,7 @@ def _max_pool(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | Non
         raise Refusal(RefusalCode.POOL, f"MaxPool {node.name!r} returns indices")
     if np.any(affine.scale < 0):
         count = int(np.sum(affine.scale < 0))
-        raise Refusal(RefusalCode.SIGN, f"{count} of {affine.channels} scales are negative behind {node.op_type}")
+        raise Refusal(RefusalCode.SIGN, f"{count} of {affine.channels} scales are negative before {node.op_type}")
 
 
 def _global_pool(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:

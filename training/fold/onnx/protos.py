@@ -151,7 +151,7 @@ def to_array(tensor: TensorProto) -> Values:
     """Return the tensor's values.
 
     Raises:
-        FoldError: its data lies in a file beside the model, which was not read.
+        FoldError: its data lies in another file, which was not read.
     """
     if tensor.data_location == TensorProto.EXTERNAL:
         raise FoldError(
