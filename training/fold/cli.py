@@ -39,8 +39,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         action="append",
         default=[],
         metavar="[DTYPE:]D,D,...",
-        help="shape of one input of the factory's network, batch first, such as 1,3,224,224 or uint8:1,1,28,28; "
-        "once per input",
+        help="shape of one input, batch first, such as 1,3,224,224 or uint8:1,1,28,28; once per input, in order; "
+        "an ONNX file needs it only where no free size that is tried fits",
     )
     parser.add_argument("--export", type=Path, metavar="OUT.onnx", help="write the factory's folded network as ONNX")
     parser.add_argument("--padding", choices=("refuse", "exact"), default="refuse", help="norms before padded convs")
@@ -67,15 +67,28 @@ def _fold_file(args: argparse.Namespace) -> Report:
     from .onnx.api import fold_onnx
     from .onnx.files import load_onnx, require_writable, write_onnx
 
-    for name in ("weights", "input", "export"):
+    for name in ("weights", "export"):
         if getattr(args, name):
             raise ConfigError(f"--{name} is for package.module:factory; {args.source} is taken for an ONNX file")
     if args.out is not None:
         require_writable(args.out)
-    folded = fold_onnx(load_onnx(Path(args.source)), strict=args.strict, padding=args.padding)
+    model = load_onnx(Path(args.source))
+    shapes = _shapes(model, args.input) if args.input else None
+    folded = fold_onnx(model, strict=args.strict, padding=args.padding, input_shapes=shapes)
     if args.out is not None:
         write_onnx(folded.model, args.out)
     return folded.report
+
+
+def _shapes(model: Any, specs: list[str]) -> dict[str, tuple[int, ...]]:
+    """Return the shape that `--input` gives to each input of an ONNX model."""
+    from .user_model import make_inputs
+
+    parameters = {tensor.name for tensor in model.graph.initializer}
+    names = [value.name for value in model.graph.input if value.name not in parameters]
+    if len(specs) != len(names):
+        raise ConfigError(f"--input: got {len(specs)} shapes, expected {len(names)}, for {', '.join(names)}")
+    return {name: tuple(tensor.shape) for name, tensor in zip(names, make_inputs(specs), strict=True)}
 
 
 def _fold_factory(args: argparse.Namespace) -> Report:

@@ -102,11 +102,22 @@ def test_existing_output_is_refused_before_any_work(onnx_file, tmp_path):
         command(onnx_file, str(out))
 
 
-@pytest.mark.parametrize("flags", [["--weights", "w.safetensors"], ["--input", "1,3"]])
+@pytest.mark.parametrize("flags", [["--weights", "w.safetensors"], ["--export", "out.onnx"]])
 def test_flags_of_a_factory_are_refused_for_a_file(onnx_file, flags):
     """A flag that would be ignored is an error."""
     with pytest.raises(ConfigError, match="is for package"):
         command(onnx_file, *flags)
+
+
+def test_input_gives_the_shapes_of_a_file_once_per_input(onnx_file, capsys):
+    """A size that is declared fits or is refused, and so is a shape too many."""
+    shape = ",".join(str(dim.dim_value or 3) for dim in onnx.load(onnx_file).graph.input[0].type.tensor_type.shape.dim)
+    assert command(onnx_file, "--input", shape) == 0
+    assert "1 folded" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="does not fit"):
+        command(onnx_file, "--input", f"{shape},1")
+    with pytest.raises(ConfigError, match="got 2 shapes, expected 1"):
+        command(onnx_file, "--input", shape, "--input", shape)
 
 
 def test_padding_exact_folds_a_norm_before_a_padded_convolution_of_a_file(tmp_path, capsys):

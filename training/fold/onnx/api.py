@@ -17,8 +17,9 @@ from .comparison import compare_models
 from .functions import labels, norms_in_functions, refused_in_functions, with_norms_inlined
 from .graph import OnnxGraph
 from .order import with_nodes_in_order
+from .probe import Shapes
 from .proof import prove_onnx
-from .protos import check, label, with_output_shapes
+from .protos import check, label, with_free_sizes, with_output_shapes
 from .scopes import fold_scope
 
 
@@ -37,10 +38,16 @@ class FoldedOnnx:
     exact: Mapping[str, Array] = field(default_factory=dict, repr=False, compare=False)
 
 
-def fold_onnx(model: onnx.ModelProto, *, strict: bool = False, padding: str = "refuse") -> FoldedOnnx:
+def fold_onnx(
+    model: onnx.ModelProto,
+    *,
+    strict: bool = False,
+    padding: str = "refuse",
+    input_shapes: Shapes | None = None,
+) -> FoldedOnnx:
     """Return `model` without the norms that its weights can take exactly.
 
-    Folds BatchNormalization (opset 7 to 24) and the elementwise form of hand-written norms into the Conv,
+    Folds BatchNormalization (opset 7 and later) and the elementwise form of hand-written norms into the Conv,
     ConvTranspose, Gemm or MatMul before them, or into all that read them; in the bodies of If, Loop and Scan as well.
     Local functions are written out where a norm in them folds. The algebra is float64 with one rounding to each
     parameter's dtype; eps is the attribute's float32 value.
@@ -50,29 +57,34 @@ def fold_onnx(model: onnx.ModelProto, *, strict: bool = False, padding: str = "r
         strict: raise when any norm had to stay.
         padding: "refuse" leaves a norm before a zero-padded Conv alone; "exact" folds it and adds the correction at
             the border that this takes.
+        input_shapes: input -> its whole shape in the proof, such as {"audio": (1, 1, 16000)}; free sizes of the others
+            are chosen, from 12 to 64,000.
 
     Returns:
         The folded model and the report. There is always a proof: see `proof`.
 
     Raises:
         FoldError: the model is no valid ONNX, strict and a norm stays, or the proof failed.
+        ConfigError: `input_shapes` does not fit what the model declares.
     """
     if padding not in ("refuse", "exact"):
         raise FoldError(f'padding is {padding!r}; expected "refuse" or "exact"')
-    model = with_output_shapes(with_nodes_in_order(model))
+    model = with_output_shapes(with_free_sizes(with_nodes_in_order(model)))
     check(model, "the model", full=False)
-    folded = _fold_with_functions(model, exact_padding=padding == "exact")
+    folded = _fold_with_functions(model, padding == "exact", input_shapes)
     if strict:
         folded.report.require_all_folded()
     return folded
 
 
-def explain_onnx(model: onnx.ModelProto, *, padding: str = "refuse") -> Report:
+def explain_onnx(model: onnx.ModelProto, *, padding: str = "refuse", input_shapes: Shapes | None = None) -> Report:
     """Return the report that `fold_onnx` would give, with its proof; `model` is left as it is."""
-    return fold_onnx(model, padding=padding).report
+    return fold_onnx(model, padding=padding, input_shapes=input_shapes).report
 
 
-def verify_onnx(original: onnx.ModelProto, folded: onnx.ModelProto | FoldedOnnx) -> Proof:
+def verify_onnx(
+    original: onnx.ModelProto, folded: onnx.ModelProto | FoldedOnnx, *, input_shapes: Shapes | None = None
+) -> Proof:
     """Return how well two models agree; raise FoldError when they are not the same function.
 
     The command `foldserve verify DIR` is another thing: it proves a published version folder once more.
@@ -81,26 +93,29 @@ def verify_onnx(original: onnx.ModelProto, folded: onnx.ModelProto | FoldedOnnx)
         original: weights in memory.
         folded: another model with the same inputs and outputs, made by whatever tool; a `FoldedOnnx` is compared with
             its float64 parameters as well, to 1e-11.
+        input_shapes: as in `fold_onnx`.
     """
     if isinstance(folded, FoldedOnnx):
-        return compare_models(original, folded.model, folded.exact)
-    return compare_models(original, folded)
+        return compare_models(original, folded.model, folded.exact, input_shapes)
+    return compare_models(original, folded, None, input_shapes)
 
 
-def _fold_with_functions(model: onnx.ModelProto, *, exact_padding: bool) -> FoldedOnnx:
+def _fold_with_functions(model: onnx.ModelProto, exact_padding: bool, shapes: Shapes | None) -> FoldedOnnx:
     """Fold the model with its functions written out, or as it is when no norm in them can be folded."""
     try:
         inlined = with_norms_inlined(model)
     except Refusal as refusal:
-        return _fold_graphs(model, norms_in_functions(model, refusal), exact_padding=exact_padding)
-    folded = _fold_graphs(inlined, [], exact_padding=exact_padding)
+        return _fold_graphs(model, norms_in_functions(model, refusal), exact_padding, shapes)
+    folded = _fold_graphs(inlined, [], exact_padding, shapes)
     own = labels(model.graph)
     if inlined is model or any(site.node not in own for site in folded.report.folded):
         return folded
-    return _fold_graphs(model, refused_in_functions(folded.report.refused, own), exact_padding=exact_padding)
+    return _fold_graphs(model, refused_in_functions(folded.report.refused, own), exact_padding, shapes)
 
 
-def _fold_graphs(model: onnx.ModelProto, in_functions: list[Site], *, exact_padding: bool) -> FoldedOnnx:
+def _fold_graphs(
+    model: onnx.ModelProto, in_functions: list[Site], exact_padding: bool, shapes: Shapes | None
+) -> FoldedOnnx:
     graph = OnnxGraph(model)
     outcome = fold_scope(graph, exact_padding=exact_padding)
     refused = (*outcome.refused, *in_functions)
@@ -108,7 +123,7 @@ def _fold_graphs(model: onnx.ModelProto, in_functions: list[Site], *, exact_padd
     if not outcome.folds and not outcome.proved:
         return FoldedOnnx(folded, Report((), refused, form="onnx"))
     check(folded, "the folded model")
-    errors, proof = prove_onnx(model, folded, graph.exact, [fold.segments for fold in outcome.folds])
+    errors, proof = prove_onnx(model, folded, graph.exact, [fold.segments for fold in outcome.folds], shapes)
     order = {label(node): i for i, node in enumerate(model.graph.node) if node.output}
     sites = sorted(outcome.sites(errors), key=lambda site: order.get(site.node, len(order)))
     return FoldedOnnx(folded, Report(tuple(sites), refused, form="onnx", proof=proof), graph.exact)

@@ -94,6 +94,8 @@ class Evaluator:
                 live[name] = _boxed(value)
 
     def _value(self, name: str, live: Mapping[str, Values], absolute: _Precision) -> Values:
+        if name not in live and name not in self._exact and name not in self._initializers:
+            raise NotImplementedError(f"{name!r} has no value")
         return live[name] if name in live else self._constant(name, absolute)
 
     def _constant(self, name: str, absolute: _Precision) -> Values:

@@ -7,7 +7,7 @@ chain of both. It does not look at what makes the norm's input or reads its outp
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import NodeProto
+from onnx import NodeProto, defs
 
 from ..core import Affine, Array
 from ..refusals import Refusal, RefusalCode
@@ -150,14 +150,16 @@ def composed(
 
 
 def _read_batch_norm(graph: OnnxGraph, node: NodeProto) -> AffineOp:
-    """Return a BatchNormalization of opset 7 to 24 in inference mode as an affine on axis 1.
+    """Return a BatchNormalization of opset 7 or later in inference mode as an affine on axis 1.
 
     Raises:
         Refusal: training-mode, spatial, batch-stats, overridable, and what `Affine.from_batch_norm` refuses.
     """
     fields = attributes(node)
-    if not 7 <= graph.opset <= 24:
-        raise Refusal(RefusalCode.UNKNOWN_OP, f"BatchNormalization of opset {graph.opset}; opsets 7 to 24 are known")
+    revision = defs.get_schema(_BATCH_NORM, graph.opset).since_version
+    if not 7 <= revision <= 15:
+        reason = f"BatchNormalization of opset {graph.opset} is that of opset {revision}; known are those of 7 to 15"
+        raise Refusal(RefusalCode.UNKNOWN_OP, reason)
     if fields.get("training_mode", 0):
         raise Refusal(RefusalCode.TRAINING_MODE, "training_mode is 1: it normalises by each batch's own statistics")
     shape = graph.shape(node.input[0])

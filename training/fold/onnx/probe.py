@@ -1,86 +1,148 @@
 """Inputs on which a folded ONNX model is compared with the original: random, signed, of every declared type.
 
-Used by `proof`. Free dimensions are tried from small to large until the model runs on them, since a network with
-five poolings needs an image that survives them.
+Used by `proof` and `comparison`. Free sizes are tried from small to large until the model runs on them, since a network
+with five poolings needs an image that survives them, and one that reads a waveform some thousand samples.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from ...errors import FoldError
+from ...errors import ConfigError, FoldError
 from ..rounding import round_once
 from .evaluator import Evaluator
 from .protos import FLOAT_TYPES, Dims, Values, infer
 
 _INTEGERS = {getattr(TensorProto, f"{sign}INT{bits}") for sign in ("", "U") for bits in (8, 16, 32, 64)}
 _LARGE = 2**16  # elements of one row from which on a single row is enough work
-_SIZES = (12, 32, 64, 224)  # tried for each free dimension that is not the batch
+_LARGEST = 2**22  # elements of one input that are tried for a free size
+_USUAL = 64  # sizes up to here, and the next one, are tried in any case
+_SIZES = (12, 32, 64, 224, 640, 1600, 16000, 64000)  # tried for each free size that is not the batch
+
+Shapes = Mapping[str, Sequence[int]]
 
 
-def probe_inputs(
-    evaluator: Evaluator, wanted: Iterable[str], starts: Iterable[str]
-) -> tuple[dict[str, Values], dict[str, Values]]:
-    """Return inputs for the model, and those of the `wanted` values that could be computed from them in float64.
+@dataclass(frozen=True)
+class Probe:
+    """One set of inputs, and what the unfolded model makes of them in float64.
+
+    Attributes:
+        feeds: inputs, floats as float64 that the declared dtype holds exactly.
+        values: those of the wanted values that could be computed, none of them empty.
+        unknown: value -> why it could not be computed.
+    """
+
+    feeds: dict[str, Values]
+    values: dict[str, Values]
+    unknown: dict[str, str]
+
+
+class Prober:
+    """Makes inputs for one model.
 
     Args:
         evaluator: the unfolded model.
-        wanted: names of values.
-        starts: those of them that a part of the graph starts from; where an operation before one is unknown to us, it
-            gets random numbers of its declared shape.
+        shapes: input -> its whole shape, where the caller says it; the others are chosen here.
 
     Raises:
-        FoldError: the model runs on none of the sizes that were tried, and nothing in it is unknown.
+        ConfigError: `shapes` does not fit what the model declares.
     """
-    wanted, starts = set(wanted), set(starts)
-    shapes, types = infer(evaluator.model)
-    inputs = [
-        v for v in evaluator.model.graph.input if v.name not in {t.name for t in evaluator.model.graph.initializer}
-    ]
-    best: tuple[dict[str, Values], dict[str, Values]] | None = None
-    for size in _SIZES if any(_is_free(shapes.get(v.name)) for v in inputs) else _SIZES[:1]:
-        rng = np.random.default_rng(0)
-        sizes: dict[str, int] = {}
-        feeds = {v.name: _random(rng, shapes.get(v.name, ()), types[v.name], sizes, size) for v in inputs}
-        values = evaluator.run(feeds, wanted)
+
+    def __init__(self, evaluator: Evaluator, shapes: Shapes | None = None):
+        self._evaluator = evaluator
+        self._shapes, self._types = infer(evaluator.model)
+        given = {tensor.name for tensor in evaluator.model.graph.initializer}
+        self._inputs = [value.name for value in evaluator.model.graph.input if value.name not in given]
+        self._bound: dict[str, int] = {}
+        for name, shape in (shapes or {}).items():
+            self._bind(name, tuple(shape))
+
+    def probe(self, wanted: Iterable[str], starts: Iterable[str] = ()) -> Probe:
+        """Return the first probe on which every wanted value can be computed, else the one with most of them.
+
+        Args:
+            wanted: names of values.
+            starts: those of them that a part of the graph starts from; where an operation before one is unknown to us,
+                it gets random numbers of its declared shape.
+
+        Raises:
+            FoldError: a start could not be computed on any of the sizes, nor made up.
+        """
+        wanted, starts = set(wanted), set(starts)
+        best: Probe | None = None
+        for size in self._sizes():
+            one = self._at(size, wanted, starts)
+            is_whole = wanted <= one.values.keys()
+            repeats = best is not None and size > _USUAL and one.unknown == best.unknown  # no size changes that
+            if best is None or len(wanted & one.values.keys()) > len(wanted & best.values.keys()):
+                best = one
+            if is_whole or repeats:
+                break
+        if best is None or not starts <= best.values.keys():
+            why = next(iter(self._evaluator.unknown.values()), "no size that was tried fits")
+            raise FoldError(
+                f"proof impossible: the model cannot be evaluated in float64: {why}; say a shape for its inputs"
+            )
+        return best
+
+    def _sizes(self) -> Iterator[int]:
+        """Yield the sizes to try, one when nothing is free but the batch."""
+        shapes = [self._declared(name) for name in self._inputs]
+        free = [shape for shape in shapes if any(isinstance(d, str) and d not in self._bound for d in shape[1:])]
+        for size in _SIZES if free else _SIZES[:1]:
+            if size == _SIZES[0] or all(self._elements(shape, size) <= _LARGEST for shape in free):
+                yield size
+
+    def _at(self, size: int, wanted: set[str], starts: set[str]) -> Probe:
+        rng, sizes = np.random.default_rng(0), dict(self._bound)
+        made = {name: self._random(rng, name, sizes, size) for name in self._inputs}
+        feeds = {name: value for name, value in made.items() if value is not None}
+        values = self._evaluator.run(feeds, wanted)
         for name in sorted(starts - set(values)):
-            if name in shapes and types.get(name) in FLOAT_TYPES:
-                values[name] = _random(rng, shapes[name], types[name], sizes, size)
-        is_whole = all(name in values and values[name].size for name in wanted)
-        if is_whole or best is None or len(wanted & set(values)) > len(wanted & set(best[1])):
-            best = feeds, {n: v for n, v in values.items() if v.size}
-        if is_whole:
-            break
-    if best is None or not all(name in best[1] for name in starts):
-        why = next(iter(evaluator.unknown.values()), "no size that was tried fits")
-        raise FoldError(f"proof impossible: the model cannot be evaluated in float64: {why}")
-    return best
+            value = self._random(rng, name, sizes, size) if self._types.get(name) in FLOAT_TYPES else None
+            if value is not None and name in self._shapes:
+                values[name] = value
+        return Probe(feeds, {n: v for n, v in values.items() if v.size}, dict(self._evaluator.unknown))
+
+    def _bind(self, name: str, shape: tuple[int, ...]) -> None:
+        declared = self._declared(name)
+        fits = name in self._inputs and len(shape) == len(declared) and min(shape, default=1) > 0
+        for dim, size in zip(declared, shape, strict=False):
+            expected = dim if isinstance(dim, int) else self._bound.setdefault(dim, size)
+            fits = fits and expected == size
+        if not fits:
+            inputs = ", ".join(f"{one} {list(self._declared(one))}" for one in self._inputs)
+            raise ConfigError(f"shape {list(shape)} for the input {name!r} does not fit; the model declares {inputs}")
+
+    def _declared(self, name: str) -> Dims:
+        return self._shapes.get(name, ())
+
+    def _elements(self, shape: Dims, size: int) -> int:
+        return prod(dim if isinstance(dim, int) else self._bound.get(dim, size) for dim in shape[1:])
+
+    def _random(self, rng: np.random.Generator, name: str, sizes: dict[str, int], size: int) -> Values | None:
+        """Return random values for `name`, None for a type that holds none; `sizes` takes note of the free sizes."""
+        shape, kind = self._declared(name), self._types[name]
+        batch = 2 if self._elements(shape, size) < _LARGE else 1  # rather two, so that rows are not taken for channels
+        dims = [d if isinstance(d, int) else sizes.setdefault(d, size if i else batch) for i, d in enumerate(shape)]
+        if kind in FLOAT_TYPES:
+            values = rng.normal(0.0, 1.0, dims) + rng.normal(0.0, 1.0)
+            return np.asarray(round_once(np.asarray(values), FLOAT_TYPES[kind]), np.float64)
+        if kind == TensorProto.BOOL:
+            return np.asarray(rng.integers(0, 2, dims), np.bool_)
+        if kind == TensorProto.STRING:
+            return np.full(dims, "a")
+        if kind not in _INTEGERS:
+            return None
+        highest = 256 if kind == TensorProto.UINT8 else 2
+        return np.asarray(rng.integers(0, highest, dims), helper.tensor_dtype_to_np_dtype(kind))
 
 
 def stored_form(feeds: Mapping[str, Values], model: onnx.ModelProto) -> dict[str, Values]:
     """Return the float64 feeds in the dtypes that the model declares, which hold them exactly."""
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
     return {name: value.astype(helper.tensor_dtype_to_np_dtype(types[name])) for name, value in feeds.items()}
-
-
-def _is_free(shape: Dims | None) -> bool:
-    return shape is None or any(not isinstance(dim, int) for dim in shape[1:])
-
-
-def _random(rng: np.random.Generator, shape: Dims, kind: int, sizes: dict[str, int], size: int) -> Values:
-    row = int(np.prod([d if isinstance(d, int) else size for d in shape[1:]], dtype=np.int64))
-    batch = 2 if row < _LARGE else 1  # rather two, so that rows cannot be mistaken for channels
-    dims = [d if isinstance(d, int) else sizes.setdefault(d, size if i else batch) for i, d in enumerate(shape)]
-    if kind in FLOAT_TYPES:
-        values = rng.normal(0.0, 1.0, dims) + rng.normal(0.0, 1.0)
-        return np.asarray(round_once(np.asarray(values), FLOAT_TYPES[kind]), np.float64)
-    if kind == TensorProto.BOOL:
-        return np.asarray(rng.integers(0, 2, dims), np.bool_)
-    if kind == TensorProto.STRING:
-        raise FoldError("proof impossible: the model has a string input")
-    if kind not in _INTEGERS:
-        raise FoldError(f"proof impossible: the model has an input of ONNX type {kind}; expected a tensor of numbers")
-    highest = 256 if kind == TensorProto.UINT8 else 2
-    return np.asarray(rng.integers(0, highest, dims), helper.tensor_dtype_to_np_dtype(kind))

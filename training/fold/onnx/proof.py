@@ -17,7 +17,7 @@ from ..report import Proof
 from ..rounding import round_once
 from .deployed import deployed_errors
 from .evaluator import SMALL, Evaluator
-from .probe import probe_inputs
+from .probe import Prober, Shapes
 from .protos import FLOAT_TYPES, Values, to_array
 
 ALGEBRA_LIMIT = 1e-11  # measured errors are 1e-16 to 1e-14, a wrong fold is off by 1e-1
@@ -40,7 +40,11 @@ class Segment:
 
 
 def prove_onnx(
-    original: onnx.ModelProto, folded: onnx.ModelProto, exact: Mapping[str, Array], folds: Sequence[Sequence[Segment]]
+    original: onnx.ModelProto,
+    folded: onnx.ModelProto,
+    exact: Mapping[str, Array],
+    folds: Sequence[Sequence[Segment]],
+    shapes: Shapes | None = None,
 ) -> tuple[list[float], Proof]:
     """Return the largest float64 error of each fold, relative to A, and the proof of the whole.
 
@@ -49,6 +53,7 @@ def prove_onnx(
         folded: the model that claims to equal it.
         exact: the folded parameters before their rounding, by name.
         folds: the segments of each fold, in the order in which they were made.
+        shapes: input -> its whole shape, for those whose free sizes are not to be chosen here.
 
     Raises:
         FoldError: one of the four questions has the wrong answer, or could not be asked at all.
@@ -60,14 +65,14 @@ def prove_onnx(
     keep = {name for segment in live for name in (segment.result, *segment.inputs)}
     outputs = [value.name for value in original.graph.output]
     starts = {name for segment in live for name in segment.inputs}
-    feeds, values = probe_inputs(before, keep | set(outputs), starts)
-    lost = set(before.unknown)
-    known = {name: value for name, value in values.items() if name not in lost}
+    probe = Prober(before, shapes).probe(keep | set(outputs), starts)
+    feeds, values = probe.feeds, probe.values
+    known = {name: value for name, value in values.items() if name not in probe.unknown}
     errors = {id(s): _segment_error(before, after, s, {**feeds, **values}, known.get(s.result)) for s in live}
     truth = {name: values[name] for name in outputs if name in values}
     if not truth:  # all lie behind an operation that is unknown here: judge what stands before it
         truth = {segment.result: known[segment.result] for segment in live if segment.result in known}
-    del known, values  # large: every site's input and result
+    del known, values, probe  # large: every site's input and result
     algebra, amplification = end_to_end(before, after, feeds, truth)
     limit = ALGEBRA_LIMIT * amplification
     if not algebra <= limit:

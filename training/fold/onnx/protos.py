@@ -57,27 +57,45 @@ def infer(model: onnx.ModelProto) -> tuple[dict[str, Dims], dict[str, int]]:
 
 def with_output_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return `model`, or a copy with inferred shapes where its outputs have none: runtimes do not mind, ONNX does."""
-    lacking = [value for value in model.graph.output if not value.type.tensor_type.HasField("shape")]
-    if not any(value.type.HasField("tensor_type") for value in lacking):
+    if not any(map(_is_tensor_without_shape, model.graph.output)):
         return model
     shapes, _ = infer(model)
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for value in copy.graph.output:
-        tensor = value.type.tensor_type
-        if value.type.HasField("tensor_type") and not tensor.HasField("shape") and value.name in shapes:
+        if _is_tensor_without_shape(value) and value.name in shapes:
             dims = [dim if isinstance(dim, int) or "?" not in dim else None for dim in shapes[value.name]]
-            value.CopyFrom(helper.make_tensor_value_info(value.name, tensor.elem_type, dims))
+            value.CopyFrom(helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, dims))
+    return copy
+
+
+def with_free_sizes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return `model`, or a copy in which negative sizes, as paddle2onnx writes them, are sizes without a number.
+
+    Runtimes take both alike; ONNX's inference reckons with the negative numbers.
+    """
+    if not any(dim.dim_value < 0 for value in _declarations(model.graph) for dim in value.type.tensor_type.shape.dim):
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for value in _declarations(copy.graph):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_value < 0:
+                dim.ClearField("dim_value")
     return copy
 
 
 def check(model: onnx.ModelProto, what: str, *, full: bool = True) -> None:
     """Run ONNX's check, with the types and shapes of every node when `full`; of a large model without its weights.
 
+    An output whose rank cannot be known, such as that of a Reshape by an input, has no shape: runtimes do not mind, and
+    the rest of the model is checked.
+
     Raises:
-        FoldError: naming what ONNX found.
+        FoldError: naming what ONNX objects to.
     """
     large = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer) > _CHECKED_WHOLE
+    model = _without_outputs_of_unknown_rank(model)
     try:
         onnx.checker.check_model(_skeleton(model) if full and large else model, full_check=full)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as err:
@@ -201,6 +219,32 @@ def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model without the data of its large initializers."""
     large = [tensor for tensor in model.graph.initializer if int(np.prod(tensor.dims)) > _SMALL]
     return with_initializers_as_inputs(model, large)
+
+
+def _declarations(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
+    """Yield every declaration of a type in `graph` and its bodies."""
+    yield from (*graph.input, *graph.output, *graph.value_info)
+    for node in graph.node:
+        for body in subgraphs(node):
+            yield from _declarations(body)
+
+
+def _without_outputs_of_unknown_rank(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return `model`, or one that gives the number of elements in place of each output without a shape."""
+    unknown = [value.name for value in model.graph.output if _is_tensor_without_shape(value)]
+    if not unknown:
+        return model
+    copy = with_initializers_as_inputs(model, [])
+    for value in copy.graph.output:
+        if value.name in unknown:
+            size = f"{value.name}_size_of_unknown_rank"
+            copy.graph.node.append(helper.make_node("Size", [value.name], [size]))
+            value.CopyFrom(helper.make_tensor_value_info(size, TensorProto.INT64, []))
+    return copy
+
+
+def _is_tensor_without_shape(value: onnx.ValueInfoProto) -> bool:
+    return value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape")
 
 
 def _dimension(dim: onnx.TensorShapeProto.Dimension, value: str, axis: int) -> int | str:
