@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundled import bundled_models
+from .bundled import is_bundled
 from .exit_codes import DONE, FAILED
 from .format.names import is_version
 from .training.dataset import CLASS_NAMES, load
@@ -30,10 +30,7 @@ SHADES = " .:-=+*#%@"
 
 def newest_local_version(model_dir: Path) -> Path | None:
     """Return the newest version that was trained here, or None; the one that comes with foldserve does not count."""
-    bundled = bundled_models()
-    versions = [path for path in model_dir.glob("[0-9]*") if is_version(path.name)]
-    if bundled is not None and (bundled / model_dir.name).resolve() == model_dir.resolve():
-        versions = [path for path in versions if path.name != "1"]
+    versions = [path for path in model_dir.glob("[0-9]*") if is_version(path.name) and not is_bundled(path)]
     return max(versions, key=lambda path: int(path.name), default=None)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from foldserve import __version__, exit_codes
-from foldserve.bundled import bundled_models
 from foldserve.command import COMMANDS, main
 from foldserve.extras import MODULES
 
@@ -153,9 +152,7 @@ def test_the_demo_does_not_take_the_bundled_version_for_its_own(tmp_path: Path) 
     """In the checkout version 1 is left alone; elsewhere the first version trained has that number."""
     from foldserve.demo import newest_local_version
 
-    bundled = bundled_models()
-    assert bundled is not None
-    newest = newest_local_version(bundled / "lenet-bn")
+    newest = newest_local_version(ROOT / "models/lenet-bn")
     assert newest is None or newest.name != "1"
     for name in ("1", "2", "10", "03", "x"):
         (tmp_path / "lenet-bn" / name).mkdir(parents=True)
@@ -164,9 +161,12 @@ def test_the_demo_does_not_take_the_bundled_version_for_its_own(tmp_path: Path) 
 
 def test_serve_takes_demo_or_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
     """Both at once is a mistake; alone it is the folder of the version that comes along."""
+    from foldserve.service.artifacts.repository import Repository
     from foldserve.service.settings import Settings
 
-    assert Settings.from_command_line(["--demo"]).models_dir == ROOT / "models"
+    models = Settings.from_command_line(["--demo"]).models_dir
+    assert (models / "lenet-bn/1").samefile(ROOT / "models/lenet-bn/1")
+    assert Repository(models).models() == {"lenet-bn": [1]}
     with pytest.raises(SystemExit) as end:
         Settings.from_command_line(["--demo", "--models-dir", "x"])
     assert end.value.code == exit_codes.USAGE
