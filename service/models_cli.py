@@ -51,9 +51,12 @@ def _show(arguments: argparse.Namespace) -> str:
     return _text(_call(arguments, "GET", _path(arguments)))
 
 
-def _load(arguments: argparse.Namespace) -> str:
-    _call(arguments, "POST", _path(arguments, "load"), _given(arguments, "version"))
-    return _show(arguments)
+def _change(arguments: argparse.Namespace) -> str:
+    """Make a call that changes a model; returns where that led."""
+    named = {name: getattr(arguments, name, None) for name in ("version", "label", "seconds")}
+    body = {name: value for name, value in named.items() if value is not None}
+    answer = _call(arguments, "POST", _path(arguments, arguments.call), body)
+    return _text(answer) if answer else _show(arguments)
 
 
 def _unload(arguments: argparse.Namespace) -> str:
@@ -61,18 +64,8 @@ def _unload(arguments: argparse.Namespace) -> str:
     return f"{arguments.model} is unloaded"
 
 
-def _promote(arguments: argparse.Namespace) -> str:
-    return _text(_call(arguments, "POST", _path(arguments, "promote"), _given(arguments, "version", "label")))
-
-
-def _rollback(arguments: argparse.Namespace) -> str:
-    return _text(_call(arguments, "POST", _path(arguments, "rollback"), _given(arguments, "label")))
-
-
 def _shadow(arguments: argparse.Namespace) -> str:
-    if arguments.end:
-        return _text(_call(arguments, "DELETE", _path(arguments, "shadow")))
-    return _text(_call(arguments, "POST", _path(arguments, "shadow"), _given(arguments, "version", "seconds")))
+    return _text(_call(arguments, "DELETE", _path(arguments, "shadow"))) if arguments.end else _change(arguments)
 
 
 def _new(arguments: argparse.Namespace) -> str:
@@ -113,10 +106,6 @@ def _path(arguments: argparse.Namespace, call: str = "") -> str:
     return f"{path}/{call}" if call else path
 
 
-def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
-    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
-
-
 def _text(answer: Any) -> str:
     return json.dumps(answer, indent=2, ensure_ascii=False)
 
@@ -131,15 +120,15 @@ def _parser() -> argparse.ArgumentParser:
     calls.add_parser("list", help="every version and its state").set_defaults(run=_list)
     for name, run, text in (
         ("show", _show, "labels, versions, history and comparison"),
-        ("load", _load, "load the newest version, or --version"),
+        ("load", _change, "load the newest version, or --version"),
         ("unload", _unload, "let the model answer nothing until it is loaded"),
-        ("promote", _promote, "point a label at a version"),
-        ("rollback", _rollback, "point a label back at the version before"),
+        ("promote", _change, "point a label at a version"),
+        ("rollback", _change, "point a label back at the version before"),
         ("shadow", _shadow, "compare --version with live inputs for --seconds"),
     ):
         call = calls.add_parser(name, help=text)
         call.add_argument("model")
-        call.set_defaults(run=run)
+        call.set_defaults(run=run, call=name)
         if name in ("load", "promote", "shadow"):
             call.add_argument("--version", type=int)
         if name in ("promote", "rollback"):

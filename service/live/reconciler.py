@@ -131,9 +131,9 @@ class Reconciler:
         for name, versions in models.items():
             await self.reconcile(name)
             if name not in self._registry.tables and not self.state.of(name).is_unloaded:
-                refused = (self.refusals.get((name, version)) for version in reversed(versions))
-                for refusal in filter(None, refused):
-                    raise refusal.error
+                refused = [version for version in versions if (name, version) in self.refusals]
+                if refused:
+                    raise self.refusals[name, refused[-1]].error
 
     async def _poll(self) -> None:
         while True:

@@ -100,9 +100,7 @@ class Workers:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             decided = file.read()
-            if not decided.endswith(
-                "\n"
-            ):  # else there is no answer, or its writer was killed before the end of the line
+            if not decided.endswith("\n"):  # there is no answer, or only half of one
                 file.truncate(0)
                 decided = answer() + "\n"
                 file.write(decided)
