@@ -17,7 +17,7 @@ from .model import UNVERIFIED
 from .reconciler import Reconciler
 from .registry import Registry
 from .state import LATEST, PROMOTE, ROLLBACK, ModelState, Shadow, check_label
-from .versions import Versions
+from .versions import VersionTable
 
 MAX_SHADOW_SECONDS = 30 * 24 * 3600.0
 
@@ -192,7 +192,7 @@ class ModelControl:
         numbers = sorted({*self._reconciler.repository.models().get(name, []), *loaded})
         return [self._row(name, number, table) for number in numbers]
 
-    def _row(self, name: str, version: int, table: Versions | None) -> dict[str, Any]:
+    def _row(self, name: str, version: int, table: VersionTable | None) -> dict[str, Any]:
         row: dict[str, Any] = {"name": name, "version": str(version), "state": "READY", "reason": ""}
         if table is not None and version in table.loaded:
             verified = table.loaded[version].is_verified

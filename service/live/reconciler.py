@@ -20,7 +20,7 @@ from .loading import Loader
 from .model import Model
 from .registry import Registry
 from .state import LATEST, ModelState, StateDir
-from .versions import Versions
+from .versions import VersionTable
 
 _log = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ class Reconciler:
                 return version
         return None
 
-    def _candidates(self, on_disk: Sequence[int], state: ModelState, table: Versions | None) -> list[int]:
+    def _candidates(self, on_disk: Sequence[int], state: ModelState, table: VersionTable | None) -> list[int]:
         """Versions for `latest`, best first: the pinned one, else the newest; and always the one that it is now."""
         newest_first = sorted(on_disk, reverse=True)
         now = [table.latest] if table else []
@@ -229,7 +229,7 @@ class Reconciler:
         self._metrics.latest_version.labels(name).set(latest)
         _log.info("latest moved", extra={"model": name, "from": before, "to": latest})
 
-    def _replace(self, name: str, table: Versions | None) -> None:
+    def _replace(self, name: str, table: VersionTable | None) -> None:
         """Change the table, and unload what is no longer in it."""
         before = self._registry.tables.get(name)
         if table == before:
@@ -250,6 +250,6 @@ class Reconciler:
         return tuple((file, status.st_size, status.st_mtime_ns) for file, status in files)
 
 
-def _table(name: str, latest: int, state: ModelState, loaded: dict[int, Model]) -> Versions:
+def _table(name: str, latest: int, state: ModelState, loaded: dict[int, Model]) -> VersionTable:
     labels = {label: version for label, version in state.labels.items() if label != LATEST and version in loaded}
-    return Versions(name, latest, labels, dict(loaded))
+    return VersionTable(name, latest, labels, dict(loaded))

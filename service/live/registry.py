@@ -1,7 +1,7 @@
 """The models in memory, found by name and by version or label, and whether they are ready.
 
-What answers to a name is one table that is replaced whole (`Versions`). Which versions are in it is for `reconciler` to
-decide. Serves no HTTP.
+What answers to a name is one table, which is replaced whole (`VersionTable`). Which versions are in it is decided by
+`reconciler`. Serves no HTTP.
 """
 
 import logging
@@ -13,7 +13,7 @@ from ..errors import InvalidInput, ModelNotFound, NotReady
 from ..metrics import Metrics
 from .model import Model
 from .shadow import Shadows
-from .versions import Versions
+from .versions import VersionTable
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Registry:
         self.changed: list[Callable[[], None]] = []
         self._metrics = metrics
         self._end_process = end_process
-        self._tables: dict[str, Versions] = {}
+        self._tables: dict[str, VersionTable] = {}
         self._doubts: dict[str, str] = {}
         self._is_closed = False
 
@@ -91,17 +91,17 @@ class Registry:
         return [table.loaded[version] for _, table in sorted(self._tables.items()) for version in sorted(table.loaded)]
 
     @property
-    def tables(self) -> Mapping[str, Versions]:
-        """Versions and labels of each model."""
+    def tables(self) -> Mapping[str, VersionTable]:
+        """The versions and labels of each model."""
         return self._tables
 
-    def replace(self, name: str, versions: Versions | None) -> None:
+    def replace(self, name: str, table: VersionTable | None) -> None:
         """Put another table in the place of a model's; None takes the model out."""
-        tables = {other: table for other, table in self._tables.items() if other != name}
-        if versions is not None:
-            tables[name] = versions
+        tables = {other: kept for other, kept in self._tables.items() if other != name}
+        if table is not None:
+            tables[name] = table
         self._tables = tables
-        if versions is None and self._doubts.get(name):
+        if table is None and self._doubts.get(name):
             self.doubt(name, None)
         for notify in self.changed:
             notify()

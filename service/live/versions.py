@@ -14,7 +14,7 @@ from .state import LATEST
 
 
 @dataclass(frozen=True)
-class Versions:
+class VersionTable:
     """One model.
 
     Attributes:
