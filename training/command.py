@@ -26,7 +26,7 @@ from .fit import EpochRecord
 from .fold import cli as fold_command
 from .parity import run_model
 from .pipeline import Package, Trained, package, train
-from .reverify import Outcome, reverify
+from .reverify import Outcome, reverify, version_folder
 from .run_folder import CARD_NAME, RunConfig, RunFolder, default_folder
 from .session import Session, resume, start
 from .studies import best, circles_report, compare, inspection
@@ -120,7 +120,11 @@ def _add_verify(subparsers: Any) -> None:
         "accuracy and, with the run's weights, the whole chain. The Python function foldserve.verify is another thing: "
         "it compares two networks, and foldserve.verify_onnx two ONNX files.",
     )
-    parser.add_argument("model", type=Path, help="version folder such as models/lenet-bn/1, or model.onnx in one")
+    parser.add_argument(
+        "model",
+        type=Path,
+        help="version folder such as models/lenet-bn/1, model.onnx in one, or models/lenet-bn: its newest version",
+    )
     parser.add_argument("--weights", type=Path, default=None, help="model.safetensors of the run, for the whole chain")
     parser.add_argument("--data-dir", type=Path, default=None, help="folder with Fashion-MNIST's four files")
     parser.set_defaults(run=_run_verify)
@@ -212,12 +216,13 @@ def _refuse_beside_resume(arguments: argparse.Namespace) -> None:
 
 
 def _run_verify(arguments: argparse.Namespace) -> None:
-    checks = reverify(arguments.model, lambda: load(arguments.data_dir), arguments.weights, print)
+    folder = version_folder(arguments.model)
+    checks = reverify(folder, lambda: load(arguments.data_dir), arguments.weights, print)
     failed = [check.what for check in checks if check.outcome is Outcome.FAILED]
     if failed:
-        raise VerifyError(f"{arguments.model}: {len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")
+        raise VerifyError(f"{folder}: {len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")
     passed = sum(check.outcome is Outcome.PASSED for check in checks)
-    print(f"{arguments.model}: {passed} of {len(checks)} checks passed, {len(checks) - passed} not checked")
+    print(f"{folder}: {passed} of {len(checks)} checks passed, {len(checks) - passed} not checked")
 
 
 def _check_name(name: str) -> None:

@@ -61,18 +61,20 @@ class Version:
 
 
 def version_folder(path: Path) -> Path:
-    """Return the version folder that `path` means: the folder itself, or the one that model.onnx lies in.
+    """Return the version folder that `path` means: itself, the one that model.onnx lies in, or a model's newest.
 
     Raises:
-        ArtifactError: it is neither.
+        ArtifactError: it is none of them.
     """
     folder = path.parent if path.name == MODEL_FILE else path
-    if not (folder / MANIFEST_FILE).is_file():
-        raise ArtifactError(
-            f"{path}: no {MANIFEST_FILE} there; expected a version folder such as models/lenet-bn/1, or the "
-            f"{MODEL_FILE} in one"
-        )
-    return folder
+    if (folder / MANIFEST_FILE).is_file():
+        return folder
+    if folder.is_dir() and (numbers := artifact.versions(folder)):
+        return folder / str(numbers[-1])
+    raise ArtifactError(
+        f"{path}: no {MANIFEST_FILE} there; expected a version folder such as models/lenet-bn/1, the {MODEL_FILE} in "
+        "one, or a model's folder such as models/lenet-bn, which means its newest version"
+    )
 
 
 def reverify(
@@ -84,7 +86,7 @@ def reverify(
     """Return one `Check` for each part of the proof, calling `on_check` as each ends; a failure does not end the rest.
 
     Args:
-        path: a version folder, or model.onnx in one.
+        path: a version folder, as `version_folder` returns it.
         load_dataset: gives the real data; a TrainingError from it means that it is missing.
         weights: the run's model.safetensors, for the whole chain.
         on_check: gets each check as it ends.
@@ -92,7 +94,7 @@ def reverify(
     Raises:
         ArtifactError: the version cannot be read, or its digests are wrong: then there is nothing to check.
     """
-    model, manifest = artifact.read(version_folder(path))
+    model, manifest = artifact.read(path)
     version = Version(model, _parsed(model), manifest)
     data, missing = _dataset_for(version, load_dataset)
     no_weights = None if weights else "the unfolded weights were not given; add --weights RUN/model.safetensors"
