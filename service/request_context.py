@@ -26,7 +26,7 @@ class RequestContext:
     Attributes:
         request_id: the client's own where it is safe to repeat, else a new one.
         started: when it began, on the clock of `time.perf_counter`.
-        default_timeout_seconds: within which it is answered or refused where nobody says otherwise.
+        default_timeout_seconds: within which it is answered or refused where the client does not say otherwise.
         deadline_ms: the header X-Deadline-Ms as the client wrote it.
         remaining_seconds: what the transport itself says of the deadline, as gRPC does.
         stages: seconds by stage, in order: parse, queue, infer.

@@ -91,5 +91,5 @@ def compress(body: bytes, coding: str) -> bytes:
 
 
 def _stated_bytes(body: bytes) -> int:
-    """Return the inflated size that stands at the end of gzip data, modulo 2**32; a lie is found by inflating it."""
+    """Return the inflated size that stands at the end of gzip data, modulo 2**32; a lie shows when it is inflated."""
     return int.from_bytes(body[-4:], "little")

@@ -127,7 +127,7 @@ def test_a_failure_shows_a_request_id_and_nothing_else(fashion, caplog):
     ],
 )  # fmt: skip
 def test_our_own_errors_keep_their_status_and_headers(fashion, caplog, error, status, sentence):
-    """503 says why and when to come back; a 500 says its id alone, whoever raised it, and the log has the sentence."""
+    """503 says why and when to try again; a 500 says its id alone, and the log has the sentence."""
     answer = ask(failing(fashion, error), "GET", "/fail", headers={"X-Request-ID": "my-id"})
     assert (answer.status_code, answer.json()) == (status, {"error": sentence})
     if hasattr(error, "retry_after"):
@@ -136,7 +136,7 @@ def test_our_own_errors_keep_their_status_and_headers(fashion, caplog, error, st
 
 
 def test_no_answer_is_ever_422(fashion):
-    """A parameter that FastAPI checks itself is refused with our status and shape, and what came is not sent back."""
+    """A parameter that FastAPI checks itself is refused in our shape, and what was sent is not repeated."""
     app = create_app(settings(fashion))
 
     async def double(number: int) -> int:

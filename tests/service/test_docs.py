@@ -1,4 +1,4 @@
-"""`/docs` and the description behind it: every example works as it stands, and nothing comes from elsewhere."""
+"""`/docs` and the description behind it: every example works as it stands, and nothing is loaded from elsewhere."""
 
 import hashlib
 import json

@@ -192,7 +192,7 @@ def test_a_failure_within_a_stream_shows_no_more(service):
 
 @every_door
 def test_a_service_that_is_not_ready_says_why(service, door):
-    """503 with the reason and when to come back, and right answers again afterwards."""
+    """503 with the reason and when to try again, and right answers again afterwards."""
     registry = service.app.state.registry
     registry.doubt("fashion", "fashion/1 gave wrong golden answers")
     try:

@@ -1,4 +1,4 @@
-"""What a client gets for an error, and what the log gets: seen by whoever runs the service, and never the load."""
+"""What a client gets for an error, and what the log gets: seen by its operator, and never the load."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from foldserve.service.errors import DeadlineExceeded, InvalidInput, Overloaded
 
 
 class Clock:
-    """Keeps what is to happen later until the test says that the time has come."""
+    """Keeps what is to happen later until the test lets it happen."""
 
     def __init__(self) -> None:
         self.due: list[Callable[[], None]] = []
@@ -56,7 +56,7 @@ def test_after_a_quiet_second_a_refusal_is_told_at_once(caplog: pytest.LogCaptur
 
 
 def test_a_mistake_of_a_client_is_not_written(caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever sends nonsense must not be able to fill the log."""
+    """A client that sends nonsense must not be able to fill the log."""
     with caplog.at_level(logging.DEBUG):
         ErrorLog(Clock().later).note(InvalidInput("nonsense"), "id", "/predict")
     assert not caplog.records

@@ -61,7 +61,7 @@ def error_of(answer: httpx.Response, status: int) -> str:
 
 
 def test_every_form_is_answered_as_numpy_does(service):
-    """The same images as JSON, files, a form and octets get the classes and probabilities of a NumPy reference."""
+    """The same images as JSON, files, a form and raw bytes get the classes and probabilities of a NumPy reference."""
     pixels = artifacts.images(3)
     expected = artifacts.classify(pixels)
     nested = {"instances": [pixels[0, 0].tolist(), pixels[1].ravel().tolist(), b64(pixels[2, 0])]}
@@ -137,7 +137,7 @@ def test_an_empty_choice_is_refused(two_models, parameter):
 
 
 def test_a_model_that_is_not_there_is_not_found(two_models):
-    """The name that came is quoted, shortened, and the names that exist are listed."""
+    """The name that was sent is quoted, shortened, and the names that exist are listed."""
     sentence = error_of(two_models.post("/predict", params={"model": "x" * 9000}, json={}), 404)
     assert "'fashion'" in sentence
 
@@ -192,7 +192,7 @@ def document(*instances: object) -> bytes:
     ],
 )  # fmt: skip
 def test_bad_input_gets_one_clear_sentence(service, headers, body, status, sentence):
-    """What came, what was expected, where; in 2 KB at most, and the service lives on."""
+    """What was sent, what was expected, where; in 2 KB at most, and the service lives on."""
     assert error_of(service.post("/predict", content=body, headers=headers), status).startswith(sentence)
     assert service.get("/v2/health/live").json() == {"live": True}
 
@@ -230,7 +230,7 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["content-length", "chunked"])
 def test_the_body_limit_is_exact(narrow, chunked):
-    """1568 bytes are taken and 1569 refused, whether or not the client says beforehand how many will come."""
+    """1568 bytes are taken and 1569 refused, whether or not the client says beforehand how many will follow."""
     for size, status in ((1568, 200), (1569, 413)):
         body = bytes(size)
         content = (body[start : start + 100] for start in range(0, size, 100)) if chunked else body
@@ -243,7 +243,7 @@ def connect(http: httpx.Client) -> socket.socket:
 
 
 def test_a_body_that_is_announced_too_large_is_refused_unsent(narrow):
-    """The refusal comes on the headers alone: nobody has to send a gigabyte to be told."""
+    """The headers alone are enough for the refusal: no client has to send a gigabyte to be told."""
     with connect(narrow) as connection:
         connection.sendall(
             b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
@@ -346,8 +346,8 @@ def test_requests_are_counted_by_route_and_never_by_path(service):
     """A thousand made-up paths make no series; a prediction makes one more in its own."""
 
     def count(series: str) -> float:
-        found = re.search(rf"^{re.escape(series)} (\S+)$", service.get("/metrics").text, re.MULTILINE)
-        return float(found[1]) if found else 0.0
+        match = re.search(rf"^{re.escape(series)} (\S+)$", service.get("/metrics").text, re.MULTILINE)
+        return float(match[1]) if match else 0.0
 
     series = 'foldserve_requests_total{method="POST",route="/predict",status="200"}'
     before = count(series)

@@ -47,7 +47,7 @@ def text(**members: Any) -> bytes:
 
 
 def binary(size: Any, sent: int = 784, **members: Any) -> tuple[bytes, dict[str, str]]:
-    """A request whose input comes as bytes: how many it says and how many it sends."""
+    """A request whose input is bytes: how many it says and how many it sends."""
     image = {"data": None, "parameters": {"binary_data_size": size}, **members.pop("image", {})}
     head = text(image=image, **members)
     return head + bytes(sent), {HEADER_LENGTH: str(len(head))}
@@ -101,8 +101,8 @@ SIZES = [
     for name, size, sent, says in (
         ("too small", 783, 783, "784"),
         ("too large", 785, 785, "784"),
-        ("of more bytes than came", 784, 700, "700 bytes behind the JSON, expected 784"),
-        ("of fewer bytes than came", 784, 900, "900 bytes behind the JSON, expected 784"),
+        ("of more bytes than were sent", 784, 700, "700 bytes behind the JSON, expected 784"),
+        ("of fewer bytes than were sent", 784, 900, "900 bytes behind the JSON, expected 784"),
         ("negative", -784, 784, "binary_data_size"),
         ("of 2^63", 2**63, 784, "binary_data_size"),
         ("of words", "many", 784, "binary_data_size"),

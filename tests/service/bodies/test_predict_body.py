@@ -107,16 +107,16 @@ ZEROS = np.zeros((28, 28), int).tolist()
 
 @pytest.mark.parametrize("flat", [True, False], ids=["flat", "nested"])
 @pytest.mark.parametrize(
-    ("value", "came"),
+    ("value", "got"),
     [(256, "256"), (-1, "-1"), (3.5, "3.5"), (True, "true"), (False, "false"), (None, "null"), ("3", '"3"'),
      (2**63, "9223372036854775808"), (1e300, "1e+300"), ({}, "an object"), ("x" * 5000, '"' + "x" * 79 + "...")],
 )  # fmt: skip
-def test_a_value_that_is_no_pixel_is_named_with_its_place(value, came, flat):
+def test_a_value_that_is_no_pixel_is_named_with_its_place(value, got, flat):
     """The sentence says where the value stands and what it is, shortened."""
     place = "instances[1][147]" if flat else "instances[1][5][7]"
     with pytest.raises(InvalidInput) as refusal:
         read_json({"instances": [ZEROS, instance(value, flat=flat)]})
-    assert str(refusal.value) == f"{place}: {came}, expected an integer 0-255"
+    assert str(refusal.value) == f"{place}: {got}, expected an integer 0-255"
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_value_that_is_no_pixel_is_named_with_its_place(value, came, flat):
     ],
 )  # fmt: skip
 def test_an_instance_of_the_wrong_form_is_named(wrong, sentence):
-    """What came, what was expected, and where."""
+    """What was sent, what was expected, and where."""
     with pytest.raises(InvalidInput) as refusal:
         read_json({"instances": [wrong]})
     assert str(refusal.value) == sentence
@@ -178,7 +178,7 @@ def test_a_body_that_is_not_the_document_is_named(body, sentence):
 
 
 @pytest.mark.parametrize("size", [1, 783, 785, 1567])
-def test_octets_that_are_no_whole_images_are_refused(size):
+def test_bytes_that_are_no_whole_images_are_refused(size):
     """The sentence names the size of one image."""
     with pytest.raises(InvalidInput, match=f"body: {size} bytes, expected a multiple of 784"):
         read_images(bytes(size), "application/octet-stream", SPEC, LIMITS)
@@ -209,7 +209,7 @@ def test_a_form_that_cannot_be_read_is_refused(body, content_type, sentence):
 
 
 def test_the_row_limit_is_exact_in_every_form():
-    """Twenty images are read and twenty-one refused, in JSON, octets and a form alike."""
+    """Twenty images are read and twenty-one refused, in JSON, raw bytes and a form alike."""
     pixels = images(21)
     for count, fits in ((20, True), (21, False)):
         file = png(pixels[0, 0])

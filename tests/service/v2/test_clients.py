@@ -44,8 +44,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
 @pytest.fixture(scope="module")
 def reference(service) -> dict[str, np.ndarray]:
     """What /predict says of all images, and the plain session's logits."""
-    octets = {"Content-Type": "application/octet-stream"}
-    answer = httpx.post(f"{service.url}/predict", content=service.images.tobytes(), headers=octets, timeout=300)
+    as_bytes = {"Content-Type": "application/octet-stream"}
+    answer = httpx.post(f"{service.url}/predict", content=service.images.tobytes(), headers=as_bytes, timeout=300)
     predictions = answer.json()["predictions"]
     session = artifacts.plain_session(service.folder / "models/fashion/1/model.onnx")
     return {

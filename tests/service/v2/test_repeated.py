@@ -23,21 +23,21 @@ def readers(*inputs: TensorSpec) -> tuple[RequestReader, RepeatedReader]:
 
 def outcome(reader, body, header_length=None):
     """All that there is to know of how a body is read."""
-    octets = None
+    raw_rows = None
     try:
         request = reader.read(body, header_length)
         if isinstance(request, tuple):
-            octets, request = request
+            raw_rows, request = request
     except ServiceError as err:
         return type(err), str(err)
-    read = {name: _filled(array, octets) for name, array in request.inputs.items()}
+    read = {name: _filled(array, raw_rows) for name, array in request.inputs.items()}
     arrays = {name: (array.dtype, array.shape, array.tolist()) for name, array in read.items()}
     return arrays, request.outputs, request.id, request.timeout_seconds, dict(request.parameters)
 
 
-def _filled(array, octets):
-    """The input itself, from bytes where it came as such."""
-    return array if octets is None else np.frombuffer(octets, array.dtype).reshape(array.shape)
+def _filled(array, raw_rows):
+    """The input itself, from its bytes where it was sent as such."""
+    return array if raw_rows is None else np.frombuffer(raw_rows, array.dtype).reshape(array.shape)
 
 
 def body(data=(1, 2, 3, 4, 5, 6), shape=(1, 2, 3), text=None, **members):
@@ -72,8 +72,8 @@ def test_what_is_asked_besides_the_numbers_is_remembered_with_them(members: dict
     """Outputs, deadline and parameters of a repeated request are those of its own text; an id never repeats."""
     plain, repeated = readers(IMAGE)
     for numbers in ((1, 2, 3, 4, 5, 6), (9, 8, 7, 6, 5, 4)):
-        for asked in (members, {}):
-            assert outcome(repeated, body(numbers, **asked)) == outcome(plain, body(numbers, **asked))
+        for sent in (members, {}):
+            assert outcome(repeated, body(numbers, **sent)) == outcome(plain, body(numbers, **sent))
     one, other = body(id="a"), body((6, 5, 4, 3, 2, 1), id="b")
     assert [outcome(repeated, text)[2] for text in (one, other)] == ["a", "b"]
 
@@ -90,8 +90,8 @@ LOOK_ALIKES = [
 def test_what_only_looks_like_the_data_is_never_taken_for_it(text: bytes, old: bytes, new: bytes) -> None:
     """A list that is called data and is not the input's is left to the reader, also the second time."""
     plain, repeated = readers(IMAGE)
-    for asked in (text, text.replace(old, new, 1), text):
-        assert outcome(repeated, asked) == outcome(plain, asked)
+    for sent in (text, text.replace(old, new, 1), text):
+        assert outcome(repeated, sent) == outcome(plain, sent)
 
 
 @pytest.mark.parametrize("spec", [IMAGE, WEIGHT, TensorSpec("flag", "BOOL", (None, 6))])
@@ -108,7 +108,7 @@ def test_numbers_that_come_twice_are_not_shared() -> None:
     """Two requests with the same text around their numbers keep their own."""
     _, repeated = readers(IMAGE)
     held = [repeated.read(body([n] * 6), None) for n in range(5)]
-    inputs = [_filled(request.inputs["image"], octets) for octets, request in held]
+    inputs = [_filled(request.inputs["image"], raw_rows) for raw_rows, request in held]
     assert [array.ravel().tolist() for array in inputs] == [[n] * 6 for n in range(5)]
 
 
@@ -120,5 +120,5 @@ def test_a_head_before_binary_tensors_and_two_inputs_go_to_the_reader() -> None:
     head = orjson.dumps(
         {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 2, 3], "parameters": {"binary_data_size": 6}}]}
     )
-    for octets in (b"abcdef", b"ghijkl", b"short"):
-        assert outcome(repeated, head + octets, len(head)) == outcome(plain, head + octets, len(head))
+    for raw_rows in (b"abcdef", b"ghijkl", b"short"):
+        assert outcome(repeated, head + raw_rows, len(head)) == outcome(plain, head + raw_rows, len(head))

@@ -248,7 +248,7 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("document", "expected"), REFUSALS, ids=[expected[:40] for _, expected in REFUSALS])
 def test_what_will_not_do_is_refused_in_one_sentence_that_names_the_place(document, expected):
-    """Each malformed request gets a sentence with what came and what was expected."""
+    """Each malformed request gets a sentence with what was sent and what was expected."""
     assert expected in refused(document)
 
 
@@ -302,7 +302,7 @@ def test_bare_bytes_that_are_no_whole_rows_are_refused(body):
 
 
 def test_bare_bytes_need_a_model_of_one_input():
-    """With two inputs nobody can say whose bytes they are."""
+    """With two inputs it is not known whose bytes they are."""
     with pytest.raises(InvalidInput, match="the model has 2 inputs"):
         reader_for("uint8", "uint8").read(b"x" * 12, 0)
 
@@ -315,7 +315,7 @@ def test_a_header_length_that_is_no_number_is_refused(text):
 
 
 def test_a_header_length_is_read_as_a_number():
-    """None stands for a header that did not come."""
+    """None stands for a header that was not sent."""
     assert (header_length(None), header_length("0"), header_length("123")) == (None, 0, 123)
 
 

@@ -69,7 +69,7 @@ def test_json_data_is_flat_and_row_major_with_the_shortest_digits():
     }
 
 
-def test_the_id_is_echoed_only_when_one_came():
+def test_the_id_is_echoed_only_when_one_was_sent():
     """A client finds its own id in the answer, and nothing where it sent none."""
     array = np.zeros((1, 1), np.float32)
     assert answer({"y": array}, [WantedOutput("y", False)], id="abc")[0]["id"] == "abc"

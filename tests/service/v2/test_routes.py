@@ -1,4 +1,4 @@
-"""The protocol over a real connection, asked with plain httpx: statuses, headers, bodies, whatever the client."""
+"""The protocol over a real connection, with plain httpx: statuses, headers, bodies, whatever the client."""
 
 import gzip
 import json
@@ -74,8 +74,8 @@ def refusal(answer, status):
 def test_every_form_gives_the_same_bytes_as_predict_and_as_the_plain_session(service, models, form, binary_output):
     """JSON or bytes, in or out: the tensors are equal bit for bit, and within 1e-5 of what anybody else computes."""
     _, outputs = infer(service, {"image": PIXELS}, form, parameters={"binary_data_output": binary_output})
-    octets = {"Content-Type": "application/octet-stream"}
-    predicted = service.post("/predict?model=fashion", content=PIXELS.tobytes(), headers=octets).json()["predictions"]
+    as_bytes = {"Content-Type": "application/octet-stream"}
+    predicted = service.post("/predict?model=fashion", content=PIXELS.tobytes(), headers=as_bytes).json()["predictions"]
     np.testing.assert_array_equal(
         outputs["probabilities"], np.array([entry["probabilities"] for entry in predicted], np.float32)
     )
@@ -166,7 +166,7 @@ def test_compressed_bodies_are_inflated_first(service, coding, compress):
 @pytest.mark.parametrize("size", [MAX_BYTES, MAX_BYTES + 1])
 @pytest.mark.parametrize("coding", [None, "gzip", "deflate"])
 def test_the_body_limit_counts_inflated_bytes_exactly(service, size, coding):
-    """A body of the limit is read (and found not to be JSON), one byte more is 413: however small it came."""
+    """A body of the limit is read (and refused as not JSON), one byte more is 413: however small it was sent."""
     compress = {"gzip": gzip.compress, "deflate": zlib.compress, None: bytes}[coding]
     headers = {} if coding is None else {"Content-Encoding": coding}
     answer = service.post(INFER, content=compress(b"x" * size), headers=headers)
@@ -260,9 +260,9 @@ def test_a_priority_is_passed_over(service):
 def test_metadata_describes_the_graph_with_the_batch_as_minus_one(service):
     """Names, datatypes and shapes are those of the ONNX file."""
     for path in ("/v2/models/fashion", "/v2/models/fashion/versions/2"):
-        found = service.get(path).json()
-        properties = found.pop("properties")
-        assert found == {
+        metadata = service.get(path).json()
+        properties = metadata.pop("properties")
+        assert metadata == {
             "name": "fashion",
             "versions": ["2"],
             "platform": "onnxruntime_onnx",
@@ -279,7 +279,7 @@ def test_metadata_describes_the_graph_with_the_batch_as_minus_one(service):
 
 
 def test_config_says_what_perf_analyzer_looks_at(service):
-    """The batch is left out of `dims`, the limit of rows is `max_batch_size`, and batches wait for nobody."""
+    """The batch is left out of `dims`, the limit of rows is `max_batch_size`, and batches do not wait."""
     config = service.get("/v2/models/fashion/config").json()
     assert config["max_batch_size"] == MAX_ROWS
     assert config["input"] == [
@@ -292,7 +292,7 @@ def test_config_says_what_perf_analyzer_looks_at(service):
 
 
 def test_statistics_count_requests_rows_and_batches_exactly(service):
-    """The difference of two readings is what was asked in between; every member that perf_analyzer reads is there."""
+    """The difference of two readings is what was sent in between; every member that perf_analyzer reads is there."""
 
     def reading():
         return service.get("/v2/models/sum/stats").json()["model_stats"][0]
@@ -341,7 +341,7 @@ def test_only_what_is_honoured_is_advertised(service):
 @pytest.mark.parametrize(
     "path",
     [
-        "/v2/models/nobody/infer",
+        "/v2/models/unknown/infer",
         "/v2/models/fashion/versions/1/infer",
         "/v2/models/fashion/versions/99999999999999999999/infer",
         "/v2/models/fashion/versions/latest/infer",
@@ -357,7 +357,7 @@ def test_only_what_is_honoured_is_advertised(service):
     ],
 )
 def test_names_and_versions_that_do_not_exist_are_404(service, path):
-    """A name never becomes a path; whatever it holds, nothing is found under it, and the answer stays short."""
+    """A name never becomes a path; whatever it holds, nothing is served under it, and the answer stays short."""
     body, _ = v2_messages.request({"image": PIXELS})
     answer = service.post(path, content=body)
     assert len(refusal(answer, 404)) < 500
@@ -388,7 +388,7 @@ BAD_BODIES = {
 
 @pytest.mark.parametrize(("body", "headers"), BAD_BODIES.values(), ids=BAD_BODIES.keys())
 def test_bad_bodies_are_400_and_the_service_lives(service, body, headers):
-    """Whatever came, the next caller is served."""
+    """Whatever was sent, the next caller is served."""
     refusal(service.post(INFER, content=body, headers=headers), 400)
     assert service.get("/v2/health/live").json() == {"live": True}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 OUTPUTS = ("logits", "probabilities", "class_id")
-BATCHES = (1, 7, 64, 256, 1000)  # taken in turn until all images are asked, and then all of them in one request
+BATCHES = (1, 7, 64, 256, 1000)  # taken in turn until all images were sent, and then all of them in one request
 
 
 def parts(images):
@@ -105,8 +105,8 @@ def kserve_http(url, address, images):
     def ask(batch):
         request = InferRequest("fashion", [kserve_tensor(batch)])
         answer = loop.run_until_complete(server.infer(url, request, model_name="fashion"))
-        found = {output.name: output.as_numpy() for output in answer.outputs}
-        return [found[name] for name in OUTPUTS]
+        outputs = {output.name: output.as_numpy() for output in answer.outputs}
+        return [outputs[name] for name in OUTPUTS]
 
     return ask
 
@@ -126,8 +126,8 @@ def kserve_grpc(url, address, images):
 
     def ask(batch):
         answer = loop.run_until_complete(server.infer(InferRequest("fashion", [kserve_tensor(batch)])))
-        found = {output.name: output.as_numpy() for output in answer.outputs}
-        return [found[name] for name in OUTPUTS]
+        outputs = {output.name: output.as_numpy() for output in answer.outputs}
+        return [outputs[name] for name in OUTPUTS]
 
     return ask
 

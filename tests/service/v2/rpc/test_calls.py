@@ -1,4 +1,4 @@
-"""The protocol over gRPC, asked over a real connection with nothing but the grpc library."""
+"""The protocol over gRPC, over a real connection with nothing but the grpc library."""
 
 import asyncio
 import json
@@ -43,7 +43,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
 
 
 def outputs_of(response):
-    """Outputs by name, whichever way they came."""
+    """Outputs by name, raw or typed."""
     outputs = {}
     for position, entry in enumerate(response.outputs):
         dtype = v2_messages._dtype(entry.datatype)
@@ -74,10 +74,10 @@ def test_both_forms_give_the_same_bytes_as_http(service, form):
     headers = {"Inference-Header-Content-Length": str(length)}
     http = service.http.post("/v2/models/fashion/infer", content=body, headers=headers)
     _, expected = v2_messages.answer(http.content, int(http.headers["Inference-Header-Content-Length"]))
-    found = outputs_of(response)
-    assert list(found) == list(expected) == ["logits", "probabilities", "class_id"]
+    outputs = outputs_of(response)
+    assert list(outputs) == list(expected) == ["logits", "probabilities", "class_id"]
     for name, array in expected.items():
-        assert found[name].tobytes() == array.tobytes(), name
+        assert outputs[name].tobytes() == array.tobytes(), name
 
 
 def test_several_inputs_and_more_rows_than_a_bucket(service):
@@ -92,9 +92,9 @@ def test_outputs_are_those_asked_for_and_may_be_classified(service):
     message = request(inputs={"image": PIXELS})
     message.outputs.add(name="class_id")
     message.outputs.add(name="probabilities").parameters["classification"].int64_param = 1
-    found = outputs_of(service.calls.ModelInfer(message))
-    assert list(found) == ["class_id", "probabilities"]
-    for class_id, (entry,) in zip(found["class_id"].ravel(), found["probabilities"], strict=True):
+    outputs = outputs_of(service.calls.ModelInfer(message))
+    assert list(outputs) == ["class_id", "probabilities"]
+    for class_id, (entry,) in zip(outputs["class_id"].ravel(), outputs["probabilities"], strict=True):
         assert entry.decode().split(":")[1:] == [str(class_id), artifacts.LABELS[class_id]]
 
 
@@ -111,12 +111,12 @@ def test_a_stream_is_answered_in_its_order_and_survives_a_refusal(service):
     """Forty requests of one stream, one of them bad: each gets its own answer in its place."""
     rows = [np.full((1, 4), number, np.int64) for number in range(40)]
     messages = [request("echo", {"identity": row}, id=str(number)) for number, row in enumerate(rows)]
-    messages[7] = request("nobody", {"identity": rows[7]}, id="7")
+    messages[7] = request("unknown", {"identity": rows[7]}, id="7")
     answers = list(service.calls.ModelStreamInfer(iter(messages)))
     assert [answer.infer_response.id for answer in answers] == [str(number) for number in range(40)]
     for number, answer in enumerate(answers):
         if number == 7:
-            assert answer.error_message.startswith("model 'nobody' is not served")
+            assert answer.error_message.startswith("model 'unknown' is not served")
         else:
             assert answer.error_message == ""
             np.testing.assert_array_equal(outputs_of(answer.infer_response)["echo"], rows[number])
@@ -149,7 +149,7 @@ def test_liveness_readiness_and_health(service):
     """The protocol's own calls and the standard health service agree."""
     assert service.calls.ServerLive(MESSAGES["ServerLiveRequest"]()).live
     assert service.calls.ServerReady(MESSAGES["ServerReadyRequest"]()).ready
-    for name, expected in (("fashion", True), ("nobody", False)):
+    for name, expected in (("fashion", True), ("unknown", False)):
         assert service.calls.ModelReady(MESSAGES["ModelReadyRequest"](name=name)).ready == expected
     check = HEALTH.messages["HealthCheckRequest"]
     for name in ("", "inference.GRPCInferenceService"):
@@ -267,7 +267,7 @@ def test_a_deadline_that_cannot_be_kept_is_refused(service):
 def test_calls_are_counted_beside_those_of_http(service):
     """Each call stands in the metrics under its own path and the status that HTTP would have given."""
     service.calls.ModelInfer(request())
-    refused(service.calls.ModelInfer, request("nobody"), grpc.StatusCode.NOT_FOUND)
+    refused(service.calls.ModelInfer, request("unknown"), grpc.StatusCode.NOT_FOUND)
     text = service.http.get("/metrics").text
     route = "/inference.GRPCInferenceService/ModelInfer"
     for status in ("200", "404"):
