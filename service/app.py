@@ -5,6 +5,7 @@ drained after the last one. Keeps no state outside the application it returns, s
 """
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -35,11 +36,12 @@ from .metrics import Metrics
 from .openapi import describe
 from .processes.watchdog import Watchdog
 from .processes.workers import Workers
-from .request_middleware import RequestMiddleware
+from .request_middleware import UNKNOWN_ROUTE, RequestMiddleware
 from .routes import STATIC, router
 from .settings import Settings
 from .transport.connection import GUARD
-from .transport.guard import Guard, connection_limits
+from .transport.guard import Guard
+from .transport.limits import connection_limits
 from .v2.readers import Readers
 from .v2.repository import router as repository_router
 from .v2.routes import router as v2_router
@@ -142,7 +144,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
             is_open = not app.state.access.needs_key(INFER)
             parts = app.state
             lane = Lane(registry, settings, metrics, parts.body_budget, parts.readers, parts.error_log, is_open=is_open)
-            yield {GUARD: Guard(connection_limits(settings)), LANE: lane}
+            refused = functools.partial(metrics.observe_request, UNKNOWN_ROUTE, "unknown")
+            yield {GUARD: Guard(connection_limits(settings), refused), LANE: lane}
         finally:
             canary.cancel()
             late.cancel()

@@ -199,13 +199,13 @@ class Connection(asyncio.Protocol):
         """Answer the request that is being received with an error, after all earlier ones, and close."""
         if self.deadlines.phase >= Phase.MUST_CLOSE:
             return
-        self.guard.count_refusal(error.status)
         if self.receiving is not None and not self.receiving.abandon():
             self.transport.close()  # half an answer is out: all that can be said is that there is no more
             return
         self.receiving = None
         now = self.loop.time()
         seconds = now - self.deadlines.since
+        self.guard.refused(error.status, seconds)
         request_id = read_request_id(dict(self.parser.headers).get(b"x-request-id"))
         default_headers = self.server.state.default_headers
         self._refusal = error_answer_bytes(error, request_id, default_headers, seconds, is_last=True)

@@ -6,7 +6,7 @@ Numbers in, verdicts out; knows no socket and reads no clock. Times are seconds 
 from enum import Enum, IntEnum, auto
 
 from ..errors import NotReady, RequestTimeout, ServiceError
-from .guard import ConnectionLimits
+from .limits import ConnectionLimits
 
 # Idle connections stay this long after the service began to end: a request that was on its way is still answered.
 _IDLE_DRAIN_SECONDS = 0.3

@@ -10,7 +10,7 @@ from typing import Protocol
 import httptools
 
 from ..errors import BodyTooLarge, HeadersTooLarge, InvalidInput, ServiceError, Unsupported
-from .guard import ConnectionLimits
+from .limits import ConnectionLimits
 
 
 @dataclass(slots=True)

@@ -1,6 +1,7 @@
 """A real uvicorn on a free port of this machine, and a client that sees every byte, for tests of the protocol."""
 
 import asyncio
+import dataclasses
 import functools
 import socket
 import struct
@@ -13,8 +14,10 @@ import orjson
 import uvicorn
 import uvloop
 
+from foldserve.service.settings import Settings
 from foldserve.service.transport.connection import GUARD, guarded_connection
-from foldserve.service.transport.guard import ConnectionLimits, Guard
+from foldserve.service.transport.guard import Guard
+from foldserve.service.transport.limits import ConnectionLimits, connection_limits
 
 App = Callable[[dict, Callable[[], Awaitable[dict]], Callable[[dict], Awaitable[None]]], Awaitable[None]]
 
@@ -98,12 +101,21 @@ class Serving:
         await self.finished
 
 
+def limited(**limits: Any) -> ConnectionLimits:
+    """The limits of the settings, but for those that are given."""
+    return dataclasses.replace(connection_limits(Settings()), **limits)
+
+
+def ignore(status: int, seconds: float) -> None:
+    """Take note of no refusal."""
+
+
 @asynccontextmanager
 async def serving(
-    app: App, limits: ConnectionLimits | None = None, refused: Callable[[int], None] | None = None, **options: Any
+    app: App, limits: ConnectionLimits | None = None, refused: Callable[[int, float], None] = ignore, **options: Any
 ) -> AsyncIterator[Serving]:
-    """Serve a bare ASGI application behind the guarded protocol until the block ends."""
-    guard = Guard(limits, refused)
+    """Serve a bare ASGI application behind guarded connections until the block ends."""
+    guard = Guard(limits or limited(), refused)
 
     async def with_lifespan(scope: dict, receive: Callable, send: Callable) -> None:
         if scope["type"] != "lifespan":

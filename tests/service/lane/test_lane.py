@@ -434,6 +434,16 @@ async def test_answers_on_the_lane_are_counted(fashion: Path) -> None:
         assert 'foldserve_request_seconds_bucket{le="5.0",route="/predict"} 4.0' in text
 
 
+@on_loop
+async def test_refusals_of_the_connection_are_counted(fashion: Path) -> None:
+    """An answer below application and lane is an answer too: the metrics have it, under no route of ours."""
+    async with service(fashion) as server, server.connect() as client:
+        await client.send(b"rubbish\r\n\r\n")
+        assert (await client.answer()).status == 400
+        text = server.app.state.metrics.exposition().decode()
+        assert 'foldserve_requests_total{method="other",route="unknown",status="400"} 1.0' in text
+
+
 # -- bad luck ----------------------------------------------------------------------------------------------------
 
 

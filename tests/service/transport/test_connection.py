@@ -8,8 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from foldserve.service.transport.deadlines import Phase
-from foldserve.service.transport.guard import ConnectionLimits
-from tests.support.wire import on_loop, read_body, respond, serving
+from tests.support.wire import limited, on_loop, read_body, respond, serving
 
 GET = b"GET /%b HTTP/1.1\r\nHost: here\r\n\r\n"
 QUICK = 0.05  # seconds of a deadline that a test wants to see pass
@@ -77,7 +76,7 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
 @on_loop
 async def test_many_pipelined_requests_are_all_answered() -> None:
     """More requests in one packet than may wait are slowed down, not lost."""
-    async with serving(echo, ConnectionLimits(pipelined=2)) as server, server.connect() as client:
+    async with serving(echo, limited(pipelined=2)) as server, server.connect() as client:
         for _ in range(5):
             await client.send(b"".join(GET % str(number).encode() for number in range(20)))
         answers = [(await client.answer()).body for _ in range(100)]
@@ -168,7 +167,7 @@ async def test_trailers_do_not_become_headers() -> None:
 @on_loop
 async def test_headers_that_do_not_come_are_given_up() -> None:
     """Half a header block is answered 408 and closed."""
-    async with serving(echo, ConnectionLimits(header_seconds=QUICK)) as server, server.connect() as client:
+    async with serving(echo, limited(header_seconds=QUICK)) as server, server.connect() as client:
         await client.send(b"GET / HTTP/1.1\r\nHost: he")
         answer = await client.answer()
         assert answer.status == 408
@@ -180,7 +179,7 @@ async def test_headers_that_do_not_come_are_given_up() -> None:
 @on_loop
 async def test_the_first_headers_are_due_from_the_start_of_the_connection() -> None:
     """A client that connects and waits before it begins has no more time than one that begins at once."""
-    limits = ConnectionLimits(header_seconds=1_000)
+    limits = limited(header_seconds=1_000)
     async with serving(echo, limits) as server, server.connect() as client:
         while not server.guard.connections:  # noqa: ASYNC110 - the server tells nobody
             await asyncio.sleep(0.001)
@@ -197,7 +196,7 @@ async def test_the_first_headers_are_due_from_the_start_of_the_connection() -> N
 @on_loop
 async def test_dripping_headers_gain_no_time() -> None:
     """One byte now and then does not start the clock again."""
-    async with serving(echo, ConnectionLimits(header_seconds=QUICK)) as server, server.connect() as client:
+    async with serving(echo, limited(header_seconds=QUICK)) as server, server.connect() as client:
 
         async def drip() -> None:
             await client.send(b"GET / HTTP/1.1\r\nX-Slow: ")
@@ -213,7 +212,7 @@ async def test_dripping_headers_gain_no_time() -> None:
 @on_loop
 async def test_a_connection_that_says_nothing_is_closed() -> None:
     """A socket without a single byte gets no answer, and no place either."""
-    async with serving(echo, ConnectionLimits(header_seconds=QUICK)) as server, server.connect() as client:
+    async with serving(echo, limited(header_seconds=QUICK)) as server, server.connect() as client:
         assert await client.is_closed()
 
 
@@ -221,7 +220,7 @@ async def test_a_connection_that_says_nothing_is_closed() -> None:
 async def test_a_body_that_stops_is_given_up_and_the_application_is_told() -> None:
     """Half a body is answered 408; whoever waited for the rest learns that it will not come."""
     gate = Gate()
-    async with serving(gate, ConnectionLimits(body_seconds=QUICK)) as server, server.connect() as client:
+    async with serving(gate, limited(body_seconds=QUICK)) as server, server.connect() as client:
         await client.send(post(b"half", length=8))
         answer = await client.answer()
         assert answer.status == 408
@@ -234,7 +233,7 @@ async def test_a_body_that_stops_is_given_up_and_the_application_is_told() -> No
 async def test_the_application_is_told_at_once_that_a_body_will_not_come() -> None:
     """It does not wait for as long as the refused client may go on sending."""
     gate = Gate()
-    limits = ConnectionLimits(body_bytes=8, linger_seconds=1_000)
+    limits = limited(body_bytes=8, linger_seconds=1_000)
     async with serving(gate, limits) as server, server.connect() as client:
         await client.send(CHUNKED + b"4\r\nhalf\r\n")
         while not server.server.server_state.tasks:  # noqa: ASYNC110 - the application has it now
@@ -248,7 +247,7 @@ async def test_the_application_is_told_at_once_that_a_body_will_not_come() -> No
 @on_loop
 async def test_a_body_that_keeps_its_pace_may_take_long() -> None:
     """Progress buys time: 100 bytes at 1 byte/s are 100 seconds more."""
-    limits = ConnectionLimits(body_seconds=1, body_bytes_per_second=1)
+    limits = limited(body_seconds=1, body_bytes_per_second=1)
     async with serving(echo, limits) as server, server.connect() as client:
         await client.send(post(b"x" * 100, b"Expect: 100-continue", length=101))
         assert (await client.answer()).status == 100  # the server has read what was sent with the headers
@@ -280,7 +279,7 @@ async def test_a_client_that_does_not_read_is_cut_off() -> None:
             pass
         cut_off.set()
 
-    async with serving(app, ConnectionLimits(write_seconds=QUICK)) as server, server.connect() as client:
+    async with serving(app, limited(write_seconds=QUICK)) as server, server.connect() as client:
         await client.send(GET % b"big")
         await cut_off.wait()
         assert len(server.guard.connections) == 0
@@ -297,7 +296,7 @@ def headers_of(length: int) -> bytes:
 @on_loop
 async def test_headers_are_limited_to_the_byte() -> None:
     """The limit itself passes and one byte more is answered 431."""
-    async with serving(echo, ConnectionLimits(header_bytes=200)) as server, server.connect() as client:
+    async with serving(echo, limited(header_bytes=200)) as server, server.connect() as client:
         await client.send(headers_of(200))
         assert (await client.answer()).status == 200
         await client.send(headers_of(201))
@@ -309,7 +308,7 @@ async def test_headers_are_limited_to_the_byte() -> None:
 @on_loop
 async def test_one_endless_header_is_refused_before_it_ends() -> None:
     """The parser shows a header only when it is whole: memory is bounded before that."""
-    async with serving(echo, ConnectionLimits(header_bytes=1000)) as server, server.connect() as client:
+    async with serving(echo, limited(header_bytes=1000)) as server, server.connect() as client:
         await client.send(b"GET / HTTP/1.1\r\nX: ")
         for _ in range(100):
             await client.send(b"x" * 100)
@@ -319,7 +318,7 @@ async def test_one_endless_header_is_refused_before_it_ends() -> None:
 @on_loop
 async def test_too_many_headers_are_refused() -> None:
     """Many tiny headers cost more than their bytes."""
-    async with serving(echo, ConnectionLimits(header_count=10)) as server, server.connect() as client:
+    async with serving(echo, limited(header_count=10)) as server, server.connect() as client:
         await client.send(b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 11 + b"\r\n")
         assert (await client.answer()).status == 431
 
@@ -327,7 +326,7 @@ async def test_too_many_headers_are_refused() -> None:
 @on_loop
 async def test_a_body_is_refused_by_its_stated_length() -> None:
     """413 comes before the body, and without an invitation to send it."""
-    async with serving(echo, ConnectionLimits(body_bytes=1000)) as server, server.connect() as client:
+    async with serving(echo, limited(body_bytes=1000)) as server, server.connect() as client:
         await client.send(post(b"", b"Expect: 100-continue", length=1001))
         answer = await client.answer()
         assert (answer.status, answer.error) == (413, "body: got 1001 bytes, expected at most 1000")
@@ -338,7 +337,7 @@ async def test_a_body_is_refused_by_its_stated_length() -> None:
 @on_loop
 async def test_a_chunked_body_is_limited_by_what_arrives(length: int, status: int) -> None:
     """Without a stated length the bytes count as they come."""
-    async with serving(echo, ConnectionLimits(body_bytes=1000)) as server, server.connect() as client:
+    async with serving(echo, limited(body_bytes=1000)) as server, server.connect() as client:
         await client.send(CHUNKED + b"1\r\nx\r\n" * length + b"0\r\n\r\n")
         assert (await client.answer()).status == status
 
@@ -346,7 +345,7 @@ async def test_a_chunked_body_is_limited_by_what_arrives(length: int, status: in
 @on_loop
 async def test_a_refused_client_can_read_why_while_it_still_sends() -> None:
     """The refusal is not eaten by a reset, although megabytes are still on their way."""
-    async with serving(echo, ConnectionLimits(body_bytes=1000)) as server, server.connect() as client:
+    async with serving(echo, limited(body_bytes=1000)) as server, server.connect() as client:
         client.writer.write(post(bytes(8 << 20)))
         assert (await client.answer()).status == 413
         assert await client.is_closed()
@@ -368,7 +367,7 @@ async def test_an_early_last_answer_can_be_read_while_the_body_is_still_sent() -
 @on_loop
 async def test_connections_are_limited() -> None:
     """One too many is told when to come back; a place that frees is given again."""
-    async with serving(echo, ConnectionLimits(connections=1)) as server:
+    async with serving(echo, limited(connections=1)) as server:
         async with server.connect() as first:
             await first.send(GET % b"first")
             await first.answer()
@@ -388,7 +387,7 @@ async def test_connections_are_limited() -> None:
 @on_loop
 async def test_connections_of_one_address_are_limited() -> None:
     """An address that holds its share does not keep others out."""
-    async with serving(echo, ConnectionLimits(connections_per_address=1)) as server, server.connect() as first:
+    async with serving(echo, limited(connections_per_address=1)) as server, server.connect() as first:
         await first.send(GET % b"first")
         await first.answer()
         async with server.connect() as second:
@@ -426,7 +425,10 @@ SMUGGLED = {
 async def test_what_is_not_http_is_refused_and_closed(request_bytes: bytes) -> None:
     """Anything that two parsers could read differently gets 400 in our own words, and no second chance."""
     counted: list[int] = []
-    async with serving(echo, refused=counted.append) as server, server.connect() as client:
+    async with (
+        serving(echo, refused=lambda status, seconds: counted.append(status)) as server,
+        server.connect() as client,
+    ):
         await client.send(request_bytes)
         answer = await client.answer()
         assert answer.status == 400
@@ -454,7 +456,7 @@ async def test_a_refusal_waits_for_the_answers_before_it() -> None:
 async def test_a_body_too_large_behind_a_slow_request_waits_for_its_turn() -> None:
     """A request that is refused while it is in line takes nothing from the one before it."""
     gate = Gate()
-    async with serving(gate, ConnectionLimits(body_bytes=10)) as server, server.connect() as client:
+    async with serving(gate, limited(body_bytes=10)) as server, server.connect() as client:
         await client.send(GET % b"slow" + GET % b"quick" + CHUNKED + b"b\r\n" + b"x" * 11)
         await gate.entered.wait()
         gate.open.set()
@@ -537,7 +539,7 @@ async def test_a_closed_connection_is_freed_at_once(sent: bytes) -> None:
 @on_loop
 async def test_a_stuck_upload_does_not_hold_up_the_end() -> None:
     """SIGTERM with half a body on the line: the client is told, and the server ends."""
-    async with serving(echo, ConnectionLimits(drain_seconds=QUICK)) as server, server.connect() as client:
+    async with serving(echo, limited(drain_seconds=QUICK)) as server, server.connect() as client:
         await client.send(post(b"", b"Expect: 100-continue", length=8))
         await client.answer()
         stopping = asyncio.create_task(server.stop())
