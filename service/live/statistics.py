@@ -44,6 +44,7 @@ class Statistics:
     def __init__(self, most_rows: int, folder: Path | None = None) -> None:
         self._batches = {rows: _FIRST_BATCH + 2 * rows for rows in range(most_rows + 1)}
         self._counters = Counters(_FIRST_BATCH + 2 * len(self._batches), folder, maxima=[_LAST_MS])
+        self._own = self._counters.own
 
     def answered(self, stages: Stages, requests: int = 1) -> None:
         """Count requests that got their outputs; the seconds are those of all of them together."""
@@ -57,8 +58,8 @@ class Statistics:
 
     def batch(self, rows: int, bucket: int, queue_seconds: float, infer_seconds: float) -> None:
         """Count a run of the engine."""
-        self._counters.own[_ROWS] += rows
-        self._counters.own[_LAST_MS] = time.time_ns() // 1_000_000
+        self._own[_ROWS] += rows
+        self._own[_LAST_MS] = time.time_ns() // 1_000_000
         self._add(self._batches[rows], infer_seconds)
 
     def batch_failed(self) -> None:
@@ -108,8 +109,8 @@ class Statistics:
         }
 
     def _add(self, place: int, seconds: float, times: int = 1) -> None:
-        self._counters.own[place] += times
-        self._counters.own[place + 1] += seconds * 1e9
+        self._own[place] += times
+        self._own[place + 1] += seconds * 1e9
 
 
 def _duration(totals: list[int], place: int) -> dict[str, int]:
