@@ -20,12 +20,9 @@ from foldserve.exit_codes import START_FAILED
 
 from .worker import Worker
 from .worker_health import TICK_SECONDS, WorkerHealth
-from .workers import Workers
+from .workers import GRACE_SECONDS, Workers
 
 logger = logging.getLogger(__name__)
-
-
-_GRACE_SECONDS = 5.0
 
 
 class Supervisor(Multiprocess):
@@ -106,7 +103,7 @@ class Supervisor(Multiprocess):
         """Wait for the workers; those that drain for too long, or past a second signal, are killed."""
         self.signal_queue.clear()
         logger.info("draining")
-        until = time.monotonic() + self._drain_seconds + _GRACE_SECONDS
+        until = time.monotonic() + self._drain_seconds + GRACE_SECONDS
         while left := [process for process in self.processes if process.exitcode is None]:
             is_urgent = any(number in (signal.SIGTERM, signal.SIGINT) for number in self.signal_queue)
             if is_urgent or time.monotonic() > until:

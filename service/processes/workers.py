@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _IN_MEMORY = Path("/dev/shm")  # noqa: S108 - the folder within it is made by mkdtemp, for this user alone
-_GRACE_SECONDS = 5.0
+GRACE_SECONDS = 5.0  # over the time to drain, until a process is ended by force
 _POLL_SECONDS = 0.5
 
 
@@ -138,5 +138,5 @@ class Workers:
         logger.error("the supervisor has ended, this worker ends")
         os.kill(os.getpid(), signal.SIGTERM)
         self.remove()
-        time.sleep(drain_seconds + _GRACE_SECONDS)
+        time.sleep(drain_seconds + GRACE_SECONDS)
         os._exit(1)

@@ -99,7 +99,7 @@ def routes_of(app) -> set[tuple[str, str]]:
 
 
 def test_every_route_has_a_door_in_the_list(service, tmp_path):
-    """The list above is the inventory: a route that nobody thought about fails here."""
+    """The list above is the inventory: a route that is missing there fails here."""
     app = create_app(Settings(models_dir=tmp_path))
     assert routes_of(app) == set(DOORS)
 

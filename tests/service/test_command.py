@@ -1,4 +1,4 @@
-"""`python -m service` as a user starts it: one line when it cannot start, an orderly end when it is told to."""
+"""`foldserve serve` as a user starts it: one line when it cannot start, an orderly end when it is told to."""
 
 import contextlib
 import json
@@ -41,7 +41,7 @@ def test_a_stuck_upload_does_not_hold_up_the_end(fashion):
 
 @pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_a_second_sigterm_ends_it_at_once(fashion, workers):
-    """Whoever is impatient need not wait for the drain: the stuck client is cut off before the drain gives it up."""
+    """A second signal ends the drain: the stuck client is cut off before the drain gives it up."""
     flags = ("--models-dir", str(fashion), "--drain-seconds", "60", "--workers", workers)
     with started(*flags, ready_lines=int(workers)) as (process, address):
         host, port = address.removeprefix("http://").split(":")
@@ -101,7 +101,7 @@ def test_a_wrong_setting_is_told_before_anything_starts():
 
 
 def test_what_a_client_does_not_read_stays_with_us():
-    """The system takes no megabytes of an answer that nobody reads: the write deadline could not see them."""
+    """The system takes no megabytes of an answer that is not read: the write deadline could not see them."""
     with bind(Settings(port=0)) as listener, socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
         client.connect(listener.getsockname())

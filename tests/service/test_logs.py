@@ -53,7 +53,7 @@ def test_a_traceback_is_part_of_the_json_line():
 
 
 def test_the_configuration_chooses_the_form_and_the_level():
-    """JSON where nobody looks on; the level asked for is that of our own loggers."""
+    """JSON where standard error is no terminal; the level is that of our own loggers."""
     config = log_config("debug", human=False)
     assert config["formatters"]["line"]["()"].endswith("JsonFormatter")
     assert config["loggers"]["foldserve"]["level"] == "DEBUG"

@@ -120,7 +120,7 @@ def link_to_a_folder(folder: Path) -> None:
 
 
 def pipe_for_a_file(name: str) -> Callable[[Path], None]:
-    """Whoever opened it would wait for ever."""
+    """Opening it would block for ever."""
 
     def damage(folder: Path) -> None:
         (folder / name).unlink()
@@ -145,7 +145,7 @@ def float_input(model: onnx.ModelProto) -> None:
 
 
 def fixed_batch(model: onnx.ModelProto) -> None:
-    """Batches of three, which nobody said may be run."""
+    """Batches of three, which the manifest does not allow for."""
     for tensor in (*model.graph.input, *model.graph.output):
         tensor.type.tensor_type.shape.dim[0].dim_value = 3
 
@@ -205,7 +205,7 @@ BAD_VERSIONS = {
     "a huge dimension": (changed(huge_input), "cannot be loaded|states input"),
     "nine labels for ten classes": (changed(nine_labels), "names 9 classes"),
     "a future opset": (changed(future_opset), "cannot be loaded"),
-    "an operator of nobody's": (changed(custom_operator), "com.example"),
+    "an unknown operator": (changed(custom_operator), "com.example"),
     "a norm in training mode": (changed(norm_in_training_mode), "training"),
     "a norm in training mode before opset 14": (changed(norm_of_an_old_opset_in_training_mode), "training"),
     "weights in a file that is missing": (changed(external("weights.bin")), "keeps weights in another file"),

@@ -229,7 +229,7 @@ UNSOUND = {
     "NaN in a list of floats": (nan_in_a_list, "tensor 'fc.bias' holds NaN"),
     "weights of a broken length": (ragged_weights, "is not an ONNX model"),
     "a future opset": (future_opset, "cannot be loaded"),
-    "an operator of nobody's": (custom_operator, "com.example"),
+    "an unknown operator": (custom_operator, "com.example"),
     "a norm in training mode": (norm_in_training_mode, "training mode"),
     "a norm in training mode before opset 14": (norm_of_an_old_opset_in_training_mode, "training mode"),
     "weights outside the folder": (external("../../../../etc/passwd"), "keeps weights in another file"),
@@ -282,7 +282,7 @@ def test_our_own_export_without_its_manifest_is_refused(models):
 
 
 def test_a_damaged_manifest_is_not_taken_for_none(models):
-    """Whoever breaks the manifest does not get round it."""
+    """A broken manifest is not taken for a missing one."""
     folder = artifacts.publish_classifier(models, "theirs")
     (folder / "manifest.json").write_text("{")
     with pytest.raises(ArtifactInvalid, match="cannot be read as JSON"):
@@ -290,7 +290,7 @@ def test_a_damaged_manifest_is_not_taken_for_none(models):
 
 
 def test_a_graph_whose_first_axis_is_no_batch_is_refused(models):
-    """Two rows for each that came: nobody could say whose they are."""
+    """Two rows for each of the input: it cannot be known whose they are."""
     place(models, model_of([helper.make_node("Concat", ["x", "x"], ["y"], axis=0)], {"x": (3,)}, {"y": (3,)}))
     with pytest.raises(ArtifactInvalid, match=r"output 'y' has shape \(2, 3\) for a batch of 1,"):
         loaded(models)
@@ -329,7 +329,7 @@ def test_made_inputs_are_the_same_each_time_and_within_what_most_graphs_take():
 
 
 def test_with_a_manifest_it_is_proved_like_any_other(models):
-    """Whoever writes down what the model answers takes the mark off."""
+    """A manifest with its golden answers takes the mark off."""
     folder = place(models, artifacts.two_inputs_model())
     left, right = np.random.default_rng(3).standard_normal((2, 16, 3)).astype(np.float32)
     model, _ = loaded(models)

@@ -281,7 +281,7 @@ def test_requests_never_fail_while_versions_change_under_them(models):
 
 
 def test_fifty_calls_at_once_load_once(models):
-    """One load at a time, the last decision holds, and nobody waits for ever."""
+    """One load at a time, the last decision holds, and every call returns."""
     publish(models, 1)
     with running(models) as operator:
         publish(models, 2)

@@ -38,8 +38,8 @@ def answer(pipe, is_up: bool) -> None:
     pipe[1].send(is_up)
 
 
-def looks(health: WorkerHealth, start: float, seconds: float) -> list[bool]:
-    """Look each half second, as a supervisor does."""
+def checks(health: WorkerHealth, start: float, seconds: float) -> list[bool]:
+    """Check each half second, as a supervisor does."""
     return [health.check(LIMIT, start + 0.5 * number) for number in range(int(seconds * 2))]
 
 
@@ -53,9 +53,9 @@ def come_up(health: WorkerHealth, pipe, start: float) -> None:
 
 
 def test_a_worker_that_answers_is_asked_again_and_never_waited_for(pipe):
-    """A look returns whether or not the answer has come, and at most one question is open."""
+    """A check returns whether or not the answer is there, and at most one ping is open."""
     health = health_of(pipe)
-    assert looks(health, 1e6, 3) == [True] * 6
+    assert checks(health, 1e6, 3) == [True] * 6
     answer(pipe, False)
     assert not pipe[1].poll(0)
     assert health.check(LIMIT, 1e6 + 4)
@@ -65,15 +65,15 @@ def test_a_worker_that_answers_is_asked_again_and_never_waited_for(pipe):
 def test_a_worker_that_stops_answering_hangs(pipe):
     """Five seconds once it has answered; a worker that still starts may take two minutes."""
     starting = health_of(pipe)
-    assert looks(starting, 1e6, 119) == [True] * 238
+    assert checks(starting, 1e6, 119) == [True] * 238
     answer(pipe, False)
     assert starting.check(LIMIT, 1e6 + 119)
-    found = looks(starting, 1e6 + 119.5, 6)
+    found = checks(starting, 1e6 + 119.5, 6)
     assert found.index(False) == 9
 
 
 def test_a_supervisor_that_was_stopped_does_not_blame_its_workers(pipe):
-    """An hour in which nobody looked counts as one look."""
+    """An hour without a check counts as one check."""
     health = health_of(pipe)
     come_up(health, pipe, 1e6)
     assert health.check(LIMIT, 1e6 + 10)
@@ -86,9 +86,9 @@ def test_a_starved_worker_does_not_hang_and_a_hung_one_does(pipe):
     health = health_of(pipe, waits)
     come_up(health, pipe, 1e6)
     waits.each = 0.45
-    assert looks(health, 1e6 + 2, 40) == [True] * 80
+    assert checks(health, 1e6 + 2, 40) == [True] * 80
     waits.each = 0.0
-    assert not all(looks(health, 1e6 + 42, 6))
+    assert not all(checks(health, 1e6 + 42, 6))
 
 
 def test_a_worker_that_served_is_replaced_at_once_and_others_more_and_more_rarely(pipe):

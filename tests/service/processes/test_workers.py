@@ -86,7 +86,7 @@ def test_counts_are_those_of_the_client_also_over_a_killed_worker(fashion):
         os.kill(first[0], signal.SIGKILL)
         assert read_until(process, "worker ended and is replaced")["exit_code"] == -signal.SIGKILL
         wait_until(lambda: is_gone(first[0]))
-        assert [predict(address) for _ in range(15)] == [200] * 15  # nobody notices
+        assert [predict(address) for _ in range(15)] == [200] * 15  # no client notices
         assert read_until(process, "ready")
         assert [predict(address) for _ in range(15)] == [200] * 15
         after = counted(address, 60)
@@ -163,7 +163,7 @@ def test_workers_end_with_their_supervisor(fashion):
 
 @pytest.mark.slow
 def test_a_worker_that_hangs_is_killed_and_replaced(fashion):
-    """SIGSTOP: it lives, holds its connections and answers nobody, not even the supervisor."""
+    """SIGSTOP: it lives and holds its connections, and answers neither clients nor the supervisor."""
     flags = ("--models-dir", str(fashion), *TWO, "--log-level", "debug")
     with started(*flags, ready_lines=2) as (process, address):
         victim = children(process.pid)[0]
@@ -310,7 +310,7 @@ def test_more_workers_than_cores_are_warned_about(models):
 
 
 def test_the_first_worker_decides_for_all(tmp_path):
-    """The others wait for its answer and give it too; who comes later asks nobody."""
+    """The others wait for its answer and give it too, as do those that start later."""
     workers, asked = Workers(tmp_path), []
     inside, may_go_on = threading.Event(), threading.Event()
 
@@ -347,7 +347,7 @@ def test_an_event_is_news_once(tmp_path):
 
 
 def test_the_folder_belongs_to_one_user_and_goes_away():
-    """Nobody else can read or add to it."""
+    """No other user can read or add to it."""
     workers = Workers.create()
     assert workers.folder.stat().st_mode & 0o777 == 0o700
     workers.remove()
