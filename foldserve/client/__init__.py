@@ -1,7 +1,7 @@
 """A small typed client of foldserve, and of any other server that speaks the Open Inference Protocol over HTTP.
 
-Needs httpx and NumPy and nothing of the service: arrays go out and come back as bytes, deadlines are kept, and a server
-that says when to come back is believed.
+Needs httpx and NumPy and nothing of the service: arrays travel as bytes, deadlines are kept, and a refused call is
+repeated when the server says that it may be.
 """
 
 from .aio import AsyncClient

@@ -14,7 +14,7 @@ from foldserve.format.tensors import Array
 
 from .errors import Unavailable, Unreachable
 from .messages import HEADER_LENGTH, Result, infer_path, read_answer, read_refusal, write_request
-from .patience import Patience
+from .retry_budget import RetryBudget
 
 
 @dataclass(frozen=True)
@@ -89,15 +89,15 @@ class Calls:
         return answer is not None and answer.is_success
 
     def _call(self, send: Send, deadline: float | None) -> Flow:
-        """Give the answer of status 200, after as many attempts as there is patience for."""
-        patience = Patience(self._deadline if deadline is None else deadline, self._retries)
+        """Give the answer of status 200, after as many attempts as the retry budget holds."""
+        budget = RetryBudget(self._deadline if deadline is None else deadline, self._retries)
         while True:
-            headers = {**send.headers, **patience.headers()}
+            headers = {**send.headers, **budget.headers()}
             try:
-                answer = yield Send(send.method, send.path, send.body, headers, patience.left())
+                answer = yield Send(send.method, send.path, send.body, headers, budget.left())
             except httpx.TransportError as err:
-                patience.left()  # a timeout at the deadline is the deadline
-                yield Pause(patience.pause(Unreachable(f"no answer from the server: {err!r}")))
+                budget.left()  # a timeout at the deadline is the deadline
+                yield Pause(budget.pause(Unreachable(f"no answer from the server: {err!r}")))
                 continue
             assert answer is not None
             if answer.is_success:
@@ -105,4 +105,4 @@ class Calls:
             refusal = read_refusal(answer.status_code, answer.content)
             if not isinstance(refusal, Unavailable):
                 raise refusal
-            yield Pause(patience.pause(refusal, answer.headers))
+            yield Pause(budget.pause(refusal, answer.headers))

@@ -36,4 +36,4 @@ class DeadlineExceeded(ClientError):
 
 
 class Unreachable(ClientError):
-    """No answer came at all."""
+    """There is no server, or the connection broke."""

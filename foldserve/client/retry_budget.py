@@ -1,6 +1,6 @@
-"""How long a call goes on trying: attempts, pauses and the deadline, without a clock's or a socket's part in it.
+"""How long a call goes on trying: its attempts, the pauses between them, and its deadline. Knows no socket.
 
-A server that refuses with `Retry-After` is believed; where that is later than the deadline, the call ends at once.
+The `Retry-After` of a refusal is kept; where that is later than the deadline, the call ends at once.
 """
 
 import random
@@ -13,7 +13,7 @@ _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 2.0
 
 
-class Patience:
+class RetryBudget:
     """One call's share of time and attempts.
 
     Args:
@@ -49,7 +49,7 @@ class Patience:
 
         Args:
             error: why the last one failed.
-            headers: of the answer, if one came.
+            headers: of the answer, where there is one.
 
         Raises:
             ClientError: `error` itself, when there is no attempt left or the next one would come too late.
