@@ -68,7 +68,7 @@ def measure(models: Path, requests: int) -> Found:
 def started(models: Path, name: str, probe: bytes) -> Iterator[Running]:
     """Serve a folder with two workers."""
     form = Form(f"/v2/models/{name}/infer", OCTETS, "binary", f"{INFER}: 0")
-    command = "{python} -m service --port {port} --models-dir {models} --workers {workers} --provider cpu"
+    command = "{python} -m foldserve serve --port {port} --models-dir {models} --workers {workers} --provider cpu"
     peer = Peer("identity", command, {"binary": form}, env={"FOLDSERVE_LOG_LEVEL": "warning"})
     with (
         tempfile.TemporaryDirectory() as folder,

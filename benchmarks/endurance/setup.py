@@ -106,7 +106,7 @@ def serving(models: Path, flags: str = "", changes: str = "", workers: int = 1) 
 
     Args:
         models: folder of models.
-        flags: of `python -m service`.
+        flags: of `foldserve serve`.
         changes: as `service.py` knows them.
         workers: processes.
     """

@@ -92,8 +92,8 @@ async def run(rounds: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         artifacts.publish_classifier(Path(folder))
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "service", "--port", "0", "--grpc-port", "0", "--provider", "cpu", "--models-dir",
-            folder, "--max-rows", str(MAX_ROWS), stderr=asyncio.subprocess.PIPE,
+            sys.executable, "-m", "foldserve", "serve", "--port", "0", "--grpc-port", "0", "--provider", "cpu",
+            "--models-dir", folder, "--max-rows", str(MAX_ROWS), stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         events = await first_events(process, 1)
         logs = asyncio.create_task(process.stderr.read())

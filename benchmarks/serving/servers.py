@@ -63,13 +63,13 @@ UVICORN = "{python} -m uvicorn --loop uvloop --http httptools --no-access-log --
 PEERS = (
     Peer(
         "foldserve",
-        "{python} -m service --port {port} --models-dir {models} --workers {workers}",
+        "{python} -m foldserve serve --port {port} --models-dir {models} --workers {workers}",
         {"binary": BINARY, "json": INSTANCES},
         env={"FOLDSERVE_LOG_LEVEL": "warning"},
     ),
     Peer(
         "foldserve V2",
-        "{python} -m service --port {port} --models-dir {models} --workers {workers}",
+        "{python} -m foldserve serve --port {port} --models-dir {models} --workers {workers}",
         {
             "binary": Form("/v2/models/lenet-bn/infer", OCTETS, "binary", "Inference-Header-Content-Length: 0"),
             "json": Form("/v2/models/lenet-bn/infer", JSON, "v2"),
@@ -78,7 +78,7 @@ PEERS = (
     ),
     Peer(
         "foldserve gRPC",
-        "{python} -m service --port {port} --grpc-port {grpc} --models-dir {models}",
+        "{python} -m foldserve serve --port {port} --grpc-port {grpc} --models-dir {models}",
         {"HTTP binary": BINARY, "gRPC raw": Form("", "", "binary", is_grpc=True)},
         workers=(1,),
         env={"FOLDSERVE_LOG_LEVEL": "warning"},

@@ -1,4 +1,4 @@
-"""Seconds from starting `python -m service` until it is ready, and what the ready service takes while nobody asks.
+"""Seconds from starting `foldserve serve` until it is ready, and what the ready service takes while nobody asks.
 
     python -m benchmarks.serving.startup --runs 10 --workers 1,2 --json docs/results/startup.json
 
@@ -79,7 +79,7 @@ def wait_until_ready(process: subprocess.Popen[str], workers: int, url: str) -> 
 def one_run(models_dir: str, workers: int, idle_seconds: float) -> dict[str, float]:
     """Start the service once, wait for ready, watch it idle, stop it."""
     port = free_port()
-    command = [sys.executable, "-m", "service", "--models-dir", models_dir, "--port", str(port)]
+    command = [sys.executable, "-m", "foldserve", "serve", "--models-dir", models_dir, "--port", str(port)]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     start = time.perf_counter()
     process = subprocess.Popen(

@@ -56,7 +56,7 @@ async def start(folder: Path, workers: int, keep_warm: int) -> tuple[asyncio.sub
     key, line = new_key("operator", ["admin"])
     (folder / "keys").write_text(line)
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "service", "--port", "0", "--provider", "cpu", "--workers", str(workers),
+        sys.executable, "-m", "foldserve", "serve", "--port", "0", "--provider", "cpu", "--workers", str(workers),
         "--models-dir", str(folder / "models"), "--state-dir", str(folder / "state"), "--keys-file",
         str(folder / "keys"), "--closed-scopes", "", "--poll-seconds", "0.1",
         "--keep-warm", str(keep_warm), stderr=asyncio.subprocess.PIPE,

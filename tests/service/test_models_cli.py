@@ -1,4 +1,4 @@
-"""`python -m service models` and `keys`, typed against a running service."""
+"""`foldserve models` and `foldserve keys`, typed against a running service."""
 
 import json
 

@@ -4,7 +4,7 @@ from foldserve.training.studies import plan
 from foldserve.training.studies.arms import cases_of
 
 ORIGIN = {
-    "command": "python -m training compare",
+    "command": "foldserve compare",
     "revision": "unknown",
     "environment": {
         "python": "3.11",

@@ -1,4 +1,4 @@
-"""`python -m training fold`: ONNX files and factories in, reports and folded files out, mistakes in one sentence."""
+"""`foldserve fold`: ONNX files and factories in, reports and folded files out, mistakes in one sentence."""
 
 import argparse
 import json
