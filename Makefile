@@ -5,6 +5,8 @@ PYTHON  := $(VENV)/bin/python
 ORT     ?= cpu
 STAMP   := $(VENV)/.installed-$(ORT)
 JOBS    ?= auto
+# onnxruntime would send events to its maker, from tests, measurements and the clients' environment too.
+export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
 .PHONY: bench-training bench-start bench-engine bench-peers bench-serving bench-overload bench-folding bench-endurance gates gpu-check help install demo train verify serve test lint format typecheck unit clients-test container-test protos image constraints clean

@@ -2,6 +2,10 @@
 
 The public names are loaded on first use: `import foldserve` alone needs no extra, and a name whose extra is missing
 says which one to install.
+
+Importing changes nothing of the process: no environment variable, no thread, no handler of signals or logs. So the
+telemetry of onnxruntime, which `fold_onnx`, `verify` and others load, stays as its user has it: on, in the official
+packages, unless `ORT_DISABLE_TELEMETRY=1` was set before. The commands set it themselves.
 """
 
 from typing import TYPE_CHECKING

@@ -5,6 +5,7 @@ The first word chooses; what follows is parsed by the command itself. Exit codes
 
 import argparse
 import gc
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,9 @@ from .exit_codes import INTERRUPTED, USAGE
 from .extras import what_to_install
 
 ALIASES = {"train-and-export": "train"}
+# onnxruntime's official packages send events to their maker from 1.31 on. It reads this before its first line runs;
+# `disable_telemetry_events()` comes too late and leaves the connection in place, and an empty value is none.
+TELEMETRY_OFF = "ORT_DISABLE_TELEMETRY"
 
 
 def _demo(words: Sequence[str]) -> int:
@@ -87,7 +91,11 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code. Mistakes and a missing extra are one line on standard error."""
+    """Run one command; returns its exit code. Mistakes and a missing extra are one line on standard error.
+
+    It is a command's own process that keeps libraries from calling home, and only where its user did not decide.
+    """
+    os.environ[TELEMETRY_OFF] = os.environ.get(TELEMETRY_OFF) or "1"
     words = list(sys.argv[1:] if argv is None else argv)
     name = ALIASES.get(words[0], words[0]) if words else ""
     if name not in COMMANDS:

@@ -6,6 +6,9 @@ import signal
 # Tests run side by side: threads that wait for one another in each of them would only take turns. Before torch comes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Before onnxruntime comes: it would send events to its maker, from each test's process.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 # A shell that starts us in the background has SIGINT ignored, and every child of ours would inherit that: tests that
 # send one would then test nothing.
 signal.signal(signal.SIGINT, signal.default_int_handler)
