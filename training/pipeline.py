@@ -100,7 +100,7 @@ def train(
     else:
         statistics["running"], accuracy["running"] = buffers_of(network), history.last.test_accuracy
         data = dataset.on(device)
-        population_statistics(network, data.train_images)
+        population_statistics(network, data.train_images, mirrored=recipe.augment == "mirror")
         statistics["population"] = buffers_of(network)
         accuracy["population"] = evaluate(network, data.test_images, data.test_labels)
     weights = Weights(recipe=recipe, parameters=parameters_of(network), statistics=statistics)

@@ -56,7 +56,9 @@ class Moments:
         return self.squares / (self.count - 1 if unbiased else self.count)
 
 
-def population_statistics(model: nn.Module, images: Tensor, *, batch_size: int = 500) -> dict[str, Moments]:
+def population_statistics(
+    model: nn.Module, images: Tensor, *, mirrored: bool = False, batch_size: int = 500
+) -> dict[str, Moments]:
     """Replace every norm's running statistics by those of all `images`, and return the moments by the norm's name.
 
     The norms are done in the order of the data. Each one's input is computed in evaluation mode, with the norms before
@@ -69,6 +71,8 @@ def population_statistics(model: nn.Module, images: Tensor, *, batch_size: int =
     Args:
         model: with `nn.BatchNorm` or hand-written norms that keep statistics, each used once.
         images: (N, 1, 28, 28) uint8 on the model's device: the training set.
+        mirrored: whether the mirror image of each counts too, as in a training that mirrors: a norm must serve with
+            the moments of what the weights were trained on.
         batch_size: images of one forward pass; it bounds memory and changes the result only by rounding.
 
     Raises:
@@ -79,7 +83,7 @@ def population_statistics(model: nn.Module, images: Tensor, *, batch_size: int =
     twin = copy.deepcopy(model).eval()
     moments = {}
     for name, norm in _norms_in_order(twin, images[:1]).items():
-        moments[name] = _moments_at(twin, norm, images, batch_size)
+        moments[name] = _moments_at(twin, norm, images, mirrored, batch_size)
         _check_finite(name, moments[name])
         _store(norm, moments[name])
     norms = _norms_of(model)
@@ -116,16 +120,16 @@ def _norms_in_order(model: nn.Module, image: Tensor) -> dict[str, BatchNormLayer
 
 
 @torch.no_grad()
-def _moments_at(model: nn.Module, norm: nn.Module, images: Tensor, batch_size: int) -> Moments:
+def _moments_at(model: nn.Module, norm: nn.Module, images: Tensor, mirrored: bool, batch_size: int) -> Moments:
     total: Moments | None = None
-    for part in _inputs_of(model, norm, images, batch_size):
+    for part in _inputs_of(model, norm, images, mirrored, batch_size):
         moments = Moments.of(part)
         total = moments if total is None else total.pooled(moments)
     assert total is not None
     return total
 
 
-def _inputs_of(model: nn.Module, norm: nn.Module, images: Tensor, batch_size: int) -> Iterator[Tensor]:
+def _inputs_of(model: nn.Module, norm: nn.Module, images: Tensor, mirrored: bool, batch_size: int) -> Iterator[Tensor]:
     """Yield what reaches `norm`, batch by batch, without computing anything after it."""
     caught: list[Tensor] = []
 
@@ -136,10 +140,11 @@ def _inputs_of(model: nn.Module, norm: nn.Module, images: Tensor, batch_size: in
     handle = norm.register_forward_pre_hook(catch)
     try:
         for chunk in torch.split(images, batch_size):
-            try:
-                model(scale_pixels(chunk))
-            except _Reached:
-                yield caught.pop()
+            for batch in (chunk, chunk.flip(3)) if mirrored else (chunk,):
+                try:
+                    model(scale_pixels(batch))
+                except _Reached:
+                    yield caught.pop()
     finally:
         handle.remove()
 

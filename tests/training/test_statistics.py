@@ -13,6 +13,7 @@ from foldserve.training.dataset import scale_pixels
 from foldserve.training.errors import ConfigError
 from foldserve.training.fit import fit
 from foldserve.training.model import build, lenet
+from foldserve.training.pipeline import train
 from foldserve.training.statistics import Moments, population_statistics
 
 
@@ -142,3 +143,26 @@ def test_single_image_is_refused():
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784))
     with pytest.raises(ConfigError, match="at least 2 images"):
         population_statistics(model, torch.zeros(1, 1, 28, 28, dtype=torch.uint8))
+
+
+def test_mirror_images_count_where_the_training_mirrors(trained):
+    """With `mirrored` the statistics are those of the images and their mirror images together, in any batch size."""
+    model, images = trained
+    expected, found = copy.deepcopy(model), copy.deepcopy(model)
+    population_statistics(expected, torch.cat([images, images.flip(3)]))
+    population_statistics(found, images, mirrored=True, batch_size=70)
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], value, rtol=1e-6, atol=1e-7)
+    population_statistics(found, images)
+    assert not torch.allclose(statistics_of(found.norm1)[0], statistics_of(expected.norm1)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("augment", ["none", "mirror"])
+def test_a_training_serves_with_the_statistics_of_what_it_was_trained_on(made_up, augment):
+    """`train` counts mirror images exactly when the recipe mirrors."""
+    recipe = Recipe(epochs=1, batch_size=64, augment=augment)
+    weights = train(recipe, made_up, torch.device("cpu")).weights
+    network = weights.network("running")
+    population_statistics(network, torch.as_tensor(made_up.train_images), mirrored=augment == "mirror")
+    for name, value in weights.statistics["population"].items():
+        assert torch.equal(network.state_dict()[name], value), name

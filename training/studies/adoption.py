@@ -54,7 +54,7 @@ def adopt(folder: Path, cases: Iterable[Case], dataset: FashionMNIST) -> tuple[C
         },
         "diverged": None,
         "epochs": epochs,
-        **accuracies(network, data),
+        **accuracies(network, data, mirrored=recipe.augment == "mirror"),
         "saturated": {"before": before, "after": saturated(network, data.test_images)},
         "seconds": sum(record["train_seconds"] for record in epochs),
     }

@@ -46,6 +46,7 @@ def measure(case: Case, dataset: FashionMNIST, device: torch.device, *, compiled
     dataset = _rows_of(case, dataset)
     data = dataset.on(device)
     network = case.arm.build(recipe)
+    mirrored = recipe.augment == "mirror"
     epochs: list[dict[str, Any]] = []
     measured: dict[str, Any] = {
         "arm": case.arm.name,
@@ -68,25 +69,25 @@ def measure(case: Case, dataset: FashionMNIST, device: torch.device, *, compiled
                 dataset,
                 recipe,
                 device,
-                lambda record: epochs.append(_record(record, network, data)),
+                lambda record: epochs.append(_record(record, network, data, mirrored)),
                 compiles=measured["compiled"],
             )
         except DivergenceError as err:
             return measured | {"diverged": str(err), "seconds": time.perf_counter() - start}
-    measured |= accuracies(network, data)
+    measured |= accuracies(network, data, mirrored=mirrored)
     measured["saturated"]["after"] = saturated(network, data.test_images)
     return measured | {"seconds": time.perf_counter() - start}
 
 
-def accuracies(network: nn.Module, data: Tensors) -> dict[str, dict[str, float]]:
+def accuracies(network: nn.Module, data: Tensors, *, mirrored: bool) -> dict[str, dict[str, float]]:
     """Return `test_accuracy` and `train_accuracy` by kind of statistics, `running` for the test alone.
 
-    `network` ends with population statistics.
+    `network` ends with population statistics, over mirror images too when it was trained on them.
     """
     test: dict[str, float] = {}
     for kind in ("running", "population") if has_norms(network) else ("none",):
         if kind == "population":
-            population_statistics(network, data.train_images)
+            population_statistics(network, data.train_images, mirrored=mirrored)
         test[kind] = evaluate(network, data.test_images, data.test_labels)
     train = {kind: evaluate(network, data.train_images, data.train_labels)}
     return {"test_accuracy": test, "train_accuracy": train}
@@ -130,11 +131,11 @@ def _rows_of(case: Case, dataset: FashionMNIST) -> FashionMNIST:
     return dataset if case.arm.train_rows is None else first_rows(dataset, case.arm.train_rows)
 
 
-def _record(record: EpochRecord, network: nn.Module, data: Tensors) -> dict[str, Any]:
+def _record(record: EpochRecord, network: nn.Module, data: Tensors, mirrored: bool) -> dict[str, Any]:
     """Return `record` with the test accuracy of a copy of `network` that has population statistics."""
     values = record.as_dict()
     if has_norms(network):
         twin = copy.deepcopy(network)
-        population_statistics(twin, data.train_images[:EPOCH_ROWS])
+        population_statistics(twin, data.train_images[:EPOCH_ROWS], mirrored=mirrored)
         values["population_accuracy"] = evaluate(twin, data.test_images, data.test_labels)
     return values
