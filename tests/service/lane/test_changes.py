@@ -4,8 +4,8 @@ import asyncio
 from pathlib import Path
 
 from foldserve.service.access import new_key
-from tests.service.lane.test_lane import ONE, ask, service
 from tests.support import artifacts
+from tests.support.lane import ONE, ask, service
 from tests.support.wire import on_loop
 
 

@@ -2,17 +2,17 @@
 
 import asyncio
 import gc
+import itertools
 import os
 import socket
-import struct
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.service.lane.test_lane import JSON, OCTETS, ONE, ask, held, instances, png, service
 from tests.support import artifacts
+from tests.support.lane import JSON, OCTETS, ONE, ask, gone, held, instances, png, service
 from tests.support.wire import Client, on_loop
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: here\r\n\r\n"
@@ -168,6 +168,95 @@ async def test_whoever_waits_for_100_gets_it_on_a_known_connection(fashion: Path
         assert [(await client.answer()).body for _ in range(2)] == [right, right]
 
 
+@on_loop
+async def test_a_chunked_body_and_one_that_waits_for_100_are_answered_too(fashion: Path) -> None:
+    """Neither is for the lane; both are for the service."""
+    async with service(fashion) as server, server.connect() as client:
+        await client.send(
+            b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: application/octet-stream\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n310\r\n" + ONE + b"\r\n0\r\n\r\n"
+        )
+        chunked = await client.answer()
+        head, body = ask(ONE, OCTETS, b"Expect: 100-continue").split(b"\r\n\r\n", 1)
+        await client.send(head + b"\r\n\r\n")
+        assert (await client.answer()).status == 100
+        await client.send(body)
+        assert (await client.answer()).body == chunked.body
+
+
+@pytest.mark.parametrize("cuts", [(1,), (20,), (-784,), (-783,), (-1,), (30, -784, -400, -1)])
+@on_loop
+async def test_requests_in_pieces_are_answered(fashion: Path, cuts: tuple[int, ...]) -> None:
+    """Wherever the network cuts a request, new or known, its answer is the same."""
+    request = ask(ONE)
+    places = [0, *(cut % len(request) for cut in cuts), len(request)]
+    async with service(fashion) as server, server.connect() as client:
+        await client.send(request)
+        whole = await client.answer()
+        for _ in range(2):
+            for start, stop in itertools.pairwise(places):
+                await client.send(request[start:stop])
+                await asyncio.sleep(0.002)  # a packet of its own
+            assert (await client.answer()).body == whole.body
+
+
+@on_loop
+async def test_requests_that_share_packets_are_answered_in_order(fashion: Path) -> None:
+    """Several in one packet, and one and a half: each gets its own answer."""
+    rows = artifacts.images(8)
+    requests = [ask(row.tobytes()) for row in rows]
+    async with service(fashion) as server, server.connect() as client:
+        alone = []
+        for request in requests:
+            await client.send(request)
+            alone.append((await client.answer()).body)
+        stream = b"".join(requests)
+        for size in (len(stream), len(requests[0]) * 3 // 2):
+            for start in range(0, len(stream), size):
+                await client.send(stream[start : start + size])
+            assert [(await client.answer()).body for _ in rows] == alone
+
+
+@on_loop
+async def test_order_is_kept_between_the_lane_and_the_application(fashion: Path) -> None:
+    """Pipelined requests for both are answered as they came."""
+    live = b"GET /v2/health/live HTTP/1.1\r\nHost: here\r\n\r\n"
+    async with service(fashion) as server, server.connect() as client:
+        for _ in range(3):
+            await client.send(ask(ONE) + live + ask(ONE) + ask(b"x") + live + live + ask(ONE))
+            bodies = [(await client.answer()).body[:9] for _ in range(7)]
+            yes, no = b'{"model":', b'{"live":t'
+            assert bodies == [yes, no, yes, b'{"error":', no, no, yes]
+
+
+@on_loop
+async def test_rubbish_behind_a_request_takes_nothing_from_it(fashion: Path) -> None:
+    """The answer comes first, then the refusal, then the end."""
+    async with service(fashion) as server, server.connect() as client:
+        for _ in range(2):
+            await client.send(ask(ONE) + b"rubbish\r\n\r\n")
+            assert (await client.answer()).status == 200
+            assert (await client.answer()).status == 400
+            assert await client.is_closed()
+            break
+    async with service(fashion) as server, server.connect() as client:
+        await client.send(ask(ONE))
+        await client.answer()
+        await client.send(ask(ONE) + b"rubbish\r\n\r\n")
+        assert [(await client.answer()).status for _ in range(2)] == [200, 400]
+
+
+@on_loop
+async def test_close_is_honoured_on_the_lane(fashion: Path) -> None:
+    """New or known, a request that asks for it is the connection's last."""
+    async with service(fashion) as server:
+        for _ in range(2):
+            async with server.connect() as client:
+                await client.send(ask(ONE, OCTETS, b"Connection: close") + ask(ONE))
+                assert (await client.answer()).headers["connection"] == "close"
+                assert await client.is_closed()
+
+
 # -- pressure ----------------------------------------------------------------------------------------------------
 
 
@@ -233,13 +322,6 @@ async def test_refusals_do_not_keep_the_loop_from_turning(fashion: Path) -> None
 # -- bad luck, again and again -------------------------------------------------------------------------------------
 
 
-def vanish(client: Client) -> None:
-    """Go with a reset."""
-    sock = client.writer.get_extra_info("socket")
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    client.writer.transport.abort()
-
-
 @on_loop
 async def test_clients_that_vanish_at_any_moment_leave_nothing_behind(fashion: Path, caplog) -> None:
     """Within the head, the body, the queue or the answer: no descriptor, task, byte or queued row stays, no trace."""
@@ -255,7 +337,7 @@ async def test_clients_that_vanish_at_any_moment_leave_nothing_behind(fashion: P
             async with server.connect() as client, server.connect() as other:
                 await client.send((request * 2)[: cuts[number % len(cuts)]])
                 await other.send(request)
-                vanish(client) if number % 2 else client.writer.close()
+                client.reset() if number % 2 else client.writer.close()
                 assert (await other.answer()).status == 200
         await until(lambda: not server.server.server_state.connections)
         assert server.model.batcher.queued_rows == server.app.state.body_budget.held_bytes == 0
@@ -339,3 +421,46 @@ async def test_many_slow_clients_keep_nobody_from_being_answered(fashion: Path) 
         for _, writer in slow:
             writer.close()
         assert {answer[9:12] for answer in told} == {b"408"}
+
+
+@pytest.mark.parametrize("vanish", ["reset", "close"])
+@on_loop
+async def test_a_client_that_has_gone_costs_no_run(fashion: Path, vanish: str) -> None:
+    """Its request is dropped from the queue, whether its system said goodbye or not."""
+    async with held(fashion) as (server, valve, first):
+        async with server.connect() as second:
+            await second.send(ask(ONE))
+            while server.model.batcher.queued_rows != 1:  # noqa: ASYNC110 - the queue tells nobody
+                await asyncio.sleep(0.001)
+            second.reset() if vanish == "reset" else second.writer.close()
+            await gone(server, 1)
+        valve.open.set()
+        assert (await first.answer()).status == 200
+        await first.send(ask(ONE))
+        assert (await first.answer()).status == 200
+        assert valve.runs == 2
+
+
+@on_loop
+async def test_a_client_that_only_stopped_sending_is_answered(fashion: Path) -> None:
+    """After the interim answer that tells the two apart comes the real one."""
+    async with held(fashion) as (server, valve, _first), server.connect() as second:
+        await second.send(ask(ONE))
+        second.end()
+        assert (await second.answer()).status == 100
+        valve.open.set()
+        assert (await second.answer()).status == 200
+        assert await second.is_closed()
+
+
+@on_loop
+async def test_a_request_on_the_lane_is_answered_before_the_end(fashion: Path) -> None:
+    """SIGTERM waits for the engine; the answer says that the connection ends."""
+    async with held(fashion) as (server, valve, first):
+        stopping = asyncio.create_task(server.stop())
+        while not server.server.should_exit or server.server.servers[0].is_serving():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        valve.open.set()
+        assert (await first.answer()).status == 200
+        assert await first.is_closed()
+        await stopping

@@ -1,0 +1,69 @@
+"""`/predict` on the fast lane against the application: the same requests on both ways."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support import artifacts
+from tests.support.lane import FLAT, JSON, NESTED, OCTETS, ONE, assert_equal, both, instances, png, service
+from tests.support.wire import on_loop
+
+FORMS: dict[str, tuple[bytes, bytes]] = {
+    "one image": (ONE, OCTETS),
+    "five images": (artifacts.images(5).tobytes(), OCTETS),
+    "more than the largest batch": (artifacts.images(9).tobytes(), OCTETS),
+    "flat": (instances(FLAT), JSON),
+    "nested": (instances(NESTED), JSON),
+    "two": (instances(FLAT, NESTED), JSON),
+    "more than the largest batch, in JSON": (instances(*[FLAT] * 9), JSON),
+    "floats": (instances([float(value) for value in FLAT]), JSON),
+    "charset": (instances(FLAT), b"application/json; charset=utf-8"),
+    "small file": (instances({"b64": png(28)}), JSON),
+    "large file": (instances({"b64": png(60, 250)}), JSON),
+}
+ERRORS: dict[str, tuple[bytes, bytes]] = {
+    "783 bytes": (ONE[:-1], OCTETS),
+    "11 images": (artifacts.images(11).tobytes(), OCTETS),
+    "11 in JSON": (instances(*[{"b64": png(28)}] * 11), JSON),
+    "not JSON": (b"{", JSON),
+    "no instances": (b"{}", JSON),
+    "empty": (instances(), JSON),
+    "785 values": (instances([*FLAT, 0]), JSON),
+    "256": (instances([256, *FLAT[1:]]), JSON),
+    "true": (instances([True, *FLAT[1:]]), JSON),
+    "NaN": (b'{"instances":[[NaN]]}', JSON),
+    "not an image": (instances({"b64": "AAAA"}), JSON),
+    "a large file that is none": (instances({"b64": "A" * 4000}), JSON),
+    "media type": (ONE, b"text/plain"),
+    "nothing": (b"", OCTETS),
+}
+
+
+@pytest.mark.parametrize(("body", "media_type"), FORMS.values(), ids=FORMS)
+@on_loop
+async def test_both_ways_give_the_same_answer(fashion: Path, body: bytes, media_type: bytes) -> None:
+    """Byte for byte, in every form that a body may have, and with the same headers."""
+    async with service(fashion, buckets=(1, 2, 4, 8)) as server:
+        on_lane, application = await both(server, body, media_type)
+        assert on_lane.status == 200
+        assert_equal(on_lane, application)
+
+
+@pytest.mark.parametrize(("body", "media_type"), ERRORS.values(), ids=ERRORS)
+@on_loop
+async def test_both_ways_refuse_in_the_same_words(fashion: Path, body: bytes, media_type: bytes) -> None:
+    """Status, sentence and headers of an error do not depend on the way."""
+    async with service(fashion, buckets=(1, 2, 4, 8), max_rows=10) as server:
+        on_lane, application = await both(server, body, media_type)
+        assert on_lane.error
+        assert_equal(on_lane, application)
+
+
+@pytest.mark.parametrize("value", [b"0", b"-1", b"soon", b"1.5", b""])
+@on_loop
+async def test_a_deadline_that_is_none_is_refused(fashion: Path, value: bytes) -> None:
+    """X-Deadline-Ms has to be a whole number above 0, on both ways."""
+    async with service(fashion) as server:
+        on_lane, application = await both(server, ONE, OCTETS, b"X-Deadline-Ms: " + value)
+        assert on_lane.status == 400
+        assert_equal(on_lane, application)
