@@ -341,7 +341,7 @@ def test_a_comparison_keeps_its_report_over_a_restart_and_after_its_time(models,
         monkeypatch.setattr(time, "time", lambda: in_an_hour)
         operator.done("models/fashion/load")
         operator.answering()
-        assert operator.compared(8)["rows"] == 8
+        assert operator.get("/v2/repository/models/fashion").json()["shadow"]["rows"] == 8
         operator.delete("/v2/repository/models/fashion/shadow")
     assert list((models.parent / "state/shadows/fashion").iterdir()) == []
 
