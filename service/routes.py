@@ -24,7 +24,7 @@ from .live.model import Model
 from .metrics import Metrics
 from .openapi import PREDICT, PREDICT_DESCRIPTION
 from .request_context import RequestContext
-from .schemas import errors
+from .schemas import error_responses
 from .settings import Settings
 from .v2.metadata import EXTENSIONS
 
@@ -48,7 +48,7 @@ router = APIRouter()
     description=PREDICT_DESCRIPTION,
     openapi_extra=PREDICT,
     response_model=schemas.PredictResponse,
-    responses=errors(400, 404, 413, 415, 500, 501, 503, 504),
+    responses=error_responses(400, 404, 413, 415, 500, 501, 503, 504),
 )
 async def predict(request: Request) -> Response:
     """Classify the images in the body."""
@@ -65,7 +65,7 @@ async def predict(request: Request) -> Response:
     return Response(body, media_type="application/json")
 
 
-@router.get("/v2", tags=["service"], summary="Name, version and models", responses=errors(500))
+@router.get("/v2", tags=["service"], summary="Name, version and models", responses=error_responses(500))
 @router.get("/v2/", include_in_schema=False)
 async def server_metadata(request: Request) -> schemas.ServerMetadata:
     """Describe the service and what it serves."""
@@ -75,13 +75,15 @@ async def server_metadata(request: Request) -> schemas.ServerMetadata:
     )
 
 
-@router.get("/v2/health/live", tags=["health"], summary="Whether the process answers", responses=errors(500))
+@router.get("/v2/health/live", tags=["health"], summary="Whether the process answers", responses=error_responses(500))
 async def live() -> schemas.Live:
     """Answer: a process that cannot is dead."""
     return schemas.Live(live=True)
 
 
-@router.get("/v2/health/ready", tags=["health"], summary="Whether models answer rightly", responses=errors(500, 503))
+@router.get(
+    "/v2/health/ready", tags=["health"], summary="Whether models answer rightly", responses=error_responses(500, 503)
+)
 async def ready(request: Request) -> schemas.Ready:
     """Answer 200 once every model has given its golden answers, else 503 with the reason."""
     request.app.state.registry.check_ready()
@@ -93,7 +95,7 @@ async def ready(request: Request) -> schemas.Ready:
     tags=["health"],
     summary="Metrics for Prometheus",
     response_class=Response,
-    responses={**errors(500), 200: {"content": {"text/plain": {}}}},
+    responses={**error_responses(500), 200: {"content": {"text/plain": {}}}},
 )
 async def metrics(request: Request) -> Response:
     """Give every metric in Prometheus' text format."""

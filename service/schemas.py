@@ -112,7 +112,7 @@ class Ready(BaseModel):
     ready: bool
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the `responses` of a route that may answer with these statuses.
 
     They point to the one schema, which `openapi` adds: of a model, FastAPI would build a validator for each status of

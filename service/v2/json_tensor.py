@@ -52,7 +52,7 @@ def tensor_from_json(
     flat, nesting = _flatten(data, len(shape), place)
     _check_nesting(nesting, shape, place)
     try:
-        return _quick(flat, datatype, may_hold_booleans).reshape(shape)
+        return _convert(flat, datatype, may_hold_booleans).reshape(shape)
     except (TypeError, ValueError, OverflowError) as err:
         _refuse_first_misfit(flat, nesting, datatype, place)
         raise InvalidInput(f"{place}: not {datatype} values: {clip(err)}") from err
@@ -89,7 +89,7 @@ def _check_nesting(nesting: tuple[int, ...], shape: Sequence[int], place: str) -
     raise InvalidInput(f"{place}: {got}, expected {expected} for shape {tuple(shape)}, flat or nested as the shape")
 
 
-def _quick(flat: list[Any], datatype: str, may_hold_booleans: bool) -> Array:
+def _convert(flat: list[Any], datatype: str, may_hold_booleans: bool) -> Array:
     """Return the values as an array, or raise one of several errors when any of them will not do."""
     if datatype == "BOOL":
         _expect(flat, bool)
@@ -129,18 +129,18 @@ def _refuse_first_misfit(flat: list[Any], nesting: tuple[int, ...], datatype: st
             continue
         position = next(start + i for i, value in enumerate(chunk) if not _fits([value], datatype))
         where = "".join(f"[{index}]" for index in np.unravel_index(position, nesting))
-        raise InvalidInput(f"{place}{where}: {describe(flat[position])}, expected {_wanted(datatype)}")
+        raise InvalidInput(f"{place}{where}: {describe(flat[position])}, expected {_expected(datatype)}")
 
 
 def _fits(values: list[Any], datatype: str) -> bool:
     try:
-        _quick(values, datatype, True)
+        _convert(values, datatype, True)
     except (TypeError, ValueError, OverflowError):
         return False
     return True
 
 
-def _wanted(datatype: str) -> str:
+def _expected(datatype: str) -> str:
     if datatype in _TYPECODES:
         limits = np.iinfo(DTYPES[datatype])
         return f"an integer {limits.min} to {limits.max} for {datatype}"

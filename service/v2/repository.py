@@ -15,22 +15,22 @@ from ..bodies.receive import receive_inflated
 from ..errors import InvalidInput, Unsupported, clip
 from ..live.control import ModelControl, body_version
 from ..live.state import LATEST
-from ..schemas import errors
+from ..schemas import error_responses
 
 MAX_BYTES = 65_536  # a control call names a version and a label
-_CHANGES = errors(400, 401, 403, 404, 413, 500, 501, 503)
+_CHANGES = error_responses(400, 401, 403, 404, 413, 500, 501, 503)
 
 router = APIRouter(prefix="/v2/repository", tags=["repository"])
 
 
-@router.post("/index", summary="Every version and its state", responses=errors(400, 413, 500))
+@router.post("/index", summary="Every version and its state", responses=error_responses(400, 413, 500))
 async def index(request: Request) -> list[dict[str, Any]]:
     """List all versions, on disk or in memory, with the reason where one does not serve."""
     body = await _body(request)
     return _control(request).index(ready_only=body.get("ready") is True)
 
 
-@router.get("/models/{model}", summary="Labels, versions and history of a model", responses=errors(404, 500))
+@router.get("/models/{model}", summary="Labels, versions and history of a model", responses=error_responses(404, 500))
 async def show_model(request: Request, model: str) -> dict[str, Any]:
     """Show where each label points, how it got there, and what a comparison shows."""
     return _control(request).show(model)

@@ -58,7 +58,7 @@ def format_response(
     described: list[dict[str, Any]] = []
     tails: list[bytes] = []
     for wanted in request.outputs:
-        array = chosen(wanted, outputs, class_names)
+        array = select_output(wanted, outputs, class_names)
         entry: dict[str, Any] = {"name": wanted.name, "datatype": datatype_of(array), "shape": array.shape}
         if wanted.binary:
             tails.append(tensor_to_bytes(array))
@@ -72,7 +72,7 @@ def format_response(
     return InferResponse(b"".join((head, *tails)), len(head)) if any(tails) else InferResponse(head, None)
 
 
-def chosen(wanted: WantedOutput, outputs: Mapping[str, Array], class_names: Sequence[str] | None) -> Array:
+def select_output(wanted: WantedOutput, outputs: Mapping[str, Array], class_names: Sequence[str] | None) -> Array:
     """Return one output in the requested form: the tensor, or its largest values as text."""
     array = outputs[wanted.name]
     return classify(array, wanted.classes, class_names) if wanted.classes else array

@@ -16,7 +16,7 @@ from ..inference import answer, count, served_model
 from ..live.model import Model
 from ..live.registry import Registry
 from ..request_context import RequestContext
-from ..schemas import DEADLINE, errors, parameter
+from ..schemas import DEADLINE, error_responses, parameter
 from ..settings import Settings
 from . import schemas
 from .metadata import model_config, model_metadata
@@ -49,19 +49,19 @@ _INFER_PARAMETERS = [
 router = APIRouter(prefix="/v2/models", tags=["open inference protocol"])
 
 
-@router.get("", summary="Names of the models", responses=errors(500))
+@router.get("", summary="Names of the models", responses=error_responses(500))
 async def list_models(request: Request) -> schemas.ModelList:
     """List what is served."""
     return schemas.ModelList(models=sorted({model.name for model in _registry(request).models()}))
 
 
-@router.get("/stats", summary="Statistics of all models", responses=errors(500))
+@router.get("/stats", summary="Statistics of all models", responses=error_responses(500))
 async def statistics_of_all(request: Request) -> dict[str, Any]:
     """Count requests, rows and batches, and the time they took."""
     return _statistics(_registry(request).all_versions())
 
 
-@router.get("/{model}", summary="What a model takes and gives", responses=errors(404, 500, 503))
+@router.get("/{model}", summary="What a model takes and gives", responses=error_responses(404, 500, 503))
 @router.get("/{model}/versions/{version}", include_in_schema=False)
 @router.get("/{model}/labels/{label}", include_in_schema=False)
 async def metadata_of_model(
@@ -72,7 +72,7 @@ async def metadata_of_model(
     return schemas.ModelMetadata(**model_metadata(served, sorted(_registry(request).tables[served.name].loaded)))
 
 
-@router.get("/{model}/ready", summary="Whether a model answers", responses=errors(404, 500, 503))
+@router.get("/{model}/ready", summary="Whether a model answers", responses=error_responses(404, 500, 503))
 @router.get("/{model}/versions/{version}/ready", include_in_schema=False)
 @router.get("/{model}/labels/{label}/ready", include_in_schema=False)
 async def model_ready(
@@ -82,7 +82,7 @@ async def model_ready(
     return schemas.ModelReady(name=_model(request, model, version, label).name, ready=True)
 
 
-@router.get("/{model}/config", summary="Configuration in Triton's form", responses=errors(404, 500, 503))
+@router.get("/{model}/config", summary="Configuration in Triton's form", responses=error_responses(404, 500, 503))
 @router.get("/{model}/versions/{version}/config", include_in_schema=False)
 async def config_of_model(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
     """Describe how a model is batched and where it runs."""
@@ -90,7 +90,7 @@ async def config_of_model(request: Request, model: str, version: str | None = No
     return model_config(_model(request, model, version), settings.max_rows)
 
 
-@router.get("/{model}/stats", summary="Statistics of a model", responses=errors(404, 500, 503))
+@router.get("/{model}/stats", summary="Statistics of a model", responses=error_responses(404, 500, 503))
 @router.get("/{model}/versions/{version}/stats", include_in_schema=False)
 async def statistics_of_model(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
     """Count requests, rows and batches of one model, and the time they took."""
@@ -104,7 +104,7 @@ async def statistics_of_model(request: Request, model: str, version: str | None 
     summary="Ask a model",
     response_model=schemas.InferenceResponse,
     openapi_extra={"requestBody": _BODY, "parameters": _INFER_PARAMETERS},
-    responses=errors(400, 404, 413, 415, 500, 501, 503, 504),
+    responses=error_responses(400, 404, 413, 415, 500, 501, 503, 504),
 )
 @router.post("/{model}/versions/{version}/infer", include_in_schema=False)
 @router.post("/{model}/labels/{label}/infer", include_in_schema=False)
@@ -120,10 +120,10 @@ async def infer(request: Request, model: str, version: str | None = None, label:
     served = _model(request, model, version, label)
     budget: BodyBudget = request.app.state.body_budget
     with budget.hold() as share, served.in_use():
-        wanted = await _read(request, served, share)
-        deadline = context.deadline(wanted.timeout_seconds)
-        result = await answer(_registry(request), served, wanted.inputs, deadline, context)
-    response = await _format(served, wanted, result.outputs)
+        infer_request = await _read(request, served, share)
+        deadline = context.deadline(infer_request.timeout_seconds)
+        result = await answer(_registry(request), served, infer_request.inputs, deadline, context)
+    response = await _format(served, infer_request, result.outputs)
     count(served, result, context)
     headers = {} if response.header_length is None else {HEADER_LENGTH: str(response.header_length)}
     body = response.body

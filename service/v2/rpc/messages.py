@@ -19,7 +19,7 @@ from ..checks import DeclaredTensor, WantedOutput, check_inputs, refuse_shared_m
 from ..datatypes import BYTES, bytes_tensor, datatype_of, tensor_from_bytes, tensor_to_bytes
 from ..parameters import Parameter, check_parameters, class_count, timeout_seconds
 from ..request import InferRequest
-from ..response import chosen
+from ..response import select_output
 from .descriptors import INFERENCE
 
 _CONTENTS = {
@@ -69,7 +69,7 @@ def write_response(
     """
     message = INFERENCE.messages["ModelInferResponse"](model_name=model, model_version=str(version), id=request.id)
     for wanted in request.outputs:
-        array = chosen(wanted, outputs, class_names)
+        array = select_output(wanted, outputs, class_names)
         datatype = datatype_of(array)
         entry = message.outputs.add(name=wanted.name, datatype=datatype, shape=array.shape)
         if wanted.binary:

@@ -97,10 +97,10 @@ class InferenceService:
         with model.in_use():
             arguments = (request, model.engine.inputs, model.engine.outputs, self._settings.max_rows)
             is_quick = bool(request.raw_input_contents) or request.ByteSize() <= QUICK_BYTES
-            wanted = await context.parse(read_request, *arguments, is_quick=is_quick)
-            deadline = context.deadline(wanted.timeout_seconds)
-            result = await answer(self._registry, model, wanted.inputs, deadline, context)
-        response = write_response(model.name, model.version, wanted, result.outputs, model.class_names)
+            infer_request = await context.parse(read_request, *arguments, is_quick=is_quick)
+            deadline = context.deadline(infer_request.timeout_seconds)
+            result = await answer(self._registry, model, infer_request.inputs, deadline, context)
+        response = write_response(model.name, model.version, infer_request, result.outputs, model.class_names)
         count(model, result, context)
         return response
 
