@@ -10,6 +10,7 @@
     ├── FoldError        a normalisation cannot be folded exactly
     ├── ExportError      the graph could not be written as ONNX
     ├── VerifyError      two forms of the network do not agree
+    │   └── CannotJudge  a comparison of two networks says nothing: neither equal nor different
     ├── GateError        a figure is not what it has to be: a study's gate, an accuracy not worth serving
     └── ArtifactError    the version folder cannot be written or read
 
@@ -69,6 +70,20 @@ class ExportError(TrainingError):
 
 class VerifyError(TrainingError):
     """Two forms of the network do not agree within the stated tolerance."""
+
+
+class CannotJudge(VerifyError):  # noqa: N818 -- a verdict: neither equal nor different
+    """A comparison of two networks says nothing, such as one of outputs that are random, empty or all NaN.
+
+    Attributes:
+        node: where it is: an output, or the operation that gives another result each time.
+        outputs: the numbers of the outputs that it concerns.
+    """
+
+    def __init__(self, message: str, node: str, outputs: tuple[int, ...] = ()):
+        super().__init__(message)
+        self.node = node
+        self.outputs = outputs
 
 
 class GateError(TrainingError):

@@ -153,13 +153,13 @@ class Clocks:
 
             self._time(proving, "prove_onnx", "proof")
             return
-        import foldserve.training.fold.api as front
         import foldserve.training.fold.pytorch.fold_plan as reading
+        import foldserve.training.fold.pytorch.result as writing
 
         for module, name, kind in (
             (reading, "read", "read"),
             (reading, "prove_sites", "proof"),
-            (front, "prove_model", "proof"),
+            (writing, "prove_model", "proof"),
         ):
             self._time(module, name, kind)
 

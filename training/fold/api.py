@@ -1,28 +1,24 @@
-"""Fold a PyTorch model: the public functions, and the last steps of a fold, writing and proving.
+"""Fold a PyTorch model: the public functions.
 
-`fold_plan` has the steps before those; each step is a module of its own. The argument is never modified, and
-nothing is returned that was not proved.
+`fold_plan` reads and decides, `result` writes and proves; each step is a module of its own. The argument is never
+modified, and nothing is returned that was not proved.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import FoldError
 from .core import Array
-from .pytorch.float64 import Inputs, full_copy, named_tensors, tensor_named
-from .pytorch.fold_plan import FoldPlan, make_fold_plan, report_of
+from .pytorch.float64 import Inputs
+from .pytorch.fold_plan import FoldPlan, make_fold_plan
 from .pytorch.input_normalisation import CastInput, InputNormalisation, Numbers
-from .pytorch.model_proof import prove_model
-from .pytorch.parameters import Value
-from .pytorch.write_graph import GraphWriter
-from .pytorch.write_module import CannotExpress, ModuleWriter
+from .pytorch.model_proof import Runnable, prove_model
+from .pytorch.result import by_identity, carry_out, still_rounded
 from .report import Proof, Report
-from .rounding import round_once
 
 
 @dataclass(frozen=True)
@@ -75,15 +71,15 @@ def fold(
     wanted = (input_scale, input_mean, input_std)
     normalisation = None if all(value is None for value in wanted) else _normalisation(*wanted)
     plan = make_fold_plan(model, example_inputs, dynamic, padding, normalisation)
-    folded = _finish(model, example_inputs, plan)
+    folded = _folded(model, example_inputs, plan)
     if strict:
         folded.report.require_all_folded()
     return folded
 
 
 def explain(model: nn.Module, example_inputs: Inputs, *, dynamic: Any = True, padding: str = "refuse") -> Report:
-    """Return the report that `fold` would return, proof of each site included, without making a model."""
-    return report_of(make_fold_plan(model, example_inputs, dynamic, padding))
+    """Return the report that `fold` returns, proofs included, and keep no model."""
+    return fold(model, example_inputs, dynamic=dynamic, padding=padding).report
 
 
 def verify(original: nn.Module, folded: nn.Module | Folded, inputs: Inputs) -> Proof:
@@ -97,8 +93,9 @@ def verify(original: nn.Module, folded: nn.Module | Folded, inputs: Inputs) -> P
         inputs: positional arguments for both, or a mapping of keyword arguments.
     """
     if isinstance(folded, Folded):
-        return prove_model(original, folded.model, inputs, exact=_by_identity(folded.model, folded.exact))
-    return prove_model(original, folded, inputs)
+        after = Runnable("folded model", folded.model, by_identity(folded.model, folded.exact))
+        return prove_model(Runnable("original", original), after, inputs)
+    return prove_model(Runnable("original", original), Runnable("folded model", folded), inputs, is_exact=False)
 
 
 def fold_input(
@@ -135,9 +132,9 @@ def fold_input(
     inputs = example_inputs if example_inputs is not None else (known.example_inputs if known else None)
     if inputs is None:
         raise FoldError("fold_input needs example_inputs for a model that is no result of fold; pass a tuple")
-    exact = _unchanged(module, known.exact if known else {})
+    exact = still_rounded(module, known.exact if known else {})
     plan = make_fold_plan(module, inputs, dynamic, padding, _normalisation(scale, mean, std), exact, input_only=True)
-    folded = _finish(module, inputs, plan).model
+    folded = _folded(module, inputs, plan).model
     return CastInput(folded).eval() if uint8 else folded
 
 
@@ -157,68 +154,7 @@ def _normalisation(scale: Numbers | None, mean: Numbers | None, std: Numbers | N
     return InputNormalisation(**{name: value for name, value in given.items() if value is not None})
 
 
-def _unchanged(model: nn.Module, exact: Mapping[str, Array]) -> dict[str, Array]:
-    """Return those float64 values whose rounding the model still holds."""
-    kept, tensors = {}, dict(named_tensors(model))
-    for name, values in exact.items():
-        tensor = tensors.get(name)
-        if tensor is None or tensor.shape != values.shape:
-            continue
-        stored = round_once(values, str(tensor.dtype).removeprefix("torch."))
-        if torch.equal(tensor.detach().cpu(), torch.from_numpy(stored).reshape(tensor.shape).to(tensor.dtype)):
-            kept[name] = values.reshape(tuple(tensor.shape))
-    return kept
-
-
-def _finish(model: nn.Module, example_inputs: Inputs, plan: FoldPlan) -> Folded:
-    if not plan.placement.folded:
-        unchanged = full_copy(model)
-        _ORIGINS[unchanged] = _Origin(example_inputs, {})
-        return Folded(unchanged, report_of(plan))
-    try:
-        folded, exact, proof = _written(ModuleWriter(model), model, example_inputs, plan)
-        form, reason = "module", ""
-    except (CannotExpress, FoldError) as why:  # a FoldError: the forward uses what the write-back took away
-        folded, exact, proof = _written(GraphWriter(plan.graph), model, example_inputs, plan)
-        form, reason = "graph", str(why)
-    report = replace(report_of(plan), form=form, form_reason=reason, proof=proof)
+def _folded(model: nn.Module, example_inputs: Inputs, plan: FoldPlan) -> Folded:
+    folded, report, exact = carry_out(plan, model, example_inputs)
     _ORIGINS[folded] = _Origin(example_inputs, exact)
     return Folded(folded, report, exact)
-
-
-def _written(
-    writer: ModuleWriter | GraphWriter, model: nn.Module, example_inputs: Inputs, plan: FoldPlan
-) -> tuple[nn.Module, dict[str, Array], Proof]:
-    """Return the model that the writer makes of the plan, the float64 values of its parameters, and its proof."""
-    writer.write(plan.graph, plan.placement, plan.changes)
-    exact = {**_unchanged(writer.model, plan.graph.exact), **_checked(writer.model, writer.exact())}
-    return writer.model, exact, _prove(model, writer.model, example_inputs, plan, exact)
-
-
-def _prove(
-    model: nn.Module, folded: nn.Module, example_inputs: Inputs, plan: FoldPlan, exact: Mapping[str, Array]
-) -> Proof:
-    normalisation, known = plan.normalisation, _unchanged(model, plan.graph.exact)
-    return prove_model(
-        model,
-        folded,
-        example_inputs if normalisation is None else normalisation.invert(example_inputs),
-        exact=_by_identity(folded, exact),
-        original_exact=_by_identity(model, known),
-        before=None if normalisation is None else normalisation.apply,
-    )
-
-
-def _checked(model: nn.Module, exact: Mapping[str, Value]) -> dict[str, Array]:
-    """Return the float64 values; raise FoldError unless each stored one is its value rounded once, bit for bit."""
-    for name, value in exact.items():
-        stored = tensor_named(model, name).detach().cpu()
-        if not torch.equal(stored, torch.from_numpy(value.stored).reshape(stored.shape).to(stored.dtype)):
-            raise FoldError(f"the stored parameter '{name}' is not the folded value rounded once; please report this")
-    return {name: value.exact.reshape(tuple(tensor_named(model, name).shape)) for name, value in exact.items()}
-
-
-def _by_identity(model: nn.Module, exact: Mapping[str, Array]) -> dict[int, Tensor]:
-    """Return the float64 tensors by the id of the parameter that is their rounding."""
-    known = {name: tensor_named(model, name) for name in exact}
-    return {id(t): torch.from_numpy(exact[name]).to(t.device) for name, t in known.items()}

@@ -9,9 +9,9 @@ from torch import nn
 
 from foldserve.training.errors import FoldError
 from foldserve.training.fold import fold, verify
-from foldserve.training.fold.api import _checked
 from foldserve.training.fold.pytorch.fold_plan import make_fold_plan
 from foldserve.training.fold.pytorch.parameters import Value
+from foldserve.training.fold.pytorch.result import checked
 from foldserve.training.fold.pytorch.site_proof import prove_sites
 from tests.support.fold_cases import randomise
 
@@ -120,11 +120,11 @@ def test_a_stored_parameter_off_by_one_bit_is_caught() -> None:
     """Stored parameters equal the float64 result rounded once, bit for bit."""
     result = fold(network(), INPUTS)
     values = {name: Value(exact, "float32") for name, exact in result.exact.items()}
-    _checked(result.model, values)
+    checked(result.model, values)
     with torch.no_grad():
         result.model[0].bias[3] = torch.nextafter(result.model[0].bias[3], torch.tensor(9.0))
     with pytest.raises(FoldError, match=r"'0\.bias' is not the folded value rounded once"):
-        _checked(result.model, values)
+        checked(result.model, values)
 
 
 def test_verify_compares_any_two_models() -> None:
@@ -132,7 +132,7 @@ def test_verify_compares_any_two_models() -> None:
     model = network()
     proof = verify(model, fold(model, INPUTS).model, INPUTS)
     assert proof.algebra_error < 1e-6
-    with pytest.raises(FoldError, match="differ by"):
+    with pytest.raises(FoldError, match="differs by"):
         verify(model, nn.Sequential(*list(model)[:1], nn.Identity(), *list(model)[2:]).eval(), INPUTS)
     with pytest.raises(FoldError, match="returns shape"):
         verify(model, nn.Sequential(model[0]).eval(), INPUTS)

@@ -55,10 +55,25 @@ class _Operations(_Widening, TorchDispatchMode):  # type: ignore[no-untyped-call
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            return self._draw(func, args, kwargs or {})
         written = (a for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write)
         if next(written, None) is not None:
             _refuse_narrow_writes(str(func), args[:1])
         return tree_map(widen, func(*tree_map(self.widened, args), **tree_map(self.widened, kwargs or {})))
+
+    def _draw(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Draw random numbers in float32, as the deployed model does: in float64 they would be others."""
+        if func._schema.name.endswith("_") and args[0].dtype is torch.float64:
+            drawn = func(torch.empty_like(args[0], dtype=torch.float32), *args[1:], **kwargs)
+            return args[0].copy_(drawn)
+        return tree_map(widen, func(*tree_map(_narrow, args), **tree_map(_narrow, kwargs)))
+
+
+def _narrow(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.dtype is torch.float64:
+        return value.to(torch.float32)
+    return torch.float32 if value is torch.float64 else value
 
 
 def widen(value: Any) -> Any:
@@ -102,11 +117,16 @@ def run_model_in_float64(model: nn.Module, inputs: Inputs, exact: Mapping[int, T
     try:
         return run_in_float64(lambda given: call(runnable, given), (inputs,), exact)
     except RuntimeError as err:
-        if "HigherOrderOperator" not in str(err) and not type(err).__module__.startswith("torch._dynamo"):
+        if not needs_no_mode(err):
             raise
     torch.compiler.reset()  # torch.cond keeps what it compiled under the mode, which does not run without it
     with torch.no_grad():
         return call(_widened_copy(model, exact or {}), tree_map(widen, inputs))
+
+
+def needs_no_mode(err: RuntimeError) -> bool:
+    """True when a model cannot run under our modes because of torch.cond and the like."""
+    return "HigherOrderOperator" in str(err) or type(err).__module__.startswith("torch._dynamo")
 
 
 def _widened_copy(model: nn.Module, exact: Mapping[int, Tensor]) -> nn.Module:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
-from ...errors import FoldError
+from ...errors import CannotJudge, FoldError
 from ..core import Array
 from ..refusals import Refusal, RefusalCode
 from ..registry import state_registered
@@ -31,16 +31,27 @@ class FoldPlan:
     """A model that has been read, its norms placed, computed and proved one by one, and not yet written.
 
     Attributes:
+        norms: all that were recognised.
+        banned: those that have to stay whatever the placement, with the reason.
+        exact_padding: norms may go into zero-padded convolutions, with a correction at the border.
         errors: of each folded norm, in float64, relative to what it adds up; see `site_proof`.
     """
 
     graph: TorchGraph
     norms: list[Norm]
+    banned: dict[Norm, Refusal]
+    exact_padding: bool
     placement: Placement
     unreadable: list[Site]
     changes: list[Change]
     errors: dict[Norm, float]
     normalisation: InputNormalisation | None
+
+    @property
+    def concerned_outputs(self) -> set[int]:
+        """The numbers of the model's outputs that a folded norm reaches."""
+        reached = (self.graph.outputs_of(norm.output) for norm in self.placement.folded)
+        return set().union(*reached)
 
 
 def make_fold_plan(
@@ -66,10 +77,20 @@ def make_fold_plan(
     if normalisation is not None:
         norms = [normalisation.norm(graph), *norms]
     banned = dict.fromkeys(norms, quantised) if quantised else {}
-    placement, changes, errors = _proved(graph, norms, padding == "exact", banned)
-    if normalisation is not None and norms[0] in placement.refused:
-        raise placement.refused[norms[0]]
-    return FoldPlan(graph, norms, placement, unreadable, changes, errors, normalisation)
+    return _placed(graph, norms, unreadable, padding == "exact", banned, normalisation)
+
+
+def without(plan: FoldPlan, doubt: CannotJudge) -> FoldPlan:
+    """Return the plan without the norms that reach an output which cannot be judged; they are refused.
+
+    Raises:
+        Refusal: the normalisation of the input is one of them.
+    """
+    outputs, folded = set(doubt.outputs), list(plan.placement.folded)
+    reaching = [norm for norm in folded if plan.graph.outputs_of(norm.output) & outputs] or folded
+    refusal = Refusal(RefusalCode.UNJUDGED, str(doubt))
+    banned = {**plan.banned, **dict.fromkeys(reaching, refusal)}
+    return _placed(plan.graph, plan.norms, plan.unreadable, plan.exact_padding, banned, plan.normalisation)
 
 
 def _require_arguments(example_inputs: object, padding: str) -> None:
@@ -108,17 +129,25 @@ def _quantised(model: nn.Module) -> Refusal | None:
     return None
 
 
-def _proved(
-    graph: TorchGraph, norms: list[Norm], exact_padding: bool, banned: dict[Norm, Refusal]
-) -> tuple[Placement, list[Change], dict[Norm, float]]:
-    """Return a placement whose parameters all fit their dtypes and are proved, without the banned norms."""
+def _placed(
+    graph: TorchGraph,
+    norms: list[Norm],
+    unreadable: list[Site],
+    exact_padding: bool,
+    banned: dict[Norm, Refusal],
+    normalisation: InputNormalisation | None,
+) -> FoldPlan:
+    """Return a plan whose parameters all fit their dtypes and whose sites are proved, without the banned norms."""
     while True:
         placement = place_norms(graph, norms, exact_padding, banned)
         changes, unfit = compute_changes(graph, placement)
         errors, unproved = ({}, {}) if unfit else prove_sites(graph, placement, changes)
         if not unfit and not unproved:
-            return placement, changes, errors
+            break
         banned.update(unfit or unproved)
+    if normalisation is not None and norms[0] in placement.refused:
+        raise placement.refused[norms[0]]
+    return FoldPlan(graph, norms, banned, exact_padding, placement, unreadable, changes, errors, normalisation)
 
 
 def require_foldable(model: nn.Module) -> None:

@@ -4,11 +4,9 @@ First step of the PyTorch front end. It tells the later steps about a node (its 
 it, whether it is a constant and which, which module it belongs to) and decides nothing about folding.
 """
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,6 +21,7 @@ from ...errors import FoldError
 from ..core import Array
 from ..refusals import Refusal, RefusalCode
 from .float64 import Inputs, run_in_float64
+from .process_state import quiet
 
 _READS_ONLY_METADATA = {
     "aten::sym_size",
@@ -74,6 +73,25 @@ class TorchGraph:
     def target(self, node: Node) -> str | None:
         """Return the qualified name of the parameter, buffer or constant that this node stands for."""
         return self._targets.get(node.name) if node.op == "placeholder" else None
+
+    @cached_property
+    def _output_numbers(self) -> dict[Node, set[int]]:
+        """For each node the numbers of the model's tensor outputs that depend on it."""
+        numbers: dict[Node, set[int]] = {node: set() for node in self.nodes}
+        by_name = {node.name: node for node in self.nodes}
+        names = self.program.graph_signature.user_outputs
+        tensors = [by_name[name] for name in names if isinstance(name, str) and is_tensor(by_name.get(name))]
+        for number, node in enumerate(tensors):
+            numbers[node].add(number)
+        for node in reversed(self.nodes):
+            for source in node.all_input_nodes:
+                if node.op != "output":
+                    numbers[source] |= numbers[node]
+        return numbers
+
+    def outputs_of(self, node: Node) -> set[int]:
+        """Return the numbers of the model's tensor outputs that depend on the node."""
+        return self._output_numbers[node]
 
     def readers(self, node: Node) -> list[Node]:
         """Return the nodes that read the values of `node`; reading its shape does not count."""
@@ -267,23 +285,6 @@ def _batch_of_two(inputs: Inputs) -> Inputs:
 
     doubled: Inputs = torch.utils._pytree.tree_map(double, inputs)
     return doubled
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence what torch.export says about hand-written norms and single-size axes; errors still come through."""
-    logger = logging.getLogger("torch")
-    exporters = [logging.getLogger(n) for n in ("torch._export", "torch.export", "torch.fx", "torch._dynamo")]
-    levels = [(one, one.level) for one in [logger, *exporters]]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for one, _ in levels:
-            one.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for one, level in levels:
-                one.setLevel(level)
 
 
 def _unreadable(err: Exception) -> FoldError:

@@ -13,10 +13,11 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from .float64 import named_tensors
-from .graph import TorchGraph, is_in_place, operation, quiet
+from .graph import TorchGraph, is_in_place, operation
 from .layers import Layer
 from .parameters import Change, Value
 from .placement import Placement
+from .process_state import quiet
 from .writer import Writer
 
 
