@@ -18,7 +18,7 @@ from ..transport.asgi import Server
 from ..transport.connection import GUARD, Connection
 from ..transport.deadlines import Phase
 from ..transport.parser import ParsedHead
-from ..transport.probe import GoneProbe
+from ..transport.probe import abort_if_gone
 from .exchange import Exchange, RequestHead
 from .lane import LANE, Lane
 
@@ -162,7 +162,8 @@ class ConnectionLane:
     def half_closed(self) -> None:
         """Find out whether the client still waits."""
         if self._is_waiting():
-            GoneProbe(self._connection.transport, self._is_waiting, self._guard.limits.tick_seconds)
+            connection, seconds = self._connection, self._guard.limits.tick_seconds
+            connection.server.run(abort_if_gone(connection.transport, self._is_waiting, seconds))
 
     def _is_waiting(self) -> bool:
         due = self._outbox.due

@@ -16,7 +16,7 @@ from ..errors import EngineError, ServiceError
 from ..live.shadow import Shadows
 from ..request_context import Headers, answer_timing, new_request_id, shortest_timeout
 from ..transport.connection import Connection
-from ..transport.wire import error_answer_bytes
+from ..transport.wire import error_bytes
 from .counts import AnswerCounts
 from .infer import Infer
 from .predict import Predict
@@ -76,7 +76,7 @@ class Endpoint:
         self._error_log.note(error, request_id.decode(), self.route.label)
         server = exchange.connection.server.state
         server.total_requests += 1
-        answer = error_answer_bytes(error, request_id, server.default_headers, total, is_last=exchange.is_last)
+        answer = error_bytes(error, request_id, server.default_headers, total, is_last=exchange.is_last)
         exchange.connection.outbox.send(exchange, answer)
 
     def _contents(

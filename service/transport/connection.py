@@ -1,16 +1,13 @@
 """One connection: a parser, deadlines, flow control and an outbox, and what they are called for.
 
 Between the socket and the application. Refuses what is too slow, too large or not HTTP before any application sees it,
-in the service's one error shape; what gets through goes on untouched. uvicorn, given as `http=` a function such as
-`guarded_connection`, calls it for each socket.
+in the service's one error shape; what gets through goes on untouched. A function that uvicorn is given as `http=` makes
+one for each socket.
 """
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Protocol
-
-from uvicorn.config import Config
-from uvicorn.server import ServerState
+from typing import Protocol
 
 from ..errors import InvalidInput, Overloaded, ServiceError
 from ..request_context import read_request_id
@@ -20,7 +17,7 @@ from .flow import Flow
 from .guard import Guard
 from .outbox import Outbox
 from .parser import ParsedHead, RequestParser
-from .wire import error_answer_bytes
+from .wire import error_bytes
 
 IDLE = Phase.IDLE  # on each request's way, where looking a member up in its class would cost a tenth of a microsecond
 GUARD = "guard"  # the key of the lifespan's state
@@ -52,27 +49,13 @@ class Lane(Protocol):
         """The client has finished sending."""
 
 
-class NullLane:
-    """Leaves everything to the application."""
-
-    def receive(self, data: bytes) -> bytes:
-        """Leave all of it."""
-        return data
-
-    def accept(self, head: ParsedHead) -> None:
-        """Leave it."""
-
-    def half_closed(self) -> None:
-        """Nothing waits here."""
-
-
 class Connection(asyncio.Protocol):
     """One connection. The guard's clock looks at its deadlines, so that a request costs no timer of its own.
 
     Args:
         server: what uvicorn gives to all connections.
         guard: limits, and what all connections together may do.
-        open_lane: makes this connection's way past the application; None where there is none.
+        open_lane: makes this connection's way past the application.
 
     Attributes:
         receiving: takes the body that is being received.
@@ -83,7 +66,7 @@ class Connection(asyncio.Protocol):
     outbox: Outbox
     lane: Lane
 
-    def __init__(self, server: Server, guard: Guard, open_lane: "Callable[[Connection], Lane] | None" = None) -> None:
+    def __init__(self, server: Server, guard: Guard, open_lane: "Callable[[Connection], Lane]") -> None:
         self.server = server
         self.guard = guard
         self.loop = asyncio.get_running_loop()
@@ -104,7 +87,7 @@ class Connection(asyncio.Protocol):
         self.flow = Flow(transport)
         self.outbox = Outbox(transport, self.flow, self.guard.limits.pipelined, self._answer_sent)
         self._application = Application(self.server, transport, self.flow, self.outbox, self._close_behind_answer)
-        self.lane = NullLane() if self._open_lane is None else self._open_lane(self)
+        self.lane = self._open_lane(self)
         self.server.state.connections.add(self)  # type: ignore[arg-type]  # uvicorn lists its own classes
         peer = address(transport, "peername")
         self._address = peer[0] if peer else ""
@@ -208,7 +191,7 @@ class Connection(asyncio.Protocol):
         self.guard.refused(error.status, seconds)
         request_id = read_request_id(dict(self.parser.headers).get(b"x-request-id"))
         default_headers = self.server.state.default_headers
-        self._refusal = error_answer_bytes(error, request_id, default_headers, seconds, is_last=True)
+        self._refusal = error_bytes(error, request_id, default_headers, seconds, is_last=True)
         self.deadlines.enter(Phase.MUST_CLOSE, now)
         self._close_if_answered()
 
@@ -269,10 +252,3 @@ class Connection(asyncio.Protocol):
         if self.deadlines.phase is Phase.IDLE and self.outbox.due:
             self.outbox.due[-1].end_connection()
             self.deadlines.enter(Phase.MUST_CLOSE, now)
-
-
-def guarded_connection(
-    config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: asyncio.AbstractEventLoop | None = None
-) -> Connection:
-    """Return a connection all of whose requests go to the application; called by uvicorn."""
-    return Connection(Server(config, server_state, app_state), app_state[GUARD])

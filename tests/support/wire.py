@@ -15,7 +15,8 @@ import uvicorn
 import uvloop
 
 from foldserve.service.settings import Settings
-from foldserve.service.transport.connection import GUARD, guarded_connection
+from foldserve.service.transport.asgi import Server
+from foldserve.service.transport.connection import GUARD, Connection
 from foldserve.service.transport.guard import Guard
 from foldserve.service.transport.limits import ConnectionLimits, connection_limits
 
@@ -101,6 +102,25 @@ class Serving:
         await self.finished
 
 
+class NullLane:
+    """Leaves every request to the application."""
+
+    def receive(self, data: bytes) -> bytes:
+        """Leave all of it to the parser."""
+        return data
+
+    def accept(self, head: Any) -> None:
+        """Leave it."""
+
+    def half_closed(self) -> None:
+        """Nothing waits here."""
+
+
+def connection_without_lane(config: Any, server_state: Any, app_state: dict, _loop: Any = None) -> Connection:
+    """What uvicorn calls for each socket."""
+    return Connection(Server(config, server_state, app_state), app_state[GUARD], lambda connection: NullLane())
+
+
 def limited(**limits: Any) -> ConnectionLimits:
     """The limits of the settings, but for those that are given."""
     return dataclasses.replace(connection_limits(Settings()), **limits)
@@ -127,7 +147,7 @@ async def serving(
         await receive()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async with running(with_lifespan, guarded_connection, **options) as (port, server, finished):
+    async with running(with_lifespan, connection_without_lane, **options) as (port, server, finished):
         yield Serving(port, guard, server, finished)
 
 

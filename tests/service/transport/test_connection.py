@@ -310,6 +310,11 @@ async def test_one_endless_header_is_refused_before_it_ends() -> None:
     """The parser shows a header only when it is whole: memory is bounded before that."""
     async with serving(echo, limited(header_bytes=1000)) as server, server.connect() as client:
         await client.send(b"GET / HTTP/1.1\r\nX: ")
+        while not server.guard.connections:  # noqa: ASYNC110 - the server tells nobody
+            await asyncio.sleep(0.001)
+        (connection,) = server.guard.connections
+        while connection.deadlines.phase is not Phase.HEAD:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
         for _ in range(100):
             await client.send(b"x" * 100)
         assert (await client.answer()).status == 431
