@@ -121,3 +121,16 @@ def test_the_page_names_every_file(half):
         rooms = {f"{parent}/" for parent in map(str, inside.parents) if parent != "."}
         whole_room_is_named = any(f"`{room}`" in page for room in rooms)
         assert inside.name in named or str(inside) in named or whole_room_is_named, inside
+
+
+def test_the_drawings_name_files_that_exist():
+    """The first line of a box is where that step happens: files of one half, the later ones in the first one's room."""
+    blocks = re.findall(r"```mermaid\n(.*?)```", (ROOT / "docs/architecture.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    for half, block in zip((ROOT / "service", ROOT / "training"), blocks, strict=True):
+        boxes = re.findall(r'\["([^"]*?)<br>', block)
+        assert len(boxes) > 8
+        for names in (box.split(", ") for box in boxes):
+            room = (half / names[0]).parent
+            for name in names:
+                assert any((folder / f"{name}.py").is_file() for folder in (half, room)), name

@@ -1,7 +1,7 @@
 """The arithmetic of folding: pure functions on numpy arrays, float64 throughout, one rounding at the end.
 
 First in the flow after the refusal codes. Any norm in eval mode is an `Affine`, y = scale * x + shift per channel;
-`fold_producer` puts one after a layer's output, `fold_consumer` before a layer's input. ZeroBranch here knows torch,
+`fold_producer` puts one after a layer's output, `fold_consumer` before a layer's input. Nothing here knows torch,
 ONNX, graphs or names: both front ends call the same functions.
 """
 
