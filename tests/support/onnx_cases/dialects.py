@@ -31,7 +31,8 @@ def _spatial() -> onnx.ModelProto:
     c = net.node("Conv", [net.input("x", "N", 4, 5, 5), net.constant("w", 6, 4, 3, 3)])
     stats = net.statistics("bn", 6)
     for name in stats:
-        net.tensors[name] = np.ascontiguousarray(np.broadcast_to(net.tensors[name].reshape(6, 1, 1), (6, 3, 3)))
+        rows = net.tensors[name].reshape(6, 1, 1) * np.linspace(1, 2, 9, dtype=np.float32).reshape(3, 3)
+        net.tensors[name] = rows.astype(np.float32)
     net.output(net.node("BatchNormalization", [c, *stats], "y", spatial=0), 4)
     return net.model(ir_version=6)
 

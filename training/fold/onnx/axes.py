@@ -1,11 +1,14 @@
-"""Follows a channel axis through the shape operations of ONNX, by the order of elements and never by sizes that agree.
+"""Follows channel axes through the shape operations of ONNX, by the order of elements and never by sizes that agree.
 
-Used by `flow` in both directions. Two axes are the same only when everything before them (or
-everything after them) is the same number of elements: a Reshape keeps the row-major order, so that is a proof. An axis
-that is split or merged takes its affine along, repeated or tiled; anything else is refused.
+Used by `flow` in both directions. Two axes are the same only when everything before them (or everything after them) is
+the same number of elements: a Reshape keeps the row-major order, so that is a proof. An axis that is merged with others
+takes its affine along, repeated or tiled; one that is split lies on several axes until another Reshape joins them, as
+in a channel shuffle. Anything else is refused.
 """
 
 from collections import Counter
+from collections.abc import Iterator
+from math import prod
 
 import numpy as np
 from onnx import NodeProto
@@ -17,76 +20,91 @@ from .protos import Dims, attributes
 
 SHAPE_OPERATIONS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
 
+Axes = tuple[int, ...]
 
-def axis_of_concat(graph: OnnxGraph, node: NodeProto) -> int:
-    """Return the axis along which a Concat joins its inputs, not negative.
+
+def axis_of_node(graph: OnnxGraph, node: NodeProto) -> int:
+    """Return the axis along which a Concat joins, or a Split or Gather selects, not negative.
 
     Raises:
         Refusal: axis when no input has a known rank.
     """
-    rank = next((len(shape) for shape in map(graph.shape, node.input) if shape is not None), 0)
+    known = node.input if node.op_type == "Concat" else node.input[:1]
+    rank = next((len(shape) for shape in map(graph.shape, known) if shape is not None), 0)
     if rank == 0:
-        raise Refusal(RefusalCode.AXIS, f"Concat {node.name!r} joins values of unknown rank")
-    return int(attributes(node)["axis"]) % rank
+        verb = "joins" if node.op_type == "Concat" else "selects from"
+        raise Refusal(RefusalCode.AXIS, f"{node.op_type} {node.name!r} {verb} values of unknown rank")
+    return int(attributes(node).get("axis", 0)) % rank
 
 
-def across_transpose(node: NodeProto, rank: int, axis: int, *, backward: bool) -> int:
-    """Return where `axis` of the output lies in the input (backward), or of the input in the output."""
-    perm = list(attributes(node).get("perm", range(rank - 1, -1, -1)))
-    return int(perm[axis] if backward else perm.index(axis))
-
-
-def across_reshape(
-    graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int, *, backward: bool
-) -> tuple[Affine, int]:
-    """Return the affine and its axis on the other side of a Reshape, Flatten, Squeeze or Unsqueeze.
+def across_shape_operation(
+    graph: OnnxGraph, node: NodeProto, affine: Affine, axes: Axes, *, backward: bool
+) -> tuple[Affine, Axes]:
+    """Return the affine and its axes on the other side of one of `SHAPE_OPERATIONS`.
 
     Args:
         graph: knows the shapes of both sides.
         node: the shape operation.
-        affine: one channel per element of `axis`, more than one.
-        axis: channel axis of the node's output when going backward, of its input otherwise.
+        affine: one channel per element of the axes taken together, more than one.
+        axes: of the node's output when going backward, of its input otherwise; the last one counts up fastest.
         backward: from output to input.
 
     Raises:
         Refusal: axis when the shapes do not prove where the channels go.
     """
-    here_name, there_name = str(node.output[0]), str(node.input[0])
-    if not backward:
-        here_name, there_name = there_name, here_name
-    here, there = graph.shape(here_name), graph.shape(there_name)
+    names = (str(node.output[0]), str(node.input[0])) if backward else (str(node.input[0]), str(node.output[0]))
+    here, there = graph.shape(names[0]), graph.shape(names[1])
+    if node.op_type == "Transpose":
+        rank = len(here or there or ())
+        if rank == 0:
+            raise Refusal(RefusalCode.AXIS, f"Transpose {node.name!r}: the rank of its input is not known")
+        perm = list(attributes(node).get("perm", range(rank - 1, -1, -1)))
+        return affine, tuple(int(perm[axis] if backward else perm.index(axis)) for axis in axes)
     if here is None or there is None:
-        raise _lost(node, f"the shape of {here_name if here is None else there_name!r} is not known")
-    moved = _merged(here, there, affine, axis)
+        raise _lost(node, f"the shape of {names[0] if here is None else names[1]!r} is not known")
+    moved = _moved(here, there, affine, axes)
     if moved is None:
-        raise _lost(node, f"{list(here)} -> {list(there)} does not keep axis {axis} in one piece")
+        where = f"axis {axes[0]}" if len(axes) == 1 else f"axes {list(axes)}"
+        raise _lost(node, f"{list(here)} -> {list(there)} does not keep {where} in one piece")
     return moved
 
 
-def _merged(here: Dims, there: Dims, affine: Affine, axis: int) -> tuple[Affine, int] | None:
-    """Return the affine on the axis of `there` that is made of `here[first:last + 1]`, which contains `axis`."""
-    for first in range(axis, -1, -1):
-        for last in range(axis, len(here)):
-            block = here[first : last + 1]
-            if not all(isinstance(size, int) for size in block):
-                continue
-            outer = int(np.prod([int(size) for size in here[first:axis]], dtype=np.int64))
-            inner = int(np.prod([int(size) for size in here[axis + 1 : last + 1]], dtype=np.int64))
-            target = _axis_of(here[:first], here[last + 1 :], there, outer * affine.channels * inner)
-            if target is not None:
-                spread = affine.repeat(inner)
-                return Affine(np.tile(spread.scale, outer), np.tile(spread.shift, outer)), target
+def _moved(here: Dims, there: Dims, affine: Affine, axes: Axes) -> tuple[Affine, Axes] | None:
+    """Return the affine on the axes of `there` that hold a block of `here` around `axes`; on one axis if possible."""
+    sizes = [here[axis] for axis in axes]
+    numbers = [size for size in sizes if isinstance(size, int)]
+    first, last = min(axes), max(axes)
+    if prod(numbers) != affine.channels or len(numbers) != last - first + 1:
+        return None
+    order = np.argsort(axes)
+    ascending = affine.pick(np.arange(affine.channels).reshape(numbers).transpose(order).reshape(-1))
+    for longest in (1, len(there)):
+        for start, stop in _blocks_around(here, first, last + 1):
+            outer = prod(int(size) for size in here[start:first])
+            inner = prod(int(size) for size in here[last + 1 : stop])
+            targets = _same_block(here[:start], here[stop:], there, outer * affine.channels * inner, longest)
+            if targets:
+                return ascending.pick(np.tile(np.repeat(np.arange(affine.channels), inner), outer)), targets
     return None
 
 
-def _axis_of(before: Dims, after: Dims, there: Dims, size: int) -> int | None:
-    """Return the axis of `there` with `size` elements that has `before` or `after` on its side, as element counts."""
-    for target, other in enumerate(there):
-        if other != size:
-            continue
-        if _same_count(before, there[:target]) or _same_count(after, there[target + 1 :]):
-            return target
-    return None
+def _blocks_around(dims: Dims, first: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Yield the blocks of known size that contain dims[first:stop], as start and stop, smaller ones first."""
+    for start in range(first, -1, -1):
+        for end in range(stop, len(dims) + 1):
+            if all(isinstance(size, int) for size in dims[start:end]):
+                yield start, end
+
+
+def _same_block(before: Dims, after: Dims, there: Dims, size: int, longest: int) -> Axes:
+    """Return the axes of `there`, together of `size`, that have `before` or `after` on their side; () for none."""
+    for length in range(1, longest + 1):
+        for start in range(len(there) - length + 1):
+            numbers = [dim for dim in there[start : start + length] if isinstance(dim, int)]
+            fits = len(numbers) == length and prod(numbers) == size
+            if fits and (_same_count(before, there[:start]) or _same_count(after, there[start + length :])):
+                return tuple(range(start, start + length))
+    return ()
 
 
 def _same_count(one: Dims, other: Dims) -> bool:
@@ -95,8 +113,7 @@ def _same_count(one: Dims, other: Dims) -> bool:
 
 
 def _factors(dims: Dims) -> tuple[int, Counter[str]]:
-    known = int(np.prod([size for size in dims if isinstance(size, int)], dtype=np.int64))
-    return known, Counter(size for size in dims if isinstance(size, str))
+    return prod(size for size in dims if isinstance(size, int)), Counter(size for size in dims if isinstance(size, str))
 
 
 def _lost(node: NodeProto, why: str) -> Refusal:

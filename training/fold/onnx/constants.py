@@ -78,11 +78,14 @@ def _initializer(graph: OnnxGraph, name: str) -> Constant:
 
 
 def _computed(graph: OnnxGraph, node: NodeProto, value: str) -> Constant | None:
-    """Return what `node` makes of constants; of some inputs only shape or type matter."""
+    """Return what `node` makes of constants; of a CastLike's second input only the type matters."""
+    if operation(node) in SHAPE_ONLY:
+        numbers = np.array(graph.numbers_of_shape(node), np.int64)
+        return Constant(numbers if node.op_type == "Shape" else numbers.prod(), None)
     operands: dict[str, Constant] = {}
     for i, name in enumerate(node.input):
-        is_read = operation(node) not in SHAPE_ONLY and (operation(node) != "CastLike" or i == 0)
-        operand = read_constant(graph, name) if is_read else _stand_in(graph, name)
+        is_type = operation(node) == "CastLike" and i == 1
+        operand = Constant(np.zeros(()), None) if is_type else read_constant(graph, name)
         if name and operand is None:
             return None
         if operand is not None:
@@ -101,13 +104,6 @@ def _computed(graph: OnnxGraph, node: NodeProto, value: str) -> Constant | None:
         if not is_known or (operation(node) in ("Cast", "CastLike") and not _is_lossless(operands, values, str(dtype))):
             return None
     return Constant(values, dtype)
-
-
-def _stand_in(graph: OnnxGraph, name: str) -> Constant:
-    """Return zeros in place of a value whose numbers do not matter, of its shape where that is known."""
-    dims = graph.shape(name) or ()
-    sizes = [dim for dim in dims if isinstance(dim, int)]
-    return Constant(np.broadcast_to(np.zeros(()), sizes if len(sizes) == len(dims) else ()), None)
 
 
 def _is_lossless(operands: dict[str, Constant], values: npt.NDArray[Any], dtype: str) -> bool:

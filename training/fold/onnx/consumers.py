@@ -10,12 +10,13 @@ from onnx import NodeProto
 
 from ..core import Affine, concatenate
 from ..refusals import Refusal, RefusalCode
-from .axes import axis_of_concat
-from .flow import LAYERS, Flow, TargetLayer
+from .axes import axis_of_node
+from .flow import LAYERS, Flow, TargetLayer, one_per_layer
 from .graph import OnnxGraph, Use
 from .norms import Norm
 from .passing import blocked
 from .protos import operation
+from .selections import selections_by
 
 
 def find_consumers(graph: OnnxGraph, norm: Norm) -> list[TargetLayer]:
@@ -24,7 +25,7 @@ def find_consumers(graph: OnnxGraph, norm: Norm) -> list[TargetLayer]:
     Raises:
         Refusal: why the norm cannot go forward.
     """
-    return _one_per_layer(_readers_of(graph, norm.result, Flow.of(norm)))
+    return one_per_layer(_readers_of(graph, norm.result, Flow.of(norm)))
 
 
 def _readers_of(graph: OnnxGraph, value: str, flow: Flow) -> list[TargetLayer]:
@@ -49,17 +50,18 @@ def _through_reader(graph: OnnxGraph, use: Use, flow: Flow) -> list[TargetLayer]
     if operation(node) in LAYERS:
         return [TargetLayer(node, flow, use.index)]
     if operation(node) == "Concat":
-        flow = _within_concat(graph, node, use.index, flow)
-    elif use.index != 0:
+        return _readers_of(graph, str(node.output[0]), _within_concat(graph, node, use.index, flow))
+    if use.index != 0:
         raise blocked(node)
-    else:
-        flow = flow.across(graph, node, backward=False)
-    return _readers_of(graph, str(node.output[0]), flow)
+    selections = selections_by(graph, use)
+    if selections:
+        return [t for part in selections for t in _readers_of(graph, part.result, flow.after(part))]
+    return _readers_of(graph, str(node.output[0]), flow.across(graph, node, backward=False))
 
 
 def _within_concat(graph: OnnxGraph, node: NodeProto, index: int, flow: Flow) -> Flow:
     """Return the flow at the whole Concat, identity outside the slice of input `index`."""
-    joined = axis_of_concat(graph, node)
+    joined = axis_of_node(graph, node)
     if flow.axis not in (None, joined):
         reason = f"Concat {node.name!r} joins along axis {joined}, the norm runs over {flow.axis}"
         raise Refusal(RefusalCode.AXIS, reason)
@@ -71,20 +73,4 @@ def _within_concat(graph: OnnxGraph, node: NodeProto, index: int, flow: Flow) ->
         if i == index and flow.affine.channels not in (1, size):
             raise Refusal(RefusalCode.AXIS, f"Concat {node.name!r} reads {size} channels, not {flow.affine.channels}")
         parts.append(flow.affine.spread(size) if i == index else Affine.identity(size))
-    return replace(flow, affine=concatenate(parts), axis=joined, joined=(*flow.joined, *node.input))
-
-
-def _one_per_layer(targets: list[TargetLayer]) -> list[TargetLayer]:
-    """Compose what reaches one layer on several ways: each changes other channels, so the order is free."""
-    merged: dict[tuple[int, int], TargetLayer] = {}
-    for target in targets:
-        key, flow = (id(target.layer), target.data_input), target.flow
-        if key in merged:
-            one = merged[key].flow
-            if one.axis != flow.axis or one.affine.channels != flow.affine.channels:
-                layer = f"{target.layer.op_type} {target.layer.name!r}"
-                raise Refusal(RefusalCode.AXIS, f"the norm reaches {layer} on two axes")
-            changed, joined = (*one.changed, *flow.changed), (*one.joined, *flow.joined)
-            flow = replace(one, affine=one.affine.then(flow.affine), changed=changed, joined=joined)
-        merged[key] = TargetLayer(target.layer, flow, target.data_input)
-    return list(merged.values())
+    return replace(flow, affine=concatenate(parts), axes=(joined,), joined=(*flow.joined, *node.input))

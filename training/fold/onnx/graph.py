@@ -15,7 +15,18 @@ from onnx import NodeProto, TensorProto, helper
 from ..core import Array
 from ..rounding import round_once
 from .operators import NEVER_CONSTANT, SHAPE_ONLY
-from .protos import FLOAT_TYPES, TYPE_NUMBERS, Dims, captures, infer, names_of, operation, opset_of, to_tensor
+from .protos import (
+    FLOAT_TYPES,
+    TYPE_NUMBERS,
+    Dims,
+    attributes,
+    captures,
+    infer,
+    names_of,
+    operation,
+    opset_of,
+    to_tensor,
+)
 
 
 @dataclass(frozen=True)
@@ -78,19 +89,27 @@ class OnnxGraph:
         """Return the values that no input can change: initializers, and what operations make of them alone.
 
         Args:
-            with_shapes: count a Shape that is all numbers, although data may have it.
+            with_shapes: count a Shape whose numbers are known, although it is that of data.
         """
         constant = {"", *self.initializers}
         for node in self.nodes:
-            dims = self.shape(node.input[0]) if operation(node) in SHAPE_ONLY else None
-            if dims is not None:
-                is_constant = with_shapes and all(isinstance(dim, int) for dim in dims)
+            if operation(node) in SHAPE_ONLY:
+                is_constant = with_shapes and self.numbers_of_shape(node) is not None
             else:
                 read = node.input[:1] if operation(node) == "CastLike" else node.input
                 is_constant = operation(node) not in NEVER_CONSTANT and constant.issuperset(read)
             if is_constant:
                 constant.update(node.output)
         return constant - {""}
+
+    def numbers_of_shape(self, node: NodeProto) -> list[int] | None:
+        """Return the dimensions that a Shape or Size is about, None when one of them is not known."""
+        dims, fields = self.shape(node.input[0]), attributes(node)
+        if dims is None:
+            return None
+        wanted = dims[fields.get("start", 0) : fields.get("end", len(dims))]
+        numbers = [dim for dim in wanted if isinstance(dim, int)]
+        return numbers if len(numbers) == len(wanted) else None
 
     def shape(self, value: str) -> Dims | None:
         """Return the dimensions of `value` as `protos.infer` tells them, or None when its rank is not known."""

@@ -21,9 +21,9 @@ Kernel = Callable[[Sequence[Values | None], dict[str, Any]], Values | None]
 
 def _batch_norm(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
     x, gamma, beta, mean, var = (np.asarray(v) for v in inputs)
-    if fields.get("training_mode", 0) or not fields.get("spatial", 1):
+    if fields.get("training_mode", 0):
         return None
-    shape = (1, -1) + (1,) * (x.ndim - 2)
+    shape = (1, *mean.shape) + (1,) * (x.ndim - 1 - mean.ndim)  # with spatial=0 each position has its own statistics
     deviation = np.sqrt(var + fields.get("epsilon", float(np.float32(1e-5))))
     normalised = (x - mean.reshape(shape)) / deviation.reshape(shape)
     return np.asarray(normalised * gamma.reshape(shape) + beta.reshape(shape))
@@ -151,7 +151,7 @@ class BatchNormalization(OpRun):
     def _run(self, *inputs: Values, **fields: Any) -> tuple[Values]:
         result = _batch_norm(inputs, fields)
         if result is None:
-            raise NotImplementedError("BatchNormalization in training mode, or with statistics of each position")
+            raise NotImplementedError("BatchNormalization in training mode")
         return (result,)
 
 

@@ -11,23 +11,25 @@ from onnx import NodeProto, defs
 
 from ..core import Affine, Array
 from ..refusals import Refusal, RefusalCode
+from .axes import SHAPE_OPERATIONS, Axes
 from .constants import read_constant
 from .graph import OnnxGraph
 from .protos import attributes, label, operation
 
 _DEFAULT_EPSILON = float(np.float32(1e-5))
 _BATCH_NORM = "BatchNormalization"
+_NORMALISED = frozenset({"InstanceNormalization", "GroupNormalization", "LayerNormalization", "Div", "Mul"})
 _SHIFTS, _SCALES = ("Add", "Sub"), ("Mul", "Div")
 
 
 @dataclass(frozen=True)
 class AffineOp:
-    """One node of a norm: `node` reads `source` and computes `affine` along `axis`; None is every element alike."""
+    """One node of a norm: `node` reads `source` and computes `affine` along `axes`; () is every element alike."""
 
     node: NodeProto
     source: str
     affine: Affine
-    axis: int | None
+    axes: Axes
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,12 @@ class Norm:
 
     Attributes:
         ops: in data order, each value between them read once.
-        axis: the channel axis, not negative; None when one scalar serves every element.
+        axes: the channel axis, not negative; () when one scalar serves every element, several for one of each position.
     """
 
     ops: tuple[AffineOp, ...]
     affine: Affine
-    axis: int | None
+    axes: Axes
 
     @property
     def source(self) -> str:
@@ -113,6 +115,14 @@ def find_norms(graph: OnnxGraph) -> list[tuple[NodeProto, Norm | Refusal]]:
     return norms
 
 
+def ends_a_normalisation(graph: OnnxGraph, norm: Norm) -> bool:
+    """True for scale and shift after another normalisation, such as a GroupNorm's: they belong to that."""
+    node = None if norm.centres else graph.producer(norm.source)
+    while node is not None and node.op_type in SHAPE_OPERATIONS:
+        node = graph.producer(str(node.input[0]))
+    return node is not None and node.op_type in _NORMALISED
+
+
 def read_affine_op(graph: OnnxGraph, node: NodeProto) -> AffineOp | None:
     """Return the node as an affine operation, or None when it is none.
 
@@ -135,18 +145,16 @@ def read_affine_op(graph: OnnxGraph, node: NodeProto) -> AffineOp | None:
     axis = _channel_axis(graph, source, operand.values)
     if axis is None and operand.values.size != 1:
         return None
-    return AffineOp(node, source, _elementwise(node, operand.values.reshape(-1), is_reversed=at == 0), axis)
+    affine = _elementwise(node, operand.values.reshape(-1), is_reversed=at == 0)
+    return AffineOp(node, source, affine, () if axis is None else (axis,))
 
 
-def composed(
-    first: Affine, first_axis: int | None, second: Affine, second_axis: int | None
-) -> tuple[Affine, int | None] | None:
-    """Return two affines, one after the other, as one and its axis; None when they run over different axes."""
+def composed(first: Affine, first_axes: Axes, second: Affine, second_axes: Axes) -> tuple[Affine, Axes] | None:
+    """Return two affines, one after the other, as one and its axes; None when they run over different axes."""
     channels = max(first.channels, second.channels)
-    if {first.channels, second.channels} - {1, channels} or len({first_axis, second_axis} - {None}) > 1:
+    if {first.channels, second.channels} - {1, channels} or len({first_axes, second_axes} - {()}) > 1:
         return None
-    axis = second_axis if first_axis is None else first_axis
-    return first.spread(channels).then(second.spread(channels)), axis
+    return first.spread(channels).then(second.spread(channels)), first_axes or second_axes
 
 
 def _read_batch_norm(graph: OnnxGraph, node: NodeProto) -> AffineOp:
@@ -167,11 +175,22 @@ def _read_batch_norm(graph: OnnxGraph, node: NodeProto) -> AffineOp:
         raise Refusal(RefusalCode.AXIS, f"its input has {len(shape)} axes, so that no axis 1 holds its channels")
     if any(node.output[1:]):
         raise Refusal(RefusalCode.TRAINING_MODE, f"it has {len(node.output)} outputs, as in training; expected one")
-    if not fields.get("spatial", 1):
-        raise Refusal(RefusalCode.SPATIAL, "spatial is 0: every position has statistics of its own")
     gamma, beta, mean, var = (_statistic(graph, node, i) for i in range(1, 5))
     epsilon = float(fields.get("epsilon", _DEFAULT_EPSILON))
-    return AffineOp(node, str(node.input[0]), Affine.from_batch_norm(mean, var, gamma, beta, epsilon), 1)
+    affine = Affine.from_batch_norm(mean, var, gamma, beta, epsilon)
+    if mean.ndim > 1:
+        affine, mean = _once_per_channel(affine, mean)
+    return AffineOp(node, str(node.input[0]), affine, tuple(range(1, mean.ndim + 1)))
+
+
+def _once_per_channel(affine: Affine, mean: Array) -> tuple[Affine, Array]:
+    """Return the affine of a norm with statistics of each position (spatial=0) for its channels, if those are alike."""
+    rows = np.arange(affine.channels).reshape(len(mean), -1)
+    each = affine.pick(rows[:, 0])
+    alike = [affine.pick(column) for column in rows.T]
+    if all(np.array_equal([one.scale, one.shift], [each.scale, each.shift]) for one in alike):
+        return each, mean.reshape(len(mean), -1)[:, 0]
+    return affine, mean
 
 
 def _statistic(graph: OnnxGraph, node: NodeProto, index: int) -> Array:
@@ -197,7 +216,7 @@ def _elementwise(node: NodeProto, operand: Array, *, is_reversed: bool) -> Affin
 
 def _longest_chain(graph: OnnxGraph, first: AffineOp) -> Norm:
     """Return the norm that starts with `first` and goes on as long as one reader on the same axis follows another."""
-    ops, affine, axis = [first], first.affine, first.axis
+    ops, affine, axes = [first], first.affine, first.axes
     while True:
         result = str(ops[-1].node.output[0])
         uses = graph.readers(result)
@@ -207,12 +226,12 @@ def _longest_chain(graph: OnnxGraph, first: AffineOp) -> Norm:
             op = read_affine_op(graph, uses[0].node)
         except Refusal:
             break  # a BatchNormalization that cannot be read is reported by itself
-        both = None if op is None or op.source != result else composed(affine, axis, op.affine, op.axis)
+        both = None if op is None or op.source != result else composed(affine, axes, op.affine, op.axes)
         if op is None or both is None:
             break
-        affine, axis = both
+        affine, axes = both
         ops.append(op)
-    return Norm(tuple(ops), affine, axis)
+    return Norm(tuple(ops), affine, axes)
 
 
 def _has_other_half_next_to_it(graph: OnnxGraph, node: NodeProto) -> bool:

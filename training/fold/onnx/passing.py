@@ -117,13 +117,12 @@ def _pad(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) ->
         raise Refusal(RefusalCode.AXIS, f"Pad {node.name!r} does not keep the channel axis as it is")
 
 
-def _slice(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:
-    if axis is None:
-        return
-    axes = integers_at(graph, node, 3) if len(node.input) > 3 else attributes(node).get("axes")
-    shape = graph.shape(node.input[0])
-    if axes is None or shape is None or axis in {a % len(shape) for a in axes}:
-        raise Refusal(RefusalCode.AXIS, f"Slice {node.name!r} cuts the channel axis, or may cut it")
+def _gather(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:
+    """Whatever it picks along another axis is a copy; only a list of indices keeps the axes in their places."""
+    shape, fields = graph.shape(node.input[1]) or (), attributes(node)
+    is_list = shape[1:] == (1,) and not fields.get("batch_dims", 0) if node.op_type == "GatherND" else len(shape) == 1
+    if axis is not None and not is_list:
+        raise Refusal(RefusalCode.AXIS, f"{node.op_type} {node.name!r} does not keep the channel axis in its place")
 
 
 def _resize(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:
@@ -153,7 +152,11 @@ _RULES: dict[str, Rule] = {
     "GlobalMaxPool": _max_pool,
     "ReduceMean": _reduce_mean,
     "Pad": _pad,
-    "Slice": _slice,
+    "Gather": _gather,
+    "GatherND": _gather,
+    "SequenceAt": _copies,
+    "Slice": _copies,
+    "Split": _copies,
     "Resize": _resize,
     "Upsample": _resize,
 }

@@ -11,12 +11,13 @@ from onnx import NodeProto
 
 from ..core import Affine
 from ..refusals import Refusal, RefusalCode
-from .axes import axis_of_concat
+from .axes import axis_of_node
 from .constants import read_constant
-from .flow import LAYERS, Flow, TargetLayer
+from .flow import LAYERS, Flow, TargetLayer, one_per_layer
 from .graph import OnnxGraph
 from .norms import AffineOp, Norm, composed, read_affine_op
 from .protos import Dims, operation
+from .selections import selection_of
 
 _SUMS = frozenset({"Add", "Sub", "Sum"})
 
@@ -27,7 +28,7 @@ def find_producers(graph: OnnxGraph, norm: Norm) -> list[TargetLayer]:
     Raises:
         Refusal: why the norm cannot go backward.
     """
-    return _makers_of(graph, norm.source, Flow.of(norm))
+    return one_per_layer(_makers_of(graph, norm.source, Flow.of(norm)))
 
 
 def _makers_of(graph: OnnxGraph, value: str, flow: Flow) -> list[TargetLayer]:
@@ -35,7 +36,7 @@ def _makers_of(graph: OnnxGraph, value: str, flow: Flow) -> list[TargetLayer]:
     if node is None:
         what = "an input of the graph" if value in graph.inputs else "no layer's output"
         raise Refusal(RefusalCode.NO_PRODUCER, f"it reads {value!r}, {what}")
-    _require_private(graph, value)
+    _require_private(graph, value, flow)
     flow = flow.reaching(value)
     if operation(node) in LAYERS:
         return [TargetLayer(node, flow)]
@@ -46,22 +47,25 @@ def _makers_of(graph: OnnxGraph, value: str, flow: Flow) -> list[TargetLayer]:
         return _makers_of(graph, affine_op.source, _absorb(affine_op, flow))
     if operation(node) in _SUMS:
         return _makers_of_sum(graph, node, flow)
+    selection = selection_of(graph, node, value)
+    if selection is not None:
+        return _makers_of(graph, selection.source, flow.before(selection))
     return _makers_of(graph, str(node.input[0]), flow.across(graph, node, backward=True))
 
 
 def _absorb(op: AffineOp, flow: Flow) -> Flow:
     """Return the flow with an affine on the way composed into it, when both run over the same axis."""
-    both = composed(op.affine, op.axis, flow.affine, flow.axis)
+    both = composed(op.affine, op.axes, flow.affine, flow.axes)
     if both is None:
         raise Refusal(RefusalCode.AXIS, f"{op.node.op_type} {op.node.name!r} before it runs over another axis")
-    return replace(flow, affine=both[0], axis=both[1], absorbed=(*flow.absorbed, op))
+    return replace(flow, affine=both[0], axes=both[1], absorbed=(*flow.absorbed, op))
 
 
 def _makers_of_concat(graph: OnnxGraph, node: NodeProto, flow: Flow) -> list[TargetLayer]:
     """Each input takes its own slice of the channels, or all of them when another axis is joined."""
     shapes = [graph.shape(name) for name in node.input]
     parts = [flow.affine] * len(shapes)
-    if flow.axis is not None and axis_of_concat(graph, node) == flow.axis:
+    if flow.axis is not None and axis_of_node(graph, node) == flow.axis:
         parts = _slices(node, [None if shape is None else shape[flow.axis] for shape in shapes], flow.affine)
     return [
         target
@@ -99,12 +103,13 @@ def _alike(shapes: list[Dims | None], axis: int, channels: int) -> bool:
     return None not in ranks and len(ranks) == 1 and all(shape and shape[axis] == channels for shape in shapes)
 
 
-def _require_private(graph: OnnxGraph, value: str) -> None:
-    """Raise Refusal unless exactly one node reads `value` and the caller does not."""
+def _require_private(graph: OnnxGraph, value: str, flow: Flow) -> None:
+    """Raise Refusal unless exactly one node reads what changes in `value`, and the caller does not."""
     if value in graph.outputs:
         raise Refusal(RefusalCode.GRAPH_OUTPUT, f"{value!r} is an output of the graph")
     uses = graph.readers(value)
-    if len(uses) != 1:
+    if len(uses) != 1 and sum(flow.touches(graph, use) for use in uses) != 1:
         raise Refusal(RefusalCode.MULTI_USE, graph.describe_readers(value))
-    if uses[0].index < 0:
-        raise Refusal(RefusalCode.SUBGRAPH, f"{value!r} is read inside the body of {uses[0].node.op_type}")
+    inside = next((use.node for use in uses if use.index < 0), None)
+    if inside is not None:
+        raise Refusal(RefusalCode.SUBGRAPH, f"{value!r} is read inside the body of {inside.op_type}")

@@ -13,7 +13,7 @@ from ..report import Site
 from .consumers import find_consumers
 from .flow import TargetLayer
 from .graph import OnnxGraph
-from .norms import Norm
+from .norms import Norm, ends_a_normalisation
 from .parameters import Change, apply, change_consumer, change_producer
 from .producers import find_producers
 from .proof import Segment
@@ -45,11 +45,19 @@ def fold_norm(graph: OnnxGraph, norm: Norm, *, exact_padding: bool) -> FoldedNor
         norm: one of `find_norms`.
         exact_padding: allow a correction at the border of a zero-padded Conv after the norm.
     """
+    result = _fold_either_way(graph, norm, exact_padding)
+    if isinstance(result, Refusal) and result.code is RefusalCode.AXIS and len(norm.axes) > 1:
+        reason = f"spatial is 0: every position has statistics of its own; {result.reason}"
+        return Refusal(RefusalCode.SPATIAL, reason)
+    return result
+
+
+def _fold_either_way(graph: OnnxGraph, norm: Norm, exact_padding: bool) -> FoldedNorm | Refusal:
     try:
         return _fold_into_producers(graph, norm)
     except Refusal as refusal:
         backward = refusal
-    if not norm.centres:
+    if ends_a_normalisation(graph, norm):
         return backward
     try:
         return _fold_into_consumers(graph, norm, exact_padding)

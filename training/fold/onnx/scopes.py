@@ -11,16 +11,13 @@ import onnx
 from ...errors import FoldError
 from ..refusals import Refusal, RefusalCode
 from ..report import Site
-from .axes import SHAPE_OPERATIONS
 from .bodies import lift, lower
 from .functions import refused_within
 from .graph import OnnxGraph
-from .norms import Norm, find_norms
+from .norms import Norm, ends_a_normalisation, find_norms
 from .proof import prove_onnx
 from .protos import check, label, subgraphs
 from .rewrite import WEAK, FoldedNorm, fold_norm
-
-_NORMALISED = frozenset({"InstanceNormalization", "GroupNormalization", "LayerNormalization", "Div", "Mul"})
 
 
 @dataclass
@@ -110,16 +107,9 @@ def _refused_sites(norm: Norm, refusal: Refusal) -> list[Site]:
 
 
 def _is_reported(graph: OnnxGraph, norm: Norm, refusal: Refusal) -> bool:
-    """A scale and a shift after no layer, such as the end of a GroupNorm, is no norm; nor is reckoning with sizes."""
+    """A scale and a shift that end another normalisation are no norm; nor is reckoning with sizes."""
     shape = graph.shape(norm.source)
     if not norm.batch_norms and shape is not None and len(shape) < 2:
         return False
-    return norm.centres or (refusal.code not in WEAK and _comes_from(graph, norm.source) not in _NORMALISED)
-
-
-def _comes_from(graph: OnnxGraph, value: str) -> str:
-    """Return the operation that makes `value`, shapes apart."""
-    node = graph.producer(value)
-    while node is not None and node.op_type in SHAPE_OPERATIONS:
-        node = graph.producer(str(node.input[0]))
-    return "" if node is None else str(node.op_type)
+    ends_a_layer_norm = shape is not None and norm.axes == (len(shape) - 1,) and refusal.code in WEAK
+    return norm.centres or not (ends_a_layer_norm or ends_a_normalisation(graph, norm))
