@@ -159,7 +159,7 @@ def test_a_deadline_ends_the_wait(service, door, sent, milliseconds):
             is_open.set()
             first.join()
     total = re.search(r"total;dur=([\d.]+)", outcome.headers["server-timing"])
-    assert milliseconds <= float(total[1]) < milliseconds + 1_500  # far from ten times as long, on a busy machine too
+    assert milliseconds <= float(total[1]) < milliseconds + 3_000  # far from ten times as long, on a busy machine too
 
 
 @every_door
