@@ -1,0 +1,95 @@
+"""The service of another checkout beside this one: requests a second, time until ready and memory, in turns.
+
+    git worktree add ../before REVISION
+    python -m benchmarks.serving.revisions --before ../before --rounds 5
+
+For changes that must not cost anything. Both run the committed model with this interpreter and its packages; only
+ratios are printed as results, since the machine's speed moves between rounds and both see the same of it.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics as stats
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+from benchmarks import ROOT
+from benchmarks.serving.servers import BINARY, INSTANCES, Form, Peer, Running, golden, newest_model, start
+
+CONNECTIONS = (1, 32, 128)
+FORMS = {"binary": BINARY, "JSON": INSTANCES}
+Figures = dict[str, list[float]]
+
+
+def service(checkout: Path) -> Peer:
+    """Return the service of a checkout, on the CPU."""
+    env = {"FOLDSERVE_LOG_LEVEL": "warning", "FOLDSERVE_PROVIDER": "cpu", "PYTHONPATH": str(checkout)}
+    command = f"env -C {checkout} PYTHONPATH={checkout} {{python}} -m service --port {{port}} --models-dir {{models}}"
+    return Peer(str(checkout), command, FORMS, env=env)
+
+
+def requests_per_second(server: Running, form: Form, bodies: Path, size: int, connections: int, seconds: int) -> float:
+    """Load a server with `wrk`.
+
+    Raises:
+        SystemExit: an answer was not 200.
+    """
+    environment = {"WRK_BODIES": str(bodies), "WRK_SIZE": str(size), "WRK_TYPE": form.media_type, "WRK_HEADER": ""}
+    script = str(ROOT / "benchmarks" / "serving" / "wrk.lua")
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", script]
+    command.append(f"http://127.0.0.1:{server.port}{form.path}")
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | environment)
+    result = json.loads(done.stdout.split("RESULT ")[1])
+    if result["not_2xx"] or result["failed"]:
+        raise SystemExit(f"answers that are not 200: {result}")
+    return float(result["requests"] / result["seconds"])
+
+
+def one_round(checkout: Path, images: bytes, folder: Path, seconds: int) -> dict[str, float]:
+    """Start the service of a checkout once, load it in every form, and end it."""
+    rows = [images[at : at + 784] for at in range(0, len(images), 784)]
+    binary, lines = folder / "binary", folder / "lines"
+    binary.write_bytes(images)
+    lines.write_text("\n".join(json.dumps({"instances": [list(row)]}) for row in rows))
+    with start(service(checkout), 1, ROOT / "models", folder, rows[0], folder / "log") as server:
+        found = {"seconds until ready": server.ready_seconds}
+        for (name, form), connections in itertools.product(FORMS.items(), CONNECTIONS):
+            bodies, size = (binary, 784) if name == "binary" else (lines, 0)
+            rate = requests_per_second(server, form, bodies, size, connections, seconds)
+            found[f"requests/s, {name}, {connections} connections"] = rate
+        return found | {"MiB after the load": server.memory_mib()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", type=Path, required=True, help="checkout to compare with")
+    parser.add_argument("--rounds", type=int, default=5, help="each starts both services once (5)")
+    parser.add_argument("--seconds", type=int, default=2, help="of each load (2)")
+    options = parser.parse_args()
+    if not (options.before / "service").is_dir():
+        parser.error(f"--before {options.before}: not a checkout, it holds no folder service")
+    images = golden(newest_model(ROOT / "models"), "inputs", "image").tobytes()
+    ratios: Figures = defaultdict(list)
+    now: Figures = defaultdict(list)
+    for turn in range(options.rounds):
+        order = [options.before.resolve(), ROOT][:: 1 if turn % 2 == 0 else -1]
+        with tempfile.TemporaryDirectory() as folder:
+            found = {checkout: one_round(checkout, images, Path(folder), options.seconds) for checkout in order}
+        for name, value in found[ROOT].items():
+            now[name].append(value)
+            ratios[name].append(value / found[options.before.resolve()][name])
+        print(f"round {turn + 1} of {options.rounds}", file=sys.stderr)
+    print("| what | now, median | now / before: median (least to most) |\n|---|---|---|")
+    for name, values in ratios.items():
+        spread = f"{stats.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+        print(f"| {name} | {stats.median(now[name]):,.2f} | {spread} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
