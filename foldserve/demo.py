@@ -36,10 +36,10 @@ def newest_local_version(model_dir: Path) -> Path | None:
 
 def train_or_reuse(models_dir: Path, name: str, extra: Sequence[str]) -> Path:
     """Return a version folder: the newest that was trained here, else a new one trained by the book's recipe."""
-    found = newest_local_version(models_dir / name)
-    if found is not None:
-        print(f"Reusing {found} (remove the folder to train again).")
-        return found
+    newest = newest_local_version(models_dir / name)
+    if newest is not None:
+        print(f"Reusing {newest} (remove the folder to train again).")
+        return newest
     run("train", "--models-dir", str(models_dir), "--name", name, *extra)
     trained = newest_local_version(models_dir / name)
     if trained is None:

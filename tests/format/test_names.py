@@ -10,20 +10,21 @@ from foldserve.training.artifact import publish
 from foldserve.training.errors import ArtifactError
 
 MODEL = (Path(__file__).parents[2] / "models/lenet-bn/1/model.onnx").read_bytes()
-NAMES = ("lenet-bn", "a", "9", "A.b_c-d", "x" * 64, "_lenet", "-a", ".a", "..", "x" * 65, "a b", "ä", "a\n", "a/b", "")
+NAMES = ("lenet-bn", "a", "9", "A.b_c-d", "x" * 64)
+OTHERS = ("_lenet", "-a", ".a", "..", "x" * 65, "a b", "ä", "a\n", "a/b", "")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + OTHERS)
 def test_the_halves_agree_on_a_name(tmp_path: Path, name: str) -> None:
     """A name that can be published can be served, and one that cannot be served is refused before anything is made."""
-    try:
+    assert is_model_name(name) == (name in NAMES)
+    if name in NAMES:
         publish(tmp_path, name, MODEL, {})
-    except ArtifactError:
-        assert not is_model_name(name)
-        assert list(tmp_path.iterdir()) == []
-    else:
-        assert is_model_name(name)
         assert Repository(tmp_path).models() == {name: [1]}
+    else:
+        with pytest.raises(ArtifactError, match="model name"):
+            publish(tmp_path, name, MODEL, {})
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_version_is_a_whole_number_as_people_write_it() -> None:
