@@ -8,7 +8,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from foldserve.format.manifest import MANIFEST_FILE, MODEL_FILE, check_files, re
 from foldserve.format.names import MODEL_NAME_RULE, VERSION_RULE, is_model_name, is_version
 
 from .disk import TEMPORARY, FolderLock, permissions, sync_folder, write_whole
-from .errors import ArtifactError
-from .triton import companion_files
+from .errors import ArtifactError, ConfigError
+from .triton import LABELS_NAME, companion_files
 
 
 def publish(
@@ -66,6 +66,22 @@ def check_name(name: str) -> None:
     """Raise ArtifactError when `name` cannot be the name of a model, which is a folder and part of an URL."""
     if not is_model_name(name):
         raise ArtifactError(f"model name {name!r}: expected {MODEL_NAME_RULE}")
+
+
+def check_publishable(models_dir: Path, name: str, class_names: Sequence[str]) -> None:
+    """Raise ConfigError for what `publish` would refuse, as far as it can be known before a network is trained."""
+    try:
+        check_name(name)
+    except ArtifactError as err:
+        raise ConfigError(f"--name: {err}") from err
+    labels = models_dir / name / LABELS_NAME
+    if labels.is_file() and labels.read_text(encoding="utf-8").splitlines() != list(class_names):
+        raise ConfigError(f"--name {name}: {labels} names other classes; publish under another --name")
+    existing = next(
+        folder for folder in (models_dir / name, *(models_dir / name).absolute().parents) if folder.exists()
+    )
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"--models-dir {models_dir}: {existing} is no folder that can be written; choose another")
 
 
 def versions(folder: Path) -> list[int]:

@@ -52,6 +52,8 @@ def write_checkpoint(path: Path, snapshot: Snapshot, recipe: Recipe, digests: Ma
 def read_checkpoint(path: Path, recipe: Recipe, digests: Mapping[str, str]) -> Snapshot:
     """Return what `write_checkpoint` wrote to `path` for the same recipe and data; tensors on the CPU.
 
+    The number of epochs may differ.
+
     Raises:
         CheckpointError: the file cannot be read, was cut off or is none of ours; or another recipe or other data made
             it.
@@ -60,7 +62,8 @@ def read_checkpoint(path: Path, recipe: Recipe, digests: Mapping[str, str]) -> S
     try:
         if stored["format"] != FORMAT:
             raise CheckpointError(f"{path} has format {stored['format']}, expected {FORMAT}; start a new run")
-        _check_same(path, "recipe", stored["recipe"], recipe.as_dict())
+        # A run may be given more epochs than it was started for.
+        _check_same(path, "recipe", {**Recipe(**stored["recipe"]).as_dict(), "epochs": recipe.epochs}, recipe.as_dict())
         _check_same(path, "data", stored["data"], dict(digests))
         return Snapshot(
             epochs=tuple(EpochRecord(**record) for record in stored["epochs"]),

@@ -158,8 +158,10 @@ class EpochLoop:
             for rows in dict.fromkeys(self.sizes)
         }
 
-    def run(self, number: int) -> tuple[float, float, float]:
+    def run(self, number: int, on_step: Callable[[int], None] | None = None) -> tuple[float, float, float]:
         """Train epoch `number` (from 1) and return mean loss, accuracy and the seconds of its steps.
+
+        `on_step` gets the number of rows of each step when it is done, or queued on a GPU.
 
         Raises:
             DivergenceError: a step's loss is not finite.
@@ -174,6 +176,8 @@ class EpochLoop:
                 rate = learning_rate(self.recipe, step, self.recipe.epochs * len(self.sizes))
                 set_learning_rate(self.optimizer, rate)
                 self.steps[rows]()
+                if on_step is not None:
+                    on_step(rows)
         synchronize(self.state.order.device)
         seconds = time.perf_counter() - start
         return self._mean_loss(number), int(self.state.correct.sum()) / sum(self.sizes), seconds

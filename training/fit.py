@@ -90,6 +90,7 @@ def fit(
     *,
     resumed: Snapshot | None = None,
     on_snapshot: Callable[[Snapshot], None] | None = None,
+    on_step: Callable[[int], None] | None = None,
     captures: bool = True,
     compiles: bool = False,
 ) -> History:
@@ -106,6 +107,7 @@ def fit(
         resumed: where an earlier training with this recipe stood; the epochs after it are as they would have been.
         on_snapshot: called after each epoch, before `on_epoch`, with what `resumed` takes. Its tensors are the live
             ones: copy them to keep them.
+        on_step: called after each step, on a GPU when it is queued, with its number of rows.
         captures: on a GPU, whether steps are captured in CUDA graphs, one for each batch size. The CPU has none.
         compiles: whether full batches go through PyTorch's compiler, which rounds otherwise.
 
@@ -115,7 +117,7 @@ def fit(
         DeviceError: PyTorch cannot compile here.
         DivergenceError: a loss or a weight was NaN or infinite; the message names epoch and step.
     """
-    _check_remainder(len(dataset.train_labels), recipe)
+    check_batches(len(dataset.train_labels), recipe)
     model.to(device)
     data = dataset.on(device)
     optimizer = optimizer_for(model, recipe, device)
@@ -136,7 +138,7 @@ def fit(
         start -= resumed.seconds
     with flushed_denormals(), exact_convolutions():
         for number in range(len(history.epochs) + 1, recipe.epochs + 1):
-            loss, accuracy, seconds = loop.run(number)
+            loss, accuracy, seconds = loop.run(number, on_step)
             rows = number * len(data.train_labels)
             record = EpochRecord(
                 epoch=number,
@@ -205,7 +207,8 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, rows: int | No
         model.train(was_training)
 
 
-def _check_remainder(rows: int, recipe: Recipe) -> None:
+def check_batches(rows: int, recipe: Recipe) -> None:
+    """Raise ConfigError when `rows` training rows leave a batch of one, which norms refuse."""
     if recipe.norm != "none" and rows % recipe.batch_size == 1:
         raise ConfigError(
             f"--batch-size {recipe.batch_size}: {rows} rows would leave a batch of 1, which norms refuse; "

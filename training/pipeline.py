@@ -4,10 +4,12 @@
 them together with a run folder before and the artifact after.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from foldserve.format.image import ImageSpec
 from . import golden, model_file
 from .config import Recipe
 from .dataset import CLASS_NAMES, PIXEL_SCALE, FashionMNIST, scale_pixels
+from .errors import GateError
 from .fit import EpochRecord, History, Snapshot, evaluate, fit
 from .fold import fold, fold_input
 from .fold.report import Report
@@ -79,11 +82,12 @@ def train(
     *,
     resumed: Snapshot | None = None,
     on_snapshot: Callable[[Snapshot], None] | None = None,
+    on_step: Callable[[int], None] | None = None,
     compiles: bool = False,
 ) -> Trained:
     """Return the network that `recipe` makes of `dataset`, with running and with population statistics.
 
-    `resumed`, `on_snapshot` and `compiles` are those of `fit`.
+    `resumed`, `on_snapshot`, `on_step` and `compiles` are those of `fit`.
 
     Raises:
         DivergenceError: the loss was NaN or infinite.
@@ -92,7 +96,15 @@ def train(
     start = time.perf_counter()
     network = build(recipe)
     history = fit(
-        network, dataset, recipe, device, on_epoch, resumed=resumed, on_snapshot=on_snapshot, compiles=compiles
+        network,
+        dataset,
+        recipe,
+        device,
+        on_epoch,
+        resumed=resumed,
+        on_snapshot=on_snapshot,
+        on_step=on_step,
+        compiles=compiles,
     )
     statistics, accuracy = {}, {}
     if recipe.norm == "none":
@@ -153,6 +165,27 @@ def package(
         "environment": dict(environment),
     }
     return Package(model=model, manifest=manifest, report=report, parity=parity)
+
+
+def check_worth(parity: Parity, labels: NDArray[np.int64], min_accuracy: float | None, run: Path) -> None:
+    """Raise GateError when the served network is not good enough to go live.
+
+    Args:
+        parity: of the served form.
+        labels: (N,) of the test images.
+        min_accuracy: the least share of right answers; by default three standard deviations of a share of N above what
+            always naming the most frequent class gives.
+        run: the run's folder, for the message.
+    """
+    accuracy = parity.served.correct / parity.images
+    share = float(np.bincount(labels).max() / len(labels))
+    least = share + 3 * math.sqrt(share * (1 - share) / len(labels)) if min_accuracy is None else min_accuracy
+    if accuracy < least:
+        why = f", since naming one class always gives {share:.4f}" if min_accuracy is None else ""
+        raise GateError(
+            f"test accuracy {accuracy:.4f}: expected at least {least:.4f}{why}; nothing is published. Train it on with "
+            f"--resume {run} --epochs N, or publish it with --resume {run} --min-accuracy 0"
+        )
 
 
 def describe(recipe: Recipe, dataset: FashionMNIST, revision: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ holds the folder, by a lock of the system that ends with it.
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -33,6 +34,8 @@ class RunConfig:
 
     Attributes:
         name: of the model that the run will publish.
+        models_dir: where it will publish, an absolute path.
+        min_accuracy: below which it publishes nothing; None for the rule of `pipeline.check_worth`.
         recipe: what it follows.
         device: `cpu` or `cuda`.
         compiled: whether its full batches go through PyTorch's compiler; it rounds otherwise, so a run keeps to it.
@@ -43,6 +46,8 @@ class RunConfig:
     """
 
     name: str
+    models_dir: str
+    min_accuracy: float | None
     recipe: Recipe
     device: str
     compiled: bool
@@ -65,7 +70,7 @@ class RunConfig:
             CheckpointError: the file cannot be read, or lacks an entry.
         """
         try:
-            values = json.loads(path.read_bytes())
+            values = {"models_dir": "models", "min_accuracy": None} | json.loads(path.read_bytes())
             data = values.pop("data")
             recipe = Recipe(**values.pop("recipe"))
             config = cls(recipe=recipe, data_source=data["source"], digests=data["sha256"], **values)
@@ -101,6 +106,25 @@ class RunFolder:
             unfinished.unlink(missing_ok=True)
 
     @classmethod
+    def create_default(cls, name: str, seed: int, now: datetime) -> Self:
+        """Return a new run in a new folder runs/<name>-<time>-seed<seed>, with -2, -3, ... where that one is taken.
+
+        Raises:
+            ArtifactError: the folder cannot be made.
+        """
+        base = f"{name}-{now:%Y%m%dT%H%M%S}-seed{seed}"
+        for number in itertools.count(1):
+            path = Path("runs") / (base if number == 1 else f"{base}-{number}")
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError as err:
+                raise ArtifactError(f"{path}: cannot be made ({err.strerror or err}); choose another --out") from err
+            return cls(path, "--out")
+        raise AssertionError("the numbers do not end")
+
+    @classmethod
     def create(cls, path: Path) -> Self:
         """Return a new run in the folder `path`, which must be empty or not there.
 
@@ -119,8 +143,12 @@ class RunFolder:
         return run
 
     @classmethod
-    def reopen(cls, path: Path) -> Self:
-        """Return the unfinished run in the folder `path`; what a killed process left half-written is removed.
+    def reopen(cls, path: Path, *, trains_on: bool = False) -> Self:
+        """Return the run in the folder `path`; what a killed process left half-written is removed.
+
+        Args:
+            path: of the folder.
+            trains_on: whether the run will train further than it was started for: then it may be finished.
 
         Raises:
             ConfigError: no run was started there, it is finished, or another process holds it.
@@ -129,9 +157,11 @@ class RunFolder:
         if not (path / CONFIG_NAME).is_file():
             raise ConfigError(f"--resume {path}: holds no {CONFIG_NAME}; expected the folder of a run that was started")
         run = cls(path, "--resume")
-        if (path / CARD_NAME).exists():
+        if (path / CARD_NAME).exists() and not trains_on:
             run.close()
-            raise ConfigError(f"--resume {path}: this run is finished and published; start a new one with --out")
+            raise ConfigError(
+                f"--resume {path}: this run is finished and published; train it on with --epochs N, or start a new one"
+            )
         return run
 
     def close(self) -> None:
@@ -171,6 +201,10 @@ class RunFolder:
         """
         return write_file(self.path / name, content, self._remedy())
 
+    def unfinish(self) -> None:
+        """Take the model card of a run that trains on away, so that a stop is a stop and not an end."""
+        (self.path / CARD_NAME).unlink(missing_ok=True)
+
     def write_weights(self, weights: Weights) -> Path:
         """Write model.safetensors and return its path."""
         return self.write(WEIGHTS_NAME, weights_to_bytes(weights))
@@ -189,8 +223,3 @@ def _csv(records: Sequence[EpochRecord], *, with_header: bool) -> str:
         rows.writeheader()
     rows.writerows(record.as_dict() for record in records)
     return text.getvalue()
-
-
-def default_folder(name: str, seed: int, now: datetime) -> Path:
-    """Return runs/<name>-<time>-seed<seed>."""
-    return Path("runs") / f"{name}-{now:%Y%m%dT%H%M%S}-seed{seed}"

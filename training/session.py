@@ -4,9 +4,11 @@ Between the command line and the pipeline. It writes and reads the run's folder;
 """
 
 import shlex
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -14,7 +16,7 @@ import torch
 from .checkpoint import read_checkpoint, write_checkpoint
 from .dataset import FashionMNIST
 from .device import resolve_device
-from .errors import CheckpointError, DivergenceError, Interrupted
+from .errors import CheckpointError, ConfigError, DivergenceError, Interrupted
 from .fit import Snapshot
 from .run_folder import CONFIG_NAME, RunConfig, RunFolder
 
@@ -41,7 +43,11 @@ class Session:
 
     @contextmanager
     def resumable(self) -> Iterator[None]:
-        """Say how to continue, when the block is interrupted, and what is left, when it diverges."""
+        """Say how to continue, when the block is interrupted, and what is left, when it diverges.
+
+        SIGTERM is an interruption like Ctrl-C.
+        """
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             yield
         except KeyboardInterrupt:
@@ -53,46 +59,74 @@ class Session:
             last = self.run.checkpoint
             kept = f"{last} keeps the last good epoch" if last.exists() else "no epoch was finished"
             raise DivergenceError(f"{err}; {kept}") from err
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
-def start(path: Path, config: RunConfig, device: torch.device) -> Session:
-    """Return a session of a new run in the folder `path`, its config.json written.
+def start(path: Path | None, config: RunConfig, device: torch.device) -> Session:
+    """Return a session of a new run in the folder `path`, or in one of its own; its config.json is written.
 
     Raises:
         ConfigError: the folder is not empty.
         ArtifactError: the disk refuses.
     """
-    run = RunFolder.create(path)
+    if path is None:
+        run = RunFolder.create_default(config.name, config.recipe.seed, datetime.now(UTC))
+    else:
+        run = RunFolder.create(path)
     run.write(CONFIG_NAME, config.to_bytes())
     return Session(run=run, config=config, device=device)
 
 
-def resume(path: Path, device: str | None, dataset: FashionMNIST) -> Session:
+def resume(
+    path: Path,
+    dataset: FashionMNIST,
+    device: str | None = None,
+    *,
+    epochs: int | None = None,
+    min_accuracy: float | None = None,
+) -> Session:
     """Return a session of the run in the folder `path` where its last checkpoint stands, or at its start without one.
 
     The number of CPU threads becomes the run's: another number sums in another order.
 
     Args:
-        path: of a run that was started and is not finished.
-        device: `auto`, `cpu` or `cuda`; None for the run's own.
+        path: of a run that was started.
         dataset: the data it was started with.
+        device: `auto`, `cpu` or `cuda`; None for the run's own.
+        epochs: train to this epoch instead of the run's own last one; a finished run trains on then.
+        min_accuracy: in place of the run's own.
 
     Raises:
-        ConfigError: no run was started there, or it is finished.
+        ConfigError: no run was started there, it is finished, or it has `epochs` epochs already.
         CheckpointError: configuration or checkpoint are damaged or do not belong together, or the data are others.
         DeviceError: the device is not there.
     """
-    run = RunFolder.reopen(path)
+    run = RunFolder.reopen(path, trains_on=epochs is not None)
     try:
         config = RunConfig.read(path / CONFIG_NAME)
         if config.digests != dict(dataset.digests):
             raise CheckpointError(f"{path} was started with other data than {dataset.source}; give the same --data-dir")
         chosen = resolve_device(device or config.device)
-        torch.set_num_threads(int(config.environment["threads"]))
         has_checkpoint = run.checkpoint.exists()
         resumed = read_checkpoint(run.checkpoint, config.recipe, config.digests) if has_checkpoint else None
+        config = _changed(config, len(resumed.epochs) if resumed else 0, epochs, min_accuracy)
+        torch.set_num_threads(int(config.environment["threads"]))
         run.rewrite(resumed.epochs if resumed else ())
+        run.write(CONFIG_NAME, config.to_bytes())
+        run.unfinish()
     except BaseException:
         run.close()
         raise
     return Session(run=run, config=config, device=chosen, resumed=resumed)
+
+
+def _changed(config: RunConfig, done: int, epochs: int | None, min_accuracy: float | None) -> RunConfig:
+    """Return `config` with what `--resume` may change."""
+    if min_accuracy is not None:
+        config = replace(config, min_accuracy=min_accuracy)
+    if epochs is None:
+        return config
+    if epochs <= done:
+        raise ConfigError(f"--epochs {epochs} with --resume: the run has {done} epochs; expected more, to train on")
+    return replace(config, recipe=replace(config.recipe, epochs=epochs))

@@ -23,6 +23,8 @@ def run_config(recipe: Recipe, data: FashionMNIST) -> RunConfig:
     """Return the configuration of a run on `data` with one thread."""
     return RunConfig(
         name="small",
+        models_dir="models",
+        min_accuracy=None,
         recipe=recipe,
         device="cpu",
         compiled=False,

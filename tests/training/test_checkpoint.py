@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import dataclasses
+import json
 import random
 import resource
 import signal
@@ -43,7 +45,7 @@ def train_in(folder: Path, on_epoch=None):
     """Start a run in `folder`, or resume the one there; return the trained model."""
     data = made_up_data()
     resumes = (folder / "config.json").exists()
-    session = resume(folder, "cpu", data) if resumes else start(folder, run_config(LONG, data), CPU)
+    session = resume(folder, data, "cpu") if resumes else start(folder, run_config(LONG, data), CPU)
     model = build(LONG)
     with contextlib.closing(session.run):
         fit(model, data, LONG, CPU, on_epoch, resumed=session.resumed, on_snapshot=session.save)
@@ -214,7 +216,7 @@ def test_what_a_killed_process_left_half_done_is_removed(tmp_path, made_up):
     start(tmp_path / "run", run_config(RECIPE, made_up), CPU).run.close()
     (tmp_path / "run" / ".tmp-abc").write_bytes(b"half")
     (tmp_path / "run" / "metrics.csv").write_text("epoch\n1\n")
-    session = resume(tmp_path / "run", "cpu", made_up)
+    session = resume(tmp_path / "run", made_up, "cpu")
     assert session.resumed is None
     assert session.config.recipe == RECIPE
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json"}
@@ -231,13 +233,56 @@ def test_other_data_and_a_damaged_configuration_are_refused(tmp_path, made_up):
     """Neither goes on in silence."""
     start(tmp_path / "run", run_config(RECIPE, made_up), CPU).run.close()
     with pytest.raises(CheckpointError, match="started with other data"):
-        resume(tmp_path / "run", "cpu", made_up_data())
+        resume(tmp_path / "run", made_up_data(), "cpu")
     (tmp_path / "run" / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="not the configuration of a run"):
-        resume(tmp_path / "run", "cpu", made_up)
+        resume(tmp_path / "run", made_up, "cpu")
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     """There is nothing to go on with."""
     with pytest.raises(ConfigError, match=r"holds no config\.json"):
         RunFolder.reopen(tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{}, BEST])
+def test_a_finished_run_trains_on(made_up, tmp_path, changes):
+    """With more epochs than it was started for it continues; where the rate is constant, as if started with them."""
+    recipe = Recipe(**{**RECIPE.as_dict(), **changes, "epochs": 2})
+    session = start(tmp_path, run_config(recipe, made_up), CPU)
+    fit(build(recipe), made_up, recipe, CPU, on_snapshot=session.save)
+    session.run.write("MODEL_CARD.md", b"finished")
+    session.run.close()
+    with pytest.raises(ConfigError, match="finished and published; train it on with --epochs"):
+        resume(tmp_path, made_up)
+    with pytest.raises(ConfigError, match="the run has 2 epochs; expected more"):
+        resume(tmp_path, made_up, epochs=2)
+    longer = resume(tmp_path, made_up, epochs=4)
+    assert longer.config.recipe == dataclasses.replace(recipe, epochs=4)
+    assert not (tmp_path / "MODEL_CARD.md").exists()
+    model, whole = build(recipe), build(recipe)
+    fit(model, made_up, longer.config.recipe, CPU, resumed=longer.resumed, on_snapshot=longer.save)
+    fit(whole, made_up, dataclasses.replace(recipe, epochs=4), CPU)
+    assert same_bits(model, whole) == (recipe.schedule == "constant")
+    longer.run.close()
+    stopped_later = resume(tmp_path, made_up)
+    assert len(stopped_later.resumed.epochs) == 4
+
+
+def test_the_least_accuracy_of_a_run_can_be_changed(made_up, tmp_path):
+    """It is kept with the run, and another one given with --resume takes its place."""
+    config = dataclasses.replace(run_config(RECIPE, made_up), min_accuracy=0.9)
+    start(tmp_path, config, CPU).run.close()
+    for given, expected in ((None, 0.9), (0.0, 0.0), (None, 0.0)):
+        session = resume(tmp_path, made_up, min_accuracy=given)
+        assert session.config.min_accuracy == expected
+        session.run.close()
+
+
+def test_a_run_of_before_publishes_where_it_would_have(made_up, tmp_path):
+    """A config.json that states no place means the one that the flag had when it was left out."""
+    start(tmp_path, run_config(RECIPE, made_up), CPU).run.close()
+    values = json.loads((tmp_path / "config.json").read_text())
+    del values["models_dir"], values["min_accuracy"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert resume(tmp_path, made_up).config.models_dir == "models"

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import resource
 import signal
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from onnx import numpy_helper
 
 from foldserve.format.tensors import decode_tensor
 from foldserve.training import command as command_line
+from foldserve.training import train_command
 from foldserve.training.config import Recipe
 from foldserve.training.dataset import FashionMNIST
 from foldserve.training.run_folder import RunFolder
@@ -51,9 +53,10 @@ def small(made_up: FashionMNIST, module_patch: pytest.MonkeyPatch) -> FashionMNI
         source="made up",
         digests={"train-images-idx3-ubyte": "0" * 64},
     )
-    module_patch.setattr(command_line, "load", lambda folder: data)
+    for module in (command_line, train_command):
+        module_patch.setattr(module, "load", lambda folder: data)
     # An edit or a commit while the tests run is no difference between two trainings.
-    module_patch.setattr(command_line.provenance, "revision", lambda: "0" * 40)
+    module_patch.setattr(train_command.provenance, "revision", lambda: "0" * 40)
     return data
 
 
@@ -162,7 +165,8 @@ def test_the_same_recipe_gives_the_same_model_again(made: Made, small: FashionMN
 def test_the_other_networks_go_the_whole_way(small: FashionMNIST, tmp_path: Path, options: list[str]) -> None:
     """Without norms, with those by hand, with running statistics and maximum pooling: each is published."""
     places = ["--models-dir", str(tmp_path / "models"), "--out", str(tmp_path / "run")]
-    assert command_line.main(["train-and-export", *RECIPE, *options, *places]) == 0
+    # Without norms two epochs are too few to be worth serving.
+    assert command_line.main(["train-and-export", *RECIPE, *options, *places, "--min-accuracy", "0"]) == 0
     stated = metadata(onnx.load(tmp_path / "models" / "lenet-bn" / "1" / "model.onnx"))
     expected = {"none": "none", "running": "running"}.get(options[1], "population")
     assert stated["foldserve.statistics"] == expected
@@ -298,7 +302,7 @@ def test_no_data_ends_with_2_and_every_place_that_was_tried(
     """The real loader, given an empty folder, says so; no run folder is left."""
     from foldserve.training.dataset import load
 
-    monkeypatch.setattr(command_line, "load", load)
+    monkeypatch.setattr(train_command, "load", load)
     options = ["--data-dir", str(tmp_path), "--out", str(tmp_path / "run")]
     assert command_line.main(["train-and-export", *options]) == 2
     assert str(tmp_path) in capsys.readouterr().err
@@ -389,7 +393,7 @@ def test_an_interrupted_run_goes_on_to_the_same_model(
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "append", lambda run, record: os.kill(os.getpid(), signal.SIGINT))
         assert command_line.main(["train-and-export", *RECIPE, *places]) == 130
-    resume = ["train-and-export", "--models-dir", str(tmp_path / "models"), "--resume", str(tmp_path / "run")]
+    resume = ["train-and-export", "--resume", str(tmp_path / "run")]
     assert command_line.main(resume) == 0
     assert "epoch 1 done" in capsys.readouterr().out
     model = (tmp_path / "models" / "small" / "1" / "model.onnx").read_bytes()
@@ -399,6 +403,85 @@ def test_an_interrupted_run_goes_on_to_the_same_model(
     assert "this run is finished" in capsys.readouterr().err
 
 
+def test_a_stopped_run_publishes_where_it_was_started_for(
+    small: FashionMNIST, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--resume RUN` alone, typed in another folder, publishes to the models folder and the name of the start."""
+    monkeypatch.chdir(tmp_path)
+    places = ["--models-dir", "served/models", "--name", "mine", "--out", "run"]
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "append", lambda run, record: os.kill(os.getpid(), signal.SIGTERM))
+        assert command_line.main(["train", *RECIPE, *places]) == 130
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert command_line.main(["train", "--resume", "../run"]) == 0
+    assert [path.relative_to(tmp_path) for path in tmp_path.rglob("model.onnx")] == [
+        Path("served/models/mine/1/model.onnx")
+    ]
+
+
+def test_a_published_run_trains_on_and_publishes_the_next_version(
+    small: FashionMNIST, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--epochs` beside `--resume`: the epochs after the last one, and a version of its own."""
+    places = ["--models-dir", str(tmp_path / "models"), "--name", "small", "--out", str(tmp_path / "run")]
+    assert command_line.main(["train", *RECIPE, *places]) == 0
+    assert command_line.main(["train", "--resume", str(tmp_path / "run"), "--epochs", "2"]) == 2
+    assert "the run has 2 epochs; expected more" in capsys.readouterr().err
+    assert command_line.main(["train", "--resume", str(tmp_path / "run"), "--epochs", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert "epoch 2 done" in printed
+    assert "epoch 3/3" in printed
+    assert "epoch 2/3" not in printed
+    stated = metadata(onnx.load(tmp_path / "models" / "small" / "2" / "model.onnx"))
+    assert json.loads(stated["foldserve.recipe"])["epochs"] == 3
+
+
+def test_a_network_that_has_learnt_nothing_does_not_go_live(
+    small: FashionMNIST, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By default it must be clearly better than naming one class always; --min-accuracy says another bound."""
+    places = ["--models-dir", str(tmp_path / "models"), "--out", str(tmp_path / "run")]
+    assert command_line.main(["train", *RECIPE, "--norm", "none", *places]) == 1
+    error = capsys.readouterr().err
+    assert "since naming one class always gives" in error
+    assert "nothing is published" in error
+    assert not (tmp_path / "models").exists()
+    resume = ["train", "--resume", str(tmp_path / "run")]
+    assert command_line.main([*resume, "--min-accuracy", "0.99"]) == 1
+    assert "expected at least 0.9900; nothing is published" in capsys.readouterr().err
+    assert command_line.main([*resume, "--min-accuracy", "0"]) == 0
+    assert (tmp_path / "models/lenet-bn/1/model.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--name", ""], "--name: model name ''"),
+        (["--batch-size", "351"], "would leave a batch of 1"),
+        (["--models-dir", "file"], "--models-dir file: .*file is no folder that can be written"),
+        (["--models-dir", "others"], "names other classes; publish under another --name"),
+        (["--min-accuracy", "90"], "--min-accuracy 90.0: expected a number from 0 to 1"),
+    ],
+)
+def test_what_can_be_refused_is_refused_before_a_folder_is_made(
+    small: FashionMNIST,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    """A minute of training is not lost, and no run lies about."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "others" / "lenet-bn").mkdir(parents=True)
+    (tmp_path / "others" / "lenet-bn" / "labels.txt").write_text("cat\ndog\n")
+    assert command_line.main(["train", *options]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -406,6 +489,7 @@ def test_an_interrupted_run_goes_on_to_the_same_model(
         (["--preset", "book"], "--preset with --resume"),
         (["--out", "elsewhere"], "--out with --resume"),
         (["--compile"], "--compile with --resume"),
+        (["--models-dir", "models"], "--models-dir with --resume"),
         (["--batch-size", "8"], "--batch-size with --resume"),
         ([], "holds no config.json"),
     ],
@@ -433,7 +517,7 @@ def test_a_compiled_run_says_so_and_goes_on_compiled(
     assert json.loads((tmp_path / "run" / "config.json").read_text())["compiled"] is True
     before = len(calls)
     assert before > 0
-    resume = ["train-and-export", "--models-dir", str(tmp_path / "models"), "--resume", str(tmp_path / "run")]
+    resume = ["train-and-export", "--resume", str(tmp_path / "run")]
     assert command_line.main(resume) == 0
     assert len(calls) == 2 * before
 
@@ -471,5 +555,5 @@ def test_every_value_of_a_recipe_has_a_flag():
         arguments = command_line._parser().parse_args(["train-and-export", flag, str(value)])
         assert getattr(arguments, field.name) == value
     arguments = command_line._parser().parse_args(["train-and-export", "--preset", "best", "--optimizer", "adam"])
-    recipe = command_line._recipe(arguments)
+    recipe = train_command.recipe_of(arguments)
     assert (recipe.optimizer, recipe.augment, recipe.schedule) == ("adam", "mirror", "linear")

@@ -12,7 +12,7 @@ import pytest
 
 from foldserve.training.errors import ArtifactError, ConfigError
 from foldserve.training.fit import EpochRecord
-from foldserve.training.run_folder import RunFolder, default_folder
+from foldserve.training.run_folder import RunFolder
 
 
 def record(epoch: int) -> EpochRecord:
@@ -101,6 +101,9 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
         run.append(record(1))
 
 
-def test_a_runs_folder_is_named_after_model_time_and_seed() -> None:
-    """Two runs of one evening do not meet."""
-    assert str(default_folder("lenet-bn", 7, datetime(2026, 1, 2, 3, 4, 5))) == "runs/lenet-bn-20260102T030405-seed7"
+def test_a_runs_folder_is_named_after_model_time_and_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs that start in one second have folders of their own."""
+    monkeypatch.chdir(tmp_path)
+    runs = [RunFolder.create_default("lenet-bn", 7, datetime(2026, 1, 2, 3, 4, 5)) for _ in range(3)]
+    names = [f"runs/lenet-bn-20260102T030405-seed7{suffix}" for suffix in ("", "-2", "-3")]
+    assert [str(run.path) for run in runs] == names

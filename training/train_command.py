@@ -1,0 +1,212 @@
+"""The command `train`: from the flags to a published version, with a run's folder beside it.
+
+It puts the parts together and prints; what each part does is done, and tested, in its own module.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from . import plots, provenance
+from .artifact import check_publishable, publish
+from .card import model_card
+from .config import CHOICES, PRESETS, Recipe
+from .dataset import CLASS_NAMES, FashionMNIST, load
+from .device import resolve_device
+from .errors import ConfigError
+from .events import Events, require_tensorboard
+from .fit import EpochRecord, check_batches
+from .parity import run_model
+from .pipeline import Package, Trained, check_worth, package, train
+from .progress import Progress
+from .run_folder import CARD_NAME, RunConfig, RunFolder
+from .session import Session, resume, start
+
+STATISTICS_TEXT = {
+    "running": "with running statistics",
+    "population": "with population statistics",
+    "none": "without norms",
+}
+HELP = {
+    "pool": "pooling between the convolutions",
+    "norm": "PyTorch's batch normalization, by hand, none",
+    "tail": "whether the step with the rows that fill no batch (96 of 60,000 by 256) is an epoch's first or its last; "
+    "first, because at learning rate 1.0 a last step on few rows decides the accuracy of the whole run (first)",
+    "optimizer": "how gradients become steps",
+    "schedule": "constant, or up and down to 0",
+    "augment": "mirror: half of each epoch's images",
+    "statistics": "which are exported (population)",
+}
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the subcommand `train`."""
+    parser = subparsers.add_parser(
+        "train",
+        aliases=["train-and-export"],
+        help="train, fold, export, verify and publish as the next version",
+    )
+    recipe = parser.add_argument_group("recipe (what is left out comes from the preset)")
+    recipe.add_argument("--preset", choices=sorted(PRESETS), help="a named set of good values (book)")
+    recipe.add_argument("--epochs", type=int, help="passes over the training set; with --resume: train on to this one")
+    recipe.add_argument("--lr", type=float, dest="learning_rate", help="step size; the largest one of a schedule")
+    recipe.add_argument("--batch-size", type=int, help="rows of a step")
+    recipe.add_argument("--seed", type=int, help="of initial weights and order of rows")
+    for name, choices in CHOICES.items():
+        given = tuple(choice for choice in choices if (name, choice) != ("statistics", "none"))
+        recipe.add_argument(f"--{name}", choices=given, help=HELP[name])
+    places = parser.add_argument_group("places")
+    places.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where it trains (auto)")
+    places.add_argument(
+        "--compile",
+        action="store_true",
+        default=None,
+        help="send full batches through PyTorch's compiler, which needs a C++ compiler on a CPU and rounds otherwise",
+    )
+    places.add_argument("--data-dir", type=Path, help="folder with Fashion-MNIST's four files")
+    places.add_argument("--models-dir", type=Path, help="where the version appears (models)")
+    places.add_argument("--name", help="of the model (lenet-bn)")
+    places.add_argument(
+        "--min-accuracy",
+        type=float,
+        help="publish nothing below this test accuracy (clearly above always naming the most frequent class)",
+    )
+    places.add_argument("--out", type=Path, help="the run's own folder (runs/NAME-TIME-seedSEED)")
+    places.add_argument("--resume", type=Path, metavar="RUN", help="continue a stopped run where it publishes to")
+    places.add_argument("--tensorboard", action="store_true", help="write TensorBoard events into the run's folder too")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train and publish as the flags say.
+
+    Raises:
+        TrainingError: whatever can be refused is refused before a folder is made.
+    """
+    if arguments.tensorboard:
+        require_tensorboard()
+    if arguments.min_accuracy is not None and not 0 <= arguments.min_accuracy <= 1:
+        raise ConfigError(f"--min-accuracy {arguments.min_accuracy}: expected a number from 0 to 1")
+    revision, environment = provenance.revision(), provenance.environment()
+    session, dataset = _session(arguments, revision, environment)
+    with contextlib.closing(session.run):
+        _train_and_publish(session, dataset, arguments, revision, environment)
+
+
+def _train_and_publish(
+    session: Session,
+    dataset: FashionMNIST,
+    arguments: argparse.Namespace,
+    revision: str,
+    environment: Mapping[str, Any],
+) -> None:
+    run, config, resumed = session.run, session.config, session.resumed
+    done = len(resumed.epochs) if resumed else 0
+    where = f", epoch {done} done" if done else ""
+    print(f"data {dataset.source}, device {session.device.type}, run {run.path}{where}")
+    events = Events(run.path, done + 1) if arguments.tensorboard else None
+    progress = Progress(len(dataset.train_labels), done, config.recipe.epochs)
+    with session.resumable(), contextlib.closing(progress):
+        trained = train(
+            config.recipe,
+            dataset,
+            session.device,
+            lambda record: _on_epoch(run, events, progress, record),
+            resumed=resumed,
+            on_snapshot=session.save,
+            on_step=progress.step,
+            compiles=config.compiled,
+        )
+        weights = run.write_weights(trained.weights)
+        print(_accuracies(trained))
+        packaged = package(trained, dataset, revision=revision, environment=environment, created=datetime.now(UTC))
+        print(f"\n{packaged.report.table()}\n\n{packaged.parity.table()}\n")
+        card = _write_pictures(session, trained, packaged, revision, dataset)
+        check_worth(packaged.parity, dataset.test_labels, config.min_accuracy, run.path)
+        folder = publish(Path(config.models_dir), config.name, packaged.model, packaged.manifest)
+        run.write(CARD_NAME, card.encode())  # the run is finished: resumed once more, it would publish once more
+    print(f"published {folder} ({len(packaged.model):,} bytes); weights {weights}")
+
+
+def _session(
+    arguments: argparse.Namespace, revision: str, environment: Mapping[str, Any]
+) -> tuple[Session, FashionMNIST]:
+    """Return the session that the flags describe, new or resumed, and its data."""
+    if arguments.resume is not None:
+        _refuse_with_resume(arguments)
+        dataset = load(arguments.data_dir)
+        session = resume(
+            arguments.resume, dataset, arguments.device, epochs=arguments.epochs, min_accuracy=arguments.min_accuracy
+        )
+        return session, dataset
+    name = "lenet-bn" if arguments.name is None else arguments.name
+    models_dir = Path("models") if arguments.models_dir is None else arguments.models_dir
+    check_publishable(models_dir, name, CLASS_NAMES)
+    recipe = recipe_of(arguments)
+    device = resolve_device(arguments.device or "auto")
+    dataset = load(arguments.data_dir)
+    check_batches(len(dataset.train_labels), recipe)
+    config = RunConfig(
+        name=name,
+        models_dir=str(models_dir.absolute()),
+        min_accuracy=arguments.min_accuracy,
+        recipe=recipe,
+        device=device.type,
+        compiled=bool(arguments.compile),
+        data_source=dataset.source,
+        digests=dataset.digests,
+        revision=revision,
+        environment=environment,
+    )
+    return start(arguments.out, config, device), dataset
+
+
+def _refuse_with_resume(arguments: argparse.Namespace) -> None:
+    recipe = [field.name for field in dataclasses.fields(Recipe) if field.name != "epochs"]
+    for option in ("name", "models_dir", "out", "compile", *recipe):
+        if getattr(arguments, option) is not None:
+            flag = "--lr" if option == "learning_rate" else f"--{option.replace('_', '-')}"
+            raise ConfigError(f"{flag} with --resume: a run continues with the flags of its start; leave {flag} out")
+
+
+def recipe_of(arguments: argparse.Namespace) -> Recipe:
+    """Return the recipe that the flags and the preset make."""
+    options = {field.name for field in dataclasses.fields(Recipe)} - {"preset"}
+    return Recipe.from_preset(arguments.preset or "book", **{option: getattr(arguments, option) for option in options})
+
+
+def _on_epoch(run: RunFolder, events: Events | None, progress: Progress, record: EpochRecord) -> None:
+    run.append(record)
+    if events is not None:
+        events.append(record)
+    progress.close()
+    width = len(str(progress.epochs))
+    print(
+        f"epoch {record.epoch:>{width}}/{progress.epochs}  loss {record.loss:.4f}  "
+        f"train {record.train_accuracy:.4f}  test {record.test_accuracy:.4f}  "
+        f"{record.examples_per_second:,.0f} examples/s  {record.wall_examples_per_second:,.0f} by the wall clock",
+        flush=True,
+    )
+
+
+def _write_pictures(session: Session, trained: Trained, packaged: Package, revision: str, dataset: FashionMNIST) -> str:
+    """Leave the pictures beside the weights and return the model card."""
+    run, config = session.run, session.config
+    predicted = run_model(packaged.model, dataset.test_images)["class_id"][:, 0]
+    counts = plots.confusion(dataset.test_labels, predicted, len(CLASS_NAMES))
+    run.write("curves.png", plots.curves_png(trained.history.epochs))
+    run.write("confusion.png", plots.confusion_png(counts, CLASS_NAMES))
+    return model_card(config.name, config.recipe.as_dict(), packaged.manifest, revision, counts, CLASS_NAMES)
+
+
+def _accuracies(trained: Trained) -> str:
+    exported = trained.weights.recipe.statistics
+    lines = [
+        f"test accuracy {STATISTICS_TEXT[kind]} {accuracy:.4f}" + ("  <- exported" if kind == exported else "")
+        for kind, accuracy in trained.test_accuracy.items()
+    ]
+    return "\n".join(lines)
