@@ -16,10 +16,10 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_map
 
 from ..refusals import Refusal, RefusalCode
+from ..verdict import ALGEBRA_LIMIT
 from .float64 import run_in_float64, tensors_in
 from .graph import TorchGraph, arguments, operation, shape
 from .layers import Layer, read_layer
-from .model_proof import ALGEBRA_LIMIT
 from .norms import Norm, read_affine_node
 from .parameters import Change, Value
 from .placement import Placement

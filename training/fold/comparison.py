@@ -1,7 +1,7 @@
 """How far two runs of a network are apart, channel by channel, and whether that says anything.
 
-Part of the proof, between the runs of `model_proof` and its verdict. Each channel of an output is compared with its own
-largest value, so that none hides behind a larger one. What holds no number that could differ is no evidence.
+Part of the proof of both front ends: `verdict` judges by it. Each channel of an output is compared with its own largest
+value, so that none hides behind a larger one. What holds no number that could differ is no evidence.
 """
 
 from dataclasses import dataclass

@@ -1,0 +1,200 @@
+"""Says of the outputs of two models whether they are those of one function.
+
+The last step of the proof in both front ends, which run the models and hand over what they gave. In float64 a right
+fold agrees to about 1e-14 and a wrong one is off by about 1e-1, so the limits need no tuning: per channel 1e-11 of its
+largest value times the model's own amplification of a last-bit change of its input. No limit is above a thousandth of
+the channel's scale: what differs by more, and could by rounding alone, is neither right nor wrong, it cannot be judged.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import CannotJudge, FoldError
+from .comparison import NOISE, Difference, deviation, flaw, largest
+from .report import Proof
+
+ALGEBRA_LIMIT = 1e-11
+# Folding moves where a layer rounds, so the deployed error may differ from the unfolded model's; not by orders.
+DEPLOYED_FACTOR = 64.0
+CAP = 1e-3  # of a channel's scale; half precision, which cannot be held to it, is held to 16 roundings
+STEP = 2.0**-40  # of a change of the input: far above float64's rounding, far below any bend of an activation
+_CAP_ROUNDINGS = 16
+_ROUNDINGS_TO_ZERO = 1e3  # a channel this much smaller than the others is a sum that comes to zero, as deployed
+
+Outputs = Sequence[Sequence[Tensor]]  # each output of a model, followed by what it was before its saturating tail
+Deviations = Sequence[Sequence[Tensor]]  # for each of them a number for every channel, see `comparison.deviation`
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What two models gave for the same inputs and the same random state.
+
+    Attributes:
+        oracle: the original in float64.
+        moved: the same for inputs of which every number is changed by `STEP` of itself, up or down.
+        folded: the folded model in float64, with the exact parameters where they are known.
+        deployed_original: the original in its own dtype.
+        deployed_folded: the folded model in its own dtype.
+        is_moved: False when no input holds a number that could be changed.
+    """
+
+    oracle: Outputs
+    moved: Outputs
+    folded: Outputs
+    deployed_original: Outputs
+    deployed_folded: Outputs
+    is_moved: bool = True
+
+
+def judge(
+    runs: Runs,
+    *,
+    roundoff: float,
+    is_exact: bool,
+    names: Sequence[str],
+    concerned: Collection[int] | None = None,
+    require_reproducible: Callable[[], None] = lambda: None,
+) -> Proof:
+    """Return the measured agreement of two models; raise when they are not the same function.
+
+    Args:
+        runs: of the two.
+        roundoff: unit roundoff of the folded model's parameters.
+        is_exact: the float64 values of the folded parameters are known; otherwise the comparison can be no sharper
+            than the rounding of the parameters, and the limit is that of their dtype.
+        names: of the outputs, for messages.
+        concerned: the numbers of the outputs that have to be judged; None for all.
+        require_reproducible: raises CannotJudge when the original gives another result each time; called before any
+            other verdict than agreement.
+
+    Raises:
+        FoldError: outputs differ in number, shape or value by more than the stated limits.
+        CannotJudge: an output says nothing, or rounding could explain a difference that is too large to pass.
+    """
+    unit = ALGEBRA_LIMIT if is_exact else DEPLOYED_FACTOR * roundoff
+    cap = max(CAP, _CAP_ROUNDINGS * roundoff)
+    moved = _deviations(runs.oracle, runs.moved)
+    growth = [[(of / STEP).clamp(min=1.0) for of in tensors] for tensors in moved]
+    flaws = [[flaw(tensor, unit) for tensor in tensors] for tensors in runs.oracle]
+    still = [[runs.is_moved and not bool(of.any()) for of in tensors] for tensors in moved]
+    verdict = _Judge(runs.oracle, names, flaws, still, concerned, require_reproducible)
+    errors = _deviations(runs.oracle, runs.folded)
+    limits = [[unit * of for of in tensors] for tensors in growth]
+    algebra = verdict.nearest("in float64", errors, limits, CAP if is_exact else cap)
+    noise = _ROUNDINGS_TO_ZERO * roundoff
+    unfolded = _deviations(runs.oracle, runs.deployed_original, noise)
+    limits = [
+        [DEPLOYED_FACTOR * torch.maximum(one, roundoff * other) for one, other in zip(*tensors, strict=False)]
+        for tensors in zip(unfolded, growth, strict=True)
+    ]
+    errors = _deviations(runs.oracle, runs.deployed_folded, noise)
+    deployed = verdict.nearest("with stored parameters", errors, limits, cap, without_integers=True)
+    original_error = deployed.at(unfolded)
+    return Proof(algebra.error, algebra.limit, algebra.at(growth), deployed.error, original_error, deployed.limit)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A difference and where it is: the number of the output, and of the tensor in its group."""
+
+    difference: Difference
+    output: int
+    tensor: int
+
+    @property
+    def error(self) -> float:
+        return self.difference.error
+
+    @property
+    def limit(self) -> float:
+        return self.difference.limit
+
+    def at(self, deviations: Deviations) -> float:
+        """Return what stands at this place in another list of the same form."""
+        return float(deviations[self.output][self.tensor][self.difference.channel])
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """What a comparison is judged by.
+
+    Attributes:
+        oracle: the outputs of the original.
+        names: of the outputs.
+        flaws: why each of them is no evidence, "" when it is.
+        still: which of them do not move with the input, though it was moved.
+        concerned: the numbers of the outputs that have to be judged; None for all.
+        require_reproducible: see `judge`.
+    """
+
+    oracle: Outputs
+    names: Sequence[str]
+    flaws: list[list[str]]
+    still: list[list[bool]]
+    concerned: Collection[int] | None
+    require_reproducible: Callable[[], None]
+
+    def nearest(
+        self, where: str, errors: Deviations, limits: Deviations, cap: float, *, without_integers: bool = False
+    ) -> _Place:
+        """Return the difference nearest to its limit; raise when one is above, or an output has none to be judged by.
+
+        An output is judged when its own values, or those before its saturating tail, are evidence and within their
+        limits. Integers are not compared `without_integers`: rounding may move them by a whole.
+        """
+        judged: list[_Place] = []
+        unjudged: dict[int, str] = {}
+        every = range(len(self.oracle))
+        for output in every if self.concerned is None else sorted({*self.concerned} & {*every}):
+            reasons = []
+            for number, pair in enumerate(zip(errors[output], limits[output], strict=False)):
+                if without_integers and not _is_rounded(self.oracle[output][number]):
+                    continue
+                place = _Place(largest(*pair, cap), output, number)
+                if place.difference.is_wrong:
+                    self.require_reproducible()
+                    raise self._different(where, place)
+                reasons.append(self.flaws[output][number] or place.difference.doubt)
+                if not reasons[-1] and not self.still[output][number]:
+                    judged.append(place)
+            if all(reasons):
+                unjudged[output] = reasons[0] if reasons else "it holds integers only"
+        if unjudged or not judged:
+            self.require_reproducible()
+            raise self._unjudged(where, unjudged)
+        return max(judged, key=lambda place: place.error / place.limit)
+
+    def _different(self, where: str, place: _Place) -> FoldError:
+        return FoldError(
+            f"the folded model does not compute what the original computes: {where} {self.names[place.output]} differs "
+            f"by {place.error:.3g} of the scale of its channel {place.difference.channel}, expected at most "
+            f"{place.limit:.3g}"
+        )
+
+    def _unjudged(self, where: str, reasons: Mapping[int, str]) -> CannotJudge:
+        output, reason = next(iter(reasons.items()), (0, "no output depends on the inputs"))
+        name = self.names[output] if self.names else "the model"
+        return CannotJudge(f"{name} cannot be judged {where}: {reason}", name, tuple(reasons))
+
+
+def _deviations(expected: Outputs, got: Outputs, noise: float = NOISE) -> Deviations:
+    """Return the deviation of every output, and of what it was before its tail where both models have that tail."""
+    if len(expected) != len(got):
+        raise FoldError(f"the folded model returns {len(got)} tensors, the original {len(expected)}")
+    return [_group_deviations(*groups, noise) for groups in zip(expected, got, strict=True)]
+
+
+def _group_deviations(expected: Sequence[Tensor], got: Sequence[Tensor], noise: float) -> list[Tensor]:
+    if expected[0].shape != got[0].shape:
+        shapes = f"shape {tuple(got[0].shape)}, the original {tuple(expected[0].shape)}"
+        raise FoldError(f"the folded model returns {shapes}")
+    same_tail = [tensor.shape for tensor in expected] == [tensor.shape for tensor in got]
+    pairs = zip(expected, got, strict=True) if same_tail else [(expected[0], got[0])]
+    return [deviation(one, other, noise) for one, other in pairs]
+
+
+def _is_rounded(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
