@@ -26,7 +26,7 @@ from .bodies import decoder
 from .bodies.budget import BodyBudget
 from .error_answers import ErrorLog
 from .errors import InvalidInput, MethodNotAllowed, ProviderUnavailable, ServiceError, nothing_served
-from .lane.lane import LANE, Lane
+from .lane.fast_lane import LANE, FastLane
 from .live.canary import Canary
 from .live.control import ModelControl
 from .live.reconciler import Reconciler
@@ -143,7 +143,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         try:
             is_open = not app.state.access.needs_key(INFER)
             parts = app.state
-            lane = Lane(registry, settings, metrics, parts.body_budget, parts.readers, parts.error_log, is_open=is_open)
+            lane = FastLane(
+                registry, settings, metrics, parts.body_budget, parts.readers, parts.error_log, is_open=is_open
+            )
             refused = functools.partial(metrics.observe_request, UNKNOWN_ROUTE, "unknown")
             yield {GUARD: Guard(connection_limits(settings), refused), LANE: lane}
         finally:

@@ -1,7 +1,7 @@
 """The fast lane of one connection: usual requests from their bytes to the batcher.
 
-What the lane may take is for `lane` to say; everything else is left to the application. Order and deadlines are the
-connection's.
+What the lane may take is for `fast_lane` to say; everything else is left to the application. Order and deadlines are
+the connection's.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from ..transport.deadlines import Phase
 from ..transport.parser import ParsedHead
 from ..transport.probe import abort_if_gone
 from .exchange import Exchange, RequestHead
-from .lane import LANE, Lane
+from .fast_lane import LANE, FastLane
 
 IDLE = Phase.IDLE  # on each request's way, where looking a member up in its class would cost a tenth of a microsecond
 _HEAD_END = b"\r\n\r\n"
@@ -31,7 +31,7 @@ def lane_connection(
     config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: asyncio.AbstractEventLoop | None = None
 ) -> Connection:
     """Return a connection whose usual requests take the lane; called by uvicorn for each socket."""
-    lane: Lane = app_state[LANE]
+    lane: FastLane = app_state[LANE]
     server = Server(config, server_state, app_state)
     return Connection(server, app_state[GUARD], lambda connection: ConnectionLane(lane, connection))
 
@@ -47,7 +47,7 @@ class ConnectionLane:
         connection: the one.
     """
 
-    def __init__(self, lane: Lane, connection: Connection) -> None:
+    def __init__(self, lane: FastLane, connection: Connection) -> None:
         self.shared = lane
         self._connection = connection
         self._guard = connection.guard

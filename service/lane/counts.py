@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ..metrics import Metrics
 
-_MOST_NOTED = 4_096  # answers that are noted before they are counted
+_MAX_NOTED = 4_096  # answers that are noted before they are counted
 
 
 class AnswerCounts:
@@ -32,7 +32,7 @@ class AnswerCounts:
             noted = self._noted[route, status] = []
         noted.extend(seconds)
         self._metrics.has_news()
-        if len(noted) >= _MOST_NOTED:
+        if len(noted) >= _MAX_NOTED:
             self.count()
 
     def count(self) -> None:

@@ -25,7 +25,7 @@ from ..v2.request import InferRequest, RequestReader, is_quick
 from ..v2.response import BINARY_TYPE, JSON_TYPE, format_response
 
 _HEAD_BYTES = 8_192  # JSON before binary tensors: room for any sensible one
-_MOST_REMEMBERED = 256
+_MAX_REMEMBERED = 256
 _PLAIN = b"content-type: " + JSON_TYPE.encode() + b"\r\n"
 _WITH_TENSORS = b"content-type: " + BINARY_TYPE.encode() + b"\r\ninference-header-content-length: %d\r\n"
 
@@ -48,7 +48,7 @@ class Infer:
         self._reader = RepeatedReader(reader, tuple(model.engine.inputs))
         row_bytes = sum(spec.row_bytes for spec in model.engine.inputs)
         self._max_bytes = max(QUICK_BYTES, _HEAD_BYTES + row_bytes * self.max_batch_size)
-        self._frames: BoundedDict[Form, list[bytes]] = BoundedDict(_MOST_REMEMBERED)
+        self._frames: BoundedDict[Form, list[bytes]] = BoundedDict(_MAX_REMEMBERED)
         self._last: tuple[InferRequest, list[bytes]] | None = None
 
     def takes(self, media_type: str, length: int) -> bool:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import orjson
 
-from foldserve.service.lane.lane import VERSION_ROUTE
+from foldserve.service.lane.fast_lane import VERSION_ROUTE
 from tests.support.lane import FLAT, JSON, OCTETS, ONE, ask, instances, service
 from tests.support.wire import on_loop
 

@@ -30,8 +30,8 @@ VERSION_ROUTE = "/v2/models/{model}/versions/{version}/infer"
 
 LANE = "lane"  # the key of the lifespan's state
 
-_MOST_HEADS = 4_096  # heads that are remembered; each is small, and few clients write more than one
-_LONGEST_HEAD = 2_048
+_MAX_HEADS = 4_096  # heads that are remembered; each is small, and few clients write more than one
+_MAX_HEAD_BYTES = 2_048
 
 # Headers that change how a request is to be read or answered; such requests, and those in which a header stands twice,
 # are left to the application.
@@ -39,7 +39,7 @@ _UNUSUAL = {b"content-encoding", b"transfer-encoding", b"expect", b"upgrade", b"
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
 
-class Lane:
+class FastLane:
     """What all connections of one server share on the fast lane.
 
     Args:
@@ -65,7 +65,7 @@ class Lane:
     ) -> None:
         self.registry = registry
         self.budget = budget
-        self.heads: BoundedDict[bytes, RequestHead] = BoundedDict(_MOST_HEADS)
+        self.heads: BoundedDict[bytes, RequestHead] = BoundedDict(_MAX_HEADS)
         self.endpoints: dict[bytes, Endpoint] = {}
         self._counts = AnswerCounts(metrics)
         self._error_log = error_log
@@ -131,7 +131,7 @@ class Lane:
 
     def remember(self, raw: bytes, head: RequestHead) -> None:
         """Know these very bytes again."""
-        if len(raw) <= _LONGEST_HEAD:
+        if len(raw) <= _MAX_HEAD_BYTES:
             head.raw = raw
             self.heads[raw] = head
 
