@@ -6,6 +6,7 @@ A plain ASGI callable within `request_middleware`, which answers what this refus
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .access import Access, scope_of
+from .request_context import Caller, RequestContext
 
 
 class AccessMiddleware:
@@ -23,8 +24,16 @@ class AccessMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check first; what is refused never reaches the application."""
         if scope["type"] == "http":
-            check_http(self.access, scope)
+            key = check_http(self.access, scope)
+            context: RequestContext = scope["state"]["context"]
+            context.caller = Caller(key, client_address(scope))
         await self.app(scope, receive, send)
+
+
+def client_address(scope: Scope) -> str | None:
+    """Return the address that a request was sent from."""
+    client: tuple[str, int] | None = scope.get("client")
+    return client[0] if client else None
 
 
 def check_http(access: Access, scope: Scope) -> str | None:

@@ -70,6 +70,12 @@ class Metrics:
         self.refused_versions = counter(
             "refused_versions", "Versions that were not loaded, because they were damaged or answered wrongly.", model
         )
+        self.refused_changes = counter(
+            "refused_changes", "Calls that would change models and were refused, since no decision could be kept."
+        )
+        self.state_lost = gauge(
+            "state_lost", "1 while decisions about models are those of an earlier moment, since their file is lost."
+        )
         self.device_fallback = gauge(
             "device_fallback", "1 when a model runs on the CPU because no GPU was available.", model
         )

@@ -19,6 +19,14 @@ Headers = Iterable[tuple[bytes, bytes]]
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who made a request: the name of the key, None where none was needed, and the address that it was sent from."""
+
+    key: str | None = None
+    address: str | None = None
+
+
 @dataclass(slots=True)
 class RequestContext:
     """One request.
@@ -32,6 +40,7 @@ class RequestContext:
         stages: seconds by stage, in order: parse, queue, infer.
         answered: when the model gave its answer, on the same clock.
         model_headers: what the version that answered says of itself, once one has.
+        caller: who made it, once the key was checked.
     """
 
     request_id: str
@@ -42,6 +51,7 @@ class RequestContext:
     stages: dict[str, float] = field(default_factory=dict)
     answered: float = 0.0
     model_headers: tuple[tuple[bytes, bytes], ...] = ()
+    caller: Caller = Caller()
 
     @classmethod
     def read(

@@ -47,6 +47,9 @@ class Settings(BaseModel):
         None,
         description="writable folder for labels, rollbacks and shadows; unset: latest is always the newest version",
     )
+    state_lock_seconds: float = Field(
+        5.0, gt=0, description="seconds that a call which changes models waits for the state folder; then it is 503"
+    )
     poll_seconds: float = Field(1.0, ge=0, description="seconds between two polls for new versions; 0 disables polling")
     allow_unverified: bool = Field(
         False, description="also serve ONNX files without a manifest, whose answers are not verified, marked as such"

@@ -13,10 +13,11 @@ from typing import Any
 from foldserve.format.names import is_version
 
 from ..errors import InvalidInput, ModelNotFound
+from ..request_context import Caller
 from .model import UNVERIFIED
 from .reconciler import Reconciler
 from .registry import Registry
-from .state import LATEST, PROMOTE, ROLLBACK, ModelState, Shadow, check_label
+from .state import LATEST, NOBODY, PROMOTE, ROLLBACK, ModelState, Shadow, check_label
 from .versions import VersionTable
 
 MAX_SHADOW_SECONDS = 30 * 24 * 3600.0
@@ -59,6 +60,7 @@ class ModelControl:
             "versions": self._versions(name),
             "shadow": self.shadow_report(name),
             "history": [asdict(move) for move in state.history],
+            **({"state_lost": self._state.loss} if self._state.loss else {}),
         }
 
     async def load(self, name: str, version: int | None = None) -> None:
@@ -90,10 +92,11 @@ class ModelControl:
             NotReady: there is no state folder.
         """
         self._on_disk(name)
+        self._state.check()
         await self._decide(name, lambda state: replace(state, is_unloaded=True, loaded=(), shadow=None))
         await self._reconciler.reconcile(name)
 
-    async def promote(self, name: str, version: int | None, label: str = LATEST) -> None:
+    async def promote(self, name: str, version: int | None, label: str = LATEST, caller: Caller = NOBODY) -> None:
         """Point a label at a version, once that is loaded and has given its golden answers.
 
         `latest` follows the newest version again where that is the one, or where none is named.
@@ -107,6 +110,7 @@ class ModelControl:
         on_disk = self._on_disk(name)
         if version is None and label != LATEST:
             raise InvalidInput(f"promote: no version, expected the one that {label!r} shall point at")
+        self._state.check()
         target = version
         if version is not None:
             table = self._registry.tables.get(name)
@@ -114,9 +118,9 @@ class ModelControl:
                 await self.load(name, version)
             if label == LATEST and version == max(on_disk, default=0) and self._promotes_new:
                 target = None
-        await self._move(name, label, target, PROMOTE, self._target(name, label), version)
+        await self._move(name, label, target, PROMOTE, self._target(name, label), version, caller)
 
-    async def rollback(self, name: str, label: str = LATEST) -> None:
+    async def rollback(self, name: str, label: str = LATEST, caller: Caller = NOBODY) -> None:
         """Point a label back at the version it pointed at before; `latest` stays there until the next promote.
 
         Each further rollback goes one step further back.
@@ -130,10 +134,11 @@ class ModelControl:
         source = self._target(name, label)
         if source is None:
             raise ModelNotFound(f"model {name!r} has no label {label[:64]!r} to roll back")
+        self._state.check()
         target = self._reconciler.previous(name) if label == LATEST else self._state.of(name).before(label)
         if target is None:
             raise InvalidInput(f"rollback: {label!r} of model {name!r} has pointed at nothing before version {source}")
-        await self._move(name, label, target, ROLLBACK, source, target)
+        await self._move(name, label, target, ROLLBACK, source, target, caller)
         self._raise_refusal(name, target)
 
     async def shadow(self, name: str, version: int, seconds: float) -> None:
@@ -149,6 +154,7 @@ class ModelControl:
             raise InvalidInput(f"shadow: {seconds} seconds, expected a number above 0 and at most 30 days")
         if version == self._target(name, LATEST):
             raise InvalidInput(f"shadow: version {version} is the one that answers, expected another one")
+        self._state.check()
         decided = Shadow(version, time.time(), time.time() + seconds)
         await self._decide(name, lambda state: replace(state, shadow=decided))
         await self._reconciler.reconcile(name, again=True)
@@ -176,12 +182,19 @@ class ModelControl:
         await asyncio.to_thread(self._state.change, name, decide)
 
     async def _move(
-        self, name: str, label: str, target: int | None, action: str, source: int | None, version: int | None
+        self,
+        name: str,
+        label: str,
+        target: int | None,
+        action: str,
+        source: int | None,
+        version: int | None,
+        caller: Caller,
     ) -> None:
         """Point a label at `target` (None: `latest` follows); `version` is kept by it then, and by no load."""
 
         def decide(state: ModelState) -> ModelState:
-            return replace(_without(state.moved(label, target, action, source), version), is_unloaded=False)
+            return replace(_without(state.moved(label, target, action, source, caller), version), is_unloaded=False)
 
         await self._decide(name, decide)
         await self._reconciler.reconcile(name)

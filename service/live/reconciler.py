@@ -19,7 +19,8 @@ from ..settings import Settings
 from .loading import Loader
 from .model import Model
 from .registry import Registry
-from .state import LATEST, ModelState, StateDir
+from .state import LATEST, ModelState
+from .state_dir import StateDir
 from .versions import VersionTable
 
 _log = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ class Reconciler:
         self, registry: Registry, settings: Settings, metrics: Metrics, workers: Workers | None = None
     ) -> None:
         self.repository = Repository(settings.models_dir, allow_unverified=settings.allow_unverified)
-        self.state = StateDir(settings.state_dir)
+        spare = None if workers is None else workers.folder
+        self.state = StateDir(settings.state_dir, metrics, settings.state_lock_seconds, spare)
         self.refusals: dict[tuple[str, int], Refusal] = {}
         self.loading: tuple[str, int] | None = None
         self._registry = registry
@@ -75,6 +77,7 @@ class Reconciler:
             StartError: there is no model, or one has no version that can be loaded and gives its golden answers.
         """
         try:
+            self.state.make()
             await self._load_all()
         except BaseException as err:
             self._registry.close(str(err))

@@ -1,39 +1,51 @@
-"""What operators decided about models, on disk: labels, what is loaded by hand, shadows, and the history of it all.
+"""What operators decided about models: labels, what is loaded by hand, shadows, and the history of it all.
 
-One small JSON file in `FOLDSERVE_STATE_DIR`, written under a lock to a temporary file and renamed, so that every worker
-reads a whole one and no change is lost. Versions are numbers here; whether they exist or answer is not known.
+Plain values, and how they stand in a JSON document; where that is kept is known to `state_dir`. Versions are numbers
+here; whether they exist or answer is not known.
 """
 
-import fcntl
 import json
-import os
+import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ..errors import ArtifactInvalid, InvalidInput, NotReady
+from ..errors import InvalidInput
+from ..request_context import Caller
+
+T = TypeVar("T")
 
 LATEST = "latest"
 PROMOTE, ROLLBACK = "promote", "rollback"
-STATE_FILE = "state.json"
 _FORMAT = 1
 _LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _HISTORY = 100  # moves that are remembered of one model
+NOBODY = Caller()
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A label that was moved: when (seconds since 1970), which, by what call, from where to where (None: to follow)."""
+    """A label that was moved.
+
+    Attributes:
+        at: when, in seconds since 1970.
+        label: which.
+        action: by what call.
+        source: version that it pointed at before.
+        target: version that it points at since; None: `latest` follows the newest one.
+        key: name of the key of the call.
+        address: where the call was sent from.
+    """
 
     at: float
     label: str
     action: str
     source: int | None
     target: int | None
+    key: str | None = None
+    address: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +75,15 @@ class ModelState:
     shadow: Shadow | None = None
     history: tuple[Move, ...] = ()
 
-    def moved(self, label: str, target: int | None, action: str, source: int | None) -> "ModelState":
+    def moved(
+        self, label: str, target: int | None, action: str, source: int | None, caller: Caller = NOBODY
+    ) -> "ModelState":
         """Return the state after a label was moved; a target of None lets `latest` follow the newest version again."""
         labels = {name: version for name, version in self.labels.items() if name != label}
         if target is not None:
             labels[label] = target
-        history = (*self.history, Move(time.time(), label, action, source, target))[-_HISTORY:]
+        move = Move(time.time(), label, action, source, target, caller.key, caller.address)
+        history = (*self.history, move)[-_HISTORY:]
         return replace(self, labels=labels, history=history)
 
     def left_behind(self, label: str) -> set[int]:
@@ -94,65 +109,6 @@ class ModelState:
         return None
 
 
-class StateDir:
-    """The folder that holds the decisions; without one everything is as it was never decided.
-
-    Args:
-        folder: writable, shared by all workers; None where there is none.
-    """
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        self._read: dict[str, ModelState] = {}
-        self._stamp: tuple[int, int] | None = None
-
-    def read(self) -> Mapping[str, ModelState]:
-        """Return what was decided about each model; read again only when the file is another one.
-
-        Raises:
-            ArtifactInvalid: the file is there and cannot be read: going on without it would undo a rollback.
-        """
-        if self.folder is None:
-            return {}
-        path = self.folder / STATE_FILE
-        try:
-            status = path.stat()
-            stamp = (status.st_ino, status.st_mtime_ns)
-            if stamp != self._stamp:
-                self._read = _parse(path)
-                self._stamp = stamp
-        except FileNotFoundError:
-            return {}
-        except OSError as err:
-            raise ArtifactInvalid(f"state file {path} cannot be read: {err.strerror or err}") from err
-        return self._read
-
-    def of(self, name: str) -> ModelState:
-        """Return what was decided about one model; raises what `read` raises."""
-        return self.read().get(name, ModelState())
-
-    def change(self, name: str, decide: Callable[[ModelState], ModelState]) -> ModelState:
-        """Replace what was decided about one model, and return it.
-
-        Args:
-            name: the model.
-            decide: gives the new state for the one on disk; what it raises leaves everything as it was.
-
-        Raises:
-            NotReady: there is no state folder, or it cannot be written.
-        """
-        if self.folder is None:
-            raise NotReady("decisions about models cannot be kept: set FOLDSERVE_STATE_DIR to a writable folder")
-        try:
-            with _locked(self.folder):
-                states = dict(self.read())
-                states[name] = decide(states.get(name, ModelState()))
-                _write(self.folder / STATE_FILE, states)
-        except OSError as err:
-            raise NotReady(f"state folder {self.folder} cannot be written: {err.strerror or err}") from err
-        return states[name]
-
-
 def check_label(label: object) -> str:
     """Return a label that may be moved.
 
@@ -164,52 +120,75 @@ def check_label(label: object) -> str:
     return label
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; the file is never removed, so that all hold the same one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "state.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def write_states(states: Mapping[str, ModelState]) -> str:
+    """Return what was decided about each model as JSON."""
+    models = {name: _entry(state) for name, state in sorted(states.items())}
+    return json.dumps({"format": _FORMAT, "models": models}, indent=1)
 
 
-def _write(path: Path, states: Mapping[str, ModelState]) -> None:
-    """Replace the file by a whole new one that is on the disk before it has the name."""
-    document = {"format": _FORMAT, "models": {name: asdict(state) for name, state in sorted(states.items())}}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def parse_states(data: bytes) -> dict[str, ModelState]:
+    """Return what was decided about each model.
+
+    Raises:
+        ValueError: the bytes are not what `write_states` returns; the message says what is wrong.
+    """
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(document, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _parse(path: Path) -> dict[str, ModelState]:
-    try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(data)
         if document["format"] != _FORMAT:
             raise ValueError(f"format {document['format']!r}, expected {_FORMAT}")
         return {str(name): _state(entry) for name, entry in document["models"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
-        raise ArtifactInvalid(
-            f"state file {path} cannot be read: {err!r}; correct it, or remove it to start without it"
-        ) from err
+    except KeyError as err:
+        raise ValueError(f"there is no {err}") from err
+    except (TypeError, AttributeError, InvalidInput, RecursionError) as err:
+        raise ValueError(str(err)) from err
+
+
+def _entry(state: ModelState) -> dict[str, Any]:
+    """Return the JSON of one model; callers stand beside the history, in which older releases know no such fields."""
+    entry = asdict(state)
+    callers = [[move.pop("key"), move.pop("address")] for move in entry["history"]]
+    return {**entry, "callers": callers}
 
 
 def _state(entry: Mapping[str, Any]) -> ModelState:
-    shadow = entry["shadow"]
+    shadow, history = entry["shadow"], entry["history"]
+    callers = entry.get("callers", [])
+    if len(callers) != len(history):  # a release that knows of no callers has written since
+        callers = [(None, None)] * len(history)
     return ModelState(
-        labels={check_label(label): int(version) for label, version in entry["labels"].items()},
-        loaded=tuple(map(int, entry["loaded"])),
-        is_unloaded=bool(entry["is_unloaded"]),
-        shadow=None if shadow is None else Shadow(**shadow),
-        history=tuple(Move(**move) for move in entry["history"]),
+        labels={check_label(label): _version(version) for label, version in entry["labels"].items()},
+        loaded=tuple(map(_version, _of_type(entry["loaded"], list))),
+        is_unloaded=_of_type(entry["is_unloaded"], bool),
+        shadow=None if shadow is None else _shadow(**shadow),
+        history=tuple(_move(*caller, **move) for caller, move in zip(callers, history, strict=True)),
     )
+
+
+def _shadow(version: object, since: object, until: object) -> Shadow:
+    return Shadow(_version(version), _moment(since), _moment(until))
+
+
+def _move(
+    key: object, address: object, /, at: object, label: object, action: object, source: object, target: object
+) -> Move:
+    source, target = (None if version is None else _version(version) for version in (source, target))
+    key, address = (None if text is None else _of_type(text, str) for text in (key, address))
+    return Move(_moment(at), check_label(label), _of_type(action, str), source, target, key, address)
+
+
+def _version(value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"version {value!r}, expected a positive whole number")
+    return value
+
+
+def _moment(value: object) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
+        raise ValueError(f"time {value!r}, expected seconds since 1970")
+    return value  # type: ignore[return-value]
+
+
+def _of_type(value: Any, expected: type[T]) -> T:
+    if type(value) is not expected:
+        raise ValueError(f"{value!r}, expected a {expected.__name__}")
+    return value

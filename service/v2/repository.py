@@ -15,6 +15,7 @@ from ..bodies.receive import receive_inflated
 from ..errors import InvalidInput, Unsupported, clip
 from ..live.control import ModelControl, body_version
 from ..live.state import LATEST
+from ..request_context import Caller, RequestContext
 from ..schemas import error_responses
 
 MAX_BYTES = 65_536  # a control call names a version and a label
@@ -57,7 +58,7 @@ async def unload_model(request: Request, model: str) -> Response:
 async def promote_model(request: Request, model: str) -> dict[str, Any]:
     """Point `label` (`latest` where none is named) at `version`, once that is loaded and proved."""
     body = await _body(request)
-    await _control(request).promote(model, body_version(body), body.get("label", LATEST))
+    await _control(request).promote(model, body_version(body), body.get("label", LATEST), _caller(request))
     return _control(request).show(model)
 
 
@@ -65,7 +66,7 @@ async def promote_model(request: Request, model: str) -> dict[str, Any]:
 async def rollback_model(request: Request, model: str) -> dict[str, Any]:
     """Point `label` at the version it pointed at before; `latest` stays there until the next promote."""
     body = await _body(request)
-    await _control(request).rollback(model, body.get("label", LATEST))
+    await _control(request).rollback(model, body.get("label", LATEST), _caller(request))
     return _control(request).show(model)
 
 
@@ -90,6 +91,11 @@ async def end_shadow_of_model(request: Request, model: str) -> dict[str, Any]:
 def _control(request: Request) -> ModelControl:
     control: ModelControl = request.app.state.control
     return control
+
+
+def _caller(request: Request) -> Caller:
+    context: RequestContext = request.scope["state"]["context"]
+    return context.caller
 
 
 async def _body(request: Request) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
+from urllib.parse import unquote
 
 import grpc
 
@@ -18,7 +19,7 @@ from ...errors import NotFound
 from ...live.control import ModelControl
 from ...live.registry import Registry
 from ...metrics import Metrics
-from ...request_context import RequestContext
+from ...request_context import Caller, RequestContext
 from ...settings import Settings
 from .descriptors import HEALTH, INFERENCE, Method, Proto
 from .service import InferenceService
@@ -171,7 +172,8 @@ class GrpcServer:
         context = RequestContext.read(headers, self._settings.default_timeout_seconds, rpc.time_remaining())
         try:
             scope = _SCOPES.get(route.rpartition("/")[2], READ)
-            self._access.check(scope, metadata.get("authorization"), metadata.get("x-api-key"), route)
+            key = self._access.check(scope, metadata.get("authorization"), metadata.get("x-api-key"), route)
+            context.caller = Caller(key, _address(rpc.peer()))
             yield context
         except Exception as err:
             await self._abort(route, err, rpc, context)
@@ -187,6 +189,11 @@ class GrpcServer:
 
     def _count(self, route: str, status: int, context: RequestContext) -> None:
         self._metrics.observe_request(route, "POST", status, time.perf_counter() - context.started)
+
+
+def _address(peer: str) -> str:
+    """Return the address in the name of a peer: `ipv4:127.0.0.1:50000`, `ipv6:[::1]:50000`, with brackets quoted."""
+    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
 def _metadata(headers: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[str, str], ...]:
