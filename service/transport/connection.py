@@ -213,7 +213,7 @@ class Connection(asyncio.Protocol):
             self._close_if_answered()
 
     def _close_if_answered(self) -> None:
-        """Say the last word and close, once no answer is due before it."""
+        """Write the refusal, if there is one, and close, unless answers are due before."""
         if self.outbox.due:
             return
         if self._refusal is not None:

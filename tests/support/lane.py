@@ -18,7 +18,7 @@ from foldserve.service.app import create_app
 from foldserve.service.lane.connection import lane_connection
 from foldserve.service.settings import Settings
 from tests.support import artifacts
-from tests.support.wire import Answer, Client, Serving, running
+from tests.support.wire import Answer, Client, Serving, running, until
 
 OCTETS = b"application/octet-stream"
 JSON = b"application/json"
@@ -30,7 +30,7 @@ NESTED = PIXELS.reshape(28, 28).tolist()
 
 @dataclass
 class Service(Serving):
-    """A served application, and the paths of the requests that came as far as it."""
+    """A served application, and the paths of the requests that reached it."""
 
     app: Any = None
     seen: list[str] = field(default_factory=list)
@@ -126,8 +126,7 @@ class Valve:
 async def held(models: Path, **settings: Any) -> AsyncIterator[tuple[Service, Valve, Client]]:
     """A service whose engine is held by a first request, in its thread."""
     async with service(models, inline_below_ms=0, buckets=(4,), **settings) as server, server.connect() as first:
-        while not server.server.started:  # noqa: ASYNC110 - uvicorn tells nobody
-            await asyncio.sleep(0.001)
+        await until(lambda: server.server.started)
         valve = Valve(server)
         try:
             await first.send(ask(ONE))
@@ -135,9 +134,3 @@ async def held(models: Path, **settings: Any) -> AsyncIterator[tuple[Service, Va
             yield server, valve, first
         finally:
             valve.open.set()
-
-
-async def gone(server: Service, connections: int) -> None:
-    """Wait until the server has only so many connections."""
-    while len(server.server.server_state.connections) > connections:  # noqa: ASYNC110 - uvicorn tells nobody
-        await asyncio.sleep(0.001)

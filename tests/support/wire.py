@@ -179,6 +179,12 @@ def run(test: Coroutine[Any, Any, None]) -> None:
     uvloop.run(asyncio.wait_for(test, 60))
 
 
+async def until(holds: Callable[[], Any]) -> None:
+    """Wait for something of which no event tells."""
+    while not holds():  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+
+
 async def read_body(receive: Callable[[], Awaitable[dict]]) -> bytes | None:
     """Return the whole body, None when the client has gone before it was complete."""
     body = b""

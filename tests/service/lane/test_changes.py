@@ -1,12 +1,11 @@
 """The fast lane beside what changes under it: versions that move, candidates that listen, doors that need a key."""
 
-import asyncio
 from pathlib import Path
 
 from foldserve.service.access import new_key
 from tests.support import artifacts
 from tests.support.lane import ONE, ask, service
-from tests.support.wire import on_loop
+from tests.support.wire import on_loop, until
 
 
 @on_loop
@@ -24,13 +23,12 @@ async def test_a_promoted_version_answers_the_very_next_request(fashion: Path) -
 
 @on_loop
 async def test_a_body_that_spans_a_promotion_is_answered_by_the_new_version(fashion: Path) -> None:
-    """What answers is chosen when the request is whole, so that no version is asked that has left."""
+    """What answers is chosen when the request is whole, so that no version answers that has left."""
     async with service(fashion, poll_seconds=0, keep_warm=0) as server, server.connect() as client:
         request = ask(ONE)
         await client.send(request[:-5])
         connections = server.server.server_state.connections
-        while not any(connection.receiving for connection in connections):  # noqa: ASYNC110 - nobody tells
-            await asyncio.sleep(0)
+        await until(lambda: any(connection.receiving for connection in connections))
         artifacts.publish_classifier(fashion, version=2, seed=2)
         await server.app.state.control.load("fashion")
         await client.send(request[-5:])
@@ -47,8 +45,7 @@ async def test_a_candidate_gets_a_copy_of_what_the_lane_answers(fashion: Path, t
         await control.shadow("fashion", 1, 60.0)
         await client.send(ask(ONE))
         await client.answer()
-        while not control.shadow_report("fashion")["rows"]:  # noqa: ASYNC110 - nobody tells
-            await asyncio.sleep(0)
+        await until(lambda: control.shadow_report("fashion")["rows"])
         assert server.seen == []
 
 

@@ -6,26 +6,19 @@ import itertools
 import os
 import socket
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support import artifacts
-from tests.support.lane import JSON, OCTETS, ONE, ask, gone, held, instances, png, service
-from tests.support.wire import Client, on_loop
+from tests.support.lane import JSON, OCTETS, ONE, ask, held, instances, png, service
+from tests.support.wire import Client, on_loop, until
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: here\r\n\r\n"
 CHUNKED = (
     b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: application/octet-stream\r\n"
     b"Transfer-Encoding: chunked\r\n\r\n"
 )
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait for something of which nobody is told."""
-    while not holds():  # noqa: ASYNC110
-        await asyncio.sleep(0.001)
 
 
 def rows_of(body: bytes) -> int:
@@ -156,7 +149,7 @@ async def test_an_older_http_is_answered_and_ends(fashion: Path) -> None:
 
 
 @on_loop
-async def test_whoever_waits_for_100_gets_it_on_a_known_connection(fashion: Path) -> None:
+async def test_a_client_that_waits_for_100_gets_it_on_a_known_connection(fashion: Path) -> None:
     """A body that is announced and held back is asked for, then answered, then the lane goes on."""
     async with service(fashion) as server, server.connect() as client:
         await client.send(ask(ONE))
@@ -219,7 +212,7 @@ async def test_requests_that_share_packets_are_answered_in_order(fashion: Path) 
 
 @on_loop
 async def test_order_is_kept_between_the_lane_and_the_application(fashion: Path) -> None:
-    """Pipelined requests for both are answered as they came."""
+    """Pipelined requests for both are answered in order."""
     live = b"GET /v2/health/live HTTP/1.1\r\nHost: here\r\n\r\n"
     async with service(fashion) as server, server.connect() as client:
         for _ in range(3):
@@ -282,7 +275,7 @@ async def test_no_more_is_read_than_may_wait(fashion: Path) -> None:
 
 @on_loop
 async def test_who_does_not_read_is_not_read_from(fashion: Path) -> None:
-    """Answers that nobody takes stop the questions, one at a time as they come; then every one is answered."""
+    """Answers that are not read stop the requests, one at a time as they come; then every one is answered."""
     asked, most = 0, 2_000
     async with service(fashion, buckets=(64,)) as server:
         sock = socket.socket()
@@ -404,8 +397,8 @@ async def test_a_body_in_ten_thousand_chunks_costs_no_memory(fashion: Path) -> N
 
 
 @on_loop
-async def test_many_slow_clients_keep_nobody_from_being_answered(fashion: Path) -> None:
-    """Two hundred half-sent heads and bodies, each given up in time, beside one who is answered all the while."""
+async def test_many_slow_clients_keep_no_other_from_being_answered(fashion: Path) -> None:
+    """Two hundred half-sent heads and bodies, each given up in time, beside one that is answered all the while."""
     async with service(fashion, header_seconds=0.3, body_seconds=0.3) as server, server.connect() as client:
         await client.send(ask(ONE))
         assert (await client.answer()).status == 200
@@ -430,10 +423,9 @@ async def test_a_client_that_has_gone_costs_no_run(fashion: Path, vanish: str) -
     async with held(fashion) as (server, valve, first):
         async with server.connect() as second:
             await second.send(ask(ONE))
-            while server.model.batcher.queued_rows != 1:  # noqa: ASYNC110 - the queue tells nobody
-                await asyncio.sleep(0.001)
+            await until(lambda: server.model.batcher.queued_rows == 1)
             second.reset() if vanish == "reset" else second.writer.close()
-            await gone(server, 1)
+            await until(lambda: len(server.server.server_state.connections) == 1)
         valve.open.set()
         assert (await first.answer()).status == 200
         await first.send(ask(ONE))
@@ -458,8 +450,7 @@ async def test_a_request_on_the_lane_is_answered_before_the_end(fashion: Path) -
     """SIGTERM waits for the engine; the answer says that the connection ends."""
     async with held(fashion) as (server, valve, first):
         stopping = asyncio.create_task(server.stop())
-        while not server.server.should_exit or server.server.servers[0].is_serving():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+        await until(lambda: server.server.should_exit and not server.server.servers[0].is_serving())
         valve.open.set()
         assert (await first.answer()).status == 200
         assert await first.is_closed()

@@ -1,6 +1,5 @@
 """An answer of the fast lane: its id, what counts it, and what goes wrong in queue, run and writing."""
 
-import asyncio
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from tests.support.lane import (
     held,
     service,
 )
-from tests.support.wire import on_loop
+from tests.support.wire import on_loop, until
 
 
 @on_loop
@@ -68,8 +67,7 @@ async def test_a_full_queue_is_answered_503_with_retry_after(fashion: Path) -> N
     async with held(fashion, max_rows=16, max_queue_rows=16) as (server, _valve, _first), server.connect() as second:
         await second.send(ask(ONE) * 16)
         async with server.connect() as third:
-            while server.model.batcher.queued_rows < 12:  # noqa: ASYNC110 - the queue tells nobody
-                await asyncio.sleep(0.001)
+            await until(lambda: server.model.batcher.queued_rows >= 12)
             await third.send(ask(ONE))
             answer = await third.answer()
             assert answer.status == 503
@@ -97,7 +95,7 @@ async def test_a_row_that_is_not_a_number_harms_only_itself(fashion: Path) -> No
 
 
 @on_loop
-async def test_answers_that_cannot_be_written_are_500_and_leave_nobody_waiting(fashion: Path) -> None:
+async def test_answers_that_cannot_be_written_are_500_and_leave_no_client_waiting(fashion: Path) -> None:
     """An output that no route can read, a mistake of ours, ends in an error for each and a connection that goes on."""
     async with service(fashion, buckets=(4,)) as server, server.connect() as client:
         await client.send(ask(ONE))

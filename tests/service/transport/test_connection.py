@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from foldserve.service.transport.deadlines import Phase
-from tests.support.wire import limited, on_loop, read_body, respond, serving
+from tests.support.wire import limited, on_loop, read_body, respond, serving, until
 
 GET = b"GET /%b HTTP/1.1\r\nHost: here\r\n\r\n"
 QUICK = 0.05  # seconds of a deadline that a test wants to see pass
@@ -127,7 +127,7 @@ async def test_close_is_honoured() -> None:
 
 @on_loop
 async def test_what_follows_a_request_that_said_close_reaches_no_application() -> None:
-    """It is not merely left unanswered: whoever thinks that the connection has ended must not have it carried out."""
+    """It is not merely left unanswered: a client that thinks the connection has ended must not have it carried out."""
     gate = Gate()
     gate.open.set()
     async with serving(gate) as server, server.connect() as client:
@@ -181,15 +181,13 @@ async def test_the_first_headers_are_due_from_the_start_of_the_connection() -> N
     """A client that connects and waits before it begins has no more time than one that begins at once."""
     limits = limited(header_seconds=1_000)
     async with serving(echo, limits) as server, server.connect() as client:
-        while not server.guard.connections:  # noqa: ASYNC110 - the server tells nobody
-            await asyncio.sleep(0.001)
+        await until(lambda: server.guard.connections)
         (connection,) = server.server.server_state.connections
-        came = asyncio.get_running_loop().time()
+        made = asyncio.get_running_loop().time()
         await asyncio.sleep(QUICK)
         await client.send(GET[:5])
-        while connection.deadlines.phase is not Phase.HEAD:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
-        connection.check(came + limits.header_seconds + QUICK / 2)
+        await until(lambda: connection.deadlines.phase is Phase.HEAD)
+        connection.check(made + limits.header_seconds + QUICK / 2)
         assert (await client.answer()).status == 408
 
 
@@ -218,7 +216,7 @@ async def test_a_connection_that_says_nothing_is_closed() -> None:
 
 @on_loop
 async def test_a_body_that_stops_is_given_up_and_the_application_is_told() -> None:
-    """Half a body is answered 408; whoever waited for the rest learns that it will not come."""
+    """Half a body is answered 408; the application, which waited for the rest, learns that it will not come."""
     gate = Gate()
     async with serving(gate, limited(body_seconds=QUICK)) as server, server.connect() as client:
         await client.send(post(b"half", length=8))
@@ -236,8 +234,7 @@ async def test_the_application_is_told_at_once_that_a_body_will_not_come() -> No
     limits = limited(body_bytes=8, linger_seconds=1_000)
     async with serving(gate, limits) as server, server.connect() as client:
         await client.send(CHUNKED + b"4\r\nhalf\r\n")
-        while not server.server.server_state.tasks:  # noqa: ASYNC110 - the application has it now
-            await asyncio.sleep(0.001)
+        await until(lambda: server.server.server_state.tasks)
         await client.send(b"8\r\ntoo much\r\n")
         assert (await client.answer()).status == 413
         await gate.gone.wait()
@@ -268,7 +265,7 @@ async def test_an_idle_connection_is_closed() -> None:
 
 @on_loop
 async def test_a_client_that_does_not_read_is_cut_off() -> None:
-    """An answer that nobody takes does not stay in memory: the application learns that its client is gone."""
+    """An answer that is not read does not stay in memory: the application learns that its client is gone."""
     cut_off = asyncio.Event()
 
     async def app(scope: dict, receive: Callable, send: Callable) -> None:
@@ -310,11 +307,9 @@ async def test_one_endless_header_is_refused_before_it_ends() -> None:
     """The parser shows a header only when it is whole: memory is bounded before that."""
     async with serving(echo, limited(header_bytes=1000)) as server, server.connect() as client:
         await client.send(b"GET / HTTP/1.1\r\nX: ")
-        while not server.guard.connections:  # noqa: ASYNC110 - the server tells nobody
-            await asyncio.sleep(0.001)
+        await until(lambda: server.guard.connections)
         (connection,) = server.guard.connections
-        while connection.deadlines.phase is not Phase.HEAD:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+        await until(lambda: connection.deadlines.phase is Phase.HEAD)
         for _ in range(100):
             await client.send(b"x" * 100)
         assert (await client.answer()).status == 431
@@ -382,8 +377,7 @@ async def test_connections_are_limited() -> None:
                 assert await second.is_closed()
             await first.send(GET % b"again")
             assert (await first.answer()).status == 200
-        while server.guard.connections:  # noqa: ASYNC110 - the guard tells nobody when a place frees
-            await asyncio.sleep(0)
+        await until(lambda: not server.guard.connections)
         async with server.connect() as third:
             await third.send(GET % b"third")
             assert (await third.answer()).status == 200
@@ -528,13 +522,11 @@ async def test_a_closed_connection_is_freed_at_once(sent: bytes) -> None:
         async with serving(echo) as server:
             async with server.connect() as client:
                 await client.send(sent)
-                while not server.guard.connections:  # noqa: ASYNC110 - the server tells nobody
-                    await asyncio.sleep(0.001)
+                await until(lambda: server.guard.connections)
                 connection = weakref.ref(next(iter(server.guard.connections)))
                 if sent and b"half" not in sent:
                     await client.answer()
-            while server.server.server_state.tasks or server.guard.connections:  # noqa: ASYNC110
-                await asyncio.sleep(0.001)
+            await until(lambda: not (server.server.server_state.tasks or server.guard.connections))
             await asyncio.sleep(0.001)
             assert connection() is None
     finally:
