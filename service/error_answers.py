@@ -62,7 +62,9 @@ def error_json(message: str) -> bytes:
 
 
 class ErrorLog:
-    """Lines for errors that are the service's own: each failure whole, refusals at most one line a second.
+    """Lines for errors that are the service's own: one for each failure, for refusals at most one a second.
+
+    The traceback of one that comes again and again is written once a second (`logs`), its reason and id each time.
 
     A refusal (501, 503, 504) is written at once; those that follow within a second share a line with their number, or
     they would become the load. The metrics have them all. Errors of clients (4xx) are not written.

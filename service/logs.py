@@ -1,15 +1,19 @@
 """What the service writes: one JSON line an event, or one plain line for a person at a terminal.
 
 Formatters and a configuration for `logging`, which every module and uvicorn use as they are; whatever is passed as
-`extra` becomes a field of the line. No event can break a line: control characters are escaped.
+`extra` becomes a field of the line. No event can break a line: control characters are escaped. No exception can flood
+the log with its traceback either.
 """
 
 import json
 import logging
+import math
 import sys
+import traceback
 from datetime import UTC, datetime
 from typing import Any
 
+_TRACEBACK_SECONDS = 1.0  # between two tracebacks of the same exception
 _KNOWN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
@@ -18,7 +22,31 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     return {key: value for key, value in vars(record).items() if key not in _KNOWN}
 
 
-class JsonFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    """Tells of exceptions whole, but of those that come again and again only once a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._whole_at: dict[tuple[object, ...], float] = {}
+
+    def exception(self, record: logging.LogRecord) -> tuple[str, str] | None:
+        """Return "traceback" and the whole, or "error" and its last line; None for an event without exception.
+
+        An exception is the same again if it is of one class, raised in one line and logged in one line.
+        """
+        if not record.exc_info or record.exc_info[1] is None:
+            return None
+        error = record.exc_info[1]
+        frame = [*traceback.walk_tb(error.__traceback__)][-1:]
+        raised = [(place.f_code, line) for place, line in frame]
+        same = (record.pathname, record.lineno, type(error), *raised)
+        if record.created - self._whole_at.get(same, -math.inf) < _TRACEBACK_SECONDS:
+            return "error", "".join(traceback.format_exception_only(error)).strip()
+        self._whole_at[same] = record.created
+        return "traceback", self.formatException(record.exc_info)
+
+
+class JsonFormatter(_Formatter):
     """One JSON object a line: time, level, logger, event, then the fields; a traceback is a string among them."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -30,12 +58,12 @@ class JsonFormatter(logging.Formatter):
             "event": record.getMessage(),
             **_fields(record),
         }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+        if exception := self.exception(record):
+            line[exception[0]] = exception[1]
         return json.dumps(line, default=str)  # in ASCII: no separator, lone surrogate or escape sequence gets through
 
 
-class HumanFormatter(logging.Formatter):
+class HumanFormatter(_Formatter):
     """`12:00:01 info  ready  models=['lenet-bn/1']`, and a traceback below where there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -43,7 +71,8 @@ class HumanFormatter(logging.Formatter):
         clock = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
         fields = "".join(f"  {key}={value}" for key, value in _fields(record).items())
         line = _escape(f"{clock} {record.levelname.lower():<7} {record.getMessage()}{fields}")
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        exception = self.exception(record)
+        return f"{line}\n{exception[1]}" if exception else line
 
 
 class WithoutChatter(logging.Filter):

@@ -57,7 +57,11 @@ class Metrics:
         self.infer_seconds = seconds("infer_seconds", "Seconds that each batch ran.", model)
         self.queued_rows = gauge("queued_rows", "Rows that wait for their batch now.", model)
         self.refused = counter("refused", "Requests that cost no run, by reason.", ["model", "reason"])
-        self.batch_failures = counter("batch_failures", "Batches whose members ran alone.", model)
+        self.batch_failures = counter(
+            "batch_failures",
+            "Batches that failed and whose members ran alone; a lone request that the model cannot take is none.",
+            model,
+        )
         self.ready = gauge("ready", "1 when every model gave its golden answers, else 0.")
         self.model_info = gauge(
             "model_info",

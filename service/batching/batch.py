@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import DeviceLost, EngineError
+from ..errors import DeviceLost, EngineError, InvalidInput, ServiceError
 from ..tensors import Array
 from .request import BatchAnswer, Receiver, Request
 
@@ -100,7 +100,7 @@ class Batch:
         self.answer: BatchAnswer | None = None
         self._receiver = _common_receiver(requests)
         self._borrowed: dict[str, Array] | None = None
-        self._outcomes: list[BatchAnswer | EngineError] = []
+        self._outcomes: list[BatchAnswer | ServiceError] = []
 
     def prepare(self, buffers: BufferPool) -> None:
         """Assemble ahead of the run; if that fails, the run will fail too, and run each member alone."""
@@ -166,11 +166,18 @@ class Batch:
         self.inputs = self._borrowed = None
 
     def _run_alone(self, engine: BatchEngine, err: Exception) -> None:
-        _log.warning("a batch of %d requests failed: %s", len(self.requests), err)
-        if len(self.requests) == 1 or isinstance(err, DeviceLost):
-            self._outcomes = [_engine_error(err)] * len(self.requests)
+        """Run each member alone, also a lone one that was padded, since the padding may be what failed."""
+        if isinstance(err, DeviceLost) or (len(self.requests) == 1 and self.rows == self.bucket):
+            self._outcomes = [_outcome_of(err)] * len(self.requests)
         else:
             self._outcomes = [_outcome_alone(engine, request) for request in self.requests]
+        if any(isinstance(outcome, EngineError) for outcome in self._outcomes):  # others are mistakes of clients
+            _log.warning("a batch of %d requests failed: %s", len(self.requests), err)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether its run failed; not where its only member's own inputs are to blame."""
+        return self.answer is None and [*map(type, self._outcomes)] != [InvalidInput]
 
     @property
     def device_lost(self) -> DeviceLost | None:
@@ -203,7 +210,7 @@ def _common_receiver(requests: list[Request]) -> Receiver | None:
     return receiver
 
 
-def _tell(request: Request, outcome: BatchAnswer | EngineError, start: int) -> None:
+def _tell(request: Request, outcome: BatchAnswer | ServiceError, start: int) -> None:
     """Tell one member, unless it is over; an error in its receiver does not reach its neighbours."""
     if request.is_over:
         return
@@ -216,17 +223,17 @@ def _tell(request: Request, outcome: BatchAnswer | EngineError, start: int) -> N
         _log.exception("an answer could not be taken")
 
 
-def _outcome_alone(engine: BatchEngine, request: Request) -> BatchAnswer | EngineError:
+def _outcome_alone(engine: BatchEngine, request: Request) -> BatchAnswer | ServiceError:
     started = time.perf_counter()
     try:
         outputs = engine.run(request.inputs)
     except Exception as err:
-        return _engine_error(err)
+        return _outcome_of(err)
     return BatchAnswer(outputs, request.rows, started, time.perf_counter() - started)
 
 
-def _engine_error(err: Exception) -> EngineError:
-    if isinstance(err, EngineError):
+def _outcome_of(err: Exception) -> ServiceError:
+    if isinstance(err, (EngineError, InvalidInput)):
         return err
     wrapped = EngineError(f"the run failed: {type(err).__name__}: {str(err)[:300]}")
     wrapped.__cause__ = err

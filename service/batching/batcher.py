@@ -67,6 +67,7 @@ class Batcher:
         self._in_flight: list[Batch] = []  # prepared or running in the worker thread
         self._is_running = False
         self._batches = 0
+        self._answered_batches = 0
         self._is_scheduled = False
         self._is_watching = False
         self._is_closed = False
@@ -81,6 +82,11 @@ class Batcher:
     def batches(self) -> int:
         """Batches that were started so far."""
         return self._batches
+
+    @property
+    def answered_batches(self) -> int:
+        """Batches whose run gave answers so far."""
+        return self._answered_batches
 
     @property
     def running_batch(self) -> int | None:
@@ -98,6 +104,7 @@ class Batcher:
             Overloaded: the answer could not be ready by the deadline, or the queue is full.
             DeadlineExceeded: the deadline passed before there was an answer.
             NotReady: the batcher is closed.
+            InvalidInput: the model cannot run on these inputs, and runs on its golden ones.
             EngineError: the run failed, also for this request alone.
         """
         rows = len(next(iter(inputs.values())))
@@ -272,10 +279,12 @@ class Batcher:
         batch.deliver()
         answer = batch.answer
         if answer is None:
-            self._observer.batch_failed()
+            if batch.has_failed:
+                self._observer.batch_failed()
             if batch.device_lost is not None and self._lost is not None:
                 self._lost(batch.device_lost)
             return
+        self._answered_batches += 1
         self._latency.finished(batch.bucket, answer.infer_seconds)
         waited = answer.started - batch.requests[0].arrived
         self._observer.batch(batch.rows, batch.bucket, waited, answer.infer_seconds)

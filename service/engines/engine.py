@@ -6,6 +6,7 @@ and slices the answer; does not queue, and knows no requests.
 
 import logging
 import os
+import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,11 +19,11 @@ from foldserve.format.image import ImageSpec
 from ..artifacts.golden import check_golden
 from ..artifacts.repository import Artifact
 from ..artifacts.unverified import check_rows, made_inputs
-from ..errors import DeviceLost, EngineError
+from ..errors import DeviceLost, EngineError, InvalidInput
 from ..settings import DEFAULT_BUCKETS
 from ..tensors import Array, TensorSpec
 from .autotune import REWRITES, Decide, autotune, decide_alone, reuse_choice
-from .buckets import Profile, answers_agree, profile_buckets
+from .buckets import Profile, answers_agree, golden_batch, profile_buckets
 from .checks import check_golden_inputs, fitting_buckets, refuse_failing
 from .providers import Device, Source, cpu_session, open_session
 from .runners import GraphRunner, PlainRunner, Runner, ThreadedRunner
@@ -31,6 +32,12 @@ from .structure import structure_of
 from .threads import first_threaded_bucket
 
 _log = logging.getLogger(__name__)
+
+# How onnxruntime begins where a node of the graph failed.
+_NODE_FAILED = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (?=Non-zero status code returned while running )")
+# Its classes and codes do not tell whose mistake it was: an index beyond a table can be any of three of them, and one
+# is that of memory that did not suffice, too.
+_NOT_THE_INPUTS = re.compile(r"alloc|out of memory|cuda|cudnn|cublas", re.IGNORECASE)
 
 
 class Engine:
@@ -242,14 +249,21 @@ class Engine:
             Each output by its name, with the same number of rows; never a view of `inputs`.
 
         Raises:
-            EngineError: there are no or too many rows, or the run failed.
+            InvalidInput: the run failed, and the golden inputs still run: the graph cannot take these inputs.
+            EngineError: there are no or too many rows, the golden inputs do not run either, or there was no memory.
         """
         rows = len(next(iter(inputs.values())))
         bucket = self._bucket_for(rows)
-        if bucket == rows:
-            return self._run_exactly(inputs)
-        padded = {name: _pad(array, bucket) for name, array in inputs.items()}
-        return {name: array[:rows] for name, array in self._run_exactly(padded).items()}
+        if bucket > rows:
+            inputs = {name: _pad(array, bucket) for name, array in inputs.items()}
+        try:
+            outputs = self._run_exactly(inputs)
+        except EngineError as err:
+            reason = _refusal(str(err.__cause__))
+            if reason is None or isinstance(err, DeviceLost) or not self._still_answers():
+                raise
+            raise InvalidInput(f"the model cannot run on these inputs: {reason}") from err
+        return outputs if bucket == rows else {name: array[:rows] for name, array in outputs.items()}
 
     def _bucket_for(self, rows: int) -> int:
         buckets = self.buckets
@@ -274,16 +288,20 @@ class Engine:
         return answers
 
     def _still_answers(self) -> bool:
-        """Whether a batch of zeros still runs: a CUDA error stays until the process ends, a bad batch does not."""
-        rows = self.buckets[0]
+        """Whether golden inputs still run: a CUDA error stays until the process ends, a bad batch does not."""
         try:
-            self._runner.run({spec.name: np.zeros((rows, *spec.row_shape), spec.dtype) for spec in self.inputs})
+            self._runner.run(golden_batch(self.golden.inputs, self.buckets[0]))
         except Exception:
             return False
         return True
 
 
 def _pad(array: Array, rows: int) -> Array:
-    padded = np.zeros((rows, *array.shape[1:]), array.dtype)
-    padded[: len(array)] = array
-    return padded
+    """Return an array of more rows, the last one repeated: zeros might be what a graph cannot take."""
+    return np.concatenate([array, np.repeat(array[-1:], rows - len(array), axis=0)])
+
+
+def _refusal(text: str) -> str | None:
+    """Return what onnxruntime says of a run that inputs may have failed, without its code; None of any other run."""
+    code = _NODE_FAILED.match(text)
+    return None if code is None or _NOT_THE_INPUTS.search(text) else text[code.end() :].strip()[:600]

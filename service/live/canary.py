@@ -41,8 +41,11 @@ class Canary:
             pause = max(self._seconds, _SHARE * spent)
 
     async def check(self, model: Model) -> float:
-        """Check one model, unless it has answered requests since its last check; returns the seconds that it ran."""
-        answered = model.batcher.batches
+        """Check one model, unless it has answered requests since its last check; returns the seconds that it ran.
+
+        Runs that failed are no answers: under a load of them a model is checked all the same.
+        """
+        answered = model.batcher.answered_batches
         if self._batches.get(model.name) != answered and not self._failures.get(model.name):
             self._batches[model.name] = answered
             return 0.0
@@ -58,7 +61,7 @@ class Canary:
             if self._failures.pop(model.name, 0):
                 _log.warning("model %r gives its golden answers again", model.name)
             self._registry.doubt(model.name, None)
-        self._batches[model.name] = model.batcher.batches
+        self._batches[model.name] = model.batcher.answered_batches
         return answer.infer_seconds
 
     def _failed(self, model: Model, err: ServiceError) -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 import logging.config
 import sys
+import time
 
 import pytest
 
@@ -50,6 +51,30 @@ def test_a_traceback_is_part_of_the_json_line():
     line = JsonFormatter().format(event)
     assert len(line.splitlines()) == 1
     assert "ValueError: inner" in json.loads(line)["traceback"]
+
+
+def failing(kind: type[Exception]) -> logging.LogRecord:
+    """The event of an exception that is raised here."""
+    try:
+        raise kind("inner")
+    except kind:
+        event = record("failed")
+        event.exc_info = sys.exc_info()
+    return event
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter(), HumanFormatter()])
+def test_what_fails_again_and_again_is_told_whole_once_a_second(formatter):
+    """Ten thousand failures in three seconds are as many short lines and four tracebacks; another kind has its own."""
+    started = time.time()
+    events = [failing(ValueError) for _ in range(10_000)]
+    for number, event in enumerate(events):
+        event.created = started + number * 3.0 / 9_999
+    lines = [formatter.format(event) for event in events]
+    assert sum("Traceback" in line for line in lines) == 4
+    assert all("ValueError: inner" in line for line in lines)
+    assert sorted(map(len, lines))[-5] < 250
+    assert "Traceback" in formatter.format(failing(KeyError))
 
 
 def test_the_configuration_chooses_the_form_and_the_level():

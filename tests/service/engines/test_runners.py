@@ -4,6 +4,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from foldserve.format.golden import Golden
 from foldserve.service.artifacts.repository import Repository
 from foldserve.service.engines.engine import Engine
 from foldserve.service.engines.providers import Device, cpu_session, open_session
@@ -86,6 +87,7 @@ class Breaking:
 def test_a_bad_batch_is_told_from_a_lost_device(session, for_ever, error):
     """After a failed run a harmless batch is run; only if that fails too the device is lost."""
     engine = Engine(Breaking(for_ever), Device("cuda", "cuda"), read_signature(session), (1, 4))
+    engine.golden = Golden({"image": artifacts.images(1)}, {}, {})
     with pytest.raises(EngineError) as failure:
         engine.run({"image": np.full((1, 1, 28, 28), 255, np.uint8)})
     assert type(failure.value) is error
