@@ -29,6 +29,7 @@ _MAX_REMEMBERED = 256
 _PLAIN = b"content-type: " + JSON_TYPE.encode() + b"\r\n"
 _WITH_TENSORS = b"content-type: " + BINARY_TYPE.encode() + b"\r\ninference-header-content-length: %d\r\n"
 
+Written = tuple[bytes, bytes] | InvalidInput  # header lines and body of an answer, or why it cannot be written
 Form = tuple[tuple[WantedOutput, ...], int]  # which outputs, for how many rows
 
 
@@ -78,12 +79,10 @@ class Infer:
             raw_rows = np.ascontiguousarray(next(iter(request.inputs.values()))).data
         return request.inputs, raw_rows, request.rows, request
 
-    def write(
-        self, batch: BatchAnswer, requests: Sequence[Any], starts: Sequence[int]
-    ) -> Sequence[tuple[bytes, bytes] | InvalidInput]:
+    def write(self, batch: BatchAnswer, requests: Sequence[Any], starts: Sequence[int]) -> Sequence[Written]:
         """Return header lines and body of each request's answer, or why it cannot be written in the wanted form."""
         return self._write_alike(batch, requests) or [
-            self._write(batch, start, request.rows, request.options)
+            self._write_one(batch, start, request.rows, request.options)
             for request, start in zip(requests, starts, strict=True)
         ]
 
@@ -106,22 +105,14 @@ class Infer:
             return [(lines, b"".join(parts)) for parts in zip(repeat(head), *raw_rows, strict=False)]
         columns: list[Iterable[bytes]] = [repeat(pieces[0])]
         for output, piece in zip(wanted, pieces[1:], strict=True):
-            texts = _written(batch, output.name)
+            texts = _json_rows(batch, output.name)
             if any(b"null" in text for text in texts):  # not a number: written alone, it is refused
                 return None
             columns += [texts, repeat(piece)]
         return [(_PLAIN, b"".join(parts)) for parts in zip(*columns, strict=False)]
 
-    def _write(
-        self, batch: BatchAnswer, start: int, rows: int, request: InferRequest
-    ) -> tuple[bytes, bytes] | InvalidInput:
+    def _write_one(self, batch: BatchAnswer, start: int, rows: int, request: InferRequest) -> Written:
         """Return header lines and body of the answer of `rows` rows from `start` on, or why there is none."""
-        try:
-            return self._write_one(batch, start, rows, request)
-        except InvalidInput as err:
-            return err
-
-    def _write_one(self, batch: BatchAnswer, start: int, rows: int, request: InferRequest) -> tuple[bytes, bytes]:
         if request.id or any(wanted.classes for wanted in request.outputs):
             return self._write_alone(batch, start, rows, request)
         pieces = self._pieces(batch, request.outputs, rows)
@@ -130,7 +121,7 @@ class Infer:
             if wanted.binary:
                 tails.extend(_raw_rows(batch, wanted.name)[start : start + rows])
             else:
-                text = b",".join(_written(batch, wanted.name)[start : start + rows])
+                text = b",".join(_json_rows(batch, wanted.name)[start : start + rows])
                 if b"null" in text:  # not a number: written alone, it is refused
                     return self._write_alone(batch, start, rows, request)
                 texts.append(text)
@@ -155,10 +146,13 @@ class Infer:
         """Count a request that was read and got an error."""
         self.model.statistics.failed(seconds)
 
-    def _write_alone(self, batch: BatchAnswer, start: int, rows: int, request: InferRequest) -> tuple[bytes, bytes]:
+    def _write_alone(self, batch: BatchAnswer, start: int, rows: int, request: InferRequest) -> Written:
         """Write one answer as the application does."""
         outputs = {name: array[start : start + rows] for name, array in batch.outputs.items()}
-        response = format_response(self.model.name, self.model.version, request, outputs, self.model.class_names)
+        try:
+            response = format_response(self.model.name, self.model.version, request, outputs, self.model.class_names)
+        except InvalidInput as err:
+            return err
         if response.header_length is None:
             return _PLAIN, response.body
         return _WITH_TENSORS % response.header_length, response.body
@@ -202,7 +196,7 @@ def can_take(model: Model) -> bool:
     )
 
 
-def _written(batch: BatchAnswer, name: str) -> list[bytes]:
+def _json_rows(batch: BatchAnswer, name: str) -> list[bytes]:
     """Return the numbers of each row of one output as JSON; the first request writes them for the whole batch."""
     rows: list[bytes] | None = batch.formatted.get(name)
     if rows is None:
