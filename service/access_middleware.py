@@ -49,4 +49,5 @@ def check_http(access: Access, scope: Scope) -> str | None:
         None if authorization is None else authorization.decode("latin-1"),
         None if api_key is None else api_key.decode("latin-1"),
         repr(path[:200]),
+        client_address(scope),
     )

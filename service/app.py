@@ -20,12 +20,13 @@ from starlette.exceptions import HTTPException
 
 from foldserve import __version__
 
-from .access import INFER, Access
+from .access import Access
 from .access_middleware import AccessMiddleware
 from .bodies import decoder
 from .bodies.budget import BodyBudget
 from .error_answers import ErrorLog
 from .errors import InvalidInput, MethodNotAllowed, ProviderUnavailable, ServiceError, nothing_served
+from .keys import INFER
 from .lane.fast_lane import LANE, FastLane
 from .live.canary import Canary
 from .live.control import ModelControl
@@ -98,7 +99,7 @@ def create_app(settings: Settings, workers: Workers | None = None) -> FastAPI:
     app.state.reconciler = Reconciler(app.state.registry, settings, metrics, workers)
     app.state.body_budget = BodyBudget(settings.max_buffered_bytes)
     shared = workers.folder if workers is not None else None
-    app.state.access = Access(settings.keys_file, settings.closed_scopes, settings.key_rate, shared)
+    app.state.access = Access(settings.keys_file, settings.closed_scopes, settings.key_rate, shared, metrics)
     app.state.control = ModelControl(app.state.registry, app.state.reconciler, promotes_new=settings.promote_new)
     app.state.grpc = None
     app.state.readers = Readers(settings.max_rows)
@@ -138,6 +139,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     metrics: Metrics = app.state.metrics
     loop = asyncio.get_running_loop()
     late = loop.call_later(_LATE_SECONDS, loop.run_in_executor, None, decoder.load)
+    app.state.access.follow()
     canary = asyncio.create_task(Canary(registry, settings.canary_seconds).run())
     async with Watchdog(settings.hang_seconds, registry.running_batches).watch():
         try:
@@ -150,6 +152,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
             yield {GUARD: Guard(connection_limits(settings), refused), LANE: lane}
         finally:
             canary.cancel()
+            app.state.access.close()
             late.cancel()
             if app.state.grpc is not None:
                 await app.state.grpc.stop()

@@ -20,9 +20,9 @@ import uvicorn
 
 from foldserve.exit_codes import DONE, START_FAILED, USAGE
 
-from .access import Access
 from .errors import ProviderUnavailable, ServiceError
 from .factory import PROTOCOL, build_app, import_libraries
+from .keys import read_keys
 from .logs import log_config
 from .processes.supervisor import Supervisor
 from .processes.workers import Workers
@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return USAGE
     config = server_config(settings)
     try:
-        Access(settings.keys_file)  # a damaged file is reported once, not by each worker
+        if settings.keys_file is not None:
+            read_keys(settings.keys_file)  # a damaged file is reported once, not by each worker
         if settings.workers > 1:
             check_device(settings)
         listener = bind(settings)

@@ -102,6 +102,7 @@ def log_config(level: str, human: bool | None = None) -> dict[str, Any]:
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {
             "foldserve": {"level": level.upper()},
+            "foldserve.audit": {"level": "INFO"},  # whatever else is written
             "uvicorn.error": {"level": "DEBUG" if level == "debug" else "WARNING"},
         },
     }

@@ -74,6 +74,9 @@ class Metrics:
         self.refused_versions = counter(
             "refused_versions", "Versions that were not loaded, because they were damaged or answered wrongly.", model
         )
+        self.refused_keys = counter(
+            "refused_keys", "Requests that no key opened: missing, unknown, scope, or over its rate.", ["reason"]
+        )
         self.refused_changes = counter(
             "refused_changes", "Calls that would change models and were refused, since no decision could be kept."
         )

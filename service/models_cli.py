@@ -1,7 +1,7 @@
 """`foldserve models` and `foldserve keys`: what an operator types.
 
 The first talks to a running service over HTTP, so that it works from anywhere and can do no more than its key allows;
-the second only writes to the terminal.
+the second writes to the terminal, and to the keys file where a key is taken back.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from typing import Any
 
 from foldserve.exit_codes import DONE, FAILED
 
-from .access import SCOPES, new_key
-from .errors import InvalidInput
+from .errors import ServiceError
+from .keys import SCOPES, new_key, revoke_key
 
 KEY_VARIABLE = "API_KEY"
 _TIMEOUT_SECONDS = 300  # a load takes as long as the model is large
@@ -71,9 +71,17 @@ def _shadow(arguments: argparse.Namespace) -> str:
 def _new(arguments: argparse.Namespace) -> str:
     try:
         key, line = new_key(arguments.name, arguments.scopes.split(","))
-    except InvalidInput as err:
+    except ServiceError as err:
         raise CommandError(str(err)) from err
     return f"the key, shown this once: {key}\nthe line for the keys file:  {line}"
+
+
+def _revoke(arguments: argparse.Namespace) -> str:
+    try:
+        revoke_key(arguments.file, arguments.name)
+    except ServiceError as err:
+        raise CommandError(str(err)) from err
+    return f"key {arguments.name} is revoked; a service that runs notices within two seconds"
 
 
 def _call(arguments: argparse.Namespace, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
@@ -136,9 +144,13 @@ def _parser() -> argparse.ArgumentParser:
         if name == "shadow":
             call.add_argument("--seconds", type=float)
             call.add_argument("--end", action="store_true", help="end the comparison")
-    keys = groups.add_parser("keys", help="make API keys").add_subparsers(required=True)
+    keys = groups.add_parser("keys", help="make API keys, and take them back").add_subparsers(required=True)
     new = keys.add_parser("new", help="make a key and the line that makes it known")
     new.add_argument("--name", required=True, help="whose key it is")
     new.add_argument("--scopes", required=True, help=f"some of {','.join(SCOPES)}")
     new.set_defaults(run=_new)
+    revoke = keys.add_parser("revoke", help="take the keys of a name out of the keys file, also the last one")
+    revoke.add_argument("--name", required=True, help="whose key it is")
+    revoke.add_argument("--file", type=Path, required=True, help="the keys file")
+    revoke.set_defaults(run=_revoke)
     return parser

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import uvloop
 
-from foldserve.service.access import new_key
+from foldserve.service.keys import new_key
 from tests.support import artifacts
 
 CONNECTIONS = 32

@@ -12,7 +12,8 @@ from typing import Any
 
 from foldserve.format.names import is_version
 
-from ..errors import InvalidInput, ModelNotFound
+from ..audit import audited
+from ..errors import InvalidInput, ModelNotFound, clip
 from ..request_context import Caller
 from .model import UNVERIFIED
 from .reconciler import Reconciler
@@ -63,7 +64,7 @@ class ModelControl:
             **({"state_lost": self._state.loss} if self._state.loss else {}),
         }
 
-    async def load(self, name: str, version: int | None = None) -> None:
+    async def load(self, name: str, version: int | None = None, caller: Caller = NOBODY) -> None:
         """Load the newest version, or a named one beside those that serve; refused ones are tried again.
 
         Raises:
@@ -71,6 +72,102 @@ class ModelControl:
             InvalidInput: it was refused; the message has the reason.
             NotReady: a named version, or a model that was unloaded, needs the state folder.
         """
+        with audited("load", caller, name, version=version):
+            await self._load(name, version)
+
+    async def unload(self, name: str, caller: Caller = NOBODY) -> None:
+        """Let a model answer nothing any more, in no version, until it is loaded again.
+
+        Raises:
+            ModelNotFound: there is no such model.
+            NotReady: there is no state folder.
+        """
+        with audited("unload", caller, name):
+            self._on_disk(name)
+            self._state.check()
+            await self._decide(name, lambda state: replace(state, is_unloaded=True, loaded=(), shadow=None))
+            await self._reconciler.reconcile(name)
+
+    async def promote(self, name: str, version: int | None, label: str = LATEST, caller: Caller = NOBODY) -> None:
+        """Point a label at a version, once that is loaded and has given its golden answers.
+
+        `latest` follows the newest version again where that is the one, or where none is named.
+
+        Raises:
+            ModelNotFound: the version is not on disk.
+            InvalidInput: it was refused, or no version is named for another label.
+            NotReady: there is no state folder.
+        """
+        with audited(PROMOTE, caller, name, version=version, label=clip(label)):
+            check_label(label)
+            on_disk = self._on_disk(name)
+            if version is None and label != LATEST:
+                raise InvalidInput(f"promote: no version, expected the one that {label!r} shall point at")
+            self._state.check()
+            target = version
+            if version is not None:
+                table = self._registry.tables.get(name)
+                if table is None or version not in table.loaded:
+                    await self._load(name, version)
+                if label == LATEST and version == max(on_disk, default=0) and self._promotes_new:
+                    target = None
+            await self._move(name, label, target, PROMOTE, self._target(name, label), version, caller)
+
+    async def rollback(self, name: str, label: str = LATEST, caller: Caller = NOBODY) -> None:
+        """Point a label back at the version it pointed at before; `latest` stays there until the next promote.
+
+        Each further rollback goes one step further back.
+
+        Raises:
+            ModelNotFound: there is no such model or label.
+            InvalidInput: there is nothing to go back to, or that version was refused.
+            NotReady: there is no state folder.
+        """
+        with audited(ROLLBACK, caller, name, label=clip(label)):
+            self._on_disk(name)
+            source = self._target(name, label)
+            if source is None:
+                raise ModelNotFound(f"model {name!r} has no label {label[:64]!r} to roll back")
+            self._state.check()
+            target = self._reconciler.previous(name) if label == LATEST else self._state.of(name).before(label)
+            if target is None:
+                raise InvalidInput(
+                    f"rollback: {label!r} of model {name!r} has pointed at nothing before version {source}"
+                )
+            await self._move(name, label, target, ROLLBACK, source, target, caller)
+            self._raise_refusal(name, target)
+
+    async def shadow(self, name: str, version: int, seconds: float, caller: Caller = NOBODY) -> None:
+        """Give a version a copy of live inputs for a while.
+
+        Raises:
+            ModelNotFound: the version is not on disk.
+            InvalidInput: it was refused, it is `latest` itself, or the time is out of range.
+            NotReady: there is no state folder.
+        """
+        with audited("shadow", caller, name, version=version):
+            self._on_disk(name, version)
+            if not 0 < seconds <= MAX_SHADOW_SECONDS:
+                raise InvalidInput(f"shadow: {seconds} seconds, expected a number above 0 and at most 30 days")
+            if version == self._target(name, LATEST):
+                raise InvalidInput(f"shadow: version {version} is the one that answers, expected another one")
+            self._state.check()
+            decided = Shadow(version, time.time(), time.time() + seconds)
+            await self._decide(name, lambda state: replace(state, shadow=decided))
+            await self._reconciler.reconcile(name, again=True)
+            try:
+                self._raise_refusal(name, version)
+            except InvalidInput:
+                await self._end_shadow(name)
+                raise
+
+    async def end_shadow(self, name: str, caller: Caller = NOBODY) -> None:
+        """End a comparison; its version is unloaded unless a label points at it."""
+        with audited("end-shadow", caller, name):
+            self._on_disk(name)
+            await self._end_shadow(name)
+
+    async def _load(self, name: str, version: int | None) -> None:
         on_disk = self._on_disk(name, version)
         if version is not None:
             await self._decide(name, lambda state: replace(_with(state, version), is_unloaded=False))
@@ -84,89 +181,7 @@ class ModelControl:
                 await self._decide(name, lambda state: _without(state, version))
             raise
 
-    async def unload(self, name: str) -> None:
-        """Let a model answer nothing any more, in no version, until it is loaded again.
-
-        Raises:
-            ModelNotFound: there is no such model.
-            NotReady: there is no state folder.
-        """
-        self._on_disk(name)
-        self._state.check()
-        await self._decide(name, lambda state: replace(state, is_unloaded=True, loaded=(), shadow=None))
-        await self._reconciler.reconcile(name)
-
-    async def promote(self, name: str, version: int | None, label: str = LATEST, caller: Caller = NOBODY) -> None:
-        """Point a label at a version, once that is loaded and has given its golden answers.
-
-        `latest` follows the newest version again where that is the one, or where none is named.
-
-        Raises:
-            ModelNotFound: the version is not on disk.
-            InvalidInput: it was refused, or no version is named for another label.
-            NotReady: there is no state folder.
-        """
-        check_label(label)
-        on_disk = self._on_disk(name)
-        if version is None and label != LATEST:
-            raise InvalidInput(f"promote: no version, expected the one that {label!r} shall point at")
-        self._state.check()
-        target = version
-        if version is not None:
-            table = self._registry.tables.get(name)
-            if table is None or version not in table.loaded:
-                await self.load(name, version)
-            if label == LATEST and version == max(on_disk, default=0) and self._promotes_new:
-                target = None
-        await self._move(name, label, target, PROMOTE, self._target(name, label), version, caller)
-
-    async def rollback(self, name: str, label: str = LATEST, caller: Caller = NOBODY) -> None:
-        """Point a label back at the version it pointed at before; `latest` stays there until the next promote.
-
-        Each further rollback goes one step further back.
-
-        Raises:
-            ModelNotFound: there is no such model or label.
-            InvalidInput: there is nothing to go back to, or that version was refused.
-            NotReady: there is no state folder.
-        """
-        self._on_disk(name)
-        source = self._target(name, label)
-        if source is None:
-            raise ModelNotFound(f"model {name!r} has no label {label[:64]!r} to roll back")
-        self._state.check()
-        target = self._reconciler.previous(name) if label == LATEST else self._state.of(name).before(label)
-        if target is None:
-            raise InvalidInput(f"rollback: {label!r} of model {name!r} has pointed at nothing before version {source}")
-        await self._move(name, label, target, ROLLBACK, source, target, caller)
-        self._raise_refusal(name, target)
-
-    async def shadow(self, name: str, version: int, seconds: float) -> None:
-        """Give a version a copy of live inputs for a while.
-
-        Raises:
-            ModelNotFound: the version is not on disk.
-            InvalidInput: it was refused, it is `latest` itself, or the time is out of range.
-            NotReady: there is no state folder.
-        """
-        self._on_disk(name, version)
-        if not 0 < seconds <= MAX_SHADOW_SECONDS:
-            raise InvalidInput(f"shadow: {seconds} seconds, expected a number above 0 and at most 30 days")
-        if version == self._target(name, LATEST):
-            raise InvalidInput(f"shadow: version {version} is the one that answers, expected another one")
-        self._state.check()
-        decided = Shadow(version, time.time(), time.time() + seconds)
-        await self._decide(name, lambda state: replace(state, shadow=decided))
-        await self._reconciler.reconcile(name, again=True)
-        try:
-            self._raise_refusal(name, version)
-        except InvalidInput:
-            await self.end_shadow(name)
-            raise
-
-    async def end_shadow(self, name: str) -> None:
-        """End a comparison; its version is unloaded unless a label points at it."""
-        self._on_disk(name)
+    async def _end_shadow(self, name: str) -> None:
         await self._decide(name, lambda state: replace(state, shadow=None))
         await self._reconciler.reconcile(name)
 

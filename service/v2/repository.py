@@ -42,7 +42,7 @@ async def load_model(request: Request, model: str) -> Response:
     """Load the newest version, or the one in `version`, beside what serves; refused ones are tried again."""
     body = await _body(request)
     _refuse_files(body)
-    await _control(request).load(model, body_version(body))
+    await _control(request).load(model, body_version(body), _caller(request))
     return Response(status_code=200)
 
 
@@ -50,7 +50,7 @@ async def load_model(request: Request, model: str) -> Response:
 async def unload_model(request: Request, model: str) -> Response:
     """Let a model answer nothing any more until it is loaded again."""
     await _body(request)
-    await _control(request).unload(model)
+    await _control(request).unload(model, _caller(request))
     return Response(status_code=200)
 
 
@@ -77,14 +77,14 @@ async def shadow_model(request: Request, model: str) -> dict[str, Any]:
     version, seconds = body_version(body), body.get("seconds", 600)
     if version is None or isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         raise InvalidInput('shadow: expected {"version": <number>, "seconds": <number>}')
-    await _control(request).shadow(model, version, float(seconds))
+    await _control(request).shadow(model, version, float(seconds), _caller(request))
     return _control(request).show(model)
 
 
 @router.delete("/models/{model}/shadow", summary="End a comparison", responses=_CHANGES)
 async def end_shadow_of_model(request: Request, model: str) -> dict[str, Any]:
     """End the comparison; its version leaves unless a label points at it."""
-    await _control(request).end_shadow(model)
+    await _control(request).end_shadow(model, _caller(request))
     return _control(request).show(model)
 
 

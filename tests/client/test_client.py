@@ -19,8 +19,8 @@ from foldserve.client import (
     Unreachable,
 )  # fmt: skip
 from foldserve.client.messages import infer_path, read_answer, write_request
-from foldserve.service.access import new_key
 from foldserve.service.app import create_app
+from foldserve.service.keys import new_key
 from foldserve.service.settings import Settings
 from tests.support import artifacts
 from tests.support.live import serve

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from foldserve.command import main
-from foldserve.service.access import read_keys
+from foldserve.service.keys import read_keys
 from tests.support.operator import publish, running
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from foldserve.service.access import new_key
 from foldserve.service.app import create_app
+from foldserve.service.keys import new_key
 from foldserve.service.settings import Settings
 from tests.support import artifacts
 from tests.support.live import serve

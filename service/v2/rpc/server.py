@@ -13,9 +13,10 @@ from urllib.parse import unquote
 
 import grpc
 
-from ...access import ADMIN, INFER, OPEN, READ, Access
+from ...access import Access
 from ...error_answers import ErrorLog, error_answer
 from ...errors import NotFound
+from ...keys import ADMIN, INFER, OPEN, READ
 from ...live.control import ModelControl
 from ...live.registry import Registry
 from ...metrics import Metrics
@@ -172,8 +173,9 @@ class GrpcServer:
         context = RequestContext.read(headers, self._settings.default_timeout_seconds, rpc.time_remaining())
         try:
             scope = _SCOPES.get(route.rpartition("/")[2], READ)
-            key = self._access.check(scope, metadata.get("authorization"), metadata.get("x-api-key"), route)
-            context.caller = Caller(key, _address(rpc.peer()))
+            authorization, api_key = metadata.get("authorization"), metadata.get("x-api-key")
+            address = _address(rpc.peer())
+            context.caller = Caller(self._access.check(scope, authorization, api_key, route, address), address)
             yield context
         except Exception as err:
             await self._abort(route, err, rpc, context)

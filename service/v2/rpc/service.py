@@ -137,12 +137,12 @@ class InferenceService:
             if name != "version":
                 raise Unsupported(f"parameters.{clip(name)}: a model is loaded from the models folder as it is")
             version = body_version({"version": getattr(value, value.WhichOneof("parameter_choice") or "", None)})
-        await self._control.load(request.model_name, version)
+        await self._control.load(request.model_name, version, context.caller)
         return _MESSAGES["RepositoryModelLoadResponse"]()
 
     async def RepositoryModelUnload(self, request: Any, context: RequestContext) -> Any:  # noqa: N802
         """Let a model answer nothing any more until it is loaded again."""
-        await self._control.unload(request.model_name)
+        await self._control.unload(request.model_name, context.caller)
         return _MESSAGES["RepositoryModelUnloadResponse"]()
 
     async def _stream_answer(self, request: Any, stream: RequestContext) -> Any:

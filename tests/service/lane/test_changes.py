@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from foldserve.service.access import new_key
+from foldserve.service.keys import new_key
 from tests.support import artifacts
 from tests.support.lane import ONE, ask, service
 from tests.support.wire import on_loop, until

@@ -12,7 +12,7 @@ from collections import Counter
 import httpx
 import pytest
 
-from foldserve.service.access import new_key
+from foldserve.service.keys import new_key
 from tests.support import artifacts
 from tests.support.operator import publish
 from tests.support.processes import OCTETS, started
