@@ -57,7 +57,7 @@ def lenet_plain(*, pool: str = "avg") -> nn.Sequential:
     return _lenet(pool, "none", padding=2)
 
 
-def mlp(sizes: Sequence[int] = (784, 256, 10), *, norm: str = "torch") -> nn.Sequential:
+def mlp(sizes: Sequence[int] = (784, 256, 10), *, norm: str = "torch", xavier: bool = True) -> nn.Sequential:
     """Return linear layers of the given sizes with a norm and a ReLU after each but the last; images are flattened.
 
     `mlp()` is the small network on images, `mlp((2, 64, 32, 2))` the one for the two circles: 2,338 parameters, and
@@ -66,6 +66,7 @@ def mlp(sizes: Sequence[int] = (784, 256, 10), *, norm: str = "torch") -> nn.Seq
     Args:
         sizes: features of the input, of each hidden layer, and of the logits.
         norm: `torch`, `scratch` or `none`, before the activation.
+        xavier: whether the weights are Xavier's, as in the book, or those that PyTorch draws by default.
 
     Raises:
         ConfigError: another norm, or no layer at all.
@@ -78,7 +79,8 @@ def mlp(sizes: Sequence[int] = (784, 256, 10), *, norm: str = "torch") -> nn.Seq
         if number < len(sizes) - 1:
             _add_norm(layers, number, norm, outgoing, 2)
             layers[f"relu{number}"] = nn.ReLU()
-    return _initialised(nn.Sequential(layers))
+    model = nn.Sequential(layers)
+    return _initialised(model) if xavier else model
 
 
 def count_parameters(model: nn.Module) -> int:

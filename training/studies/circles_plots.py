@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from ..drawing import BLUE, GREY, ORANGE, canvas, draw_runs, to_png
-from .circles import Circles, Lesson
+from .circles import Circles, CirclesTraining
 
 COLOURS = {"torch": BLUE, "none": ORANGE}
 NAMES = {"torch": "with BN", "none": "without BN"}
@@ -27,17 +27,14 @@ def data_png(data: Circles) -> bytes:
     return to_png(figure)
 
 
-def curves_png(lessons: Mapping[str, Sequence[Lesson]]) -> bytes:
+def curves_png(trainings: Mapping[str, Sequence[CirclesTraining]]) -> bytes:
     """Return a PNG of train-mode loss, evaluation-mode loss and test accuracy over the steps, a line for each seed."""
     figure, axes = canvas(3)
-    for norm, runs in lessons.items():
-        steps = range(1, len(runs[0].losses) + 1)
-        draw_runs(axes[0], steps, [run.losses for run in runs], COLOURS[norm], NAMES[norm])
-        seen = runs[0].evaluated
-        draw_runs(axes[1], seen, [run.eval_losses for run in runs], COLOURS[norm], NAMES[norm])
-        draw_runs(axes[2], seen, [run.test_accuracies for run in runs], COLOURS[norm], NAMES[norm])
     titles = ("loss, training mode", "loss on the training points, evaluation mode", "test accuracy")
-    for each, title in zip(axes, titles, strict=True):
+    for each, title, name in zip(axes, titles, ("losses", "eval_losses", "test_accuracies"), strict=True):
+        for norm, runs in trainings.items():
+            lines = [getattr(run, name) for run in runs]
+            draw_runs(each, range(len(lines[0])), lines, COLOURS[norm], NAMES[norm])
         each.set(xlabel="step", title=title)
     for each in axes[:2]:
         each.set(yscale="log", ylabel="cross-entropy")
@@ -46,16 +43,22 @@ def curves_png(lessons: Mapping[str, Sequence[Lesson]]) -> bytes:
     return to_png(figure)
 
 
-def regions_png(lessons: Mapping[str, Lesson], data: Circles) -> bytes:
-    """Return a PNG of the probability of the inner circle over the plane, with the test points."""
-    figure, axes = canvas(len(lessons), width=4.4, height=4)
-    for each, (norm, lesson) in zip(axes, lessons.items(), strict=True):
-        line = np.linspace(-EDGE, EDGE, GRID)
-        shares = inner_probability(lesson.network, line)
+def regions_png(trainings: Mapping[str, CirclesTraining], data: Circles) -> bytes:
+    """Return a PNG of the probability of the inner circle over the plane, with the test points.
+
+    A row for each step whose networks were kept, a column for each network.
+    """
+    steps = list(next(iter(trainings.values())).kept)
+    figure, axes = canvas(len(trainings), len(steps), width=4.4, height=4)
+    line = np.linspace(-EDGE, EDGE, GRID)
+    cells = [(step, norm, training) for step in steps for norm, training in trainings.items()]
+    for each, (step, norm, training) in zip(axes, cells, strict=True):
+        shares = inner_probability(training.kept[step], line)
         picture = each.contourf(line, line, shares, np.linspace(0, 1, 11), cmap="PuOr_r", alpha=0.5)
         each.contour(line, line, shares, [0.5], colors="black", linewidths=1)
         _scatter(each, data.test_points.numpy(), data.test_labels.numpy(), size=5)
-        each.set(title=f"{NAMES[norm]}: test {lesson.test_accuracies[-1]:.4f}", xlabel="x₁", ylabel="x₂")
+        accuracy = training.test_accuracies[step]
+        each.set(title=f"step {step}, {NAMES[norm]}: test {accuracy:.4f}", xlabel="x₁", ylabel="x₂")
     figure.colorbar(picture, ax=axes, label="probability of the inner circle")
     return to_png(figure)
 
