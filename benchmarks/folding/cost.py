@@ -149,7 +149,7 @@ class Clocks:
         self.form = form
         self.spent: list[tuple[str, tuple[float, float]]] = []
         if form == "onnx":
-            import foldserve.training.fold.onnx.api as proving
+            import foldserve.training.fold.onnx.scopes as proving
 
             self._time(proving, "prove_onnx", "proof")
             return

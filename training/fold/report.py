@@ -77,6 +77,7 @@ class Proof:
         deployed_error: stored parameters in their own dtype against the float64 original, measured alike.
         original_error: the same for the unfolded model, what the deployed error is to be judged by.
         deployed_limit: the bound that the deployed error kept.
+        sizes: the shapes of the inputs of each run, such as "x 2x3x12x12"; empty where nothing was chosen.
     """
 
     algebra_error: float
@@ -85,6 +86,7 @@ class Proof:
     deployed_error: float
     original_error: float
     deployed_limit: float
+    sizes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

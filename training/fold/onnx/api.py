@@ -1,7 +1,7 @@
 """The ONNX front end: `fold_onnx` takes the norms out of a model, proves the result, and reports every one of them.
 
 Last in the ONNX flow: `functions` writes out local functions, `scopes` folds the graph and the bodies in it,
-and both models go to `proof`. It reads and writes no files; `cli` does.
+and proves the result (`model_proof`). It reads and writes no files; `cli` does.
 """
 
 from collections.abc import Mapping
@@ -13,14 +13,12 @@ from ...errors import FoldError
 from ..core import Array
 from ..refusals import Refusal
 from ..report import Proof, Report, Site
-from .comparison import compare_models
 from .functions import labels, norms_in_functions, refused_in_functions, with_norms_inlined
-from .graph import OnnxGraph
+from .model_proof import compare_models
 from .order import with_nodes_in_order
 from .probe import Shapes
-from .proof import prove_onnx
 from .protos import check, label, with_free_sizes, with_output_shapes
-from .scopes import fold_scope
+from .scopes import fold_graph
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def fold_onnx(
             are chosen, from 12 to 64,000.
 
     Returns:
-        The folded model and the report. There is always a proof: see `proof`.
+        The folded model and the report. There is always a proof: see `model_proof`.
 
     Raises:
         FoldError: the model is no valid ONNX, strict and a norm stays, or the proof failed.
@@ -116,14 +114,8 @@ def _fold_with_functions(model: onnx.ModelProto, exact_padding: bool, shapes: Sh
 def _fold_graphs(
     model: onnx.ModelProto, in_functions: list[Site], exact_padding: bool, shapes: Shapes | None
 ) -> FoldedOnnx:
-    graph = OnnxGraph(model)
-    outcome = fold_scope(graph, exact_padding=exact_padding)
-    refused = (*outcome.refused, *in_functions)
-    folded = graph.finish()
-    if not outcome.folds and not outcome.proved:
-        return FoldedOnnx(folded, Report((), refused, form="onnx"))
-    check(folded, "the folded model")
-    errors, proof = prove_onnx(model, folded, graph.exact, [fold.segments for fold in outcome.folds], shapes)
+    result = fold_graph(model, exact_padding=exact_padding, shapes=shapes)
     order = {label(node): i for i, node in enumerate(model.graph.node) if node.output}
-    sites = sorted(outcome.sites(errors), key=lambda site: order.get(site.node, len(order)))
-    return FoldedOnnx(folded, Report(tuple(sites), refused, form="onnx", proof=proof), graph.exact)
+    folded = tuple(sorted(result.folded, key=lambda site: order.get(site.node, len(order))))
+    report = Report(folded, (*result.refused, *in_functions), form="onnx", proof=result.proof)
+    return FoldedOnnx(result.model, report, result.graph.exact if folded else {})

@@ -1,11 +1,14 @@
 """Runs an ONNX graph in float64, every float tensor and every cast widened, keeping only the values that are wanted.
 
-Used by `proof`. It is not onnxruntime, on purpose: that has no double convolution, and it is what the deployed
-model is measured with. An operation that cannot be run here makes its results unknown, not the whole evaluation.
+Used by `pair`, `site_proof` and `constants`. It is not onnxruntime, on purpose: that has no double convolution, and the
+deployed model is measured with it. An operation that cannot be run here makes its results unknown, not the whole
+evaluation.
 """
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -15,30 +18,56 @@ from onnx.reference import ReferenceEvaluator
 
 from ..core import Array
 from .kernels import KERNELS, BatchNormalization
-from .operators import RANDOM
-from .protos import FLOAT_TYPES, Values, attributes, captures, operation, subgraphs, to_array, widened
+from .protos import FLOAT_TYPES, Values, attributes, boxed, captures, label, operation, subgraphs, to_array, widened
+from .randomness import draw, draws_of, draws_unseen, with_plain_draws
 
 _Precision = type[np.floating[Any]] | None  # of a run on magnitudes; None for an ordinary one
+_SUM_OF_MAGNITUDES = {"Sub": "Add", "Neg": "Identity"}
 SMALL = 64  # values up to this many elements are kept anyway: they are shapes, which any part of the graph may read
 
 
-class Evaluator:
-    """One model and how to compute any of its values.
+class Cause(StrEnum):
+    """Why a value cannot be computed."""
+
+    RANDOM = "random"
+    UNSUPPORTED = "unsupported"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A node that could not be run.
 
     Attributes:
+        node: what the report calls it.
+        reason: one sentence.
+        cause: whether it draws numbers, is not known here, or does not fit the values that it got.
+    """
+
+    node: str
+    reason: str
+    cause: Cause
+
+
+class Evaluator:
+    """One model and how to compute any of its values; plain draws are the same in every run.
+
+    Attributes:
+        model: without local functions, random operations written as plain draws.
         inputs: names of the graph's inputs.
         unknown: value -> why it could not be computed, from the last run.
     """
 
     def __init__(self, model: onnx.ModelProto, exact: Mapping[str, Array] | None = None):
-        model = _without_functions(model)
+        model = with_plain_draws(_without_functions(model))
         self.model = model
         self.nodes: list[NodeProto] = list(model.graph.node)
-        self.unknown: dict[str, str] = {}
+        self.unknown: dict[str, Gap] = {}
         self.inputs = [value.name for value in model.graph.input]
         self._exact = exact or {}
         self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self._producers = {name: node for node in self.nodes for name in node.output if name}
+        self._draws = {name: number for number, name in enumerate(draws_of(model))}
 
     def run(self, feeds: Mapping[str, Values], keep: Iterable[str]) -> dict[str, Values]:
         """Return the values named in `keep`, and the small ones on the way, as far as they could be computed.
@@ -56,9 +85,9 @@ class Evaluator:
         """
         for precision in (np.float32, np.float64):
             magnitudes = {n: np.abs(v).astype(precision) if v.dtype.kind == "f" else v for n, v in feeds.items()}
-            found = self._run(magnitudes, [result], precision).get(result)
-            if found is not None and np.all(np.isfinite(found)):
-                return found
+            size = self._run(magnitudes, [result], precision).get(result)
+            if size is not None and np.all(np.isfinite(size)):
+                return size
         return None
 
     def _run(self, feeds: Mapping[str, Values], keep: Iterable[str], absolute: _Precision) -> dict[str, Values]:
@@ -78,20 +107,34 @@ class Evaluator:
         return live
 
     def _run_node(self, node: NodeProto, live: dict[str, Values], absolute: _Precision) -> None:
-        lost = next((name for name in _reads(node) if name in self.unknown), None)
+        gap = next((self.unknown[name] for name in _reads(node) if name in self.unknown), None)
+        results: list[Values] = []
         try:
-            if lost is not None:
-                raise NotImplementedError(self.unknown[lost])
-            results = run_node(node, {n: self._value(n, live, absolute) for n in _reads(node)}, self.model)
-            if absolute is not None and node.op_type in ("Constant", "ConstantOfShape"):
-                results = [np.abs(r).astype(absolute) if r.dtype.kind == "f" else r for r in results]
+            if gap is None:
+                results = self._results(node, {n: self._value(n, live, absolute) for n in _reads(node)}, absolute)
         except Exception as err:  # whatever the operation tripped over: its results are unknown, which the caller sees
-            reason = str(err) or type(err).__name__
-            self.unknown.update({name: reason for name in node.output if name})
+            cause = Cause.UNSUPPORTED if isinstance(err, NotImplementedError) else Cause.FAILED
+            gap = Gap(label(node), str(err) or type(err).__name__, Cause.RANDOM if draws_unseen(node) else cause)
+        if gap is not None:
+            self.unknown.update({name: gap for name in node.output if name})
             return
         for name, value in zip(node.output, results, strict=False):
             if name:
-                live[name] = _boxed(value)
+                live[name] = boxed(value)
+
+    def _results(self, node: NodeProto, values: dict[str, Values], absolute: _Precision) -> list[Values]:
+        number = self._draws.get(node.output[0])
+        if number is not None:
+            results = [draw(node, values[node.input[0]] if node.input else None, number)]
+        elif absolute is not None and operation(node) in _SUM_OF_MAGNITUDES:
+            added = helper.make_node(_SUM_OF_MAGNITUDES[node.op_type], node.input, node.output)
+            results = run_node(added, values, self.model)
+        else:
+            results = run_node(node, values, self.model)
+        is_new = number is not None or node.op_type in ("Constant", "ConstantOfShape")
+        if absolute is not None and is_new:
+            return [np.abs(r).astype(absolute) if r.dtype.kind == "f" else r for r in results]
+        return results
 
     def _value(self, name: str, live: Mapping[str, Values], absolute: _Precision) -> Values:
         if name not in live and name not in self._exact and name not in self._initializers:
@@ -127,7 +170,7 @@ def run_node(node: NodeProto, values: dict[str, Values], model: onnx.ModelProto)
         NotImplementedError: it draws random numbers.
         Exception: whatever the operation meets.
     """
-    if node.op_type in RANDOM:
+    if draws_unseen(node) or _is_training(node, values):
         raise NotImplementedError(f"{node.op_type} draws random numbers")
     if operation(node) in KERNELS and len([name for name in node.output if name]) == 1:
         inputs = [values[name] if name else None for name in node.input]
@@ -135,6 +178,11 @@ def run_node(node: NodeProto, values: dict[str, Values], model: onnx.ModelProto)
         if result is not None:
             return [result]
     return _reference(node, values, model)
+
+
+def _is_training(node: NodeProto, values: Mapping[str, Values]) -> bool:
+    is_dropout = operation(node) == "Dropout" and len(node.input) > 2 and node.input[2] in values
+    return is_dropout and bool(np.any(values[node.input[2]]))
 
 
 def _without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -149,15 +197,6 @@ def _without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _reads(node: NodeProto) -> list[str]:
     return [name for name in (*node.input, *sorted(captures(node))) if name]
-
-
-def _boxed(value: Any) -> Values:
-    """Return a sequence of tensors as one object, anything else as an array: sequences must not be stacked."""
-    if not isinstance(value, list):
-        return np.asarray(value)
-    box = np.empty((), object)
-    box[()] = value
-    return box
 
 
 def _reference(node: NodeProto, values: dict[str, Values], model: onnx.ModelProto) -> list[Values]:

@@ -23,4 +23,5 @@ DISCONTINUOUS = frozenset({  # of floats: their results may differ by more than 
 # fmt: on
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 SHAPE_ONLY = frozenset({"Shape", "Size"})
+SATURATING = ACTIVATIONS | DISCONTINUOUS | {"Max", "Min", "ReduceMax", "ReduceMin", "Shrink"}
 NEVER_CONSTANT = QUANTISED | CONTROL_FLOW | RANDOM | SHAPE_ONLY | {""}  # "": of another domain

@@ -1,20 +1,20 @@
 """Inputs on which a folded ONNX model is compared with the original: random, signed, of every declared type.
 
-Used by `proof` and `comparison`. Free sizes are tried from small to large until the model runs on them, since a network
+Used by `model_proof`. Free sizes are tried from small to large until the model runs on them, since a network
 with five poolings needs an image that survives them, and one that reads a waveform some thousand samples.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from ...errors import ConfigError, FoldError
+from ...errors import ConfigError
 from ..rounding import round_once
-from .evaluator import Evaluator
+from .evaluator import Evaluator, Gap
 from .protos import FLOAT_TYPES, Dims, Values, infer
 
 _INTEGERS = {getattr(TensorProto, f"{sign}INT{bits}") for sign in ("", "U") for bits in (8, 16, 32, 64)}
@@ -32,13 +32,28 @@ class Probe:
 
     Attributes:
         feeds: inputs, floats as float64 that the declared dtype holds exactly.
-        values: those of the wanted values that could be computed, none of them empty.
+        values: those of the wanted values that could be computed.
         unknown: value -> why it could not be computed.
+        sizes: the shapes of the inputs, such as "x 2x3x12x12".
     """
 
     feeds: dict[str, Values]
     values: dict[str, Values]
-    unknown: dict[str, str]
+    unknown: dict[str, Gap]
+    sizes: str
+
+    def why_unknown(self, name: str) -> str:
+        """Return why a value could not be computed."""
+        gap = self.unknown.get(name)
+        return "nothing makes it" if gap is None else f"{gap.node!r}: {gap.reason}"
+
+    def holds(self, names: set[str]) -> int:
+        """Return how many of `names` could be computed, and are not empty."""
+        return sum(name in self.values and self.values[name].size > 0 for name in names)
+
+    def only(self, names: set[str]) -> "Probe":
+        """Return the probe with these values alone: those of all sites are large."""
+        return replace(self, values={name: value for name, value in self.values.items() if name in names})
 
 
 class Prober:
@@ -61,33 +76,38 @@ class Prober:
         for name, shape in (shapes or {}).items():
             self._bind(name, tuple(shape))
 
-    def probe(self, wanted: Iterable[str], starts: Iterable[str] = ()) -> Probe:
-        """Return the first probe on which every wanted value can be computed, else the one with most of them.
+    def probes(self, wanted: set[str], starts: Collection[str] = ()) -> Iterator[Probe]:
+        """Yield the first probe on which every wanted value can be computed, else the one with most of them.
+
+        Then yield one of another batch and other free sizes, when there is one on which as much can be computed.
 
         Args:
             wanted: names of values.
             starts: those of them that a part of the graph starts from; where an operation before one is unknown to us,
                 it gets random numbers of its declared shape.
-
-        Raises:
-            FoldError: a start could not be computed on any of the sizes, nor made up.
         """
-        wanted, starts = set(wanted), set(starts)
-        best: Probe | None = None
+        tries: list[tuple[int, Probe]] = []
         for size in self._sizes():
-            one = self._at(size, wanted, starts)
-            is_whole = wanted <= one.values.keys()
-            repeats = best is not None and size > _USUAL and one.unknown == best.unknown  # no size changes that
-            if best is None or len(wanted & one.values.keys()) > len(wanted & best.values.keys()):
-                best = one
-            if is_whole or repeats:
+            tries.append((size, self._at(size, 2, wanted, starts)))
+            repeats = size > _USUAL and tries[-1][1].unknown == tries[0][1].unknown  # no size changes that
+            if tries[-1][1].holds(wanted) == len(wanted) or repeats:
                 break
-        if best is None or not starts <= best.values.keys():
-            why = next(iter(self._evaluator.unknown.values()), "no size that was tried fits")
-            raise FoldError(
-                f"proof impossible: the model cannot be evaluated in float64: {why}; say a shape for its inputs"
-            )
-        return best
+        size, best = max(tries, key=lambda one: one[1].holds(wanted))
+        del tries
+        computed, sizes = best.holds(wanted), best.sizes
+        yield best
+        del best
+        for other in (size + size // 2 - 1, 2 * size) if self._is_free else ():
+            probe = self._at(other, 3, wanted, starts)
+            if probe.holds(wanted) == computed and probe.sizes != sizes:
+                yield probe
+                return
+
+    @property
+    def _is_free(self) -> bool:
+        """True when a size, or the batch, is to be chosen."""
+        dims = [dim for name in self._inputs for dim in self._declared(name)]
+        return any(isinstance(dim, str) and dim not in self._bound for dim in dims)
 
     def _sizes(self) -> Iterator[int]:
         """Yield the sizes to try, one when nothing is free but the batch."""
@@ -97,16 +117,17 @@ class Prober:
             if size == _SIZES[0] or all(self._elements(shape, size) <= _LARGEST for shape in free):
                 yield size
 
-    def _at(self, size: int, wanted: set[str], starts: set[str]) -> Probe:
+    def _at(self, size: int, batch: int, wanted: set[str], starts: Collection[str]) -> Probe:
         rng, sizes = np.random.default_rng(0), dict(self._bound)
-        made = {name: self._random(rng, name, sizes, size) for name in self._inputs}
+        made = {name: self._random(rng, name, sizes, size, batch) for name in self._inputs}
         feeds = {name: value for name, value in made.items() if value is not None}
         values = self._evaluator.run(feeds, wanted)
-        for name in sorted(starts - set(values)):
-            value = self._random(rng, name, sizes, size) if self._types.get(name) in FLOAT_TYPES else None
+        for name in sorted({*starts} - set(values)):
+            value = self._random(rng, name, sizes, size, batch) if self._types.get(name) in FLOAT_TYPES else None
             if value is not None and name in self._shapes:
                 values[name] = value
-        return Probe(feeds, {n: v for n, v in values.items() if v.size}, dict(self._evaluator.unknown))
+        text = ", ".join(f"{name} {'x'.join(map(str, value.shape)) or 'scalar'}" for name, value in feeds.items())
+        return Probe(feeds, values, dict(self._evaluator.unknown), text)
 
     def _bind(self, name: str, shape: tuple[int, ...]) -> None:
         declared = self._declared(name)
@@ -124,11 +145,15 @@ class Prober:
     def _elements(self, shape: Dims, size: int) -> int:
         return prod(dim if isinstance(dim, int) else self._bound.get(dim, size) for dim in shape[1:])
 
-    def _random(self, rng: np.random.Generator, name: str, sizes: dict[str, int], size: int) -> Values | None:
+    def _random(
+        self, rng: np.random.Generator, name: str, sizes: dict[str, int], size: int, batch: int
+    ) -> Values | None:
         """Return random values for `name`, None for a type that holds none; `sizes` takes note of the free sizes."""
         shape, kind = self._declared(name), self._types[name]
-        batch = 2 if self._elements(shape, size) < _LARGE else 1  # rather two, so that rows are not taken for channels
-        dims = [d if isinstance(d, int) else sizes.setdefault(d, size if i else batch) for i, d in enumerate(shape)]
+        rows = (
+            batch if self._elements(shape, size) < _LARGE else 1
+        )  # rather two, so that they are not taken for channels
+        dims = [d if isinstance(d, int) else sizes.setdefault(d, size if i else rows) for i, d in enumerate(shape)]
         if kind in FLOAT_TYPES:
             values = rng.normal(0.0, 1.0, dims) + rng.normal(0.0, 1.0)
             return np.asarray(round_once(np.asarray(values), FLOAT_TYPES[kind]), np.float64)

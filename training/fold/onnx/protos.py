@@ -4,7 +4,7 @@ First in the ONNX flow; `graph` builds its editable view from these. Shapes come
 skeleton without the weights, so that a large model is not serialised for it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -192,6 +192,15 @@ def widened(values: Values) -> Values:
     return np.asarray(values, np.float64) if is_float else values
 
 
+def boxed(value: Any) -> Values:
+    """Return a sequence of tensors as one object, anything else as an array: sequences must not be stacked."""
+    if not isinstance(value, list):
+        return np.asarray(value)
+    box = np.empty((), object)
+    box[()] = value
+    return box
+
+
 def unit_roundoff(dtype: str | None) -> float:
     """Return the largest relative error of one rounding to a float dtype, 0 for what is no float."""
     return 2.0 ** -(FRACTION_BITS[dtype] + 1) if dtype in FRACTION_BITS else 0.0
@@ -202,17 +211,36 @@ def coarsest_roundoff(model: onnx.ModelProto) -> float:
     return max((unit_roundoff(FLOAT_TYPES.get(tensor.data_type)) for tensor in model.graph.initializer), default=0.0)
 
 
-def with_initializers_as_inputs(model: onnx.ModelProto, tensors: list[TensorProto]) -> onnx.ModelProto:
-    """Return `model` with `tensors`, some of its initializers, as inputs of the same name and type."""
-    names, graph = {tensor.name for tensor in tensors}, model.graph
-    inputs = [value for value in graph.input if value.name not in names]
-    inputs += [helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in tensors]
-    kept = [tensor for tensor in graph.initializer if tensor.name not in names]
-    bare = helper.make_graph(graph.node, graph.name or "graph", inputs, graph.output, kept, value_info=graph.value_info)
+def rebuilt(
+    model: onnx.ModelProto,
+    *,
+    nodes: Sequence[NodeProto] | None = None,
+    inputs: Sequence[onnx.ValueInfoProto] | None = None,
+    outputs: Sequence[onnx.ValueInfoProto] | None = None,
+    initializers: Sequence[TensorProto] | None = None,
+) -> onnx.ModelProto:
+    """Return a new model with other parts of the main graph in place of those that are given."""
+    graph = model.graph
+    bare = helper.make_graph(
+        graph.node if nodes is None else nodes,
+        graph.name or "graph",
+        graph.input if inputs is None else inputs,
+        graph.output if outputs is None else outputs,
+        graph.initializer if initializers is None else initializers,
+        value_info=graph.value_info,
+    )
     bare.sparse_initializer.extend(graph.sparse_initializer)
     result = helper.make_model(bare, opset_imports=model.opset_import, functions=model.functions)
     result.ir_version = model.ir_version
     return result
+
+
+def with_initializers_as_inputs(model: onnx.ModelProto, tensors: list[TensorProto]) -> onnx.ModelProto:
+    """Return `model` with `tensors`, some of its initializers, as inputs of the same name and type."""
+    names = {tensor.name for tensor in tensors}
+    inputs = [value for value in model.graph.input if value.name not in names]
+    inputs += [helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in tensors]
+    return rebuilt(model, inputs=inputs, initializers=[t for t in model.graph.initializer if t.name not in names])
 
 
 def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -234,13 +262,11 @@ def _without_outputs_of_unknown_rank(model: onnx.ModelProto) -> onnx.ModelProto:
     unknown = [value.name for value in model.graph.output if _is_tensor_without_shape(value)]
     if not unknown:
         return model
-    copy = with_initializers_as_inputs(model, [])
-    for value in copy.graph.output:
-        if value.name in unknown:
-            size = f"{value.name}_size_of_unknown_rank"
-            copy.graph.node.append(helper.make_node("Size", [value.name], [size]))
-            value.CopyFrom(helper.make_tensor_value_info(size, TensorProto.INT64, []))
-    return copy
+    sizes = {name: f"{name}_size_of_unknown_rank" for name in unknown}
+    nodes = [helper.make_node("Size", [name], [size]) for name, size in sizes.items()]
+    outputs = [value for value in model.graph.output if value.name not in sizes]
+    outputs += [helper.make_tensor_value_info(size, TensorProto.INT64, []) for size in sizes.values()]
+    return rebuilt(model, nodes=[*model.graph.node, *nodes], outputs=outputs)
 
 
 def _is_tensor_without_shape(value: onnx.ValueInfoProto) -> bool:

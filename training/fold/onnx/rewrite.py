@@ -16,8 +16,8 @@ from .graph import OnnxGraph
 from .norms import Norm, ends_a_normalisation
 from .parameters import Change, apply, change_consumer, change_producer
 from .producers import find_producers
-from .proof import Segment
 from .protos import label
+from .site_proof import Segment
 
 WEAK = {RefusalCode.NO_PRODUCER, RefusalCode.ACTIVATION_BETWEEN, RefusalCode.UNKNOWN_OP}
 _AT_A_LAYER = {RefusalCode.PAD, RefusalCode.QUANTISED, RefusalCode.OVERRIDABLE, RefusalCode.OVERFLOW}

@@ -1,10 +1,10 @@
 """Runs an ONNX model as it will be deployed: stored dtypes, onnxruntime on the CPU, all optimisations off.
 
-Used by `deployed` and `exporter`. Optimisations are off because some of them are themselves wrong on models that still
+Used by `pair` and `exporter`. Optimisations are off because some of them are themselves wrong on models that still
 have a norm, and the model is what is judged. It compares nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto
 
 from ...errors import FoldError
-from .protos import Values, to_array, with_initializers_as_inputs
+from .protos import Values, boxed, rebuilt, to_array, with_initializers_as_inputs
 
 _LARGE = 2**14  # elements
 _FED_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)  # those that numpy knows
@@ -22,12 +22,15 @@ class CannotRunError(Exception):
     """onnxruntime has no kernel, or no room, for a model."""
 
 
-def outputs_of(model: onnx.ModelProto, feeds: Mapping[str, Values]) -> dict[str, Values]:
-    """Return the outputs that are tensors, by name in the model's order.
+def outputs_of(
+    model: onnx.ModelProto, feeds: Mapping[str, Values], names: Iterable[str] | None = None
+) -> dict[str, Values]:
+    """Return values of the main graph by name, a sequence of tensors as one object.
 
     Args:
         model: weights in memory.
         feeds: inputs in the dtypes that the model declares.
+        names: of the values that are wanted; None for the outputs, in the model's order.
 
     Raises:
         CannotRunError: onnxruntime refuses the model or fails on it.
@@ -37,18 +40,22 @@ def outputs_of(model: onnx.ModelProto, feeds: Mapping[str, Values]) -> dict[str,
         import onnxruntime
     except ImportError as err:
         raise FoldError("proof impossible: onnxruntime is not installed: pip install 'foldserve[cpu]'") from err
+    wanted = [value.name for value in model.graph.output] if names is None else list(dict.fromkeys(names))
+    inner = [onnx.ValueInfoProto(name=name) for name in set(wanted) - {value.name for value in model.graph.output}]
+    if inner:
+        model = rebuilt(model, outputs=[*model.graph.output, *inner])
     large = [t for t in model.graph.initializer if t.data_type in _FED_TYPES and int(np.prod(t.dims)) > _LARGE]
     try:
         try:  # as inputs: a session would hold the weights twice more than the arrays that are fed
             weights = {tensor.name: to_array(tensor) for tensor in large}
-            return _run(onnxruntime, with_initializers_as_inputs(model, large), {**feeds, **weights})
+            return _run(onnxruntime, with_initializers_as_inputs(model, large), {**feeds, **weights}, wanted)
         except Exception:  # an operation that wants its weights as constants
-            return _run(onnxruntime, model, feeds)
+            return _run(onnxruntime, model, feeds, wanted)
     except Exception as err:  # onnxruntime's own exceptions share no public base
         raise CannotRunError(str(err).splitlines()[0]) from err
 
 
-def _run(onnxruntime: Any, model: onnx.ModelProto, feeds: Mapping[str, Values]) -> dict[str, Values]:
+def _run(onnxruntime: Any, model: onnx.ModelProto, feeds: Mapping[str, Values], names: list[str]) -> dict[str, Values]:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
@@ -56,6 +63,4 @@ def _run(onnxruntime: Any, model: onnx.ModelProto, feeds: Mapping[str, Values]) 
     options.enable_cpu_mem_arena = False  # one run: nothing to keep memory for
     options.add_session_config_entry("session.disable_prepacking", "1")
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    results = session.run(names, dict(feeds))
-    return {name: value for name, value in zip(names, results, strict=True) if isinstance(value, np.ndarray)}
+    return {name: boxed(value) for name, value in zip(names, session.run(names, dict(feeds)), strict=True)}

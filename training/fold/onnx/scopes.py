@@ -1,21 +1,24 @@
 """Folds every norm of a graph, then those in the bodies of its If, Loop and Scan nodes, each with its own proof.
 
-Seventh in the ONNX flow: `api` hands it the main graph. A body is lifted out as a model of its own (`bodies`), folded
+Seventh in the ONNX flow: `api` hands it the whole model. A body is lifted out as a model of its own (`bodies`), folded
 and proved as such, and put back; a norm whose layer stands in another scope stays.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import onnx
+from onnx import NodeProto
 
 from ...errors import FoldError
 from ..refusals import Refusal, RefusalCode
-from ..report import Site
+from ..report import Proof, Site
 from .bodies import lift, lower
 from .functions import refused_within
 from .graph import OnnxGraph
+from .model_proof import prove_onnx
 from .norms import Norm, ends_a_normalisation, find_norms
-from .proof import prove_onnx
+from .probe import Shapes
 from .protos import check, label, subgraphs
 from .rewrite import WEAK, FoldedNorm, fold_norm
 
@@ -34,22 +37,64 @@ class Outcome:
     refused: list[Site] = field(default_factory=list)
     proved: list[Site] = field(default_factory=list)
 
-    def sites(self, errors: list[float]) -> list[Site]:
-        """Return one site for each folded norm, `errors` being those of `folds`."""
-        own = [site for fold, error in zip(self.folds, errors, strict=True) for site in fold.sites(error)]
-        return [*own, *self.proved]
+
+@dataclass(frozen=True)
+class FoldedGraph:
+    """A graph whose norms are folded and proved.
+
+    Attributes:
+        graph: finished when something was folded.
+        model: the folded model.
+        folded: one site for each norm that is gone.
+        refused: one for each that stays.
+        proof: of the whole; None when nothing of the graph itself was folded.
+    """
+
+    graph: OnnxGraph
+    model: onnx.ModelProto
+    folded: list[Site]
+    refused: list[Site]
+    proof: Proof | None
 
 
-def fold_scope(graph: OnnxGraph, *, exact_padding: bool) -> Outcome:
-    """Fold what can be folded in `graph` and in the bodies that it holds.
+def fold_graph(
+    model: onnx.ModelProto, *, exact_padding: bool, shapes: Shapes | None = None, names: set[str] | None = None
+) -> FoldedGraph:
+    """Fold what can be folded and proved in the main graph of `model` and in the bodies that it holds.
+
+    A norm whose fold is not proved stays, with the reason, and the others are folded anew without it.
 
     Args:
-        graph: is edited.
+        model: stays as it is.
         exact_padding: allow corrections at the borders of padded convolutions, once nothing else can be folded.
+        shapes: see `prove_onnx`.
+        names: those that are taken, shared with the graph that `model` was lifted from.
+
+    Raises:
+        FoldError: the folded model is not valid, or does not compute what `model` computes.
     """
+    withheld: dict[str, Refusal] = {}
+    while True:
+        graph = OnnxGraph(model, names)
+        outcome = _fold_scope(graph, withheld, exact_padding=exact_padding)
+        folded = graph.finish()
+        if not outcome.folds and not outcome.proved:
+            return FoldedGraph(graph, folded, [], outcome.refused, None)
+        check(folded, "the folded model")
+        verdicts, proof = prove_onnx(model, folded, graph.exact, [fold.segments for fold in outcome.folds], shapes)
+        proved = [(fold, v) for fold, v in zip(outcome.folds, verdicts, strict=True) if not isinstance(v, Refusal)]
+        if len(proved) == len(verdicts):
+            sites = [site for fold, error in proved for site in fold.sites(error)]
+            return FoldedGraph(graph, folded, [*sites, *outcome.proved], outcome.refused, proof)
+        for fold, verdict in zip(outcome.folds, verdicts, strict=True):
+            if isinstance(verdict, Refusal):
+                withheld |= {site.node: verdict for site in fold.sites()}
+
+
+def _fold_scope(graph: OnnxGraph, withheld: Mapping[str, Refusal], *, exact_padding: bool) -> Outcome:
     outcome = Outcome()
     for allowed in (False, True) if exact_padding else (False,):
-        _fold_until_nothing_moves(graph, outcome, allowed)
+        _fold_until_nothing_moves(graph, outcome, withheld, allowed)
     for node in list(graph.nodes):
         for body in subgraphs(node):
             if _has_arithmetic(body):
@@ -57,42 +102,38 @@ def fold_scope(graph: OnnxGraph, *, exact_padding: bool) -> Outcome:
     return outcome
 
 
-def _fold_until_nothing_moves(graph: OnnxGraph, outcome: Outcome, exact_padding: bool) -> None:
+def _fold_until_nothing_moves(
+    graph: OnnxGraph, outcome: Outcome, withheld: Mapping[str, Refusal], exact_padding: bool
+) -> None:
     """Go over the norms until none folds any more: one folded forward may clear the way for the one before it."""
     progress = True
     while progress:
         progress, outcome.refused = False, []
         for node, norm in find_norms(graph):
-            result = norm if isinstance(norm, Refusal) else fold_norm(graph, norm, exact_padding=exact_padding)
+            result = norm if isinstance(norm, Refusal) else _withheld(norm, withheld)
+            if isinstance(norm, Norm) and result is None:
+                result = fold_norm(graph, norm, exact_padding=exact_padding)
             if isinstance(result, FoldedNorm):
                 outcome.folds.append(result)
                 progress = True
-            elif isinstance(norm, Refusal):
-                kind = "batch_norm" if node.op_type == "BatchNormalization" else "affine chain"
-                outcome.refused.append(Site.refused(label(node), label(node), kind, norm))
-            elif _is_reported(graph, norm, result):
-                outcome.refused += _refused_sites(norm, result)
+            elif result is not None:
+                outcome.refused += _refused_sites(graph, node, norm, result)
 
 
 def _fold_body(graph: OnnxGraph, body: onnx.GraphProto, outer: Outcome, *, exact_padding: bool) -> None:
-    """Fold inside one body, if it can be proved there; add what became of it to `outer`."""
+    """Fold inside one body, as far as it can be proved there; add what became of it to `outer`."""
     lifted = lift(graph, body)
-    inner = OnnxGraph(lifted, graph.names)
-    outcome = fold_scope(inner, exact_padding=exact_padding)
-    outer.refused += [refused_within("the body of an If, Loop or Scan", site) for site in outcome.refused]
-    if not outcome.folds and not outcome.proved:
-        return
     try:
-        folded = inner.finish()
-        check(folded, "the folded body")
-        errors, _ = prove_onnx(lifted, folded, inner.exact, [fold.segments for fold in outcome.folds])
+        inner = fold_graph(lifted, exact_padding=exact_padding, names=graph.names)
     except FoldError as err:
         why = Refusal(RefusalCode.SUBGRAPH, f"it stands in a body that cannot be proved by itself: {err}")
-        sites = [site for fold in outcome.folds for site in fold.sites()] + outcome.proved
-        outer.refused += [Site.refused(s.path, s.node, s.kind, why, s.channels) for s in sites]
+        view = OnnxGraph(lifted, graph.names)
+        outer.refused += [s for node, norm in find_norms(view) for s in _refused_sites(view, node, norm, why)]
         return
-    lower(graph, body, inner)
-    outer.proved += outcome.sites(errors)
+    outer.refused += [refused_within("the body of an If, Loop or Scan", site) for site in inner.refused]
+    if inner.folded:
+        lower(graph, body, inner.graph)
+        outer.proved += inner.folded
 
 
 def _has_arithmetic(body: onnx.GraphProto) -> bool:
@@ -101,7 +142,16 @@ def _has_arithmetic(body: onnx.GraphProto) -> bool:
     return any(node.op_type in operations or any(map(_has_arithmetic, subgraphs(node))) for node in body.node)
 
 
-def _refused_sites(norm: Norm, refusal: Refusal) -> list[Site]:
+def _withheld(norm: Norm, withheld: Mapping[str, Refusal]) -> Refusal | FoldedNorm | None:
+    return next((withheld[label(node)] for node in norm.reported_nodes if label(node) in withheld), None)
+
+
+def _refused_sites(graph: OnnxGraph, node: NodeProto, norm: Norm | Refusal, refusal: Refusal) -> list[Site]:
+    if isinstance(norm, Refusal):
+        kind = "batch_norm" if node.op_type == "BatchNormalization" else "affine chain"
+        return [Site.refused(label(node), label(node), kind, refusal)]
+    if not _is_reported(graph, norm, refusal):
+        return []
     channels = norm.affine.channels if norm.batch_norms else 0
     return [Site.refused(label(node), label(node), norm.kind, refusal, channels) for node in norm.reported_nodes]
 

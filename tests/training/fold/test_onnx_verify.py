@@ -1,0 +1,180 @@
+"""The comparison of two ONNX models is able to say no, and says so where there is nothing to compare."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from foldserve.training.errors import CannotJudge, FoldError
+from foldserve.training.fold.onnx.api import fold_onnx, verify_onnx
+from tests.support.onnx_cases import Net
+
+torch.set_num_threads(1)
+
+
+def network(
+    end: Callable[[Net, str], str], seed: int = 0, dims: tuple[int | str, ...] = ("N", 3, 8, 8)
+) -> onnx.ModelProto:
+    """A convolution, its norm, and what `end` makes of that."""
+    net = Net(rng=np.random.default_rng(seed))
+    c = net.node("Conv", [net.input("x", *dims), net.constant("w", 4, 3, 3, 3)])
+    last = end(net, net.norm(c, 4, prefix="bn"))
+    net.node("Identity", [last], "y")
+    net.output("y", 4)
+    return net.model()
+
+
+def put(net: Net, values: object, dtype: type = np.float32) -> str:
+    return net.put(f"c{len(net.tensors)}", values, dtype)
+
+
+def with_noise(net: Net, x: str) -> str:
+    return net.node("Add", [x, net.node("RandomNormalLike", [x])])
+
+
+def with_dropout(net: Net, x: str) -> str:
+    return net.node("Dropout", [x, put(net, 0.3), put(net, True, np.bool_)])
+
+
+def with_samples(net: Net, x: str) -> str:
+    return net.node("Add", [net.node("Bernoulli", [net.node("Sigmoid", [x])]), x])
+
+
+def with_uniform_of_one_shape(net: Net, x: str) -> str:
+    return net.node("Mul", [x, net.node("RandomUniform", [], shape=[1, 4, 6, 6], low=0.5, high=1.5)])
+
+
+ENDS: dict[str, Callable[[Net, str], str]] = {
+    "plain": lambda net, x: net.node("Tanh", [x]),
+    "noise": with_noise,
+    "dropout in training mode": with_dropout,
+    "samples": with_samples,
+    "uniform": with_uniform_of_one_shape,
+    "relu that is all zero": lambda net, x: net.node("Relu", [net.node("Sub", [x, put(net, 1e4)])]),
+    "sigmoid that is all one": lambda net, x: net.node("Sigmoid", [net.node("Add", [x, put(net, 400.0)])]),
+    "sigmoid that is all zero": lambda net, x: net.node("Sigmoid", [net.node("Sub", [x, put(net, 400.0)])]),
+    "softmax of one class": lambda net, x: net.node("Softmax", [net.node("Mul", [x, put(net, 1e4)])], axis=1),
+    "clip": lambda net, x: net.node("Clip", [x, put(net, 1e6), put(net, 2e6)]),
+    "one channel of 1e12": lambda net, x: net.node("Concat", [x, net.node("Add", [x, put(net, 1e12)])], axis=1),
+    "last axis of 1e12": lambda net, x: net.node(
+        "Transpose", [net.node("Concat", [x, net.node("Add", [x, put(net, 1e12)])], axis=1)], perm=[0, 2, 3, 1]
+    ),
+    "argmax": lambda net, x: net.node("Cast", [net.node("ArgMax", [x], axis=1)], to=TensorProto.FLOAT),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_two_different_networks_never_pass(end):
+    """Whatever hides it: noise, a tail that saturates, a channel that is larger than all others."""
+    one, other = network(ENDS[end]), network(ENDS[end], seed=1)
+    with pytest.raises((FoldError, CannotJudge)):
+        verify_onnx(one, other)
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_right_fold_passes_behind_every_end(end):
+    """The same draws for both models, and the values before the tail, make a right fold provable."""
+    model = network(ENDS[end])
+    folded = fold_onnx(model)
+    assert len(folded.report.folded) == 1
+    proof = verify_onnx(model, folded)
+    assert proof.algebra_error <= proof.algebra_limit < 1e-3
+    assert proof.deployed_error <= proof.deployed_limit <= 1e-3
+    assert verify_onnx(model, folded.model).algebra_error < 1e-4
+
+
+NO_EVIDENCE: dict[str, Callable[[Net, str], str]] = {
+    "not a number": lambda net, x: net.node("Mul", [x, put(net, np.nan)]),
+    "all zero": lambda net, x: net.node("Conv", [x, put(net, np.zeros((2, 4, 1, 1)))]),
+    "all equal": lambda net, x: net.node("Conv", [x, put(net, np.zeros((2, 4, 1, 1))), put(net, [3.0, 3.0])]),
+    "random alone": lambda net, x: net.node("RandomNormalLike", [x]),
+    "empty": lambda net, x: net.node("Slice", [x, *(put(net, [v], np.int64) for v in (2, 2, 1))]),
+}
+
+
+@pytest.mark.parametrize("end", NO_EVIDENCE)
+def test_outputs_that_could_not_differ_are_no_evidence(end):
+    """Nothing passes by them, whether the networks are equal or not; a fold is proved by what stands before."""
+    model = network(NO_EVIDENCE[end])
+    for other in (model, network(NO_EVIDENCE[end], seed=1)):
+        with pytest.raises(CannotJudge):
+            verify_onnx(model, other)
+    report = fold_onnx(model).report
+    assert len(report.folded) == 1
+    assert report.proof is not None
+    assert report.proof.algebra_error < 1e-12
+
+
+def test_an_empty_batch_is_no_evidence():
+    """A model whose batch is declared to be of no rows computes nothing."""
+    model = network(ENDS["plain"], dims=(0, 3, 8, 8))
+    with pytest.raises(CannotJudge, match="empty"):
+        verify_onnx(model, model)
+
+
+def test_draws_that_cannot_be_handed_over_are_named():
+    """Inside a body the runtime draws by itself: the node is said, and the fold before it is proved without it."""
+    net = Net()
+    c = net.node("Conv", [net.input("x", 2, 3, 8, 8), net.constant("w", 4, 3, 3, 3)])
+    n = net.norm(c, 4, "n")
+    draw = helper.make_node("RandomNormalLike", [n], ["e"], name="inner_draw")
+    result = helper.make_tensor_value_info("e", TensorProto.FLOAT, [2, 4, 6, 6])
+    bodies = [helper.make_graph([draw], f"{name}_branch", [], [result]) for name in ("then", "else")]
+    bodies[1].node[0].output[0] = bodies[1].output[0].name = "e2"
+    noise = net.node("If", [put(net, True, np.bool_)], then_branch=bodies[0], else_branch=bodies[1])
+    net.output(net.node("Add", [n, noise], "y"), 4)
+    model = net.model()
+    with pytest.raises(CannotJudge, match="draws random numbers") as caught:
+        verify_onnx(model, model)
+    assert caught.value.node == model.graph.node[2].name
+    report = fold_onnx(model).report
+    assert len(report.folded) == 1
+    assert report.proof is not None
+
+
+def test_models_that_draw_in_other_places_differ():
+    """Noise that one model has and the other has not is a difference."""
+    with pytest.raises(FoldError):
+        verify_onnx(network(ENDS["noise"]), network(lambda net, x: x))
+
+
+@pytest.mark.parametrize("factor", [1 + 1e-4, 1 + 2e-3, -1.0])
+def test_one_filter_that_is_off_is_seen_beside_large_ones(factor):
+    """A channel is held to its own scale: of sixteen, the smallest cannot hide behind the largest."""
+
+    def build(factor: float) -> onnx.ModelProto:
+        net = Net()
+        weight = net.rng.normal(size=(16, 3, 3, 3)) * 10.0 ** np.linspace(-6, 6, 16)[:, None, None, None]
+        weight[0] *= factor
+        net.output(net.node("Conv", [net.input("x", "N", 3, 8, 8), net.put("w", weight, np.float32)], "y"), 4)
+        return net.model()
+
+    assert verify_onnx(build(1.0), build(1.0)).algebra_error == 0
+    with pytest.raises((FoldError, CannotJudge)):
+        verify_onnx(build(1.0), build(factor))
+
+
+def test_a_network_that_amplifies_without_bound_is_not_passed():
+    """A limit that grows with the amplification is capped: what differs by more cannot be judged, or is wrong."""
+
+    def chaos(net: Net, x: str) -> str:
+        for _ in range(12):
+            x = net.node("Sin", [net.node("Mul", [x, put(net, 30.0)])])
+        return x
+
+    for other in (network(chaos), network(chaos, seed=1)):
+        with pytest.raises(CannotJudge, match="which rounding could explain"):
+            verify_onnx(network(chaos), other)
+
+
+def test_the_sizes_that_ran_are_said():
+    """A free batch and free sizes are proved at two sizes, of which one is odd; what is fixed at one."""
+    proof = fold_onnx(network(ENDS["plain"], dims=("N", 3, "h", "w"))).report.proof
+    assert proof is not None
+    assert proof.sizes == ("x 2x3x12x12", "x 3x3x17x17")
+    proof = fold_onnx(network(ENDS["plain"], dims=(2, 3, 8, 8))).report.proof
+    assert proof is not None
+    assert proof.sizes == ("x 2x3x8x8",)

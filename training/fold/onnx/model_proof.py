@@ -1,0 +1,129 @@
+"""The proof that a folded ONNX model is the model it was made from, or that any two models are one function.
+
+At the end of the ONNX flow, after `site_proof` and with what `pair` runs. It reads and changes no files.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import onnx
+
+from ...errors import CannotJudge, FoldError
+from ..core import Array
+from ..refusals import Refusal, RefusalCode
+from ..report import Proof
+from .pair import Pair
+from .probe import Probe, Prober, Shapes
+from .protos import check, with_free_sizes, with_output_shapes
+from .site_proof import Segment, Sites, Verdicts, require_rounded_once
+
+
+def prove_onnx(
+    original: onnx.ModelProto,
+    folded: onnx.ModelProto,
+    exact: Mapping[str, Array],
+    folds: Sequence[Sequence[Segment]],
+    shapes: Shapes | None = None,
+) -> tuple[Verdicts, Proof | None]:
+    """Return the float64 error of each fold, or why it is not proved, and the proof of the whole once all folds are.
+
+    Args:
+        original: the unfolded model.
+        folded: the model that claims to equal it.
+        exact: the folded parameters before their rounding, by name.
+        folds: the segments of each fold, in the order in which they were made.
+        shapes: input -> its whole shape, for those whose free sizes are not to be chosen here.
+
+    Raises:
+        FoldError: a stored parameter is not its value rounded once, or the outputs of the two models differ.
+    """
+    require_rounded_once(folded, exact)
+    pair, sites = Pair(original, folded, exact), Sites(folds)
+    starts = {name for segment in sites.live for name in segment.inputs}
+    wanted = {*starts, *(segment.result for segment in sites.live), *pair.wanted}
+    verdicts: Verdicts = [0.0] * len(folds)
+    proofs: list[Proof] = []
+    for probe in Prober(pair.before, shapes).probes(wanted, starts):
+        verdicts = sites.prove(pair.before, pair.after, probe, verdicts)
+        if any(isinstance(verdict, Refusal) for verdict in verdicts):
+            return verdicts, None
+        try:
+            proofs.append(_prove_whole(pair, probe.only({*pair.wanted}), sites))
+        except CannotJudge as doubt:
+            if not proofs:  # another size that says nothing takes nothing from the first
+                return sites.withdrawn(doubt.outputs, Refusal(RefusalCode.UNJUDGED, str(doubt))), None
+    return verdicts, _worst(proofs)
+
+
+def compare_models(
+    original: onnx.ModelProto,
+    folded: onnx.ModelProto,
+    exact: Mapping[str, Array] | None = None,
+    shapes: Shapes | None = None,
+) -> Proof:
+    """Return how well two models agree on random inputs of the declared shapes; no site needs to be known.
+
+    Args:
+        original: weights in memory.
+        folded: has the same inputs and outputs.
+        exact: float64 values of the folded model's rounded parameters, by name; without them the comparison can be
+            no sharper than the rounding of the parameters.
+        shapes: input -> its whole shape, for those whose free sizes are not to be chosen here.
+
+    Raises:
+        FoldError: the models differ by more than the stated limits, or only one of them runs.
+        CannotJudge: an output says nothing: it is random, empty, not finite or all equal, and so before its tail.
+    """
+    original, folded = (with_output_shapes(with_free_sizes(model)) for model in (original, folded))
+    check(original, "the original", full=False)
+    check(folded, "the folded model", full=False)
+    _require_same_interface(original, folded)
+    require_rounded_once(folded, exact or {})
+    pair = Pair(original, folded, exact)
+    proofs: list[Proof] = []
+    for probe in Prober(pair.before, shapes).probes(pair.wanted):
+        try:
+            proofs.append(pair.judge(probe, pair.outputs))
+        except CannotJudge:
+            if not proofs:
+                raise
+    return _worst(proofs)
+
+
+def _prove_whole(pair: Pair, probe: Probe, sites: Sites) -> Proof:
+    """Return the proof by the outputs, or, where one of them says nothing, by what the sites make as well.
+
+    Raises:
+        CannotJudge: that says nothing either; its `outputs` are numbers of the live segments.
+    """
+    try:
+        return pair.judge(probe, pair.outputs)
+    except CannotJudge as doubt:
+        names = [name for number, name in enumerate(pair.outputs) if number not in doubt.outputs]
+    results = [segment.result for segment in sites.live]
+    values = pair.before.run(probe.feeds, results)
+    more = replace(probe, values={**values, **probe.values}, unknown={**pair.before.unknown, **probe.unknown})
+    try:
+        return pair.judge(more, [*results, *names], optional=results)
+    except CannotJudge as doubt:
+        within = tuple(number for number in doubt.outputs if number < len(results))
+        raise CannotJudge(str(doubt), doubt.node, within) from doubt
+
+
+def _worst(proofs: Iterable[Proof]) -> Proof:
+    """Return the proof that came nearest to its limits, with the sizes of all."""
+    every = list(proofs)
+    worst = max(every, key=lambda proof: proof.algebra_error / proof.algebra_limit)
+    return replace(worst, sizes=tuple(size for proof in every for size in proof.sizes))
+
+
+def _require_same_interface(original: onnx.ModelProto, folded: onnx.ModelProto) -> None:
+    """Raise FoldError unless both models have the same inputs for callers and the same outputs."""
+    one, other = _interface(original), _interface(folded)
+    if one != other:
+        raise FoldError(f"the models differ: inputs and outputs are {other}, expected {one}")
+
+
+def _interface(model: onnx.ModelProto) -> tuple[list[str], list[str]]:
+    given = {tensor.name for tensor in model.graph.initializer}
+    return [v.name for v in model.graph.input if v.name not in given], [v.name for v in model.graph.output]

@@ -1,0 +1,253 @@
+"""Two ONNX models run on the same inputs and the same draws: in float64, and by onnxruntime in their own dtypes.
+
+Used by `model_proof`. Where an operation is not known to the float64 evaluation, the runtime alone is judged by; what
+does not fit the inputs that were tried, or draws numbers that cannot be handed over, is judged by nothing.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from ...errors import CannotJudge, FoldError
+from ..core import Array
+from ..report import Proof
+from ..verdict import STEP, Runs, judge
+from .evaluator import Cause, Evaluator, Gap
+from .probe import Probe, stored_form
+from .protos import Values, coarsest_roundoff, unit_roundoff, widened
+from .randomness import draws_of, with_draws_as_inputs
+from .runtime import CannotRunError, outputs_of
+from .tails import tail_of
+
+_DEPLOYED_STEP = 2.0**-10  # of a change of the input where only the runtime can say what comes of it
+_SINGLE = unit_roundoff("float32")
+
+Named = Mapping[str, Values]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What both models give in their own dtypes; in float64 with stored parameters where onnxruntime runs neither."""
+
+    before: Named
+    after: Named
+    is_runtime: bool
+
+
+@dataclass
+class _Columns:
+    """The values that are compared, one row for each, as `Runs` wants them."""
+
+    numbers: list[int] = field(default_factory=list)
+    rows: list[list[list[Tensor]]] = field(default_factory=list)
+
+    def add(self, number: int, row: Sequence[list[Values]]) -> None:
+        self.numbers.append(number)
+        self.rows.append([[_tensor(value) for value in values] for values in row])
+
+    def runs(self, *, is_moved: bool) -> Runs:
+        oracle, moved, folded, deployed_original, deployed_folded = zip(*self.rows, strict=True)
+        return Runs(oracle, moved, folded, deployed_original, deployed_folded, is_moved)
+
+
+class Pair:
+    """The original and another model.
+
+    Attributes:
+        before: runs the original in float64.
+        after: runs the other one, with its exact parameters where they are known.
+        outputs: names of the outputs, the same in both.
+        wanted: values of the original that are compared or handed over: outputs, their tails, and draws.
+    """
+
+    def __init__(self, original: onnx.ModelProto, folded: onnx.ModelProto, exact: Mapping[str, Array] | None):
+        self.before, self.after = Evaluator(original), Evaluator(folded, exact)
+        self.outputs = [value.name for value in original.graph.output]
+        self._tails = {n: (_with_tail(self.before, n), _with_tail(self.after, n)) for n in self.outputs}
+        self._draws = draws_of(self.before.model), draws_of(self.after.model)
+        self.wanted = {*(name for tail, _ in self._tails.values() for name in tail), *self._draws[0]}
+        self._folded, self._is_exact = folded, exact is not None
+
+    def judge(self, probe: Probe, names: Sequence[str], optional: Collection[str] = ()) -> Proof:
+        """Return the agreement of the two models on one probe.
+
+        Args:
+            probe: holds what `wanted` and `names` say of the original, as far as it could be computed.
+            names: of the values to compare, made by both models.
+            optional: those of them that need not be computable.
+
+        Raises:
+            FoldError: the models differ by more than the stated limits, or only one of them runs.
+            CannotJudge: a value says nothing; `outputs` are numbers in `names`.
+        """
+        tails = [self._tails.get(name, ([name], [name])) for name in names]
+        moved = self.before.run(_nudged(probe.feeds, STEP), [name for tail, _ in tails for name in tail])
+        other = self.after.run(probe.feeds, [name for _, tail in tails for name in tail])
+        stored = self._stored(probe, tails)
+        columns, doubts = _Columns(), dict[int, tuple[str, str]]()
+        for number, (one, two) in enumerate(tails):
+            gap = probe.unknown.get(one[0])
+            if one[0] in probe.values:
+                row = self._row(probe.values, moved, other, stored, one, two)
+                if row is not None:
+                    columns.add(number, row)
+            elif gap is not None and gap.cause is Cause.UNSUPPORTED and stored.is_runtime and one[0] in stored.before:
+                columns.add(number, self._runtime_row(probe, stored, one[:1], two[:1]))
+            elif names[number] not in optional:
+                doubts[number] = _doubt(names[number], gap)
+        return replace(self._verdict(columns, doubts, names, probe, stored), sizes=(probe.sizes,))
+
+    def _verdict(
+        self,
+        columns: _Columns,
+        doubts: dict[int, tuple[str, str]],
+        names: Sequence[str],
+        probe: Probe,
+        stored: _Stored,
+    ) -> Proof:
+        proof: Proof | None = None
+        if columns.rows:
+            try:
+                proof = judge(
+                    columns.runs(is_moved=any(v.dtype.kind == "f" and v.any() for v in probe.feeds.values())),
+                    roundoff=self._roundoff(stored),
+                    is_exact=self._is_exact,
+                    names=[f"{names[number]!r}" for number in columns.numbers],
+                    require_reproducible=lambda: self._require_reproducible(probe, stored, len(names)),
+                )
+            except CannotJudge as doubt:
+                doubts |= {columns.numbers[i]: (doubt.node.strip("'"), str(doubt)) for i in doubt.outputs}
+                if not doubts:
+                    raise
+        if proof is None or doubts:
+            node, reason = next(iter(doubts.values()), ("the model", "it has no output of numbers"))
+            raise CannotJudge(reason, node, tuple(doubts))
+        return proof
+
+    def _row(
+        self, oracle: Named, moved: Named, other: Named, stored: _Stored, one: list[str], two: list[str]
+    ) -> list[list[Values]] | None:
+        """Return what the verdict compares for one value, None when that holds no floats and is equal in both.
+
+        Raises:
+            FoldError: the other model does not make it, or makes other integers or strings.
+        """
+        known = [name for name in one if name in oracle and _is_numeric(oracle[name])] or one[:1]
+        values = [oracle[name] for name in known]
+        if two[0] in other:
+            got = [other[name] for name in two if name in other and _is_numeric(other[name])] or [other[two[0]]]
+        elif (
+            two[0] in self.after.unknown and self.after.unknown[two[0]].cause is Cause.UNSUPPORTED and stored.is_runtime
+        ):
+            got = values  # the runtime alone says what it is
+        else:
+            gap = self.after.unknown.get(two[0])
+            raise FoldError(
+                f"{two[0]!r} of the folded model cannot be computed: {gap.reason if gap else 'no node makes it'}"
+            )
+        if not any(map(_holds_floats, values)):
+            if not np.array_equal(values[0], got[0]):
+                raise FoldError(f"the folded model does not compute what the original computes: {one[0]!r} differs")
+            return None
+        return [
+            values,
+            [moved.get(name, oracle[name]) for name in known],
+            got,
+            [stored.before[name] for name in known if name in stored.before],
+            [stored.after[name] for name in two if name in stored.after],
+        ]
+
+    def _runtime_row(self, probe: Probe, stored: _Stored, one: list[str], two: list[str]) -> list[list[Values]]:
+        """Return the same where only onnxruntime can compute the value: its own results stand for those in float64."""
+        value = widened(stored.before[one[0]])
+        nudged = replace(probe, feeds=_nudged(probe.feeds, _DEPLOYED_STEP))
+        moved = widened(self._deployed(self.before, self._draws[0], nudged, one)[one[0]])
+        if value.dtype.kind == "f" and moved.shape == value.shape:
+            moved = value + (moved - value) * (STEP / _DEPLOYED_STEP)
+        return [[value], [moved], [value], [value], [stored.after[two[0]]]]
+
+    def _stored(self, probe: Probe, tails: Sequence[tuple[list[str], list[str]]]) -> _Stored:
+        names = [[name for pair in tails for name in pair[side]] for side in (0, 1)]
+        fits = all(probe.unknown[name].cause is not Cause.FAILED for name in self.outputs if name in probe.unknown)
+        try:
+            if not fits:
+                raise CannotRunError("the inputs that were tried do not fit")
+            before = self._deployed(self.before, self._draws[0], probe, names[0])
+        except CannotRunError:
+            return _Stored(probe.values, Evaluator(self._folded).run(probe.feeds, names[1]), is_runtime=False)
+        try:
+            return _Stored(before, self._deployed(self.after, self._draws[1], probe, names[1]), is_runtime=True)
+        except CannotRunError as err:
+            raise FoldError(f"onnxruntime runs the model but not the folded one: {err}") from err
+
+    def _deployed(self, side: Evaluator, draws: Sequence[str], probe: Probe, names: Iterable[str]) -> dict[str, Values]:
+        """Return values of one model by onnxruntime, with the original's draws.
+
+        Raises:
+            CannotRunError: onnxruntime does not run it, or a draw is not known.
+            FoldError: the other model draws in other places.
+        """
+        if len(draws) != len(self._draws[0]):
+            raise FoldError(f"the models differ: they draw {len(self._draws[0])} and {len(draws)} times")
+        missing = [name for name in self._draws[0] if name not in probe.values]
+        if missing:
+            raise CannotRunError(f"the draw {missing[0]!r} is not known")
+        drawn = {name: probe.values[one] for name, one in zip(draws, self._draws[0], strict=True)}
+        model = with_draws_as_inputs(side.model, drawn)
+        return outputs_of(model, stored_form({**probe.feeds, **drawn}, model), names)
+
+    def _roundoff(self, stored: _Stored) -> float:
+        dtypes = {value.dtype.name for value in stored.before.values()} if stored.is_runtime else set()
+        return max(coarsest_roundoff(self._folded), *map(unit_roundoff, dtypes), 0.0) or _SINGLE
+
+    def _require_reproducible(self, probe: Probe, stored: _Stored, outputs: int) -> None:
+        """Raise CannotJudge when onnxruntime, run twice, gives two results of the original."""
+        if not stored.is_runtime:
+            return
+        again = self._deployed(self.before, self._draws[0], probe, stored.before)
+        for name, value in stored.before.items():
+            if not np.array_equal(value, again[name], equal_nan=value.dtype.kind == "f"):
+                gap = probe.unknown.get(name)
+                node = name if gap is None else gap.node
+                reason = f"the original gives another result each time, from {node!r} on"
+                raise CannotJudge(reason, node, tuple(range(outputs)))
+
+
+def _with_tail(evaluator: Evaluator, name: str) -> list[str]:
+    return [name, *tail_of(evaluator.model, name)]
+
+
+def _doubt(name: str, gap: Gap | None) -> tuple[str, str]:
+    """Return the node to name, and why a value that was not computed says nothing."""
+    if gap is None:
+        return name, f"{name!r} cannot be judged: it holds no numbers"
+    return gap.node, f"{name!r} cannot be judged: {gap.node!r}: {gap.reason}"
+
+
+def _nudged(feeds: Named, step: float) -> dict[str, Values]:
+    """Return the inputs with every floating-point number moved by a part of itself, up or down."""
+    rng = np.random.default_rng(1)
+    return {
+        name: value * (1 + step * rng.choice([-1.0, 1.0], value.shape)) if value.dtype.kind == "f" else value
+        for name, value in feeds.items()
+    }
+
+
+def _is_numeric(value: Values) -> bool:
+    return value.dtype.kind in "fiub" or (value.dtype == object and all(map(_is_numeric, value.item())))
+
+
+def _holds_floats(value: Values) -> bool:
+    return value.dtype.kind == "f" or (value.dtype == object and any(map(_holds_floats, value.item())))
+
+
+def _tensor(value: Values) -> Tensor:
+    """Return numbers as a tensor, floats as float64; a sequence of tensors as one row."""
+    if value.dtype == object:
+        value = np.concatenate([np.ravel(one) for one in value.item()] or [np.zeros(0)])
+    wide = widened(value) if value.dtype.kind == "f" or value.dtype.name == "bfloat16" else value.astype(np.int64)
+    return torch.from_numpy(np.array(wide))

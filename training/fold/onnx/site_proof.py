@@ -1,0 +1,137 @@
+"""The proof of each fold by itself: the stretch of the graph that it changed, computed before and after in float64.
+
+Part of the proof. Sigmoid, Relu and ArgMax hide wrong channels from a comparison of outputs, so every folded norm is
+also checked alone. What cannot be proved is refused with its reason; the other norms fold.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+
+from ...errors import FoldError
+from ..core import Array
+from ..refusals import Refusal, RefusalCode
+from ..rounding import round_once
+from ..verdict import ALGEBRA_LIMIT
+from .evaluator import SMALL, Evaluator
+from .probe import Probe
+from .protos import FLOAT_TYPES, Values, to_array
+
+Verdicts = list[float | Refusal]  # of each fold: its float64 error, or why it is not proved
+
+_SMALLEST = 1e-3  # of the largest magnitude: what an error is relative to, at least
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The stretch of both graphs that one fold changed.
+
+    Attributes:
+        result: the value after it, which means the same in both graphs.
+        inputs: the values before it, which do too.
+        changed: names whose meaning the fold changed or that it took away.
+    """
+
+    result: str
+    inputs: tuple[str, ...]
+    changed: frozenset[str] = field(default=frozenset())
+
+
+class Sites:
+    """The folds of a graph, as they are proved.
+
+    Args:
+        folds: the segments of each, in the order in which they were made.
+
+    Attributes:
+        live: the segments that no later fold has changed; each stands for the earlier ones within it as well.
+    """
+
+    def __init__(self, folds: Sequence[Sequence[Segment]]):
+        segments = [segment for fold in folds for segment in fold]
+        successors = iter([_successor(segments, i) for i in range(len(segments))])
+        self._folds = [[segments[next(successors)] for _ in fold] for fold in folds]
+        self.live = [segment for i, segment in enumerate(segments) if _successor(segments, i) == i]
+
+    def prove(self, before: Evaluator, after: Evaluator, probe: Probe, known: Verdicts) -> Verdicts:
+        """Return the largest float64 error of each fold, relative to A, or why it is not proved.
+
+        Args:
+            before: the original.
+            after: the folded model.
+            probe: holds the inputs and results of `live`.
+            known: the verdicts on other probes.
+        """
+        verdicts = {segment: _verdict(before, after, segment, probe) for segment in self.live}
+        return [
+            _worst([one, *(verdicts[segment] for segment in fold)])
+            for one, fold in zip(known, self._folds, strict=True)
+        ]
+
+    def withdrawn(self, numbers: Collection[int], refusal: Refusal) -> Verdicts:
+        """Return `refusal` for the folds with one of these live segments, for all when there is none."""
+        concerned = {self.live[number] for number in numbers} or {*self.live}
+        return [refusal if concerned & {*fold} else 0.0 for fold in self._folds]
+
+
+def require_rounded_once(folded: onnx.ModelProto, exact: Mapping[str, Array]) -> None:
+    """Raise FoldError unless each folded parameter is its float64 value rounded once, bit for bit."""
+    for tensor in folded.graph.initializer:
+        if tensor.name not in exact:
+            continue
+        expected = round_once(exact[tensor.name], FLOAT_TYPES[tensor.data_type])
+        if not np.array_equal(to_array(tensor), expected):
+            what = f"the stored parameter {tensor.name!r} is not its float64 value rounded once"
+            raise FoldError(f"{what}; please report this")
+
+
+def _successor(segments: Sequence[Segment], index: int) -> int:
+    """Return the number of the segment that contains that of `index`, because it changed one of its ends later."""
+    ends = {segments[index].result, *segments[index].inputs}
+    for later in range(index + 1, len(segments)):
+        if ends & segments[later].changed:
+            return _successor(segments, later)
+    return index
+
+
+def _worst(verdicts: Sequence[float | Refusal]) -> float | Refusal:
+    errors = [verdict for verdict in verdicts if isinstance(verdict, float)]
+    return max(errors) if len(errors) == len(verdicts) else next(v for v in verdicts if isinstance(v, Refusal))
+
+
+def _verdict(before: Evaluator, after: Evaluator, segment: Segment, probe: Probe) -> float | Refusal:
+    """Return max |folded - unfolded| / A over the segment's result, both computed from the same inputs."""
+    missing = [name for name in segment.inputs if name not in probe.values and name not in probe.feeds]
+    if missing:
+        return _unproved(f"its input {missing[0]!r} cannot be computed: {probe.why_unknown(missing[0])}", "")
+    given = _given(before, segment, probe)
+    one = probe.values.get(segment.result) if segment.result not in probe.unknown else None
+    one = before.run(given, [segment.result]).get(segment.result) if one is None else one
+    gaps = before.unknown
+    two = after.run(given, [segment.result]).get(segment.result)
+    gap = next(iter({**gaps, **after.unknown}.values()), None)
+    size = after.magnitude(given, segment.result)
+    if one is None or two is None or size is None:
+        reason = "its magnitude is not finite" if gap is None else f"{gap.node!r}: {gap.reason}"
+        return _unproved(f"{segment.result!r} cannot be computed in float64: {reason}", "")
+    if one.shape != two.shape or one.size == 0:
+        return _unproved(f"{segment.result!r} has shape {two.shape}, expected {one.shape}")
+    floor = max(_SMALLEST * float(np.max(size)), np.finfo(float).tiny)
+    error = float(np.max(np.abs(two - one) / np.maximum(size, floor)))
+    if not error <= ALGEBRA_LIMIT:
+        return _unproved(f"in float64 {segment.result!r} is off by {error:.3g} of what it adds up")
+    return error
+
+
+def _given(before: Evaluator, segment: Segment, probe: Probe) -> dict[str, Values]:
+    """Return what both runs of the segment start from: its inputs, those of the model, and shapes."""
+    values = {**probe.feeds, **probe.values}
+    shapes = {name for name, value in values.items() if value.size <= SMALL and value.dtype.kind in "iub"}
+    names = {*before.inputs, *segment.inputs, *shapes} - {segment.result}
+    return {name: value for name, value in values.items() if name in names}
+
+
+def _unproved(reason: str, remedy: str = "report this model to us") -> Refusal:
+    return Refusal(RefusalCode.UNJUDGED, f"the fold is not proved: {reason}", remedy or None)
