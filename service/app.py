@@ -172,13 +172,16 @@ async def _start_grpc(app: FastAPI) -> None:
     if settings.grpc_port is None:
         return
     try:
+        from .v2.rpc.calls import CallHandler
+        from .v2.rpc.health import HealthService
         from .v2.rpc.server import GrpcServer
+        from .v2.rpc.service import InferenceService
     except ImportError as err:
         raise ProviderUnavailable(f"--grpc-port needs the extra grpc: pip install 'foldserve[grpc]' ({err})") from err
     parts = app.state
-    server = GrpcServer(
-        parts.registry, parts.control, parts.access, settings, parts.metrics, parts.error_log, app.title, app.version
-    )
+    inference = InferenceService(parts.registry, parts.control, settings, parts.error_log, app.title, app.version)
+    calls = CallHandler(parts.access, settings, parts.metrics, parts.error_log, parts.body_budget)
+    server = GrpcServer(inference, HealthService(parts.registry), calls, settings)
     await server.start()
     app.state.grpc = server
 

@@ -114,6 +114,7 @@ class RequestTimeout(RequestError):
     """The client took too long to send its request."""
 
     status = 408
+    grpc_status = "DEADLINE_EXCEEDED"
 
 
 class BodyTooLarge(RequestError):

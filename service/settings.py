@@ -130,6 +130,9 @@ class Settings(BaseModel):
     max_connections_per_address: int = Field(
         4_096, ge=1, description="open connections of one address; one more is answered 503"
     )
+    grpc_max_streams: int = Field(
+        256, ge=1, description="calls that one connection of gRPC may have at once; clients keep the others back"
+    )
 
     @field_validator("closed_scopes")
     @classmethod

@@ -5,28 +5,19 @@ those of HTTP, made before any data is read.
 """
 
 from collections.abc import Mapping, Sequence
-from math import prod
 from typing import Any
 
-import numpy as np
 from google.protobuf import json_format
-
-from foldserve.format.tensors import DTYPES
 
 from ...errors import InvalidInput
 from ...tensors import Array, TensorSpec
 from ..checks import DeclaredTensor, WantedOutput, check_inputs, refuse_shared_memory, wanted_outputs
-from ..datatypes import BYTES, bytes_tensor, datatype_of, tensor_from_bytes, tensor_to_bytes
+from ..datatypes import datatype_of, tensor_from_bytes, tensor_to_bytes
 from ..parameters import Parameter, check_parameters, class_count, timeout_seconds
 from ..request import InferRequest
 from ..response import select_output
 from .descriptors import INFERENCE
-
-_CONTENTS = {
-    "BOOL": "bool_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
-    "UINT64": "uint64_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents",
-    "INT64": "int64_contents", "FP32": "fp32_contents", "FP64": "fp64_contents", BYTES: "bytes_contents",
-}  # fmt: skip
+from .wire import LIST_OF, InferMessage, array_of_contents
 
 
 def from_dict(name: str, value: Mapping[str, Any]) -> Any:
@@ -35,7 +26,7 @@ def from_dict(name: str, value: Mapping[str, Any]) -> Any:
 
 
 def read_request(
-    message: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], max_rows: int
+    message: InferMessage, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], max_rows: int
 ) -> InferRequest:
     """Return a `ModelInferRequest`, checked against the model it is for.
 
@@ -46,17 +37,18 @@ def read_request(
         TooManyRows: it holds more rows than one request may.
         Unsupported: it asks for shared memory or sequences.
     """
-    parameters = _parameters(message.parameters)
+    head = message.head
+    parameters = _parameters(head.parameters)
     check_parameters(parameters)
-    declared = [DeclaredTensor(item.name, item.datatype, tuple(item.shape)) for item in message.inputs]
-    for position, item in enumerate(message.inputs):
+    declared = [DeclaredTensor(item.name, item.datatype, tuple(item.shape)) for item in head.inputs]
+    for position, item in enumerate(head.inputs):
         refuse_shared_memory(item.parameters, f"inputs[{position}]")
     check_inputs(declared, inputs, max_rows)
-    is_raw = bool(message.raw_input_contents)
+    is_raw = bool(message.raw)
     arrays = _raw(message, declared) if is_raw else _typed(message, declared)
-    wanted = [_wanted_output(item, is_raw, f"outputs[{position}]") for position, item in enumerate(message.outputs)]
+    wanted = [_wanted_output(item, is_raw, f"outputs[{position}]") for position, item in enumerate(head.outputs)]
     timeout = timeout_seconds(parameters.get("timeout"))
-    return InferRequest(arrays, wanted_outputs(wanted, outputs, binary=is_raw), message.id, timeout, parameters)
+    return InferRequest(arrays, wanted_outputs(wanted, outputs, binary=is_raw), head.id, timeout, parameters)
 
 
 def write_response(
@@ -74,58 +66,31 @@ def write_response(
         entry = message.outputs.add(name=wanted.name, datatype=datatype, shape=array.shape)
         if wanted.binary:
             message.raw_output_contents.append(tensor_to_bytes(array))
-        elif datatype in _CONTENTS:
-            getattr(entry.contents, _CONTENTS[datatype]).extend(array.ravel().tolist())
+        elif datatype in LIST_OF:
+            getattr(entry.contents, LIST_OF[datatype]).extend(array.ravel().tolist())
         else:
             raise InvalidInput(f"output {wanted.name!r}: {datatype} has no typed contents, send the inputs raw")
     return message
 
 
-def _raw(message: Any, declared: Sequence[DeclaredTensor]) -> dict[str, Array]:
-    contents = message.raw_input_contents
-    if len(contents) != len(declared):
-        raise InvalidInput(f"raw_input_contents: got {len(contents)}, expected one for each of {len(declared)} inputs")
-    for position, item in enumerate(message.inputs):
-        if item.HasField("contents"):
+def _raw(message: InferMessage, declared: Sequence[DeclaredTensor]) -> dict[str, Array]:
+    if len(message.raw) != len(declared):
+        count = len(message.raw)
+        raise InvalidInput(f"raw_input_contents: got {count}, expected one for each of {len(declared)} inputs")
+    for position, pieces in enumerate(message.contents):
+        if pieces:
             raise InvalidInput(f"inputs[{position}]: both contents and raw_input_contents, expected one of them")
     return {
-        tensor.name: tensor_from_bytes(memoryview(data), tensor.datatype, tensor.shape, f"input {tensor.name!r}")
-        for tensor, data in zip(declared, contents, strict=True)
+        tensor.name: tensor_from_bytes(data, tensor.datatype, tensor.shape, f"input {tensor.name!r}")
+        for tensor, data in zip(declared, message.raw, strict=True)
     }
 
 
-def _typed(message: Any, declared: Sequence[DeclaredTensor]) -> dict[str, Array]:
+def _typed(message: InferMessage, declared: Sequence[DeclaredTensor]) -> dict[str, Array]:
     return {
-        tensor.name: _from_contents(item.contents, tensor, f"inputs[{position}].contents")
-        for position, (tensor, item) in enumerate(zip(declared, message.inputs, strict=True))
+        tensor.name: array_of_contents(pieces, tensor.datatype, tensor.shape, f"inputs[{position}].contents")
+        for position, (tensor, pieces) in enumerate(zip(declared, message.contents, strict=True))
     }
-
-
-def _from_contents(contents: Any, tensor: DeclaredTensor, place: str) -> Array:
-    """Return the array of one typed input."""
-    if tensor.datatype not in _CONTENTS:
-        raise InvalidInput(f"{place}: {tensor.datatype} has no typed contents, send it in raw_input_contents")
-    field = _CONTENTS[tensor.datatype]
-    filled = {descriptor.name for descriptor, _ in contents.ListFields()}
-    if filled - {field}:
-        raise InvalidInput(f"{place}: got {sorted(filled)}, expected {field} for {tensor.datatype}")
-    values, expected = getattr(contents, field), prod(tensor.shape)
-    if len(values) != expected:
-        raise InvalidInput(f"{place}.{field}: got {len(values)} values, expected {expected} for {tensor.shape}")
-    if tensor.datatype == BYTES:
-        return bytes_tensor(values, tensor.shape)
-    dtype = DTYPES[tensor.datatype]
-    if field in ("int_contents", "uint_contents"):
-        return _narrowed(np.array(values, np.int64), dtype, f"{place}.{field}").reshape(tensor.shape)
-    return np.array(values, dtype).reshape(tensor.shape)
-
-
-def _narrowed(values: Array, dtype: np.dtype[Any], place: str) -> Array:
-    """Return integers as `dtype`; the protocol's lists have 32 bits and more, so the range is checked here."""
-    limits = np.iinfo(dtype)
-    if values.min() < limits.min or values.max() > limits.max:
-        raise InvalidInput(f"{place}: a value outside {limits.min} to {limits.max}, the range of {dtype}")
-    return values.astype(dtype)
 
 
 def _wanted_output(item: Any, binary: bool, place: str) -> WantedOutput:

@@ -18,8 +18,10 @@ from ...live.registry import Registry
 from ...request_context import RequestContext
 from ...settings import Settings
 from ..metadata import EXTENSIONS, model_config, model_metadata
+from .calls import DETAIL_CHARACTERS, StreamedMessage
 from .descriptors import INFERENCE
 from .messages import from_dict, read_request, write_response
+from .wire import InferMessage
 
 _MESSAGES = INFERENCE.messages
 _STREAM = f"/{INFERENCE.service}/ModelStreamInfer"
@@ -91,12 +93,12 @@ class InferenceService:
         stats = [model.statistics.to_json(model.name, model.version) for model in models]
         return from_dict("ModelStatisticsResponse", {"model_stats": stats})
 
-    async def ModelInfer(self, request: Any, context: RequestContext) -> Any:  # noqa: N802
+    async def ModelInfer(self, request: InferMessage, context: RequestContext) -> Any:  # noqa: N802
         """Answer with the outputs, raw where the inputs are raw."""
-        model = self._model(request.model_name, request.model_version)
+        model = self._model(request.head.model_name, request.head.model_version)
         with model.in_use():
             arguments = (request, model.engine.inputs, model.engine.outputs, self._settings.max_rows)
-            is_quick = bool(request.raw_input_contents) or request.ByteSize() <= QUICK_BYTES
+            is_quick = bool(request.raw) or request.size <= QUICK_BYTES
             infer_request = await context.parse(read_request, *arguments, is_quick=is_quick)
             deadline = context.deadline(infer_request.timeout_seconds)
             result = await answer(self._registry, model, infer_request.inputs, deadline, context)
@@ -105,14 +107,20 @@ class InferenceService:
         return response
 
     async def ModelStreamInfer(  # noqa: N802
-        self, requests: AsyncIterator[Any], context: RequestContext
+        self, messages: AsyncIterator[StreamedMessage], context: RequestContext
     ) -> AsyncIterator[Any]:
         """Answer each request of a stream in its order; a refused one gets its sentence and the stream goes on."""
         waiting: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(STREAM_AHEAD)
 
         async def start_all() -> None:
-            async for request in requests:
-                await waiting.put(asyncio.create_task(self._stream_answer(request, context)))
+            try:
+                async for message in messages:
+                    task = asyncio.create_task(self._stream_answer(message, context))
+                    task.add_done_callback(message.release)
+                    await waiting.put(task)
+            except Exception:
+                await waiting.put(None)
+                raise
             await waiting.put(None)
 
         starting = asyncio.create_task(start_all())
@@ -145,15 +153,17 @@ class InferenceService:
         await self._control.unload(request.model_name, context.caller)
         return _MESSAGES["RepositoryModelUnloadResponse"]()
 
-    async def _stream_answer(self, request: Any, stream: RequestContext) -> Any:
+    async def _stream_answer(self, message: StreamedMessage, stream: RequestContext) -> Any:
         context = stream.next_in_stream()
+        refused = _MESSAGES["ModelInferResponse"]()
         try:
+            request = message.read()
+            refused.model_name, refused.id = request.head.model_name, request.head.id
             return _MESSAGES["ModelStreamInferResponse"](infer_response=await self.ModelInfer(request, context))
         except Exception as err:
             self._error_log.note(err, context.request_id, _STREAM)
-            refused = _MESSAGES["ModelInferResponse"](model_name=request.model_name, id=request.id)
-            message = error_answer(err, context.request_id).message
-            return _MESSAGES["ModelStreamInferResponse"](error_message=message, infer_response=refused)
+            sentence = error_answer(err, context.request_id).message[:DETAIL_CHARACTERS]
+            return _MESSAGES["ModelStreamInferResponse"](error_message=sentence, infer_response=refused)
 
     def _model(self, name: str, version: str) -> Model:
         return served_model(self._registry, name, version)
