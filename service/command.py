@@ -24,6 +24,7 @@ from .errors import ProviderUnavailable, ServiceError
 from .factory import PROTOCOL, build_app, import_libraries
 from .keys import read_keys
 from .logs import log_config
+from .processes.abandoned import end_if_abandoned
 from .processes.supervisor import Supervisor
 from .processes.workers import Workers
 from .settings import Settings
@@ -64,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if settings.allow_unverified:
         logger.warning("models without a manifest are served too; their answers are not verified")
     with listener:
-        return run_workers(settings, listener) if settings.workers > 1 else run_alone(config, listener)
+        code = run_workers(settings, listener) if settings.workers > 1 else run_alone(config, listener)
+    end_if_abandoned(code)
+    return code
 
 
 def check_device(settings: Settings) -> None:

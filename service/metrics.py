@@ -74,6 +74,9 @@ class Metrics:
         self.refused_versions = counter(
             "refused_versions", "Versions that were not loaded, because they were damaged or answered wrongly.", model
         )
+        self.abandoned_loads = counter(
+            "abandoned_loads", "Loads that took longer than a load may, and were given up.", model
+        )
         self.refused_keys = counter(
             "refused_keys", "Requests that no key opened: missing, unknown, scope, or over its rate.", ["reason"]
         )

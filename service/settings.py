@@ -51,6 +51,11 @@ class Settings(BaseModel):
         5.0, gt=0, description="seconds that a call which changes models waits for the state folder; then it is 503"
     )
     poll_seconds: float = Field(1.0, ge=0, description="seconds between two polls for new versions; 0 disables polling")
+    load_seconds: float = Field(
+        120.0,
+        gt=0,
+        description="seconds in which a version has to be loaded and proved; then it is given up and refused",
+    )
     allow_unverified: bool = Field(
         False, description="also serve ONNX files without a manifest, whose answers are not verified, marked as such"
     )

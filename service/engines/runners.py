@@ -4,12 +4,29 @@ A small network on a GPU spends its time on launching kernels one by one; a CUDA
 only into the memory in which it was recorded. Used by the engine alone, always from the thread that made it.
 """
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Protocol
 
 import onnxruntime
 
 from ..tensors import Array, TensorSpec
+
+_of_thread = threading.local()
+
+
+@contextmanager
+def stoppable(options: onnxruntime.RunOptions) -> Iterator[None]:
+    """Let runs on the CPU of every runner that this thread makes within end once `options.terminate` is true.
+
+    They end between two nodes, also within a loop that never would.
+    """
+    _of_thread.options = options
+    try:
+        yield
+    finally:
+        _of_thread.options = None
 
 
 class Runner(Protocol):
@@ -29,10 +46,11 @@ class PlainRunner:
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session
         self._names = [output.name for output in session.get_outputs()]
+        self._options = getattr(_of_thread, "options", None)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs of one batch."""
-        return dict(zip(self._names, self._session.run(self._names, inputs), strict=True))
+        return dict(zip(self._names, self._session.run(self._names, inputs, self._options), strict=True))
 
 
 class ThreadedRunner:

@@ -86,7 +86,7 @@ class ModelControl:
             self._on_disk(name)
             self._state.check()
             await self._decide(name, lambda state: replace(state, is_unloaded=True, loaded=(), shadow=None))
-            await self._reconciler.reconcile(name)
+            self._reconciler.follow(name)
 
     async def promote(self, name: str, version: int | None, label: str = LATEST, caller: Caller = NOBODY) -> None:
         """Point a label at a version, once that is loaded and has given its golden answers.
@@ -154,7 +154,7 @@ class ModelControl:
             self._state.check()
             decided = Shadow(version, time.time(), time.time() + seconds)
             await self._decide(name, lambda state: replace(state, shadow=decided))
-            await self._reconciler.reconcile(name, again=True)
+            await self._reconciler.reconcile(name, version, again=True)
             try:
                 self._raise_refusal(name, version)
             except InvalidInput:
@@ -173,7 +173,7 @@ class ModelControl:
             await self._decide(name, lambda state: replace(_with(state, version), is_unloaded=False))
         elif self._state.of(name).is_unloaded:
             await self._decide(name, lambda state: replace(state, is_unloaded=False))
-        await self._reconciler.reconcile(name, again=True)
+        await self._reconciler.reconcile(name, version, again=True)
         try:
             self._raise_refusal(name, version if version is not None else max(on_disk, default=0))
         except InvalidInput:
@@ -183,7 +183,7 @@ class ModelControl:
 
     async def _end_shadow(self, name: str) -> None:
         await self._decide(name, lambda state: replace(state, shadow=None))
-        await self._reconciler.reconcile(name)
+        self._reconciler.follow(name)
 
     def shadow_report(self, name: str) -> dict[str, Any] | None:
         """Return the result of the comparison so far; None where there is none."""
@@ -212,7 +212,10 @@ class ModelControl:
             return replace(_without(state.moved(label, target, action, source, caller), version), is_unloaded=False)
 
         await self._decide(name, decide)
-        await self._reconciler.reconcile(name)
+        self._reconciler.follow(name)
+        table = self._registry.tables.get(name)
+        if table is None or version is None or version not in table.loaded:
+            await self._reconciler.reconcile(name, version)
 
     def _versions(self, name: str) -> list[dict[str, Any]]:
         table = self._registry.tables.get(name)
@@ -226,7 +229,7 @@ class ModelControl:
             verified = table.loaded[version].is_verified
             reason = "" if verified else f"unverified: {UNVERIFIED}"
             return row | {"reason": reason, "labels": table.labels_of(version), "verified": verified}
-        if self._reconciler.loading == (name, version):
+        if (name, version) in self._reconciler.loading:
             return row | {"state": "LOADING"}
         refusal = self._reconciler.refusals.get((name, version))
         return row | {"state": "UNAVAILABLE", "reason": str(refusal.error) if refusal else "not loaded"}

@@ -10,17 +10,22 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import onnxruntime
 
 from ..artifacts.golden import check_golden
 from ..artifacts.repository import Artifact, Repository
 from ..batching.batcher import Batcher
 from ..engines.autotune import decide_alone
 from ..engines.engine import Engine
+from ..engines.runners import stoppable
 from ..engines.throttle import throttled
-from ..errors import DeviceLost, ServiceError
+from ..errors import ArtifactInvalid, DeviceLost, ServiceError
 from ..metrics import Metrics, ModelMetrics
+from ..processes.abandoned import abandon
 from ..processes.workers import Workers
 from ..settings import Settings
 from .memory import give_back
@@ -28,6 +33,9 @@ from .model import UNVERIFIED, Model
 from .statistics import Observers, Statistics
 
 _log = logging.getLogger(__name__)
+
+_PATIENCE_SECONDS = 2.0  # that a load waits for another one
+_PROGRESS_SECONDS = 5.0  # between two lines about a load
 
 
 class Loader:
@@ -56,6 +64,7 @@ class Loader:
         self._decide = decide_alone if workers is None else workers.decide
         self._folder = None if workers is None else workers.folder / "statistics"
         self._counters: dict[str, ModelMetrics] = {}
+        self._one_load = asyncio.Semaphore(1)
         self._loaded: dict[Model, asyncio.Task[None] | None] = {}  # with the task that unloads it
         metrics.before_reading.append(self._count_waiting)
 
@@ -71,23 +80,69 @@ class Loader:
         Raises:
             ServiceError: it is not what its manifest says, cannot be loaded or answers wrongly; nothing of it is kept.
         """
-        started = time.perf_counter()
-        with contextlib.ExitStack() as on_failure:
-            executor = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{name}")
-            on_failure.callback(executor.shutdown)
-            loop = asyncio.get_running_loop()
+        async with self._turn():
+            started = time.perf_counter()
+            progress = asyncio.create_task(_report_progress(name, version, started))
             try:
-                artifact = await loop.run_in_executor(executor, self._repository.open, name, version)
-                engine = await loop.run_in_executor(executor, self._load_engine, artifact, is_beside, like)
-                statistics = Statistics(engine.buckets[-1], self._folder and self._folder / name / str(version))
-                on_failure.callback(statistics.close)
-                model = Model(artifact, engine, self._batcher(name, engine, executor, statistics), executor, statistics)
-                await _prove(model)
+                model = await self._load_within_limit(name, version, is_beside, like)
             except ServiceError as err:
                 raise type(err)(f"model {name!r}: {err}") from err
-            on_failure.pop_all()
+            finally:
+                progress.cancel()
         self._loaded[model] = None
         self._report(model, time.perf_counter() - started)
+        return model
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Load one after the other, since each measures; but wait for no load that takes long, or may never end."""
+        has_turn = True
+        try:
+            await asyncio.wait_for(self._one_load.acquire(), _PATIENCE_SECONDS)
+        except TimeoutError:
+            has_turn = False
+        try:
+            yield
+        finally:
+            if has_turn:
+                self._one_load.release()
+
+    async def _load_within_limit(self, name: str, version: int, is_beside: bool, like: Model | None) -> Model:
+        """Load a version in a thread that is given up when it takes too long; what fails leaves nothing behind."""
+        executor = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{name}")
+        options = onnxruntime.RunOptions()
+        work: Future[Any] = executor.submit(self._open_engine, name, version, is_beside, like, options)
+        limit = self._settings.load_seconds
+        try:
+            async with asyncio.timeout(limit):
+                artifact, engine = await asyncio.wrap_future(work)
+                return await self._proved(artifact, engine, executor)
+        except ServiceError:
+            executor.shutdown()
+            raise
+        except BaseException as err:
+            options.terminate, options.log_severity_level = True, 4  # onnxruntime would report it as an error
+            abandon(work)
+            executor.shutdown(wait=False, cancel_futures=True)
+            if not isinstance(err, TimeoutError):
+                raise
+            self._metrics.abandoned_loads.labels(name).inc()
+            raise ArtifactInvalid(
+                f"version {version} was not loaded and proved within {limit:g} s and is given up; "
+                "--load-seconds allows more"
+            ) from None
+
+    async def _proved(self, artifact: Artifact, engine: Engine, executor: ThreadPoolExecutor) -> Model:
+        """Return a version whose golden answers have come by the way that requests take."""
+        name = artifact.name
+        folder = self._folder and self._folder / name / str(artifact.version)
+        statistics = Statistics(engine.buckets[-1], folder)
+        try:
+            model = Model(artifact, engine, self._batcher(name, engine, executor, statistics), executor, statistics)
+            await _prove(model)
+        except BaseException:
+            statistics.close()
+            raise
         return model
 
     def unload(self, model: Model) -> asyncio.Task[None]:
@@ -117,10 +172,13 @@ class Loader:
         del model  # the last reference, or its memory could not be given back
         await asyncio.to_thread(give_back)
 
-    def _load_engine(self, artifact: Artifact, is_beside: bool, like: Model | None) -> Engine:
-        settings = self._settings
-        with throttled(is_needed=is_beside):
-            return Engine.load(
+    def _open_engine(
+        self, name: str, version: int, is_beside: bool, like: Model | None, options: onnxruntime.RunOptions
+    ) -> tuple[Artifact, Engine]:
+        """Read and check a version's files and make its engine, whose runs end when `options` say so."""
+        settings, artifact = self._settings, self._repository.open(name, version)
+        with throttled(is_needed=is_beside), stoppable(options):
+            engine = Engine.load(
                 artifact,
                 provider=settings.provider,
                 threads=settings.threads,
@@ -132,6 +190,7 @@ class Loader:
                 decide=self._decide,
                 reference=like.engine if like is not None else None,
             )
+        return artifact, engine
 
     def _batcher(self, name: str, engine: Engine, executor: ThreadPoolExecutor, statistics: Statistics) -> Batcher:
         """A batcher that stays in the engine's own thread where the device demands it."""
@@ -167,6 +226,14 @@ class Loader:
         _log.info("loaded", extra={**fields, "verified": model.is_verified})
         if not model.is_verified:
             _log.warning("model %r version %d is served unverified: %s", name, model.version, UNVERIFIED)
+
+
+async def _report_progress(name: str, version: int, started: float) -> None:
+    """Say from time to time that a load goes on."""
+    while True:
+        await asyncio.sleep(_PROGRESS_SECONDS)
+        seconds = round(time.perf_counter() - started)
+        _log.info("still loading", extra={"model": name, "version": version, "seconds": seconds})
 
 
 async def _prove(model: Model) -> None:

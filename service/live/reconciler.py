@@ -1,14 +1,15 @@
 """Brings the models in memory in step with the disk: what is in the models folder, and what operators decided.
 
-Every worker follows these two sources by itself. One pass at a time looks at both, loads what is missing beside what
-serves, moves the labels once it is checked, and drains what is no longer wanted. A version that cannot be loaded is
-refused with its reason, and the old one goes on.
+Every worker follows these two sources by itself. Labels move at once as far as their versions are loaded, whatever else
+is going on; what is missing is loaded beside what serves, and what is no longer wanted is drained. A version that
+cannot be loaded is refused with its reason, and the old one goes on.
 """
 
 import asyncio
-import contextlib
+import functools
+import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..artifacts.repository import Repository
@@ -50,7 +51,7 @@ class Reconciler:
         repository: the models on disk.
         state: what operators decided.
         refusals: why a version is not served, by name and version.
-        loading: name and version of what is being loaded now.
+        loading: the loads that are going on, by name and version.
     """
 
     def __init__(
@@ -60,14 +61,16 @@ class Reconciler:
         spare = None if workers is None else workers.folder
         self.state = StateDir(settings.state_dir, metrics, settings.state_lock_seconds, spare)
         self.refusals: dict[tuple[str, int], Refusal] = {}
-        self.loading: tuple[str, int] | None = None
+        self.loading: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._registry = registry
         self._loader = Loader(self.repository, settings, metrics, lambda err: registry.end(str(err)), workers)
         self._settings = settings
         self._metrics = metrics
         self._warm: dict[str, list[int]] = {}  # versions that were latest before, newest last
         self._is_started = False
-        self._one_pass = asyncio.Lock()
+        self._on_disk: Mapping[str, Sequence[int]] = {}  # at the last look
+        self._files: dict[tuple[str, int], Fingerprint] = {}  # of refused versions, at the last look
+        self._passes: dict[str, asyncio.Task[None]] = {}  # of the poll, by model
         self._polling: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -93,23 +96,51 @@ class Reconciler:
     async def stop(self) -> None:
         """Stop polling, answer the requests that wait, refuse new ones, and end every engine's thread."""
         self._registry.close()
-        if self._polling is not None:
-            self._polling.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._polling
+        going_on = [*self._passes.values(), *self.loading.values(), *([self._polling] if self._polling else [])]
+        for task in going_on:
+            task.cancel()
+        await asyncio.gather(*going_on, return_exceptions=True)
         await self._loader.unload_all()
 
-    async def reconcile(self, name: str, *, again: bool = False) -> None:
+    async def reconcile(self, name: str, version: int | None = None, *, again: bool = False) -> None:
         """Bring one model in step; returns when what is wanted now has been loaded or refused.
 
         Args:
             name: the model, known or not.
+            version: wait for no other; None waits for all that are wanted.
             again: also try versions that were refused before and whose files are unchanged.
         """
-        async with self._one_pass:
-            if again:
-                self.refusals = {key: refusal for key, refusal in self.refusals.items() if key[0] != name}
-            await self._reconcile(name, self.repository.models().get(name, []))
+        if again:
+            self.refusals = {key: refusal for key, refusal in self.refusals.items() if key[0] != name}
+        self._take(*self._look(name))
+        await self._load_missing(name, version)
+
+    def follow(self, name: str, fresh: Model | None = None) -> None:
+        """Move the pointers of one model to what is decided, as far as that is loaded, and unload what nothing wants.
+
+        Never waits, so that no load of this model or another one holds it up.
+
+        Args:
+            name: the model.
+            fresh: a version that has just been loaded.
+        """
+        state, table = self.state.of(name), self._registry.tables.get(name)
+        loaded = dict(table.loaded) if table else {}
+        if fresh is not None:
+            loaded[fresh.version] = fresh
+        latest = next((version for version in self._candidates(name, state) if version in loaded), None)
+        if state.is_unloaded or latest is None:
+            self._registry.shadows.follow(name, None, {})
+            self._replace(name, None)
+        else:
+            if table is None or latest != table.latest:
+                self._note_move(name, latest)
+            self._registry.shadows.follow(name, state.shadow, loaded)
+            keep = _wanted(state) | {latest, *self._warm.get(name, [])}
+            self._replace(name, _table(name, latest, state, {v: model for v, model in loaded.items() if v in keep}))
+        kept = self._registry.tables.get(name)
+        if fresh is not None and (kept is None or kept.loaded.get(fresh.version) is not fresh):
+            self._loader.unload(fresh)
 
     def previous(self, name: str) -> int | None:
         """Return the version that `latest` pointed at before, else the next older one on disk; None where none is.
@@ -125,14 +156,15 @@ class Reconciler:
         return max(older, default=None)
 
     async def _load_all(self) -> None:
-        models = self.repository.models()
+        self._take(*self._look())
+        models = self._on_disk
         if not models:
             raise ArtifactInvalid(
                 f"{self.repository.root} holds no <model>/<version>/model.onnx; export a model there, "
                 "or set --models-dir"
             )
         for name, versions in models.items():
-            await self.reconcile(name)
+            await self._load_missing(name)
             if name not in self._registry.tables and not self.state.of(name).is_unloaded:
                 refused = [version for version in versions if (name, version) in self.refusals]
                 if refused:
@@ -142,47 +174,60 @@ class Reconciler:
         while True:
             await asyncio.sleep(self._settings.poll_seconds)
             try:
-                on_disk = await asyncio.to_thread(self.repository.models)
-                for name in sorted({*on_disk, *self._registry.tables}):
-                    async with self._one_pass:
-                        await self._reconcile(name, on_disk.get(name, []))
+                for name in list(self._registry.tables):
+                    self.follow(name)
+                self._take(*await asyncio.to_thread(self._look))
+                for name in sorted({*self._on_disk, *self._registry.tables}):
+                    if name not in self._passes and self._missing(name):
+                        self._passes[name] = task = asyncio.create_task(self._load_missing(name))
+                        task.add_done_callback(functools.partial(self._end_pass, name))
             except ServiceError as err:  # the disk can fail for a moment; what serves goes on
                 _log.error("following the models failed: %s", err)
             except Exception:
                 _log.exception("following the models failed")
 
-    async def _reconcile(self, name: str, on_disk: Sequence[int]) -> None:
+    def _end_pass(self, name: str, task: asyncio.Task[None]) -> None:
+        del self._passes[name]
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("following the models failed: %s", task.exception(), exc_info=task.exception())
+
+    def _look(self, name: str | None = None) -> tuple[dict[str, list[int]], dict[tuple[str, int], Fingerprint]]:
+        """Look at the disk: the versions of each model, and the files of refused ones of one or all."""
+        refused = [key for key in list(self.refusals) if name is None or key[0] == name]
+        return self.repository.models(), {key: self._fingerprint(*key) for key in refused}
+
+    def _take(self, on_disk: Mapping[str, Sequence[int]], files: Mapping[tuple[str, int], Fingerprint]) -> None:
+        self._on_disk = on_disk
+        self._files.update(files)
+
+    async def _load_missing(self, name: str, version: int | None = None) -> None:
+        """Load what is wanted of one model and not there, each once, and move its pointers after each."""
+        tried: set[int] = set()
+        self.follow(name)
+        while missing := [other for other in self._missing(name, version) if other not in tried]:
+            tried.add(missing[0])
+            await self._load(name, missing[0])
+
+    def _missing(self, name: str, only: int | None = None) -> list[int]:
+        """Return the versions that are to be loaded, best first: those that `latest` shall point at, then others."""
         state, table = self.state.of(name), self._registry.tables.get(name)
         if state.is_unloaded:
-            self._registry.shadows.follow(name, None, {})
-            self._replace(name, None)
-            return
-        loaded = dict(table.loaded) if table else {}
-        latest = await self._load_latest(name, on_disk, state, loaded)
-        if latest is None:
-            return  # none of its versions can be loaded, and none was
-        # `latest` moves as soon as its version is checked; the others may take their time.
-        if table is None or latest != table.latest:
-            self._move_latest(name, latest, loaded, state)
-        wanted = {*state.labels.values(), *state.loaded, *([state.shadow.version] if state.shadow else [])}
-        for version in sorted(wanted & set(on_disk)):
-            await self._load(name, version, loaded)
-        self._registry.shadows.follow(name, state.shadow, loaded)
-        keep = wanted | {latest, *self._warm.get(name, [])}
-        self._replace(name, _table(name, latest, state, {v: model for v, model in loaded.items() if v in keep}))
+            return []
+        loaded = table.loaded if table else {}
+        before = itertools.takewhile(lambda version: version not in loaded, self._candidates(name, state))
+        wanted = sorted(_wanted(state) & set(self._on_disk.get(name, ())) - set(loaded))
+        versions = dict.fromkeys([*before, *wanted])
+        return [v for v in versions if (only is None or v == only) and not self._is_refused(name, v)]
 
-    async def _load_latest(
-        self, name: str, on_disk: Sequence[int], state: ModelState, loaded: dict[int, Model]
-    ) -> int | None:
-        """Return the version that `latest` shall point at, loaded: the first of the candidates that can be."""
-        for version in self._candidates(on_disk, state, self._registry.tables.get(name)):
-            if await self._load(name, version, loaded):
-                return version
-        return None
+    def _is_refused(self, name: str, version: int) -> bool:
+        """Whether a version was refused, and its files are as they were then."""
+        refusal = self.refusals.get((name, version))
+        return refusal is not None and self._files.get((name, version), refusal.files) == refusal.files
 
-    def _candidates(self, on_disk: Sequence[int], state: ModelState, table: VersionTable | None) -> list[int]:
+    def _candidates(self, name: str, state: ModelState) -> list[int]:
         """Versions for `latest`, best first: the pinned one, else the newest; and always the one that it is now."""
-        newest_first = sorted(on_disk, reverse=True)
+        newest_first = sorted(self._on_disk.get(name, ()), reverse=True)
+        table = self._registry.tables.get(name)
         now = [table.latest] if table else []
         if LATEST in state.labels:
             return [state.labels[LATEST], *now, *newest_first]
@@ -190,26 +235,29 @@ class Reconciler:
             return [*now, *newest_first]
         return [version for version in newest_first if not now or version > now[0]] + now + newest_first
 
-    async def _load(self, name: str, version: int, loaded: dict[int, Model]) -> bool:
-        """Make sure that a version is loaded; returns whether it is."""
-        if version in loaded:
-            return True
+    async def _load(self, name: str, version: int) -> None:
+        """Load a version and move the pointers, or refuse it; waits for a load of it that is going on already.
+
+        It goes on when the caller has gone.
+        """
+        key = (name, version)
+        if key not in self.loading:
+            self.loading[key] = asyncio.create_task(self._load_now(name, version))
+            self.loading[key].add_done_callback(lambda _: self.loading.pop(key))
+        await asyncio.shield(self.loading[key])
+
+    async def _load_now(self, name: str, version: int) -> None:
         files = self._fingerprint(name, version)
-        refusal = self.refusals.get((name, version))
-        if refusal is not None and refusal.files == files:
-            return False
-        self.loading = (name, version)
         try:
             table = self._registry.tables.get(name)
             like = table.choose() if table is not None else None
-            loaded[version] = await self._loader.load(name, version, is_beside=self._is_started, like=like)
+            model = await self._loader.load(name, version, is_beside=self._is_started, like=like)
         except ServiceError as err:
+            self._files[name, version] = files
             self._refuse(name, version, Refusal(type(err)(str(err)), files))  # without its frames: they hold a session
-            return False
-        finally:
-            self.loading = None
+            return
         self.refusals.pop((name, version), None)
-        return True
+        self.follow(name, model)
 
     def _refuse(self, name: str, version: int, refusal: Refusal) -> None:
         self.refusals[name, version] = refusal
@@ -221,14 +269,14 @@ class Reconciler:
         reason = str(self.refusals[name, version].error)
         _log.error("version refused", extra={"model": name, "version": version, "reason": reason})
 
-    def _move_latest(self, name: str, latest: int, loaded: dict[int, Model], state: ModelState) -> None:
+    def _note_move(self, name: str, latest: int) -> None:
+        """Keep the version that `latest` points at before it moves, for a rollback, and say that it does."""
         table = self._registry.tables.get(name)
         before = table.latest if table else None
         if before is not None:
             warm = [version for version in self._warm.get(name, []) if version not in (before, latest)]
             keep = self._settings.keep_warm
             self._warm[name] = [*warm, before][-keep:] if keep else []
-        self._replace(name, _table(name, latest, state, loaded))
         self._metrics.latest_version.labels(name).set(latest)
         _log.info("latest moved", extra={"model": name, "from": before, "to": latest})
 
@@ -251,6 +299,11 @@ class Reconciler:
         except OSError:
             return ()
         return tuple((file, status.st_size, status.st_mtime_ns) for file, status in files)
+
+
+def _wanted(state: ModelState) -> set[int]:
+    """Return the versions that operators want in memory."""
+    return {*state.labels.values(), *state.loaded, *([state.shadow.version] if state.shadow else [])}
 
 
 def _table(name: str, latest: int, state: ModelState, loaded: dict[int, Model]) -> VersionTable:

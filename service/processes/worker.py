@@ -15,6 +15,10 @@ import uvicorn
 from uvicorn._subprocess import subprocess_started
 from uvicorn.supervisors.multiprocess import SIGNALS, Process
 
+from foldserve.exit_codes import DONE
+
+from .abandoned import end_if_abandoned
+
 
 class Worker(Process):
     """uvicorn's, but forked rather than spawned where the system can do that."""
@@ -32,3 +36,4 @@ def _serve(config: uvicorn.Config, target: Callable[..., None], sockets: list[so
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     gc.disable()  # until all is imported, see `factory`
     subprocess_started(config, target, sockets, None)
+    end_if_abandoned(DONE)
