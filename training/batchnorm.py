@@ -6,6 +6,9 @@ turns the one into the other; it does not fold and knows no training loop.
 Source: Ioffe and Szegedy 2015 (arXiv:1502.03167), algorithms 1 and 2.
 """
 
+import warnings
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -14,6 +17,9 @@ from .errors import ConfigError
 
 DEFAULT_MOMENTUM = 0.1  # weight of the new value; the book writes the same thing as decay 0.9
 NUM_DIMS = (2, 3, 4)
+BOOK_NAMES = ("gamma", "beta", "moving_mean", "moving_var")
+HALF = (torch.bfloat16, torch.float16)
+BOOK_MOMENTUM = 0.5  # above it, a weight of the new value is rather the book's weight of the old one
 
 
 def batch_norm(
@@ -57,14 +63,52 @@ def batch_norm(
         raise ConfigError(f"batch norm of shape {tuple(x.shape)}: expected (N, C), (N, C, L) or (N, C, H, W)")
     if not training and moving_mean is not None and moving_var is not None:
         return _normalised_by(x, moving_mean, moving_var, gamma, beta, eps)
+    if x.numel() == 0:
+        return _of_nothing(x, gamma, beta)
     values = x.reshape(x.shape[0], x.shape[1], -1)  # (N, C, positions)
+    if x.dtype in HALF:
+        values = values.float()  # sums of thousands of values need more than 8 or 11 bits
     mean, centred, variance = _batch_moments(values)
     if training and moving_mean is not None and moving_var is not None:
         count = values.shape[0] * values.shape[2]
         _update(moving_mean, moving_var, moving_gap, mean, variance, count, momentum, unbiased)
     scale = torch.rsqrt(variance + eps)
     y = centred * _per_row(scale if gamma is None else scale * gamma, values)
-    return (y if beta is None else y + _per_row(beta, values)).view(x.shape)
+    return _as(x, y if beta is None else y + _per_row(beta, values)).view(x.shape)
+
+
+def batch_norm_book(
+    X: Tensor, gamma: Tensor, beta: Tensor, moving_mean: Tensor, moving_var: Tensor, eps: float, momentum: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `X` normalised, and the moving statistics, with the arguments and the meaning that the book gives them.
+
+    Whether gradients are on decides the mode: with them the statistics are the batch's, biased, and the moving ones
+    step towards them; under `torch.no_grad()` they are the moving ones. One value per channel is normalised to 0.
+
+    Args:
+        X: (N, C), (N, C, L) or (N, C, H, W).
+        gamma: scale of C values, such as (1, C) or (1, C, 1, 1); likewise the next three.
+        beta: shift.
+        moving_mean: not changed; the new one is returned.
+        moving_var: likewise.
+        eps: added to the variance, inside the root.
+        momentum: weight of the *old* moving statistics: 0.9 here is 0.1 in PyTorch's layers.
+
+    Returns:
+        The normalised input, and the new moving mean and variance in their own shapes.
+
+    Source: Zhang et al., Dive into Deep Learning, section 8.5 (batch normalization).
+    """
+    if X.ndim not in NUM_DIMS:
+        raise ConfigError(f"batch norm of shape {tuple(X.shape)}: expected (N, C), (N, C, L) or (N, C, H, W)")
+    if torch.is_grad_enabled():
+        axes = [axis for axis in range(X.ndim) if axis != 1]
+        variance, mean = torch.var_mean(X, axes, correction=0)
+        moving_mean = momentum * moving_mean + (1.0 - momentum) * mean.detach().view(moving_mean.shape)
+        moving_var = momentum * moving_var + (1.0 - momentum) * variance.detach().view(moving_var.shape)
+    else:
+        mean, variance = moving_mean.view(-1), moving_var.view(-1)
+    return _normalised_by(X, mean, variance, gamma.view(-1), beta.view(-1), eps), moving_mean, moving_var
 
 
 class BatchNorm(nn.Module):
@@ -159,6 +203,22 @@ class BatchNorm(nn.Module):
             return self.momentum
         return 0.0 if self.num_batches_tracked is None else 1.0 / (self.num_batches_tracked.double() + 1.0)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Load a state dict of this layer, or of the book's: (1, C) or (1, C, 1, 1), without the two counters.
+
+        A moving variance of the book is biased and is taken as it is.
+        """
+        own = {name: getattr(self, name) for name in BOOK_NAMES}
+        for name, tensor in own.items():
+            given = state_dict.get(prefix + name)
+            if tensor is not None and given is not None and given.numel() == tensor.numel() and given.ndim in NUM_DIMS:
+                state_dict[prefix + name] = given.reshape(tensor.shape)
+        for name in ("moving_gap", "num_batches_tracked"):
+            buffer = getattr(self, name)
+            if buffer is not None and prefix + "moving_mean" in state_dict:
+                state_dict.setdefault(prefix + name, torch.zeros_like(buffer))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def extra_repr(self) -> str:
         """Return what `print(module)` shows between the brackets."""
         return f"{self.num_features}, num_dims={self.num_dims}, eps={self.eps}, momentum={self.momentum}"
@@ -183,7 +243,18 @@ def _normalised_by(
     shape = (1, -1) + (1,) * (x.ndim - 2)
     scale = torch.rsqrt(variance + eps)
     y = (x - mean.view(shape)) * (scale if gamma is None else scale * gamma).view(shape)
-    return y if beta is None else y + beta.view(shape)
+    return _as(x, y if beta is None else y + beta.view(shape))
+
+
+def _as(x: Tensor, y: Tensor) -> Tensor:
+    """Return `y` in the dtype of `x`; where it has it, the traced graph stays as it is."""
+    return y if y.dtype == x.dtype else y.to(x.dtype)
+
+
+def _of_nothing(x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+    """Return an empty `x` that gives gamma and beta gradients of 0, as PyTorch's layers do; no statistic moves."""
+    y = x if gamma is None else x * gamma[0]
+    return _as(x, y if beta is None else y + beta[0])
 
 
 def _batch_moments(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -225,6 +296,7 @@ def _update(
     """Step the moving statistics towards a batch's in place, so that captured graphs and state dicts see the step."""
     # A number stays a number: as a tensor it would be copied to the device, which a graph being captured refuses.
     gain = momentum.to(moving_mean) if isinstance(momentum, Tensor) else float(momentum)
+    mean, variance = mean.to(moving_mean.dtype), variance.to(moving_var.dtype)
     gap = variance / (count - 1)  # unbiased minus biased variance: v·n/(n−1) − v
     moving_mean.lerp_(mean, gain)
     moving_var.lerp_(variance + gap if unbiased else variance, gain)
@@ -240,6 +312,13 @@ def _momentum_from(momentum: float | str | None, decay: float | None) -> float |
     if momentum == "default":
         return DEFAULT_MOMENTUM
     if momentum is None or (isinstance(momentum, int | float) and 0.0 <= momentum <= 1.0):
+        if decay is None and momentum is not None and BOOK_MOMENTUM < momentum < 1.0:
+            warnings.warn(
+                f"momentum={momentum} weighs the new value, as in PyTorch; the book's momentum {momentum} weighs the "
+                f"old one: write decay={momentum} for it",
+                UserWarning,
+                stacklevel=3,
+            )
         return momentum
     given = f"momentum {momentum!r}" if decay is None else f"decay {decay!r}"
     raise ConfigError(f"{given}: expected a number from 0 to 1, or momentum=None for the cumulative average")

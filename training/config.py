@@ -21,6 +21,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "optimizer": ("sgd", "adam", "muon"),
         "schedule": ("constant", "linear"),
         "augment": ("none", "mirror"),
+        "variance": ("unbiased", "biased"),
     }
 )
 LARGEST_SEED = 2**63 - 1  # what torch.manual_seed takes without wrapping
@@ -44,6 +45,8 @@ class Recipe:
             rate 1.0 a step on 96 rows moves the weights so far that it decides the accuracy of the whole run, so
             here it comes first and the run ends with a full batch.
         seed: of the initial weights and of the order of the rows, 0 to 2**63 - 1.
+        variance: which variance the hand-written norms average for evaluation: `unbiased`, divisor n - 1, as PyTorch's
+            layers do, or `biased`, divisor n, as the book's do.
         statistics: which mean and variance the norms serve with: `population` (recomputed over the training set with
             the weights frozen), `running` (the exponential averages of training), or `none` without norms.
 
@@ -63,6 +66,7 @@ class Recipe:
     optimizer: str = "sgd"
     schedule: str = "constant"
     augment: str = "none"
+    variance: str = "unbiased"
 
     def __post_init__(self) -> None:
         _check_choice("--preset", self.preset, PRESETS)
@@ -84,6 +88,11 @@ class Recipe:
             raise ConfigError(
                 f"--statistics none with --norm {self.norm}: the norms cannot serve without statistics; "
                 "choose population or running"
+            )
+        if self.variance == "biased" and self.norm != "scratch":
+            raise ConfigError(
+                f"--variance biased with --norm {self.norm}: only the hand-written norms can average the biased "
+                "variance; choose --norm scratch"
             )
         if self.norm != "none" and self.batch_size == 1:
             raise ConfigError(
@@ -116,10 +125,14 @@ class Recipe:
 
 
 # What a preset leaves out is the default above: `book` is 10 epochs of plain SGD, steps of 256 rows and one of 96.
+# `book-letter`: hand-written norms with the book's own variance, its order of batches, its running statistics.
 # `best`: chosen on training images held out (docs/results/best).
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "book": MappingProxyType({}),
+        "book-letter": MappingProxyType(
+            {"norm": "scratch", "variance": "biased", "statistics": "running", "tail": "last"},
+        ),
         "best": MappingProxyType(
             {"optimizer": "muon", "learning_rate": 0.1, "schedule": "linear", "augment": "mirror"},
         ),

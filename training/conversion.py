@@ -19,7 +19,8 @@ TORCH_NORMS: dict[int, type[_BatchNorm]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d
 def to_torch(norm: BatchNorm) -> _BatchNorm:
     """Return the `nn.BatchNorm1d` or `2d` that computes and continues to train exactly as `norm` does; `norm` is kept.
 
-    A biased moving variance becomes unbiased by the gap that the layer kept beside it, whatever the batch sizes were.
+    A biased moving variance becomes unbiased by the gap that the layer kept beside it, whatever the batch sizes were:
+    the statistics are those that PyTorch's layer would have, and evaluation differs by Bessel's n/(n−1) alone.
     """
     twin = TORCH_NORMS[norm.num_dims](norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     twin.to(_reference_tensor(norm)).train(norm.training)
@@ -54,11 +55,11 @@ def from_torch(
         norm.num_features,
         dims,
         eps=norm.eps,
-        momentum=norm.momentum,
         affine=norm.affine,
         track_running_stats=norm.track_running_stats,
         unbiased=unbiased,
     )
+    twin.momentum = norm.momentum
     twin.to(_reference_tensor(norm)).train(norm.training)
     with torch.no_grad():
         _copy_tensors(twin, norm)

@@ -25,10 +25,10 @@ def build(recipe: Recipe) -> nn.Sequential:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        return lenet(pool=recipe.pool, norm=recipe.norm)
+        return lenet(pool=recipe.pool, norm=recipe.norm, variance=recipe.variance)
 
 
-def lenet(*, pool: str = "avg", norm: str = "torch") -> nn.Sequential:
+def lenet(*, pool: str = "avg", norm: str = "torch", variance: str = "unbiased") -> nn.Sequential:
     """Return the book's BN-LeNet: images (N, 1, 28, 28) in [0, 1] to logits (N, 10).
 
     The convolutions give (N, 6, 24, 24) and (N, 16, 8, 8), their pooling (N, 6, 12, 12) and (N, 16, 4, 4).
@@ -37,13 +37,14 @@ def lenet(*, pool: str = "avg", norm: str = "torch") -> nn.Sequential:
     Args:
         pool: `avg` or `max`.
         norm: `torch`, `scratch` or `none`.
+        variance: `unbiased`, or `biased` for `scratch`, as in a recipe.
 
     Raises:
         ConfigError: another pool or norm.
 
     Source: Zhang et al., Dive into Deep Learning, section 8.5 (batch normalization).
     """
-    return _lenet(pool, norm, padding=0)
+    return _lenet(pool, norm, variance, padding=0)
 
 
 def lenet_plain(*, pool: str = "avg") -> nn.Sequential:
@@ -54,7 +55,7 @@ def lenet_plain(*, pool: str = "avg") -> nn.Sequential:
 
     Source: Zhang et al., Dive into Deep Learning, section 7.6 (LeNet).
     """
-    return _lenet(pool, "none", padding=2)
+    return _lenet(pool, "none", "unbiased", padding=2)
 
 
 def mlp(sizes: Sequence[int] = (784, 256, 10), *, norm: str = "torch", xavier: bool = True) -> nn.Sequential:
@@ -88,32 +89,39 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _lenet(pool: str, norm: str, *, padding: int) -> nn.Sequential:
+def _lenet(pool: str, norm: str, variance: str, *, padding: int) -> nn.Sequential:
     """Return both LeNets: with `padding` 0 and (N, 16, 4, 4) before the linear layers, with 2 and (N, 16, 5, 5)."""
     if pool not in POOLS:
         raise ConfigError(f"--pool {pool}: expected {' or '.join(POOLS)}")
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for number, (incoming, outgoing) in enumerate(((1, 6), (6, 16)), start=1):
         layers[f"conv{number}"] = nn.Conv2d(incoming, outgoing, 5, padding=padding if number == 1 else 0)
-        _add_norm(layers, number, norm, outgoing, 4)
+        _add_norm(layers, number, norm, outgoing, 4, variance)
         layers[f"sigmoid{number}"] = nn.Sigmoid()
         layers[f"pool{number}"] = POOLS[pool](kernel_size=2, stride=2)
     layers["flatten"] = nn.Flatten()
     features = 16 * (4 + padding // 2) ** 2
     for number, (incoming, outgoing) in enumerate(((features, 120), (120, 84)), start=1):
         layers[f"dense{number}"] = nn.Linear(incoming, outgoing)
-        _add_norm(layers, number + 2, norm, outgoing, 2)
+        _add_norm(layers, number + 2, norm, outgoing, 2, variance)
         layers[f"sigmoid{number + 2}"] = nn.Sigmoid()
     layers["dense3"] = nn.Linear(84, CLASSES)
     return _initialised(nn.Sequential(layers))
 
 
-def _add_norm(layers: OrderedDict[str, nn.Module], number: int, norm: str, features: int, num_dims: int) -> None:
+def _add_norm(
+    layers: OrderedDict[str, nn.Module],
+    number: int,
+    norm: str,
+    features: int,
+    num_dims: int,
+    variance: str = "unbiased",
+) -> None:
     """Add the norm `number` over inputs of `num_dims` axes, or nothing where `norm` is `none`."""
     if norm not in CHOICES["norm"]:
         raise ConfigError(f"--norm {norm}: expected {' or '.join(CHOICES['norm'])}")
     if norm == "scratch":
-        layers[f"norm{number}"] = BatchNorm(features, num_dims)
+        layers[f"norm{number}"] = BatchNorm(features, num_dims, unbiased=variance == "unbiased")
     elif norm == "torch":
         layers[f"norm{number}"] = nn.BatchNorm2d(features) if num_dims == 4 else nn.BatchNorm1d(features)
 

@@ -39,6 +39,7 @@ HELP = {
     "optimizer": "how gradients become steps",
     "schedule": "constant, or up and down to 0",
     "augment": "mirror: half of each epoch's images",
+    "variance": "which one hand-written norms average: unbiased as PyTorch, biased as the book (unbiased)",
     "statistics": "which are exported (population)",
 }
 

@@ -3,13 +3,15 @@
 import copy
 import io
 import math
+import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from foldserve.training.batchnorm import BatchNorm, batch_norm
+from foldserve.training.batchnorm import BatchNorm, batch_norm, batch_norm_book
 from foldserve.training.errors import ConfigError
 
 SHAPES = {2: (6, 5), 3: (4, 5, 7), 4: (3, 5, 4, 2)}
@@ -264,6 +266,143 @@ def test_variance_survives_a_mean_far_from_zero():
     norm = BatchNorm(1, 2, momentum=1.0)
     norm((values + 1e4).float())
     assert norm.moving_var.item() == pytest.approx(values.var().item(), rel=1e-3)
+
+
+# As the book calls it
+
+
+@pytest.mark.parametrize("num_dims", [2, 3, 4])
+@pytest.mark.parametrize("shape", ["(C,)", "(1, C, ...)"])
+def test_the_books_function_is_the_books_formula(num_dims, shape):
+    """Positional arguments, three results, mode by gradients, momentum of the old value: against NumPy alone."""
+    x = draw(num_dims)
+    axes = tuple(axis for axis in range(num_dims) if axis != 1)
+    layout = (5,) if shape == "(C,)" else (1, 5) + (1,) * (num_dims - 2)
+    gamma, beta, moving_mean, moving_var = (torch.rand(layout, dtype=torch.float64) + 0.5 for _ in range(4))
+    given = moving_mean.clone(), moving_var.clone()
+    y, mean, var = batch_norm_book(x, gamma, beta, moving_mean, moving_var, 1e-5, 0.9)
+    values = x.numpy()
+    batch_mean, batch_var = values.mean(axes, keepdims=True), values.var(axes, keepdims=True)
+    in_place = (1, 5) + (1,) * (num_dims - 2)
+    scale, shift = gamma.numpy().reshape(in_place), beta.numpy().reshape(in_place)
+    np.testing.assert_allclose(y, scale * (values - batch_mean) / np.sqrt(batch_var + 1e-5) + shift, rtol=1e-12)
+    np.testing.assert_allclose(mean, 0.9 * given[0].numpy() + 0.1 * batch_mean.reshape(layout), rtol=1e-12)
+    np.testing.assert_allclose(var, 0.9 * given[1].numpy() + 0.1 * batch_var.reshape(layout), rtol=1e-12)
+    assert torch.equal(moving_mean, given[0])
+    with torch.no_grad():
+        y, same_mean, same_var = batch_norm_book(x, gamma, beta, mean, var, 1e-5, 0.9)
+    moved = (values - mean.numpy().reshape(in_place)) / np.sqrt(var.numpy().reshape(in_place) + 1e-5)
+    np.testing.assert_allclose(y, scale * moved + shift, rtol=1e-12, atol=1e-12)
+    assert same_mean is mean
+    assert same_var is var
+
+
+def test_the_books_function_trains_as_the_layer_with_its_decay_does():
+    """Outputs, gradients and statistics over three batches are those of `BatchNorm(decay=0.9, unbiased=False)`."""
+    norm = BatchNorm(5, 2, decay=0.9, unbiased=False).double()
+    gamma, beta = torch.ones(1, 5).double().requires_grad_(), torch.zeros(1, 5).double().requires_grad_()
+    mean, var = torch.zeros(1, 5).double(), torch.ones(1, 5).double()
+    for seed in range(3):
+        x = draw(2, seed=seed)
+        y, mean, var = batch_norm_book(x, gamma, beta, mean, var, 1e-5, 0.9)
+        y.pow(3).sum().backward()
+        norm(x).pow(3).sum().backward()
+        assert not mean.requires_grad
+    assert_close(gamma.grad[0], norm.gamma.grad, torch.float64)
+    assert_close(beta.grad[0], norm.beta.grad, torch.float64)
+    assert_close(mean[0], norm.moving_mean, torch.float64)
+    assert_close(var[0], norm.moving_var, torch.float64)
+
+
+def test_one_row_is_normalised_to_zero_by_the_books_function():
+    """Why batches must be large enough: nothing of the input is left but beta."""
+    y, _, _ = batch_norm_book(
+        torch.randn(1, 3), torch.ones(1, 3), torch.full((1, 3), 7.0), torch.zeros(1, 3), torch.ones(1, 3), 1e-5, 0.9
+    )
+    assert torch.equal(y, torch.full((1, 3), 7.0))
+
+
+def test_a_momentum_that_is_rather_the_books_is_said(recwarn):
+    """0.9 given as momentum is PyTorch's meaning, with a warning that names decay; what is usual says nothing."""
+    with pytest.warns(UserWarning, match=r"momentum=0\.9 weighs the new value.* write decay=0\.9") as caught:
+        norm = BatchNorm(5, 2, momentum=0.9)
+    assert caught[0].filename == __file__
+    assert norm.momentum == 0.9
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for options in ({"momentum": 0.1}, {"momentum": 0.5}, {"decay": 0.1}, {"decay": 0.9}, {"momentum": None}):
+            BatchNorm(5, 2, **options)
+
+
+@pytest.mark.parametrize("num_dims", [2, 4])
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_a_state_dict_of_the_books_class_loads(num_dims, unbiased):
+    """Shapes (1, C) and (1, C, 1, 1), the moving statistics as buffers, no counters: the same evaluation."""
+    shape = (1, 5) + (1,) * (num_dims - 2)
+    names = ("gamma", "beta", "moving_mean", "moving_var")
+    state = {f"norm.{name}": torch.rand(shape) + 0.5 for name in names}
+    network = nn.Sequential()
+    network.add_module("norm", BatchNorm(5, num_dims, unbiased=unbiased))
+    assert network.load_state_dict(dict(state)) == ([], [])
+    x = draw(num_dims, torch.float32)
+    with torch.no_grad():
+        expected, _, _ = batch_norm_book(x, *(state[f"norm.{name}"] for name in names), 1e-5, 0.9)
+    torch.testing.assert_close(network.eval()(x), expected)
+    state["norm.gamma"] = torch.rand(1, 6)
+    with pytest.raises(RuntimeError, match=r"size mismatch for norm\.gamma"):
+        network.load_state_dict(state)
+
+
+# Half precision and empty batches, as PyTorch
+
+
+def outcome(norm, x, *, autocast):
+    """Return output, gradients and buffers of a step whose loss is a sum of cubes."""
+    x.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        y = norm(x)
+    (y if y.dtype == torch.float64 else y.float()).pow(3).sum().backward()
+    return [t.detach() for t in (y, x.grad, *(parameter.grad for parameter in norm.parameters()), *norm.buffers())]
+
+
+@pytest.mark.parametrize("num_dims", [2, 3, 4])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_half_precision_works_as_in_pytorchs_layers(num_dims, training, autocast):
+    """Under autocast and as a bfloat16 module: PyTorch's dtypes, and within bfloat16's rounding of float64."""
+    theirs = pytorch_norm(num_dims)(5).train(training)
+    ours, exact = BatchNorm(5, num_dims).train(training), copy.deepcopy(theirs).double()
+    if not autocast:
+        ours, theirs = ours.bfloat16(), theirs.bfloat16()
+    found = outcome(ours, draw(num_dims, torch.bfloat16), autocast=autocast)
+    expected = outcome(theirs, draw(num_dims, torch.bfloat16), autocast=autocast)
+    assert [each.dtype for each in found] == [each.dtype for each in expected]
+    for each, value in zip(found, outcome(exact, draw(num_dims, torch.bfloat16).double(), autocast=False), strict=True):
+        assert (each.double() - value).abs().max() <= 2e-2 * value.abs().max()
+
+
+def test_autocast_trains_a_network_with_norms_by_hand():
+    """Convolutions in bfloat16 before float32 statistics: a step that used to end in `lerp_` with two dtypes."""
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), BatchNorm(4, 4), nn.Sigmoid())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = network(torch.rand(3, 1, 8, 8))
+    y.sum().backward()
+    assert network[1].moving_mean.dtype == torch.float32
+    assert network[0].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (0, 5, 3), (0, 5, 3, 3), (2, 5, 0, 3)])
+@pytest.mark.parametrize("training", [True, False])
+def test_an_empty_batch_is_as_pytorchs(shape, training):
+    """Nothing comes out, gradients are 0, statistics stay where they are, and the batch is counted."""
+    results = []
+    for norm in (BatchNorm(5, len(shape)), pytorch_norm(len(shape))(5)):
+        x = torch.zeros(shape, requires_grad=True)
+        y = norm.train(training)(x)
+        y.sum().backward()
+        results.append((y, x.grad, *(parameter.grad for parameter in norm.parameters()), *norm.buffers()))
+    for found, expected in zip(*results, strict=True):
+        assert torch.equal(found, expected)
 
 
 # Refusals

@@ -160,7 +160,15 @@ def test_the_same_recipe_gives_the_same_model_again(made: Made, small: FashionMN
 
 
 @pytest.mark.parametrize(
-    "options", [["--norm", "none"], ["--norm", "scratch"], ["--statistics", "running"], ["--pool", "max"]]
+    "options",
+    [
+        ["--norm", "none"],
+        ["--norm", "scratch"],
+        ["--statistics", "running"],
+        ["--pool", "max"],
+        ["--preset", "book-letter"],
+        ["--norm", "scratch", "--variance", "biased"],
+    ],
 )
 def test_the_other_networks_go_the_whole_way(small: FashionMNIST, tmp_path: Path, options: list[str]) -> None:
     """Without norms, with those by hand, with running statistics and maximum pooling: each is published."""
@@ -168,7 +176,7 @@ def test_the_other_networks_go_the_whole_way(small: FashionMNIST, tmp_path: Path
     # Without norms two epochs are too few to be worth serving.
     assert command_line.main(["train-and-export", *RECIPE, *options, *places, "--min-accuracy", "0"]) == 0
     stated = metadata(onnx.load(tmp_path / "models" / "lenet-bn" / "1" / "model.onnx"))
-    expected = {"none": "none", "running": "running"}.get(options[1], "population")
+    expected = {"none": "none", "running": "running", "book-letter": "running"}.get(options[1], "population")
     assert stated["foldserve.statistics"] == expected
 
 

@@ -102,3 +102,18 @@ def test_unknown_option_is_refused():
     """A misspelt hyperparameter must not be dropped silently."""
     with pytest.raises(ConfigError, match="unknown option 'lr'"):
         Recipe.from_preset("book", lr=0.1)
+
+
+def test_the_book_to_the_letter():
+    """Its hand-written norms, its variance, its order of batches, its statistics; the rest is the book's already."""
+    recipe = Recipe.from_preset("book-letter")
+    assert (recipe.norm, recipe.variance, recipe.tail, recipe.statistics) == ("scratch", "biased", "last", "running")
+    assert (recipe.learning_rate, recipe.batch_size, recipe.epochs, recipe.pool) == (1.0, 256, 10, "avg")
+    assert (recipe.optimizer, recipe.schedule, recipe.augment) == ("sgd", "constant", "none")
+
+
+@pytest.mark.parametrize("norm", ["torch", "none"])
+def test_only_hand_written_norms_average_the_biased_variance(norm):
+    """PyTorch's layer has no such option, and the message says what to choose."""
+    with pytest.raises(ConfigError, match=f"--variance biased with --norm {norm}: .*choose --norm scratch"):
+        Recipe(norm=norm, variance="biased", statistics="none" if norm == "none" else "running")

@@ -93,3 +93,10 @@ def test_unknown_kind_is_refused(options):
     """A pool or norm that does not exist is named in the error."""
     with pytest.raises(ConfigError, match=next(iter(options.values()))):
         lenet(**options)
+
+
+def test_the_biased_variance_reaches_every_hand_written_norm():
+    """Four of them average the divisor n, as the book's do; by default none does."""
+    for variance, expected in (("biased", False), ("unbiased", True)):
+        model = build(Recipe(norm="scratch", variance=variance, statistics="running"))
+        assert [layer.unbiased for layer in model if isinstance(layer, BatchNorm)] == [expected] * 4

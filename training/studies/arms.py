@@ -16,12 +16,17 @@ from ..errors import ConfigError
 from ..model import lenet, lenet_plain
 from . import variants
 
+
+def _lenet(recipe: Recipe) -> nn.Sequential:
+    return lenet(pool=recipe.pool, norm=recipe.norm, variance=recipe.variance)
+
+
 NETWORKS: Mapping[str, Callable[[Recipe], nn.Sequential]] = {
-    "lenet": lambda recipe: lenet(pool=recipe.pool, norm=recipe.norm),
+    "lenet": _lenet,
     "lenet-plain": lambda recipe: lenet_plain(pool=recipe.pool),
-    "norm-after": lambda recipe: variants.norms_after_activations(lenet(pool=recipe.pool, norm=recipe.norm)),
-    "noisy-norm": lambda recipe: variants.noise_after_norms(lenet(pool=recipe.pool, norm=recipe.norm)),
-    "dropout": lambda recipe: variants.dropout_in_classifier(lenet(pool=recipe.pool, norm=recipe.norm)),
+    "norm-after": lambda recipe: variants.norms_after_activations(_lenet(recipe)),
+    "noisy-norm": lambda recipe: variants.noise_after_norms(_lenet(recipe)),
+    "dropout": lambda recipe: variants.dropout_in_classifier(_lenet(recipe)),
 }
 
 

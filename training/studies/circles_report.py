@@ -59,11 +59,12 @@ def report(folder: Path, seeds: int, *, steps: int = STEPS, tell: Callable[[str]
     if seeds < FEWEST_SEEDS:
         raise ConfigError(f"--seeds {seeds}: expected at least {FEWEST_SEEDS}, since a report states the spread")
     torch.set_num_threads(1)  # the layers are too small to share
+    made_by = {"origin": origin(f"foldserve circles --seeds {seeds}")}
     keep = (min(REGIONS_STEP, steps), steps)
     by_weights = _trainings([(DATA_SEED, seed) for seed in range(seeds)], steps, keep, tell)
     by_data = _trainings([(seed, 0) for seed in range(seeds)], steps, (), lambda _: None)
     rows = [*_rows("weights", by_weights), *_rows("data", by_data)]
-    origins = origins_of([{"origin": origin(f"foldserve circles --seeds {seeds}")}] * len(rows))
+    origins = origins_of([made_by] * len(rows))
     gates = gates_of(rows)
     files = {
         "runs.csv": csv_bytes(rows),
