@@ -5,7 +5,7 @@ modified, and nothing is returned that was not proved.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,7 +17,9 @@ from .pytorch.float64 import Inputs
 from .pytorch.fold_plan import FoldPlan, make_fold_plan
 from .pytorch.input_normalisation import CastInput, InputNormalisation, Numbers
 from .pytorch.model_proof import Runnable, prove_model
+from .pytorch.process_state import undisturbed
 from .pytorch.result import by_identity, carry_out, still_rounded
+from .pytorch.wrappers import unwrapped
 from .report import Proof, Report
 
 
@@ -36,6 +38,7 @@ class Folded:
     exact: Mapping[str, Array] = field(default_factory=dict, repr=False)
 
 
+@undisturbed()
 def fold(
     model: nn.Module,
     example_inputs: Inputs,
@@ -70,8 +73,9 @@ def fold(
     """
     wanted = (input_scale, input_mean, input_std)
     normalisation = None if all(value is None for value in wanted) else _normalisation(*wanted)
-    plan = make_fold_plan(model, example_inputs, dynamic, padding, normalisation)
-    folded = _folded(model, example_inputs, plan)
+    module, notes = unwrapped(model)
+    plan = make_fold_plan(module, example_inputs, dynamic, padding, normalisation)
+    folded = _folded(module, example_inputs, plan, notes)
     if strict:
         folded.report.require_all_folded()
     return folded
@@ -82,6 +86,7 @@ def explain(model: nn.Module, example_inputs: Inputs, *, dynamic: Any = True, pa
     return fold(model, example_inputs, dynamic=dynamic, padding=padding).report
 
 
+@undisturbed()
 def verify(original: nn.Module, folded: nn.Module | Folded, inputs: Inputs) -> Proof:
     """Return how well two models agree on `inputs`; raise FoldError when they are not the same function.
 
@@ -92,12 +97,14 @@ def verify(original: nn.Module, folded: nn.Module | Folded, inputs: Inputs) -> P
         folded: in eval mode; a `Folded` is compared with its float64 parameters as well, to 1e-11.
         inputs: positional arguments for both, or a mapping of keyword arguments.
     """
-    if isinstance(folded, Folded):
-        after = Runnable("folded model", folded.model, by_identity(folded.model, folded.exact))
-        return prove_model(Runnable("original", original), after, inputs)
-    return prove_model(Runnable("original", original), Runnable("folded model", folded), inputs, is_exact=False)
+    before = Runnable("original", unwrapped(original)[0])
+    if not isinstance(folded, Folded):
+        return prove_model(before, Runnable("folded model", unwrapped(folded)[0]), inputs, is_exact=False)
+    after = Runnable("folded model", folded.model, by_identity(folded.model, folded.exact))
+    return prove_model(before, after, inputs)
 
 
+@undisturbed()
 def fold_input(
     model: nn.Module | Folded,
     scale: Numbers,
@@ -127,14 +134,14 @@ def fold_input(
     Raises:
         FoldError: the normalisation cannot be folded exactly, `example_inputs` are needed, or the proof failed.
     """
-    module = model.model if isinstance(model, Folded) else model
+    module, notes = unwrapped(model.model if isinstance(model, Folded) else model)
     known = _ORIGINS.get(module)
     inputs = example_inputs if example_inputs is not None else (known.example_inputs if known else None)
     if inputs is None:
         raise FoldError("fold_input needs example_inputs for a model that is no result of fold; pass a tuple")
     exact = still_rounded(module, known.exact if known else {})
     plan = make_fold_plan(module, inputs, dynamic, padding, _normalisation(scale, mean, std), exact, input_only=True)
-    folded = _folded(module, inputs, plan).model
+    folded = _folded(module, inputs, plan, notes).model
     return CastInput(folded).eval() if uint8 else folded
 
 
@@ -154,7 +161,7 @@ def _normalisation(scale: Numbers | None, mean: Numbers | None, std: Numbers | N
     return InputNormalisation(**{name: value for name, value in given.items() if value is not None})
 
 
-def _folded(model: nn.Module, example_inputs: Inputs, plan: FoldPlan) -> Folded:
+def _folded(model: nn.Module, example_inputs: Inputs, plan: FoldPlan, notes: tuple[str, ...]) -> Folded:
     folded, report, exact = carry_out(plan, model, example_inputs)
     _ORIGINS[folded] = _Origin(example_inputs, exact)
-    return Folded(folded, report, exact)
+    return Folded(folded, replace(report, notes=notes), exact)

@@ -6,7 +6,7 @@ prints and what the manifest keeps.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import FoldError
@@ -98,14 +98,16 @@ class Report:
         refused: norms that stay, each with code, reason and remedy.
         form: "module" for the user's own classes, "graph" for a GraphModule, "onnx" for an ONNX graph.
         form_reason: why it could not stay the user's own classes; empty otherwise.
-        proof: None for a dry run or when nothing was folded.
+        proof: None when nothing was folded.
+        notes: remarks on the model as a whole, such as a wrapper that it was taken out of.
     """
 
     folded: tuple[Site, ...] = ()
     refused: tuple[Site, ...] = ()
     form: str = "module"
     form_reason: str = ""
-    proof: Proof | None = field(default=None)
+    proof: Proof | None = None
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON values, sites in graph order."""
@@ -132,6 +134,7 @@ class Report:
 
     def _summary(self) -> list[str]:
         lines = [f"{len(self.folded)} folded, {len(self.refused)} refused"]
+        lines += self.notes
         if self.form_reason:
             lines.append(f"form: {self.form} ({self.form_reason})")
         if self.proof is not None:

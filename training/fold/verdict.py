@@ -175,7 +175,7 @@ class _Judge:
         )
 
     def _unjudged(self, where: str, reasons: Mapping[int, str]) -> CannotJudge:
-        output, reason = next(iter(reasons.items()), (0, "no output depends on the inputs"))
+        output, reason = next(iter(reasons.items()), (0, "no output follows the inputs and what was folded"))
         name = self.names[output] if self.names else "the model"
         return CannotJudge(f"{name} cannot be judged {where}: {reason}", name, tuple(reasons))
 

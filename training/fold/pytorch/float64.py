@@ -162,10 +162,45 @@ def sharing_copy(model: nn.Module, keep: Iterable[int] = ()) -> nn.Module:
 
 
 def full_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """Return a deep copy of the model; objects in `memo`, by `id`, are replaced by what it says."""
+    """Return a deep copy of the model; objects in `memo`, by `id`, are replaced by what it says.
+
+    What cannot be copied is shared, such as locks, files and modules; of a tensor with a history only the value is
+    copied, such as the activation that a hook kept.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # copying a GraphModule warns about pytrees of torch's own
-        return copy.deepcopy(model, memo)
+        try:
+            return copy.deepcopy(model, dict(memo or {}))
+        except Exception:  # whatever the __deepcopy__ of somebody's class raises
+            return copy.deepcopy(model, _with_uncopyable(model, dict(memo or {})))
+
+
+def _with_uncopyable(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
+    """Return the memo with what takes the place of each attribute that cannot be copied."""
+    pending: list[Any] = [model]
+    visited: set[int] = set()
+    while pending:
+        value = pending.pop()
+        if id(value) in visited or id(value) in memo:
+            continue
+        visited.add(id(value))
+        if isinstance(value, nn.Module):
+            pending.extend(vars(value).values())
+        elif isinstance(value, dict | list | tuple | set):
+            pending.extend(value.values() if isinstance(value, dict) else value)
+        elif isinstance(value, Tensor):
+            memo |= {} if value.is_leaf else {id(value): value.detach().clone()}
+        elif not _can_be_copied(value):
+            memo[id(value)] = value
+    return memo
+
+
+def _can_be_copied(value: Any) -> bool:
+    try:
+        copy.deepcopy(value)
+    except Exception:
+        return False
+    return True
 
 
 def call(model: Callable[..., Any], inputs: Inputs) -> Any:

@@ -13,10 +13,11 @@ from torch.export import ExportedProgram
 
 from ...errors import CannotJudge, FoldError
 from ..core import Array
+from ..failures import during
 from ..refusals import Refusal, RefusalCode
 from ..registry import state_registered
 from ..report import Report, Site
-from .float64 import Inputs, sharing_copy
+from .float64 import Inputs, named_tensors, sharing_copy
 from .graph import TorchGraph, hooked_modules, module_path, read
 from .input_normalisation import InputNormalisation
 from .norms import Norm, find_norms
@@ -24,6 +25,7 @@ from .parameters import Change, compute_changes
 from .placement import Placement, place_norms
 from .site_proof import prove_sites
 from .unmatched import norms_in_bodies, unmatched_norms
+from .wrappers import is_exported
 
 
 @dataclass
@@ -70,9 +72,11 @@ def make_fold_plan(
     """
     _require_arguments(example_inputs, padding)
     require_foldable(model)
-    readable, quantised = sharing_copy(model), _quantised(model)
-    stated = state_registered(readable)
-    graph = TorchGraph(_read(readable, example_inputs, dynamic), {**(exact or {}), **stated}, hooked_modules(model))
+    with during("copying the model"):
+        readable = sharing_copy(model)
+    quantised, stated = _quantised(model), state_registered(readable)
+    program = _read(model, readable, example_inputs, dynamic)
+    graph = TorchGraph(program, {**(exact or {}), **stated}, hooked_modules(model))
     norms, unreadable = ([], []) if input_only else _norms(model, graph)
     if normalisation is not None:
         norms = [normalisation.norm(graph), *norms]
@@ -111,11 +115,14 @@ def _norms(model: nn.Module, graph: TorchGraph) -> tuple[list[Norm], list[Site]]
     return norms, refused + unmatched_norms(model, graph, matched, refused)
 
 
-def _read(model: nn.Module, example_inputs: Inputs, dynamic: Any) -> ExportedProgram:
+def _read(model: nn.Module, readable: nn.Module, example_inputs: Inputs, dynamic: Any) -> ExportedProgram:
     try:
-        return read(model, example_inputs, dynamic)
+        return read(readable, example_inputs, dynamic)
     except FoldError as err:
-        raise _quantised(model) or err from err
+        quantised = _quantised(model)
+        if quantised is None:
+            raise
+        raise quantised from err
 
 
 def _quantised(model: nn.Module) -> Refusal | None:
@@ -152,12 +159,12 @@ def _placed(
 
 def require_foldable(model: nn.Module) -> None:
     """Raise FoldError for a model in a state that no fold can start from."""
-    if model.training:
+    if model.training and not is_exported(model):
         raise Refusal(RefusalCode.TRAINING, "the model is in training mode; expected model.eval()")
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
             raise Refusal(RefusalCode.LAZY, f"the module '{name}' has no shapes yet; run one batch through the model")
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    for name, tensor in named_tensors(model):
         if tensor.is_meta:
             raise FoldError(f"the tensor '{name}' is on the meta device, without values; load the weights first")
 

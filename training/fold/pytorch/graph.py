@@ -15,10 +15,12 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
-from torch.utils._pytree import SUPPORTED_NODES
+from torch.nn.utils.prune import BasePruningMethod
+from torch.utils._pytree import SUPPORTED_NODES, tree_leaves
 
 from ...errors import FoldError
 from ..core import Array
+from ..failures import failure
 from ..refusals import Refusal, RefusalCode
 from .float64 import Inputs, run_in_float64
 from .process_state import quiet
@@ -145,13 +147,18 @@ class TorchGraph:
 
 
 def hooked_modules(model: nn.Module) -> frozenset[str]:
-    """Return the paths of modules with forward hooks; those of weight_norm and spectral_norm compute weights only."""
+    """Return the paths of modules with forward hooks; those that compute weights do not count."""
     paths = set()
     for path, module in model.named_modules(remove_duplicate=False):
         hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-        if any(type(hook).__name__ not in {"WeightNorm", "SpectralNorm"} for hook in hooks):
+        if not all(computes_weight(hook) for hook in hooks):
             paths.add(path)
     return frozenset(paths)
+
+
+def computes_weight(hook: Any) -> bool:
+    """True for the hooks of the old weight_norm and spectral_norm, and of pruning, which make weights only."""
+    return isinstance(hook, BasePruningMethod) or type(hook).__name__ in {"WeightNorm", "SpectralNorm"}
 
 
 def module_stack(node: Node) -> list[str]:
@@ -244,21 +251,39 @@ def read(model: nn.Module, example_inputs: Inputs, dynamic: Any) -> ExportedProg
     Raises:
         FoldError: `torch.export` cannot read the model or the inputs do not fit; says what it tripped over.
     """
-    model.register_forward_hook(_plain_outputs)
     given = dict(example_inputs) if isinstance(example_inputs, Mapping) else example_inputs
-    inputs = _batch_of_two(given) if dynamic is True else given
-    attempts = [(inputs, _dynamic_batch(inputs) if dynamic is True else (dynamic or None))]
+    attempts: list[tuple[Inputs, Any]] = [(given, dynamic or None)]
     if dynamic is True:
-        attempts.append((given, None))
+        inputs = _batch_of_two(given)
+        attempts = [(inputs, _dynamic_batch(inputs)), (given, None)]
+    model.register_forward_hook(_plain_outputs)
     for number, (sample, shapes) in enumerate(attempts, start=1):
-        args, kwargs = (sample, {}) if isinstance(sample, tuple) else ((), dict(sample))
         try:
             with quiet(), torch.no_grad():
-                return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+                program = torch.export.export(model, *_split(sample), dynamic_shapes=shapes, strict=False)
+                if number == len(attempts) or sample is given or _agrees(program, model, given):
+                    return program
         except Exception as err:  # torch.export raises nearly every type there is
             if number == len(attempts):
                 raise _unreadable(err) from err
     raise AssertionError("unreachable")
+
+
+def _split(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the inputs as positional arguments and keyword arguments."""
+    return (inputs, {}) if isinstance(inputs, tuple) else ((), dict(inputs))
+
+
+def _agrees(program: ExportedProgram, model: nn.Module, inputs: Inputs) -> bool:
+    """True when the program, read from a batch of two, computes what the model computes for its batch of one."""
+    args, kwargs = _split(inputs)
+    runnable: nn.Module = program.module(check_guards=False)
+    pairs = zip(tree_leaves(runnable(*args, **kwargs)), tree_leaves(model(*args, **kwargs)), strict=True)
+    return all(_is_close(one, other) for one, other in pairs if isinstance(other, Tensor))
+
+
+def _is_close(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-2, atol=1e-2, equal_nan=True)
 
 
 def _plain_outputs(_: nn.Module, __: Any, output: Any) -> Any:
@@ -288,8 +313,9 @@ def _batch_of_two(inputs: Inputs) -> Inputs:
 
 
 def _unreadable(err: Exception) -> FoldError:
-    kind = type(err).__name__
-    message = " ".join(str(err).split())[:400]
+    kind, message = type(err).__name__, " ".join(str(err).split())[:400]
+    if isinstance(err, MemoryError) or kind == "OutOfMemoryError":
+        return FoldError(failure("reading the model with torch.export", err))
     signs = ("DataDependent", "data-dependent", "GuardOn", "bool(", "dynamic control flow")
     if any(sign in kind + message for sign in signs):
         return Refusal(

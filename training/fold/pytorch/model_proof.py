@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ...errors import CannotJudge, FoldError
+from ..failures import during
 from ..report import Proof
 from ..verdict import STEP, Runs, judge
 from .float64 import Inputs, call, needs_no_mode, run_model_in_float64, sharing_copy, tensors_in, widen
@@ -54,10 +55,8 @@ class Runnable:
 
     def _outputs(self, what: str, run: Callable[[], Any]) -> Outputs:
         recorder = TailRecorder()
-        try:
+        with during(f"running {what} on the inputs"):
             outputs = tensors_in(_recorded(run, recorder))
-        except Exception as err:
-            raise FoldError(f"{what} cannot be run on the inputs: {type(err).__name__}: {err}") from err
         if not outputs:
             raise FoldError(f"{what} returned no tensor; expected one or more to compare")
         return [[output, *recorder.before(output)] for output in outputs]
@@ -144,6 +143,10 @@ def _nudged(inputs: Inputs) -> Inputs:
     given = dict(inputs) if isinstance(inputs, Mapping) else inputs
     nudged: Inputs = tree_map(nudge, given)
     return nudged
+
+
+def _is_rounded(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _is_nudged(inputs: Inputs) -> bool:

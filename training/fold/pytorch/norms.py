@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ..core import Affine, Array
+from ..failures import during
 from ..refusals import Refusal, RefusalCode
 from ..report import Site
 from .axes import RESHAPES, axis_before
@@ -68,7 +69,8 @@ def find_norms(graph: TorchGraph) -> tuple[list[Norm], list[Site]]:
             continue  # a norm of weights (weight standardisation) is a constant, as any other
         reader = READERS.get(operation(node))
         try:
-            norm = reader(graph, node) if reader else _affine_chain(graph, node)
+            with during(f"recognising '{node.name}'"):
+                norm = reader(graph, node) if reader else _affine_chain(graph, node)
         except Refusal as refusal:
             path = module_path(node) or node.name
             refused.append(Site.refused(path, node.name, operation(node).removeprefix("aten::"), refusal))

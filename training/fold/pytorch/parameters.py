@@ -20,6 +20,7 @@ from ..core import (
     fold_producer,
     out_channels,
 )
+from ..failures import during
 from ..refusals import Refusal
 from ..rounding import max_ulp, round_once
 from .graph import TorchGraph, dtype
@@ -89,7 +90,8 @@ def compute_changes(graph: TorchGraph, placement: Placement) -> tuple[list[Chang
             if key in made and _is_plain(affines.layer):
                 made[key].layers.append(affines.layer)
             else:
-                made[key] = _change(graph, affines)
+                with during(f"computing the weights of '{affines.layer.node.name}'"):
+                    made[key] = _change(graph, affines)
         except Refusal as refusal:
             misfits.update(dict.fromkeys(_norms_in(placement, affines.layer), refusal))
     return list(made.values()), misfits

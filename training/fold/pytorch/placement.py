@@ -12,6 +12,7 @@ import numpy as np
 from torch.fx import Node
 
 from ..core import Affine
+from ..failures import during
 from ..refusals import Refusal, RefusalCode
 from .graph import TorchGraph, module_stack
 from .layers import Layer
@@ -88,9 +89,11 @@ def place_norms(graph: TorchGraph, norms: list[Norm], exact_padding: bool, banne
         placement = Placement(refused=dict(banned))
         for norm in norms:
             if norm not in banned:
-                _place(graph, norm, norms, placement, exact_padding)
+                with during(f"placing the norm '{norm.path}'"):
+                    _place(graph, norm, norms, placement, exact_padding)
         for norm in [one for one in placement.refused if one not in banned]:
-            _place_parallel(graph, norm, placement)
+            with during(f"placing the norm '{norm.path}'"):
+                _place_parallel(graph, norm, placement)
         conflicts = _conflicts(graph, placement)
         if not conflicts:
             return placement

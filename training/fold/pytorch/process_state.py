@@ -1,49 +1,69 @@
-"""What a fold borrows from the process and gives back: random states, loggers and warnings.
+"""What a fold borrows from the process and gives back: random states, modes, loggers and warnings.
 
 Used wherever a user's model or a tool of PyTorch's runs. Nothing here knows of norms.
 """
 
+import io
 import logging
 import random
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 
 import numpy as np
 import torch
 
-_LOGGERS = ("torch", "torch._export", "torch.export", "torch.fx", "torch._dynamo")
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put random states, grad mode, threads, default dtype and warning filters back as they were, also after errors."""
+    dtype, threads, has_grad = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
+    with _random_states_kept(), warnings.catch_warnings():
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+            torch.set_grad_enabled(has_grad)
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
 
 
 @contextmanager
 def same_random_state() -> Iterator[None]:
     """Start PyTorch's, Python's and NumPy's generators from one state, and put theirs back afterwards."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices):
+    with _random_states_kept() as devices:
         torch.default_generator.manual_seed(0)
         for device in devices:
             torch.cuda.default_generators[device].manual_seed(0)
         random.seed(0)
         np.random.seed(0)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+        yield
+
+
+@contextmanager
+def _random_states_kept() -> Iterator[list[int]]:
+    """Put the generators back; gives the numbers of the CUDA devices in use."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices):
+            yield devices
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what torch.export says about hand-written norms and single-size axes; errors still come through."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    """Silence what torch.export logs, warns of and prints to sys.stderr; errors still come through as exceptions."""
+    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "torch"]
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in {"torch", *names}}
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
+        for logger in levels:
+            logger.setLevel(logging.CRITICAL + 1)
         try:
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
+            for logger, level in levels.items():
                 logger.setLevel(level)

@@ -3,7 +3,7 @@
 Between `fold_plan` and the public functions of `api`. Nothing is returned that was not proved.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import CannotJudge, FoldError
 from ..core import Array
+from ..failures import during
 from ..report import Proof, Report
 from ..rounding import round_once
 from .float64 import Inputs, full_copy, named_tensors, tensor_named
@@ -18,7 +19,7 @@ from .fold_plan import FoldPlan, report_of, without
 from .model_proof import Runnable, prove_model
 from .parameters import Value
 from .write_graph import GraphWriter
-from .write_module import CannotExpress, ModuleWriter
+from .write_module import ModuleWriter
 
 
 def carry_out(plan: FoldPlan, model: nn.Module, example_inputs: Inputs) -> tuple[nn.Module, Report, dict[str, Array]]:
@@ -39,19 +40,21 @@ def _written_and_proved(
     plan: FoldPlan, model: nn.Module, example_inputs: Inputs
 ) -> tuple[nn.Module, Report, dict[str, Array]]:
     try:
-        folded, exact, proof = _written(ModuleWriter(model), model, example_inputs, plan)
+        folded, exact, proof = _written(lambda: ModuleWriter(model), model, example_inputs, plan)
         form, reason = "module", ""
-    except (CannotExpress, FoldError) as why:  # a FoldError: the forward uses what the write-back took away
-        folded, exact, proof = _written(GraphWriter(plan.graph), model, example_inputs, plan)
+    except FoldError as why:  # the tree has no place for a change, or the forward uses what the write-back took away
+        folded, exact, proof = _written(lambda: GraphWriter(plan.graph), model, example_inputs, plan)
         form, reason = "graph", str(why)
     return folded, replace(report_of(plan), form=form, form_reason=reason, proof=proof), exact
 
 
 def _written(
-    writer: ModuleWriter | GraphWriter, model: nn.Module, example_inputs: Inputs, plan: FoldPlan
+    make_writer: Callable[[], ModuleWriter | GraphWriter], model: nn.Module, example_inputs: Inputs, plan: FoldPlan
 ) -> tuple[nn.Module, dict[str, Array], Proof]:
     """Return the model that the writer makes of the plan, the float64 values of its parameters, and its proof."""
-    writer.write(plan.graph, plan.placement, plan.changes)
+    with during("writing the folded parameters"):
+        writer = make_writer()
+        writer.write(plan.graph, plan.placement, plan.changes)
     exact = {**still_rounded(writer.model, plan.graph.exact), **checked(writer.model, writer.exact())}
     return writer.model, exact, _prove(model, writer.model, example_inputs, plan, exact)
 

@@ -15,6 +15,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_map
 
+from ..failures import during
 from ..refusals import Refusal, RefusalCode
 from ..verdict import ALGEBRA_LIMIT
 from .float64 import run_in_float64, tensors_in
@@ -61,7 +62,8 @@ def prove_sites(
     refused: dict[Norm, Refusal] = {}
     for part in _site_graphs(graph, placement):
         try:
-            errors.update(dict.fromkeys(part.norms, _prove(graph, part, changed)))
+            with during(f"proving the site of '{part.norms[0].path}'"):
+                errors.update(dict.fromkeys(part.norms, _prove(graph, part, changed)))
         except Refusal as refusal:
             refused.update(dict.fromkeys(part.norms, refusal))
     return errors, refused

@@ -12,18 +12,19 @@ from torch import nn
 from torch.fx import Node
 from torch.nn.utils import parametrize
 
+from ...errors import FoldError
 from .border import takes_border, with_border
 from .float64 import full_copy
-from .graph import TorchGraph, call_key, is_in_place, is_tensor, module_path
+from .graph import TorchGraph, call_key, computes_weight, is_in_place, is_tensor, module_path
 from .layers import Layer
 from .norms import Norm
 from .parallel_branch import ZeroBranch
-from .parameters import Change
+from .parameters import Change, Value
 from .placement import Placement
 from .writer import Writer
 
 
-class CannotExpress(Exception):  # noqa: N818 -- not an error: it chooses the other form
+class CannotExpress(FoldError):  # noqa: N818 -- it chooses the other form
     """The user's module tree has no place for a change; the message says which."""
 
 
@@ -32,6 +33,13 @@ class ModuleWriter(Writer):
 
     def __init__(self, model: nn.Module):
         super().__init__(full_copy(model))
+
+    def store(self, name: str, value: Value) -> None:
+        """Give a parameter its rounded value; CannotExpress when no registered module holds it."""
+        path, _, attribute = name.rpartition(".")
+        if not hasattr(self.model.get_submodule(path), attribute):
+            raise CannotExpress(f"the tensor '{name}' is of a layer that is no registered submodule")
+        super().store(name, value)
 
     def write(self, graph: TorchGraph, placement: Placement, changes: Iterable[Change]) -> None:
         """Apply a whole placement to the copy.
@@ -149,9 +157,9 @@ def _remove_parametrization(owner: nn.Module, path: str) -> None:
 
 
 def _remove_weight_hooks(owner: nn.Module) -> bool:
-    """Remove the hook of the old weight_norm or spectral_norm, leaving a plain weight; False when there is none."""
+    """Remove the hook of the old weight_norm or spectral_norm, or of pruning; a plain weight stays. False for none."""
     for key, hook in list(owner._forward_pre_hooks.items()):
-        if type(hook).__name__ in {"WeightNorm", "SpectralNorm"} and getattr(hook, "name", "weight") == "weight":
+        if computes_weight(hook) and "weight" in {getattr(hook, name, "") for name in ("name", "_tensor_name")}:
             with torch.no_grad():
                 hook.remove(owner)  # type: ignore[attr-defined]
             del owner._forward_pre_hooks[key]

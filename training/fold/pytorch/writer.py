@@ -22,9 +22,9 @@ class Writer:
         self._values: list[tuple[Tensor, Value]] = []
 
     def exact(self) -> dict[str, Value]:
-        """Return the float64 values of the changed parameters, by qualified name."""
+        """Return the float64 values of the changed parameters that are still in use, by qualified name."""
         names = {id(tensor): name for name, tensor in named_tensors(self.model)}
-        return {names[id(tensor)]: value for tensor, value in self._values}
+        return {names[id(tensor)]: value for tensor, value in self._values if id(tensor) in names}
 
     def store(self, name: str, value: Value) -> None:
         """Give a parameter its rounded value; dtype, device, shape and strides stay."""

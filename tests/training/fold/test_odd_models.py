@@ -1,0 +1,306 @@
+"""Models as people have them: each folds, or is refused in a sentence; nothing of the process is left changed."""
+
+import logging
+import os
+import random
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+
+from foldserve.training.errors import FoldError
+from foldserve.training.fold import fold
+from tests.support.fold_cases import randomise
+
+IMAGES = torch.randn((2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+
+
+def pair() -> nn.Sequential:
+    torch.manual_seed(0)
+    return randomise(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+
+
+class Holder(nn.Module):
+    """A pair, and an attribute of any kind."""
+
+    def __init__(self, attribute: object = None):
+        super().__init__()
+        self.layers, self.attribute = pair(), attribute
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class Keeper(Holder):
+    """Keeps its last output, history included."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.attribute = self.layers(x)
+        return self.attribute
+
+
+class InList(nn.Module):
+    """Its convolution is in a plain list, so that it is no submodule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.norm = [pair()[0]], pair()[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.layers[0](x))
+
+
+class InDict(InList):
+    """Its convolution is in a plain dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = {0: pair()[0]}
+
+
+class InClosure(InList):
+    """Its convolution is in a closure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        conv = pair()[0]
+        self.layers = (lambda x: conv(x),)
+
+
+class InFrequency(Holder):
+    """Its output is complex."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.fft(self.layers(x))
+
+
+class Unused(nn.Module):
+    """The result of its first norm goes nowhere, or its shape alone is read."""
+
+    def __init__(self, is_functional: bool, reads_shape: bool):
+        super().__init__()
+        self.layers, self.unused = nn.ModuleList(pair()), nn.ModuleList(pair())
+        self.is_functional, self.reads_shape = is_functional, reads_shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        nothing = self.run(self.unused, x)
+        result = self.run(self.layers, x)
+        return result + torch.zeros_like(nothing) if self.reads_shape else result
+
+    def run(self, layers: nn.ModuleList, x: Tensor) -> Tensor:
+        conv, norm = layers
+        if not self.is_functional:
+            return norm(conv(x))
+        return F.batch_norm(conv(x), norm.running_mean, norm.running_var, norm.weight, norm.bias)
+
+
+class Uncopyable:
+    def __deepcopy__(self, memo: dict[int, object]) -> "Uncopyable":
+        raise RuntimeError("no copies")
+
+
+def after_backward(wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """A pair whose convolution is wrapped, after a step of training: its weight has a history."""
+    conv, norm = pair()
+    model = nn.Sequential(wrap(conv), norm).train()
+    model(IMAGES).sum().backward()
+    return model.eval()
+
+
+def pruned(conv: nn.Module) -> nn.Module:
+    return prune.l1_unstructured(conv, "weight", 0.5)
+
+
+def pruned_whole(conv: nn.Module) -> nn.Module:
+    return prune.l1_unstructured(pruned(conv), "bias", 0.5)
+
+
+def with_hook_that_keeps() -> nn.Module:
+    model = Holder()
+    model.register_forward_hook(lambda module, _, output: setattr(module, "attribute", output))
+    model(IMAGES)
+    return model
+
+
+def called(model: nn.Module) -> nn.Module:
+    model(IMAGES)
+    return model
+
+
+FOLDS: dict[str, Callable[[], nn.Module]] = {
+    "layer in a list": InList,
+    "layer in a dict": InDict,
+    "layer in a closure": InClosure,
+    "unused norm": lambda: Unused(False, False),
+    "unused norm, functional": lambda: Unused(True, False),
+    "norm whose shape is read": lambda: Unused(False, True),
+    "norm whose shape is read, functional": lambda: Unused(True, True),
+    "old weight_norm after backward": lambda: after_backward(weight_norm),
+    "old spectral_norm after backward": lambda: after_backward(spectral_norm),
+    "weight_norm after backward": lambda: after_backward(parametrizations.weight_norm),
+    "pruned": lambda: after_backward(pruned),
+    "pruned, bias too": lambda: after_backward(pruned_whole),
+    "keeps its output": lambda: called(Keeper()),
+    "hook keeps the output": with_hook_that_keeps,
+    "lock": lambda: Holder(threading.Lock()),
+    "thread": lambda: Holder([threading.Thread()]),
+    "file": lambda: Holder(open(os.devnull)),  # noqa: SIM115 -- closed with the test's garbage
+    "generator": lambda: Holder(number for number in range(3)),
+    "generator of torch": lambda: Holder(torch.Generator()),
+    "module": lambda: Holder({"os": os}),
+    "object that refuses to be copied": lambda: Holder(Uncopyable()),
+    "tensor with a history": lambda: Holder([torch.ones(3, requires_grad=True) * 2]),
+    "scripted part": lambda: nn.Sequential(*pair(), torch.jit.script(nn.ReLU())),
+    "compiled": lambda: torch.compile(pair()),
+    "data parallel": lambda: nn.DataParallel(pair()),
+    "fx": lambda: torch.fx.symbolic_trace(pair()),
+    "exported": lambda: torch.export.export(pair(), (IMAGES,)).module(),
+    "exported program": lambda: torch.export.export(pair(), (IMAGES,)),
+    "complex output": InFrequency,
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", FOLDS)
+def test_it_folds(name: str) -> None:
+    """The norm is gone and the output is that of the original."""
+    model = FOLDS[name]()
+    model = model if name.startswith("exported") else model.eval()
+    reference = model.module() if isinstance(model, torch.export.ExportedProgram) else model
+    with torch.no_grad():
+        expected = reference(IMAGES)
+    result = fold(model, (IMAGES,))
+    assert result.report.folded
+    assert not result.report.refused
+    with torch.no_grad():
+        torch.testing.assert_close(result.model(IMAGES), expected, rtol=1e-4, atol=1e-5)
+
+
+class Raises(Holder):
+    """Raises what it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert isinstance(self.attribute, Exception)
+        raise self.attribute
+
+
+class Counts(Holder):
+    """Writes into a buffer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.layers(x)
+
+
+REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+    "scripted": (lambda: torch.jit.script(pair()), "TorchScript|fold the module that it was made from"),
+    "traced": (lambda: torch.jit.trace(pair(), IMAGES), "fold the module that it was made from"),
+    "no module": (lambda: print, "expected a torch.nn.Module"),
+    "KeyError": (lambda: Raises(KeyError("key")).eval(), "KeyError: 'key'"),
+    "StopIteration": (lambda: Raises(StopIteration()).eval(), "StopIteration"),
+    "MemoryError": (lambda: Raises(MemoryError()).eval(), "out of memory while reading the model"),
+    "writes into its buffer": (lambda: Counts().eval(), "writes into one of its own tensors"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", REFUSED)
+def test_it_is_refused_in_a_sentence(name: str) -> None:
+    """Whatever is raised inside is a FoldError that says what to do or what was being done."""
+    make, words = REFUSED[name]
+    with pytest.raises(FoldError, match=words) as raised:
+        fold(make(), (IMAGES,))
+    if name.endswith("Error"):
+        assert type(raised.value.__cause__).__name__ == name
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("process_group")
+def test_wrappers_for_many_devices() -> None:
+    """DDP is taken off, with a note; sharded parameters are refused with what to do."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    result = fold(nn.parallel.DistributedDataParallel(pair()).eval(), (IMAGES,))
+    assert result.report.notes == ("taken out of its DistributedDataParallel",)
+    assert [type(module) for module in result.model] == [nn.Conv2d, nn.Identity]
+    with pytest.raises(FoldError, match=r"'0\.weight' is sharded over devices; fold the model before fully_shard"):
+        fold(fully_shard(pair(), mesh=init_device_mesh("cpu", (1,))), (IMAGES,))
+
+
+class OneRowIsOther(nn.Module):
+    """Goes another way for a batch of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = pair()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layers(x).amax((2, 3))
+        return y if x.shape[0] == 1 else y - y.mean(0)
+
+
+def test_a_row_alone_that_goes_another_way_is_read_as_it_is() -> None:
+    """The example of one row is not doubled where two rows are computed in another way."""
+    model = OneRowIsOther().eval()
+    result = fold(model, (IMAGES[:1],))
+    assert len(result.report.folded) == 1
+    torch.testing.assert_close(result.model(IMAGES[:1]), model(IMAGES[:1]), rtol=1e-4, atol=1e-5)
+
+
+class Disturbs(Holder):
+    """Changes what belongs to the process, and prints, whenever it runs; then its path depends on a value."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch.manual_seed(7)
+        random.seed(7)
+        np.random.seed(7)
+        torch.set_grad_enabled(True)
+        warnings.simplefilter("ignore")
+        y = self.layers(x)
+        return y if self.attribute is None or y.sum() > 0 else -y
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_process_is_left_as_it_was(fails: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    """Random states, modes, loggers and warnings are as before, and nothing is printed, also after failing."""
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("torch")]
+
+    def state() -> list[object]:
+        levels = [logging.getLogger(name).level for name in names]
+        modes = [torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads(), sys.stderr]
+        arrays = [torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()]
+        return [random.getstate(), *arrays, *modes, list(warnings.filters), levels]
+
+    model = Disturbs("depends on a value" if fails else None).eval()
+    model_hooks = [len(module._forward_hooks) for module in model.modules()]
+    before = state()
+    with torch.no_grad():
+        inner = state()
+        try:
+            fold(model, (IMAGES,))
+        except FoldError:
+            assert fails
+        assert state() == inner
+    assert state() == before
+    assert model_hooks == [len(module._forward_hooks) for module in model.modules()]
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,35 @@
+"""Whatever fails inside a fold becomes a FoldError that says what was being done, and to which node.
+
+Used around every step that runs PyTorch, a user's module or our own reading of a graph.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..errors import FoldError, TrainingError
+
+_LONGEST = 400
+
+
+@contextmanager
+def during(step: str) -> Iterator[None]:
+    """Raise FoldError, from the cause, for any exception that is none of ours.
+
+    Args:
+        step: what is being done, with the node where there is one: "proving the site of 'features.1'".
+    """
+    try:
+        yield
+    except TrainingError:
+        raise
+    except Exception as err:
+        raise FoldError(failure(step, err)) from err
+
+
+def failure(step: str, err: Exception) -> str:
+    """Return the sentence for an exception in a step; memory that ran out is named as that."""
+    text = " ".join(str(err).split())[:_LONGEST]
+    kind = type(err).__name__
+    if isinstance(err, MemoryError) or kind == "OutOfMemoryError":
+        return f"out of memory while {step}: {kind}: {text or 'no more is known'}"
+    return f"{step} failed: {kind}: {text}"

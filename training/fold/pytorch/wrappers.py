@@ -1,0 +1,45 @@
+"""The module inside a wrapper, or the reason why what was passed holds none that can be read.
+
+Before everything else: training wraps models for many devices, and exporting or scripting turns them into other things.
+"""
+
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from ...errors import FoldError
+
+_UNWRAPPED = {"DistributedDataParallel", "DataParallel"}
+
+
+def unwrapped(model: Any) -> tuple[nn.Module, tuple[str, ...]]:
+    """Return the module to fold, and a note for each wrapper that was taken off.
+
+    Raises:
+        FoldError: there is no such module: it is sharded, compiled to TorchScript, or no module at all.
+    """
+    notes: list[str] = []
+    while isinstance(model, ExportedProgram) or type(model).__name__ in _UNWRAPPED:
+        notes.append(f"taken out of its {type(model).__name__}")
+        model = model.module() if isinstance(model, ExportedProgram) else model.module
+    if not isinstance(model, nn.Module):
+        raise FoldError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+    classes = {base.__name__ for base in type(model).__mro__}
+    if "ScriptModule" in classes:
+        raise FoldError(
+            f"the model is a {type(model).__name__}, whose code torch.export cannot read; fold the module that it was "
+            "made from, or its ONNX export with fold_onnx"
+        )
+    sharded = [name for name, tensor in model.named_parameters() if type(tensor).__name__ == "DTensor"]
+    if sharded or "FullyShardedDataParallel" in classes:
+        raise FoldError(
+            f"the parameter '{sharded[0] if sharded else 'flat_param'}' is sharded over devices; fold the model before "
+            "fully_shard, or load its full state dict into an unsharded one"
+        )
+    return model, tuple(notes)
+
+
+def is_exported(model: nn.Module) -> bool:
+    """True for what `ExportedProgram.module()` returns, whose `eval` raises and whose training flag says nothing."""
+    return "eval" in vars(model)
