@@ -39,6 +39,8 @@ class Runs:
         deployed_original: the original in its own dtype.
         deployed_folded: the folded model in its own dtype.
         is_moved: False when no input holds a number that could be changed.
+        changed: gives the original in float64 with every parameter changed a little. It is run when no output moves
+            with the input: where biases outweigh it, an output still tells of the network.
     """
 
     oracle: Outputs
@@ -47,6 +49,15 @@ class Runs:
     deployed_original: Outputs
     deployed_folded: Outputs
     is_moved: bool = True
+    changed: Callable[[], Outputs] | None = None
+
+    def still(self, moved: Deviations) -> list[list[bool]]:
+        """Return which outputs do not move with the input, or with the parameters where none moves with the input."""
+        still = [[self.is_moved and not bool(of.any()) for of in tensors] for tensors in moved]
+        if self.changed is not None and all(all(tensors) for tensors in still):
+            changed = _deviations(self.oracle, self.changed())
+            still = [[not bool(of.any()) for of in tensors] for tensors in changed]
+        return still
 
 
 def judge(
@@ -79,8 +90,7 @@ def judge(
     moved = _deviations(runs.oracle, runs.moved)
     growth = [[(of / STEP).clamp(min=1.0) for of in tensors] for tensors in moved]
     flaws = [[flaw(tensor, unit) for tensor in tensors] for tensors in runs.oracle]
-    still = [[runs.is_moved and not bool(of.any()) for of in tensors] for tensors in moved]
-    verdict = _Judge(runs.oracle, names, flaws, still, concerned, require_reproducible)
+    verdict = _Judge(runs.oracle, names, flaws, runs.still(moved), concerned, require_reproducible)
     errors = _deviations(runs.oracle, runs.folded)
     limits = [[unit * of for of in tensors] for tensors in growth]
     algebra = verdict.nearest("in float64", errors, limits, CAP if is_exact else cap)

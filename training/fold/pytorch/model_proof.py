@@ -5,7 +5,7 @@ state; `verdict` compares what they gave.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from ...errors import CannotJudge, FoldError
 from ..failures import during
 from ..report import Proof
 from ..verdict import STEP, Runs, judge
-from .float64 import Inputs, call, needs_no_mode, run_model_in_float64, sharing_copy, tensors_in, widen
+from .float64 import Inputs, call, named_tensors, needs_no_mode, run_model_in_float64, sharing_copy, tensors_in, widen
 from .process_state import same_random_state
 from .reproducible import first_difference
 from .tails import TailRecorder
@@ -104,6 +104,7 @@ def prove_model(
         deployed_original=original.deployed(inputs),
         deployed_folded=folded.deployed(inputs),
         is_moved=_is_nudged(inputs),
+        changed=lambda: _with_other_parameters(original).in_float64(inputs),
     )
     return judge(
         runs,
@@ -113,6 +114,12 @@ def prove_model(
         concerned=concerned,
         require_reproducible=lambda: _require_reproducible(original, inputs, len(runs.oracle)),
     )
+
+
+def _with_other_parameters(model: Runnable) -> Runnable:
+    """Return the model with every floating-point tensor changed by a millionth of itself."""
+    tensors = [tensor for _, tensor in named_tensors(model.module) if tensor.is_floating_point()]
+    return replace(model, exact={id(tensor): tensor.detach().double() * (1 + 2.0**-20) for tensor in tensors})
 
 
 def _require_reproducible(original: Runnable, inputs: Inputs, outputs: int) -> None:
