@@ -23,6 +23,7 @@
     │   └── DeadlineExceeded       504
     └── StartError                 the service does not start; printed, never sent
         ├── ArtifactInvalid        a version folder is not what its manifest says, or answers wrongly
+        │   └── VersionLost        it is not what this service has served under that number before
         ├── ProviderUnavailable    the requested device is not available
         └── BucketsInvalid         the list of batch sizes is empty, not rising or does not fit the model
 
@@ -224,6 +225,10 @@ class StartError(ServiceError):
 
 class ArtifactInvalid(StartError):
     """A version folder is not what its manifest says, or its model answers wrongly."""
+
+
+class VersionLost(ArtifactInvalid):
+    """A version folder no longer holds what this service has served as that version, or is gone."""
 
 
 class ProviderUnavailable(StartError):

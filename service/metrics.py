@@ -74,6 +74,11 @@ class Metrics:
         self.refused_versions = counter(
             "refused_versions", "Versions that were not loaded, because they were damaged or answered wrongly.", model
         )
+        self.changed_versions = gauge(
+            "changed_versions",
+            "Versions in memory whose folder changed or went since; they answer with what was proved.",
+            model,
+        )
         self.abandoned_loads = counter(
             "abandoned_loads", "Loads that took longer than a load may, and were given up.", model
         )

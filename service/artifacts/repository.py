@@ -100,6 +100,18 @@ class Repository:
             "manifest, or serve it unverified with --allow-unverified"
         )
 
+    def change_of(self, artifact: Artifact) -> str | None:
+        """Return how the folder of a version differs from what was read from it; None where its model is the same."""
+        kept = "what was proved answers on, and what is there now is not served under this number"
+        try:
+            with artifact.model_path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as err:
+            return f"{artifact.model_path} cannot be read any more: {err.strerror or err}; {kept}"
+        if digest == artifact.sha256:
+            return None
+        return f"{artifact.model_path} has SHA-256 {digest[:12]}, expected {artifact.sha256[:12]}; {kept}"
+
     def _folders(self, parent: Path, keeps_rule: Callable[[str], bool], rule: str) -> list[Path]:
         """Return the folders whose name keeps a rule, in alphabetical order."""
         folders = sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))

@@ -167,8 +167,8 @@ class FastLane:
 def _routes(registry: Registry, limits: Limits, readers: Readers) -> dict[bytes, Route]:
     """Return the routes of all paths that the lane knows; a path written in any other way goes to the application."""
     routes: dict[bytes, Route] = {}
-    models = registry.models()
-    for model in models:
+    is_only_one = len(registry.tables) == 1
+    for model in registry.models():
         name = model.name.encode()
         if can_take(model):
             routes[b"/v2/models/%b/infer" % name] = Infer(model, readers.of(model), INFER_ROUTE)
@@ -177,7 +177,7 @@ def _routes(registry: Registry, limits: Limits, readers: Readers) -> dict[bytes,
         except Unsupported:
             continue
         routes[b"/predict?model=%b" % name] = predict
-        if len(models) == 1:
+        if is_only_one:
             routes[b"/predict"] = predict
     for model in registry.all_versions():
         if can_take(model):

@@ -227,7 +227,8 @@ class ModelControl:
         row: dict[str, Any] = {"name": name, "version": str(version), "state": "READY", "reason": ""}
         if table is not None and version in table.loaded:
             verified = table.loaded[version].is_verified
-            reason = "" if verified else f"unverified: {UNVERIFIED}"
+            changed = self._reconciler.changes.get((name, version))
+            reason = changed or ("" if verified else f"unverified: {UNVERIFIED}")
             return row | {"reason": reason, "labels": table.labels_of(version), "verified": verified}
         if (name, version) in self._reconciler.loading:
             return row | {"state": "LOADING"}

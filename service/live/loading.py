@@ -23,13 +23,14 @@ from ..engines.autotune import decide_alone
 from ..engines.engine import Engine
 from ..engines.runners import stoppable
 from ..engines.throttle import throttled
-from ..errors import ArtifactInvalid, DeviceLost, ServiceError
+from ..errors import ArtifactInvalid, DeviceLost, ServiceError, VersionLost
 from ..metrics import Metrics, ModelMetrics
 from ..processes.abandoned import abandon
 from ..processes.workers import Workers
 from ..settings import Settings
 from .memory import give_back
 from .model import UNVERIFIED, Model
+from .served import ServedVersions
 from .statistics import Observers, Statistics
 
 _log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Loader:
         repository: where they are.
         settings: where they run and what they may hold.
         metrics: of every load, batch and refusal.
+        served: what was served as each version before; nothing else may be.
         lost: called once when a device no longer answers.
         workers: share what was measured and counted; None when there is only one.
     """
@@ -54,12 +56,14 @@ class Loader:
         repository: Repository,
         settings: Settings,
         metrics: Metrics,
+        served: ServedVersions,
         lost: Callable[[DeviceLost], None],
         workers: Workers | None = None,
     ) -> None:
         self._repository = repository
         self._settings = settings
         self._metrics = metrics
+        self._served = served
         self._lost = lost
         self._decide = decide_alone if workers is None else workers.decide
         self._folder = None if workers is None else workers.folder / "statistics"
@@ -132,6 +136,23 @@ class Loader:
                 "--load-seconds allows more"
             ) from None
 
+    def _open(self, name: str, version: int) -> Artifact:
+        """Return a version after checking its files.
+
+        Raises:
+            VersionLost: they are not those that were served as this version.
+        """
+        served = self._served.digest(name, version)
+        try:
+            artifact = self._repository.open(name, version)
+        except ServiceError as err:
+            if served is None:
+                raise
+            raise VersionLost(f"what was served as version {version} (SHA-256 {served[:12]}) is lost: {err}") from err
+        if served is not None and served != artifact.sha256:
+            raise _lost(artifact, served)
+        return artifact
+
     async def _proved(self, artifact: Artifact, engine: Engine, executor: ThreadPoolExecutor) -> Model:
         """Return a version whose golden answers have come by the way that requests take."""
         name = artifact.name
@@ -140,6 +161,9 @@ class Loader:
         try:
             model = Model(artifact, engine, self._batcher(name, engine, executor, statistics), executor, statistics)
             await _prove(model)
+            served = self._served.claim(name, artifact.version, artifact.sha256)
+            if served != artifact.sha256:
+                raise _lost(artifact, served)
         except BaseException:
             statistics.close()
             raise
@@ -176,7 +200,7 @@ class Loader:
         self, name: str, version: int, is_beside: bool, like: Model | None, options: onnxruntime.RunOptions
     ) -> tuple[Artifact, Engine]:
         """Read and check a version's files and make its engine, whose runs end when `options` say so."""
-        settings, artifact = self._settings, self._repository.open(name, version)
+        settings, artifact = self._settings, self._open(name, version)
         with throttled(is_needed=is_beside), stoppable(options):
             engine = Engine.load(
                 artifact,
@@ -226,6 +250,13 @@ class Loader:
         _log.info("loaded", extra={**fields, "verified": model.is_verified})
         if not model.is_verified:
             _log.warning("model %r version %d is served unverified: %s", name, model.version, UNVERIFIED)
+
+
+def _lost(artifact: Artifact, served: str) -> VersionLost:
+    return VersionLost(
+        f"{artifact.path} holds another content (SHA-256 {artifact.sha256[:12]}) than was served as version "
+        f"{artifact.version} ({served[:12]}); put that back, or publish this one under a new number"
+    )
 
 
 async def _report_progress(name: str, version: int, started: float) -> None:

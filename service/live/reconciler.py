@@ -7,26 +7,26 @@ cannot be loaded is refused with its reason, and the old one goes on.
 
 import asyncio
 import functools
-import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..artifacts.repository import Repository
-from ..errors import ArtifactInvalid, ServiceError
+from ..errors import ArtifactInvalid, ServiceError, VersionLost
 from ..metrics import Metrics
 from ..processes.workers import Workers
 from ..settings import Settings
 from .loading import Loader
 from .model import Model
 from .registry import Registry
+from .served import ServedVersions
 from .state import LATEST, ModelState
 from .state_dir import StateDir
 from .versions import VersionTable
 
 _log = logging.getLogger(__name__)
 
-Fingerprint = tuple[tuple[str, int, int], ...]
+Fingerprint = tuple[tuple[str | int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,7 @@ class Reconciler:
         repository: the models on disk.
         state: what operators decided.
         refusals: why a version is not served, by name and version.
+        changes: what became of the folder of a version in memory, by name and version.
         loading: the loads that are going on, by name and version.
     """
 
@@ -61,15 +62,20 @@ class Reconciler:
         spare = None if workers is None else workers.folder
         self.state = StateDir(settings.state_dir, metrics, settings.state_lock_seconds, spare)
         self.refusals: dict[tuple[str, int], Refusal] = {}
+        self.changes: dict[tuple[str, int], str] = {}
         self.loading: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._registry = registry
-        self._loader = Loader(self.repository, settings, metrics, lambda err: registry.end(str(err)), workers)
+        self._served = ServedVersions(None if workers is None else workers.folder / "served")
+        self._loader = Loader(
+            self.repository, settings, metrics, self._served, lambda err: registry.end(str(err)), workers
+        )
         self._settings = settings
         self._metrics = metrics
         self._warm: dict[str, list[int]] = {}  # versions that were latest before, newest last
         self._is_started = False
         self._on_disk: Mapping[str, Sequence[int]] = {}  # at the last look
         self._files: dict[tuple[str, int], Fingerprint] = {}  # of refused versions, at the last look
+        self._loaded_files: dict[Model, Fingerprint] = {}  # of versions in memory, as they were proved
         self._passes: dict[str, asyncio.Task[None]] = {}  # of the poll, by model
         self._polling: asyncio.Task[None] | None = None
 
@@ -128,18 +134,24 @@ class Reconciler:
         loaded = dict(table.loaded) if table else {}
         if fresh is not None:
             loaded[fresh.version] = fresh
-        latest = next((version for version in self._candidates(name, state) if version in loaded), None)
+        lost, now = self._lost(name), self._now(name)
+        can_be_latest = {*loaded, *(lost.keys() & set(now))}
+        latest = next((version for version in self._candidates(name, state) if version in can_be_latest), None)
         if state.is_unloaded or latest is None:
             self._registry.shadows.follow(name, None, {})
             self._replace(name, None)
+            if state.is_unloaded:
+                self._served.set_latest(name, None)
         else:
             if table is None or latest != table.latest:
                 self._note_move(name, latest)
             self._registry.shadows.follow(name, state.shadow, loaded)
             keep = _wanted(state) | {latest, *self._warm.get(name, [])}
-            self._replace(name, _table(name, latest, state, {v: model for v, model in loaded.items() if v in keep}))
-        kept = self._registry.tables.get(name)
-        if fresh is not None and (kept is None or kept.loaded.get(fresh.version) is not fresh):
+            labels = {label: v for label, v in state.labels.items() if label != LATEST and (v in loaded or v in lost)}
+            kept = {version: model for version, model in loaded.items() if version in keep}
+            self._replace(name, VersionTable(name, latest, labels, kept, lost))
+        table = self._registry.tables.get(name)
+        if fresh is not None and (table is None or table.loaded.get(fresh.version) is not fresh):
             self._loader.unload(fresh)
 
     def previous(self, name: str) -> int | None:
@@ -157,7 +169,7 @@ class Reconciler:
 
     async def _load_all(self) -> None:
         self._take(*self._look())
-        models = self._on_disk
+        models = dict.fromkeys(self._served.models(), ()) | dict(self._on_disk)
         if not models:
             raise ArtifactInvalid(
                 f"{self.repository.root} holds no <model>/<version>/model.onnx; export a model there, "
@@ -177,6 +189,8 @@ class Reconciler:
                 for name in list(self._registry.tables):
                     self.follow(name)
                 self._take(*await asyncio.to_thread(self._look))
+                for model, change in (await asyncio.to_thread(self._changed)).items():
+                    self._note_change(model, change)
                 for name in sorted({*self._on_disk, *self._registry.tables}):
                     if name not in self._passes and self._missing(name):
                         self._passes[name] = task = asyncio.create_task(self._load_missing(name))
@@ -196,6 +210,31 @@ class Reconciler:
         refused = [key for key in list(self.refusals) if name is None or key[0] == name]
         return self.repository.models(), {key: self._fingerprint(*key) for key in refused}
 
+    def _changed(self) -> dict[Model, str | None]:
+        """Look at the folders of versions in memory, in a thread; returns what became of those that changed."""
+        changes: dict[Model, str | None] = {}
+        for model, files in list(self._loaded_files.items()):
+            now = self._fingerprint(model.name, model.version)
+            if now != files:
+                changes[model] = self.repository.change_of(model.artifact)
+                if changes[model] is None:
+                    self._loaded_files[model] = now
+        return changes
+
+    def _note_change(self, model: Model, change: str | None) -> None:
+        """Keep and report, once, what became of the folder of a version; None: it is as it was."""
+        key = model.name, model.version
+        if change == self.changes.get(key):
+            return
+        fields = {"model": model.name, "version": model.version}
+        if change is None:
+            del self.changes[key]
+        else:
+            self.changes[key] = change
+            _log.error("a version that serves changed on disk", extra={**fields, "reason": change})
+        count = sum(name == model.name for name, _ in self.changes)
+        self._metrics.changed_versions.labels(model.name).set(count)
+
     def _take(self, on_disk: Mapping[str, Sequence[int]], files: Mapping[tuple[str, int], Fingerprint]) -> None:
         self._on_disk = on_disk
         self._files.update(files)
@@ -213,11 +252,22 @@ class Reconciler:
         state, table = self.state.of(name), self._registry.tables.get(name)
         if state.is_unloaded:
             return []
-        loaded = table.loaded if table else {}
-        before = itertools.takewhile(lambda version: version not in loaded, self._candidates(name, state))
+        loaded, lost, now = table.loaded if table else {}, self._lost(name), self._now(name)
+        before = []
+        for version in self._candidates(name, state):
+            if version in loaded:
+                break
+            before.append(version)
+            if version in lost and version in now:  # nothing else may take its place until its files are back
+                break
         wanted = sorted(_wanted(state) & set(self._on_disk.get(name, ())) - set(loaded))
         versions = dict.fromkeys([*before, *wanted])
         return [v for v in versions if (only is None or v == only) and not self._is_refused(name, v)]
+
+    def _lost(self, name: str) -> dict[int, str]:
+        """Return why versions that this service serves cannot be loaded by this process."""
+        refused = {version: refusal.error for (other, version), refusal in self.refusals.items() if other == name}
+        return {version: str(error) for version, error in refused.items() if isinstance(error, VersionLost)}
 
     def _is_refused(self, name: str, version: int) -> bool:
         """Whether a version was refused, and its files are as they were then."""
@@ -227,13 +277,18 @@ class Reconciler:
     def _candidates(self, name: str, state: ModelState) -> list[int]:
         """Versions for `latest`, best first: the pinned one, else the newest; and always the one that it is now."""
         newest_first = sorted(self._on_disk.get(name, ()), reverse=True)
-        table = self._registry.tables.get(name)
-        now = [table.latest] if table else []
+        now = self._now(name)
         if LATEST in state.labels:
             return [state.labels[LATEST], *now, *newest_first]
         if now and not self._settings.promote_new:
             return [*now, *newest_first]
         return [version for version in newest_first if not now or version > now[0]] + now + newest_first
+
+    def _now(self, name: str) -> list[int]:
+        """Return the version that `latest` points at, in this worker or, while it has none, in the others."""
+        table = self._registry.tables.get(name)
+        latest = table.latest if table else self._served.latest(name)
+        return [] if latest is None else [latest]
 
     async def _load(self, name: str, version: int) -> None:
         """Load a version and move the pointers, or refuse it; waits for a load of it that is going on already.
@@ -250,13 +305,15 @@ class Reconciler:
         files = self._fingerprint(name, version)
         try:
             table = self._registry.tables.get(name)
-            like = table.choose() if table is not None else None
+            like = table.loaded.get(table.latest) if table is not None else None
             model = await self._loader.load(name, version, is_beside=self._is_started, like=like)
         except ServiceError as err:
             self._files[name, version] = files
             self._refuse(name, version, Refusal(type(err)(str(err)), files))  # without its frames: they hold a session
+            self.follow(name)
             return
         self.refusals.pop((name, version), None)
+        self._loaded_files[model] = files
         self.follow(name, model)
 
     def _refuse(self, name: str, version: int, refusal: Refusal) -> None:
@@ -277,6 +334,7 @@ class Reconciler:
             warm = [version for version in self._warm.get(name, []) if version not in (before, latest)]
             keep = self._settings.keep_warm
             self._warm[name] = [*warm, before][-keep:] if keep else []
+        self._served.set_latest(name, latest)
         self._metrics.latest_version.labels(name).set(latest)
         _log.info("latest moved", extra={"model": name, "from": before, "to": latest})
 
@@ -289,23 +347,20 @@ class Reconciler:
         kept = table.loaded if table else {}
         for version, model in (before.loaded if before else {}).items():
             if kept.get(version) is not model:
+                self._loaded_files.pop(model, None)
+                self._note_change(model, None)
                 self._loader.unload(model)
 
     def _fingerprint(self, name: str, version: int) -> Fingerprint:
-        """Names, sizes and times of a version's files: a refused version is tried again when they change."""
+        """Names, identities, sizes and times of a version's files, by which a change is noticed."""
         folder = self.repository.root / name / str(version)
         try:
-            files = [(path.name, path.lstat()) for path in sorted(folder.iterdir())]
+            files = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
         except OSError:
             return ()
-        return tuple((file, status.st_size, status.st_mtime_ns) for file, status in files)
+        return tuple((file, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns) for file, st in files)
 
 
 def _wanted(state: ModelState) -> set[int]:
     """Return the versions that operators want in memory."""
     return {*state.labels.values(), *state.loaded, *([state.shadow.version] if state.shadow else [])}
-
-
-def _table(name: str, latest: int, state: ModelState, loaded: dict[int, Model]) -> VersionTable:
-    labels = {label: version for label, version in state.labels.items() if label != LATEST and version in loaded}
-    return VersionTable(name, latest, labels, dict(loaded))

@@ -83,8 +83,9 @@ class Registry:
         return table.choose(version, label)
 
     def models(self) -> list[Model]:
-        """The version of each model that answers where none is named, by name."""
-        return [self._tables[name].choose() for name in sorted(self._tables)]
+        """The version of each model that answers where none is named, by name; without models whose version is lost."""
+        tables = [table for _, table in sorted(self._tables.items())]
+        return [table.loaded[table.latest] for table in tables if table.latest in table.loaded]
 
     def all_versions(self) -> list[Model]:
         """Every version that answers, by name and number."""

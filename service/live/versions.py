@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from foldserve.format.names import is_version
 
-from ..errors import ModelNotFound
+from ..errors import ModelNotFound, NotReady
 from .model import Model
 from .state import LATEST
 
@@ -22,22 +22,27 @@ class VersionTable:
         latest: the version that answers where none is named.
         labels: other label -> version; only those whose version answers.
         loaded: version -> what answers.
+        lost: version -> why this process cannot answer as it, although others of the service may.
     """
 
     name: str
     latest: int
     labels: Mapping[str, int] = field(default_factory=dict)
     loaded: Mapping[int, Model] = field(default_factory=dict)
+    lost: Mapping[int, str] = field(default_factory=dict)
 
     def choose(self, version: int | None = None, label: str | None = None) -> Model:
         """Return the version that a request means; neither given means `latest`.
 
         Raises:
             ModelNotFound: no such version is served, or no such label is known.
+            NotReady: what was served as this version is lost.
         """
         if version is None:
             version = self._version_of(label or LATEST)
         model = self.loaded.get(version)
+        if model is None and version in self.lost:
+            raise NotReady(f"model {self.name!r} version {version}: {self.lost[version]}")
         if model is None:
             served = ", ".join(map(str, sorted(self.loaded)))
             plural = "s" if len(self.loaded) > 1 else ""

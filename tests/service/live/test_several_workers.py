@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from pathlib import Path
 
 import httpx
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from foldserve.service.keys import new_key
 from tests.support import artifacts
 from tests.support.operator import publish
-from tests.support.processes import OCTETS, started
+from tests.support.processes import OCTETS, read_until, started
 
 PIXELS = artifacts.images(3, seed=3).tobytes()
 
@@ -104,3 +105,33 @@ def test_two_workers_follow_every_change_under_load(models, tmp_path):
         log.join()
     assert set(seen) == {(200, version, digest) for version, digest in expected.items()}
     assert sum(seen.values()) > 20
+
+
+def test_a_worker_that_is_replaced_never_answers_with_another_content(tmp_path):
+    """A folder rewritten under its number: the old worker answers as before, the new one 503 with the reason."""
+    models = tmp_path / "models"
+    artifacts.publish_classifier(models, version=1, seed=1)
+    flags = ("--models-dir", str(models), "--workers", "2", "--poll-seconds", "0.1", "--default-deadline-ms", "300000")
+    new_connections = httpx.Limits(max_keepalive_connections=0)
+    with (
+        started(*flags, ready_lines=2) as (process, address),
+        httpx.Client(base_url=address, timeout=300, limits=new_connections) as http,
+    ):
+        before = http.post("/predict", content=PIXELS, headers=OCTETS).content
+        other = artifacts.publish_classifier(tmp_path / "elsewhere", "fashion", version=1, seed=2)
+        for name in ("model.onnx", "manifest.json"):
+            (models / "fashion/1" / name).write_bytes((other / name).read_bytes())
+        assert "what was proved answers on" in read_until(process, "a version that serves changed on disk")["reason"]
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGKILL)
+        read_until(process, "ready")
+        log = threading.Thread(target=process.stderr.read)
+        log.start()
+        answers = [http.post("/predict", content=PIXELS, headers=OCTETS) for _ in range(60)]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        log.join()
+    assert {answer.content for answer in answers if answer.status_code == 200} == {before}
+    refused = {answer.json()["error"] for answer in answers if answer.status_code != 200}
+    assert {answer.status_code for answer in answers} == {200, 503}
+    assert all("another content" in sentence for sentence in refused)
