@@ -28,6 +28,7 @@ from .processes.abandoned import end_if_abandoned
 from .processes.supervisor import Supervisor
 from .processes.workers import Workers
 from .settings import Settings
+from .transport.descriptors import fit_to_descriptors
 
 logger = logging.getLogger("foldserve")
 
@@ -46,7 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if importlib.util.find_spec(package) is None:
             sys.stderr.write(f"foldserve serve: {package} is not installed: pip install {distribution}\n")
             return USAGE
+    wanted = settings.max_connections
+    settings = fit_to_descriptors(settings)
     config = server_config(settings)
+    if settings.max_connections < wanted:
+        lowered = "--max-connections is lowered from %d to %d, since this process may open few files: raise ulimit -n"
+        logger.warning(lowered, wanted, settings.max_connections)
     try:
         if settings.keys_file is not None:
             read_keys(settings.keys_file)  # a damaged file is reported once, not by each worker

@@ -102,9 +102,11 @@ class Settings(BaseModel):
     max_image_pixels: int = Field(
         50_000_000, ge=1, description="pixels in one encoded image; more are refused undecoded"
     )
-    max_queue_rows: int = Field(20_000, ge=1, description="rows waiting for a model; more are answered 503")
+    max_queue_rows: int = Field(
+        20_000, ge=1, description="rows waiting for a model in one worker; more are answered 503"
+    )
     max_buffered_bytes: int = Field(
-        512 * MEBIBYTE, ge=1, description="bytes of all bodies held at once; more are answered 503"
+        512 * MEBIBYTE, ge=1, description="bytes of all bodies that one worker holds at once; more are answered 503"
     )
     default_deadline_ms: int = Field(
         5_000, ge=1, description="ms within which a request is answered or refused, unless it states a deadline"
@@ -131,9 +133,9 @@ class Settings(BaseModel):
     write_seconds: float = Field(
         30.0, gt=0, description="seconds that an answer may take to be read, and one more for each 16 KiB"
     )
-    max_connections: int = Field(8_192, ge=1, description="open connections; one more is answered 503")
+    max_connections: int = Field(8_192, ge=1, description="open connections of one worker; one more is answered 503")
     max_connections_per_address: int = Field(
-        4_096, ge=1, description="open connections of one address; one more is answered 503"
+        4_096, ge=1, description="open connections of one address at one worker; one more is answered 503"
     )
     grpc_max_streams: int = Field(
         256, ge=1, description="calls that one connection of gRPC may have at once; clients keep the others back"

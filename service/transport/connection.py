@@ -91,8 +91,7 @@ class Connection(asyncio.Protocol):
         self.server.state.connections.add(self)  # type: ignore[arg-type]  # uvicorn lists its own classes
         peer = address(transport, "peername")
         self._address = peer[0] if peer else ""
-        self.guard.enter(self, self._address)
-        if self.guard.is_full_for(self._address):
+        if not self.guard.enter(self, self._address):
             self.refuse(Overloaded("this server, or this address, holds all the connections it may: close some"))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -218,7 +217,7 @@ class Connection(asyncio.Protocol):
             return
         if self._refusal is not None:
             self.transport.write(self._refusal)
-        self.finish(linger=self._refusal is not None)
+        self.finish(linger=self._refusal is not None and self.guard.may_linger)
 
     def _close_behind_answer(self) -> None:
         """Close because the application's answer was the last; the rest of its request may still be on its way."""

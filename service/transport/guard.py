@@ -11,6 +11,8 @@ from typing import Protocol
 
 from .limits import ConnectionLimits
 
+_LINGERING = 32  # connections over the limit that may stay to read why they were refused; few beside those kept back
+
 
 class Connection(Protocol):
     """What the guard needs of a connection."""
@@ -36,6 +38,7 @@ class Guard:
         self.refused = refused
         self.draining_since: float | None = None
         self.connections: set[Connection] = set()
+        self._refused: set[Connection] = set()  # they have no place, and stay only to read why
         self._by_address: Counter[str] = Counter()
         self._tick: asyncio.TimerHandle | None = None
 
@@ -44,24 +47,36 @@ class Guard:
         if self.draining_since is None:
             self.draining_since = now
 
-    def is_full_for(self, address: str) -> bool:
-        """Return whether one more connection, which `enter` has counted already, is too many."""
-        limits = self.limits
-        return len(self.connections) > limits.connections or self._by_address[address] > limits.connections_per_address
+    @property
+    def may_linger(self) -> bool:
+        """Whether a refused connection may stay for a moment: not where so many are refused that descriptors end."""
+        return len(self._refused) <= _LINGERING
 
-    def enter(self, connection: Connection, address: str) -> None:
-        """Count a connection and look after it from now on."""
+    def enter(self, connection: Connection, address: str) -> bool:
+        """Look after a connection from now on; returns whether there is a place for it, and for its address."""
+        limits = self.limits
+        has_place = (
+            len(self.connections) - len(self._refused) < limits.connections
+            and self._by_address[address] < limits.connections_per_address
+        )
         self.connections.add(connection)
-        self._by_address[address] += 1
+        if has_place:
+            self._by_address[address] += 1
+        else:
+            self._refused.add(connection)
         if self._tick is None:
             self._schedule()
+        return has_place
 
     def leave(self, connection: Connection, address: str) -> None:
         """Forget a connection; the clock stops with the last one."""
         if connection not in self.connections:
             return
         self.connections.remove(connection)
-        self._by_address[address] -= 1
+        if connection in self._refused:
+            self._refused.remove(connection)
+        else:
+            self._by_address[address] -= 1
         if not self._by_address[address]:
             del self._by_address[address]
         if not self.connections and self._tick is not None:

@@ -20,12 +20,13 @@ def environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def started(*flags: str, ready_lines: int = 1) -> Iterator[tuple[subprocess.Popen, str]]:
+def started(*flags: str, ready_lines: int = 1, shell: str = ":") -> Iterator[tuple[subprocess.Popen, str]]:
     """A service that has said `ready_lines` times that it is ready, and its address.
 
-    Its `events` are the lines that it has written until then.
+    Its `events` are the lines that it has written until then; `shell` is run before it, such as `ulimit -n 128`.
     """
-    process = subprocess.Popen(command(*flags), stderr=subprocess.PIPE, text=True, env=environment())
+    argv = ["/bin/sh", "-c", f'{shell}; exec "$@"', "sh", *command(*flags)]
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=environment())
     process.events = []
     try:
         address, left = "", ready_lines
