@@ -67,6 +67,7 @@ class Evaluator:
         self._exact = exact or {}
         self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self._producers = {name: node for node in self.nodes for name in node.output if name}
+        self._runners: dict[int, ReferenceEvaluator] = {}
         self._draws = {name: number for number, name in enumerate(draws_of(model))}
 
     def run(self, feeds: Mapping[str, Values], keep: Iterable[str]) -> dict[str, Values]:
@@ -130,7 +131,7 @@ class Evaluator:
             added = helper.make_node(_SUM_OF_MAGNITUDES[node.op_type], node.input, node.output)
             results = run_node(added, values, self.model)
         else:
-            results = run_node(node, values, self.model)
+            results = run_node(node, values, self.model, self._runners)
         is_new = number is not None or node.op_type in ("Constant", "ConstantOfShape")
         if absolute is not None and is_new:
             return [np.abs(r).astype(absolute) if r.dtype.kind == "f" else r for r in results]
@@ -158,13 +159,19 @@ class Evaluator:
         return [node for node in self.nodes if id(node) in needed]
 
 
-def run_node(node: NodeProto, values: dict[str, Values], model: onnx.ModelProto) -> list[Values]:
+def run_node(
+    node: NodeProto,
+    values: dict[str, Values],
+    model: onnx.ModelProto,
+    runners: dict[int, ReferenceEvaluator] | None = None,
+) -> list[Values]:
     """Return the results of one node in float64.
 
     Args:
         node: any; its bodies read from `values` as well.
         values: what it reads, floats as float64.
         model: its operator sets and functions say what the node means.
+        runners: keeps what was made to run a node, by its `id`, for the next time.
 
     Raises:
         NotImplementedError: it draws random numbers.
@@ -177,7 +184,14 @@ def run_node(node: NodeProto, values: dict[str, Values], model: onnx.ModelProto)
         result = KERNELS[node.op_type](inputs, attributes(node))
         if result is not None:
             return [result]
-    return _reference(node, values, model)
+    runner = None if runners is None else runners.get(id(node))
+    if runner is None:
+        runner = _runner(node, list(values), model)
+        if runners is not None:
+            runners[id(node)] = runner
+    values = {name: value.item() if value.dtype == object else value for name, value in values.items()}
+    with np.errstate(all="ignore"), contextlib.redirect_stdout(None):
+        return list(runner.run(None, values))
 
 
 def _is_training(node: NodeProto, values: Mapping[str, Values]) -> bool:
@@ -199,18 +213,16 @@ def _reads(node: NodeProto) -> list[str]:
     return [name for name in (*node.input, *sorted(captures(node))) if name]
 
 
-def _reference(node: NodeProto, values: dict[str, Values], model: onnx.ModelProto) -> list[Values]:
-    """Return the node's results from ONNX's reference implementation, as a graph of this one node."""
+def _runner(node: NodeProto, names: list[str], model: onnx.ModelProto) -> ReferenceEvaluator:
+    """Return ONNX's reference implementation of a graph of this one node, which reads `names`."""
     wide = NodeProto()
     wide.CopyFrom(node)
     _widen(wide)
-    inputs = [helper.make_value_info(name, onnx.TypeProto()) for name in dict.fromkeys(values)]
+    inputs = [helper.make_value_info(name, onnx.TypeProto()) for name in dict.fromkeys(names)]
     outputs = [helper.make_value_info(name, onnx.TypeProto()) for name in node.output if name]
     graph = helper.make_graph([wide], "node", inputs, outputs)
     single = helper.make_model(graph, opset_imports=model.opset_import, functions=_wide_functions(model))
-    values = {name: value.item() if value.dtype == object else value for name, value in values.items()}
-    with np.errstate(all="ignore"), contextlib.redirect_stdout(None):
-        return list(ReferenceEvaluator(single, new_ops=[BatchNormalization]).run(None, values))
+    return ReferenceEvaluator(single, new_ops=[BatchNormalization])
 
 
 def _wide_functions(model: onnx.ModelProto) -> Sequence[onnx.FunctionProto]:
