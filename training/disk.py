@@ -27,8 +27,13 @@ def write_file(path: Path, content: bytes, remedy: str) -> Path:
     return path
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes, *, replaces: bool = True) -> None:
     """Write `content` to `path` so that `path` is the old file or the new one at every moment.
+
+    Args:
+        path: of the file.
+        content: all of it.
+        replaces: whether a file that is there already gives way.
 
     Raises:
         OSError: as the system says; the temporary file is gone again.
@@ -40,11 +45,23 @@ def write_whole(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
+        if replaces:
+            os.replace(temporary, path)
+        else:
+            _publish(Path(temporary), path)
+    finally:
         Path(temporary).unlink(missing_ok=True)
-        raise
     sync_folder(path.parent)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Give a finished file its name; a hard link, unlike a rename, fails when another process was faster."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        os.rename(temporary, path)
 
 
 def sync_folder(folder: Path) -> None:

@@ -3,14 +3,13 @@
 It sits at the ends of the ONNX flow and knows nothing of folding.
 """
 
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 from onnx import TensorProto, external_data_helper
 
+from ...disk import write_whole
 from ...errors import ConfigError, FoldError
 from .protos import subgraphs
 
@@ -63,42 +62,11 @@ def write_onnx(model: onnx.ModelProto, path: Path) -> None:
     except Exception as err:  # protobuf's own errors, which ship no types
         raise FoldError(f"the model does not fit into one ONNX file: {_first_line(err)}") from err
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-        temporary = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.chmod(0o666 & ~_umask())
-            _publish(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, data, replaces=False)
     except FileExistsError as err:
         raise ConfigError(f"{path} exists already; it is never overwritten: choose another path or remove it") from err
     except OSError as err:
         raise ConfigError(f"{path} cannot be written: {err.strerror or err}") from err
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    """Give the finished file its name; a hard link, unlike a rename, fails when another process was faster."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        os.rename(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _require_inside(path: Path, tensor: TensorProto) -> None:
