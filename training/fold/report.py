@@ -143,6 +143,7 @@ class Report:
                 f"proof: float64 end to end {p.algebra_error:.1e} (limit {p.algebra_limit:.1e}), "
                 f"deployed {p.deployed_error:.1e} (unfolded {p.original_error:.1e}, limit {p.deployed_limit:.1e})"
             )
+            lines += [f"proved for inputs of {'; '.join(p.sizes)}"] if p.sizes else []
         return lines
 
 

@@ -329,3 +329,26 @@ def test_float16_network_with_float32_outputs_is_judged_by_its_parameters():
     net.dtype = np.float32
     net.output(wide)
     assert len(fold_onnx(net.model()).report.folded) == 1
+
+
+@pytest.mark.parametrize("part", ["bn1_scale", "bn1_bias", "bn1_mean", "bn1_var"])
+@pytest.mark.parametrize("size", [0, 1, 5])
+def test_statistics_of_another_size_are_refused(part, size):
+    """A file whose norm does not fit together is no traceback: the norm says so, or ONNX's check does."""
+    model = build("Conv2d")
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == part)
+    tensor.CopyFrom(numpy_helper.from_array(np.ones(size, np.float32), part))
+    report = fold_onnx(model).report
+    assert [str(site.code) for site in report.refused] == ["axis"]
+
+
+def test_what_no_step_foresaw_is_an_error_of_ours(monkeypatch):
+    """Any exception inside a fold says what was being done and to which node, with its cause."""
+
+    def fails(*_: object) -> None:
+        raise IndexError("out of range")
+
+    monkeypatch.setattr("foldserve.training.fold.onnx.rewrite.find_producers", fails)
+    with pytest.raises(FoldError, match=r"folding 'BatchNormalization_1' failed: IndexError: out of range") as caught:
+        fold_onnx(build("Conv2d"))
+    assert isinstance(caught.value.__cause__, IndexError)

@@ -11,6 +11,7 @@ import onnx
 
 from ...errors import FoldError
 from ..core import Array
+from ..failures import during
 from ..refusals import Refusal
 from ..report import Proof, Report, Site
 from .functions import labels, norms_in_functions, refused_in_functions, with_norms_inlined
@@ -67,9 +68,11 @@ def fold_onnx(
     """
     if padding not in ("refuse", "exact"):
         raise FoldError(f'padding is {padding!r}; expected "refuse" or "exact"')
-    model = with_output_shapes(with_free_sizes(with_nodes_in_order(model)))
-    check(model, "the model", full=False)
-    folded = _fold_with_functions(model, padding == "exact", input_shapes)
+    with during("reading the model"):
+        model = with_output_shapes(with_free_sizes(with_nodes_in_order(model)))
+        check(model, "the model", full=False)
+    with during("folding the model"):
+        folded = _fold_with_functions(model, padding == "exact", input_shapes)
     if strict:
         folded.report.require_all_folded()
     return folded
@@ -83,7 +86,7 @@ def explain_onnx(model: onnx.ModelProto, *, padding: str = "refuse", input_shape
 def verify_onnx(
     original: onnx.ModelProto, folded: onnx.ModelProto | FoldedOnnx, *, input_shapes: Shapes | None = None
 ) -> Proof:
-    """Return how well two models agree; raise FoldError when they are not the same function.
+    """Return how well two models agree on random inputs, the same draws, and where sizes are free at two of them.
 
     The command `foldserve verify DIR` is another thing: it proves a published version folder once more.
 
@@ -92,10 +95,15 @@ def verify_onnx(
         folded: another model with the same inputs and outputs, made by whatever tool; a `FoldedOnnx` is compared with
             its float64 parameters as well, to 1e-11.
         input_shapes: as in `fold_onnx`.
+
+    Raises:
+        FoldError: they are not the same function, or only one of them runs.
+        CannotJudge: an output says nothing, such as one that is random, empty, not finite or all equal; see its `node`.
     """
-    if isinstance(folded, FoldedOnnx):
-        return compare_models(original, folded.model, folded.exact, input_shapes)
-    return compare_models(original, folded, None, input_shapes)
+    with during("comparing the models"):
+        if isinstance(folded, FoldedOnnx):
+            return compare_models(original, folded.model, folded.exact, input_shapes)
+        return compare_models(original, folded, None, input_shapes)
 
 
 def _fold_with_functions(model: onnx.ModelProto, exact_padding: bool, shapes: Shapes | None) -> FoldedOnnx:

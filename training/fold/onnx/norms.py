@@ -10,6 +10,7 @@ import numpy as np
 from onnx import NodeProto, defs
 
 from ..core import Affine, Array
+from ..failures import during
 from ..refusals import Refusal, RefusalCode
 from .axes import SHAPE_OPERATIONS, Axes
 from .constants import read_constant
@@ -100,7 +101,8 @@ def find_norms(graph: OnnxGraph) -> list[tuple[NodeProto, Norm | Refusal]]:
         if id(node) in taken:
             continue
         try:
-            op = read_affine_op(graph, node)
+            with during(f"reading {node.op_type} {node.name!r}"):
+                op = read_affine_op(graph, node)
         except Refusal as refusal:
             if operation(node) == _BATCH_NORM or _has_other_half_next_to_it(graph, node):
                 norms.append((node, refusal))
@@ -176,6 +178,9 @@ def _read_batch_norm(graph: OnnxGraph, node: NodeProto) -> AffineOp:
     if any(node.output[1:]):
         raise Refusal(RefusalCode.TRAINING_MODE, f"it has {len(node.output)} outputs, as in training; expected one")
     gamma, beta, mean, var = (_statistic(graph, node, i) for i in range(1, 5))
+    shapes = {statistic.shape for statistic in (gamma, beta, mean, var)}
+    if len(shapes) > 1 or not mean.size:
+        raise Refusal(RefusalCode.AXIS, f"its scale, bias, mean and variance have the shapes {sorted(shapes)}")
     epsilon = float(fields.get("epsilon", _DEFAULT_EPSILON))
     affine = Affine.from_batch_norm(mean, var, gamma, beta, epsilon)
     if mean.ndim > 1:

@@ -5,7 +5,7 @@ does not fit the inputs that were tried, or draws numbers that cannot be handed 
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -18,7 +18,7 @@ from ..report import Proof
 from ..verdict import STEP, Runs, judge
 from .evaluator import Cause, Evaluator, Gap
 from .probe import Probe, stored_form
-from .protos import Values, coarsest_roundoff, unit_roundoff, widened
+from .protos import Values, coarsest_roundoff, to_array, unit_roundoff, widened
 from .randomness import draws_of, with_draws_as_inputs
 from .runtime import CannotRunError, outputs_of
 from .tails import tail_of
@@ -38,20 +38,17 @@ class _Stored:
     is_runtime: bool
 
 
-@dataclass
-class _Columns:
-    """The values that are compared, one row for each, as `Runs` wants them."""
+@dataclass(frozen=True)
+class _Row:
+    """What is compared of one value, and of those before its tail: see `Runs` for the lists."""
 
-    numbers: list[int] = field(default_factory=list)
-    rows: list[list[list[Tensor]]] = field(default_factory=list)
-
-    def add(self, number: int, row: Sequence[list[Values]]) -> None:
-        self.numbers.append(number)
-        self.rows.append([[_tensor(value) for value in values] for values in row])
-
-    def runs(self, *, is_moved: bool) -> Runs:
-        oracle, moved, folded, deployed_original, deployed_folded = zip(*self.rows, strict=True)
-        return Runs(oracle, moved, folded, deployed_original, deployed_folded, is_moved)
+    number: int
+    names: list[str]
+    oracle: list[Values]
+    moved: list[Values]
+    folded: list[Values]
+    deployed_original: list[Values]
+    deployed_folded: list[Values]
 
 
 class Pair:
@@ -88,87 +85,92 @@ class Pair:
         moved = self.before.run(_nudged(probe.feeds, STEP), [name for tail, _ in tails for name in tail])
         other = self.after.run(probe.feeds, [name for _, tail in tails for name in tail])
         stored = self._stored(probe, tails)
-        columns, doubts = _Columns(), dict[int, tuple[str, str]]()
+        rows, doubts = list[_Row](), dict[int, tuple[str, str]]()
         for number, (one, two) in enumerate(tails):
             gap = probe.unknown.get(one[0])
             if one[0] in probe.values:
-                row = self._row(probe.values, moved, other, stored, one, two)
-                if row is not None:
-                    columns.add(number, row)
-            elif gap is not None and gap.cause is Cause.UNSUPPORTED and stored.is_runtime and one[0] in stored.before:
-                columns.add(number, self._runtime_row(probe, stored, one[:1], two[:1]))
+                rows += self._row(number, probe.values, moved, other, stored, one, two)
+            elif gap is not None and gap.cause is Cause.UNSUPPORTED and stored.is_runtime:
+                rows.append(self._runtime_row(number, probe, stored, one[:1], two[0]))
             elif names[number] not in optional:
                 doubts[number] = _doubt(names[number], gap)
-        return replace(self._verdict(columns, doubts, names, probe, stored), sizes=(probe.sizes,))
-
-    def _verdict(
-        self,
-        columns: _Columns,
-        doubts: dict[int, tuple[str, str]],
-        names: Sequence[str],
-        probe: Probe,
-        stored: _Stored,
-    ) -> Proof:
-        proof: Proof | None = None
-        if columns.rows:
-            try:
-                proof = judge(
-                    columns.runs(is_moved=any(v.dtype.kind == "f" and v.any() for v in probe.feeds.values())),
-                    roundoff=self._roundoff(stored),
-                    is_exact=self._is_exact,
-                    names=[f"{names[number]!r}" for number in columns.numbers],
-                    require_reproducible=lambda: self._require_reproducible(probe, stored, len(names)),
-                )
-            except CannotJudge as doubt:
-                doubts |= {columns.numbers[i]: (doubt.node.strip("'"), str(doubt)) for i in doubt.outputs}
-                if not doubts:
-                    raise
-        if proof is None or doubts:
-            node, reason = next(iter(doubts.values()), ("the model", "it has no output of numbers"))
+        try:
+            proof = self._verdict(rows, names, probe, stored)
+        except CannotJudge as doubt:
+            doubts |= {rows[i].number: (doubt.node.strip("'"), str(doubt)) for i in doubt.outputs}
+            if not doubts:
+                raise
+        if doubts:
+            node, reason = next(iter(doubts.values()))
             raise CannotJudge(reason, node, tuple(doubts))
-        return proof
+        return replace(proof, sizes=(probe.sizes,))
+
+    def _verdict(self, rows: list[_Row], names: Sequence[str], probe: Probe, stored: _Stored) -> Proof:
+        runs = Runs(
+            oracle=_tensors(row.oracle for row in rows),
+            moved=_tensors(row.moved for row in rows),
+            folded=_tensors(row.folded for row in rows),
+            deployed_original=_tensors(row.deployed_original for row in rows),
+            deployed_folded=_tensors(row.deployed_folded for row in rows),
+            is_moved=any(value.dtype.kind == "f" and bool(value.any()) for value in probe.feeds.values()),
+            changed=lambda: self._changed(rows, probe),
+        )
+        return judge(
+            runs,
+            roundoff=self._roundoff(stored),
+            is_exact=self._is_exact,
+            names=[f"{names[row.number]!r}" for row in rows],
+            require_reproducible=lambda: self._require_reproducible(probe, stored, len(names)),
+        )
+
+    def _changed(self, rows: list[_Row], probe: Probe) -> list[list[Tensor]]:
+        """Return what the original gives with every parameter moved by a part of itself."""
+        tensors = {t.name: widened(to_array(t)) for t in self.before.model.graph.initializer}
+        values = Evaluator(self.before.model, _nudged(tensors, STEP)).run(
+            probe.feeds, {n for r in rows for n in r.names}
+        )
+        return _tensors([values.get(n, v) for n, v in zip(row.names, row.oracle, strict=True)] for row in rows)
 
     def _row(
-        self, oracle: Named, moved: Named, other: Named, stored: _Stored, one: list[str], two: list[str]
-    ) -> list[list[Values]] | None:
-        """Return what the verdict compares for one value, None when that holds no floats and is equal in both.
+        self,
+        number: int,
+        oracle: Named,
+        moved: Named,
+        other: Named,
+        stored: _Stored,
+        one: list[str],
+        two: list[str],
+    ) -> list[_Row]:
+        """Return what the verdict compares of one value, nothing when that holds no floats and is equal in both.
 
         Raises:
             FoldError: the other model does not make it, or makes other integers or strings.
         """
         known = [name for name in one if name in oracle and _is_numeric(oracle[name])] or one[:1]
-        values = [oracle[name] for name in known]
+        values, gap = [oracle[name] for name in known], self.after.unknown.get(two[0])
         if two[0] in other:
             got = [other[name] for name in two if name in other and _is_numeric(other[name])] or [other[two[0]]]
-        elif (
-            two[0] in self.after.unknown and self.after.unknown[two[0]].cause is Cause.UNSUPPORTED and stored.is_runtime
-        ):
+        elif gap is not None and gap.cause is Cause.UNSUPPORTED and stored.is_runtime:
             got = values  # the runtime alone says what it is
         else:
-            gap = self.after.unknown.get(two[0])
-            raise FoldError(
-                f"{two[0]!r} of the folded model cannot be computed: {gap.reason if gap else 'no node makes it'}"
-            )
+            why = "no node makes it" if gap is None else gap.reason
+            raise FoldError(f"{two[0]!r} of the folded model cannot be computed: {why}")
         if not any(map(_holds_floats, values)):
             if not np.array_equal(values[0], got[0]):
                 raise FoldError(f"the folded model does not compute what the original computes: {one[0]!r} differs")
-            return None
-        return [
-            values,
-            [moved.get(name, oracle[name]) for name in known],
-            got,
-            [stored.before[name] for name in known if name in stored.before],
-            [stored.after[name] for name in two if name in stored.after],
-        ]
+            return []
+        before = [stored.before[name] for name in known if name in stored.before]
+        after = [stored.after[name] for name in two if name in stored.after]
+        return [_Row(number, known, values, [moved.get(name, oracle[name]) for name in known], got, before, after)]
 
-    def _runtime_row(self, probe: Probe, stored: _Stored, one: list[str], two: list[str]) -> list[list[Values]]:
+    def _runtime_row(self, number: int, probe: Probe, stored: _Stored, one: list[str], two: str) -> _Row:
         """Return the same where only onnxruntime can compute the value: its own results stand for those in float64."""
         value = widened(stored.before[one[0]])
         nudged = replace(probe, feeds=_nudged(probe.feeds, _DEPLOYED_STEP))
         moved = widened(self._deployed(self.before, self._draws[0], nudged, one)[one[0]])
         if value.dtype.kind == "f" and moved.shape == value.shape:
             moved = value + (moved - value) * (STEP / _DEPLOYED_STEP)
-        return [[value], [moved], [value], [value], [stored.after[two[0]]]]
+        return _Row(number, one, [value], [moved], [value], [value], [stored.after[two]])
 
     def _stored(self, probe: Probe, tails: Sequence[tuple[list[str], list[str]]]) -> _Stored:
         names = [[name for pair in tails for name in pair[side]] for side in (0, 1)]
@@ -243,6 +245,10 @@ def _is_numeric(value: Values) -> bool:
 
 def _holds_floats(value: Values) -> bool:
     return value.dtype.kind == "f" or (value.dtype == object and any(map(_holds_floats, value.item())))
+
+
+def _tensors(rows: Iterable[list[Values]]) -> list[list[Tensor]]:
+    return [[_tensor(value) for value in values] for values in rows]
 
 
 def _tensor(value: Values) -> Tensor:

@@ -11,6 +11,7 @@ import onnx
 from onnx import NodeProto
 
 from ...errors import FoldError
+from ..failures import during
 from ..refusals import Refusal, RefusalCode
 from ..report import Proof, Site
 from .bodies import lift, lower
@@ -112,7 +113,8 @@ def _fold_until_nothing_moves(
         for node, norm in find_norms(graph):
             result = norm if isinstance(norm, Refusal) else _withheld(norm, withheld)
             if isinstance(norm, Norm) and result is None:
-                result = fold_norm(graph, norm, exact_padding=exact_padding)
+                with during(f"folding {label(node)!r}"):
+                    result = fold_norm(graph, norm, exact_padding=exact_padding)
             if isinstance(result, FoldedNorm):
                 outcome.folds.append(result)
                 progress = True

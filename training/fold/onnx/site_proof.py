@@ -12,6 +12,7 @@ import onnx
 
 from ...errors import FoldError
 from ..core import Array
+from ..failures import during
 from ..refusals import Refusal, RefusalCode
 from ..rounding import round_once
 from ..verdict import ALGEBRA_LIMIT
@@ -64,7 +65,10 @@ class Sites:
             probe: holds the inputs and results of `live`.
             known: the verdicts on other probes.
         """
-        verdicts = {segment: _verdict(before, after, segment, probe) for segment in self.live}
+        verdicts: dict[Segment, float | Refusal] = {}
+        for segment in self.live:
+            with during(f"proving the fold up to {segment.result!r}"):
+                verdicts[segment] = _verdict(before, after, segment, probe)
         return [
             _worst([one, *(verdicts[segment] for segment in fold)])
             for one, fold in zip(known, self._folds, strict=True)
