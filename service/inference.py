@@ -12,7 +12,6 @@ from .batching.request import Answer
 from .errors import ServiceError, Unsupported
 from .live.model import Model
 from .live.registry import Registry
-from .live.statistics import Stages
 from .live.versions import version_number
 from .request_context import RequestContext
 from .tensors import Array, TensorSpec
@@ -76,9 +75,12 @@ async def answer(
 def count(model: Model, result: Answer, context: RequestContext) -> None:
     """Count a request whose answer has just been formatted."""
     now = time.perf_counter()
-    parse = context.stages.get("parse", 0.0)
     model.statistics.answered(
-        Stages(now - context.started, result.queue_seconds, parse, result.infer_seconds, now - context.answered)
+        now - context.started,
+        result.queue_seconds,
+        context.stages.get("parse", 0.0) + result.input_seconds,
+        result.infer_seconds - result.input_seconds,
+        now - context.answered,
     )
 
 

@@ -16,14 +16,18 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from .batching.request import CHECKS
+
+Floats = npt.NDArray[np.float64]
+
 _SECONDS = (50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 500e-3, 1, 2.5, 5)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
-_MOST_NOTED = 1_024  # batches that are noted before they are counted
 # How old the counts may be that one of several workers shows the others. Each count costs about 80 microseconds: done
 # for every batch, it took 6 % of a busy worker's time.
 _MOMENT_SECONDS = 0.01
 
+OUTCOMES = ("answered", "failed")
 REASONS = ("queue_full", "deadline_ahead", "deadline_passed", "cancelled", "closed")
 
 
@@ -50,11 +54,25 @@ class Metrics:
 
         self.requests = counter("requests", "Answers sent.", ["route", "method", "status"])
         self.request_seconds = seconds("request_seconds", "Seconds from request to answer.", ["route"])
-        self.rows = counter("rows", "Rows answered.", model)
-        self.batch_rows = histogram("batch_rows", "Rows in each batch, without padding.", model, buckets=_ROWS)
+        self.model_requests = counter(
+            "model_requests",
+            "Requests of clients that a version answered, or failed after they were read.",
+            ["model", "version", "outcome"],
+        )
+        self.rows = counter("rows", "Rows of clients answered.", model)
+        self.check_rows = counter(
+            "check_rows",
+            "Rows that the service ran for itself: golden answers of a load, canaries, shadows.",
+            ["model", "source"],
+        )
+        self.batch_rows = histogram(
+            "batch_rows", "Rows of clients in each batch that has any, without padding.", model, buckets=_ROWS
+        )
         self.padded_rows = counter("padded_rows", "Rows run only to fill a bucket.", model)
-        self.queue_seconds = seconds("queue_seconds", "Longest wait in seconds among the members of each batch.", model)
-        self.infer_seconds = seconds("infer_seconds", "Seconds that each batch ran.", model)
+        self.queue_seconds = seconds(
+            "queue_seconds", "Longest wait in seconds among the members of each batch with rows of clients.", model
+        )
+        self.infer_seconds = seconds("infer_seconds", "Seconds that each batch with rows of clients ran.", model)
         self.queued_rows = gauge("queued_rows", "Rows that wait for their batch now.", model)
         self.refused = counter("refused", "Requests that cost no run, by reason.", ["model", "reason"])
         self.batch_failures = counter(
@@ -166,9 +184,9 @@ class Metrics:
         if self._totals is None:
             self.model_info.remove(*identity)
 
-    def for_model(self, name: str) -> "ModelMetrics":
-        """The counters of one model, ready to be given to its batcher."""
-        return ModelMetrics(self, name)
+    def for_version(self, name: str, version: int) -> "VersionMetrics":
+        """The counters of one version of a model, ready to be given to its statistics."""
+        return VersionMetrics(self, name, version)
 
 
 class _BroughtUpToDate(Collector):
@@ -184,43 +202,48 @@ class _BroughtUpToDate(Collector):
         return ()
 
 
-class ModelMetrics:
-    """Counts for one model, with every label looked up beforehand.
+class VersionMetrics:
+    """Counts for one version of a model, with every label looked up beforehand.
 
-    Batches are noted as they run and counted in bulk before the metrics are read: counted one by one they would
-    cost a lone request a tenth of its time.
+    Counted one by one, batches would cost a lone request a tenth of its time: what they did is given in bulk.
+
+    Args:
+        metrics: which.
+        name: of the model; its versions share all counters but those of requests.
+        version: of it.
+
+    Attributes:
+        has_news: as that of the metrics.
     """
 
-    def __init__(self, metrics: Metrics, name: str) -> None:
+    def __init__(self, metrics: Metrics, name: str, version: int) -> None:
+        self.has_news = metrics.has_news
+        self._outcomes = [metrics.model_requests.labels(name, str(version), outcome) for outcome in OUTCOMES]
         self._rows = metrics.rows.labels(name)
+        self._check_rows = {source: metrics.check_rows.labels(name, source) for source in CHECKS}
         self._batch_rows = metrics.batch_rows.labels(name)
         self._padded_rows = metrics.padded_rows.labels(name)
         self._queue_seconds = metrics.queue_seconds.labels(name)
         self._infer_seconds = metrics.infer_seconds.labels(name)
         self._batch_failures = metrics.batch_failures.labels(name)
         self._refused = {reason: metrics.refused.labels(name, reason) for reason in REASONS}
-        self._batches: list[tuple[int, int, float, float]] = []
-        self._has_news = metrics.has_news
-        metrics.before_reading.append(self.count)
 
-    def batch(self, rows: int, bucket: int, queue_seconds: float, infer_seconds: float) -> None:
-        """Note a batch that ran."""
-        self._batches.append((rows, bucket, queue_seconds, infer_seconds))
-        self._has_news()
-        if len(self._batches) >= _MOST_NOTED:
-            self.count()
+    def requests(self, answered: int, failed: int) -> None:
+        """Count requests of clients."""
+        for counter, requests in zip(self._outcomes, (answered, failed), strict=True):
+            counter.inc(requests)
 
-    def count(self) -> None:
-        """Count the batches that were noted."""
-        if not self._batches:
-            return
-        noted, self._batches = np.array(self._batches), []
-        rows, buckets, queue_seconds, infer_seconds = noted.T
+    def batches(self, rows: Floats, padded_rows: Floats, queue_seconds: Floats, infer_seconds: Floats) -> None:
+        """Count batches with rows of clients; each argument has one element for each of them."""
         self._rows.inc(int(rows.sum()))
-        self._padded_rows.inc(int((buckets - rows).sum()))
+        self._padded_rows.inc(int(padded_rows.sum()))
         _observe_many(self._batch_rows, rows)
         _observe_many(self._queue_seconds, queue_seconds)
         _observe_many(self._infer_seconds, infer_seconds)
+
+    def checked(self, source: str, rows: int) -> None:
+        """Count rows that the service asked itself."""
+        self._check_rows[source].inc(rows)
 
     def batch_failed(self) -> None:
         """Count a batch whose members ran alone."""
@@ -231,7 +254,7 @@ class ModelMetrics:
         self._refused[reason].inc()
 
 
-def _observe_many(histogram: Any, values: Sequence[float] | npt.NDArray[np.float64]) -> None:
+def _observe_many(histogram: Any, values: Sequence[float] | Floats) -> None:
     """Observe many values at once; the client library takes one at a time, a microsecond each.
 
     There is no public way to do so: its counters, one for each bucket and a sum, are added to in the way that its own

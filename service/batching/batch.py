@@ -6,6 +6,7 @@ Used by the batcher, which decides who shares a batch and where it runs. Nothing
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from itertools import accumulate
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ import numpy as np
 
 from ..errors import DeviceLost, EngineError, InvalidInput, ServiceError
 from ..tensors import Array
-from .request import BatchAnswer, Receiver, Request
+from .request import CLIENT, BatchAnswer, Receiver, Request
 
 _log = logging.getLogger(__name__)
 
@@ -35,10 +36,29 @@ class BatchEngine(Protocol):
 
 
 class Observer(Protocol):
-    """Counts; called once per batch and per refusal, always on the event loop."""
+    """Counts; called once per batch and per client's refusal, always on the event loop."""
 
-    def batch(self, rows: int, bucket: int, queue_seconds: float, infer_seconds: float) -> None:
-        """A batch ran; `queue_seconds` is the longest wait among its members."""
+    def batch(
+        self,
+        rows: int,
+        padded_rows: int,
+        queue_seconds: float,
+        infer_seconds: float,
+        input_seconds: float,
+        output_seconds: float,
+        check_rows: Mapping[str, int],
+    ) -> None:
+        """A batch ran.
+
+        Args:
+            rows: that clients asked for; 0 where the service asked all of them itself.
+            padded_rows: rows that only filled the bucket.
+            queue_seconds: the longest wait among its members.
+            infer_seconds: of the run.
+            input_seconds: the part of them in which the batch was assembled.
+            output_seconds: in which its answers were handed over; on the fast lane, written and sent.
+            check_rows: rows that the service asked itself, by source.
+        """
 
     def batch_failed(self) -> None:
         """A batch failed, and its members ran alone."""
@@ -50,7 +70,7 @@ class Observer(Protocol):
 class NullObserver:
     """An observer that counts nothing."""
 
-    def batch(self, rows: int, bucket: int, queue_seconds: float, infer_seconds: float) -> None:
+    def batch(self, *counted: Any) -> None:
         """Count nothing."""
 
     def batch_failed(self) -> None:
@@ -85,17 +105,22 @@ class Batch:
     """Some requests, the bucket they run in, and afterwards the answer or each member's own outcome.
 
     Attributes:
-        cancelled: how many members were dropped because they had been cancelled.
+        cancelled: how many clients' requests were dropped because they had been cancelled.
+        input_seconds: in which it was assembled.
         answer: None before the run, and where the members had to run alone.
     """
 
-    __slots__ = ("_borrowed", "_outcomes", "_receiver", "answer", "bucket", "cancelled", "inputs", "requests", "rows")
+    __slots__ = (
+        "_borrowed", "_outcomes", "_receiver", "answer", "bucket", "cancelled", "input_seconds", "inputs", "requests",
+        "rows",
+    )  # fmt: skip
 
     def __init__(self, requests: list[Request], rows: int, bucket: int) -> None:
         self.requests = requests
         self.rows = rows
         self.bucket = bucket
         self.cancelled = 0
+        self.input_seconds = 0.0
         self.inputs: Mapping[str, Array] | None = None
         self.answer: BatchAnswer | None = None
         self._receiver = _common_receiver(requests)
@@ -117,7 +142,8 @@ class Batch:
         waiting = [request for request in self.requests if not request.is_over]
         if not waiting or len(waiting) == len(self.requests):
             return
-        self.cancelled = sum(request.is_over and not request.is_expired for request in self.requests)
+        gone = [request for request in self.requests if request.is_over and not request.is_expired]
+        self.cancelled = sum(request.source == CLIENT for request in gone)
         self._give_back(buffers)
         self.requests = waiting
         self.rows = sum(request.rows for request in waiting)
@@ -125,6 +151,7 @@ class Batch:
 
     def assemble(self, buffers: BufferPool) -> None:
         """Put all rows into arrays of the bucket's size; a lone request that fills its bucket is taken as it is."""
+        started = time.perf_counter()
         layout = None if self._receiver is None else self._receiver.layout
         if layout is not None:
             raw_rows: list[Any] = [request.raw_rows for request in self.requests]
@@ -133,6 +160,7 @@ class Batch:
             self.inputs = self.requests[0].inputs
         else:
             self._copy(buffers)
+        self.input_seconds = time.perf_counter() - started
 
     def _copy(self, buffers: BufferPool) -> None:
         """Copy the rows of requests that hold arrays into arrays that are used again."""
@@ -157,7 +185,8 @@ class Batch:
         except Exception as err:  # whatever an engine raises must reach the callers, who wait for an answer
             self._run_alone(engine, err)
         else:
-            self.answer = BatchAnswer(outputs, self.rows, started, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self.answer = BatchAnswer(outputs, self.rows, started, seconds, min(self.input_seconds, seconds))
         self._give_back(buffers)
 
     def _give_back(self, buffers: BufferPool) -> None:
@@ -173,6 +202,14 @@ class Batch:
             self._outcomes = [_outcome_alone(engine, request) for request in self.requests]
         if any(isinstance(outcome, EngineError) for outcome in self._outcomes):  # others are mistakes of clients
             _log.warning("a batch of %d requests failed: %s", len(self.requests), err)
+
+    def check_rows(self) -> Mapping[str, int]:
+        """Return the rows that the service asked itself, by source."""
+        rows: Counter[str] = Counter()
+        for request in self.requests:
+            if request.source != CLIENT:
+                rows[request.source] += request.rows
+        return rows
 
     @property
     def has_failed(self) -> bool:

@@ -22,12 +22,13 @@ from ..tensors import Array
 from .batch import Batch, BatchEngine, BufferPool, NullObserver, Observer
 from .latency_model import LatencyModel
 from .queue import Queue
-from .request import Answer, BatchAnswer, FutureRequest, Request, join
+from .request import CLIENT, Answer, BatchAnswer, FutureRequest, Request, join
 
 __all__ = ["Answer", "BatchAnswer", "BatchEngine", "Batcher", "Observer", "Request"]
 
 # While the worker thread runs, requests whose deadline passes are told so within this time.
 _SWEEP_SECONDS = 0.01
+_NO_CHECKS: Mapping[str, int] = {}
 
 
 class Batcher:
@@ -66,6 +67,7 @@ class Batcher:
         self._prepared: deque[Batch] = deque()  # at most one; the worker thread takes it when it is free
         self._in_flight: list[Batch] = []  # prepared or running in the worker thread
         self._is_running = False
+        self._checks = 0  # requests of the service's own that wait or run
         self._batches = 0
         self._answered_batches = 0
         self._is_scheduled = False
@@ -93,12 +95,15 @@ class Batcher:
         """The number of the batch that runs in the worker thread now; None when none does."""
         return self._batches if self._is_running else None
 
-    async def infer(self, inputs: Mapping[str, Array], *, deadline: float | None = None) -> Answer:
+    async def infer(
+        self, inputs: Mapping[str, Array], *, deadline: float | None = None, source: str = CLIENT
+    ) -> Answer:
         """Answer any number of rows; more than the largest bucket are split and joined.
 
         Args:
             inputs: each input by name, all with the same number of rows, at least 1; left as they are until answered.
             deadline: on the clock of `time.perf_counter`; None waits for ever.
+            source: who asks; what the service asks itself is counted apart.
 
         Raises:
             Overloaded: the answer could not be ready by the deadline, or the queue is full.
@@ -109,17 +114,19 @@ class Batcher:
         """
         rows = len(next(iter(inputs.values())))
         latest = math.inf if deadline is None else deadline
-        if rows <= self._largest:
-            requests = [FutureRequest(inputs, latest)]
-            self.submit(requests[0])
-        else:  # all parts are queued in one go, and one that fails takes the others with it
-            self._admit(rows, latest)
-            requests = [FutureRequest(part, latest) for part in self._parts(inputs, rows)]
-            for request in requests:
-                self._enqueue(request)
+        parts = [inputs] if rows <= self._largest else list(self._parts(inputs, rows))
+        requests = [FutureRequest(part, latest, source) for part in parts]
+        self._checks += 0 if source == CLIENT else len(requests)
         try:
+            if len(requests) == 1:
+                self.submit(requests[0])
+            else:  # all parts are queued in one go, and one that fails takes the others with it
+                self._admit(rows, latest, source)
+                for request in requests:
+                    self._enqueue(request)
             return join([await request.future for request in requests])
         finally:
+            self._checks -= 0 if source == CLIENT else len(requests)
             for request in requests:  # after an answer this changes nothing; after a cancellation it spares a run
                 request.cancel()
 
@@ -140,7 +147,7 @@ class Batcher:
             or self._queue.rows + request.rows > self._easy_rows
             or request.deadline - request.arrived < self._latency.easy_seconds
         ):
-            self._admit(request.rows, request.deadline)
+            self._admit(request.rows, request.deadline, request.source)
         self._enqueue(request, is_alone=is_alone)
 
     async def close(self) -> None:
@@ -156,23 +163,27 @@ class Batcher:
         for start in range(0, rows, self._largest):
             yield {name: array[start : start + self._largest] for name, array in inputs.items()}
 
-    def _admit(self, rows: int, deadline: float) -> None:
+    def _admit(self, rows: int, deadline: float, source: str) -> None:
         """Refuse what could not be answered in time: a run for a late answer is a run lost for others."""
         if self._is_closed:
-            self._observer.refused("closed")
+            self._refused("closed", source)
             raise NotReady("the service is shutting down; ask again")
         is_idle = not self._is_running and not self._queue
         ahead = self._queue.rows + sum(batch.rows for batch in self._prepared)
         if ahead + rows > self._max_queue_rows:
-            self._observer.refused("queue_full")
+            self._refused("queue_full", source)
             after = math.ceil(self._latency.seconds_for(ahead, is_idle=is_idle))
             message = f"queue: {ahead} rows wait, got {rows} more, at most {self._max_queue_rows} may wait"
             raise Overloaded(message, after)
         expected, left = self._latency.seconds_for(ahead + rows, is_idle=is_idle), deadline - time.perf_counter()
         if not self._latency.can_promise(expected, left):
-            self._observer.refused("deadline_ahead")
+            self._refused("deadline_ahead", source)
             times = f"{expected * 1e3:.0f} ms, the deadline leaves {max(0.0, left) * 1e3:.0f} ms"
             raise Overloaded(f"the answer would take {times}", math.ceil(max(0.0, expected - left)))
+
+    def _refused(self, reason: str, source: str) -> None:
+        if source == CLIENT:
+            self._observer.refused(reason)
 
     def _enqueue(self, request: Request, *, is_alone: bool = False) -> None:
         self._queue.append(request)
@@ -276,6 +287,7 @@ class Batcher:
         """Tell the members, count the batch, remember its time."""
         for _ in range(batch.cancelled):
             self._observer.refused("cancelled")
+        started = time.perf_counter()
         batch.deliver()
         answer = batch.answer
         if answer is None:
@@ -286,8 +298,17 @@ class Batcher:
             return
         self._answered_batches += 1
         self._latency.finished(batch.bucket, answer.infer_seconds)
-        waited = answer.started - batch.requests[0].arrived
-        self._observer.batch(batch.rows, batch.bucket, waited, answer.infer_seconds)
+        # The members are looked at only while the service asks itself.
+        checks = batch.check_rows() if self._checks else _NO_CHECKS
+        self._observer.batch(
+            batch.rows - sum(checks.values()) if checks else batch.rows,
+            batch.bucket - batch.rows,
+            answer.started - batch.requests[0].arrived,
+            answer.infer_seconds,
+            answer.input_seconds,
+            time.perf_counter() - started,
+            checks,
+        )
 
     def _tell_if_drained(self) -> None:
         if self._drained is not None and not self._queue and not self._is_running:

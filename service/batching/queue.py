@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from ..errors import DeadlineExceeded
 from .batch import Batch, Observer
 from .latency_model import LatencyModel
-from .request import Request
+from .request import CLIENT, Request
 
 
 class Queue:
@@ -59,7 +59,7 @@ class Queue:
             if request.deadline < needs_a_look and not request.is_over:
                 limit = min(limit, self._rows_in_time(request, left + rows))
             if request.is_over:
-                if not request.is_expired:
+                if not request.is_expired and request.source == CLIENT:
                     self._observer.refused("cancelled")
             elif rows + request.rows > limit and requests:
                 break
@@ -74,7 +74,8 @@ class Queue:
     def expire(self, request: Request) -> None:
         """Tell a request that its deadline has passed."""
         request.is_over = request.is_expired = True
-        self._observer.refused("deadline_passed")
+        if request.source == CLIENT:
+            self._observer.refused("deadline_passed")
         waited = time.perf_counter() - request.arrived
         request.failed(DeadlineExceeded(f"the deadline passed {waited * 1e3:.0f} ms after the request arrived"))
 

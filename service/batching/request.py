@@ -18,31 +18,48 @@ from ..tensors import Array, TensorSpec
 
 RawRows = bytes | bytearray | memoryview  # rows as they lie in memory, without gaps
 
+# Who asks. What the service asks itself is run as a client's requests are, and counted apart.
+CLIENT, GOLDEN, CANARY, SHADOW = "client", "golden", "canary", "shadow"
+CHECKS = (GOLDEN, CANARY, SHADOW)
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Outputs of one request, its rows in their order, and where its time went."""
+    """Outputs of one request, its rows in their order, and where its time went.
+
+    `input_seconds`, in which its batch was assembled, are part of `infer_seconds`.
+    """
 
     outputs: Mapping[str, Array]
     queue_seconds: float
     infer_seconds: float
     batch_rows: int
+    input_seconds: float = 0.0
 
 
 class BatchAnswer:
     """Outputs of a whole batch, shared by its members.
 
-    `started` is on the clock of `time.perf_counter`. `formatted` is for the members: what the first of them makes of
+    `started` is on the clock of `time.perf_counter`; `input_seconds`, in which the batch was assembled, are part of
+    `infer_seconds`. `formatted` is for the members: what the first of them makes of
     the outputs, the others need not make again.
     """
 
-    __slots__ = ("formatted", "infer_seconds", "outputs", "rows", "started")
+    __slots__ = ("formatted", "infer_seconds", "input_seconds", "outputs", "rows", "started")
 
-    def __init__(self, outputs: Mapping[str, Array], rows: int, started: float, infer_seconds: float) -> None:
+    def __init__(
+        self,
+        outputs: Mapping[str, Array],
+        rows: int,
+        started: float,
+        infer_seconds: float,
+        input_seconds: float = 0.0,
+    ) -> None:
         self.outputs = outputs
         self.rows = rows
         self.started = started
         self.infer_seconds = infer_seconds
+        self.input_seconds = input_seconds
         self.formatted: dict[Any, Any] = {}
 
 
@@ -95,12 +112,15 @@ class Request:
         arrived: on the same clock; None is now.
 
     Attributes:
+        source: who asks.
         raw_rows: the rows as bytes instead, where the receiver has a layout.
         rows: how many there are.
         is_over: nothing waits for the answer any more: the request is answered, cancelled or expired.
     """
 
     __slots__ = ("_inputs", "arrived", "deadline", "is_expired", "is_over", "raw_rows", "receiver", "rows")
+
+    source = CLIENT
 
     def __init__(
         self,
@@ -144,10 +164,11 @@ class FutureRequest(Request):
         future: of the running event loop.
     """
 
-    __slots__ = ("future",)
+    __slots__ = ("future", "source")
 
-    def __init__(self, inputs: Mapping[str, Array], deadline: float) -> None:
+    def __init__(self, inputs: Mapping[str, Array], deadline: float, source: str = CLIENT) -> None:
         super().__init__(_FUTURES, inputs, deadline=deadline)
+        self.source = source
         self.future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
     def failed(self, error: ServiceError) -> None:
@@ -171,10 +192,14 @@ class _Futures:
             if not request.future.done():
                 outputs = {name: array[start : start + request.rows] for name, array in batch.outputs.items()}
                 waited = batch.started - request.arrived
-                request.future.set_result(Answer(outputs, waited, batch.infer_seconds, batch.rows))
+                request.future.set_result(_answer(batch, outputs, waited))
 
 
 _FUTURES = _Futures()
+
+
+def _answer(batch: BatchAnswer, outputs: Mapping[str, Array], waited: float) -> Answer:
+    return Answer(outputs, waited, batch.infer_seconds, batch.rows, batch.input_seconds)
 
 
 def join(answers: Sequence[Answer]) -> Answer:
@@ -183,4 +208,6 @@ def join(answers: Sequence[Answer]) -> Answer:
         return answers[0]
     outputs = {name: np.concatenate([answer.outputs[name] for answer in answers]) for name in answers[0].outputs}
     infer_seconds = sum(answer.infer_seconds for answer in answers)
-    return Answer(outputs, answers[0].queue_seconds, infer_seconds, max(answer.batch_rows for answer in answers))
+    input_seconds = sum(answer.input_seconds for answer in answers)
+    largest = max(answer.batch_rows for answer in answers)
+    return Answer(outputs, answers[0].queue_seconds, infer_seconds, largest, input_seconds)

@@ -71,7 +71,7 @@ class Endpoint:
         total = time.perf_counter() - exchange.arrived
         self._counts.note(self.route.label, (total,), error.status)
         if exchange.rows:
-            self.route.count_failure(total)
+            self.route.model.statistics.failed(total)
         request_id = exchange.head.request_id or new_request_id()
         self._error_log.note(error, request_id.decode(), self.route.label)
         server = exchange.connection.server.state
@@ -131,11 +131,19 @@ class Endpoint:
 
     def _count(self, answered: Sequence["Exchange"], batch: BatchAnswer, now: float) -> None:
         """Count answers that were sent at the same moment."""
+        requests = len(answered)
         seconds = [now - exchange.arrived for exchange in answered]
-        parsing = sum(exchange.parsed - exchange.arrived for exchange in answered)
-        answered[0].connection.server.state.total_requests += len(answered)
+        total, parsing = sum(seconds), sum(exchange.parsed - exchange.arrived for exchange in answered)
+        answered[0].connection.server.state.total_requests += requests
         self._counts.note(self.route.label, seconds)
-        self.route.count(len(answered), sum(seconds), parsing, batch.infer_seconds, now - batch.started)
+        self.route.model.statistics.answered(
+            total,
+            total - parsing - requests * (now - batch.started),
+            parsing + requests * batch.input_seconds,
+            requests * (batch.infer_seconds - batch.input_seconds),
+            requests * (now - batch.started - batch.infer_seconds),
+            requests,
+        )
 
     def _show_candidate(self, requests: Sequence["Exchange"], starts: Sequence[int], batch: BatchAnswer) -> None:
         """Let the model's candidate answer the same rows."""

@@ -16,7 +16,6 @@ from ..bodies.limits import QUICK_BYTES
 from ..bounded_dict import BoundedDict
 from ..errors import InvalidInput
 from ..live.model import Model
-from ..live.statistics import Stages
 from ..tensors import Array
 from ..v2.checks import WantedOutput
 from ..v2.datatypes import DATATYPES, datatype_of
@@ -128,23 +127,6 @@ class Infer:
             texts.append(piece)
         head = b"".join(texts)
         return (_WITH_TENSORS % len(head), b"".join((head, *tails))) if tails else (_PLAIN, head)
-
-    def count(self, answers: int, total: float, parse: float, infer: float, since_run: float) -> None:
-        """Count answered requests; formatting is part of the total only.
-
-        Args:
-            answers: how many.
-            total: seconds of all of them from arrival to answer.
-            parse: seconds that reading all of them took.
-            infer: seconds of the run that they shared.
-            since_run: seconds from the start of the run to their answers.
-        """
-        queue = total - parse - answers * since_run
-        self.model.statistics.answered(Stages(total, queue, parse, answers * infer, 0.0), answers)
-
-    def count_failure(self, seconds: float) -> None:
-        """Count a request that was read and got an error."""
-        self.model.statistics.failed(seconds)
 
     def _write_alone(self, batch: BatchAnswer, start: int, rows: int, request: InferRequest) -> Written:
         """Write one answer as the application does."""

@@ -104,12 +104,6 @@ class Predict:
                 answers.append(EngineError(f"model {self.model.name!r} gave probabilities that are not finite numbers"))
         return answers
 
-    def count(self, answers: int, total: float, parse: float, infer: float, since_run: float) -> None:
-        """Nothing: the protocol's statistics are of its own route."""
-
-    def count_failure(self, seconds: float) -> None:
-        """Nothing, likewise."""
-
     def _format(self, batch: BatchAnswer) -> tuple[list[bytes], bool]:
         """Return one JSON object for each row of a batch, and whether all numbers are finite; others read `null`."""
         probabilities, class_ids = batch.outputs["probabilities"], batch.outputs["class_id"].ravel()

@@ -8,6 +8,7 @@ import asyncio
 import logging
 
 from ..artifacts.golden import check_golden
+from ..batching.request import CANARY
 from ..errors import NotReady, Overloaded, ServiceError
 from .model import Model
 from .registry import Registry
@@ -50,7 +51,7 @@ class Canary:
             self._batches[model.name] = answered
             return 0.0
         try:
-            answer = await model.batcher.infer(model.engine.golden.inputs)
+            answer = await model.batcher.infer(model.engine.golden.inputs, source=CANARY)
             check_golden(model.engine.golden, answer.outputs, model.engine.device.provider)
         except (NotReady, Overloaded):  # it is being unloaded, or not idle after all
             return 0.0

@@ -19,19 +19,20 @@ import onnxruntime
 from ..artifacts.golden import check_golden
 from ..artifacts.repository import Artifact, Repository
 from ..batching.batcher import Batcher
+from ..batching.request import GOLDEN
 from ..engines.autotune import decide_alone
 from ..engines.engine import Engine
 from ..engines.runners import stoppable
 from ..engines.throttle import throttled
 from ..errors import ArtifactInvalid, DeviceLost, ServiceError, VersionLost
-from ..metrics import Metrics, ModelMetrics
+from ..metrics import Metrics
 from ..processes.abandoned import abandon
 from ..processes.workers import Workers
 from ..settings import Settings
 from .memory import give_back
 from .model import UNVERIFIED, Model
 from .served import ServedVersions
-from .statistics import Observers, Statistics
+from .statistics import Statistics
 
 _log = logging.getLogger(__name__)
 
@@ -67,10 +68,10 @@ class Loader:
         self._lost = lost
         self._decide = decide_alone if workers is None else workers.decide
         self._folder = None if workers is None else workers.folder / "statistics"
-        self._counters: dict[str, ModelMetrics] = {}
         self._one_load = asyncio.Semaphore(1)
+        self._names: set[str] = set()  # of all models that were ever loaded
         self._loaded: dict[Model, asyncio.Task[None] | None] = {}  # with the task that unloads it
-        metrics.before_reading.append(self._count_waiting)
+        metrics.before_reading += [self._count_waiting, self._count_statistics]
 
     async def load(self, name: str, version: int, *, is_beside: bool = False, like: Model | None = None) -> Model:
         """Return a version that has given its golden answers through its batcher.
@@ -94,6 +95,7 @@ class Loader:
             finally:
                 progress.cancel()
         self._loaded[model] = None
+        self._names.add(name)
         self._report(model, time.perf_counter() - started)
         return model
 
@@ -157,9 +159,10 @@ class Loader:
         """Return a version whose golden answers have come by the way that requests take."""
         name = artifact.name
         folder = self._folder and self._folder / name / str(artifact.version)
-        statistics = Statistics(engine.buckets[-1], folder)
+        metrics = self._metrics.for_version(name, artifact.version)
+        statistics = Statistics(engine.buckets[-1], metrics, folder)
         try:
-            model = Model(artifact, engine, self._batcher(name, engine, executor, statistics), executor, statistics)
+            model = Model(artifact, engine, self._batcher(engine, executor, statistics), executor, statistics)
             await _prove(model)
             served = self._served.claim(name, artifact.version, artifact.sha256)
             if served != artifact.sha256:
@@ -216,24 +219,26 @@ class Loader:
             )
         return artifact, engine
 
-    def _batcher(self, name: str, engine: Engine, executor: ThreadPoolExecutor, statistics: Statistics) -> Batcher:
+    def _batcher(self, engine: Engine, executor: ThreadPoolExecutor, statistics: Statistics) -> Batcher:
         """A batcher that stays in the engine's own thread where the device demands it."""
-        if name not in self._counters:  # shared by its versions: what is registered is never removed
-            self._counters[name] = self._metrics.for_model(name)
         is_bound_to_thread = engine.device.provider == "cuda"
         return Batcher(
             engine,
             max_queue_rows=self._settings.max_queue_rows,
             inline_seconds=0.0 if is_bound_to_thread else self._settings.inline_below_ms / 1000,
             executor=executor,
-            observer=Observers(self._counters[name], statistics),
+            observer=statistics,
             lost=self._lost,
         )
 
     def _count_waiting(self) -> None:
-        for name in self._counters:
+        for name in self._names:
             rows = sum(model.batcher.queued_rows for model in self._loaded if model.name == name)
             self._metrics.queued_rows.labels(name).set(rows)
+
+    def _count_statistics(self) -> None:
+        for model in self._loaded:
+            model.statistics.count()
 
     def _report(self, model: Model, seconds: float) -> None:
         name, engine, metrics = model.name, model.engine, self._metrics
@@ -270,9 +275,8 @@ async def _report_progress(name: str, version: int, started: float) -> None:
 async def _prove(model: Model) -> None:
     """Check the golden answers, by the way that requests take."""
     golden = model.engine.golden
-    answer = await model.batcher.infer(golden.inputs)
+    answer = await model.batcher.infer(golden.inputs, source=GOLDEN)
     check_golden(golden, answer.outputs, model.engine.device.provider)
-    model.statistics.forget()
 
 
 async def _drain(model: Model) -> None:

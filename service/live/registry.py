@@ -91,6 +91,10 @@ class Registry:
         """Every version that answers, by name and number."""
         return [table.loaded[version] for _, table in sorted(self._tables.items()) for version in sorted(table.loaded)]
 
+    async def others_have_counted(self) -> None:
+        """Wait until other workers, if there are any, have counted what they have answered so far."""
+        await self._metrics.others_have_counted()
+
     @property
     def tables(self) -> Mapping[str, VersionTable]:
         """The versions and labels of each model."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..batching.request import Answer
+from ..batching.request import SHADOW, Answer
 from ..errors import ServiceError
 from ..processes.counters import Counters
 from ..tensors import Array
@@ -170,7 +170,7 @@ async def _run(candidate: _Candidate, inputs: Mapping[str, Array], live: Answer,
     try:
         with candidate.model.in_use():
             deadline = time.perf_counter() + _DEADLINE_SECONDS
-            answer = await candidate.model.batcher.infer(inputs, deadline=deadline)
+            answer = await candidate.model.batcher.infer(inputs, deadline=deadline, source=SHADOW)
         candidate.count(compare(live, answer))
     except ServiceError:
         candidate.count(Comparison(failed=1))

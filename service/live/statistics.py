@@ -1,33 +1,34 @@
 """What one version of a model has done: requests and rows answered, batches run, and where their time went.
 
-Counted on the event loop, in nanoseconds, since the model was loaded. `perf_analyzer` takes the difference of two
-readings and needs every member, zero or not. Each worker reports the sum over all workers.
+Noted on the event loop and counted in bulk, in nanoseconds, since the model was loaded. `perf_analyzer` takes the
+difference of two readings and needs every member, zero or not. Each worker reports the sum over all workers. What the
+service asks itself is no request and no answer: its rows stand apart.
 """
 
 import time
-from dataclasses import dataclass
+from array import array
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..batching.batcher import Observer
+import numpy as np
+
+from ..batching.request import CHECKS
+from ..metrics import Floats, VersionMetrics
 from ..processes.counters import Counters
 
 _STAGES = ("queue", "compute_input", "compute_infer", "compute_output")
 
 # Places of the counters; a duration has two, how often and how many nanoseconds altogether.
 _LAST_MS, _ROWS, _SUCCESS, _FAIL, _FIRST_STAGE = 0, 1, 2, 4, 6
-_FIRST_BATCH = _FIRST_STAGE + 2 * len(_STAGES)  # of batches of 0 rows, then of 1, and so on
+_FIRST_CHECK = _FIRST_STAGE + 2 * len(_STAGES)
+_FIRST_BATCH = _FIRST_CHECK + len(CHECKS)
+_BATCH_PLACES = 4  # for batches of 0 rows, then of 1, and so on: how many, and nanoseconds of input, infer and output
 
+_PLACES_OF_SECONDS = (_SUCCESS, *range(_FIRST_STAGE, _FIRST_CHECK, 2))
 
-@dataclass(slots=True)
-class Stages:
-    """Seconds of a request, or of several: `input` and `output` are reading and formatting, outside the engine."""
-
-    total: float
-    queue: float
-    input: float
-    infer: float
-    output: float
+_MOST_NOTED = 1_024  # batches, or requests answered together, that are noted before they are counted
+_ANSWER, _RUN = 6, 6  # numbers that are noted of requests answered together, and of a batch
 
 
 class Statistics:
@@ -38,48 +39,91 @@ class Statistics:
 
     Args:
         most_rows: of one batch.
+        metrics: show the same.
         folder: where the workers keep the counters of this version; None when there is only this process.
     """
 
-    def __init__(self, most_rows: int, folder: Path | None = None) -> None:
-        self._batches = {rows: _FIRST_BATCH + 2 * rows for rows in range(most_rows + 1)}
-        self._counters = Counters(_FIRST_BATCH + 2 * len(self._batches), folder, maxima=[_LAST_MS])
-        self._own = self._counters.own
+    def __init__(self, most_rows: int, metrics: VersionMetrics, folder: Path | None = None) -> None:
+        self._most_rows = most_rows
+        self._metrics = metrics
+        self._counters = Counters(_FIRST_BATCH + _BATCH_PLACES * (most_rows + 1), folder, maxima=[_LAST_MS])
+        self._last_ms = 0
+        self._answers = array("d")  # one after the other, `_ANSWER` numbers each
+        self._runs = array("d")  # the same with `_RUN` numbers
+        # A failure or a refusal is no load of its own, and is counted at once.
+        self.batch_failed = metrics.batch_failed
+        self.refused = metrics.refused
 
-    def answered(self, stages: Stages, requests: int = 1) -> None:
-        """Count requests that got their outputs; the seconds are those of all of them together."""
-        self._add(_SUCCESS, stages.total, requests)
-        for place, seconds in enumerate((stages.queue, stages.input, stages.infer, stages.output)):
-            self._add(_FIRST_STAGE + 2 * place, seconds, requests)
+    def answered(
+        self, total: float, queue: float, compute_input: float, infer: float, output: float, requests: int = 1
+    ) -> None:
+        """Note requests that got their outputs; the seconds are those of all of them together.
+
+        Args:
+            total: from arrival to answer.
+            queue: waiting for the run.
+            compute_input: reading them and assembling the batch.
+            infer: of the run.
+            output: from the end of the run to the answer.
+            requests: how many.
+        """
+        self._answers.extend((requests, total, queue, compute_input, infer, output))
+        self._metrics.has_news()
+        if len(self._answers) >= _MOST_NOTED * _ANSWER:
+            self.count()
 
     def failed(self, seconds: float) -> None:
         """Count a request that got an error after it was read."""
-        self._add(_FAIL, seconds)
+        self._add(_FAIL, 1, seconds)
+        self._metrics.requests(0, 1)
 
-    def batch(self, rows: int, bucket: int, queue_seconds: float, infer_seconds: float) -> None:
-        """Count a run of the engine."""
-        self._own[_ROWS] += rows
-        self._own[_LAST_MS] = time.time_ns() // 1_000_000
-        self._add(self._batches[rows], infer_seconds)
+    def batch(
+        self,
+        rows: int,
+        padded_rows: int,
+        queue_seconds: float,
+        infer_seconds: float,
+        input_seconds: float,
+        output_seconds: float,
+        check_rows: Mapping[str, int],
+    ) -> None:
+        """Note a run of the engine."""
+        for source, asked in check_rows.items():
+            self._counters.own[_FIRST_CHECK + CHECKS.index(source)] += asked
+            self._metrics.checked(source, asked)
+        if not rows:
+            return
+        self._last_ms = time.time_ns() // 1_000_000
+        self._runs.extend((rows, padded_rows, queue_seconds, infer_seconds, input_seconds, output_seconds))
+        self._metrics.has_news()
+        if len(self._runs) >= _MOST_NOTED * _RUN:
+            self.count()
 
-    def batch_failed(self) -> None:
-        """A batch whose members ran alone is counted by those."""
-
-    def refused(self, reason: str) -> None:
-        """A refused request is counted by `failed`."""
-
-    def forget(self) -> None:
-        """Start again at zero: the golden inputs of a load are no request."""
-        self._counters.clear()
+    def count(self) -> None:
+        """Count what was noted."""
+        if self._runs:
+            runs, self._runs = np.frombuffer(self._runs).reshape(-1, _RUN).T, array("d")
+            self._count_runs(*runs)
+        if self._answers:
+            answers, self._answers = np.frombuffer(self._answers).reshape(-1, _ANSWER), array("d")
+            requests, *seconds = answers.sum(axis=0).tolist()
+            for place, spent in zip(_PLACES_OF_SECONDS, seconds, strict=True):
+                self._add(place, requests, spent)
+            self._metrics.requests(int(requests), 0)
 
     def close(self) -> None:
         """Take this process's counts away: the version has left it."""
+        self.count()
         self._counters.close()
 
     def to_json(self, model: str, version: int) -> dict[str, Any]:
-        """One element of `model_stats`: the sums over all workers."""
+        """One element of `model_stats`: the sums over all workers.
+
+        `check_rows` goes beyond the protocol: rows that the service asked itself, and that no other member holds.
+        """
+        self.count()
         totals = list(map(round, self._counters.totals()))
-        durations = {rows: _duration(totals, place) for rows, place in self._batches.items() if totals[place]}
+        batches = {rows: totals[self._place(rows) :][:_BATCH_PLACES] for rows in range(self._most_rows + 1)}
         stages = {name: _duration(totals, _FIRST_STAGE + 2 * place) for place, name in enumerate(_STAGES)}
         nothing = {"count": 0, "ns": 0}
         return {
@@ -87,7 +131,7 @@ class Statistics:
             "version": str(version),
             "last_inference": totals[_LAST_MS],
             "inference_count": totals[_ROWS],
-            "execution_count": sum(duration["count"] for duration in durations.values()),
+            "execution_count": sum(count for count, *_ in batches.values()),
             "inference_stats": {
                 "success": _duration(totals, _SUCCESS),
                 "fail": _duration(totals, _FAIL),
@@ -99,42 +143,40 @@ class Statistics:
             "batch_stats": [
                 {
                     "batch_size": rows,
-                    "compute_input": {"count": duration["count"], "ns": 0},
-                    "compute_infer": duration,
-                    "compute_output": {"count": duration["count"], "ns": 0},
+                    "compute_input": {"count": count, "ns": compute_input},
+                    "compute_infer": {"count": count, "ns": infer},
+                    "compute_output": {"count": count, "ns": output},
                 }
-                for rows, duration in durations.items()
+                for rows, (count, compute_input, infer, output) in batches.items()
+                if count
             ],
             "memory_usage": [],
+            "check_rows": dict(zip(CHECKS, totals[_FIRST_CHECK:_FIRST_BATCH], strict=True)),
         }
 
-    def _add(self, place: int, seconds: float, times: int = 1) -> None:
-        self._own[place] += times
-        self._own[place + 1] += seconds * 1e9
+    def _count_runs(
+        self, rows: Floats, padded: Floats, queue: Floats, infer: Floats, compute_input: Floats, output: Floats
+    ) -> None:
+        """Count batches, in the statistics by the rows of clients in them."""
+        self._metrics.batches(rows, padded, queue, infer)
+        own = self._counters.own
+        own[_LAST_MS] = self._last_ms
+        own[_ROWS] += float(rows.sum())
+        sizes = rows.astype(np.int64)
+        columns = (np.ones_like(rows), compute_input * 1e9, (infer - compute_input) * 1e9, output * 1e9)
+        sums = np.array([np.bincount(sizes, column) for column in columns])
+        for size in np.flatnonzero(sums[0]).tolist():
+            for offset, amount in enumerate(sums[:, size].tolist()):
+                own[self._place(size) + offset] += amount
+
+    def _place(self, rows: int) -> int:
+        return _FIRST_BATCH + _BATCH_PLACES * rows
+
+    def _add(self, place: int, times: float, seconds: float) -> None:
+        self._counters.own[place] += times
+        self._counters.own[place + 1] += seconds * 1e9
 
 
 def _duration(totals: list[int], place: int) -> dict[str, int]:
     """The protocol's form of how often something happened and how long that took."""
     return {"count": totals[place], "ns": totals[place + 1]}
-
-
-class Observers:
-    """Several observers of one batcher."""
-
-    def __init__(self, *observers: Observer) -> None:
-        self._observers = observers
-
-    def batch(self, rows: int, bucket: int, queue_seconds: float, infer_seconds: float) -> None:
-        """Count a run of the engine."""
-        for observer in self._observers:
-            observer.batch(rows, bucket, queue_seconds, infer_seconds)
-
-    def batch_failed(self) -> None:
-        """Count a batch whose members ran alone."""
-        for observer in self._observers:
-            observer.batch_failed()
-
-    def refused(self, reason: str) -> None:
-        """Count a request that cost no run."""
-        for observer in self._observers:
-            observer.refused(reason)

@@ -54,11 +54,6 @@ class Counters:
         totals[self._maxima] = np.max(counted, axis=0)[self._maxima]
         return list(totals.tolist())
 
-    def clear(self) -> None:
-        """Start again at zero, in this process."""
-        for place in range(len(self.own)):
-            self.own[place] = 0.0
-
     def close(self) -> None:
         """Take this process's counts away."""
         if self._file is not None:

@@ -58,7 +58,7 @@ async def list_models(request: Request) -> schemas.ModelList:
 @router.get("/stats", summary="Statistics of all models", responses=error_responses(500))
 async def statistics_of_all(request: Request) -> dict[str, Any]:
     """Count requests, rows and batches, and the time they took."""
-    return _statistics(_registry(request).all_versions())
+    return await _statistics(request, _registry(request).all_versions())
 
 
 @router.get("/{model}", summary="What a model takes and gives", responses=error_responses(404, 500, 503))
@@ -96,7 +96,7 @@ async def statistics_of_model(request: Request, model: str, version: str | None 
     """Count requests, rows and batches of one model, and the time they took."""
     served = _model(request, model, version)
     loaded = _registry(request).tables[served.name].loaded
-    return _statistics([served] if version else [loaded[number] for number in sorted(loaded)])
+    return await _statistics(request, [served] if version else [loaded[number] for number in sorted(loaded)])
 
 
 @router.post(
@@ -143,7 +143,8 @@ def _model(request: Request, name: str, version: str | None, label: str | None =
     return served_model(_registry(request), name, version, label)
 
 
-def _statistics(models: list[Model]) -> dict[str, Any]:
+async def _statistics(request: Request, models: list[Model]) -> dict[str, Any]:
+    await _registry(request).others_have_counted()
     return {"model_stats": [model.statistics.to_json(model.name, model.version) for model in models]}
 
 

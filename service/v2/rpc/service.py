@@ -89,6 +89,7 @@ class InferenceService:
 
     async def ModelStatistics(self, request: Any, context: RequestContext) -> Any:  # noqa: N802
         """Count requests, rows and batches; of all models where none is named."""
+        await self._registry.others_have_counted()
         models = [self._model(request.name, request.version)] if request.name else self._registry.all_versions()
         stats = [model.statistics.to_json(model.name, model.version) for model in models]
         return from_dict("ModelStatisticsResponse", {"model_stats": stats})

@@ -11,7 +11,7 @@ import pytest
 
 from foldserve.service.batching.batcher import BatchAnswer, Batcher, Request
 from foldserve.service.batching.latency_model import LatencyModel
-from foldserve.service.batching.request import RowLayout
+from foldserve.service.batching.request import CANARY, RowLayout
 from foldserve.service.errors import DeadlineExceeded, DeviceLost, EngineError, NotReady, Overloaded
 from foldserve.service.tensors import TensorSpec
 from tests.support.live_models import loaded
@@ -60,14 +60,17 @@ class Counted:
     """An observer that keeps everything."""
 
     def __init__(self) -> None:
+        self.checks: list[dict[str, int]] = []
         self.batches: list[tuple[int, int]] = []
         self.failures = 0
         self.reasons: list[str] = []
 
-    def batch(self, rows: int, bucket: int, queue_seconds: float, infer_seconds: float) -> None:
+    def batch(self, rows, padded_rows, queue_seconds, infer_seconds, input_seconds, output_seconds, check_rows) -> None:
         assert queue_seconds >= 0
-        assert infer_seconds >= 0
-        self.batches.append((rows, bucket))
+        assert infer_seconds >= input_seconds >= 0
+        assert output_seconds > 0
+        self.checks.append(dict(check_rows))
+        self.batches.append((rows, rows + padded_rows))
 
     def batch_failed(self) -> None:
         self.failures += 1
@@ -675,3 +678,25 @@ def test_ten_thousand_random_requests_are_never_mixed_up(fashion_and_echo, inlin
             assert answered == 5_000
 
     asyncio.run(asyncio.wait_for(test(), 60))
+
+
+def test_what_the_service_asks_itself_is_counted_apart():
+    """A batch that a client shares with a check counts the client's rows; refusals of checks are no client's."""
+
+    async def test():
+        counted = Counted()
+        batcher = Batcher(Echo(), max_queue_rows=12, observer=counted)
+        await asyncio.gather(batcher.infer(rows(1, 2)), batcher.infer(rows(3), source=CANARY))
+        await batcher.infer(rows(*range(10, 20)), source=CANARY)
+        await batcher.infer(rows(4))
+        assert counted.batches == [(2, 3), (0, 0), (0, 0), (1, 1)]
+        assert counted.checks == [{CANARY: 1}, {CANARY: 8}, {CANARY: 2}, {}]
+        with pytest.raises(Overloaded):
+            await batcher.infer(rows(*range(13)), source=CANARY)
+        assert counted.reasons == []
+        with pytest.raises(Overloaded):
+            await batcher.infer(rows(*range(13)))
+        assert counted.reasons == ["queue_full"]
+        await batcher.close()
+
+    run(test())

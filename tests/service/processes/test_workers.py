@@ -90,7 +90,9 @@ def test_counts_are_those_of_the_client_also_over_a_killed_worker(fashion):
         assert read_until(process, "ready")
         assert [predict(address) for _ in range(15)] == [200] * 15
         after = counted(address, 60)
-        assert total(after, "foldserve_rows_total", model="fashion") == 60 + 3 * 16  # golden rows of three loads
+        assert total(after, "foldserve_rows_total", model="fashion") == 60
+        assert total(after, "foldserve_model_requests_total", model="fashion", version="1", outcome="answered") == 60
+        assert total(after, "foldserve_check_rows_total", source="golden") == 3 * 16  # of three loads
         assert total(after, "foldserve_request_seconds_count", route="/predict") == 60
         counters = {key for key in before if key[0].endswith(("_total", "_count", "_bucket"))}
         assert all(after[key] >= before[key] for key in counters)
