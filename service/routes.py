@@ -4,6 +4,7 @@ Bodies are read by `predict_body` and answers written by `answers`; the parts th
 settings) are given to the application by `create_app` and stand on its state.
 """
 
+import asyncio
 from pathlib import Path
 
 from fastapi import APIRouter, Request
@@ -27,6 +28,8 @@ from .request_context import RequestContext
 from .schemas import error_responses
 from .settings import Settings
 from .v2.metadata import EXTENSIONS
+
+QUICK_ROWS = 512  # written as JSON within a millisecond or two; more of them in a thread
 
 STATIC = Path(__file__).parent / "static"
 
@@ -60,7 +63,11 @@ async def predict(request: Request) -> Response:
     with budget.hold() as share, model.in_use():
         images = await _read_images(request, spec, share)
         result = await answer(request.app.state.registry, model, {spec.input: images}, deadline, context)
-    body = predictions_json(model.name, model.version, class_names, result.outputs)
+    arguments = (model.name, model.version, class_names, result.outputs)
+    if len(images) <= QUICK_ROWS:
+        body = predictions_json(*arguments)
+    else:
+        body = await asyncio.to_thread(predictions_json, *arguments)
     count(model, result, context)
     return Response(body, media_type="application/json")
 

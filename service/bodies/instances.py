@@ -7,7 +7,8 @@ first one that will not do. Pure functions of bytes, as all of `predict_body`.
 from __future__ import annotations
 
 import base64
-import binascii
+import re
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from ..errors import InvalidInput, clip
 from .decoder import decode_image
 from .json_body import SizeGuard, describe, parse_json, uint8_bytes
-from .limits import QUICK_BYTES, Limits, PixelBudget, check_rows
+from .limits import QUICK_BYTES, WHOLE_JSON_BYTES, Limits, PixelBudget, check_rows
+from .long_json import LongListReader, LongText, Pauses, check_room, element_slices, flatten, index_text
 
 if TYPE_CHECKING:
     from foldserve.format.image import ImageSpec
@@ -24,6 +26,15 @@ if TYPE_CHECKING:
 Images = NDArray[np.uint8]
 
 _U, _F = b"uf"
+
+# What stands around the instances of a long body, and around the text of a long file.
+_LONGEST_END = 1_024
+_BEFORE = re.compile(rb'[ \t\r\n]*\{[ \t\r\n]*"instances"[ \t\r\n]*:[ \t\r\n]*(?=\[)')
+_BEHIND = re.compile(rb"\][ \t\r\n]*\}[ \t\r\n]*\Z")
+_FILE_BEGIN = re.compile(rb'\{[ \t\r\n]*"b64"[ \t\r\n]*:[ \t\r\n]*"')
+_FILE_END = re.compile(rb'"[ \t\r\n]*\}\Z')
+_FILE = '{"b64": "<PNG or JPEG in base64>"}'
+_BASE64_SLICE = 262_144
 
 
 def images_from_json(body: bytes, spec: ImageSpec, limits: Limits) -> Images:
@@ -42,25 +53,42 @@ def pixels_from_json(body: bytes, spec: ImageSpec, limits: Limits) -> bytes:
     if len(body) > QUICK_BYTES:
         shape = (spec.channels, spec.height, spec.width)
         SizeGuard([shape], limits.rows, spare=2 * limits.rows).check(body)  # an image may be an object with one value
-    instances = _instances(body)
-    check_rows(len(instances), limits)
     parts: list[bytes] = []
-    budget: PixelBudget | None = None
+    budget = PixelBudget(limits.pixels)
     # Searching a single letter is thirty times as fast as searching a word; plain pixels hold neither.
-    may_hold_booleans = (_U in body and b"true" in body) or (_F in body and b"false" in body)
-    for index, instance in enumerate(instances):
-        if isinstance(instance, dict):
-            budget = budget or PixelBudget(limits.pixels)
-            parts.append(_from_b64(instance, spec, budget, f"instances[{index}]").tobytes())
-            continue
-        pixels = None
-        if not (may_hold_booleans and _holds_boolean(instance)):  # bytes and NumPy take true for 1
-            pixels = _quick_pixels(instance, spec) or _whole_floats(instance, spec)
-        parts.append(pixels or _checked_pixels(instance, spec, f"instances[{index}]"))
+    may_hold_booleans = (
+        len(body) > WHOLE_JSON_BYTES or (_U in body and b"true" in body) or (_F in body and b"false" in body)
+    )
+    for instances in _instances(body):
+        check_rows(len(parts) + len(instances), limits)
+        for instance in instances:
+            place = f"instances[{len(parts)}]"
+            if isinstance(instance, LongText):
+                parts.append(_long_instance(instance, spec, budget, place))
+                continue
+            if isinstance(instance, dict):
+                parts.append(_from_b64(instance, spec, budget, place).tobytes())
+                continue
+            pixels = None
+            if not (may_hold_booleans and _holds_boolean(instance)):  # bytes and NumPy take true for 1
+                pixels = _quick_pixels(instance, spec) or _whole_floats(instance, spec)
+            parts.append(pixels or _checked_pixels(instance, spec, place))
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _instances(body: bytes) -> list[Any]:
+def _instances(body: bytes) -> Iterator[list[Any]]:
+    """Yield the instances, in lists that follow one another; of a long body they are parsed a slice at a time."""
+    if len(body) <= WHOLE_JSON_BYTES:
+        yield _parsed_instances(body)
+        return
+    start, stop = _BEFORE.match(body), _BEHIND.search(body, len(body) - _LONGEST_END)
+    if start is None or stop is None:
+        raise InvalidInput('body: expected an object {"instances": [...]} and no other key')
+    for elements in element_slices(LongText(body, start.end(), stop.start() + 1)):
+        yield [elements] if isinstance(elements, LongText) else elements
+
+
+def _parsed_instances(body: bytes) -> list[Any]:
     """Return the list under "instances", not empty."""
     document = parse_json(body)
     shape = '{"instances": [...]}'
@@ -77,6 +105,39 @@ def _instances(body: bytes) -> list[Any]:
     if not instances:
         raise InvalidInput("instances: an empty list, expected at least one image")
     return instances
+
+
+def _long_instance(text: LongText, spec: ImageSpec, budget: PixelBudget, place: str) -> bytes:
+    """Return the pixels of an instance that is long by itself: numbers, or a file, both read in slices."""
+    body, start, stop = text.body, text.start, text.stop
+    if not text.is_list:
+        begin, end = _FILE_BEGIN.match(body, start, stop), _FILE_END.search(body, stop - _LONGEST_END, stop)
+        if begin is None or end is None:
+            raise InvalidInput(f"{place}: expected {_FILE}")
+        return _decoded(body[begin.end() : end.start()].replace(b"\\/", b"/"), spec, budget, place).tobytes()
+    flat, nested = _shapes(spec)
+    check_room(text, flat[0], place)
+    values = np.empty(flat, np.uint8)
+    shape = LongListReader(values, len(nested), _slice_pixels, place).read(text)
+    if shape not in (flat, nested):
+        raise InvalidInput(f"{place}: shape {_shape_text(shape)}, expected {nested} or {flat[0]} values")
+    return values.tobytes()
+
+
+def _slice_pixels(items: list[Any], nesting: Sequence[int], before: int, place: str) -> Images:
+    """Return the pixels of a slice of a long instance; those `before` it are in the same list."""
+    kinds = set(map(type, items))
+    try:
+        if kinds == {int}:
+            return np.frombuffer(uint8_bytes([items]), np.uint8)
+        pixels = _whole_pixels(np.array(items)) if kinds <= {int, float} else None
+    except (TypeError, ValueError):
+        pixels = None
+    if pixels is None:
+        for index, item in enumerate(items):
+            _pixel(item, place + index_text(before + index, nesting))
+        raise InvalidInput(f"{place}: expected integers 0-255")
+    return pixels
 
 
 def _quick_pixels(instance: Any, spec: ImageSpec) -> bytes | None:
@@ -100,25 +161,39 @@ def _quick_pixels(instance: Any, spec: ImageSpec) -> bytes | None:
 
 
 def _whole_floats(instance: Any, spec: ImageSpec) -> bytes | None:
-    """Return the pixels of an instance in which some are written as 3.0, or None when anything else is unusual."""
-    if not isinstance(instance, list) or len(instance) not in {shape[0] for shape in _shapes(spec)}:
+    """Return the pixels of an instance in which some are written as 3.0, or None when anything else is unusual.
+
+    NumPy would make room for the longest string as often as there are values: it gets numbers alone.
+    """
+    flat, nested = _shapes(spec)
+    if not isinstance(instance, list) or len(instance) not in (flat[0], nested[0]):
         return None
     try:
-        values = np.array(instance)
-    except (TypeError, ValueError):  # ragged, or too large for a double
+        values, shape = flatten(instance, len(nested), "")
+        if shape not in (flat, nested) or not set(map(type, values)) <= {int, float}:
+            return None
+        pixels = _whole_pixels(np.array(values))
+    except (InvalidInput, TypeError, ValueError):  # ragged, or too large for a double
         return None
-    if values.dtype.kind not in "iuf" or values.shape not in _shapes(spec):
+    return None if pixels is None else pixels.tobytes()
+
+
+def _whole_pixels(values: NDArray[Any]) -> Images | None:
+    """Return numbers as pixels; None when one of them is no integer 0-255."""
+    if values.dtype.kind not in "iuf" or values.min() < 0 or values.max() > 255:
         return None
-    pixels = values.astype(np.uint8) if values.min() >= 0 and values.max() <= 255 else values
-    return pixels.tobytes() if pixels.dtype == np.uint8 and (pixels == values).all() else None
+    pixels = values.astype(np.uint8)
+    return pixels if (pixels == values).all() else None
 
 
 def _holds_boolean(instance: Any) -> bool:
     """Return whether a boolean stands in an instance, flat or one level down."""
     if not isinstance(instance, list):
         return False
-    rows = [row for row in instance if isinstance(row, list)] or [instance]
-    return any(bool in set(map(type, row)) for row in rows)
+    kinds = set(map(type, instance))
+    if list in kinds:
+        kinds.update(*(map(type, row) for row in instance if type(row) is list))
+    return bool in kinds
 
 
 def _shapes(spec: ImageSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -172,12 +247,24 @@ def _refuse_pixels_before_shape(instance: list[Any], shape: tuple[int, ...], pla
 def _from_b64(instance: dict[str, Any], spec: ImageSpec, budget: PixelBudget, place: str) -> Images:
     """Return the image under "b64", uint8 (C, H, W)."""
     if list(instance) != ["b64"] or not isinstance(instance["b64"], str):
-        raise InvalidInput(f'{place}: expected exactly {{"b64": "<PNG or JPEG in base64>"}}')
+        raise InvalidInput(f"{place}: expected exactly {_FILE}")
+    return _decoded(instance["b64"].encode(), spec, budget, place)
+
+
+def _decoded(text: bytes, spec: ImageSpec, budget: PixelBudget, place: str) -> Images:
+    """Return the image in base64 text, uint8 (C, H, W); long text is decoded in slices, as it holds the interpreter."""
+    last = max(0, len(text) - 1) // _BASE64_SLICE * _BASE64_SLICE
+    pieces, pauses = [], Pauses()
     try:
-        data = base64.b64decode(instance["b64"], validate=True)
-    except (binascii.Error, ValueError) as err:
+        if text.find(b"=", 0, last) >= 0:
+            raise ValueError("padding in the middle")
+        for start in range(0, last + 1, _BASE64_SLICE):
+            pieces.append(base64.b64decode(text[start : start + _BASE64_SLICE], validate=True))
+            if last:
+                pauses.pause()
+    except ValueError as err:
         raise InvalidInput(f"{place}.b64: not base64 (standard alphabet, padded, no line breaks)") from err
-    return decode_image(data, spec, budget, f"{place}.b64")
+    return decode_image(b"".join(pieces), spec, budget, f"{place}.b64")
 
 
 def _shape(node: Any) -> tuple[int, ...]:

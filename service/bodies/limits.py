@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ..errors import BodyTooLarge, InvalidInput, TooManyRows
 
 QUICK_BYTES = 65_536  # parsed within a millisecond or two: an event loop can afford to do it itself
+WHOLE_JSON_BYTES = 262_144  # parsed in one go; a longer document is read in slices
 
 
 @dataclass(frozen=True)

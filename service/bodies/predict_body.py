@@ -45,8 +45,10 @@ def is_quick(body: bytes, kind: str) -> bool:
     """Return whether an event loop can afford to read this body itself rather than hand it to a thread."""
     if kind == "application/octet-stream":
         return True  # one view of the bytes, whatever their number
+    if len(body) > QUICK_BYTES:
+        return False
     if kind == "application/json" and not (_B in body and b'"b64"' in body):
-        return len(body) <= QUICK_BYTES
+        return True
     return len(body) <= QUICK_IMAGE_BYTES and is_loaded()
 
 

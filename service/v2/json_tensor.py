@@ -6,7 +6,7 @@ end to end; only when it fails are the values looked at one by one, to name the 
 
 from array import array as typed_array
 from collections.abc import Iterable, Sequence
-from itertools import accumulate, chain
+from itertools import accumulate
 from math import prod
 from operator import mul
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 from foldserve.format.tensors import DTYPES
 
 from ..bodies.json_body import describe, uint8_bytes
+from ..bodies.long_json import LongListReader, LongText, check_room, flatten, index_text
 from ..errors import InvalidInput, clip
 from ..tensors import Array
 from .datatypes import BYTES, bytes_tensor
@@ -36,7 +37,7 @@ def tensor_from_json(
     false, floats as any number that does not overflow their type, BYTES as strings.
 
     Args:
-        data: what stands under "data".
+        data: what stands under "data", parsed or, where it is long, not yet.
         datatype: one of `foldserve.service.v2.datatypes.DATATYPES`.
         shape: sizes of all axes, none negative.
         place: how a message names the value, for example "inputs[0].data".
@@ -49,32 +50,40 @@ def tensor_from_json(
     """
     if datatype == "FP16":
         raise InvalidInput(f"{place}: FP16 does not travel as JSON, send it as binary tensor data")
-    flat, nesting = _flatten(data, len(shape), place)
+    if isinstance(data, LongText):
+        return _from_long_text(data, datatype, shape, place)
+    flat, nesting = flatten(data, len(shape), place)
     _check_nesting(nesting, shape, place)
+    return _checked(flat, nesting, datatype, place, may_hold_booleans=may_hold_booleans).reshape(shape)
+
+
+def _from_long_text(text: LongText, datatype: str, shape: Sequence[int], place: str) -> Array:
+    """Return the array of a list that is read slice by slice; it takes its own size in memory and no more."""
+
+    def convert(flat: list[Any], nesting: Sequence[int], before: int, place: str) -> Array:
+        return _checked(flat, nesting, datatype, place, before=before)
+
+    check_room(text, prod(shape), place)
+    values = np.empty(prod(shape), DTYPES[datatype])
+    _check_nesting(LongListReader(values, len(shape), convert, place).read(text), shape, place)
+    return values.reshape(shape)
+
+
+def _checked(
+    flat: list[Any],
+    nesting: Sequence[int],
+    datatype: str,
+    place: str,
+    *,
+    before: int = 0,
+    may_hold_booleans: bool = True,
+) -> Array:
+    """Return values as an array, or refuse the first that does not fit; `before` stand before them in their list."""
     try:
-        return _convert(flat, datatype, may_hold_booleans).reshape(shape)
+        return _convert(flat, datatype, may_hold_booleans)
     except (TypeError, ValueError, OverflowError) as err:
-        _refuse_first_misfit(flat, nesting, datatype, place)
+        _refuse_first_misfit(flat, nesting, datatype, place, before)
         raise InvalidInput(f"{place}: not {datatype} values: {clip(err)}") from err
-
-
-def _flatten(data: Any, axes: int, place: str) -> tuple[list[Any], tuple[int, ...]]:
-    """Return the innermost values in order, and the sizes of the lists around them, of which there are at most `axes`.
-
-    Without that limit a body of a few megabytes, nested a thousand times, would be copied a thousand times.
-    """
-    if not isinstance(data, list):
-        raise InvalidInput(f"{place}: {describe(data)}, expected a list of values")
-    nesting = [len(data)]
-    while data and isinstance(data[0], list):
-        sizes = {len(row) if isinstance(row, list) else -1 for row in data}
-        if len(sizes) != 1:
-            raise InvalidInput(f"{place}: lists of different lengths at depth {len(nesting)}, expected a full tensor")
-        if len(nesting) == axes:
-            raise InvalidInput(f"{place}: lists nested deeper than the {axes} axes of the shape")
-        nesting.append(sizes.pop())
-        data = list(chain.from_iterable(data))
-    return data, tuple(nesting)
 
 
 def _check_nesting(nesting: tuple[int, ...], shape: Sequence[int], place: str) -> None:
@@ -121,14 +130,14 @@ def _expect(flat: Iterable[Any], *kinds: type) -> None:
         raise TypeError("a value of another type")
 
 
-def _refuse_first_misfit(flat: list[Any], nesting: tuple[int, ...], datatype: str, place: str) -> None:
+def _refuse_first_misfit(flat: list[Any], nesting: Sequence[int], datatype: str, place: str, before: int) -> None:
     """Raise for the first value that does not fit, with its index as the sender nested it."""
     for start in range(0, len(flat), _CHUNK):
         chunk = flat[start : start + _CHUNK]
         if _fits(chunk, datatype):
             continue
         position = next(start + i for i, value in enumerate(chunk) if not _fits([value], datatype))
-        where = "".join(f"[{index}]" for index in np.unravel_index(position, nesting))
+        where = index_text(before + position, nesting)
         raise InvalidInput(f"{place}{where}: {describe(flat[position])}, expected {_expected(datatype)}")
 
 

@@ -13,6 +13,7 @@ import orjson
 
 from ..batching.request import RawRows
 from ..bodies.json_body import uint8_bytes
+from ..bodies.limits import WHOLE_JSON_BYTES
 from ..bounded_dict import BoundedDict
 from ..errors import ServiceError
 from ..tensors import TensorSpec
@@ -73,6 +74,8 @@ class RepeatedReader:
         if header_length == 0:
             return (len(body) if self._is_plain else None), 0, len(body)
         if header_length is not None or self._spec is None or self._spec.datatype != "UINT8":
+            return None, 0, 0
+        if len(body) > WHOLE_JSON_BYTES:  # read in slices
             return None, 0, 0
         start = body.find(_DATA, 0, _LONGEST_AROUND) + len(_DATA)
         stop = body.find(b"]", start) + 1

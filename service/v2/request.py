@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..bodies.json_body import SizeGuard, describe, parse_json
-from ..bodies.limits import QUICK_BYTES
+from ..bodies.limits import QUICK_BYTES, WHOLE_JSON_BYTES
+from ..bodies.long_json import LongText, cut_out_data
 from ..bounded_dict import BoundedDict
 from ..errors import InvalidInput, clip
 from ..tensors import Array, TensorSpec
@@ -30,7 +31,9 @@ from .parameters import Parameter, check_parameters, class_count, timeout_second
 
 # Clients repeat their JSON byte for byte and change only the tensors behind it: JSON up to this size is remembered.
 REMEMBERED_JSON_BYTES = 1024
+QUICK_BINARY_BYTES = 4_194_304  # copied, or searched for what is no BOOL, within a millisecond or two
 _REMEMBERED_PARTS = 64
+_LONGEST_AROUND = 1_048_576  # bytes around long lists
 _SPARE_VALUES = 1_000  # around the data: names, shapes, parameters, outputs
 
 
@@ -136,7 +139,7 @@ class RequestReader:
     def _check_json(self, data: bytes) -> _JsonPart:
         if self._size_guard is not None:
             self._size_guard.check(data)
-        document = read_object(parse_json(data), "body")
+        document = read_object(self._parse(data), "body")
         parameters = read_parameters(document.get("parameters"), "parameters")
         check_parameters(parameters)
         inputs = tuple(
@@ -157,8 +160,22 @@ class RequestReader:
             parameters,
             timeout_seconds(parameters.get("timeout")),
             sum(entry.binary_bytes or 0 for entry in inputs),
-            data.count(b"true") + data.count(b"false") > _booleans(document),
+            len(data) > WHOLE_JSON_BYTES or data.count(b"true") + data.count(b"false") > _booleans(document),
         )
+
+    def _parse(self, data: bytes) -> Any:
+        """Return the document; where it is long, the long lists of its inputs stay unparsed for now."""
+        if len(data) <= WHOLE_JSON_BYTES or self._size_guard is None:
+            return parse_json(data)
+        around, lists = cut_out_data(data)
+        if len(around) > _LONGEST_AROUND:
+            raise InvalidInput(
+                f"body: {len(around)} bytes besides lists of numbers, expected at most {_LONGEST_AROUND}"
+            )
+        document = parse_json(around)
+        if _put_back(document, lists) != len(lists):
+            raise InvalidInput("body: a long list in another place than the data of an input")
+        return document
 
     def _read_bare(self, body: bytes) -> InferRequest:
         """Return a request whose body is nothing but the bytes of the only input; the outputs go back as bytes."""
@@ -190,8 +207,20 @@ def header_length(text: str | None) -> int | None:
 
 
 def is_quick(body: bytes, header_length: int | None) -> bool:
-    """Return whether an event loop can afford to read this body itself; binary tensors cost nothing."""
-    return (len(body) if header_length is None else header_length) <= QUICK_BYTES
+    """Return whether an event loop can afford to read this body itself; binary tensors cost a look, or a copy."""
+    return len(body) <= QUICK_BINARY_BYTES and (len(body) if header_length is None else header_length) <= QUICK_BYTES
+
+
+def _put_back(document: Any, lists: Mapping[str, LongText]) -> int:
+    """Put long lists in the place of their words, where that is the data of an input; returns how many."""
+    inputs = document.get("inputs") if isinstance(document, dict) else None
+    put = 0
+    for item in inputs if isinstance(inputs, list) else ():
+        word = item.get("data") if isinstance(item, dict) else None
+        if isinstance(word, str) and word in lists:
+            item["data"] = lists[word]
+            put += 1
+    return put
 
 
 def _json_bytes(body: bytes, length: int | None) -> bytes:
