@@ -28,15 +28,19 @@ def write_manifest(name: str, version: int, model: bytes, rest: Mapping[str, Any
     return (json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path, root: Path | None = None) -> dict[str, Any]:
     """Return the manifest of a version folder.
+
+    Args:
+        folder: of the version.
+        root: folder within which links may lead; None: none are followed.
 
     Raises:
         FormatError: there is none, or it is not an object of the format that is known here.
     """
     path = folder / MANIFEST_FILE
     try:
-        manifest = json.loads(regular_file(path).read_bytes())
+        manifest = json.loads(regular_file(path, root).read_bytes())
     except (OSError, ValueError) as err:
         raise FormatError(f"{path} cannot be read as JSON: {err}") from err
     if not isinstance(manifest, dict):
@@ -52,8 +56,14 @@ def check_key(folder: Path, manifest: Mapping[str, Any], key: str, expected: obj
         raise FormatError(f"{folder / MANIFEST_FILE}: {key} is {actual!r}, expected {expected!r}")
 
 
-def check_files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
+def check_files(folder: Path, manifest: Mapping[str, Any], root: Path | None = None) -> dict[str, str]:
     """Compare a version folder with its manifest's list, name by name and byte by byte; returns the SHA-256 of each.
+
+    Args:
+        folder: of the version.
+        manifest: of the version.
+        root: folder within which links may lead, whose entries that begin with `..` are those of a cluster's mount;
+            None: no links are followed.
 
     Raises:
         FormatError: a file is missing, is not listed, is a link, cannot be read, or is not what the manifest says.
@@ -62,17 +72,19 @@ def check_files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
     if not isinstance(listed, dict) or MODEL_FILE not in listed:
         raise FormatError(f"{folder / MANIFEST_FILE} lists no {MODEL_FILE} under files")
     present = set(os.listdir(folder)) - {MANIFEST_FILE}
+    if root is not None:
+        present = {name for name in present if not name.startswith("..")}
     if present != set(listed):
         raise FormatError(f"{folder} holds {sorted(present)}, its manifest lists {sorted(listed)}")
-    return {name: _check_file(folder / name, entry) for name, entry in listed.items()}
+    return {name: _check_file(folder / name, entry, root) for name, entry in listed.items()}
 
 
-def _check_file(path: Path, entry: Any) -> str:
+def _check_file(path: Path, entry: Any, root: Path | None) -> str:
     """SHA-256 of a listed file, after comparing it and the size with the manifest's."""
     if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
         raise FormatError(f"{path.parent / MANIFEST_FILE}: {path.name} is listed without its sha256")
     try:
-        with regular_file(path).open("rb") as file:
+        with regular_file(path, root).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size != entry.get("bytes"):
                 raise FormatError(f"{path} has {size} bytes, its manifest says {entry.get('bytes')}")
@@ -84,13 +96,22 @@ def _check_file(path: Path, entry: Any) -> str:
     return digest
 
 
-def regular_file(path: Path) -> Path:
-    """Return `path` if it is a file of its folder itself; a link could lead anywhere.
+def regular_file(path: Path, root: Path | None = None) -> Path:
+    """Return where the content of `path` is, if that is a regular file.
+
+    Args:
+        path: of a file.
+        root: folder within which links may lead, as those of a cluster's mount do; None: none are followed.
 
     Raises:
         OSError: there is nothing at `path`.
-        FormatError: it is a link, a folder or no file at all.
+        FormatError: it is a folder, no file at all, or a link that leads elsewhere.
     """
-    if not stat.S_ISREG(path.lstat().st_mode):
+    place = path
+    if root is not None and path.is_symlink():
+        place = path.resolve(strict=True)
+        if not place.is_relative_to(root.resolve()):
+            raise FormatError(f"{path} is not a regular file but a link out of {root}; links are not followed there")
+    if not stat.S_ISREG(place.lstat().st_mode):
         raise FormatError(f"{path} is not a regular file; links are not followed")
-    return path
+    return place

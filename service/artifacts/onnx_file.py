@@ -22,6 +22,8 @@ _CHILDREN: dict[str, dict[int, str]] = {
     "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "SparseTensor", 23: "SparseTensor"},
     "SparseTensor": {1: "Tensor", 2: "Tensor"},
 }
+# Fields of one message, not of many: where one stands several times, protobuf reads them as one message in pieces.
+_SINGULAR = {"Model": {7}, "TrainingInfo": {1, 2}, "Attribute": {5, 6, 22}, "SparseTensor": {1, 2}}
 _DEEPEST = 64
 
 
@@ -53,12 +55,23 @@ def find_all(wanted: str, data: memoryview, message: str = "Model", depth: int =
     """
     if depth > _DEEPEST:
         raise ValueError(f"graphs nest deeper than {_DEEPEST} messages")
-    children = _CHILDREN[message]
-    for number, kind, value in read_fields(data):
-        child = children.get(number)
-        if child is None or kind != BYTES or not isinstance(value, memoryview):
-            continue
+    for child, value in _messages_within(data, message):
         if child == wanted:
             yield value
         if child in _CHILDREN:
             yield from find_all(wanted, value, child, depth + 1)
+
+
+def _messages_within(data: memoryview, message: str) -> Iterator[tuple[str, memoryview]]:
+    """Yield kind and bytes of each message that stands in another one, put together where it stands in pieces."""
+    children, singular = _CHILDREN[message], _SINGULAR.get(message, set())
+    pieces: dict[int, list[memoryview]] = {}
+    for number, kind, value in read_fields(data):
+        if number not in children or kind != BYTES or not isinstance(value, memoryview):
+            continue
+        if number in singular:
+            pieces.setdefault(number, []).append(value)
+        else:
+            yield children[number], value
+    for number, parts in pieces.items():
+        yield children[number], parts[0] if len(parts) == 1 else memoryview(b"".join(parts))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 _WIDTHS = {FIXED64: 8, FIXED32: 4}
 _UINT64 = 1 << 64
+_MOST_TAG_BYTES = 5
 
 Value = int | bytes | memoryview
 Field = tuple[int, int, Value]
@@ -49,13 +50,21 @@ class Message:
         """Every value of a field of bytes, strings or messages."""
         return [value for other, _, value in self.fields if other == number and not isinstance(value, int)]
 
+    def _delimited(self, number: int) -> list[bytes | memoryview]:
+        """Every value of a field of strings or messages; numbers of fixed width under its number do not count."""
+        return [
+            value
+            for other, kind, value in self.fields
+            if other == number and kind == BYTES and not isinstance(value, int)
+        ]
+
     def messages(self, number: int) -> list["Message"]:
         """Every value of a field of messages."""
-        return [Message.parse(data) for data in self.all_bytes(number)]
+        return [Message.parse(data) for data in self._delimited(number)]
 
     def texts(self, number: int, errors: str = "strict") -> list[str]:
         """Every value of a field of strings; `errors` says what becomes of bytes that are not UTF-8."""
-        return [str(value, "utf-8", errors) for value in self.all_bytes(number)]
+        return [str(value, "utf-8", errors) for value in self._delimited(number)]
 
     def text(self, number: int, errors: str = "strict") -> str:
         """The string in a field, the last one where there are several, empty where there is none."""
@@ -72,8 +81,9 @@ class Message:
         return numbers
 
     def integer(self, number: int, default: int = 0) -> int:
-        """The int64 in a field, the last one where there are several."""
-        return next(reversed(self.integers(number)), default)
+        """The int64 in a field, the last one where there are several; other types do not count, as in protobuf."""
+        values = [value for other, _, value in self.fields if other == number and isinstance(value, int)]
+        return _signed(values[-1]) if values else default
 
     def replace(self, number: int, values: Iterable[int | str | bytes | memoryview]) -> None:
         """Put `values` where the first value of the field stood, or at the end; the others are taken out."""
@@ -91,7 +101,7 @@ def read_fields(data: bytes | memoryview) -> Iterator[Field]:
     """
     view, position, end = memoryview(data), 0, len(data)
     while position < end:
-        key, position = _varint(view, position)
+        key, position = _tag(view, position)
         number, kind = key >> 3, key & 7
         if kind == VARINT:
             value, position = _varint(view, position)
@@ -107,6 +117,15 @@ def read_fields(data: bytes | memoryview) -> Iterator[Field]:
             raise ValueError(f"field {number} ends {position + width - end} bytes behind its message")
         yield number, kind, view[position : position + width]
         position += width
+
+
+def _tag(view: memoryview, position: int) -> tuple[int, int]:
+    """Decode a field's number and type as protobuf's own readers do: at most five bytes, of which 32 bits count."""
+    key, end = _varint(view, position)
+    key %= 1 << 32
+    if end - position > _MOST_TAG_BYTES or not key >> 3:
+        raise ValueError(f"no field begins at byte {position}")
+    return key, end
 
 
 def _field(number: int, value: int | str | bytes | memoryview) -> Field:

@@ -7,7 +7,7 @@ in the graph and are read by the engine.
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from foldserve.format.names import MODEL_NAME_RULE, VERSION_RULE, is_model_name,
 from ..errors import ArtifactInvalid, ModelNotFound
 from .external_data import refuse_external_data
 from .operators import refuse_operators
+from .sealed import SealedFile
 from .unverified import refuse_ours, refuse_unsound_weights
 
 _log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ _log = logging.getLogger(__name__)
 class Artifact:
     """One version folder; `sha256` is that of model.onnx and names the answers it gives.
 
+    `sealed` holds the content that was hashed until the engine is made; None where that is done.
     `is_verified` is False where the folder holds no manifest: then that is empty, and so are the golden answers.
     """
 
@@ -40,6 +42,12 @@ class Artifact:
     manifest: Mapping[str, Any]
     golden: Golden
     is_verified: bool = True
+    sealed: SealedFile | None = None
+
+    @property
+    def source(self) -> Path:
+        """Where to load the model from."""
+        return self.model_path if self.sealed is None else self.sealed.path
 
 
 class Repository:
@@ -91,10 +99,12 @@ class Repository:
         if version not in models[name]:
             raise ModelNotFound(f"model {name!r} has no version {version}; there are {models[name]}")
         path = self.root / name / str(version)
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise ArtifactInvalid(f"{path} is a link out of {self.root}; a link may only lead to a place within it")
         if os.path.lexists(path / MANIFEST_FILE):
-            return _open(name, version, path)
+            return _open(name, version, path, self.root)
         if self._allow_unverified:
-            return _open_unverified(name, version, path)
+            return _open_unverified(name, version, path, self.root)
         raise ArtifactInvalid(
             f"{path} holds no {MANIFEST_FILE}, so its answers cannot be verified: export it with its "
             "manifest, or serve it unverified with --allow-unverified"
@@ -122,32 +132,47 @@ class Repository:
         return [path for path in folders if keeps_rule(path.name)]
 
 
-def _open(name: str, version: int, path: Path) -> Artifact:
+def _open(name: str, version: int, path: Path, root: Path) -> Artifact:
+    model_path = path / MODEL_FILE
     try:
-        manifest = read_manifest(path)
+        manifest = read_manifest(path, root)
         check_key(path, manifest, "name", name)
         check_key(path, manifest, "version", version)
-        digests = check_files(path, manifest)
-        refuse_external_data(path / MODEL_FILE)
-        refuse_operators(path / MODEL_FILE)
+        digests = check_files(path, manifest, root)
+        sealed = _sealed(model_path, root)
         golden = read_golden(manifest.get("golden"))
     except FormatError as err:
         raise ArtifactInvalid(str(err)) from err
-    return Artifact(name, version, path, path / MODEL_FILE, digests[MODEL_FILE], manifest, golden)
+    if sealed.sha256 != digests[MODEL_FILE]:
+        raise ArtifactInvalid(f"{model_path} changed while it was read")
+    _look_through(model_path, sealed, (refuse_external_data, refuse_operators))
+    return Artifact(name, version, path, model_path, sealed.sha256, manifest, golden, sealed=sealed)
 
 
-def _open_unverified(name: str, version: int, path: Path) -> Artifact:
+def _open_unverified(name: str, version: int, path: Path, root: Path) -> Artifact:
     """Return a version without a manifest, as other exporters and model repositories have it."""
     model_path = path / MODEL_FILE
     try:
-        with regular_file(model_path).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        sealed = _sealed(model_path, root)
     except FormatError as err:
         raise ArtifactInvalid(str(err)) from err
+    checks = (refuse_external_data, refuse_operators, refuse_ours, refuse_unsound_weights)
+    _look_through(model_path, sealed, checks)
+    golden = Golden({}, {}, {})
+    return Artifact(name, version, path, model_path, sealed.sha256, {}, golden, is_verified=False, sealed=sealed)
+
+
+def _sealed(model_path: Path, root: Path) -> SealedFile:
+    try:
+        return SealedFile(regular_file(model_path, root))
     except OSError as err:
         raise ArtifactInvalid(f"{model_path} cannot be read: {err.strerror or err}") from err
-    refuse_external_data(model_path)
-    refuse_operators(model_path)
-    refuse_ours(model_path)
-    refuse_unsound_weights(model_path)
-    return Artifact(name, version, path, model_path, digest, {}, Golden({}, {}, {}), is_verified=False)
+
+
+def _look_through(model_path: Path, sealed: SealedFile, checks: Iterable[Callable[[Path], None]]) -> None:
+    """Check the very bytes that were hashed; errors name the file that they were read from."""
+    for check in checks:
+        try:
+            check(sealed.path)
+        except ArtifactInvalid as err:
+            raise ArtifactInvalid(str(err).replace(str(sealed.path), str(model_path))) from err

@@ -95,7 +95,7 @@ def check_rows(answers: Mapping[str, Array], rows: int) -> None:
 
 def _floats(tensor: Message) -> Iterator[Array]:
     """Yield the values of a tensor, where they are floats, as they lie in the file."""
-    dtype = _FLOATS.get(tensor.integer(_TENSOR_TYPE))
+    dtype = _FLOATS.get(tensor.integer(_TENSOR_TYPE) % (1 << 32))  # it is an int32, of which protobuf keeps 32 bits
     if dtype is not None:
         for number, stored in ((_TENSOR_RAW, dtype), (_TENSOR_FLOATS, _FLOATS[1]), (_TENSOR_DOUBLES, _FLOATS[11])):
             for data in tensor.all_bytes(number):

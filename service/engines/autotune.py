@@ -112,9 +112,9 @@ def _fastest(artifact: Artifact, published: Runner, buckets: Sequence[int], cand
 
 def _candidates(artifact: Artifact, rewrites: Mapping[str, Rewrite]) -> dict[str, bytes]:
     """The rewrites that change anything; a file that our reader cannot read is served as it is."""
-    if artifact.model_path.stat().st_size > LARGEST_FILE_BYTES:
+    if artifact.source.stat().st_size > LARGEST_FILE_BYTES:
         return {}
-    data, candidates = artifact.model_path.read_bytes(), {}
+    data, candidates = artifact.source.read_bytes(), {}
     for name, rewrite in rewrites.items():
         try:
             changed = rewrite(data)

@@ -106,9 +106,7 @@ class Engine:
             ArtifactInvalid: the model cannot be loaded, cannot be batched, or does not give its golden answers.
             BucketsInvalid: `buckets` is empty or not rising, or does not hold the model's fixed batch size.
         """
-        session, device = open_session(
-            artifact.model_path, provider, threads=threads or 1, device_id=device_id, tf32=tf32
-        )
+        session, device = open_session(artifact.source, provider, threads=threads or 1, device_id=device_id, tf32=tf32)
         signature = read_signature(session)
         if artifact.is_verified:
             check_golden_inputs(artifact, signature)
@@ -123,14 +121,14 @@ class Engine:
         published = PlainRunner(session)
         refuse_failing(published, artifact, fitting[0])
         cores = 1 if threads else (cores or len(os.sched_getaffinity(0)))
-        structure = structure_of(artifact.model_path)
+        structure = structure_of(artifact.source)
         sibling = reference if reference is not None and structure and reference.structure == structure else None
         engine = cls(published, device, signature, fitting, structure=structure)
         if is_autotuned and signature.fixed_rows is None and artifact.is_verified:
             rewritten = engine._rewritten(artifact, threads, cores, decide, sibling)
             if rewritten is not None:
                 return rewritten
-        engine._prove(artifact, artifact.model_path, cores, sibling)
+        engine._prove(artifact, artifact.source, cores, sibling)
         return engine
 
     def _rewritten(

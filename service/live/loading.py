@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import onnxruntime
@@ -203,21 +204,31 @@ class Loader:
         self, name: str, version: int, is_beside: bool, like: Model | None, options: onnxruntime.RunOptions
     ) -> tuple[Artifact, Engine]:
         """Read and check a version's files and make its engine, whose runs end when `options` say so."""
-        settings, artifact = self._settings, self._open(name, version)
-        with throttled(is_needed=is_beside), stoppable(options):
-            engine = Engine.load(
-                artifact,
-                provider=settings.provider,
-                threads=settings.threads,
-                cores=max(1, len(os.sched_getaffinity(0)) // settings.workers),
-                buckets=settings.buckets,
-                device_id=settings.cuda_device,
-                tf32=settings.tf32,
-                is_autotuned=settings.specialise,
-                decide=self._decide,
-                reference=like.engine if like is not None else None,
-            )
-        return artifact, engine
+        artifact = self._open(name, version)
+        assert artifact.sealed is not None
+        try:
+            with throttled(is_needed=is_beside), stoppable(options):
+                engine = self._engine_of(artifact, like)
+        except ServiceError as err:  # which shall name the file, not the copy of it
+            raise type(err)(str(err).replace(str(artifact.source), str(artifact.model_path))) from err
+        finally:
+            artifact.sealed.close()
+        return replace(artifact, sealed=None), engine
+
+    def _engine_of(self, artifact: Artifact, like: Model | None) -> Engine:
+        settings = self._settings
+        return Engine.load(
+            artifact,
+            provider=settings.provider,
+            threads=settings.threads,
+            cores=max(1, len(os.sched_getaffinity(0)) // settings.workers),
+            buckets=settings.buckets,
+            device_id=settings.cuda_device,
+            tf32=settings.tf32,
+            is_autotuned=settings.specialise,
+            decide=self._decide,
+            reference=like.engine if like is not None else None,
+        )
 
     def _batcher(self, engine: Engine, executor: ThreadPoolExecutor, statistics: Statistics) -> Batcher:
         """A batcher that stays in the engine's own thread where the device demands it."""

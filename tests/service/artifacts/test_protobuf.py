@@ -1,7 +1,9 @@
 """The wire format against Google's own implementation, by way of onnx."""
 
 import numpy as np
+import onnxruntime
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper
@@ -81,3 +83,41 @@ def test_damage_raises_nothing_else():
         except ValueError:
             continue
     assert ModelProto.FromString(bytes(data)) == artifacts.echo_model()
+
+
+def odd_tag(number: int, kind: int, last: int) -> bytes:
+    """A field's tag in five bytes, whose last one holds bits beyond the 32 that count."""
+    key = number << 3 | kind
+    return bytes([key >> shift & 0x7F | 0x80 for shift in (0, 7, 14, 21)]) + bytes([last])
+
+
+@pytest.mark.parametrize("last", [0x00, 0x10, 0x40, 0x70])
+def test_tags_are_read_as_the_runtime_reads_them(last):
+    """Of five bytes 32 bits count, wherever the others point: onnxruntime finds the graph, and so does the reader."""
+    model = artifacts.echo_model()
+    graph = model.graph.SerializeToString()
+    model.ClearField("graph")
+    length = bytes([len(graph) & 0x7F | 0x80, len(graph) >> 7])
+    data = model.SerializeToString() + odd_tag(7, 2, last) + length + graph
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    assert [entry.name for entry in session.get_inputs()] == ["identity"]
+    assert Message.parse(data).all_bytes(7) == [graph]
+
+
+@pytest.mark.parametrize("data", [b"\xc2\x80\x80\x80\x80\x00\x01a", b"\x02\x01a", b"\x80\x80\x80\x80\x10\x01", b"\xc2"])
+def test_what_another_implementation_refuses_as_a_tag_is_refused(data):
+    """Six bytes, field 0 in one byte and in five, and one that is cut off."""
+    with pytest.raises(DecodeError):
+        TensorProto.FromString(data)
+    with pytest.raises(ValueError, match=r"field|number"):
+        Message.parse(data)
+
+
+def test_values_of_another_type_under_a_known_number_do_not_count():
+    """As another implementation reads them: they belong to a field that it does not know."""
+    tensor = TensorProto(name="right", data_type=TensorProto.FLOAT).SerializeToString()
+    name_of_fixed_width = bytes([8 << 3 | 5]) + b"nope"
+    type_of_bytes = bytes([2 << 3 | 2, 1, 7])
+    data = tensor + name_of_fixed_width + type_of_bytes
+    theirs, ours = TensorProto.FromString(data), Message.parse(data)
+    assert (theirs.name, theirs.data_type) == (ours.text(8), ours.integer(2)) == ("right", 1)

@@ -81,8 +81,9 @@ def cut(folder: Path) -> None:
 
 def link(folder: Path) -> None:
     path = folder / "model.onnx"
-    path.rename(folder.parent / "elsewhere.onnx")
-    path.symlink_to(folder.parent / "elsewhere.onnx")
+    elsewhere = folder.parents[2] / "elsewhere.onnx"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
 
 
 def golden_without(key: str):

@@ -344,3 +344,53 @@ def test_with_a_manifest_it_is_proved_like_any_other(models):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     model, _ = loaded(models)
     assert model.is_verified
+
+
+def raw_model(models: Path, tensor: bytes, how: str) -> None:
+    """A model whose bytes hold a tensor that onnx's own writer would not write so."""
+    model = artifacts.echo_model()
+    if how == "an initializer":
+        graph = model.graph.SerializeToString() + bytes([5 << 3 | 2]) + varint(len(tensor)) + tensor
+    else:  # a Constant's, in two pieces
+        half = onnx.TensorProto(name="c", data_type=1, dims=[1]).SerializeToString()
+        attribute = onnx.AttributeProto(name="value", type=onnx.AttributeProto.TENSOR).SerializeToString()
+        for piece in (half, tensor):
+            attribute += bytes([5 << 3 | 2]) + varint(len(piece)) + piece
+        node = onnx.NodeProto(op_type="Constant", output=["c"]).SerializeToString()
+        node += bytes([5 << 3 | 2]) + varint(len(attribute)) + attribute
+        graph = model.graph.SerializeToString() + bytes([1 << 3 | 2]) + varint(len(node)) + node
+    model.ClearField("graph")
+    place(models, model.SerializeToString() + bytes([7 << 3 | 2]) + varint(len(graph)) + graph)
+
+
+def varint(value: int) -> bytes:
+    return bytes([value & 0x7F | 0x80, value >> 7])
+
+
+def five_bytes(number: int, kind: int) -> bytes:
+    key = number << 3 | kind
+    return bytes([key & 0x7F | 0x80, key >> 7 | 0x80, 0x80, 0x80, 0x10])
+
+
+NAN = np.array([np.nan], "<f4").tobytes()
+TENSOR = onnx.TensorProto(name="w", data_type=1, dims=[1]).SerializeToString()
+ENTRY = onnx.StringStringEntryProto(key="location", value="../../etc/passwd").SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "how", "expected"),
+    [
+        (TENSOR + five_bytes(13, 2) + bytes([len(ENTRY)]) + ENTRY, "an initializer", "keeps weights in another file"),
+        (TENSOR + five_bytes(14, 0) + b"\x01", "an initializer", "keeps weights in another file"),
+        (TENSOR + five_bytes(9, 2) + b"\x04" + NAN, "an initializer", "holds NaN"),
+        (TENSOR + five_bytes(4, 2) + b"\x04" + NAN, "an initializer", "holds NaN"),
+        (b"\x4a\x04" + NAN, "a constant in two pieces", "holds NaN"),
+        (TENSOR + b"\x4a\x04" + NAN + b"\x10\x81\x80\x80\x80\x10", "an initializer", "holds NaN"),
+        (TENSOR + b"\x4a\x04" + NAN + bytes([2 << 3 | 2, 1, 7]), "an initializer", "holds NaN"),
+    ],
+)
+def test_odd_encodings_hide_nothing(models, tensor, how, expected):
+    """Five-byte tags, messages in pieces, types of more bits than count or of another wire type."""
+    raw_model(models, tensor, how)
+    with pytest.raises(ArtifactInvalid, match=expected):
+        opened(models)

@@ -1,0 +1,56 @@
+"""A copy of a model file that nothing can change any more: what was hashed and looked through is what runs.
+
+The copy is in memory and has no name; it goes when it is closed, once a session was made of it.
+"""
+
+import fcntl
+import hashlib
+import os
+from pathlib import Path
+
+_PIECE_BYTES = 1024 * 1024
+
+
+class SealedFile:
+    """The content of a file as it was when it was read, once.
+
+    Args:
+        path: of a regular file.
+
+    Attributes:
+        sha256: of the content.
+
+    Raises:
+        OSError: it cannot be read, or memory does not suffice.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.memfd_create("model", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE_BYTES):
+                digest.update(piece)
+                self._write(piece)
+        fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        self.sha256 = digest.hexdigest()
+
+    @property
+    def path(self) -> Path:
+        """Where this process reads the copy."""
+        return Path(f"/proc/self/fd/{self._descriptor}")
+
+    def close(self) -> None:
+        """Give the memory back."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __del__(self) -> None:
+        """Give the memory back where nobody has."""
+        if hasattr(self, "_descriptor"):
+            self.close()
+
+    def _write(self, piece: bytes) -> None:
+        left = memoryview(piece)
+        while left:
+            left = left[os.write(self._descriptor, left) :]
