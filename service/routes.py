@@ -60,7 +60,7 @@ async def predict(request: Request) -> Response:
     spec, class_names = classifier(model)
     deadline = context.deadline()
     budget: BodyBudget = request.app.state.body_budget
-    with budget.hold() as share, model.in_use():
+    with budget.hold(context.caller.address or "") as share, model.in_use():
         images = await _read_images(request, spec, share)
         result = await answer(request.app.state.registry, model, {spec.input: images}, deadline, context)
     arguments = (model.name, model.version, class_names, result.outputs)

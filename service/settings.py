@@ -6,6 +6,7 @@ part of the service.
 """
 
 import argparse
+import ipaddress
 import itertools
 import os
 from collections.abc import Sequence
@@ -75,6 +76,9 @@ class Settings(BaseModel):
     key_rate: float = Field(
         0.0, ge=0, description="requests a second of one key, in all workers together; 0 sets no limit"
     )
+    trusted_proxies: tuple[str, ...] = Field(
+        (), description="addresses or networks of proxies whose X-Forwarded-For names the client; unset: none"
+    )
     workers: int = Field(1, ge=1, le=256, description="processes that share the port")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line written")
 
@@ -128,7 +132,9 @@ class Settings(BaseModel):
         32_768, ge=256, description="bytes of all headers of a request; more are answered 431"
     )
     body_seconds: float = Field(
-        30.0, gt=0, description="seconds that a body may take, and one more for each 16 KiB received"
+        30.0,
+        gt=0,
+        description="seconds that a body may take; a longer one has to bring 16 KiB a second over any such time",
     )
     write_seconds: float = Field(
         30.0, gt=0, description="seconds that an answer may take to be read, and one more for each 16 KiB"
@@ -148,7 +154,14 @@ class Settings(BaseModel):
             raise ValueError("expected scopes among infer, metrics and read, such as infer,metrics")
         return scopes
 
-    @field_validator("buckets", "closed_scopes", mode="before")
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for network in networks:
+            ipaddress.ip_network(network.strip(), strict=False)
+        return tuple(network.strip() for network in networks)
+
+    @field_validator("buckets", "closed_scopes", "trusted_proxies", mode="before")
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value

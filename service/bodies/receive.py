@@ -17,19 +17,20 @@ async def receive_body(request: Request, share: Share, max_bytes: int) -> bytes:
 
     Raises:
         BodyTooLarge: by its header or by what has arrived, it is larger than `max_bytes`.
-        Overloaded: the bodies of all requests together are over the budget.
+        Overloaded: the bodies of all requests together are over the budget, and this address holds the most.
     """
     stated = request.headers.get("content-length", "0")
     if stated.isdigit() and int(stated) > max_bytes:
         raise BodyTooLarge(f"body: got {clip(stated)} bytes, expected at most {max_bytes}")
     chunks = []
     received = 0
-    async for chunk in request.stream():
-        share.add(len(chunk))
-        received += len(chunk)
-        if received > max_bytes:
-            raise BodyTooLarge(f"body: more than {max_bytes} bytes, expected at most that many")
-        chunks.append(chunk)
+    async with share.receiving():
+        async for chunk in request.stream():
+            share.add(len(chunk))
+            received += len(chunk)
+            if received > max_bytes:
+                raise BodyTooLarge(f"body: more than {max_bytes} bytes, expected at most that many")
+            chunks.append(chunk)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 

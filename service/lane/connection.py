@@ -12,7 +12,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from ..batching.request import BatchAnswer
-from ..bodies.budget import Share
+from ..bodies.budget import Share, gave_way
 from ..errors import ServiceError
 from ..transport.asgi import Server
 from ..transport.connection import GUARD, Connection
@@ -53,7 +53,7 @@ class ConnectionLane:
         self._guard = connection.guard
         self._outbox = connection.outbox
         self._deadlines = connection.deadlines
-        self._share = Share(lane.budget)
+        self._share = Share(lane.budget, connection.address)
         self._usual: RequestHead | None = None  # of the last request, if nothing was received since but such requests
         self._started = 0.0  # when the first byte of the newest request was read
         self._raw_head: bytes | None = None  # of the next request that the parser reads, where it is all there
@@ -110,7 +110,7 @@ class ConnectionLane:
         if len(data) >= stop:
             self._take(head, data[start:stop], is_whole=len(data) == stop)
             return data[stop:]
-        self._head = head
+        self._await_body(head)
         self._missing = head.length
         self._connection.start_body(self, is_last=not head.keep_alive)
         return self._fill(data[start:])
@@ -133,7 +133,20 @@ class ConnectionLane:
             return None
         if raw is not None:
             self.shared.remember(raw, self._head)
+        self._await_body(self._head)
         return self
+
+    def _await_body(self, head: RequestHead) -> None:
+        """Begin to hold a body, as long as others do not need the room more."""
+        self._head = head
+        if head.forwarded:
+            self._share.address = self._guard.limits.proxies.client(self._connection.address, (head.forwarded,))
+        else:
+            self._share.address = self._connection.address
+        self._share.offer(self._give_way)
+
+    def _give_way(self) -> None:
+        self._connection.refuse(gave_way())
 
     def add_body(self, data: bytes) -> None:
         """Hold a piece of a body.

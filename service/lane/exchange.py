@@ -169,6 +169,7 @@ class RequestHead:
         keep_alive: whether the connection goes on afterwards.
         rows: of a body that holds nothing else, so that any bytes of this length will do; 0 for one to be read.
         options: what such a request says of its answer.
+        forwarded: what a proxy says of the client's address; empty where there is none.
         raw: the very bytes; empty where they are not remembered.
     """
 
@@ -183,6 +184,7 @@ class RequestHead:
     keep_alive: bool
     rows: int
     options: Any
+    forwarded: bytes = b""
     raw: bytes = b""
 
 

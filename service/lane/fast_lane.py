@@ -19,6 +19,7 @@ from ..live.registry import Registry
 from ..metrics import Metrics
 from ..request_context import read_timeout, safe_request_id, shortest_timeout
 from ..settings import Settings
+from ..transport.proxies import FORWARDED_FOR
 from ..v2.readers import Readers
 from .counts import AnswerCounts
 from .exchange import Endpoint, RequestHead, Route
@@ -127,6 +128,7 @@ class FastLane:
             keep_alive=keep_alive,
             rows=rows,
             options=options,
+            forwarded=by_name.get(FORWARDED_FOR, b""),
         )
 
     def remember(self, raw: bytes, head: RequestHead) -> None:

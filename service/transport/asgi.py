@@ -19,6 +19,7 @@ from ..errors import InvalidInput
 from .flow import Flow
 from .outbox import Outbox
 from .parser import ParsedHead
+from .proxies import FORWARDED_FOR, TrustedProxies
 
 _HIGH_WATER_BYTES = 64 * 1024  # of a body before the application asks for it
 _logger = logging.getLogger("uvicorn.error")
@@ -55,6 +56,7 @@ class Application:
         flow: its flow control.
         outbox: where its requests line up.
         close: ends the connection behind an answer that was its last.
+        proxies: whose word on the client's address is taken.
     """
 
     server: Server
@@ -62,6 +64,7 @@ class Application:
     flow: Flow
     outbox: Outbox
     close: Callable[[], None]
+    proxies: TrustedProxies
 
     def write(self, data: bytes) -> None:
         """Write a piece of an answer."""
@@ -87,7 +90,7 @@ class Application:
             "asgi": {"version": self.server.config.asgi_version, "spec_version": "2.3"},
             "http_version": head.version,
             "server": address(self.transport, "sockname"),
-            "client": address(self.transport, "peername"),
+            "client": self._client(head),
             "scheme": "http",
             "method": head.method.decode("ascii"),
             "root_path": "",
@@ -97,6 +100,14 @@ class Application:
             "headers": head.headers,
             "state": self.server.app_state.copy(),
         }
+
+    def _client(self, head: ParsedHead) -> tuple[str, int] | None:
+        """Return the client's address and the port of its connection."""
+        peer = address(self.transport, "peername")
+        if peer is None or not self.proxies.trusts(peer[0]):
+            return peer
+        forwarded = [value for name, value in head.headers if name == FORWARDED_FOR]
+        return self.proxies.client(peer[0], forwarded), peer[1]
 
 
 def address(transport: asyncio.Transport, which: str) -> tuple[str, int] | None:

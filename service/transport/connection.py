@@ -59,6 +59,7 @@ class Connection(asyncio.Protocol):
 
     Attributes:
         receiving: takes the body that is being received.
+        address: of the other end.
     """
 
     transport: asyncio.Transport
@@ -74,7 +75,7 @@ class Connection(asyncio.Protocol):
         self.parser = RequestParser(guard.limits, self)
         self.receiving: Receiver | None = None
         self._open_lane = open_lane
-        self._address = ""
+        self.address = ""
         self._is_last = False  # no request may follow the one that is being received
         self._is_half_closed = False
         self._refusal: bytes | None = None  # of the last request, behind the answers to those before it
@@ -86,17 +87,20 @@ class Connection(asyncio.Protocol):
         self.transport = transport
         self.flow = Flow(transport)
         self.outbox = Outbox(transport, self.flow, self.guard.limits.pipelined, self._answer_sent)
-        self._application = Application(self.server, transport, self.flow, self.outbox, self._close_behind_answer)
+        peer = address(transport, "peername")
+        self.address = peer[0] if peer else ""
+        proxies = self.guard.limits.proxies
+        self._application = Application(
+            self.server, transport, self.flow, self.outbox, self._close_behind_answer, proxies
+        )
         self.lane = self._open_lane(self)
         self.server.state.connections.add(self)  # type: ignore[arg-type]  # uvicorn lists its own classes
-        peer = address(transport, "peername")
-        self._address = peer[0] if peer else ""
-        if not self.guard.enter(self, self._address):
+        if not self.guard.enter(self, self.address):
             self.refuse(Overloaded("this server, or this address, holds all the connections it may: close some"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell whatever still works for this client that it has gone."""
-        self.guard.leave(self, self._address)
+        self.guard.leave(self, self.address)
         self.server.state.connections.discard(self)
         self.deadlines.enter(Phase.CLOSED, self.loop.time())
         if self.receiving is not None:
@@ -233,7 +237,7 @@ class Connection(asyncio.Protocol):
         if unread_bytes or self.transport.is_closing():
             return
         if self.flow.read_paused and self.deadlines.phase is Phase.BODY:  # it is we who do not read
-            self.deadlines.since += self.guard.limits.tick_seconds
+            self.deadlines.excuse(self.guard.limits.tick_seconds)
         overdue = self.deadlines.overdue(
             now, is_answer_due=bool(self.outbox.due), draining_since=self.guard.draining_since
         )

@@ -44,7 +44,17 @@ class Deadlines:
         body_bytes: of the request that is being received, so far.
     """
 
-    __slots__ = ("_keep_alive_seconds", "_limits", "_unread_bytes", "_unread_since", "body_bytes", "phase", "since")
+    __slots__ = (
+        "_body_due",
+        "_counted_bytes",
+        "_keep_alive_seconds",
+        "_limits",
+        "_unread_bytes",
+        "_unread_since",
+        "body_bytes",
+        "phase",
+        "since",
+    )
 
     def __init__(self, limits: ConnectionLimits, keep_alive_seconds: float, now: float) -> None:
         self.phase = Phase.NEW
@@ -52,6 +62,8 @@ class Deadlines:
         self.body_bytes = 0
         self._limits = limits
         self._keep_alive_seconds = keep_alive_seconds
+        self._body_due = 0.0  # when the body is late, unless more of it is received before
+        self._counted_bytes = 0  # of the body, which have moved that on
         self._unread_since: float | None = None
         self._unread_bytes = 0
 
@@ -60,8 +72,25 @@ class Deadlines:
         if not (self.phase is Phase.NEW and phase is Phase.HEAD):
             self.since = now
         if phase is Phase.BODY:
-            self.body_bytes = 0
+            self.body_bytes = self._counted_bytes = 0
+            self._body_due = now + self._limits.body_seconds
         self.phase = phase
+
+    def excuse(self, seconds: float) -> None:
+        """Give a body as much more time: it is we who did not read."""
+        self.since += seconds
+        self._body_due += seconds
+
+    def is_body_late(self, now: float) -> bool:
+        """Return whether a body stands still, or comes slower than its least rate; to be called every moment.
+
+        Each byte moves the end of its time on, but never further than `body_seconds` from now: what was sent fast at
+        first is no leave to stand still for long.
+        """
+        gained = (self.body_bytes - self._counted_bytes) / self._limits.body_bytes_per_second
+        self._counted_bytes = self.body_bytes
+        self._body_due = min(self._body_due + gained, now + self._limits.body_seconds)
+        return now > self._body_due
 
     def overdue(
         self, now: float, *, is_answer_due: bool, draining_since: float | None
@@ -78,7 +107,7 @@ class Deadlines:
             return Overdue.ABORT if elapsed > limits.linger_seconds else None
         if phase is Phase.HEAD and elapsed > limits.header_seconds:
             return RequestTimeout(f"headers: not complete after {elapsed:.1f} s, send them at once")
-        if phase is Phase.BODY and elapsed > limits.body_seconds + self.body_bytes / limits.body_bytes_per_second:
+        if phase is Phase.BODY and self.is_body_late(now):
             got = f"got {self.body_bytes} bytes in {elapsed:.1f} s"
             return RequestTimeout(f"body: {got}, expected all of it sooner: send it at once")
         if phase in (Phase.NEW, Phase.IDLE) and not is_answer_due:

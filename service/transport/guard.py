@@ -55,9 +55,8 @@ class Guard:
     def enter(self, connection: Connection, address: str) -> bool:
         """Look after a connection from now on; returns whether there is a place for it, and for its address."""
         limits = self.limits
-        has_place = (
-            len(self.connections) - len(self._refused) < limits.connections
-            and self._by_address[address] < limits.connections_per_address
+        has_place = len(self.connections) - len(self._refused) < limits.connections and (
+            self._by_address[address] < limits.connections_per_address or limits.proxies.trusts(address)
         )
         self.connections.add(connection)
         if has_place:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..settings import Settings
+from .proxies import TrustedProxies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,13 +16,14 @@ class ConnectionLimits:
         header_seconds: from the first byte of a request (or the connection) to the end of its headers; else 408.
         header_bytes: of the request line and all headers together; else 431.
         header_count: headers of one request; else 431.
-        body_seconds: head start of a body before `body_bytes_per_second` counts; else 408.
+        body_seconds: how long a body may stand still, the window in which `body_bytes_per_second` counts; else 408.
         body_bytes: of one body, counted as they arrive; else 413.
-        body_bytes_per_second: slowest average speed of a body.
+        body_bytes_per_second: slowest speed of a body over that window.
         write_seconds: head start of a client that reads an answer slowly; then it is cut off.
         write_bytes_per_second: slowest average speed at which an answer is read.
         connections: open at once; one more is answered 503.
         connections_per_address: the same for each peer address.
+        proxies: count for no address, since many clients come through them.
         pipelined: requests of one connection that wait for their turn before we stop reading from it.
         linger_seconds: how long a refused client may go on sending, so that it reads why instead of a reset.
         drain_seconds: how long a half-sent request may go on once the service ends.
@@ -37,6 +39,7 @@ class ConnectionLimits:
     write_bytes_per_second: int = 16 * 1024
     connections: int
     connections_per_address: int
+    proxies: TrustedProxies
     pipelined: int = 64
     linger_seconds: float = 2.0
     drain_seconds: float = 3.0
@@ -60,4 +63,5 @@ def connection_limits(settings: Settings) -> ConnectionLimits:
         write_seconds=settings.write_seconds,
         connections=settings.max_connections,
         connections_per_address=settings.max_connections_per_address,
+        proxies=TrustedProxies(settings.trusted_proxies),
     )

@@ -101,7 +101,7 @@ def _caller(request: Request) -> Caller:
 async def _body(request: Request) -> dict[str, Any]:
     """Return the JSON object in a small body; none at all counts as an empty one."""
     budget: BodyBudget = request.app.state.body_budget
-    with budget.hold() as share:
+    with budget.hold(_caller(request).address or "") as share:
         data = await receive_inflated(request, share, MAX_BYTES)
     if not data.strip():
         return {}

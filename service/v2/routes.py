@@ -119,7 +119,7 @@ async def infer(request: Request, model: str, version: str | None = None, label:
     context: RequestContext = request.state.context
     served = _model(request, model, version, label)
     budget: BodyBudget = request.app.state.body_budget
-    with budget.hold() as share, served.in_use():
+    with budget.hold(context.caller.address or "") as share, served.in_use():
         infer_request = await _read(request, served, share)
         deadline = context.deadline(infer_request.timeout_seconds)
         result = await answer(_registry(request), served, infer_request.inputs, deadline, context)

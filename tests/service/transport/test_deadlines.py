@@ -50,6 +50,35 @@ def test_a_body_buys_time_with_each_byte() -> None:
     assert made.overdue(40.1, is_answer_due=False, draining_since=None) is not None
 
 
+@pytest.mark.parametrize("sent", [100, 10_000, 1_000_000])
+def test_what_was_sent_fast_is_no_leave_to_stand_still(sent: int) -> None:
+    """After a second of sending, a body has its 30 seconds and no more, whatever it has sent."""
+    made = deadlines(Phase.BODY)
+    made.body_bytes = sent
+    assert not made.is_body_late(1)
+    assert not made.is_body_late(30)
+    assert made.is_body_late(32)
+
+
+@pytest.mark.parametrize(("rate", "is_late"), [(90, True), (100, False), (110, False)])
+def test_a_body_keeps_its_least_rate_for_as_long_as_it_takes(rate: int, is_late: bool) -> None:
+    """At 100 bytes a second it may go on for an hour; a tenth less is late in minutes, whatever it began with."""
+    made = deadlines(Phase.BODY)
+    late = False
+    for second in range(1, 3_600):
+        made.body_bytes = 50_000 + rate * second
+        late = late or made.is_body_late(second)
+    assert late is is_late
+
+
+def test_time_in_which_we_did_not_read_is_excused() -> None:
+    """A body that we have stopped stands still by our own doing."""
+    made = deadlines(Phase.BODY)
+    made.excuse(5)
+    assert not made.is_body_late(35)
+    assert made.is_body_late(35.1)
+
+
 def test_the_first_headers_are_due_from_the_start_of_the_connection() -> None:
     """Those of the next request from its first byte."""
     first, next_one = deadlines(Phase.NEW), deadlines(Phase.IDLE)
