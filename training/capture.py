@@ -26,8 +26,8 @@ def capture(
         optimizer: over the model's parameters.
     """
     aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    aside.wait_stream(torch.cuda.current_stream())
     with unchanged(model, optimizer):
+        aside.wait_stream(torch.cuda.current_stream())  # for the copies too, which are made there
         with torch.cuda.stream(aside):
             for _ in range(REHEARSALS):
                 rewind()

@@ -48,12 +48,14 @@ def is_flushing_denormals() -> bool:
 
 
 @contextmanager
-def exact_convolutions() -> Iterator[None]:
-    """Let cuDNN compute in float32 throughout, by the fastest kernels it finds; without a GPU this changes nothing.
+def exact_convolutions(*, deterministic: bool = False) -> Iterator[None]:
+    """Let cuDNN compute in float32 throughout, by its fastest or its deterministic kernels; a CPU does so anyway.
 
     TensorFloat-32 would round the factors to 10 bits, and a step this small does not wait for arithmetic.
     """
-    with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=False):
+    with torch.backends.cudnn.flags(
+        enabled=True, benchmark=not deterministic, deterministic=deterministic, allow_tf32=False
+    ):
         yield
 
 

@@ -93,6 +93,7 @@ def fit(
     on_step: Callable[[int], None] | None = None,
     captures: bool = True,
     compiles: bool = False,
+    deterministic: bool = False,
 ) -> History:
     """Train `model` in place and return one record for each epoch; the model ends on `device`, in evaluation mode.
 
@@ -110,6 +111,7 @@ def fit(
         on_step: called after each step, on a GPU when it is queued, with its number of rows.
         captures: on a GPU, whether steps are captured in CUDA graphs, one for each batch size. The CPU has none.
         compiles: whether full batches go through PyTorch's compiler, which rounds otherwise.
+        deterministic: on a GPU, whether kernels are those that give the same bits each time, not the fastest.
 
     Raises:
         ConfigError: the last batch of an epoch would hold one row, which norms refuse.
@@ -136,7 +138,7 @@ def fit(
         _restore(model, optimizer, resumed)
         history.epochs.extend(resumed.epochs)
         start -= resumed.seconds
-    with flushed_denormals(), exact_convolutions():
+    with flushed_denormals(), exact_convolutions(deterministic=deterministic):
         for number in range(len(history.epochs) + 1, recipe.epochs + 1):
             loss, accuracy, seconds = loop.run(number, on_step)
             rows = number * len(data.train_labels)
@@ -166,14 +168,14 @@ def _snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, history: Histo
 
 
 def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, snapshot: Snapshot) -> None:
-    rates = [group["lr"] for group in optimizer.param_groups]
+    options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     try:
         model.load_state_dict(snapshot.model)
         optimizer.load_state_dict(dict(snapshot.optimizer))
     except (RuntimeError, ValueError, KeyError) as err:
         raise CheckpointError(f"the checkpoint is of another architecture: {' '.join(str(err).split())}") from err
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate  # the recipe's, on the device: the stored one is read as a tensor on the CPU
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update(own)  # the recipe's on this device: the stored ones (capturable, fused, lr) are another device's
     for parameter, state in optimizer.state.items():
         for key, value in state.items():  # PyTorch leaves a counter of steps where it was loaded
             state[key] = value.to(parameter.device) if isinstance(value, Tensor) else value

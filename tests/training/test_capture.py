@@ -1,10 +1,12 @@
 """Captured steps: equal to eager ones where there is a GPU; what surrounds the capture is tested on any machine."""
 
+import contextlib
 import copy
 
 import pytest
 import torch
 
+from foldserve.training import capture as capture_module
 from foldserve.training.capture import unchanged
 from foldserve.training.config import Recipe
 from foldserve.training.epoch import EpochLoop
@@ -93,3 +95,43 @@ def test_captured_steps_equal_eager_ones(made_up, changes):
     for name, value in eager.state_dict().items():
         assert (captured.state_dict()[name] - value).abs().max() <= 1e-5 * value.abs().max(), name
     assert [r.loss for r in found.epochs] == pytest.approx([r.loss for r in expected.epochs], rel=1e-5)
+
+
+def test_the_rehearsals_wait_for_the_copies(monkeypatch):
+    """The stream of the rehearsals waits for the current one after the state was copied there, and the current one
+    waits back before anything is put back.
+
+    The fakes copy torch/cuda/streams.py (wait_stream: later work of this stream runs after what the other has been
+    given so far), torch/cuda/__init__.py (stream) and torch/cuda/graphs.py (graph).
+    """
+    calls = []
+
+    class Stream:
+        def __init__(self, name="aside"):
+            self.name = name
+
+        def wait_stream(self, other):
+            calls.append(f"{self.name} waits for {other.name}")
+
+    @contextlib.contextmanager
+    def noted(name):
+        calls.append(f"enter {name}")
+        yield
+        calls.append(f"leave {name}")
+
+    current = Stream("current")
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: noted(stream.name))
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: noted("graph"))
+    tensors = capture_module._tensors
+    monkeypatch.setattr(capture_module, "_tensors", lambda *given: calls.append("copies") or tensors(*given))
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    capture_module.capture(lambda: calls.append("step"), lambda: calls.append("rewind"), model, optimizer)
+    rehearsals = ["rewind", "step"] * capture_module.REHEARSALS
+    assert calls == [
+        *("copies", "aside waits for current", "enter aside", *rehearsals, "leave aside", "current waits for aside"),
+        *("rewind", "enter graph", "step", "leave graph", "copies", "rewind"),
+    ]

@@ -286,3 +286,33 @@ def test_a_run_of_before_publishes_where_it_would_have(made_up, tmp_path):
     del values["models_dir"], values["min_accuracy"]
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert resume(tmp_path, made_up).config.models_dir == "models"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "muon"])
+def test_a_run_of_a_gpu_continues_on_a_cpu_bit_for_bit(made_up, optimizer):
+    """Its checkpoint says capturable, fused and a rate in a tensor; the options for this device take their place.
+
+    As in PyTorch 2.13's optim/adam.py, line 410: a capturable step on a CPU is an assertion without a message of ours.
+    """
+    recipe = Recipe(epochs=2, optimizer=optimizer, schedule="linear", learning_rate=0.01, batch_size=64, seed=3)
+    stopped = stopped_after(1, recipe, made_up)
+    of_gpu = copy.deepcopy(dict(stopped.optimizer))
+    for group in of_gpu["param_groups"]:  # what `optimizer_for(model, recipe, cuda)` puts there
+        group |= {"lr": torch.tensor(0.01)} | {"adam": {"capturable": True}, "sgd": {"fused": True}}.get(optimizer, {})
+    models = [build(recipe), build(recipe)]
+    for model, snapshot in zip(models, (stopped, dataclasses.replace(stopped, optimizer=of_gpu)), strict=True):
+        fit(model, made_up, recipe, CPU, resumed=snapshot)
+    assert same_bits(*models)
+
+
+@pytest.mark.parametrize(("optimizer", "option"), [("adam", "capturable"), ("sgd", "fused")])
+def test_a_run_of_a_cpu_keeps_what_a_graph_needs_on_a_gpu(made_up, optimizer, option):
+    """The options that a captured step needs stay as the optimizer was made for the GPU."""
+    from foldserve.training.fit import _restore
+    from foldserve.training.schedule import optimizer_for
+
+    recipe = Recipe(epochs=2, optimizer=optimizer, learning_rate=0.01, batch_size=64)
+    model = build(recipe)
+    made_for_cuda = optimizer_for(model, recipe, torch.device("cuda"))
+    _restore(model, made_for_cuda, stopped_after(1, recipe, made_up))
+    assert [group[option] for group in made_for_cuda.param_groups] == [True]
