@@ -7,6 +7,7 @@ drained after the last one. Keeps no state outside the application it returns, s
 import asyncio
 import functools
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -63,7 +64,9 @@ _LATE_SECONDS = 1.0  # after which what the first request seldom needs is import
 DESCRIPTION = "Serves models that were trained, folded and proven equal before they were published."
 
 
-def create_app(settings: Settings, workers: Workers | None = None) -> FastAPI:
+def create_app(
+    settings: Settings, workers: Workers | None = None, grpc_listener: socket.socket | None = None
+) -> FastAPI:
     """Return an application that serves the models under `settings.models_dir`.
 
     Nothing is loaded yet: that happens when a server starts the application's lifespan, and a model that cannot be
@@ -72,6 +75,7 @@ def create_app(settings: Settings, workers: Workers | None = None) -> FastAPI:
     Args:
         settings: every knob.
         workers: what this process shares with others that serve the same port; None when it is alone.
+        grpc_listener: a socket that listens for gRPC; None takes the port of the settings, if they name one.
     """
     if workers is not None:
         workers.join(settings.drain_seconds)
@@ -102,6 +106,7 @@ def create_app(settings: Settings, workers: Workers | None = None) -> FastAPI:
     app.state.access = Access(settings.keys_file, settings.closed_scopes, settings.key_rate, shared, metrics)
     app.state.control = ModelControl(app.state.registry, app.state.reconciler, promotes_new=settings.promote_new)
     app.state.grpc = None
+    app.state.grpc_listener = grpc_listener
     app.state.readers = Readers(settings.max_rows)
     app.state.error_log = ErrorLog()
     app.include_router(router)
@@ -172,17 +177,11 @@ async def _start_grpc(app: FastAPI) -> None:
     if settings.grpc_port is None:
         return
     try:
-        from .v2.rpc.calls import CallHandler
-        from .v2.rpc.health import HealthService
-        from .v2.rpc.server import GrpcServer
-        from .v2.rpc.service import InferenceService
+        from .v2.rpc.assembly import grpc_server
     except ImportError as err:
         raise ProviderUnavailable(f"--grpc-port needs the extra grpc: pip install 'foldserve[grpc]' ({err})") from err
-    parts = app.state
-    inference = InferenceService(parts.registry, parts.control, settings, parts.error_log, app.title, app.version)
-    calls = CallHandler(parts.access, settings, parts.metrics, parts.error_log, parts.body_budget)
-    server = GrpcServer(inference, HealthService(parts.registry), calls, settings)
-    await server.start()
+    server = grpc_server(app.state, app.title, app.version)
+    await server.start(app.state.grpc_listener)
     app.state.grpc = server
 
 

@@ -29,15 +29,12 @@ from .processes.supervisor import Supervisor
 from .processes.workers import Workers
 from .settings import Settings
 from .transport.descriptors import fit_to_descriptors
+from .transport.listener import bind
 
 logger = logging.getLogger("foldserve")
 
-# What a client does not read stays in the process beyond this, where the write deadline sees it: the system would take
-# an answer of megabytes, and keep it for as long as the client likes.
-UNSENT_BYTES = 128 * 1024
 # Packages that must be installed, each with the distribution that installs it.
 _NEEDED = {"uvloop": "uvloop", "httptools": "httptools", "onnxruntime": "'foldserve[cpu]'"}
-BACKLOG = 2048  # connections that wait to be accepted, as in uvicorn
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,23 +44,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         if importlib.util.find_spec(package) is None:
             sys.stderr.write(f"foldserve serve: {package} is not installed: pip install {distribution}\n")
             return USAGE
-    wanted = settings.max_connections
-    settings = fit_to_descriptors(settings)
-    config = server_config(settings)
-    if settings.max_connections < wanted:
-        lowered = "--max-connections is lowered from %d to %d, since this process may open few files: raise ulimit -n"
-        logger.warning(lowered, wanted, settings.max_connections)
+    wanted, settings = settings, fit_to_descriptors(settings)
+    server_config(settings)  # logging, before there is anything to say
+    for name in ("max_connections", "grpc_max_connections"):
+        before, now, flag = getattr(wanted, name), getattr(settings, name), f"--{name.replace('_', '-')}"
+        if now < before:
+            lowered = "%s is lowered from %d to %d, since this process may open few files: raise ulimit -n"
+            logger.warning(lowered, flag, before, now)
     try:
         if settings.keys_file is not None:
             read_keys(settings.keys_file)  # a damaged file is reported once, not by each worker
         if settings.workers > 1:
             check_device(settings)
-        listener = bind(settings)
-    except OSError as err:
-        reason = err.strerror or err
-        logger.error("cannot listen on %s:%s: %s; choose another --port", settings.host, settings.port, reason)
-        return START_FAILED
-    except ServiceError as err:
+        listener = bind(settings.host, settings.port)
+        grpc_listener = (
+            bind(settings.host, settings.grpc_port, "--grpc-port") if settings.grpc_port is not None else None
+        )
+    except (OSError, ServiceError) as err:
         logger.error("%s", err)
         return START_FAILED
     fields = {"address": address(listener), "workers": settings.workers, "models_dir": str(settings.models_dir)}
@@ -71,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if settings.allow_unverified:
         logger.warning("models without a manifest are served too; their answers are not verified")
     with listener:
-        code = run_workers(settings, listener) if settings.workers > 1 else run_alone(config, listener)
+        run = run_workers if settings.workers > 1 else run_alone
+        code = run(settings, listener, grpc_listener)
     end_if_abandoned(code)
     return code
 
@@ -100,10 +98,12 @@ def _is_installed(distribution: str) -> bool:
     return True
 
 
-def server_config(settings: Settings, workers: Workers | None = None) -> uvicorn.Config:
+def server_config(
+    settings: Settings, workers: Workers | None = None, grpc_listener: socket.socket | None = None
+) -> uvicorn.Config:
     """Return uvicorn's configuration; it configures logging at once, here and in every worker."""
     return uvicorn.Config(
-        functools.partial(build_app, settings, workers),
+        functools.partial(build_app, settings, workers, grpc_listener),
         factory=True,
         loop="uvloop",
         http=PROTOCOL,  # on httptools, which refuses a request with two lengths; h11 lets it through
@@ -117,27 +117,6 @@ def server_config(settings: Settings, workers: Workers | None = None) -> uvicorn
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),  # without it a stuck upload blocks the end
     )
-
-
-def bind(settings: Settings) -> socket.socket:
-    """Return a socket that listens: from here on the port is ours, and clients that connect before all is loaded wait.
-
-    Raises:
-        OSError: the address is in use or not of this machine.
-    """
-    info = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    listener = socket.socket(info[0], info[1])
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # connections inherit it
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
-        listener.bind(info[4])
-        listener.listen(BACKLOG)
-    except OSError:
-        listener.close()
-        raise
-    listener.set_inheritable(True)
-    return listener
 
 
 def address(listener: socket.socket) -> str:
@@ -162,12 +141,12 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def run_alone(config: uvicorn.Config, listener: socket.socket) -> int:
+def run_alone(settings: Settings, listener: socket.socket, grpc_listener: socket.socket | None = None) -> int:
     """Serve in this process; SIGTERM and SIGINT drain it, a second one ends it at once, and it ends with 0."""
     # uvicorn drains and then raises the signal again for the handler before its own: the default one exits with -15.
     signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        _Server(config).run(sockets=[listener])
+        _Server(server_config(settings, None, grpc_listener)).run(sockets=[listener])
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else START_FAILED
     except KeyboardInterrupt:  # the same for SIGINT
@@ -175,14 +154,15 @@ def run_alone(config: uvicorn.Config, listener: socket.socket) -> int:
     return DONE
 
 
-def run_workers(settings: Settings, listener: socket.socket) -> int:
+def run_workers(settings: Settings, listener: socket.socket, grpc_listener: socket.socket | None = None) -> int:
     """Serve in several processes, each of which is replaced when it ends."""
     import_libraries()
     gc.freeze()  # workers share the pages that none of them writes to
     gc.enable()
     workers = Workers.create()
     try:
-        supervisor = Supervisor(server_config(settings, workers), listener, workers, settings.drain_seconds)
+        config = server_config(settings, workers, grpc_listener)
+        supervisor = Supervisor(config, listener, workers, settings.drain_seconds)
         supervisor.run()
     finally:
         workers.remove()

@@ -122,10 +122,13 @@ class BodyTooLarge(RequestError):
     """More bytes than the service takes in one request."""
 
     status = 413
+    grpc_status = "RESOURCE_EXHAUSTED"
 
 
 class TooManyRows(BodyTooLarge):
     """More rows than the service takes in one request."""
+
+    grpc_status = "INVALID_ARGUMENT"
 
 
 class UnsupportedMediaType(RequestError):

@@ -9,6 +9,8 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from fastapi import FastAPI
 
     from .processes.workers import Workers
@@ -31,7 +33,7 @@ def import_libraries() -> None:
         importlib.import_module(name)
 
 
-def build_app(settings: "Settings", workers: "Workers | None") -> "FastAPI":
+def build_app(settings: "Settings", workers: "Workers | None", grpc_listener: "socket | None" = None) -> "FastAPI":
     """Return the application; what it needs is imported now.
 
     Importing makes a hundred thousand objects that are never freed. The collector would go through them two hundred
@@ -42,7 +44,7 @@ def build_app(settings: "Settings", workers: "Workers | None") -> "FastAPI":
         import_libraries()
         from .app import create_app
 
-        app = create_app(settings, workers)
+        app = create_app(settings, workers, grpc_listener)
         gc.freeze()
     finally:
         gc.enable()

@@ -143,6 +143,12 @@ class Settings(BaseModel):
     max_connections_per_address: int = Field(
         4_096, ge=1, description="open connections of one address at one worker; one more is answered 503"
     )
+    grpc_max_connections: int = Field(
+        1_024, ge=1, description="open connections of gRPC at one worker, three descriptors each; one more is closed"
+    )
+    grpc_max_connections_per_address: int = Field(
+        512, ge=1, description="open connections of gRPC of one address at one worker; one more is closed"
+    )
     grpc_max_streams: int = Field(
         256, ge=1, description="calls that one connection of gRPC may have at once; clients keep the others back"
     )

@@ -42,9 +42,8 @@ class Workers:
 
     @classmethod
     def create(cls) -> "Workers":
-        """Make an empty folder, in memory where the system has such a place."""
-        parent = _IN_MEMORY if os.access(_IN_MEMORY, os.W_OK) else None
-        return cls(Path(tempfile.mkdtemp(prefix="foldserve-", dir=parent)))
+        """Make an empty folder."""
+        return cls(private_folder())
 
     def remove(self) -> None:
         """Remove the folder and all that is in it."""
@@ -140,3 +139,14 @@ class Workers:
         self.remove()
         time.sleep(drain_seconds + GRACE_SECONDS)
         os._exit(1)
+
+
+def private_folder(parent: Path | None = None) -> Path:
+    """Make an empty folder that only this user can enter.
+
+    Args:
+        parent: where; None takes memory where the system has such a place, else the place for temporary files.
+    """
+    if parent is None and os.access(_IN_MEMORY, os.W_OK):
+        parent = _IN_MEMORY
+    return Path(tempfile.mkdtemp(prefix="foldserve-", dir=parent))

@@ -8,7 +8,8 @@ import resource
 
 from ..settings import Settings
 
-_KEPT_BACK = 256  # descriptors for everything but connections: models, metrics, workers, gRPC, refusals on their way
+_KEPT_BACK = 256  # descriptors for everything but connections: models, metrics, workers, refusals on their way
+_OF_GRPC = 3  # descriptors of one of its connections: the client's, and both ends of the one to its library
 
 
 def fit_to_descriptors(settings: Settings) -> Settings:
@@ -17,11 +18,24 @@ def fit_to_descriptors(settings: Settings) -> Settings:
     Where connections are lowered, an address keeps its part of them. Processes that this one starts have its limit.
     """
     allowed = allowed_connections(raise_limit())
+    if settings.grpc_port is not None:
+        settings = _fit_grpc(settings, allowed // 4 // _OF_GRPC)
+        allowed -= settings.grpc_max_connections * _OF_GRPC
     wanted = settings.max_connections
     if wanted <= allowed:
         return settings
     for_address = max(1, settings.max_connections_per_address * allowed // wanted)
     return settings.model_copy(update={"max_connections": allowed, "max_connections_per_address": for_address})
+
+
+def _fit_grpc(settings: Settings, allowed: int) -> Settings:
+    """Return settings with no more connections of gRPC than its quarter of the descriptors can hold."""
+    wanted, allowed = settings.grpc_max_connections, max(1, allowed)
+    if wanted <= allowed:
+        return settings
+    for_address = max(1, settings.grpc_max_connections_per_address * allowed // wanted)
+    lowered = {"grpc_max_connections": allowed, "grpc_max_connections_per_address": for_address}
+    return settings.model_copy(update=lowered)
 
 
 def raise_limit() -> int:

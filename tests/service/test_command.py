@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from foldserve.service.command import bind
-from foldserve.service.settings import MEBIBYTE, Settings
+from foldserve.service.settings import MEBIBYTE
+from foldserve.service.transport.listener import bind
 from tests.support import artifacts
 from tests.support.processes import OCTETS, failed, read_until, started
 
@@ -67,6 +67,19 @@ def test_a_port_in_use_is_one_line(fashion):
     assert "--port" in line
 
 
+def test_workers_answer_grpc_on_one_port_that_no_other_service_gets(fashion):
+    """With `--grpc-port 0` all workers have the same free port, and a second service is told that it is taken."""
+    pytest.importorskip("grpc", reason="needs the extra grpc")
+    flags = ("--models-dir", str(fashion), "--workers", "2", "--grpc-port")
+    with started(*flags, "0", ready_lines=2) as (process, _):
+        ports = [event["port"] for event in process.events if event["event"] == "gRPC listens"]
+        assert len(ports) == 2
+        assert len(set(ports)) == 1
+        code, (line,) = failed(*flags, str(ports[0]))
+        assert code == 3
+        assert f"127.0.0.1:{ports[0]}: Address already in use; choose another --grpc-port" in line
+
+
 @pytest.mark.parametrize("damage", ["missing", "empty", "broken"])
 def test_models_that_cannot_be_served_are_one_line(models: Path, damage: str):
     """A missing folder, an empty one, a model that is not what its manifest says: one line with the path, exit 3."""
@@ -102,7 +115,7 @@ def test_a_wrong_setting_is_told_before_anything_starts():
 
 def test_what_a_client_does_not_read_stays_with_us():
     """The system takes no megabytes of an answer that is not read: the write deadline could not see them."""
-    with bind(Settings(port=0)) as listener, socket.socket() as client:
+    with bind("127.0.0.1", 0) as listener, socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
         client.connect(listener.getsockname())
         connection, _ = listener.accept()

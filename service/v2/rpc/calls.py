@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
-from urllib.parse import unquote
 
 import grpc
 
@@ -89,16 +88,24 @@ class CallHandler:
         metrics: where calls are counted.
         error_log: told of every error that ends a call.
         budget: of the bytes of all requests, those of HTTP included.
+        address: gives the address of a client by the name that the library has for its connection.
     """
 
     def __init__(
-        self, access: Access, settings: Settings, metrics: Metrics, error_log: ErrorLog, budget: BodyBudget
+        self,
+        access: Access,
+        settings: Settings,
+        metrics: Metrics,
+        error_log: ErrorLog,
+        budget: BodyBudget,
+        address: Callable[[str], str],
     ) -> None:
         self._access = access
         self._settings = settings
         self._metrics = metrics
         self._error_log = error_log
         self._budget = budget
+        self._address = address
 
     def handlers(self, proto: Proto, service: Any) -> grpc.GenericRpcHandler:
         """Return the handlers of those methods of `proto` that `service` has."""
@@ -202,7 +209,7 @@ class CallHandler:
 
     def _check_access(self, call: Call, rpc: Rpc, metadata: Metadata) -> Caller:
         authorization, api_key = metadata.get("authorization"), metadata.get("x-api-key")
-        address = _address(rpc.peer())
+        address = self._address(rpc.peer())
         return Caller(self._access.check(call.scope, authorization, api_key, call.route, address), address)
 
     async def _abort(self, call: Call, err: Exception, rpc: Rpc, context: RequestContext) -> None:
@@ -221,11 +228,6 @@ class CallHandler:
 def _read_metadata(rpc: Rpc) -> Metadata:
     """Return the texts among a call's metadata; binary entries mean nothing here."""
     return {name: value for name, value in rpc.invocation_metadata() or () if isinstance(value, str)}
-
-
-def _address(peer: str) -> str:
-    """Return the address in the name of a peer: `ipv4:127.0.0.1:50000`, `ipv6:[::1]:50000`, with brackets quoted."""
-    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
 def _metadata(headers: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[str, str], ...]:

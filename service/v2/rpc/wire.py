@@ -22,7 +22,7 @@ from ...tensors import Array
 from ..datatypes import BYTES, bytes_tensor, tensor_from_bytes
 from .descriptors import INFERENCE
 
-MAX_FIELDS = 4_096  # of one message, those of its inputs included; packed values of a tensor are one field
+MAX_FIELDS = 2_048  # of one message, those of its inputs included; packed values of a tensor are one field
 AROUND_BYTES = 65_536  # names, shapes and parameters around the tensors, and any other message of the protocol
 
 _REQUEST = INFERENCE.messages["ModelInferRequest"]

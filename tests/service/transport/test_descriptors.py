@@ -29,6 +29,14 @@ def test_an_address_keeps_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
     assert descriptors.fit_to_descriptors(small) is small
 
 
+def test_grpc_has_a_quarter_at_most_and_takes_three_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is switched on its connections are lowered too, and those of HTTP have what is left."""
+    monkeypatch.setattr(descriptors, "raise_limit", lambda: 1_024)
+    fitted = descriptors.fit_to_descriptors(Settings(grpc_port=0))
+    assert (fitted.grpc_max_connections, fitted.grpc_max_connections_per_address) == (64, 32)
+    assert fitted.max_connections + 3 * fitted.grpc_max_connections == 768
+
+
 def test_the_soft_limit_is_raised(fashion) -> None:
     """A low soft limit under a hard one that suffices costs nothing."""
     shell = "ulimit -S -n 200; ulimit -H -n 9000"

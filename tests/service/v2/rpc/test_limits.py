@@ -1,6 +1,5 @@
 """gRPC is a door like HTTP: what a call may hold and how long it may take, over a real connection."""
 
-import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -9,37 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from foldserve.service.app import create_app
 from foldserve.service.keys import new_key
-from foldserve.service.settings import Settings
 from tests.support import artifacts
-from tests.support.live import serve
 
 grpc = pytest.importorskip("grpc", reason="needs the extra grpc")
 
 from foldserve.service.v2.rpc.descriptors import INFERENCE  # noqa: E402
 from tests.support.grpc_calls import request  # noqa: E402
-
-INFER = f"/{INFERENCE.service}/ModelInfer"
-STREAM = f"/{INFERENCE.service}/ModelStreamInfer"
-Code = grpc.StatusCode
-
-
-@contextlib.contextmanager
-def running(folder: Path, **settings) -> Iterator[SimpleNamespace]:
-    """A service under these settings, `operator` being the metadata with its key where it has keys."""
-    key, line = new_key("operator", ["infer", "read"])
-    if settings.pop("keys", False):
-        settings["keys_file"] = folder / "keys"
-        settings["keys_file"].write_text(f"{line}\n")
-    app = create_app(Settings(models_dir=folder / "models", provider="cpu", buckets=(1, 8), grpc_port=0, **settings))
-    with serve(app) as url, channel_to(app.state.grpc.port) as channel:
-        yield SimpleNamespace(app=app, url=url, channel=channel, operator=(("x-api-key", key),))
-
-
-def channel_to(port):
-    """A channel that sends messages of any size."""
-    return grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.max_send_message_length", -1)])
+from tests.support.grpc_service import INFER, STREAM, Code, call, running  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +29,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(folder) -> Iterator[SimpleNamespace]:
     with running(folder) as service:
         yield service
-
-
-def call(channel, data, route=INFER, **options):
-    """Status, sentence and trailers of one call that sends these bytes."""
-    try:
-        _, done = channel.unary_unary(route, bytes, bytes).with_call(data, timeout=20, **options)
-    except grpc.RpcError as err:
-        done = err
-    return done.code(), done.details(), dict(done.trailing_metadata() or ())
 
 
 class Silence:
@@ -130,7 +97,7 @@ def test_the_clients_request_id_comes_back_with_every_kind_of_call(service, rout
 def test_messages_of_calls_without_tensors_are_small(service):
     """Nothing but an inference needs more than names and parameters."""
     code, sentence, _ = call(service.channel, b"\n\x80\x80\x08" + b"m" * 131_072, f"/{INFERENCE.service}/ModelReady")
-    assert code is Code.INVALID_ARGUMENT
+    assert code is Code.RESOURCE_EXHAUSTED
     assert "131076 bytes around its tensors, expected at most 65536" in sentence
 
 

@@ -1,0 +1,364 @@
+"""The connections of gRPC before its library sees them: limits as for HTTP, which the library does not have.
+
+Each connection is passed on to the library through a socket of this process, and its frames are watched on the way. A
+message counts against the budget of bytes while it arrives; one that is too large, too slow or over the budget ends
+its call with a status, and the connection goes on. Reads no header and no message.
+"""
+
+import asyncio
+import shutil
+import socket
+from pathlib import Path
+from typing import cast
+
+import grpc
+
+from ...bodies.budget import BodyBudget, Share
+from ...error_answers import ErrorLog, error_answer
+from ...errors import BodyTooLarge, Overloaded, RequestTimeout, ServiceError
+from ...request_context import new_request_id
+from ...transport.guard import Guard
+from .frames import (
+    CANCEL,
+    DATA,
+    END_STREAM,
+    HEADERS,
+    PREFACE_BYTES,
+    RST_STREAM,
+    FrameReader,
+    MessageMeter,
+    Piece,
+    farewell,
+    refusal,
+    reset,
+)
+
+ROUTE = "gRPC"  # of refused calls and connections in log and metrics: their own route is not known here
+
+_FULL = b"connections: too many are open, try again later"
+
+
+class Gate:
+    """What all connections share.
+
+    Args:
+        folder: empty and for this user alone; the library listens in it, and is removed at the end.
+        guard: limits and counts of connections.
+        budget: of the bytes of all requests.
+        max_bytes: of one message.
+        error_log: told of every call that is refused here.
+    """
+
+    def __init__(self, folder: Path, guard: Guard, budget: BodyBudget, max_bytes: int, error_log: ErrorLog) -> None:
+        self.folder = folder
+        self.guard = guard
+        self.budget = budget
+        self.max_bytes = max_bytes
+        self.error_log = error_log
+        self._addresses: dict[str, str] = {}
+        self._number = 0
+        self._server: asyncio.Server | None = None
+
+    @property
+    def inside(self) -> str:
+        """Where the library listens."""
+        return str(self.folder / "grpc")
+
+    async def open(self, listener: socket.socket) -> None:
+        """Take connections from a socket that listens."""
+        self._server = await asyncio.get_running_loop().create_server(lambda: Outside(self), sock=listener)
+
+    def close(self) -> None:
+        """Take no more connections; those that are open go on."""
+        if self._server is not None:
+            self._server.close()
+
+    def end(self) -> None:
+        """Close all connections."""
+        for connection in tuple(self.guard.connections):
+            if isinstance(connection, Outside):
+                connection.abort()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def address(self, peer: str) -> str:
+        """Return the address of a client by the name that the library has for its connection."""
+        return self._addresses.get(peer.rpartition("/")[2], "")
+
+    def connect(self, address: str) -> tuple[socket.socket, str]:
+        """Return a connection to the library on behalf of an address, and the name by which the library knows it.
+
+        Raises:
+            OSError: the library takes no more connections.
+        """
+        self._number += 1
+        name = str(self._number)
+        place = self.folder / name
+        inner = socket.socket(socket.AF_UNIX)
+        try:
+            inner.setblocking(False)
+            inner.bind(str(place))
+            inner.connect(self.inside)
+        except OSError:
+            inner.close()
+            raise
+        finally:
+            place.unlink(missing_ok=True)
+        self._addresses[name] = address
+        return inner, name
+
+    def forget(self, name: str) -> None:
+        """Forget a connection."""
+        self._addresses.pop(name, None)
+
+
+class Stream:
+    """One call of a connection: the message that arrives, and the share that its bytes have until it is here."""
+
+    __slots__ = ("has_headers", "meter", "share", "since")
+
+    def __init__(self, budget: BodyBudget) -> None:
+        self.meter = MessageMeter()
+        self.share = Share(budget)
+        self.since = 0.0
+        self.has_headers = False
+
+
+class Side(asyncio.Protocol):
+    """One of the two sockets of a connection; what arrives is watched and goes out at the other."""
+
+    transport: asyncio.Transport
+    other: "Side"
+
+    def __init__(self, reader: FrameReader) -> None:
+        self.reader = reader
+        self.said: list[bytes] = []  # what the gate has to say to the other side, between two frames
+        self.is_reading = False
+        self.blocked_since: float | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the socket."""
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
+
+    def data_received(self, data: bytes) -> None:
+        """Watch what arrives, and pass it on; what the gate has to say goes between two frames of it."""
+        cut = None
+        self.is_reading = True
+        for piece in self.reader.read(data):
+            self.watch(piece)
+            if cut is None and self.said and self.reader.is_between:
+                cut = piece.stop
+        self.is_reading = False
+        if cut is None:
+            self._write(data)
+        else:
+            self._write(b"".join((data[:cut], *self.said, data[cut:])))
+            self.said.clear()
+
+    def watch(self, piece: Piece) -> None:
+        """Look at a part of a frame."""
+        raise NotImplementedError
+
+    def say(self, frames: bytes) -> None:
+        """Send frames to the other side as soon as no frame is half sent."""
+        if self.reader.is_between and not self.is_reading:
+            self._write(frames)
+        else:
+            self.said.append(frames)
+
+    def pause_writing(self) -> None:
+        """Take no more from the other side until this one has read."""
+        self.blocked_since = asyncio.get_running_loop().time()
+        if not self.other.transport.is_closing():
+            self.other.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self.blocked_since = None
+        if not self.other.transport.is_closing():
+            self.other.transport.resume_reading()
+
+    def _write(self, data: bytes) -> None:
+        if not self.other.transport.is_closing():
+            self.other.transport.write(data)
+
+
+class Inside(Side):
+    """The library's socket: says which calls have ended."""
+
+    def __init__(self, outside: "Outside") -> None:
+        super().__init__(FrameReader())
+        self.other: Side = outside
+        self._streams = outside.streams
+
+    def watch(self, piece: Piece) -> None:
+        """Note which calls have an answer that begins, and which have ended."""
+        if not piece.stream or piece.left:
+            return
+        if piece.kind == RST_STREAM or (piece.flags & END_STREAM and piece.kind in (DATA, HEADERS)):
+            ended = self._streams.pop(piece.stream, None)
+            if ended is not None:
+                ended.share.release()
+        elif piece.kind == HEADERS and piece.stream in self._streams:
+            self._streams[piece.stream].has_headers = True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The library has closed the connection."""
+        self.other.transport.close()
+
+
+class Outside(Side):
+    """A client's socket.
+
+    Args:
+        gate: what it shares with others.
+
+    Attributes:
+        streams: the calls that run, by the number of their stream.
+    """
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__(FrameReader(PREFACE_BYTES))
+        self.streams: dict[int, Stream] = {}
+        self._gate = gate
+        self._address = ""
+        self._name = ""
+        self._last_stream = 0
+        self._arriving: dict[int, Stream] = {}
+        self._half_since: float | None = None  # since when a frame that is no message's has been arriving
+        self._connecting: asyncio.Task[None] | None = None
+        self._refused_since: float | None = None
+        self._early: list[bytes] | None = []  # until there is a connection to the library
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take a client in, or say that there are too many."""
+        super().connection_made(transport)
+        peer = transport.get_extra_info("peername")
+        self._address = peer[0] if peer else ""
+        self._half_since = asyncio.get_running_loop().time()
+        if self._gate.guard.enter(self, self._address):
+            self.transport.pause_reading()
+            self._connecting = asyncio.create_task(self._connect())
+        else:
+            self._turn_away()
+
+    def data_received(self, data: bytes) -> None:
+        """Watch what a client sends, and pass it on."""
+        if self._refused_since is not None:
+            return
+        if self._early is not None:  # reading is paused, but uvloop may have read once before
+            self._early.append(data)
+            return
+        super().data_received(data)
+        if self.reader.is_between or self.reader.is_in_data:
+            self._half_since = None
+        elif self._half_since is None:
+            self._half_since = asyncio.get_running_loop().time()
+
+    def watch(self, piece: Piece) -> None:
+        """Note which calls begin, and count what arrives of their messages."""
+        if piece.kind == DATA:
+            self._count(piece)
+        elif piece.kind == HEADERS and piece.stream > self._last_stream:
+            self._last_stream = piece.stream
+            self.streams[piece.stream] = Stream(self._gate.budget)
+        elif piece.kind == RST_STREAM:
+            self._drop(piece.stream)
+
+    def check(self, now: float) -> None:
+        """Act if a deadline has passed; `now` is the loop's time."""
+        limits = self._gate.guard.limits
+        if self._refused_since is not None:
+            if now - self._refused_since > limits.linger_seconds:
+                self.abort()
+        elif self._half_since is not None and now - self._half_since > limits.header_seconds:
+            self._gate.guard.refused(RequestTimeout.status, now - self._half_since)
+            self.abort()
+        elif self.blocked_since is not None and now - self.blocked_since > limits.write_seconds:
+            self.abort()
+        else:
+            for number, stream in tuple(self._arriving.items()):
+                if now - stream.since > limits.body_seconds:
+                    self._refuse(number, RequestTimeout(f"message: not here in whole after {limits.body_seconds:g} s"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the client."""
+        gate = self._gate
+        gate.guard.leave(self, self._address)
+        gate.forget(self._name)
+        for number in tuple(self.streams):
+            self._drop(number)
+        if hasattr(self, "other"):
+            self.other.transport.abort()
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        self.transport.abort()
+
+    async def _connect(self) -> None:
+        try:
+            inner, self._name = self._gate.connect(self._address)
+        except OSError:
+            self._turn_away()
+            self.transport.resume_reading()
+            return
+        _, self.other = await asyncio.get_running_loop().create_unix_connection(lambda: Inside(self), sock=inner)
+        if self.transport.is_closing():
+            self.other.transport.abort()
+            return
+        early, self._early = self._early or [], None
+        for data in early:
+            self.data_received(data)
+        self.transport.resume_reading()
+
+    def _turn_away(self) -> None:
+        """Say that there are too many connections; the client has a moment to read it."""
+        self._refused_since = asyncio.get_running_loop().time()
+        self._half_since = None
+        guard = self._gate.guard
+        guard.refused(Overloaded.status, 0.0)
+        self.transport.write(farewell(_FULL))
+        if guard.may_linger:
+            self.transport.write_eof()
+        else:
+            self.transport.close()
+
+    def _count(self, piece: Piece) -> None:
+        """Count a part of a message; it ends with its call where it breaks a limit."""
+        number = piece.stream
+        stream = self.streams.get(number)
+        if stream is None:
+            return
+        meter = stream.meter
+        if meter.read(piece) and self._arriving.pop(number, None) is not None:
+            stream.share.release()
+        if meter.is_between:
+            return
+        if number not in self._arriving:
+            self._arriving[number] = stream
+            stream.since = asyncio.get_running_loop().time()
+        try:
+            if meter.expected > self._gate.max_bytes:
+                raise BodyTooLarge(f"message: {meter.expected} bytes, expected at most {self._gate.max_bytes}")
+            stream.share.add(meter.received - stream.share.held_bytes)
+        except ServiceError as err:
+            self._refuse(number, err)
+
+    def _refuse(self, number: int, error: ServiceError) -> None:
+        """End a call: the library hears that the client has left it, and the client why."""
+        stream = self.streams[number]
+        self._drop(number)
+        gate = self._gate
+        request_id = new_request_id()
+        gate.error_log.note(error, request_id.decode(), ROUTE)
+        gate.guard.refused(error.status, asyncio.get_running_loop().time() - stream.since)
+        answer = error_answer(error, request_id.decode())
+        status = grpc.StatusCode[answer.grpc_status].value[0]
+        headers = [(b"x-request-id", request_id), *answer.headers]
+        self.say(reset(number, CANCEL))
+        self.other.say(refusal(number, status, answer.message, headers, is_first=not stream.has_headers))
+
+    def _drop(self, number: int) -> None:
+        stream = self.streams.pop(number, None)
+        if stream is not None:
+            self._arriving.pop(number, None)
+            stream.share.release()

@@ -1,0 +1,188 @@
+"""Connections of gRPC under limits, asked with the library and with bare sockets."""
+
+import socket
+import threading
+import time
+
+import httpx
+import pytest
+
+grpc = pytest.importorskip("grpc", reason="needs the extra grpc")
+
+from foldserve.service.v2.rpc.descriptors import INFERENCE  # noqa: E402
+from foldserve.service.v2.rpc.frames import DATA, END_HEADERS, GOAWAY, HEADERS, SETTINGS, FrameReader, frame  # noqa: E402
+from tests.support import artifacts  # noqa: E402
+from tests.support.grpc_calls import request  # noqa: E402
+from tests.support.grpc_service import STREAM, Code, call, channel_to, running  # noqa: E402
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+OPENING = PREFACE + frame(SETTINGS, 0, 0, b"")
+_ROUTE = b"/inference.GRPCInferenceService/ModelInfer"
+CALL = frame(HEADERS, END_HEADERS, 1, b"".join(
+    b"\x00" + bytes((len(name),)) + name + bytes((len(value),)) + value
+    for name, value in (
+        (b":method", b"POST"), (b":scheme", b"http"), (b":path", _ROUTE), (b":authority", b"h"),
+        (bytes((0x74, 0x65)), b"trailers"),
+        (b"content-type", b"application/grpc"),
+    )
+))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("gate")
+    artifacts.publish_classifier(root / "models", version=2)
+    return root
+
+
+def connect(service, data=b""):
+    """A bare connection that has sent this."""
+    client = socket.create_connection(("127.0.0.1", service.app.state.grpc.port), timeout=20)
+    client.sendall(data)
+    return client
+
+
+def read_all(client):
+    """Everything until the service closes the connection."""
+    received = b""
+    try:
+        while data := client.recv(65_536):
+            received += data
+    except ConnectionResetError:
+        pass
+    return received
+
+
+def kinds_in(data):
+    return [piece.kind for piece in FrameReader().read(data)]
+
+
+@pytest.mark.parametrize("sent", [b"", PREFACE[:10], PREFACE, OPENING + CALL[:20], OPENING + CALL[:5]])
+def test_connections_that_say_nothing_whole_are_closed(folder, sent):
+    """Silent, within the preface, after it, within a call's headers: each has the time of HTTP's headers."""
+    with running(folder, header_seconds=0.3) as service, connect(service, sent) as client:
+        started = time.monotonic()
+        read_all(client)
+        assert 0.2 < time.monotonic() - started < 10
+        assert call(service.channel, request().SerializeToString())[0] is Code.OK
+
+
+def test_headers_that_are_never_complete_are_closed(folder):
+    """Frames that go on and on with one call's headers have no more time."""
+    headers = frame(HEADERS, 0, 1, b"\x00\x01a\x01b")
+    with running(folder, header_seconds=0.3) as service, connect(service, OPENING + headers) as client:
+        started = time.monotonic()
+        read_all(client)
+        assert time.monotonic() - started < 10
+
+
+def test_idle_connections_are_closed(folder):
+    """A client that has connected and makes no call is told to go."""
+    with running(folder, keep_alive_seconds=1) as service, connect(service, OPENING) as client:
+        assert GOAWAY in kinds_in(read_all(client))
+
+
+def test_connections_have_a_limit_and_one_more_hears_why(folder):
+    """The third is turned away in words, and counted; when one goes there is room again."""
+    with running(folder, grpc_max_connections=2) as service:
+        assert call(service.channel, request().SerializeToString())[0] is Code.OK
+        with connect(service, OPENING), connect(service, OPENING) as third:
+            turned_away = read_all(third)
+            assert b"too many are open" in turned_away
+            assert kinds_in(turned_away) == [SETTINGS, GOAWAY]
+        with channel_to(service.app.state.grpc.port) as channel:
+            assert call(channel, request().SerializeToString(), wait_for_ready=True)[0] is Code.OK
+        counted = 'foldserve_requests_total{method="other",route="gRPC",status="503"}'
+        assert counted in httpx.get(f"{service.url}/metrics").text
+
+
+def test_connections_of_one_address_have_a_limit(folder):
+    """One client cannot have them all."""
+    with running(folder, grpc_max_connections_per_address=1) as service:
+        assert call(service.channel, request().SerializeToString())[0] is Code.OK
+        with connect(service, OPENING) as second:
+            assert b"too many are open" in read_all(second)
+
+
+def test_a_message_that_is_too_large_is_refused_by_its_length(folder):
+    """Nothing of it has to arrive: five bytes say how long it will be."""
+    with running(folder) as service:
+        length = frame(DATA, 0, 1, b"\x00" + (2**31).to_bytes(4))
+        with connect(service, OPENING + CALL + length) as client:
+            received = b""
+            while b"expected at most" not in received:
+                received += client.recv(65_536)
+            assert b"2147483648" in received
+
+
+def test_a_message_that_stops_ends_its_call_and_not_its_connection(folder):
+    """Half a message has its time; another call of the same connection is answered meanwhile and afterwards."""
+    with running(folder, body_seconds=0.5) as service, connect(service, OPENING + CALL) as client:
+        client.sendall(frame(DATA, 0, 1, b"\x00\x00\x00\x10\x00" + b"x" * 100))
+        received = b""
+        while b"message" not in received:
+            received += client.recv(65_536)
+        assert b"grpc-status\x014" in received  # DEADLINE_EXCEEDED
+        second = frame(HEADERS, END_HEADERS, 3, CALL[9:])
+        client.sendall(second + frame(DATA, 1, 3, b"\x00\x00\x00\x00\x03abc"))
+        while b"not in protobuf" not in received:
+            received += client.recv(65_536)
+
+
+def test_forty_large_messages_at_once_hold_no_more_than_the_budget(folder):
+    """Most are refused while they arrive, some are read; the service answers afterwards and holds nothing."""
+    budget, size = 64_000_000, 16_000_000
+    data = request("echo").SerializeToString() + b":" + b"\x80\xc8\xd0\x07" + bytes(size)
+    with running(folder, max_buffered_bytes=budget) as service:
+        held, codes, stop = [0], [], threading.Event()
+
+        def watch():
+            while not stop.wait(0.005):
+                held.append(service.app.state.body_budget.held_bytes)
+
+        def ask():
+            with channel_to(service.app.state.grpc.port) as channel:
+                codes.append(call(channel, data)[0])
+
+        threads = [threading.Thread(target=ask) for _ in range(40)]
+        watcher = threading.Thread(target=watch)
+        for thread in (watcher, *threads):
+            thread.start()
+        for thread in threads:
+            thread.join()
+        stop.set()
+        watcher.join()
+        assert set(codes) <= {Code.UNAVAILABLE, Code.INVALID_ARGUMENT, Code.NOT_FOUND}
+        assert Code.UNAVAILABLE in codes
+        assert 0 < max(held) <= budget
+        assert call(service.channel, request().SerializeToString())[0] is Code.OK
+        assert service.app.state.body_budget.held_bytes == 0
+
+
+def test_messages_of_all_sizes_pass_the_gate_unchanged(folder):
+    """Long and short messages of one stream come out in their order, compressed ones too."""
+    rows = [1, 300, 2, 1_500, 1]
+    with running(folder) as service:
+        messages = [request(inputs={"image": artifacts.images(count)}, id=str(count)) for count in rows]
+        kind = INFERENCE.messages["ModelStreamInferResponse"]
+        stream = service.channel.stream_stream(STREAM, lambda m: m.SerializeToString(), kind.FromString)
+        for compression in (grpc.Compression.NoCompression, grpc.Compression.Gzip):
+            answers = list(stream(iter(messages), compression=compression))
+            assert [answer.error_message for answer in answers] == [""] * len(rows)
+            assert [answer.infer_response.outputs[0].shape[0] for answer in answers] == rows
+
+
+def test_a_compressed_message_may_not_become_larger_than_a_body(folder):
+    """Kilobytes that would become megabytes are refused before they do."""
+    with running(folder, max_body_bytes=1_000_000) as service:
+        data = request().SerializeToString() + b":" + b"\x80\xc8\xd0\x07" + bytes(16_000_000)
+        code, _, _ = call(service.channel, data, compression=grpc.Compression.Gzip)
+        assert code is Code.RESOURCE_EXHAUSTED
+
+
+def test_the_address_of_a_client_is_known_behind_the_gate(folder, caplog):
+    """What is logged of a wrong key names the client and not our own socket."""
+    caplog.set_level("INFO")
+    with running(folder, keys=True) as service:
+        assert call(service.channel, b"", metadata=(("x-api-key", "wrong"),))[0] is Code.UNAUTHENTICATED
+    assert "127.0.0.1" in [getattr(record, "address", None) for record in caplog.records]
