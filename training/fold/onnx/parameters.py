@@ -176,8 +176,9 @@ def _weight(graph: OnnxGraph, layer: NodeProto, index: int) -> Constant:
         is_quantised = producer is not None and producer.op_type in QUANTISED
         code = RefusalCode.QUANTISED if is_quantised else RefusalCode.NO_PRODUCER
         raise Refusal(code, f"{what} is no floating-point constant")
-    if layer.op_type in ("MatMul", "Gemm") and constant.values.ndim != 2:
-        raise Refusal(RefusalCode.AXIS, f"{what} has {constant.values.ndim} axes, not 2")
+    is_matrix, rank = layer.op_type in ("MatMul", "Gemm"), constant.values.ndim
+    if rank != 2 if is_matrix else rank < 3:
+        raise Refusal(RefusalCode.AXIS, f"{what} has {rank} axes, not {'2' if is_matrix else '3 or more'}")
     if constant.dtype is None:
         raise Refusal(RefusalCode.DTYPE, f"{what} is no floating-point tensor")
     return constant
