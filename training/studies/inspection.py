@@ -4,6 +4,7 @@ Reads the weights that a run left; it trains and changes nothing. The command is
 """
 
 import argparse
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 from ..batchnorm import BatchNormLayer, norm_tensors
 from ..drawing import CYCLE, canvas, to_png
 from ..errors import ConfigError
+from ..run_folder import CONFIG_NAME, RunConfig
 from ..weights import WEIGHTS_NAME, Weights, read_weights
-from .tables import csv_bytes, write_report
+from .tables import csv_bytes, json_bytes, write_report
 
 PARAMETERS = ("gamma", "beta")
 MOMENTS = ("mean", "variance")
@@ -45,7 +47,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the table and write norms.csv and norms.png.
+    """Print the table and write norms.csv, norms.png, and norms.json with what made the weights.
 
     Raises:
         CheckpointError: no weights of ours are there.
@@ -55,8 +57,23 @@ def run(arguments: argparse.Namespace) -> None:
     path = arguments.weights / WEIGHTS_NAME if arguments.weights.is_dir() else arguments.weights
     norms = norms_of(read_weights(path))
     folder = arguments.out or path.parent
-    write_report(folder, {"norms.csv": csv_bytes(channel_rows(norms)), "norms.png": picture(norms)})
+    files = {"norms.csv": csv_bytes(channel_rows(norms)), "norms.png": picture(norms)}
+    write_report(folder, files | {"norms.json": json_bytes(provenance_of(path))})
     print(f"{table(norms)}\nall channels in {folder / 'norms.csv'}, drawn in {folder / 'norms.png'}")
+
+
+def provenance_of(path: Path) -> dict[str, Any]:
+    """Return what made the weights at `path`: their digest and recipe, and the run's own revision and machine.
+
+    Weights that were copied away from their run have no revision and no environment: those of now would be untrue.
+    """
+    config = path.parent / CONFIG_NAME
+    made_by: dict[str, Any] = {"revision": None, "environment": None}
+    if config.is_file():
+        run = RunConfig.read(config)
+        made_by = {"revision": run.revision, "environment": run.environment}
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"weights_sha256": digest, "recipe": read_weights(path).recipe.as_dict(), **made_by}
 
 
 def norms_of(weights: Weights) -> list[NormValues]:

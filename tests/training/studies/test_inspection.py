@@ -2,6 +2,9 @@
 
 import argparse
 import csv
+import dataclasses
+import hashlib
+import json
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from foldserve.training.errors import CheckpointError, ConfigError
 from foldserve.training.model import build
 from foldserve.training.studies.inspection import channel_rows, norms_of, run, table
 from foldserve.training.weights import Weights, buffers_of, parameters_of, weights_to_bytes
+from tests.training.conftest import run_config
 
 
 def weights_of(norm="torch"):
@@ -61,6 +65,21 @@ def test_the_command_leaves_a_table_and_a_picture(tmp_path, capsys):
     with (tmp_path / "norms.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 226
     assert (tmp_path / "norms.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_figures_say_what_made_the_weights_and_not_who_looks(tmp_path, made_up):
+    """Revision and machine are the run's own; weights away from their run have none, rather than today's."""
+    weights = weights_of()[0]
+    config = dataclasses.replace(run_config(weights.recipe, made_up), revision="f" * 40 + "+dirty")
+    (tmp_path / "config.json").write_bytes(config.to_bytes())
+    (tmp_path / "model.safetensors").write_bytes(weights_to_bytes(weights))
+    run(argparse.Namespace(weights=tmp_path, out=tmp_path / "report"))
+    stated = json.loads((tmp_path / "report" / "norms.json").read_text())
+    assert (stated["revision"], stated["environment"]) == ("f" * 40 + "+dirty", {"threads": 1})
+    assert stated["weights_sha256"] == hashlib.sha256(weights_to_bytes(weights)).hexdigest()
+    (tmp_path / "config.json").unlink()
+    run(argparse.Namespace(weights=tmp_path, out=tmp_path / "report"))
+    assert json.loads((tmp_path / "report" / "norms.json").read_text())["revision"] is None
 
 
 def test_a_network_without_norms_and_a_folder_without_weights_are_refused(tmp_path):
