@@ -72,13 +72,7 @@ class Repository:
         Raises:
             ArtifactInvalid: the root is not a folder that can be read.
         """
-        try:
-            models = {
-                folder.name: sorted(int(path.name) for path in self._folders(folder, is_version, VERSION_RULE))
-                for folder in self._folders(self.root, is_model_name, MODEL_NAME_RULE)
-            }
-        except OSError as err:
-            raise ArtifactInvalid(f"models folder {self.root} cannot be read: {err.strerror or err}") from err
+        models = {name: self._versions(name) for name in self._folders(self.root, is_model_name, MODEL_NAME_RULE)}
         return {name: versions for name, versions in models.items() if versions}
 
     def open(self, name: str, version: int | None = None) -> Artifact:
@@ -92,12 +86,12 @@ class Repository:
             ModelNotFound: there is no such model or version.
             ArtifactInvalid: the folder does not match its manifest, or has none and needs one.
         """
-        models = self.models()
-        if name not in models:
-            raise ModelNotFound(f"model {name!r} is not in {self.root}; there are {sorted(models)}")
-        version = models[name][-1] if version is None else version
-        if version not in models[name]:
-            raise ModelNotFound(f"model {name!r} has no version {version}; there are {models[name]}")
+        versions = self._versions(name)
+        if not versions:
+            raise ModelNotFound(f"model {name!r} is not in {self.root}; there are {sorted(self.models())}")
+        version = versions[-1] if version is None else version
+        if version not in versions:
+            raise ModelNotFound(f"model {name!r} has no version {version}; there are {versions}")
         path = self.root / name / str(version)
         if not path.resolve().is_relative_to(self.root.resolve()):
             raise ArtifactInvalid(f"{path} is a link out of {self.root}; a link may only lead to a place within it")
@@ -122,14 +116,29 @@ class Repository:
             return None
         return f"{artifact.model_path} has SHA-256 {digest[:12]}, expected {artifact.sha256[:12]}; {kept}"
 
-    def _folders(self, parent: Path, keeps_rule: Callable[[str], bool], rule: str) -> list[Path]:
-        """Return the folders whose name keeps a rule, in alphabetical order."""
-        folders = sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
-        for path in folders:
-            if not keeps_rule(path.name) and path not in self._named:
-                self._named.add(path)
-                _log.warning("folder %s is left out; expected as its name: %s", path, rule)
-        return [path for path in folders if keeps_rule(path.name)]
+    def _versions(self, name: str) -> list[int]:
+        """Return the versions of one model, oldest first; none where there is no such model."""
+        folder = self.root / name
+        if not is_model_name(name) or not folder.is_dir():
+            return []
+        return sorted(map(int, self._folders(folder, is_version, VERSION_RULE)))
+
+    def _folders(self, parent: Path, keeps_rule: Callable[[str], bool], rule: str) -> list[str]:
+        """Return the names of the folders that keep a rule, in alphabetical order.
+
+        Raises:
+            ArtifactInvalid: the parent is not a folder that can be read.
+        """
+        try:
+            with os.scandir(parent) as entries:
+                names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+        except OSError as err:
+            raise ArtifactInvalid(f"models folder {self.root} cannot be read: {err.strerror or err}") from err
+        for name in names:
+            if not keeps_rule(name) and parent / name not in self._named:
+                self._named.add(parent / name)
+                _log.warning("folder %s is left out; expected as its name: %s", parent / name, rule)
+        return [name for name in names if keeps_rule(name)]
 
 
 def _open(name: str, version: int, path: Path, root: Path) -> Artifact:

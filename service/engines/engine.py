@@ -82,7 +82,7 @@ class Engine:
         tf32: bool = False,
         is_autotuned: bool = True,
         decide: Decide = decide_alone,
-        reference: "Engine | None" = None,
+        references: "Mapping[str, Engine] | None" = None,
     ) -> "Engine":
         """Load, warm and prove a model; nothing is served that did not give its golden answers, where it has any.
 
@@ -97,9 +97,9 @@ class Engine:
             tf32: let CUDA round products to TF32.
             is_autotuned: on the CPU, run a rewritten graph where that is exact and measured to pay.
             decide: has the graph chosen once for all processes that have to give the same bytes.
-            reference: an engine that serves; if its graph differs in nothing but weights, what was measured for it
-                holds here too, and only the answers are checked: a measurement beside requests would be wrong, and
-                in their way.
+            references: engines that serve, by structure; what was measured for one whose graph differs in nothing but
+                weights holds here too, and only the answers are checked: a measurement beside requests would be
+                wrong, and in their way.
 
         Raises:
             ProviderUnavailable: "cuda" is required and cannot be had.
@@ -122,7 +122,7 @@ class Engine:
         refuse_failing(published, artifact, fitting[0])
         cores = 1 if threads else (cores or len(os.sched_getaffinity(0)))
         structure = structure_of(artifact.source)
-        sibling = reference if reference is not None and structure and reference.structure == structure else None
+        sibling = (references or {}).get(structure) if structure else None
         engine = cls(published, device, signature, fitting, structure=structure)
         if is_autotuned and signature.fixed_rows is None and artifact.is_verified:
             rewritten = engine._rewritten(artifact, threads, cores, decide, sibling)

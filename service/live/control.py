@@ -6,7 +6,7 @@ here. Knows nothing of HTTP, nor who may call.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -39,26 +39,27 @@ class ModelControl:
         self._state = reconciler.state
         self._promotes_new = promotes_new
 
-    def index(self, *, ready_only: bool = False) -> list[dict[str, Any]]:
+    async def index(self, *, ready_only: bool = False) -> list[dict[str, Any]]:
         """Return every version, on disk or in memory: name, version, state, and the reason where it does not serve."""
-        names = sorted({*self._reconciler.repository.models(), *self._registry.tables})
-        rows = [row for name in names for row in self._versions(name)]
+        on_disk = await self._reconciler.look()
+        names = sorted({*on_disk, *self._registry.tables})
+        rows = [row for name in names for row in self._versions(name, on_disk.get(name, []))]
         return [row for row in rows if row["state"] == "READY"] if ready_only else rows
 
-    def show(self, name: str) -> dict[str, Any]:
+    async def show(self, name: str) -> dict[str, Any]:
         """Return labels, versions, history and comparison of one model.
 
         Raises:
             ModelNotFound: it is neither on disk nor in memory.
         """
-        self._on_disk(name)
+        on_disk = await self._on_disk(name)
         state, table = self._state.of(name), self._registry.tables.get(name)
         return {
             "name": name,
             "latest": table.latest if table else None,
             "pinned": LATEST in state.labels,
             "labels": dict(table.labels) if table else {},
-            "versions": self._versions(name),
+            "versions": self._versions(name, on_disk),
             "shadow": self.shadow_report(name),
             "history": [asdict(move) for move in state.history],
             **({"state_lost": self._state.loss} if self._state.loss else {}),
@@ -83,7 +84,7 @@ class ModelControl:
             NotReady: there is no state folder.
         """
         with audited("unload", caller, name):
-            self._on_disk(name)
+            await self._on_disk(name)
             self._state.check()
             await self._decide(name, lambda state: replace(state, is_unloaded=True, loaded=(), shadow=None))
             self._reconciler.follow(name)
@@ -100,7 +101,7 @@ class ModelControl:
         """
         with audited(PROMOTE, caller, name, version=version, label=clip(label)):
             check_label(label)
-            on_disk = self._on_disk(name)
+            on_disk = await self._on_disk(name)
             if version is None and label != LATEST:
                 raise InvalidInput(f"promote: no version, expected the one that {label!r} shall point at")
             self._state.check()
@@ -124,7 +125,7 @@ class ModelControl:
             NotReady: there is no state folder.
         """
         with audited(ROLLBACK, caller, name, label=clip(label)):
-            self._on_disk(name)
+            await self._on_disk(name)
             source = self._target(name, label)
             if source is None:
                 raise ModelNotFound(f"model {name!r} has no label {label[:64]!r} to roll back")
@@ -146,7 +147,7 @@ class ModelControl:
             NotReady: there is no state folder.
         """
         with audited("shadow", caller, name, version=version):
-            self._on_disk(name, version)
+            await self._on_disk(name, version)
             if not 0 < seconds <= MAX_SHADOW_SECONDS:
                 raise InvalidInput(f"shadow: {seconds} seconds, expected a number above 0 and at most 30 days")
             if version == self._target(name, LATEST):
@@ -164,11 +165,11 @@ class ModelControl:
     async def end_shadow(self, name: str, caller: Caller = NOBODY) -> None:
         """End a comparison; its version is unloaded unless a label points at it."""
         with audited("end-shadow", caller, name):
-            self._on_disk(name)
+            await self._on_disk(name)
             await self._end_shadow(name)
 
     async def _load(self, name: str, version: int | None) -> None:
-        on_disk = self._on_disk(name, version)
+        on_disk = await self._on_disk(name, version)
         if version is not None:
             await self._decide(name, lambda state: replace(_with(state, version), is_unloaded=False))
         elif self._state.of(name).is_unloaded:
@@ -217,10 +218,10 @@ class ModelControl:
         if table is None or version is None or version not in table.loaded:
             await self._reconciler.reconcile(name, version)
 
-    def _versions(self, name: str) -> list[dict[str, Any]]:
+    def _versions(self, name: str, on_disk: Sequence[int]) -> list[dict[str, Any]]:
         table = self._registry.tables.get(name)
         loaded = table.loaded if table else {}
-        numbers = sorted({*self._reconciler.repository.models().get(name, []), *loaded})
+        numbers = sorted({*on_disk, *loaded})
         return [self._row(name, number, table) for number in numbers]
 
     def _row(self, name: str, version: int, table: VersionTable | None) -> dict[str, Any]:
@@ -235,9 +236,9 @@ class ModelControl:
         refusal = self._reconciler.refusals.get((name, version))
         return row | {"state": "UNAVAILABLE", "reason": str(refusal.error) if refusal else "not loaded"}
 
-    def _on_disk(self, name: str, version: int | None = None) -> list[int]:
+    async def _on_disk(self, name: str, version: int | None = None) -> Sequence[int]:
         """Return the versions on disk of a model that exists, as does the version that is named."""
-        on_disk = self._reconciler.repository.models()
+        on_disk = await self._reconciler.look()
         if name not in on_disk and name not in self._registry.tables:
             raise ModelNotFound(f"model {name[:80]!r} does not exist; there are {sorted(on_disk)}")
         versions = on_disk.get(name, [])

@@ -217,6 +217,8 @@ class Loader:
 
     def _engine_of(self, artifact: Artifact, like: Model | None) -> Engine:
         settings = self._settings
+        serving = [*self._loaded, *([like] if like is not None else [])]  # the last of its structure counts
+        references = {model.engine.structure: model.engine for model in serving}
         return Engine.load(
             artifact,
             provider=settings.provider,
@@ -227,7 +229,7 @@ class Loader:
             tf32=settings.tf32,
             is_autotuned=settings.specialise,
             decide=self._decide,
-            reference=like.engine if like is not None else None,
+            references=references,
         )
 
     def _batcher(self, engine: Engine, executor: ThreadPoolExecutor, statistics: Statistics) -> Batcher:

@@ -16,6 +16,7 @@ from ..errors import ArtifactInvalid, ServiceError, VersionLost
 from ..metrics import Metrics
 from ..processes.workers import Workers
 from ..settings import Settings
+from .disk_scan import DiskScan
 from .loading import Loader
 from .model import Model
 from .registry import Registry
@@ -48,7 +49,7 @@ class Reconciler:
         workers: shares with other processes what was measured; None when there are none.
 
     Attributes:
-        repository: the models on disk.
+        repository: the models on disk, as they are read in a thread.
         state: what operators decided.
         refusals: why a version is not served, by name and version.
         changes: what became of the folder of a version in memory, by name and version.
@@ -73,6 +74,7 @@ class Reconciler:
         self._metrics = metrics
         self._warm: dict[str, list[int]] = {}  # versions that were latest before, newest last
         self._is_started = False
+        self._disk = DiskScan(self._look)
         self._on_disk: Mapping[str, Sequence[int]] = {}  # at the last look
         self._files: dict[tuple[str, int], Fingerprint] = {}  # of refused versions, at the last look
         self._loaded_files: dict[Model, Fingerprint] = {}  # of versions in memory, as they were proved
@@ -118,8 +120,20 @@ class Reconciler:
         """
         if again:
             self.refusals = {key: refusal for key, refusal in self.refusals.items() if key[0] != name}
-        self._take(*self._look(name))
+        self.follow(name)  # what is loaded need not wait for a disk
+        await self.look()
         await self._load_missing(name, version)
+
+    async def look(self) -> Mapping[str, Sequence[int]]:
+        """Return the versions of each model that are on disk now; the event loop goes on meanwhile.
+
+        Raises:
+            ArtifactInvalid: the models folder is not one that can be read.
+        """
+        on_disk, files = await self._disk.look()
+        self._on_disk = on_disk
+        self._files.update(files)
+        return on_disk
 
     def follow(self, name: str, fresh: Model | None = None) -> None:
         """Move the pointers of one model to what is decided, as far as that is loaded, and unload what nothing wants.
@@ -155,7 +169,7 @@ class Reconciler:
             self._loader.unload(fresh)
 
     def previous(self, name: str) -> int | None:
-        """Return the version that `latest` pointed at before, else the next older one on disk; None where none is.
+        """Return the version that `latest` pointed at before, else the next older one at the last look; None without.
 
         Versions rolled back since the last promote are passed over: a second rollback goes a step further back.
         """
@@ -164,12 +178,12 @@ class Reconciler:
         warm = [version for version in self._warm.get(name, []) if version not in left]
         if table is None or warm:
             return warm[-1] if warm else None
-        older = (v for v in self.repository.models().get(name, []) if v < table.latest and v not in left)
+        older = (v for v in self._on_disk.get(name, ()) if v < table.latest and v not in left)
         return max(older, default=None)
 
     async def _load_all(self) -> None:
-        self._take(*self._look())
-        models = dict.fromkeys(self._served.models(), ()) | dict(self._on_disk)
+        on_disk = await self.look()
+        models = dict.fromkeys(self._served.models(), ()) | dict(on_disk)
         if not models:
             raise ArtifactInvalid(
                 f"{self.repository.root} holds no <model>/<version>/model.onnx; export a model there, "
@@ -188,7 +202,7 @@ class Reconciler:
             try:
                 for name in list(self._registry.tables):
                     self.follow(name)
-                self._take(*await asyncio.to_thread(self._look))
+                await self.look()
                 for model, change in (await asyncio.to_thread(self._changed)).items():
                     self._note_change(model, change)
                 for name in sorted({*self._on_disk, *self._registry.tables}):
@@ -205,10 +219,9 @@ class Reconciler:
         if not task.cancelled() and task.exception() is not None:
             _log.error("following the models failed: %s", task.exception(), exc_info=task.exception())
 
-    def _look(self, name: str | None = None) -> tuple[dict[str, list[int]], dict[tuple[str, int], Fingerprint]]:
-        """Look at the disk: the versions of each model, and the files of refused ones of one or all."""
-        refused = [key for key in list(self.refusals) if name is None or key[0] == name]
-        return self.repository.models(), {key: self._fingerprint(*key) for key in refused}
+    def _look(self) -> tuple[dict[str, list[int]], dict[tuple[str, int], Fingerprint]]:
+        """Look at the disk, in a thread: the versions of each model, and the files of those that were refused."""
+        return self.repository.models(), {key: self._fingerprint(*key) for key in list(self.refusals)}
 
     def _changed(self) -> dict[Model, str | None]:
         """Look at the folders of versions in memory, in a thread; returns what became of those that changed."""
@@ -234,10 +247,6 @@ class Reconciler:
             _log.error("a version that serves changed on disk", extra={**fields, "reason": change})
         count = sum(name == model.name for name, _ in self.changes)
         self._metrics.changed_versions.labels(model.name).set(count)
-
-    def _take(self, on_disk: Mapping[str, Sequence[int]], files: Mapping[tuple[str, int], Fingerprint]) -> None:
-        self._on_disk = on_disk
-        self._files.update(files)
 
     async def _load_missing(self, name: str, version: int | None = None) -> None:
         """Load what is wanted of one model and not there, each once, and move its pointers after each."""
@@ -302,7 +311,7 @@ class Reconciler:
         await asyncio.shield(self.loading[key])
 
     async def _load_now(self, name: str, version: int) -> None:
-        files = self._fingerprint(name, version)
+        files = await asyncio.to_thread(self._fingerprint, name, version)
         try:
             table = self._registry.tables.get(name)
             like = table.loaded.get(table.latest) if table is not None else None

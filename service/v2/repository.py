@@ -28,13 +28,13 @@ router = APIRouter(prefix="/v2/repository", tags=["repository"])
 async def index(request: Request) -> list[dict[str, Any]]:
     """List all versions, on disk or in memory, with the reason where one does not serve."""
     body = await _body(request)
-    return _control(request).index(ready_only=body.get("ready") is True)
+    return await _control(request).index(ready_only=body.get("ready") is True)
 
 
 @router.get("/models/{model}", summary="Labels, versions and history of a model", responses=error_responses(404, 500))
 async def show_model(request: Request, model: str) -> dict[str, Any]:
     """Show where each label points, how it got there, and what a comparison shows."""
-    return _control(request).show(model)
+    return await _control(request).show(model)
 
 
 @router.post("/models/{model}/load", summary="Load a version", responses=_CHANGES)
@@ -59,7 +59,7 @@ async def promote_model(request: Request, model: str) -> dict[str, Any]:
     """Point `label` (`latest` where none is named) at `version`, once that is loaded and proved."""
     body = await _body(request)
     await _control(request).promote(model, body_version(body), body.get("label", LATEST), _caller(request))
-    return _control(request).show(model)
+    return await _control(request).show(model)
 
 
 @router.post("/models/{model}/rollback", summary="Point a label back", responses=_CHANGES)
@@ -67,7 +67,7 @@ async def rollback_model(request: Request, model: str) -> dict[str, Any]:
     """Point `label` at the version it pointed at before; `latest` stays there until the next promote."""
     body = await _body(request)
     await _control(request).rollback(model, body.get("label", LATEST), _caller(request))
-    return _control(request).show(model)
+    return await _control(request).show(model)
 
 
 @router.post("/models/{model}/shadow", summary="Compare a version with live inputs", responses=_CHANGES)
@@ -78,14 +78,14 @@ async def shadow_model(request: Request, model: str) -> dict[str, Any]:
     if version is None or isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         raise InvalidInput('shadow: expected {"version": <number>, "seconds": <number>}')
     await _control(request).shadow(model, version, float(seconds), _caller(request))
-    return _control(request).show(model)
+    return await _control(request).show(model)
 
 
 @router.delete("/models/{model}/shadow", summary="End a comparison", responses=_CHANGES)
 async def end_shadow_of_model(request: Request, model: str) -> dict[str, Any]:
     """End the comparison; its version leaves unless a label points at it."""
     await _control(request).end_shadow(model, _caller(request))
-    return _control(request).show(model)
+    return await _control(request).show(model)
 
 
 def _control(request: Request) -> ModelControl:

@@ -137,7 +137,7 @@ class InferenceService:
 
     async def RepositoryIndex(self, request: Any, context: RequestContext) -> Any:  # noqa: N802
         """List every version, on disk or in memory, with the reason where one does not serve."""
-        return from_dict("RepositoryIndexResponse", {"models": self._control.index(ready_only=request.ready)})
+        return from_dict("RepositoryIndexResponse", {"models": await self._control.index(ready_only=request.ready)})
 
     async def RepositoryModelLoad(self, request: Any, context: RequestContext) -> Any:  # noqa: N802
         """Load the newest version, or the one that the parameter `version` names."""

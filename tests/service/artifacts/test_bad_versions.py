@@ -30,7 +30,7 @@ def test_a_bad_version_is_refused_with_its_reason_and_the_old_one_goes_on(models
             assert live.value("refused_versions_total", model="fashion") == 1
             await live.reconciler.reconcile("fashion")  # it is not tried again for nothing, so it is not counted again
             assert live.value("refused_versions_total", model="fashion") == 1
-            rows = live.control.index()
+            rows = await live.control.index()
             assert [(row["version"], row["state"]) for row in rows] == [("1", "READY"), ("2", "UNAVAILABLE")]
             return rows[1]["reason"]
 

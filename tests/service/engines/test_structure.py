@@ -15,7 +15,14 @@ from tests.support import artifacts
 
 def loaded(models, version, reference=None, **options):
     artifact = Repository(models).open("fashion", version)
-    return Engine.load(artifact, provider="cpu", buckets=(1, 4, 8), cores=2, reference=reference, **options)
+    return Engine.load(
+        artifact,
+        provider="cpu",
+        buckets=(1, 4, 8),
+        cores=2,
+        references={reference.structure: reference} if reference else {},
+        **options,
+    )
 
 
 def test_weights_and_metadata_make_no_difference(models):

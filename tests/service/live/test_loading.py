@@ -91,7 +91,7 @@ async def test_pointers_move_while_a_version_loads_that_never_ends(fashion_and_e
         assert time.perf_counter() - started < 0.05
         await control.unload("echo")
         assert "echo" not in registry.tables
-        assert {row["state"] for row in control.index() if row["version"] == "9"} == {"LOADING"}
+        assert {row["state"] for row in await control.index() if row["version"] == "9"} == {"LOADING"}
         artifacts.publish_echo(fashion_and_echo, "other")
         await control.load("other")
         assert registry.get("other").version == 1
@@ -109,7 +109,7 @@ async def test_a_load_that_takes_too_long_is_given_up(fashion_and_echo):
         assert models.value("abandoned_loads_total", model="echo") == 1
         assert models.value("refused_versions_total", model="echo") == 1
         assert models.registry.get("echo").version == 1
-        assert "--load-seconds" in models.control.index()[1]["reason"]
+        assert "--load-seconds" in (await models.control.index())[1]["reason"]
 
 
 def test_a_start_that_would_never_end_says_why(models):

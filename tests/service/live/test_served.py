@@ -84,7 +84,7 @@ async def test_a_change_on_disk_is_noticed_and_reported_once(fashion, caplog, ch
         for _ in range(3):
             await polled(models)
         assert models.value("changed_versions", model="fashion") == 1
-        row = next(row for row in models.control.index() if row["version"] == "2")
+        row = next(row for row in [*await models.control.index()] if row["version"] == "2")
         assert row["state"] == "READY"
         assert "what was proved answers on" in row["reason"]
         lines = [record for record in caplog.records if record.getMessage() == "a version that serves changed on disk"]
