@@ -7,6 +7,7 @@ drained after the last one. Keeps no state outside the application it returns, s
 import asyncio
 import functools
 import logging
+import os
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -25,6 +26,7 @@ from .access import Access
 from .access_middleware import AccessMiddleware
 from .bodies import decoder
 from .bodies.budget import BodyBudget
+from .bodies.work_queue import WorkQueue
 from .error_answers import ErrorLog
 from .errors import InvalidInput, MethodNotAllowed, ProviderUnavailable, ServiceError, nothing_served
 from .keys import INFER
@@ -59,6 +61,8 @@ NO_TELEMETRY: TelemetryConfig = {
     "auto_configure": False,
 }
 
+_STILL_SECONDS = 5.0  # of a decoder, where nothing ends a process that hangs
+_DECODER = "pictures "  # no model has a space in its name
 _LATE_SECONDS = 1.0  # after which what the first request seldom needs is imported
 
 DESCRIPTION = "Serves models that were trained, folded and proven equal before they were published."
@@ -101,6 +105,12 @@ def create_app(
     app.state.workers = workers
     app.state.registry = Registry(metrics, Shadows(settings.state_dir))
     app.state.reconciler = Reconciler(app.state.registry, settings, metrics, workers)
+    app.state.decoding = WorkQueue(
+        settings.decode_threads or os.cpu_count() or 1,
+        settings.max_decode_bytes,
+        settings.max_decode_pixels,
+        lambda reason: metrics.refused_decodings.labels(reason).inc(),
+    )
     app.state.body_budget = BodyBudget(settings.max_buffered_bytes)
     shared = workers.folder if workers is not None else None
     app.state.access = Access(settings.keys_file, settings.closed_scopes, settings.key_rate, shared, metrics)
@@ -146,17 +156,22 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     late = loop.call_later(_LATE_SECONDS, loop.run_in_executor, None, decoder.load)
     app.state.access.follow()
     canary = asyncio.create_task(Canary(registry, settings.canary_seconds).run())
-    async with Watchdog(settings.hang_seconds, registry.running_batches).watch():
+    decoding: WorkQueue = app.state.decoding
+    decoder_watch = asyncio.create_task(_doubt_a_still_decoder(registry, decoding, settings))
+    async with Watchdog(settings.hang_seconds, lambda: registry.running_batches() | decoding.running()).watch():
         try:
             is_open = not app.state.access.needs_key(INFER)
             parts = app.state
             lane = FastLane(
                 registry, settings, metrics, parts.body_budget, parts.readers, parts.error_log, is_open=is_open
             )
+            lane.decoding = decoding
             refused = functools.partial(metrics.observe_request, UNKNOWN_ROUTE, "unknown")
             yield {GUARD: Guard(connection_limits(settings), refused), LANE: lane}
         finally:
             canary.cancel()
+            decoder_watch.cancel()
+            decoding.close()
             app.state.access.close()
             late.cancel()
             if app.state.grpc is not None:
@@ -164,6 +179,17 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
             await app.state.reconciler.stop()
             metrics.bring_up_to_date()
         logger.info("stopped")
+
+
+async def _doubt_a_still_decoder(registry: Registry, decoding: WorkQueue, settings: Settings) -> None:
+    """Turn ready false while a decoder stands still, until it moves; the watchdog ends the process some time later."""
+    limit = settings.hang_seconds / 2 or _STILL_SECONDS
+    is_still = False
+    while True:
+        await asyncio.sleep(min(1.0, limit / 2))
+        if decoding.stands_still(limit) != is_still:
+            is_still = not is_still
+            registry.doubt(_DECODER, f"a picture has been decoded for {limit:g} s" if is_still else None)
 
 
 async def _start_grpc(app: FastAPI) -> None:

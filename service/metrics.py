@@ -75,6 +75,7 @@ class Metrics:
         self.infer_seconds = seconds("infer_seconds", "Seconds that each batch with rows of clients ran.", model)
         self.queued_rows = gauge("queued_rows", "Rows that wait for their batch now.", model)
         self.refused = counter("refused", "Requests that cost no run, by reason.", ["model", "reason"])
+        self.refused_decodings = counter("refused_decodings", "Requests whose pictures were not decoded.", ["reason"])
         self.batch_failures = counter(
             "batch_failures",
             "Batches that failed and whose members ran alone; a lone request that the model cannot take is none.",

@@ -5,6 +5,8 @@ settings) are given to the application by `create_app` and stand on its state.
 """
 
 import asyncio
+import time
+from dataclasses import replace
 from pathlib import Path
 
 from fastapi import APIRouter, Request
@@ -17,8 +19,9 @@ from .bodies.answers import predictions_json
 from .bodies.budget import BodyBudget, Share
 from .bodies.instances import Images
 from .bodies.limits import Limits
-from .bodies.predict_body import EMPTY_BODY, is_quick, media_type, read_images
+from .bodies.predict_body import EMPTY_BODY, expected_pixels, holds_files, is_quick, media_type, read_images
 from .bodies.receive import receive_body
+from .bodies.work_queue import WorkQueue
 from .errors import InvalidInput, UnsupportedMediaType, clip
 from .inference import answer, classifier, count, served_model
 from .live.model import Model
@@ -61,7 +64,7 @@ async def predict(request: Request) -> Response:
     deadline = context.deadline()
     budget: BodyBudget = request.app.state.body_budget
     with budget.hold(context.caller.address or "") as share, model.in_use():
-        images = await _read_images(request, spec, share)
+        images = await _read_images(request, spec, share, deadline)
         result = await answer(request.app.state.registry, model, {spec.input: images}, deadline, context)
     arguments = (model.name, model.version, class_names, result.outputs)
     if len(images) <= QUICK_ROWS:
@@ -153,7 +156,7 @@ def _served(model: Model) -> schemas.ServedModel:
     )
 
 
-async def _read_images(request: Request, spec: ImageSpec, share: Share) -> Images:
+async def _read_images(request: Request, spec: ImageSpec, share: Share, deadline: float) -> Images:
     """Return the images of the body; what would hold up the event loop is read in a thread."""
     settings: Settings = request.app.state.settings
     content_type = request.headers.get("content-type")
@@ -163,9 +166,30 @@ async def _read_images(request: Request, spec: ImageSpec, share: Share) -> Image
     if content_type is None and not body:
         raise InvalidInput(EMPTY_BODY)
     kind = media_type(content_type)
-    limits = Limits(rows=settings.max_rows, pixels=settings.max_image_pixels)
+    limits = Limits(settings.max_rows, settings.max_image_pixels, settings.max_image_scans)
     context: RequestContext = request.state.context
-    return await context.parse(read_images, body, content_type, spec, limits, is_quick=is_quick(body, kind))
+    is_quickly_read = is_quick(body, kind)
+    if is_quickly_read or (kind == "application/json" and not holds_files(body)):
+        return await context.parse(read_images, body, content_type, spec, limits, is_quick=is_quickly_read)
+    decoding: WorkQueue = request.app.state.decoding
+    started, leaving = time.perf_counter(), asyncio.create_task(_client_leaves(request))
+    try:
+        return await decoding.run(
+            lambda job: read_images(body, content_type, spec, replace(limits, beat=job.beat)),
+            pixels=expected_pixels(body, kind),
+            size=len(body),
+            deadline=deadline,
+            is_gone=leaving.done,
+        )
+    finally:
+        leaving.cancel()
+        context.stages["parse"] = time.perf_counter() - started
+
+
+async def _client_leaves(request: Request) -> None:
+    """Wait until the client of a request, whose whole body was received, has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _read_body(request: Request, share: Share) -> bytes:

@@ -106,6 +106,14 @@ class Settings(BaseModel):
     max_image_pixels: int = Field(
         50_000_000, ge=1, description="pixels in one encoded image; more are refused undecoded"
     )
+    max_image_scans: int = Field(64, ge=1, description="scans in one JPEG file; more are refused undecoded")
+    decode_threads: int = Field(0, ge=0, le=256, description="threads that decode pictures; 0 takes one for each core")
+    max_decode_bytes: int = Field(
+        128 * MEBIBYTE, ge=1, description="bytes of pictures waiting to be decoded in one worker; more are answered 503"
+    )
+    max_decode_pixels: int = Field(
+        200_000_000, ge=1, description="pixels of pictures decoded at once in one worker; others wait for their turn"
+    )
     max_queue_rows: int = Field(
         20_000, ge=1, description="rows waiting for a model in one worker; more are answered 503"
     )

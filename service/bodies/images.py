@@ -8,19 +8,29 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
+from PIL.ImageFile import ImageFile
 
-from ..errors import InvalidInput
+from ..errors import DeadlineExceeded, InvalidInput
 from .limits import PixelBudget
+from .picture_header import has_more_scans
 
 if TYPE_CHECKING:
     from foldserve.format.image import ImageSpec
 
 FORMATS = ("PNG", "JPEG")  # by content; every decoder more is a door more
+
+_BLOCK_BYTES = 8_192  # of a file that its decoder gets at one time
+_STRIP_PIXELS = 65_536
+# Bit depth and colour type of a PNG -> how its lower bytes are read: colour, colour with alpha, grey with alpha.
+_COLOUR_FORMS = {b"\x10\x02": "RGB;16L", b"\x10\x06": "RGBA;16L", b"\x10\x04": "RGBA"}
+
+PngImagePlugin.MAX_TEXT_MEMORY = PngImagePlugin.MAX_TEXT_CHUNK  # of inflated texts; 64 times as much else
 
 # Below 179 megapixels Pillow only warns of a decompression bomb, and goes on.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
@@ -48,15 +58,19 @@ def decode_image(data: bytes, spec: ImageSpec, budget: PixelBudget, place: str =
     """
     image = open_image(data, budget, place)
     try:
+        image.load()
+        _round_sixteen_bits(image, data, spec)
         ImageOps.exif_transpose(image, in_place=True)
         pixels = _fit(_flatten(image, spec), spec)
+    except DeadlineExceeded:
+        raise
     except Exception as err:  # a hostile file makes a decoder raise nearly anything: the file is at fault, not we
         raise InvalidInput(f"{place}: the {image.format} file is truncated or damaged, send it whole") from err
     array = np.asarray(pixels, dtype=np.uint8)
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))  # (C, H, W)
 
 
-def open_image(data: bytes, budget: PixelBudget, place: str = "image") -> Image.Image:
+def open_image(data: bytes, budget: PixelBudget, place: str = "image") -> ImageFile:
     """Return the opened file with only its header read, once its format and its size are acceptable.
 
     Raises:
@@ -66,13 +80,63 @@ def open_image(data: bytes, budget: PixelBudget, place: str = "image") -> Image.
     if not data:
         raise InvalidInput(f"{place}: 0 bytes, expected a PNG or JPEG file")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(_Watched(data, budget.beat), formats=FORMATS)
+    except DeadlineExceeded:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
         raise InvalidInput(f"{place}: more than 89 million pixels, {budget.expected}") from err
     except Exception as err:
         raise InvalidInput(f"{place}: not a PNG or JPEG image, expected the bytes of one") from err
     budget.take(image.width, image.height, place)
+    if image.format != "PNG" and has_more_scans(data, budget.scans):
+        raise InvalidInput(
+            f"{place}: more than {budget.scans} scans, expected a baseline or progressive JPEG with fewer"
+        )
+    image.decodermaxblock = _BLOCK_BYTES
     return image
+
+
+class _Watched(io.BytesIO):
+    """A file that says each time it is read that its decoder goes on, and can end it so."""
+
+    def __init__(self, data: bytes, beat: Callable[[], None]) -> None:
+        super().__init__(data)
+        self._beat = beat
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return the next bytes."""
+        self._beat()
+        return super().read(size)
+
+
+def _round_sixteen_bits(image: ImageFile, data: bytes, spec: ImageSpec) -> None:
+    """Put rounded values in the place of the upper bytes, which are all that Pillow reads of 16-bit colour.
+
+    The lower bytes are read as if the file were little-endian, where they would be the upper ones.
+    """
+    form = _COLOUR_FORMS.get(data[24:26]) if image.format == "PNG" else None
+    if form is None:
+        return
+    lower = Image.open(io.BytesIO(data), formats=FORMATS)
+    lower.tile = [tile._replace(args=form) for tile in lower.tile]
+    lower.load()
+    key = image.info.pop("transparency", None)
+    for box in _strips(image):
+        high, low = np.asarray(image.crop(box)), np.asarray(lower.crop(box))
+        if form == "RGBA":  # grey, alpha: both bytes of both
+            high, low = low[..., [0, 0, 0, 2]], low[..., [1, 1, 1, 3]]
+        difference = low.astype(np.int16) - high
+        rounded = high + (difference > 128) - (difference < -128)  # (256 high + low + 128) // 257
+        if isinstance(key, tuple):  # this one colour means "nothing here"
+            rounded[((high.astype(np.uint16) << 8 | low) == key).all(axis=-1)] = spec.background
+        image.paste(Image.fromarray(rounded.astype(np.uint8), image.mode), box)
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Yield boxes of whole rows, so that what is computed for one takes little memory."""
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield 0, top, image.width, min(top + rows, image.height)
 
 
 def _flatten(image: Image.Image, spec: ImageSpec) -> Image.Image:
@@ -91,12 +155,15 @@ def _flatten(image: Image.Image, spec: ImageSpec) -> Image.Image:
 
 def _eight_bits(image: Image.Image, spec: ImageSpec) -> Image.Image:
     """Return a 16-bit grey image as 8 bits, rounded; Pillow's own conversion would clip at 255 instead of scaling."""
-    values = np.asarray(image).astype(np.int64)
-    grey = ((values + 128) // 257).astype(np.uint8)  # 65535 / 255 = 257
+    result = Image.new("L", image.size)
     key = image.info.get("transparency")
-    if isinstance(key, int):  # PNG: this one value means "nothing here"
-        grey[values == key] = spec.background
-    return Image.fromarray(grey)
+    for box in _strips(image):
+        values = np.asarray(image.crop(box)).astype(np.int32)
+        grey = ((values + 128) // 257).astype(np.uint8)  # 65535 / 255 = 257
+        if isinstance(key, int):  # PNG: this one value means "nothing here"
+            grey[values == key] = spec.background
+        result.paste(Image.fromarray(grey), box)
+    return result
 
 
 def _fit(image: Image.Image, spec: ImageSpec) -> Image.Image:

@@ -54,7 +54,7 @@ def pixels_from_json(body: bytes, spec: ImageSpec, limits: Limits) -> bytes:
         shape = (spec.channels, spec.height, spec.width)
         SizeGuard([shape], limits.rows, spare=2 * limits.rows).check(body)  # an image may be an object with one value
     parts: list[bytes] = []
-    budget = PixelBudget(limits.pixels)
+    budget = limits.pixel_budget()
     # Searching a single letter is thirty times as fast as searching a word; plain pixels hold neither.
     may_hold_booleans = (
         len(body) > WHOLE_JSON_BYTES or (_U in body and b"true" in body) or (_F in body and b"false" in body)

@@ -1,5 +1,6 @@
 """How much one request may hold."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import BodyTooLarge, InvalidInput, TooManyRows
@@ -15,10 +16,18 @@ class Limits:
     Args:
         rows: images in one body.
         pixels: width x height of one encoded image, checked before it is decoded; see `PixelBudget` for their sum.
+        scans: of one JPEG file, each of which goes over all its pixels.
+        beat: called while files are decoded; raises when nobody waits for them any more.
     """
 
     rows: int
     pixels: int
+    scans: int = 64
+    beat: Callable[[], None] | None = None
+
+    def pixel_budget(self) -> "PixelBudget":
+        """Return what one request may have decoded."""
+        return PixelBudget(self.pixels, self.scans, self.beat)
 
 
 class PixelBudget:
@@ -26,12 +35,16 @@ class PixelBudget:
 
     Args:
         per_image: width x height of one image; all images of a request together may have `IMAGES` times as many.
+        scans: of one JPEG file.
+        beat: called from time to time while a file is decoded.
     """
 
     IMAGES = 8
 
-    def __init__(self, per_image: int) -> None:
+    def __init__(self, per_image: int, scans: int = 64, beat: Callable[[], None] | None = None) -> None:
         self.per_image = per_image
+        self.scans = scans
+        self.beat = beat or _no_beat
         self.left = per_image * self.IMAGES
 
     @property
@@ -55,6 +68,10 @@ class PixelBudget:
                 f"{place}: more than {most} pixels in one request, send the images in several or smaller"
             )
         self.left -= pixels
+
+
+def _no_beat() -> None:
+    """Nothing watches."""
 
 
 def check_rows(rows: int, limits: Limits) -> None:

@@ -6,6 +6,9 @@ Every check of what a sender wrote is here; nothing after this point has to doub
 
 from __future__ import annotations
 
+import base64
+import math
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +18,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from ..errors import InvalidInput, UnsupportedMediaType, clip
 from .decoder import decode_image, is_loaded
 from .instances import Images, images_from_json
-from .limits import QUICK_BYTES, Limits, PixelBudget, check_rows
+from .limits import QUICK_BYTES, Limits, check_rows
+from .picture_header import picture_pixels
 
 if TYPE_CHECKING:
     from foldserve.format.image import ImageSpec
@@ -25,7 +29,9 @@ MEDIA_TYPES = ("application/json", "application/octet-stream", "image/png", "ima
 EMPTY_BODY = "body: 0 bytes, expected at least one image"
 
 _B = ord("b")
-QUICK_IMAGE_BYTES = 2_048  # deflate packs a thousandfold: only tiny files are sure to decode as fast
+QUICK_IMAGE_BYTES, QUICK_PIXELS = 2_048, 65_536  # deflate packs a thousandfold: only tiny files decode as fast
+_PHOTO_PIXELS = 8  # a byte
+_FILE_HEADS = re.compile(rb'"b64"[ \t\r\n]*:[ \t\r\n]*"([A-Za-z0-9+/]{32})')  # 24 bytes: up to the height of a PNG
 
 
 def media_type(content_type: str | None) -> str:
@@ -47,9 +53,33 @@ def is_quick(body: bytes, kind: str) -> bool:
         return True  # one view of the bytes, whatever their number
     if len(body) > QUICK_BYTES:
         return False
-    if kind == "application/json" and not (_B in body and b'"b64"' in body):
+    if kind == "application/json" and not holds_files(body):
         return True
-    return len(body) <= QUICK_IMAGE_BYTES and is_loaded()
+    return len(body) <= QUICK_IMAGE_BYTES and is_loaded() and _stated_pixels(body, kind) <= QUICK_PIXELS
+
+
+def holds_files(body: bytes) -> bool:
+    """Return whether JSON may hold files in base64; a key may be written with escapes."""
+    return (_B in body and b'"b64"' in body) or b"\\" in body
+
+
+def expected_pixels(body: bytes, kind: str) -> int:
+    """Return about how many pixels the files of a body have: as one states it, else as many as photographs have."""
+    stated = picture_pixels(body) if kind.startswith("image/") else None
+    return len(body) * _PHOTO_PIXELS if stated is None else stated
+
+
+def _stated_pixels(body: bytes, kind: str) -> float:
+    """Return the pixels of all PNG files in a short body, infinity where one of its files is anything else."""
+    if kind == "multipart/form-data":
+        return math.inf
+    files = [body]
+    if kind == "application/json":
+        files = [base64.b64decode(match[1]) for match in _FILE_HEADS.finditer(body)]
+        if len(files) != body.count(b'"b64"') or b"\\" in body:
+            return math.inf
+    pixels = [picture_pixels(file) for file in files]
+    return math.inf if None in pixels or any(file.startswith(b"\xff") for file in files) else sum(filter(None, pixels))
 
 
 def read_images(body: bytes, content_type: str | None, spec: ImageSpec, limits: Limits) -> Images:
@@ -79,7 +109,7 @@ def read_images(body: bytes, content_type: str | None, spec: ImageSpec, limits: 
         return images_from_bytes(body, spec, limits)
     if kind == "multipart/form-data":
         return images_from_form(body, content_type or "", spec, limits)
-    return decode_image(body, spec, PixelBudget(limits.pixels))[None]
+    return decode_image(body, spec, limits.pixel_budget())[None]
 
 
 def images_from_bytes(body: bytes, spec: ImageSpec, limits: Limits) -> Images:
@@ -97,7 +127,7 @@ def images_from_form(body: bytes, content_type: str, spec: ImageSpec, limits: Li
     parts = _form_parts(body, content_type, limits)
     if not parts:
         raise InvalidInput("form: no parts, expected one or several PNG or JPEG files")
-    budget = PixelBudget(limits.pixels)
+    budget = limits.pixel_budget()
     images = [decode_image(bytes(part), spec, budget, f"form file {index}") for index, part in enumerate(parts)]
     return np.stack(images)
 

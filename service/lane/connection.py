@@ -13,6 +13,8 @@ from uvicorn.server import ServerState
 
 from ..batching.request import BatchAnswer
 from ..bodies.budget import Share, gave_way
+from ..bodies.predict_body import expected_pixels
+from ..bodies.work_queue import WorkQueue
 from ..errors import ServiceError
 from ..transport.asgi import Server
 from ..transport.connection import GUARD, Connection
@@ -224,16 +226,30 @@ class ConnectionLane:
             is_alone = is_whole and len(self._guard.connections) == 1
             head.endpoint.batcher.submit(exchange, is_alone=is_alone)
         else:
-            self._connection.server.run(_answer_slowly(exchange, body))
+            self._connection.server.run(_answer_slowly(exchange, body, self.shared.decoding))
 
 
-async def _answer_slowly(exchange: Exchange, body: bytes) -> None:
+async def _read_slowly(exchange: Exchange, body: bytes, decoding: WorkQueue | None) -> None:
+    """Read a body in a thread; files in it have to be admitted."""
+    if decoding is None or not exchange.receiver.route.holds_files(body, exchange.head.media_type):
+        await asyncio.to_thread(exchange.read, body)
+        return
+    await decoding.run(
+        lambda job: exchange.read(body, job.beat),
+        pixels=expected_pixels(body, exchange.head.media_type),
+        size=len(body),
+        deadline=exchange.deadline,
+        is_gone=lambda: exchange.is_over,
+    )
+
+
+async def _answer_slowly(exchange: Exchange, body: bytes, decoding: WorkQueue | None) -> None:
     """Read a body that would hold up the event loop in a thread; split one that fills several batches."""
     model = exchange.receiver.route.model
     try:
         with model.in_use():
             if not exchange.rows:
-                await asyncio.to_thread(exchange.read, body)
+                await _read_slowly(exchange, body, decoding)
             started = time.perf_counter()
             answer = await model.batcher.infer(exchange.inputs, deadline=exchange.deadline)
     except ServiceError as err:

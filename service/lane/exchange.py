@@ -6,7 +6,7 @@ endpoint in one call. What a body means and how outputs are written is the busin
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -216,11 +216,14 @@ class Exchange(Request):
         self.options = head.options
         self.answer: bytes | None = None
 
-    def read(self, body: bytes) -> None:
-        """Take the rows out of the body. Raises what the route's `read` raises."""
+    def read(self, body: bytes, beat: Callable[[], None] | None = None) -> None:
+        """Take the rows out of the body; `beat` is called while files are decoded.
+
+        Raises what the route's `read` raises.
+        """
         head = self.head
         self._inputs, self.raw_rows, self.rows, self.options = self.receiver.route.read(
-            body, head.media_type, head.header_length
+            body, head.media_type, head.header_length, beat
         )
         if self.options is not None and self.options.timeout_seconds is not None:
             timeout = shortest_timeout(head.timeout, head.stated_timeout, self.options.timeout_seconds)

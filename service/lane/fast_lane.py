@@ -12,6 +12,7 @@ from dataclasses import replace
 from ..batching.request import Request
 from ..bodies.budget import BodyBudget
 from ..bodies.limits import Limits
+from ..bodies.work_queue import WorkQueue
 from ..bounded_dict import BoundedDict
 from ..error_answers import ErrorLog
 from ..errors import InvalidInput, NotReady, ServiceError, Unsupported
@@ -71,7 +72,8 @@ class FastLane:
         self._counts = AnswerCounts(metrics)
         self._error_log = error_log
         self._default_timeout = settings.default_timeout_seconds
-        self._limits = Limits(settings.max_rows, settings.max_image_pixels)
+        self._limits = Limits(settings.max_rows, settings.max_image_pixels, settings.max_image_scans)
+        self.decoding: WorkQueue | None = None  # before pictures; None decodes them in any thread
         self._is_open = is_open
         self._readers = readers
         self._failed: list[tuple[Request, ServiceError]] = []

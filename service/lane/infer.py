@@ -4,7 +4,7 @@ The reader is the one that the application uses; what an answer says besides its
 outputs, and the numbers are written once for all requests of a batch. Knows no connection and no queue.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -64,8 +64,12 @@ class Infer:
         request = self._reader.plain(length) if header_length == 0 else None
         return (0, None) if request is None or request.rows > self.max_batch_size else (request.rows, request)
 
+    def holds_files(self, body: bytes, media_type: str) -> bool:
+        """Return False: a tensor is no file."""
+        return False
+
     def read(
-        self, body: bytes, media_type: str, header_length: int | None
+        self, body: bytes, media_type: str, header_length: int | None, beat: Callable[[], None] | None = None
     ) -> tuple[Mapping[str, Array] | None, RawRows | None, int, InferRequest]:
         """Return the inputs as arrays or, of a model with one, its numbers as bytes; the rows, and the whole request.
 

@@ -4,7 +4,8 @@ What `predict_body` and `answers` do for one request, in the form that the fast 
 Pure functions of bytes and arrays: knows no connection and no queue.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import orjson
@@ -12,7 +13,7 @@ import orjson
 from ..batching.request import BatchAnswer, RawRows, Request
 from ..bodies.instances import pixels_from_json
 from ..bodies.limits import QUICK_BYTES, Limits
-from ..bodies.predict_body import images_from_bytes, is_quick
+from ..bodies.predict_body import holds_files, images_from_bytes, is_quick
 from ..errors import EngineError
 from ..inference import classifier
 from ..live.model import Model
@@ -70,14 +71,22 @@ class Predict:
         is_plain = media_type == OCTET_STREAM and not rest and rows <= min(self.max_batch_size, self._limits.rows)
         return (rows if is_plain else 0), None
 
-    def read(self, body: bytes, media_type: str, header_length: int | None) -> tuple[None, RawRows, int, None]:
+    def holds_files(self, body: bytes, media_type: str) -> bool:
+        """Return whether a body may hold files that have to be decoded."""
+        return media_type == JSON and holds_files(body)
+
+    def read(
+        self, body: bytes, media_type: str, header_length: int | None, beat: Callable[[], None] | None = None
+    ) -> tuple[None, RawRows, int, None]:
         """Return no arrays, the pixels, the number of images, and no options: such a request has none.
 
         Raises:
             RequestError: the body is not what the model takes.
         """
         if media_type == JSON:
-            pixels = pixels_from_json(body, self._spec, self._limits)
+            pixels = pixels_from_json(
+                body, self._spec, self._limits if beat is None else replace(self._limits, beat=beat)
+            )
             return None, pixels, len(pixels) // self._row_bytes, None
         return None, body, len(images_from_bytes(body, self._spec, self._limits)), None
 

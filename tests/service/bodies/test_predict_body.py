@@ -286,7 +286,12 @@ def test_only_what_is_surely_quick_stays_on_the_event_loop():
     assert is_quick(bytes(60_000), "application/json")
     assert not is_quick(bytes(70_000), "application/json")
     assert not is_quick(b'{"instances": [{"b64": "' + bytes(3_000), "application/json")
-    assert is_quick(bytes(900), "image/png")
+    assert not is_quick(b'{"instances": [{"\\u0062\\u0036\\u0034": ""}]}', "application/json")
+    assert is_quick(png(images(1)[0, 0]), "image/png")
+    assert is_quick(json.dumps({"instances": [b64(images(1)[0, 0])]}).encode(), "application/json")
+    assert not is_quick(png(np.zeros((900, 900), np.uint8)), "image/png")  # 2 KB
+    assert not is_quick(json.dumps({"instances": [b64(np.zeros((300, 300), np.uint8))]}).encode(), "application/json")
+    assert not is_quick(bytes(900), "image/png")
     assert not is_quick(bytes(3_000), "image/png")
 
 
@@ -296,9 +301,10 @@ def test_the_first_image_is_left_to_a_thread_which_imports_the_library():
         "import sys, foldserve.service.app\n"
         "from foldserve.service.bodies.predict_body import is_quick\n"
         "from foldserve.service.bodies import decoder\n"
-        "print('PIL' in sys.modules, is_quick(bytes(9), 'image/png'), is_quick(bytes(9), 'application/json'))\n"
+        f"file = {png(images(1)[0, 0])!r}\n"
+        "print('PIL' in sys.modules, is_quick(file, 'image/png'), is_quick(bytes(9), 'application/json'))\n"
         "decoder.load()\n"
-        "print('PIL' in sys.modules, is_quick(bytes(9), 'image/png'))\n"
+        "print('PIL' in sys.modules, is_quick(file, 'image/png'))\n"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["False", "False", "True", "True", "True"]
