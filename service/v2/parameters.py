@@ -12,10 +12,14 @@ from ..errors import InvalidInput, Unsupported, clip
 Parameter = str | int | float | bool
 
 _MAX_CLASSES = 1_000_000
+FINAL_RESPONSE = "triton_final_response"  # of an answer in a stream: no other follows to the same request
+_EMPTY_FINAL_RESPONSE = "triton_enable_empty_final_response"
 
 
 def check_parameters(parameters: Mapping[str, Parameter]) -> None:
     """Refuse request parameters that would change the meaning of a request if they were passed over.
+
+    `triton_enable_empty_final_response` is kept as it is: each request has one answer, which is the final one.
 
     Raises:
         Unsupported: the request belongs to a sequence.
@@ -23,8 +27,11 @@ def check_parameters(parameters: Mapping[str, Parameter]) -> None:
     """
     if parameters.get("sequence_id"):
         raise Unsupported("parameters.sequence_id: sequences are not offered, send each request for itself")
+    if type(parameters.get(_EMPTY_FINAL_RESPONSE, False)) is not bool:
+        got = describe(parameters[_EMPTY_FINAL_RESPONSE])
+        raise InvalidInput(f"parameters.{_EMPTY_FINAL_RESPONSE}: {got}, expected true or false")
     for name in parameters:
-        if name.startswith("triton_"):
+        if name.startswith("triton_") and name != _EMPTY_FINAL_RESPONSE:
             raise InvalidInput(f"parameters: {clip(name)!r}, expected no name beginning with triton_ (reserved)")
 
 

@@ -1,7 +1,7 @@
 """Messages of gRPC <-> the requests and outputs that HTTP has too.
 
-Tensors are raw (the bytes of each input) or typed (a list in the message), and go back the same way. The checks are
-those of HTTP, made before any data is read.
+Tensors are raw (the bytes of each input) or typed (a list in the message). They go back raw, as Triton sends them, and
+typed where the parameters of HTTP say so. The checks are those of HTTP, made before any data is read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from typing import Any
 
 from google.protobuf import json_format
 
+from ...bodies.json_body import describe
 from ...errors import InvalidInput
 from ...tensors import Array, TensorSpec
 from ..checks import DeclaredTensor, WantedOutput, check_inputs, refuse_shared_memory, wanted_outputs
@@ -30,7 +31,8 @@ def read_request(
 ) -> InferRequest:
     """Return a `ModelInferRequest`, checked against the model it is for.
 
-    The outputs it wants are marked binary where they go back raw: whenever the inputs are raw.
+    The outputs it wants are marked binary where they go back raw: unless `binary_data_output` of the request, or
+    `binary_data` of the output, is false.
 
     Raises:
         InvalidInput: anything in it is not as the protocol or the model wants it; the message names the place.
@@ -46,9 +48,10 @@ def read_request(
     check_inputs(declared, inputs, max_rows)
     is_raw = bool(message.raw)
     arrays = _raw(message, declared) if is_raw else _typed(message, declared)
-    wanted = [_wanted_output(item, is_raw, f"outputs[{position}]") for position, item in enumerate(head.outputs)]
+    binary = _boolean(parameters, "binary_data_output", True, "parameters")
+    wanted = [_wanted_output(item, binary, f"outputs[{position}]") for position, item in enumerate(head.outputs)]
     timeout = timeout_seconds(parameters.get("timeout"))
-    return InferRequest(arrays, wanted_outputs(wanted, outputs, binary=is_raw), head.id, timeout, parameters)
+    return InferRequest(arrays, wanted_outputs(wanted, outputs, binary=binary), head.id, timeout, parameters)
 
 
 def write_response(
@@ -69,7 +72,7 @@ def write_response(
         elif datatype in LIST_OF:
             getattr(entry.contents, LIST_OF[datatype]).extend(array.ravel().tolist())
         else:
-            raise InvalidInput(f"output {wanted.name!r}: {datatype} has no typed contents, send the inputs raw")
+            raise InvalidInput(f"output {wanted.name!r}: {datatype} has no typed contents, request it as binary data")
     return message
 
 
@@ -96,7 +99,15 @@ def _typed(message: InferMessage, declared: Sequence[DeclaredTensor]) -> dict[st
 def _wanted_output(item: Any, binary: bool, place: str) -> WantedOutput:
     parameters = _parameters(item.parameters)
     refuse_shared_memory(parameters, place)
+    binary = _boolean(parameters, "binary_data", binary, f"{place}.parameters")
     return WantedOutput(item.name, binary, class_count(parameters, place))
+
+
+def _boolean(parameters: Mapping[str, Parameter], name: str, default: bool, place: str) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidInput(f"{place}.{name}: {describe(value)}, expected true or false")
+    return value
 
 
 def _parameters(listed: Any) -> dict[str, Parameter]:

@@ -18,6 +18,7 @@ from ...live.registry import Registry
 from ...request_context import RequestContext
 from ...settings import Settings
 from ..metadata import EXTENSIONS, model_config, model_metadata
+from ..parameters import FINAL_RESPONSE
 from .calls import DETAIL_CHARACTERS, StreamedMessage
 from .descriptors import INFERENCE
 from .messages import from_dict, read_request, write_response
@@ -95,7 +96,7 @@ class InferenceService:
         return from_dict("ModelStatisticsResponse", {"model_stats": stats})
 
     async def ModelInfer(self, request: InferMessage, context: RequestContext) -> Any:  # noqa: N802
-        """Answer with the outputs, raw where the inputs are raw."""
+        """Answer with the outputs, raw unless the request wants them typed."""
         model = self._model(request.head.model_name, request.head.model_version)
         with model.in_use():
             arguments = (request, model.engine.inputs, model.engine.outputs, self._settings.max_rows)
@@ -157,10 +158,13 @@ class InferenceService:
     async def _stream_answer(self, message: StreamedMessage, stream: RequestContext) -> Any:
         context = stream.next_in_stream()
         refused = _MESSAGES["ModelInferResponse"]()
+        refused.parameters[FINAL_RESPONSE].bool_param = True
         try:
             request = message.read()
             refused.model_name, refused.id = request.head.model_name, request.head.id
-            return _MESSAGES["ModelStreamInferResponse"](infer_response=await self.ModelInfer(request, context))
+            response = await self.ModelInfer(request, context)
+            response.parameters[FINAL_RESPONSE].bool_param = True
+            return _MESSAGES["ModelStreamInferResponse"](infer_response=response)
         except Exception as err:
             self._error_log.note(err, context.request_id, _STREAM)
             sentence = error_answer(err, context.request_id).message[:DETAIL_CHARACTERS]

@@ -65,11 +65,15 @@ def refused(call, message, code):
 
 
 @pytest.mark.parametrize("form", ["raw", "typed"])
-def test_both_forms_give_the_same_bytes_as_http(service, form):
-    """The way in and out never changes a bit of the answer."""
-    response = service.calls.ModelInfer(request(form=form, id="q-1"))
+@pytest.mark.parametrize("wanted", ["raw", "typed"])
+def test_both_forms_give_the_same_bytes_as_http(service, form, wanted):
+    """The way in and out never changes a bit of the answer, which is raw unless the request says otherwise."""
+    message = request(form=form, id="q-1")
+    if wanted == "typed":
+        message.parameters["binary_data_output"].bool_param = False
+    response = service.calls.ModelInfer(message)
     assert (response.model_name, response.model_version, response.id) == ("fashion", "2", "q-1")
-    assert bool(response.raw_output_contents) == (form == "raw")
+    assert bool(response.raw_output_contents) == (wanted == "raw")
     body, length = v2_messages.request({"image": PIXELS}, "binary", parameters={"binary_data_output": True})
     headers = {"Inference-Header-Content-Length": str(length)}
     http = service.http.post("/v2/models/fashion/infer", content=body, headers=headers)
@@ -96,6 +100,28 @@ def test_outputs_are_those_asked_for_and_may_be_classified(service):
     assert list(outputs) == ["class_id", "probabilities"]
     for class_id, (entry,) in zip(outputs["class_id"].ravel(), outputs["probabilities"], strict=True):
         assert entry.decode().split(":")[1:] == [str(class_id), artifacts.LABELS[class_id]]
+
+
+def test_one_output_may_be_typed_and_the_way_back_is_a_boolean(service):
+    """`binary_data` of an output wins over the request; anything but true and false is refused."""
+    message = request()
+    message.outputs.add(name="class_id").parameters["binary_data"].bool_param = False
+    response = service.calls.ModelInfer(message)
+    assert len(response.outputs[0].contents.int64_contents) == len(PIXELS)
+    message.outputs[0].parameters["binary_data"].string_param = "no"
+    sentence = refused(service.calls.ModelInfer, message, grpc.StatusCode.INVALID_ARGUMENT)
+    assert sentence.startswith("outputs[0].parameters.binary_data: ")
+
+
+def test_each_answer_of_a_stream_is_the_final_one(service):
+    """Triton's clients count requests by this parameter, refused ones too, and may ask for it in so many words."""
+    good, bad = request(), request("unknown")
+    good.parameters["triton_enable_empty_final_response"].bool_param = True
+    answers = list(service.calls.ModelStreamInfer(iter([good, bad, good])))
+    assert [bool(answer.error_message) for answer in answers] == [False, True, False]
+    assert all(answer.infer_response.parameters["triton_final_response"].bool_param for answer in answers)
+    good.parameters["triton_enable_empty_final_response"].string_param = "yes"
+    assert "expected true or false" in refused(service.calls.ModelInfer, good, grpc.StatusCode.INVALID_ARGUMENT)
 
 
 def test_trailers_say_what_http_says_in_headers(service):
