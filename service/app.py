@@ -19,6 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from foldserve import __version__
 
@@ -122,7 +123,7 @@ def create_app(
     app.include_router(router)
     app.include_router(v2_router)
     app.include_router(repository_router)
-    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    app.mount("/static", _WholeFiles(directory=STATIC), name="static")
     app.add_middleware(AccessMiddleware, access=app.state.access)
     app.add_middleware(  # added last, so outermost
         RequestMiddleware,
@@ -190,6 +191,15 @@ async def _doubt_a_still_decoder(registry: Registry, decoding: WorkQueue, settin
         if decoding.stands_still(limit) != is_still:
             is_still = not is_still
             registry.doubt(_DECODER, f"a picture has been decoded for {limit:g} s" if is_still else None)
+
+
+class _WholeFiles(StaticFiles):
+    """Starlette's, without ranges, as HTTP allows: what it says of a wrong one is no error of ours in form."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with a whole file."""
+        headers = [header for header in scope["headers"] if header[0] not in (b"range", b"if-range")]
+        await super().__call__({**scope, "headers": headers}, receive, send)
 
 
 async def _start_grpc(app: FastAPI) -> None:

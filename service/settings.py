@@ -19,6 +19,7 @@ from foldserve.bundled import bundled_models
 
 ENV_PREFIX = "FOLDSERVE_"
 MEBIBYTE = 1024 * 1024
+_NAME_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789-_.*"
 DEFAULT_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -75,6 +76,11 @@ class Settings(BaseModel):
     )
     key_rate: float = Field(
         0.0, ge=0, description="requests a second of one key, in all workers together; 0 sets no limit"
+    )
+    allowed_hosts: tuple[str, ...] = Field(
+        (),
+        description="names that the header Host may hold besides localhost and addresses, *.example.org or * too; "
+        "unset: no others where loopback is bound, any elsewhere",
     )
     trusted_proxies: tuple[str, ...] = Field(
         (), description="addresses or networks of proxies whose X-Forwarded-For names the client; unset: none"
@@ -168,6 +174,14 @@ class Settings(BaseModel):
             raise ValueError("expected scopes among infer, metrics and read, such as infer,metrics")
         return scopes
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        names = tuple(name.strip().lower().rstrip(".") for name in names)
+        if any(not name or not set(name) <= set(_NAME_CHARACTERS) for name in names):
+            raise ValueError("expected names without scheme and port, such as api.example.org,*.example.net")
+        return names
+
     @field_validator("trusted_proxies")
     @classmethod
     def _are_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
@@ -175,7 +189,7 @@ class Settings(BaseModel):
             ipaddress.ip_network(network.strip(), strict=False)
         return tuple(network.strip() for network in networks)
 
-    @field_validator("buckets", "closed_scopes", "trusted_proxies", mode="before")
+    @field_validator("buckets", "closed_scopes", "allowed_hosts", "trusted_proxies", mode="before")
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value

@@ -42,7 +42,7 @@ class Connection:
 
     async def ask(self, path: str, body: bytes, headers: str = "") -> tuple[int, bytes, bytes]:
         """POST; returns status, head and body."""
-        lines = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n{headers}"
+        lines = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n{headers}"
         self.writer.write(f"{lines}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         head = await self.reader.readuntil(b"\r\n\r\n")
         length = int(re.search(rb"content-length: (\d+)", head, re.IGNORECASE)[1])

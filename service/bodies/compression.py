@@ -17,7 +17,7 @@ QUICK_COMPRESSED_BYTES = (
 )
 
 _LEAST_BYTES = 65_536  # of an answer that is worth compressing
-_CODING = re.compile(r"\s*([A-Za-z*-]+)\s*(?:;\s*q\s*=\s*([01](?:\.\d{0,3})?)\s*)?")
+_CODING = re.compile(r"\s*([A-Za-z*-]+)\s*(?:;\s*[qQ]\s*=\s*([01](?:\.\d{0,3})?)\s*)?")
 _LEVEL = 1  # the fastest
 
 

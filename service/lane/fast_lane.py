@@ -38,6 +38,7 @@ _MAX_HEAD_BYTES = 2_048
 # Headers that change how a request is to be read or answered; such requests, and those in which a header stands twice,
 # are left to the application.
 _UNUSUAL = {b"content-encoding", b"transfer-encoding", b"expect", b"upgrade", b"authorization", b"x-api-key"}
+_REFUSES = re.compile(rb"[qQ]\s*=\s*0")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
 
@@ -103,7 +104,7 @@ class FastLane:
         by_name = dict(headers)
         if endpoint is None or len(by_name) != len(headers) or not _UNUSUAL.isdisjoint(by_name):
             return None
-        if b"q=0" in by_name.get(b"accept-encoding", b""):  # it may refuse answers that are not compressed
+        if _REFUSES.search(by_name.get(b"accept-encoding", b"")):  # it may refuse answers that are not compressed
             return None
         try:
             stated_timeout = read_timeout(by_name.get(b"x-deadline-ms"))

@@ -82,8 +82,9 @@ class Application:
         """
         try:
             url = httptools.parse_url(head.target)
-            path = url.path.decode("ascii")
-        except (httptools.HttpParserError, UnicodeDecodeError, AttributeError) as err:
+            raw_path = url.path or b"/"  # an absolute target may have none
+            path = raw_path.decode("ascii")
+        except (httptools.HttpParserError, UnicodeDecodeError) as err:
             raise InvalidInput("target: not a path, expected one such as /predict") from err
         return {
             "type": "http",
@@ -95,7 +96,7 @@ class Application:
             "method": head.method.decode("ascii"),
             "root_path": "",
             "path": urllib.parse.unquote(path) if "%" in path else path,
-            "raw_path": url.path,
+            "raw_path": raw_path,
             "query_string": url.query or b"",
             "headers": head.headers,
             "state": self.server.app_state.copy(),

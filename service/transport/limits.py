@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..settings import Settings
+from .hosts import AllowedHosts, allowed_hosts
 from .proxies import TrustedProxies
 
 
@@ -24,6 +25,7 @@ class ConnectionLimits:
         connections: open at once; one more is answered 503.
         connections_per_address: the same for each peer address.
         proxies: count for no address, since many clients come through them.
+        hosts: the names under which requests are answered.
         pipelined: requests of one connection that wait for their turn before we stop reading from it.
         linger_seconds: how long a refused client may go on sending, so that it reads why instead of a reset.
         drain_seconds: how long a half-sent request may go on once the service ends.
@@ -40,6 +42,7 @@ class ConnectionLimits:
     connections: int
     connections_per_address: int
     proxies: TrustedProxies
+    hosts: AllowedHosts
     pipelined: int = 64
     linger_seconds: float = 2.0
     drain_seconds: float = 3.0
@@ -64,4 +67,5 @@ def connection_limits(settings: Settings) -> ConnectionLimits:
         connections=settings.max_connections,
         connections_per_address=settings.max_connections_per_address,
         proxies=TrustedProxies(settings.trusted_proxies),
+        hosts=allowed_hosts(settings),
     )

@@ -31,7 +31,7 @@ def test_a_stuck_upload_does_not_hold_up_the_end(fashion):
         host, port = address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as stuck:
             stuck.sendall(
-                b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
+                b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n"
                 b"Content-Length: 784\r\nExpect: 100-continue\r\n\r\n"
             )
             assert stuck.recv(100).startswith(b"HTTP/1.1 100 ")  # the application is waiting for the body
@@ -46,7 +46,9 @@ def test_a_second_sigterm_ends_it_at_once(fashion, workers):
     with started(*flags, ready_lines=int(workers)) as (process, address):
         host, port = address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as stuck:
-            stuck.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 8\r\nExpect: 100-continue\r\n\r\n")
+            stuck.sendall(
+                b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 8\r\nExpect: 100-continue\r\n\r\n"
+            )
             assert stuck.recv(100).startswith(b"HTTP/1.1 100 ")
             process.send_signal(signal.SIGTERM)
             assert read_until(process, "draining")

@@ -246,7 +246,7 @@ def test_a_body_that_is_announced_too_large_is_refused_unsent(narrow):
     """The headers alone are enough for the refusal: no client has to send a gigabyte to be told."""
     with connect(narrow) as connection:
         connection.sendall(
-            b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n"
             b"Content-Length: 1000000000\r\nExpect: 100-continue\r\n\r\n"
         )
         assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
@@ -256,7 +256,7 @@ def test_an_endless_body_is_refused_at_the_limit(narrow):
     """A chunked body without an end is answered as soon as the limit is passed."""
     with connect(narrow) as connection:
         connection.sendall(
-            b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n"
             b"Transfer-Encoding: chunked\r\n\r\n"
         )
         connection.sendall(b"800\r\n" + bytes(0x800) + b"\r\n")
@@ -267,7 +267,7 @@ def test_a_client_that_leaves_in_mid_body_harms_nobody(narrow, caplog):
     """Half a body and a closed connection: no error in the log, and the next request is answered."""
     with connect(narrow) as connection:
         connection.sendall(
-            b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n"
             b"Content-Length: 784\r\n\r\nthe first bytes"
         )
     assert narrow.post("/predict", content=bytes(784), headers=OCTETS).status_code == 200
@@ -361,6 +361,22 @@ def test_requests_are_counted_by_route_and_never_by_path(service):
         service.get(f"/static/made-up-{number}")
     assert len(service.get("/metrics").text.splitlines()) == lines
     assert "made-up" not in service.get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    "asked", ["bytes=0-3", "bytes=99999999-", "bytes=9-1", "bytes=0-1,4-5", "bytes=x", "lines=1-2"]
+)
+def test_a_static_file_is_sent_whole(service, asked):
+    """HTTP lets a server pass over ranges; a wrong one is no error then."""
+    whole = service.get("/static/docs.js")
+    answer = service.get("/static/docs.js", headers={"Range": asked})
+    assert (answer.status_code, answer.content) == (200, whole.content)
+
+
+@pytest.mark.parametrize("path", ["/static/%00", "/static/docs.js%00", "/static/" + "x" * 300, "/static/swagger-ui"])
+def test_a_strange_static_path_is_not_found(service, path):
+    """In the same shape as everywhere."""
+    error_of(service.get(path), 404)
 
 
 def test_nothing_but_known_files_lies_in_the_static_folder(service):

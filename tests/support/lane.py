@@ -44,6 +44,7 @@ class Service(Serving):
 @asynccontextmanager
 async def service(models: Path, **settings: Any) -> AsyncIterator[Service]:
     """Serve `models` as the command line does."""
+    settings = {"allowed_hosts": ("here",), **settings}
     app = create_app(Settings(models_dir=models, provider="cpu", threads=1, **settings))
     seen: list[str] = []
 

@@ -122,8 +122,8 @@ def connection_without_lane(config: Any, server_state: Any, app_state: dict, _lo
 
 
 def limited(**limits: Any) -> ConnectionLimits:
-    """The limits of the settings, but for those that are given."""
-    return dataclasses.replace(connection_limits(Settings()), **limits)
+    """The limits of the settings, but for those that are given, and for any host."""
+    return dataclasses.replace(connection_limits(Settings(allowed_hosts=("*",))), **limits)
 
 
 def ignore(status: int, seconds: float) -> None:

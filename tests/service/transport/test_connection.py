@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from foldserve.service.transport.deadlines import Phase
+from foldserve.service.transport.hosts import AllowedHosts
 from tests.support.wire import limited, on_loop, read_body, respond, serving, until
 
 GET = b"GET /%b HTTP/1.1\r\nHost: here\r\n\r\n"
@@ -287,7 +288,8 @@ async def test_a_client_that_does_not_read_is_cut_off() -> None:
 
 def headers_of(length: int) -> bytes:
     """Return a request whose target and headers count `length` bytes as the protocol counts them."""
-    return b"GET / HTTP/1.1\r\nX: %b\r\n\r\n" % (b"x" * (length - len(b"/") - len(b"X") - 4))
+    others = len(b"/") + len(b"Host") + len(b"here") + 4 + len(b"X") + 4
+    return b"GET / HTTP/1.1\r\nHost: here\r\nX: %b\r\n\r\n" % (b"x" * (length - others))
 
 
 @on_loop
@@ -414,8 +416,26 @@ SMUGGLED = {
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     "chunk size": CHUNKED + b"zz\r\n",
     "huge length": post(b"", length=10**30),
-    "target": b"CONNECT here:443 HTTP/1.1\r\nHost: here\r\n\r\n",
     "bytes in target": b"GET /\xff HTTP/1.1\r\nHost: here\r\n\r\n",
+}
+
+
+SMUGGLED |= {
+    "no host": b"GET / HTTP/1.1\r\n\r\n",
+    "two hosts": b"GET / HTTP/1.1\r\nHost: here\r\nHost: here\r\n\r\n",
+    "two hosts in HTTP/1.0": b"GET / HTTP/1.0\r\nHost: here\r\nHost: there\r\n\r\n",
+    "HTTP/0.9": b"GET /\r\n",
+    "HTTP/0.9 and more": b"GET /\r\n\r\n",
+    "HTTP/2.0": b"GET / HTTP/2.0\r\nHost: here\r\n\r\n",
+    "HTTP/1.2": b"GET / HTTP/1.2\r\nHost: here\r\n\r\n",
+    "RTSP": b"GET / RTSP/1.0\r\nHost: here\r\n\r\n",
+    "ICE": b"SOURCE / ICE/1.0\r\nHost: here\r\n\r\n",
+    "chunks in HTTP/1.0": CHUNKED.replace(b"1.1", b"1.0") + b"0\r\n\r\n",
+    "two spaces": b"GET /  HTTP/1.1\r\nHost: here\r\n\r\n",
+    "fragment": b"GET /a#b HTTP/1.1\r\nHost: here\r\n\r\n",
+    "asterisk": b"GET * HTTP/1.1\r\nHost: here\r\n\r\n",
+    "other scheme": b"GET ftp://here/a HTTP/1.1\r\nHost: here\r\n\r\n",
+    "user in target": b"GET http://me@here/a HTTP/1.1\r\nHost: here\r\n\r\n",
 }
 
 
@@ -462,6 +482,93 @@ async def test_a_body_too_large_behind_a_slow_request_waits_for_its_turn() -> No
         assert [(await client.answer()).body for _ in range(2)] == [b"/slow", b"/quick"]
         assert (await client.answer()).status == 413
         assert gate.answered == ["/slow", "/quick"]
+
+
+HOSTS = [b"", b"a b", b"a/b", b"a:b", b"a:80:80", b"a:65536", b"[::1", b"[zz]", b"a,b", b"me@a", b"\xc3\xa4", b"a?b"]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@on_loop
+async def test_a_malformed_host_is_refused(host: bytes) -> None:
+    """In whatever version of HTTP it stands."""
+    for version in (b"1.0", b"1.1"):
+        async with serving(echo) as server, server.connect() as client:
+            await client.send(b"GET / HTTP/%b\r\nHost: %b\r\n\r\n" % (version, host))
+            assert (await client.answer()).status == 400
+            assert await client.is_closed()
+
+
+@pytest.mark.parametrize("host", [b"here", b"Here.example.:80", b"127.0.0.1:", b"[::1]:8000", b"a_b-c"])
+@on_loop
+async def test_a_host_is_a_name_or_an_address(host: bytes) -> None:
+    """With or without a port; HTTP/1.0 needs none."""
+    async with serving(echo) as server, server.connect() as client:
+        await client.send(b"GET /a HTTP/1.1\r\nHost: %b\r\n\r\nGET /b HTTP/1.0\r\n\r\n" % host)
+        assert [(await client.answer()).body for _ in range(2)] == [b"/a", b"/b"]
+
+
+@on_loop
+async def test_a_name_that_is_not_ours_is_refused() -> None:
+    """In the header or in an absolute target, which goes before the header."""
+    hosts = AllowedHosts(("localhost",))
+    for request, status in (
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
+        (b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n", 400),
+        (b"GET / HTTP/1.0\r\nHost: evil.example\r\n\r\n", 400),
+        (b"GET http://localhost/ HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
+        (b"GET http://evil.example/ HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+    ):
+        async with serving(echo, limited(hosts=hosts)) as server, server.connect() as client:
+            await client.send(request)
+            assert (await client.answer()).status == status, request
+
+
+@pytest.mark.parametrize(
+    ("target", "path"), [(b"http://here/a?b=c", b"/a"), (b"HTTP://here:80/a", b"/a"), (b"http://here", b"/")]
+)
+@on_loop
+async def test_an_absolute_target_is_its_path(target: bytes, path: bytes) -> None:
+    """As proxies send it."""
+    async with serving(echo) as server, server.connect() as client:
+        await client.send(b"GET %b HTTP/1.1\r\nHost: here\r\n\r\n" % target)
+        assert (await client.answer()).body == path
+
+
+NOT_SPOKEN = {
+    "gzip and chunks": CHUNKED.replace(b"chunked", b"gzip, chunked") + b"0\r\n\r\n",
+    "two lines": CHUNKED.replace(b"Transfer", b"Transfer-Encoding: gzip\r\nTransfer") + b"0\r\n\r\n",
+    "gzip alone": CHUNKED.replace(b"chunked", b"gzip"),
+    "connect": b"CONNECT here:443 HTTP/1.1\r\nHost: here:443\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("request_bytes", NOT_SPOKEN.values(), ids=NOT_SPOKEN)
+@on_loop
+async def test_what_the_protocol_has_and_the_service_has_not_is_501(request_bytes: bytes) -> None:
+    """It is HTTP, so it is not called a mistake; the connection ends, since nobody knows where the request does."""
+    async with serving(echo) as server, server.connect() as client:
+        await client.send(request_bytes)
+        assert (await client.answer()).status == 501
+        assert await client.is_closed()
+
+
+@pytest.mark.parametrize("chunks", [b"1;x=%b\r\nx\r\n" % (b"x" * 50) * 2_000, b"1;x=" + b"x" * 100_000])
+@on_loop
+async def test_chunk_extensions_count(chunks: bytes) -> None:
+    """They are bytes like headers, many short ones or one that does not end."""
+    async with serving(echo, limited(header_bytes=10_000)) as server, server.connect() as client:
+        await client.send(CHUNKED + chunks)
+        assert (await client.answer()).status == 431
+        assert await client.is_closed()
+
+
+@on_loop
+async def test_tiny_chunks_are_no_extensions() -> None:
+    """What chunks need for themselves does not count, however many there are."""
+    async with serving(echo, limited(header_bytes=300)) as server, server.connect() as client:
+        await client.send(CHUNKED + b"1\r\nx\r\n" * 30_000 + b"0\r\n\r\n" + GET % b"next")
+        assert len((await client.answer()).body) == 30_000
+        assert (await client.answer()).body == b"/next"
 
 
 @on_loop

@@ -9,7 +9,7 @@ from tests.support.wire import limited
 REQUESTS = (
     b"POST /a?b=c HTTP/1.1\r\nHost: here\r\nContent-Length: 4\r\nX-Name: Value\r\n\r\nbody"
     b"GET /d HTTP/1.1\r\nHost: here\r\n\r\n"
-    b"POST /e HTTP/1.1\r\nTransfer-Encoding: chunked\r\nExpect: 100-Continue\r\n\r\n"
+    b"POST /e HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\nExpect: 100-Continue\r\n\r\n"
     b"3\r\nabc\r\n2\r\nde\r\n0\r\nX: y\r\n\r\n"
     b"GET /f HTTP/1.0\r\n\r\n"
 )
