@@ -112,7 +112,7 @@ class Gate:
 
 
 class Stream:
-    """One call of a connection: the message that arrives, and the share that its bytes have until it is here."""
+    """One call of a connection: the message that arrives, and the share of its bytes until it is answered."""
 
     __slots__ = ("has_headers", "meter", "share", "since")
 
@@ -200,6 +200,10 @@ class Inside(Side):
                 ended.share.release()
         elif piece.kind == HEADERS and piece.stream in self._streams:
             self._streams[piece.stream].has_headers = True
+        elif piece.kind == DATA and piece.stream in self._streams:
+            stream = self._streams[piece.stream]
+            if stream.meter.is_between:  # a message was answered, and no other is on its way
+                stream.share.release()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The library has closed the connection."""
@@ -329,11 +333,12 @@ class Outside(Side):
         if stream is None:
             return
         meter = stream.meter
-        if meter.read(piece) and self._arriving.pop(number, None) is not None:
-            stream.share.release()
-        if meter.is_between:
+        if meter.read(piece):
+            self._arriving.pop(number, None)
+        if meter.is_between:  # the library holds what is here until the call has taken it: its share stays
             return
         if number not in self._arriving:
+            stream.share.release()
             self._arriving[number] = stream
             stream.since = asyncio.get_running_loop().time()
         try:

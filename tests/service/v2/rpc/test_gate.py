@@ -159,6 +159,21 @@ def test_forty_large_messages_at_once_hold_no_more_than_the_budget(folder):
         assert service.app.state.body_budget.held_bytes == 0
 
 
+def test_a_stream_that_is_silent_after_its_answer_holds_nothing(folder):
+    """Bytes of an answered message are free again although the stream stays open."""
+    with running(folder) as service:
+        ended = threading.Event()
+
+        def messages():
+            yield request(inputs={"image": artifacts.images(1_500)}).SerializeToString()
+            ended.wait()
+
+        stream = service.channel.stream_stream(STREAM, bytes, bytes)(messages(), timeout=20)
+        next(stream)
+        assert service.app.state.body_budget.held_bytes == 0
+        ended.set()
+
+
 def test_messages_of_all_sizes_pass_the_gate_unchanged(folder):
     """Long and short messages of one stream come out in their order, compressed ones too."""
     rows = [1, 300, 2, 1_500, 1]
