@@ -152,7 +152,10 @@ def _form_parts(body: bytes, content_type: str, limits: Limits) -> list[bytearra
 
     try:
         parser = MultipartParser(boundary, {"on_part_begin": begin, "on_part_data": data, "on_end": end})
-        parser.write(body)
+        for at in range(0, len(body), QUICK_BYTES):  # it is slow with some bytes: nobody may wait for it any more
+            if limits.beat is not None:
+                limits.beat()
+            parser.write(body[at : at + QUICK_BYTES])
     except FormParserError as err:
         raise InvalidInput("form: not valid multipart/form-data with the boundary that Content-Type names") from err
     if not ended:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from foldserve.format.image import ImageSpec
 from foldserve.service.bodies import decoder
 from foldserve.service.bodies.predict_body import MEDIA_TYPES, Limits, is_quick, media_type, read_images
-from foldserve.service.errors import BodyTooLarge, InvalidInput, TooManyRows, UnsupportedMediaType
+from foldserve.service.errors import BodyTooLarge, DeadlineExceeded, InvalidInput, TooManyRows, UnsupportedMediaType
 from tests.support.artifacts import images
 from tests.support.predict_bodies import b64, form, png
 
@@ -206,6 +206,21 @@ def test_a_form_that_cannot_be_read_is_refused(body, content_type, sentence):
     with pytest.raises(InvalidInput) as refusal:
         read_images(body, content_type, SPEC, LIMITS)
     assert str(refusal.value).startswith(sentence)
+
+
+def test_a_form_is_given_up_when_nobody_waits_for_it():
+    """Taking a form apart is slow where it is full of line ends; it ends when nobody waits."""
+    beats = []
+
+    def beat() -> None:
+        beats.append(1)
+        if len(beats) > 3:
+            raise DeadlineExceeded("nobody waits")
+
+    body, content_type = form(b"\r\n" * 500_000)
+    with pytest.raises(DeadlineExceeded):
+        read_images(body, content_type, SPEC, Limits(20, 1_000_000, beat=beat))
+    assert len(beats) == 4
 
 
 def test_the_row_limit_is_exact_in_every_form():
