@@ -39,6 +39,7 @@ from .live.registry import Registry
 from .live.shadow import Shadows
 from .metrics import Metrics
 from .openapi import describe
+from .processes.signals import reloading
 from .processes.watchdog import Watchdog
 from .processes.workers import Workers
 from .request_middleware import UNKNOWN_ROUTE, RequestMiddleware
@@ -168,7 +169,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
             )
             lane.decoding = decoding
             refused = functools.partial(metrics.observe_request, UNKNOWN_ROUTE, "unknown")
-            yield {GUARD: Guard(connection_limits(settings), refused), LANE: lane}
+            with reloading(functools.partial(_reload, app)):
+                yield {GUARD: Guard(connection_limits(settings), refused), LANE: lane}
         finally:
             canary.cancel()
             decoder_watch.cancel()
@@ -200,6 +202,13 @@ class _WholeFiles(StaticFiles):
         """Answer with a whole file."""
         headers = [header for header in scope["headers"] if header[0] not in (b"range", b"if-range")]
         await super().__call__({**scope, "headers": headers}, receive, send)
+
+
+def _reload(app: FastAPI) -> None:
+    """Read again what operators change: keys, decisions and new versions; the log file follows by itself."""
+    logger.info("reloading")
+    app.state.access.reload()
+    app.state.reconciler.poll_now()
 
 
 async def _start_grpc(app: FastAPI) -> None:

@@ -25,6 +25,7 @@ from .factory import PROTOCOL, build_app, import_libraries
 from .keys import read_keys
 from .logs import log_config
 from .processes.abandoned import end_if_abandoned
+from .processes.signals import ignore_strays
 from .processes.supervisor import Supervisor
 from .processes.workers import Workers
 from .settings import Settings
@@ -44,6 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if importlib.util.find_spec(package) is None:
             sys.stderr.write(f"foldserve serve: {package} is not installed: pip install {distribution}\n")
             return USAGE
+    ignore_strays()
+    if settings.log_file is not None:
+        try:
+            settings.log_file.open("a").close()
+        except OSError as err:
+            reason = err.strerror or err
+            sys.stderr.write(f"foldserve serve: log file {settings.log_file} cannot be written: {reason}\n")
+            return START_FAILED
     wanted, settings = settings, fit_to_descriptors(settings)
     server_config(settings)  # logging, before there is anything to say
     for name in ("max_connections", "grpc_max_connections"):
@@ -110,7 +119,7 @@ def server_config(
         ws="none",
         lifespan="on",
         workers=settings.workers,
-        log_config=log_config(settings.log_level),
+        log_config=log_config(settings.log_level, file=settings.log_file),
         access_log=False,
         proxy_headers=False,
         server_header=False,

@@ -11,6 +11,7 @@ import math
 import sys
 import traceback
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 _TRACEBACK_SECONDS = 1.0  # between two tracebacks of the same exception
@@ -83,23 +84,25 @@ class WithoutChatter(logging.Filter):
         return record.msg != "Application startup failed. Exiting."
 
 
-def log_config(level: str, human: bool | None = None) -> dict[str, Any]:
+def log_config(level: str, human: bool | None = None, file: Path | None = None) -> dict[str, Any]:
     """Return the configuration for `logging.config.dictConfig`, and so for uvicorn's `log_config`.
 
     Args:
         level: least severe level that is written: debug, info, warning or error.
-        human: plain lines rather than JSON; None: if standard error is a terminal.
+        human: plain lines rather than JSON; None: if standard error is a terminal, and the log goes there.
+        file: that lines are appended to in place of standard error; another one is made once it was moved away.
     """
+    where = {"class": "logging.StreamHandler"}
+    if file is not None:
+        where, human = {"class": "logging.handlers.WatchedFileHandler", "filename": str(file)}, bool(human)
     formatter = HumanFormatter if (sys.stderr.isatty() if human is None else human) else JsonFormatter
     return {
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"line": {"()": f"{__name__}.{formatter.__name__}"}},
         "filters": {"without-chatter": {"()": f"{__name__}.{WithoutChatter.__name__}"}},
-        "handlers": {
-            "stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["without-chatter"]},
-        },
-        "root": {"handlers": ["stderr"], "level": "WARNING"},
+        "handlers": {"log": {**where, "formatter": "line", "filters": ["without-chatter"]}},
+        "root": {"handlers": ["log"], "level": "WARNING"},
         "loggers": {
             "foldserve": {"level": level.upper()},
             "foldserve.audit": {"level": "INFO"},  # whatever else is written

@@ -87,6 +87,9 @@ class Settings(BaseModel):
     )
     workers: int = Field(1, ge=1, le=256, description="processes that share the port")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line written")
+    log_file: Path | None = Field(
+        None, description="file that the log is appended to, made anew when it was moved away; unset: standard error"
+    )
 
     provider: Literal["auto", "cuda", "cpu"] = Field(
         "auto",

@@ -6,6 +6,7 @@ cannot be loaded is refused with its reason, and the old one goes on.
 """
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import Mapping, Sequence
@@ -80,6 +81,7 @@ class Reconciler:
         self._loaded_files: dict[Model, Fingerprint] = {}  # of versions in memory, as they were proved
         self._passes: dict[str, asyncio.Task[None]] = {}  # of the poll, by model
         self._polling: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
 
     async def start(self) -> None:
         """Load what is wanted of every model, and poll for changes from then on.
@@ -98,8 +100,11 @@ class Reconciler:
         for name, version in self.refusals:  # where the start fails, its error holds the reason
             self._log_refusal(name, version)
         self._registry.open()
-        if self._settings.poll_seconds:
-            self._polling = asyncio.create_task(self._poll())
+        self._polling = asyncio.create_task(self._poll())
+
+    def poll_now(self) -> None:
+        """Look at the disk and at what was decided soon, whenever the next poll would be."""
+        self._wake.set()
 
     async def stop(self) -> None:
         """Stop polling, answer the requests that wait, refuse new ones, and end every engine's thread."""
@@ -182,13 +187,13 @@ class Reconciler:
         return max(older, default=None)
 
     async def _load_all(self) -> None:
-        on_disk = await self.look()
-        models = dict.fromkeys(self._served.models(), ()) | dict(on_disk)
-        if not models:
+        await self.look()
+        if not self._on_disk:
             raise ArtifactInvalid(
                 f"{self.repository.root} holds no <model>/<version>/model.onnx; export a model there, "
                 "or set --models-dir"
             )
+        models = dict.fromkeys(self._served.models(), ()) | dict(self._on_disk)
         for name, versions in models.items():
             await self._load_missing(name)
             if name not in self._registry.tables and not self.state.of(name).is_unloaded:
@@ -198,7 +203,9 @@ class Reconciler:
 
     async def _poll(self) -> None:
         while True:
-            await asyncio.sleep(self._settings.poll_seconds)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), self._settings.poll_seconds or None)
+            self._wake.clear()
             try:
                 for name in list(self._registry.tables):
                     self.follow(name)

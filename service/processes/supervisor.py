@@ -6,8 +6,10 @@ Handles no requests itself.
 """
 
 import logging
+import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import wait
@@ -42,6 +44,9 @@ class Supervisor(Multiprocess):
         self._drain_seconds = drain_seconds
         self._has_served = False
         self._health: list[WorkerHealth] = []
+        self._is_to_replace = threading.Event()
+        signal.signal(signal.SIGUSR2, lambda *_: self._is_to_replace.set())
+        signal.signal(signal.SIGQUIT, lambda *_: self.signal_queue.append(signal.SIGTERM))
 
     def run(self) -> None:
         """Start the workers and watch them until the end."""
@@ -50,6 +55,9 @@ class Supervisor(Multiprocess):
             self._sync_health()
             wait(list(self._events()), TICK_SECONDS)
             self.handle_signals()
+            if self._is_to_replace.is_set():
+                self._is_to_replace.clear()
+                self.restart_all()
             self.keep_subprocess_alive()
         self.terminate_all()
         self.join_all()
@@ -58,8 +66,14 @@ class Supervisor(Multiprocess):
         """Start the first worker of each place."""
         self.processes = [self._start() for _ in range(self.processes_num)]
 
+    def handle_hup(self) -> None:
+        """SIGHUP: have each worker reload what operators change."""
+        for process in self.processes:
+            if process.exitcode is None and process.pid is not None:
+                os.kill(process.pid, signal.SIGHUP)
+
     def restart_all(self) -> None:
-        """SIGHUP: replace the workers one after the other, each once the next one serves."""
+        """SIGUSR2: replace the workers one after the other, each once the next one serves."""
         for index, old in enumerate(self.processes):
             new = self._start()
             if not new.wait_until_ready(self.config.timeout_worker_healthcheck, self.should_exit):
@@ -112,7 +126,7 @@ class Supervisor(Multiprocess):
             wait([process.process.sentinel for process in left], 0.1)
 
     def _sync_health(self) -> None:
-        """Keep up with what signals do: SIGHUP replaces workers, SIGTTIN and SIGTTOU add and take one."""
+        """Keep up with what signals do: SIGUSR2 replaces workers, SIGTTIN and SIGTTOU add and take one."""
         known = {health.process: health for health in self._health}
         self._health = [known.get(process) or WorkerHealth(process) for process in self.processes]
 

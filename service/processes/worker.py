@@ -18,6 +18,7 @@ from uvicorn.supervisors.multiprocess import SIGNALS, Process
 from foldserve.exit_codes import DONE
 
 from .abandoned import end_if_abandoned
+from .signals import ignore_strays
 
 
 class Worker(Process):
@@ -34,6 +35,7 @@ def _serve(config: uvicorn.Config, target: Callable[..., None], sockets: list[so
     """Run in the copy: forget that the supervisor collects signals, then serve."""
     for number in SIGNALS:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    ignore_strays()
     gc.disable()  # until all is imported, see `factory`
     subprocess_started(config, target, sockets, None)
     end_if_abandoned(DONE)

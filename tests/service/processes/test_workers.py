@@ -200,10 +200,10 @@ def test_a_worker_that_hangs_does_not_hide_the_end_of_another(fashion):
 
 @pytest.mark.slow
 def test_workers_that_a_signal_exchanged_or_added_are_looked_after(fashion):
-    """SIGHUP: two others, and none too many; SIGTTIN: a third; each is replaced when it is killed."""
+    """SIGUSR2: two others, and none too many; SIGTTIN: a third; each is replaced when it is killed."""
     with started("--models-dir", str(fashion), *TWO, ready_lines=2) as (process, address):
         first = set(children(process.pid))
-        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGUSR2)
         wait_until(lambda: len(now := set(children(process.pid))) == 2 and not now & first)
         process.send_signal(signal.SIGTTIN)
         wait_until(lambda: len(children(process.pid)) == 3)

@@ -1,0 +1,71 @@
+"""Signals from outside, to one process and to two workers: what reloads, what drains, and what does nothing."""
+
+import json
+import logging.config
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import pytest
+
+from foldserve.service.keys import new_key
+from foldserve.service.logs import log_config
+from tests.support import artifacts
+from tests.support.processes import OCTETS, started
+
+PIXELS = artifacts.images(1).tobytes()
+HARMLESS = ("SIGUSR1", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO", "SIGPWR", "SIGPIPE", "SIGWINCH", "SIGCONT")
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_signals_reload_or_do_nothing_and_never_kill(tmp_path, workers):
+    """Keys, versions and the log file are read again at SIGHUP; the processes stay the same ones; SIGQUIT drains."""
+    models, keys = tmp_path / "models", tmp_path / "keys"
+    artifacts.publish_classifier(models, version=1, seed=1)
+    (old, old_line), (new, new_line) = (new_key(name, ["infer"]) for name in ("old", "new"))
+    keys.write_text(old_line)
+    flags = ("--models-dir", str(models), "--workers", str(workers), "--poll-seconds", "0", "--keys-file", str(keys))
+    with started(*flags, ready_lines=workers) as (process, address):
+        before = children(process.pid)
+
+        def answered(key: str) -> httpx.Response:
+            return httpx.post(f"{address}/predict", content=PIXELS, headers={**OCTETS, "X-API-Key": key}, timeout=60)
+
+        for name in HARMLESS:
+            for pid in (process.pid, *(before if workers > 1 else ())):
+                os.kill(pid, getattr(signal, name))
+        assert answered(old).headers["x-model-version"] == "1"
+        artifacts.publish_classifier(models, version=2, seed=2)
+        keys.write_text(new_line)
+        process.send_signal(signal.SIGHUP)
+        left = Counter({"latest moved": workers, "key-removed": 1})  # in whichever order
+        for event in map(json.loads, process.stderr):
+            left -= Counter([event.get("action") or event["event"]])
+            if not left:
+                break
+        assert answered(new).headers["x-model-version"] == "2"
+        assert children(process.pid) == before
+        assert process.poll() is None
+        process.send_signal(signal.SIGQUIT)
+        assert process.wait(60) == 0
+
+
+def test_a_log_file_that_was_moved_away_is_made_anew(tmp_path):
+    """As rotation does it; both files hold whole lines."""
+    file = tmp_path / "log"
+    logging.config.dictConfig(log_config("info", file=file))
+    try:
+        logging.getLogger("foldserve.audit").info("first")
+        file.rename(tmp_path / "log.1")
+        logging.getLogger("foldserve.audit").info("second")
+    finally:
+        logging.config.dictConfig({"version": 1, "disable_existing_loggers": False, "root": {"level": "WARNING"}})
+        for name in ("foldserve", "foldserve.audit", "uvicorn.error"):
+            logging.getLogger(name).setLevel(logging.NOTSET)
+    assert [json.loads((tmp_path / name).read_text())["event"] for name in ("log.1", "log")] == ["first", "second"]
