@@ -106,6 +106,25 @@ def judge(
     return Proof(algebra.error, algebra.limit, algebra.at(growth), deployed.error, original_error, deployed.limit)
 
 
+def require_close(oracle: Outputs, folded: Outputs, amplification: float, where: str) -> None:
+    """Raise FoldError when two models differ, where nothing but the outputs in float64 is known of them.
+
+    Args:
+        oracle: the outputs of the original.
+        folded: those of the folded model.
+        amplification: of other inputs; it may be ten times as much here.
+        where: for the message.
+    """
+    limit = min(CAP, 10 * ALGEBRA_LIMIT * amplification)
+    for number, tensors in enumerate(_deviations(oracle, folded)):
+        for errors in tensors:
+            if len(errors) and not float(errors.max()) <= limit:
+                raise FoldError(
+                    f"{where} output {number} of the folded model differs by {float(errors.max()):.3g} of the scale of "
+                    f"its channel, expected at most {limit:.3g}; pass dynamic=False when the sizes never vary"
+                )
+
+
 @dataclass(frozen=True)
 class _Place:
     """A difference and where it is: the number of the output, and of the tensor in its group."""

@@ -17,6 +17,7 @@ from ..failures import during
 from ..refusals import Refusal, RefusalCode
 from ..registry import state_registered
 from ..report import Report, Site
+from .all_sizes import norms_of_one_size
 from .float64 import Inputs, named_tensors, sharing_copy
 from .graph import TorchGraph, hooked_modules, module_path, read
 from .input_normalisation import InputNormalisation
@@ -24,8 +25,32 @@ from .norms import Norm, find_norms
 from .parameters import Change, compute_changes
 from .placement import Placement, place_norms
 from .site_proof import prove_sites
+from .sizes import Variant, other_computations, variants
 from .unmatched import norms_in_bodies, unmatched_norms
 from .wrappers import is_exported
+
+
+@dataclass
+class Reading:
+    """A model as it was read.
+
+    Attributes:
+        graph: for inputs of the example's sizes.
+        norms: all that were recognised, in order of evaluation.
+        unreadable: refused sites for those that were not.
+        sizes: the example's sizes and others that the model accepts; empty when they may not vary.
+        others: graphs of those sizes at which the model computes in another way, each with its norms.
+        exact_padding: norms may go into zero-padded convolutions, with a correction at the border.
+        normalisation: of the input, to be folded as well; None for none.
+    """
+
+    graph: TorchGraph
+    norms: list[Norm]
+    unreadable: list[Site]
+    sizes: list[Variant]
+    others: list[tuple[TorchGraph, list[Norm]]]
+    exact_padding: bool
+    normalisation: InputNormalisation | None
 
 
 @dataclass
@@ -33,21 +58,23 @@ class FoldPlan:
     """A model that has been read, its norms placed, computed and proved one by one, and not yet written.
 
     Attributes:
-        norms: all that were recognised.
-        banned: those that have to stay whatever the placement, with the reason.
-        exact_padding: norms may go into zero-padded convolutions, with a correction at the border.
+        reading: of the model.
+        banned: norms that have to stay whatever the placement, with the reason.
+        placement: which norms go where.
+        changes: the new parameters.
         errors: of each folded norm, in float64, relative to what it adds up; see `site_proof`.
     """
 
-    graph: TorchGraph
-    norms: list[Norm]
+    reading: Reading
     banned: dict[Norm, Refusal]
-    exact_padding: bool
     placement: Placement
-    unreadable: list[Site]
     changes: list[Change]
     errors: dict[Norm, float]
-    normalisation: InputNormalisation | None
+
+    @property
+    def graph(self) -> TorchGraph:
+        """The graph that was read."""
+        return self.reading.graph
 
     @property
     def concerned_outputs(self) -> set[int]:
@@ -72,16 +99,19 @@ def make_fold_plan(
     """
     _require_arguments(example_inputs, padding)
     require_foldable(model)
-    with during("copying the model"):
-        readable = sharing_copy(model)
-    quantised, stated = _quantised(model), state_registered(readable)
-    program = _read(model, readable, example_inputs, dynamic)
-    graph = TorchGraph(program, {**(exact or {}), **stated}, hooked_modules(model))
+    graph = _graph(model, example_inputs, dynamic, exact or {})
     norms, unreadable = ([], []) if input_only else _norms(model, graph)
     if normalisation is not None:
         norms = [normalisation.norm(graph), *norms]
-    banned = dict.fromkeys(norms, quantised) if quantised else {}
-    return _placed(graph, norms, unreadable, padding == "exact", banned, normalisation)
+    sizes = variants(sharing_copy(model), example_inputs) if norms and dynamic is not False else []
+    others = []
+    for inputs in other_computations(sizes, example_inputs):
+        other = _graph(model, inputs, False, exact or {})
+        its_norms = [] if input_only else find_norms(other)[0]
+        others.append((other, its_norms if normalisation is None else [normalisation.norm(other), *its_norms]))
+    reading = Reading(graph, norms, unreadable, sizes, others, padding == "exact", normalisation)
+    quantised = _quantised(model)
+    return _placed(reading, dict.fromkeys(norms, quantised) if quantised else {})
 
 
 def without(plan: FoldPlan, doubt: CannotJudge) -> FoldPlan:
@@ -93,8 +123,14 @@ def without(plan: FoldPlan, doubt: CannotJudge) -> FoldPlan:
     outputs, folded = set(doubt.outputs), list(plan.placement.folded)
     reaching = [norm for norm in folded if plan.graph.outputs_of(norm.output) & outputs] or folded
     refusal = Refusal(RefusalCode.UNJUDGED, str(doubt))
-    banned = {**plan.banned, **dict.fromkeys(reaching, refusal)}
-    return _placed(plan.graph, plan.norms, plan.unreadable, plan.exact_padding, banned, plan.normalisation)
+    return _placed(plan.reading, {**plan.banned, **dict.fromkeys(reaching, refusal)})
+
+
+def _graph(model: nn.Module, inputs: Inputs, dynamic: Any, exact: Mapping[str, Array]) -> TorchGraph:
+    with during("copying the model"):
+        readable = sharing_copy(model)
+    stated = state_registered(readable)
+    return TorchGraph(_read(model, readable, inputs, dynamic), {**exact, **stated}, hooked_modules(model))
 
 
 def _require_arguments(example_inputs: object, padding: str) -> None:
@@ -136,25 +172,33 @@ def _quantised(model: nn.Module) -> Refusal | None:
     return None
 
 
-def _placed(
-    graph: TorchGraph,
-    norms: list[Norm],
-    unreadable: list[Site],
-    exact_padding: bool,
-    banned: dict[Norm, Refusal],
-    normalisation: InputNormalisation | None,
-) -> FoldPlan:
-    """Return a plan whose parameters all fit their dtypes and whose sites are proved, without the banned norms."""
+def _placed(reading: Reading, banned: dict[Norm, Refusal]) -> FoldPlan:
+    """Return a plan that holds at all sizes, and whose parameters fit and sites are proved, without banned norms."""
     while True:
-        placement = place_norms(graph, norms, exact_padding, banned)
-        changes, unfit = compute_changes(graph, placement)
-        errors, unproved = ({}, {}) if unfit else prove_sites(graph, placement, changes)
-        if not unfit and not unproved:
+        placement = place_norms(reading.graph, reading.norms, reading.exact_padding, banned)
+        changes, unfit = compute_changes(reading.graph, placement)
+        errors: dict[Norm, float] = {}
+        unfit = unfit or _of_one_size(reading, placement, banned)
+        if not unfit:
+            errors, unfit = prove_sites(reading.graph, placement, changes)
+        if not unfit:
             break
-        banned.update(unfit or unproved)
-    if normalisation is not None and norms[0] in placement.refused:
-        raise placement.refused[norms[0]]
-    return FoldPlan(graph, norms, banned, exact_padding, placement, unreadable, changes, errors, normalisation)
+        banned.update(unfit)
+    if reading.normalisation is not None and reading.norms[0] in placement.refused:
+        raise placement.refused[reading.norms[0]]
+    return FoldPlan(reading, banned, placement, changes, errors)
+
+
+def _of_one_size(reading: Reading, placement: Placement, banned: Mapping[Norm, Refusal]) -> dict[Norm, Refusal]:
+    """Return the norms whose place is another one at another size of the inputs."""
+    paths = {norm.path: refusal for norm, refusal in banned.items()}
+    for other, norms in reading.others:
+        known = {norm: paths[norm.path] for norm in norms if norm.path in paths}
+        there = place_norms(other, norms, reading.exact_padding, known)
+        moved = norms_of_one_size(reading.graph, placement, other, there)
+        if moved:
+            return moved
+    return {}
 
 
 def require_foldable(model: nn.Module) -> None:
@@ -176,7 +220,7 @@ def report_of(plan: FoldPlan) -> Report:
     refused = [(norm, refusal) for norm, refusal in plan.placement.refused.items()]
     stayed = [Site.refused(n.path, n.output.name, n.kind, r, channels=n.affine.channels) for n, r in refused]
     order = {node.name: position for node, position in plan.graph.order.items()}
-    stayed = sorted([*stayed, *plan.unreadable], key=lambda site: order.get(site.node, len(order)))
+    stayed = sorted([*stayed, *plan.reading.unreadable], key=lambda site: order.get(site.node, len(order)))
     return Report(folded, tuple(stayed))
 
 

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ...errors import CannotJudge, FoldError
 from ..failures import during
 from ..report import Proof
-from ..verdict import STEP, Runs, judge
+from ..verdict import STEP, Runs, judge, require_close
 from .float64 import Inputs, call, named_tensors, needs_no_mode, run_model_in_float64, sharing_copy, tensors_in, widen
 from .process_state import same_random_state
 from .reproducible import first_difference
@@ -116,6 +116,29 @@ def prove_model(
     )
 
 
+def proved_sizes(original: Runnable, folded: Runnable, inputs: Inputs, amplification: float) -> str:
+    """Return the shapes of further inputs on which two models agree in float64; "" when one of them does not run.
+
+    Raises:
+        FoldError: they differ there by more than rounding can explain.
+    """
+    try:
+        oracle, got = original.in_float64(inputs), folded.in_float64(inputs)
+    except FoldError:
+        return ""
+    require_close(oracle, got, amplification, f"for inputs of {shapes_of(inputs)}")
+    return shapes_of(inputs)
+
+
+def shapes_of(inputs: Inputs) -> str:
+    """Return the shapes of the tensors among the inputs as text."""
+    return ", ".join(str(tuple(v.shape)) for v in tree_leaves(_plain(inputs)) if isinstance(v, Tensor))
+
+
+def _plain(inputs: Inputs) -> Any:
+    return dict(inputs) if isinstance(inputs, Mapping) else inputs
+
+
 def _with_other_parameters(model: Runnable) -> Runnable:
     """Return the model with every floating-point tensor changed by a millionth of itself."""
     tensors = [tensor for _, tensor in named_tensors(model.module) if tensor.is_floating_point()]
@@ -132,8 +155,7 @@ def _require_reproducible(original: Runnable, inputs: Inputs, outputs: int) -> N
 
 def _detached(inputs: Inputs) -> Inputs:
     """Return copies of the inputs, so that an operation that writes into its input does not spoil the next run."""
-    given = dict(inputs) if isinstance(inputs, Mapping) else inputs
-    copied: Inputs = tree_map(lambda v: v.detach().clone() if isinstance(v, Tensor) else v, given)
+    copied: Inputs = tree_map(lambda v: v.detach().clone() if isinstance(v, Tensor) else v, _plain(inputs))
     return copied
 
 
@@ -147,8 +169,7 @@ def _nudged(inputs: Inputs) -> Inputs:
         signs = torch.randint(0, 2, value.shape, generator=generator, dtype=torch.int8).to(value.device) * 2 - 1
         return value.double() * (1 + STEP * signs.double())
 
-    given = dict(inputs) if isinstance(inputs, Mapping) else inputs
-    nudged: Inputs = tree_map(nudge, given)
+    nudged: Inputs = tree_map(nudge, _plain(inputs))
     return nudged
 
 
@@ -157,7 +178,7 @@ def _is_rounded(tensor: Tensor) -> bool:
 
 
 def _is_nudged(inputs: Inputs) -> bool:
-    values = tree_leaves(dict(inputs) if isinstance(inputs, Mapping) else inputs)
+    values = tree_leaves(_plain(inputs))
     return any(isinstance(v, Tensor) and v.is_floating_point() and bool((v != 0).any()) for v in values)
 
 

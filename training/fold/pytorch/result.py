@@ -16,8 +16,9 @@ from ..report import Proof, Report
 from ..rounding import round_once
 from .float64 import Inputs, full_copy, named_tensors, tensor_named
 from .fold_plan import FoldPlan, report_of, without
-from .model_proof import Runnable, prove_model
+from .model_proof import Runnable, prove_model, proved_sizes, shapes_of
 from .parameters import Value
+from .sizes import second_sizes
 from .write_graph import GraphWriter
 from .write_module import ModuleWriter
 
@@ -40,34 +41,36 @@ def _written_and_proved(
     plan: FoldPlan, model: nn.Module, example_inputs: Inputs
 ) -> tuple[nn.Module, Report, dict[str, Array]]:
     try:
-        folded, exact, proof = _written(lambda: ModuleWriter(model), model, example_inputs, plan)
+        written = _written(lambda: ModuleWriter(model), model, example_inputs, plan)
         form, reason = "module", ""
     except FoldError as why:  # the tree has no place for a change, or the forward uses what the write-back took away
-        folded, exact, proof = _written(lambda: GraphWriter(plan.graph), model, example_inputs, plan)
+        written = _written(lambda: GraphWriter(plan.graph), model, example_inputs, plan)
         form, reason = "graph", str(why)
+    folded, exact, proof = written
     return folded, replace(report_of(plan), form=form, form_reason=reason, proof=proof), exact
 
 
 def _written(
     make_writer: Callable[[], ModuleWriter | GraphWriter], model: nn.Module, example_inputs: Inputs, plan: FoldPlan
 ) -> tuple[nn.Module, dict[str, Array], Proof]:
-    """Return the model that the writer makes of the plan, the float64 values of its parameters, and its proof."""
+    """Return what the writer makes of the plan, its float64 parameters, and its proof, at a second size too."""
     with during("writing the folded parameters"):
         writer = make_writer()
         writer.write(plan.graph, plan.placement, plan.changes)
     exact = {**still_rounded(writer.model, plan.graph.exact), **checked(writer.model, writer.exact())}
-    return writer.model, exact, _prove(model, writer.model, example_inputs, plan, exact)
-
-
-def _prove(
-    model: nn.Module, folded: nn.Module, example_inputs: Inputs, plan: FoldPlan, exact: Mapping[str, Array]
-) -> Proof:
+    normalisation = plan.reading.normalisation
     before = Runnable("original", model, by_identity(model, still_rounded(model, plan.graph.exact)))
-    after = Runnable("folded model", folded, by_identity(folded, exact))
-    if plan.normalisation is not None:
-        before = replace(before, prepare=plan.normalisation.apply)
-        example_inputs = plan.normalisation.invert(example_inputs)
-    return prove_model(before, after, example_inputs, concerned=plan.concerned_outputs)
+    after = Runnable("folded model", writer.model, by_identity(writer.model, exact))
+    before = before if normalisation is None else replace(before, prepare=normalisation.apply)
+
+    def raw(inputs: Inputs) -> Inputs:
+        return inputs if normalisation is None else normalisation.invert(inputs)
+
+    proof = prove_model(before, after, raw(example_inputs), concerned=plan.concerned_outputs)
+    others = (raw(inputs) for inputs in second_sizes(plan.reading.sizes, example_inputs))
+    second = next(filter(None, (proved_sizes(before, after, inputs, proof.amplification) for inputs in others)), "")
+    sizes = (shapes_of(example_inputs), second)
+    return writer.model, exact, replace(proof, sizes=tuple(filter(None, sizes)))
 
 
 def checked(model: nn.Module, exact: Mapping[str, Value]) -> dict[str, Array]:

@@ -18,6 +18,7 @@ from .layers import Layer
 from .parameters import Change, Value
 from .placement import Placement
 from .process_state import quiet
+from .size_guard import size_guard
 from .writer import Writer
 
 
@@ -31,10 +32,18 @@ class GraphWriter(Writer):
         shared = GraphModule(exported, exported.graph)  # its tensors are the user's
         with quiet():
             super().__init__(copy.deepcopy(shared))
+        self.model._tracer_cls = None  # torch.export's tracer cannot be made again when the model is unpickled
         self._nodes = {n.name: n for n in self.model.graph.nodes}
         placeholders = [n for n in self.model.graph.nodes if n.op == "placeholder"]
         own = [n for n in graph.nodes if n.op == "placeholder" and graph.target(n) is None]
         self._inputs = {n.name: mine for n, mine in zip(own, placeholders, strict=True)}
+        self._guard_sizes(graph.user_inputs)
+
+    def _guard_sizes(self, inputs: list[Node]) -> None:
+        """Let the model refuse sizes that the graph was not read for."""
+        self.model.add_submodule("size_guard", size_guard(inputs))
+        with self.model.graph.inserting_after(list(self._inputs.values())[-1]):
+            self.model.graph.call_module("size_guard", tuple(self._inputs[node.name] for node in inputs))
 
     def write(self, graph: TorchGraph, placement: Placement, changes: Iterable[Change]) -> None:
         """Apply a whole placement to the GraphModule."""

@@ -1,0 +1,58 @@
+"""A placement that holds at every size: what is folded in one graph is folded in the graphs of other sizes as well.
+
+After `placement`, with the graphs of those sizes at which the model computes in another way; see `sizes`. A norm is
+refused where a layer that takes it would take something else at another size, or where the norm would stay there.
+"""
+
+from collections.abc import Mapping
+
+from ..refusals import Refusal, RefusalCode
+from .graph import TorchGraph, module_path, operation, shape
+from .layers import Layer
+from .norms import Norm
+from .placement import LayerAffines, Placement
+
+
+def norms_of_one_size(
+    graph: TorchGraph, placement: Placement, other: TorchGraph, there: Placement
+) -> dict[Norm, Refusal]:
+    """Return the norms whose place in `graph` is not their place in the graph of the other size, with the reason."""
+    mine, its = _by_layer(graph, placement), _by_layer(other, there)
+    used = {other.target(node) for node in other.nodes if node.users} - {None}
+    differing = {
+        name
+        for name, affines in mine.items()
+        if name in used and not (name in its and all(one.agrees_with(its[name][0]) for one in [*affines, *its[name]]))
+    }
+    staying = {norm.path: refusal for norm, refusal in there.refused.items()}
+    return {
+        norm: _refusal(other, norm, staying)
+        for norm, (layers, _) in placement.folded.items()
+        if norm.path in staying or any(_name(graph, layer) in differing for layer in layers)
+    }
+
+
+def _by_layer(graph: TorchGraph, placement: Placement) -> dict[str, list[LayerAffines]]:
+    """Return what the layers take, by the name of the parameter that takes it."""
+    by_layer: dict[str, list[LayerAffines]] = {}
+    for affines in placement.affines.values():
+        by_layer.setdefault(_name(graph, affines.layer), []).append(affines)
+    return by_layer
+
+
+def _name(graph: TorchGraph, layer: Layer) -> str:
+    tensor = layer.weight if layer.weight is not None else layer.bias
+    target = None if tensor is None else graph.target(tensor)
+    return target or f"{module_path(layer.node)} {operation(layer.node)}"
+
+
+def _refusal(other: TorchGraph, norm: Norm, staying: Mapping[str, Refusal]) -> Refusal:
+    sizes = ", ".join(str(tuple(shape(node))) for node in other.user_inputs)
+    there = staying.get(norm.path)
+    if there is not None:
+        return Refusal(there.code, f"for inputs of {sizes}: {there.reason}", there.remedy)
+    return Refusal(
+        RefusalCode.SPATIAL,
+        f"for inputs of {sizes} the model computes in another way, and the layers would have to take something else",
+        "make the computation independent of the size, or pass dynamic=False and keep to the size of the example",
+    )

@@ -1,0 +1,83 @@
+"""The sizes for which a graph was read, checked whenever it runs: for others it may compute something else.
+
+Used by `write_graph`; a result in the user's own classes needs none, since its forward looks at the sizes itself.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP, ShapeEnv
+from torch.utils._sympy.printers import PythonPrinter
+
+_LEAST = 2  # torch.export assumes that a free axis has at least two; a single one is computed alike
+_MOST = 2**31  # no limit
+
+
+class SizeGuard(nn.Module):
+    """Raises ValueError for inputs of sizes that the graph was not read for.
+
+    Args:
+        shapes: for each input, each axis as a number, or as a Python expression in the names of free sizes.
+        conditions: Python expressions in these names that have to be true.
+    """
+
+    _is_impure = True  # its call has no result, and stays all the same
+
+    def __init__(self, shapes: list[tuple[int | str, ...]], conditions: list[str]):
+        super().__init__()
+        self.shapes, self.conditions = shapes, conditions
+
+    def forward(self, *inputs: Tensor) -> None:
+        """Check the inputs, in the order of the graph."""
+        known: dict[str, int] = {}
+        for number, (value, shape) in enumerate(zip(inputs, self.shapes, strict=True)):
+            for size, expected in zip(value.shape, shape, strict=True):
+                if isinstance(expected, str) and expected.isidentifier():
+                    expected = known.setdefault(expected, size)
+                elif isinstance(expected, str):
+                    expected = _evaluate(expected, known)
+                if size != expected:
+                    raise ValueError(self._sentence(f"input {number} has shape {tuple(value.shape)}"))
+        for condition in self.conditions:
+            if not _evaluate(condition, known):
+                raise ValueError(self._sentence(f"sizes {known} do not fulfil {condition}"))
+
+    def _sentence(self, problem: str) -> str:
+        expected = ", ".join("(" + ", ".join(map(_free, shape)) + ")" for shape in self.shapes)
+        return f"{problem}; this folded graph was read for {expected}: fold again with `dynamic` for other sizes"
+
+
+def size_guard(inputs: Iterable[Node]) -> SizeGuard:
+    """Return the guard for the tensors among a graph's inputs."""
+    printer = PythonPrinter()
+    sizes = [tuple(node.meta["val"].shape) for node in inputs]
+    shapes = [tuple(_size(size, printer) for size in shape) for shape in sizes]
+    symbolic = [size for shape in sizes for size in shape if isinstance(size, torch.SymInt)]
+    names = {size for shape in shapes for size in shape if isinstance(size, str) and size.isidentifier()}
+    return SizeGuard(shapes, _conditions(symbolic[0].node.shape_env, names, printer) if symbolic else [])
+
+
+def _size(size: Any, printer: PythonPrinter) -> int | str:
+    return int(size) if isinstance(size, int) else str(printer.doprint(size.node.expr))
+
+
+def _conditions(env: ShapeEnv, names: set[str], printer: PythonPrinter) -> list[str]:
+    """Return what was assumed of the free sizes `names`; that none of them is one does not count."""
+    assumed = [guard.expr for guard in env.guards if getattr(guard.expr, "rel_op", "") != "!="]
+    conditions = [str(printer.doprint(one)) for one in assumed if {str(s) for s in one.free_symbols} <= names]
+    for symbol, values in env.var_to_range.items():
+        if str(symbol) in names:
+            conditions += [f"{symbol} >= {values.lower}"] if _LEAST < values.lower < _MOST else []
+            conditions += [f"{symbol} <= {values.upper}"] if values.upper < _MOST else []
+    return conditions
+
+
+def _free(size: int | str) -> str:
+    return "any" if isinstance(size, str) and size.isidentifier() else str(size)
+
+
+def _evaluate(expression: str, known: dict[str, int]) -> Any:
+    return eval(expression, dict(SYMPY_INTERP), known)  # noqa: S307 -- printed from the sizes that torch.export found
