@@ -64,6 +64,9 @@ class Settings(BaseModel):
     promote_new: bool = Field(
         True, description="let a new version become latest by itself, once it gave its golden answers"
     )
+    strict_start: bool = Field(
+        False, description="end the start when any model has no version that can be served, not only when all have none"
+    )
     keep_warm: int = Field(
         1, ge=0, le=16, description="versions that were latest before and stay loaded for a rollback"
     )

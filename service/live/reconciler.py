@@ -67,6 +67,7 @@ class Reconciler:
         self.changes: dict[tuple[str, int], str] = {}
         self.loading: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._registry = registry
+        registry.why_not_served = self._why_not_served
         self._served = ServedVersions(None if workers is None else workers.folder / "served")
         self._loader = Loader(
             self.repository, settings, metrics, self._served, lambda err: registry.end(str(err)), workers
@@ -86,8 +87,10 @@ class Reconciler:
     async def start(self) -> None:
         """Load what is wanted of every model, and poll for changes from then on.
 
+        A model without a version that can be loaded and gives its golden answers does not take the others down.
+
         Raises:
-            StartError: there is no model, or one has no version that can be loaded and gives its golden answers.
+            StartError: no model can be served, or one cannot and the start is strict.
         """
         try:
             self.state.make()
@@ -193,13 +196,24 @@ class Reconciler:
                 f"{self.repository.root} holds no <model>/<version>/model.onnx; export a model there, "
                 "or set --models-dir"
             )
-        models = dict.fromkeys(self._served.models(), ()) | dict(self._on_disk)
-        for name, versions in models.items():
+        broken: list[Refusal] = []
+        for name in dict.fromkeys([*self._served.models(), *self._on_disk]):
             await self._load_missing(name)
-            if name not in self._registry.tables and not self.state.of(name).is_unloaded:
-                refused = [version for version in versions if (name, version) in self.refusals]
-                if refused:
-                    raise self.refusals[name, refused[-1]].error
+            refusal = self._refusal_of(name)
+            broken += [] if refusal is None else [refusal]
+        if broken and (self._settings.strict_start or not self._registry.tables):
+            raise broken[0].error
+
+    def _refusal_of(self, name: str) -> Refusal | None:
+        """Return why the newest version of a model was refused that answers in no version; None for any other."""
+        if name in self._registry.tables or self.state.of(name).is_unloaded:
+            return None
+        refused = [version for version in self._on_disk.get(name, ()) if (name, version) in self.refusals]
+        return self.refusals[name, refused[-1]] if refused else None
+
+    def _why_not_served(self, name: str) -> str | None:
+        refusal = self._refusal_of(name)
+        return None if refusal is None else str(refusal.error)
 
     async def _poll(self) -> None:
         while True:

@@ -35,6 +35,7 @@ class Registry:
         reasons: why not, a sentence each.
         shadows: as given.
         changed: called after any label has moved, or any version was added or removed.
+        why_not_served: gives the reason why a model on disk answers in no version; None for any other name.
     """
 
     def __init__(self, metrics: Metrics, shadows: Shadows, end_process: Callable[[], None] = _terminate) -> None:
@@ -42,6 +43,7 @@ class Registry:
         self.reasons: list[str] = ["the models are being loaded"]
         self.shadows = shadows
         self.changed: list[Callable[[], None]] = []
+        self.why_not_served: Callable[[str], str | None] = lambda _: None
         self._metrics = metrics
         self._end_process = end_process
         self._tables: dict[str, VersionTable] = {}
@@ -66,7 +68,8 @@ class Registry:
             label: one that points at a version; None means `latest`.
 
         Raises:
-            NotReady: the models are not proved yet, or cannot answer any more, or there is none.
+            NotReady: the models are not proved yet, or cannot answer any more, or there is none, or all versions of
+                this one were refused.
             InvalidInput: no name was given and there are several models.
             ModelNotFound: there is no such model, version or label.
         """
@@ -78,6 +81,8 @@ class Registry:
                 raise InvalidInput(f"there are several models, {sorted(self._tables)}; name one with ?model=")
             name = next(iter(self._tables))
         table = self._tables.get(name)
+        if table is None and (reason := self.why_not_served(name)) is not None:
+            raise NotReady(f"model {name!r} is not served: {reason}")
         if table is None:
             raise ModelNotFound(f"model {name[:80]!r} is not served; there are {sorted(self._tables)}")
         return table.choose(version, label)

@@ -97,13 +97,13 @@ async def test_what_was_measured_at_load_is_in_the_metrics(fashion):
 
 
 @on_loop
-async def test_a_model_that_does_not_give_its_golden_answers_stops_the_start(fashion):
+async def test_a_model_that_does_not_give_its_golden_answers_stops_a_strict_start(fashion):
     """One bad model among good ones is enough; the reason names it, and no thread stays behind."""
     bad = artifacts.classifier_weights()
     bad["fc.bias"][0] += 1
     asked = artifacts.images(16)
     artifacts.publish(fashion, "bad", artifacts.classifier_model(bad), {"image": asked}, artifacts.classify(asked))
-    models = LiveModels(Settings(models_dir=fashion))
+    models = LiveModels(Settings(models_dir=fashion, strict_start=True))
     await models.reconciler.look()  # the loop's own thread for such calls stays, whatever happens
     before = threading.active_count()
     with pytest.raises(ArtifactInvalid, match=r"model 'bad': output 'logits' is off by"):
