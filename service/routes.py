@@ -151,6 +151,7 @@ def _served(model: Model) -> schemas.ServedModel:
         buckets=list(engine.buckets),
         batch_invariant=engine.batch_invariant,
         verified=model.is_verified,
+        accuracy=model.artifact.accuracy,
         specialised=engine.rewrite is not None,
         fallback=engine.device.fallback_reason,
     )

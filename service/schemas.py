@@ -87,6 +87,7 @@ class ServedModel(BaseModel):
     buckets: list[int] = Field(description="batch sizes that are run; a batch is padded to the next one")
     batch_invariant: bool = Field(description="whether an answer was measured not to depend on who shares its batch")
     verified: bool = Field(description="whether it has golden answers and gave them")
+    accuracy: float | None = Field(description="share of right answers that was measured when it was published")
     specialised: bool = Field(description="whether a rewritten graph runs, proven like the published one and faster")
     fallback: str | None = Field(description="why it does not run where it would rather; null when it does")
 

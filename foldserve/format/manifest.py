@@ -49,6 +49,21 @@ def read_manifest(folder: Path, root: Path | None = None) -> dict[str, Any]:
     return manifest
 
 
+def held_back(manifest: Mapping[str, Any]) -> str | None:
+    """Return why a version is not to become `latest` by itself, as its publisher decided; None where it may."""
+    promotion = manifest.get("promotion")
+    if not isinstance(promotion, dict) or promotion.get("promoted") is not False:
+        return None
+    return str(promotion.get("reason") or "its publisher did not promote it")
+
+
+def stated_accuracy(manifest: Mapping[str, Any]) -> float | None:
+    """Return the share of right answers that was measured when a version was published; None where none was."""
+    accuracy = manifest.get("accuracy")
+    share = accuracy.get("test") if isinstance(accuracy, dict) else None
+    return float(share) if isinstance(share, int | float) and 0 <= share <= 1 else None
+
+
 def check_key(folder: Path, manifest: Mapping[str, Any], key: str, expected: object) -> None:
     """Raise FormatError when the manifest of `folder` states another value, or one of another type, for `key`."""
     actual = manifest.get(key)

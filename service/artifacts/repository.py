@@ -14,7 +14,16 @@ from typing import Any
 
 from foldserve.format.errors import FormatError
 from foldserve.format.golden import Golden, read_golden
-from foldserve.format.manifest import MANIFEST_FILE, MODEL_FILE, check_files, check_key, read_manifest, regular_file
+from foldserve.format.manifest import (
+    MANIFEST_FILE,
+    MODEL_FILE,
+    check_files,
+    check_key,
+    held_back,
+    read_manifest,
+    regular_file,
+    stated_accuracy,
+)
 from foldserve.format.names import MODEL_NAME_RULE, VERSION_RULE, is_model_name, is_version
 
 from ..errors import ArtifactInvalid, ModelNotFound
@@ -49,6 +58,11 @@ class Artifact:
         """Where to load the model from."""
         return self.model_path if self.sealed is None else self.sealed.path
 
+    @property
+    def accuracy(self) -> float | None:
+        """The share of right answers that was measured when it was published; None where none was."""
+        return stated_accuracy(self.manifest)
+
 
 class Repository:
     """A folder of models, read again at each call.
@@ -62,6 +76,7 @@ class Repository:
         self.root = root
         self._allow_unverified = allow_unverified
         self._named: set[Path] = set()  # folders that a warning has named
+        self._held: dict[Path, tuple[tuple[int, ...], str | None]] = {}  # manifest -> its identity, and what it says
 
     def models(self) -> dict[str, list[int]]:
         """Return the versions of each model, oldest first; names in alphabetical order.
@@ -74,6 +89,17 @@ class Repository:
         """
         models = {name: self._versions(name) for name in self._folders(self.root, is_model_name, MODEL_NAME_RULE)}
         return {name: versions for name, versions in models.items() if versions}
+
+    def held_back(self, models: Mapping[str, Iterable[int]]) -> dict[tuple[str, int], str]:
+        """Return why versions are not to be `latest` by themselves; a manifest is read when it is new or changed."""
+        before, self._held, reasons = self._held, {}, {}
+        for name, versions in models.items():
+            for version in versions:
+                path = self.root / name / str(version) / MANIFEST_FILE
+                known = self._held[path] = _held_back(path, self.root, before.get(path))
+                if known[1] is not None:
+                    reasons[name, version] = known[1]
+        return reasons
 
     def open(self, name: str, version: int | None = None) -> Artifact:
         """Return one version after checking each of its files against the manifest, where there is one.
@@ -139,6 +165,20 @@ class Repository:
                 self._named.add(parent / name)
                 _log.warning("folder %s is left out; expected as its name: %s", parent / name, rule)
         return [name for name in names if keeps_rule(name)]
+
+
+def _held_back(
+    path: Path, root: Path, known: tuple[tuple[int, ...], str | None] | None
+) -> tuple[tuple[int, ...], str | None]:
+    """Return a manifest's identity, and why its version is held back; one that cannot be read will not be loaded."""
+    try:
+        stat = path.stat()
+        identity = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        if known is not None and known[0] == identity:
+            return known
+        return identity, held_back(read_manifest(path.parent, root))
+    except (OSError, FormatError):
+        return (), None
 
 
 def _open(name: str, version: int, path: Path, root: Path) -> Artifact:

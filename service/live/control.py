@@ -92,7 +92,8 @@ class ModelControl:
     async def promote(self, name: str, version: int | None, label: str = LATEST, caller: Caller = NOBODY) -> None:
         """Point a label at a version, once that is loaded and has given its golden answers.
 
-        `latest` follows the newest version again where that is the one, or where none is named.
+        `latest` follows the newest version again where that is the one, or where none is named; versions that their
+        publisher holds back are followed by none, and pinned by their number.
 
         Raises:
             ModelNotFound: the version is not on disk.
@@ -110,7 +111,8 @@ class ModelControl:
                 table = self._registry.tables.get(name)
                 if table is None or version not in table.loaded:
                     await self._load(name, version)
-                if label == LATEST and version == max(on_disk, default=0) and self._promotes_new:
+                is_newest = version == max(on_disk, default=0) and (name, version) not in self._reconciler.held_back
+                if label == LATEST and is_newest and self._promotes_new:
                     target = None
             await self._move(name, label, target, PROMOTE, self._target(name, label), version, caller)
 
@@ -230,11 +232,15 @@ class ModelControl:
             verified = table.loaded[version].is_verified
             changed = self._reconciler.changes.get((name, version))
             reason = changed or ("" if verified else f"unverified: {UNVERIFIED}")
-            return row | {"reason": reason, "labels": table.labels_of(version), "verified": verified}
+            accuracy = table.loaded[version].artifact.accuracy
+            known = {} if accuracy is None else {"accuracy": accuracy}
+            return row | {"reason": reason, "labels": table.labels_of(version), "verified": verified, **known}
         if (name, version) in self._reconciler.loading:
             return row | {"state": "LOADING"}
         refusal = self._reconciler.refusals.get((name, version))
-        return row | {"state": "UNAVAILABLE", "reason": str(refusal.error) if refusal else "not loaded"}
+        held = self._reconciler.held_back.get((name, version))
+        idle = "not loaded" if held is None else f"not promoted: {held}"
+        return row | {"state": "UNAVAILABLE", "reason": str(refusal.error) if refusal else idle}
 
     async def _on_disk(self, name: str, version: int | None = None) -> Sequence[int]:
         """Return the versions on disk of a model that exists, as does the version that is named."""

@@ -55,6 +55,7 @@ class Reconciler:
         refusals: why a version is not served, by name and version.
         changes: what became of the folder of a version in memory, by name and version.
         loading: the loads that are going on, by name and version.
+        held_back: why a version does not become `latest` by itself, by name and version, at the last look.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Reconciler:
         self.refusals: dict[tuple[str, int], Refusal] = {}
         self.changes: dict[tuple[str, int], str] = {}
         self.loading: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self.held_back: Mapping[tuple[str, int], str] = {}
         self._registry = registry
         registry.why_not_served = self._why_not_served
         self._served = ServedVersions(None if workers is None else workers.folder / "served")
@@ -138,7 +140,7 @@ class Reconciler:
         Raises:
             ArtifactInvalid: the models folder is not one that can be read.
         """
-        on_disk, files = await self._disk.look()
+        on_disk, files, self.held_back = await self._disk.look()
         self._on_disk = on_disk
         self._files.update(files)
         return on_disk
@@ -166,7 +168,7 @@ class Reconciler:
                 self._served.set_latest(name, None)
         else:
             if table is None or latest != table.latest:
-                self._note_move(name, latest)
+                self._note_move(name, latest, loaded.get(latest))
             self._registry.shadows.follow(name, state.shadow, loaded)
             keep = _wanted(state) | {latest, *self._warm.get(name, [])}
             labels = {label: v for label, v in state.labels.items() if label != LATEST and (v in loaded or v in lost)}
@@ -186,7 +188,8 @@ class Reconciler:
         warm = [version for version in self._warm.get(name, []) if version not in left]
         if table is None or warm:
             return warm[-1] if warm else None
-        older = (v for v in self._on_disk.get(name, ()) if v < table.latest and v not in left)
+        passed_over = left | {v for other, v in self.held_back if other == name}
+        older = (v for v in self._on_disk.get(name, ()) if v < table.latest and v not in passed_over)
         return max(older, default=None)
 
     async def _load_all(self) -> None:
@@ -196,24 +199,27 @@ class Reconciler:
                 f"{self.repository.root} holds no <model>/<version>/model.onnx; export a model there, "
                 "or set --models-dir"
             )
-        broken: list[Refusal] = []
+        broken: list[ServiceError] = []
         for name in dict.fromkeys([*self._served.models(), *self._on_disk]):
             await self._load_missing(name)
-            refusal = self._refusal_of(name)
-            broken += [] if refusal is None else [refusal]
+            error = self._why_not_served(name)
+            broken += [] if error is None else [error]
         if broken and (self._settings.strict_start or not self._registry.tables):
-            raise broken[0].error
+            raise broken[0]
 
-    def _refusal_of(self, name: str) -> Refusal | None:
-        """Return why the newest version of a model was refused that answers in no version; None for any other."""
+    def _why_not_served(self, name: str) -> ServiceError | None:
+        """Return what keeps a model on disk from answering in any version; None for any other name."""
         if name in self._registry.tables or self.state.of(name).is_unloaded:
             return None
-        refused = [version for version in self._on_disk.get(name, ()) if (name, version) in self.refusals]
-        return self.refusals[name, refused[-1]] if refused else None
-
-    def _why_not_served(self, name: str) -> str | None:
-        refusal = self._refusal_of(name)
-        return None if refusal is None else str(refusal.error)
+        versions = self._on_disk.get(name, ())
+        refused = [version for version in versions if (name, version) in self.refusals]
+        if refused:
+            return self.refusals[name, refused[-1]].error
+        held = [version for version in versions if (name, version) in self.held_back]
+        if not held:
+            return None
+        reason = self.held_back[name, held[-1]]
+        return ArtifactInvalid(f"{self.repository.root / name / str(held[-1])} is not promoted: {reason}")
 
     async def _poll(self) -> None:
         while True:
@@ -240,9 +246,11 @@ class Reconciler:
         if not task.cancelled() and task.exception() is not None:
             _log.error("following the models failed: %s", task.exception(), exc_info=task.exception())
 
-    def _look(self) -> tuple[dict[str, list[int]], dict[tuple[str, int], Fingerprint]]:
-        """Look at the disk, in a thread: the versions of each model, and the files of those that were refused."""
-        return self.repository.models(), {key: self._fingerprint(*key) for key in list(self.refusals)}
+    def _look(self) -> tuple[dict[str, list[int]], dict[tuple[str, int], Fingerprint], dict[tuple[str, int], str]]:
+        """Look at the disk, in a thread: versions of each model, files of those refused, and those held back."""
+        models = self.repository.models()
+        files = {key: self._fingerprint(*key) for key in list(self.refusals)}
+        return models, files, self.repository.held_back(models)
 
     def _changed(self) -> dict[Model, str | None]:
         """Look at the folders of versions in memory, in a thread; returns what became of those that changed."""
@@ -305,8 +313,12 @@ class Reconciler:
         return refusal is not None and self._files.get((name, version), refusal.files) == refusal.files
 
     def _candidates(self, name: str, state: ModelState) -> list[int]:
-        """Versions for `latest`, best first: the pinned one, else the newest; and always the one that it is now."""
-        newest_first = sorted(self._on_disk.get(name, ()), reverse=True)
+        """Versions for `latest`, best first: the pinned one, else the newest; and always the one that it is now.
+
+        Those that their publisher holds back are taken when an operator says so, and else never.
+        """
+        offered = (version for version in self._on_disk.get(name, ()) if (name, version) not in self.held_back)
+        newest_first = sorted(offered, reverse=True)
         now = self._now(name)
         if LATEST in state.labels:
             return [state.labels[LATEST], *now, *newest_first]
@@ -356,7 +368,7 @@ class Reconciler:
         reason = str(self.refusals[name, version].error)
         _log.error("version refused", extra={"model": name, "version": version, "reason": reason})
 
-    def _note_move(self, name: str, latest: int) -> None:
+    def _note_move(self, name: str, latest: int, model: Model | None) -> None:
         """Keep the version that `latest` points at before it moves, for a rollback, and say that it does."""
         table = self._registry.tables.get(name)
         before = table.latest if table else None
@@ -366,7 +378,9 @@ class Reconciler:
             self._warm[name] = [*warm, before][-keep:] if keep else []
         self._served.set_latest(name, latest)
         self._metrics.latest_version.labels(name).set(latest)
-        _log.info("latest moved", extra={"model": name, "from": before, "to": latest})
+        accuracy = None if model is None else model.artifact.accuracy
+        known = {} if accuracy is None else {"accuracy": accuracy}
+        _log.info("latest moved", extra={"model": name, "from": before, "to": latest, **known})
 
     def _replace(self, name: str, table: VersionTable | None) -> None:
         """Change the table, and unload what is no longer in it."""

@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Mapping
 
-from ..errors import InvalidInput, ModelNotFound, NotReady
+from ..errors import InvalidInput, ModelNotFound, NotReady, ServiceError
 from ..metrics import Metrics
 from .model import Model
 from .shadow import Shadows
@@ -43,7 +43,7 @@ class Registry:
         self.reasons: list[str] = ["the models are being loaded"]
         self.shadows = shadows
         self.changed: list[Callable[[], None]] = []
-        self.why_not_served: Callable[[str], str | None] = lambda _: None
+        self.why_not_served: Callable[[str], ServiceError | None] = lambda _: None
         self._metrics = metrics
         self._end_process = end_process
         self._tables: dict[str, VersionTable] = {}
@@ -68,8 +68,8 @@ class Registry:
             label: one that points at a version; None means `latest`.
 
         Raises:
-            NotReady: the models are not proved yet, or cannot answer any more, or there is none, or all versions of
-                this one were refused.
+            NotReady: the models are not proved yet, or cannot answer any more, or there is none, or this one
+                answers in no version.
             InvalidInput: no name was given and there are several models.
             ModelNotFound: there is no such model, version or label.
         """
