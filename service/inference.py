@@ -4,17 +4,15 @@ Knows the registry and the batchers; neither bytes nor messages.
 """
 
 import time
-from collections.abc import Mapping, Sequence
-
-from foldserve.format.image import ImageSpec
+from collections.abc import Mapping
 
 from .batching.request import Answer
-from .errors import ServiceError, Unsupported
+from .errors import ServiceError
 from .live.model import Model
 from .live.registry import Registry
 from .live.versions import version_number
 from .request_context import RequestContext
-from .tensors import Array, TensorSpec
+from .tensors import Array
 
 
 def served_model(registry: Registry, name: str | None, version: str | None = None, label: str | None = None) -> Model:
@@ -32,22 +30,6 @@ def served_model(registry: Registry, name: str | None, version: str | None = Non
         ModelNotFound: there is no such model or version.
     """
     return registry.get(name, version_number(version), label)
-
-
-def classifier(model: Model) -> tuple[ImageSpec, tuple[str, ...]]:
-    """Return the image that a model takes and its class names, for models that classify images.
-
-    Raises:
-        Unsupported: it takes no images, or does not give classes and probabilities.
-    """
-    outputs = {spec.name for spec in model.engine.outputs}
-    if model.image is None or model.class_names is None or not {"probabilities", "class_id"} <= outputs:
-        raise Unsupported(
-            f"model {model.name!r} takes {_named(model.engine.inputs)} and gives {_named(model.engine.outputs)}, "
-            "expected one that says how an image becomes its input and gives class_id and probabilities with labels: "
-            f"use /v2/models/{model.name}/infer for it"
-        )
-    return model.image, model.class_names
 
 
 async def answer(
@@ -82,9 +64,3 @@ def count(model: Model, result: Answer, context: RequestContext) -> None:
         result.infer_seconds - result.input_seconds,
         now - context.answered,
     )
-
-
-def _named(specs: Sequence[TensorSpec]) -> str:
-    """Return inputs or outputs as a message names them; the first few of many."""
-    named = [f"{spec.name[:40]!r} ({spec.datatype} of {['rows', *spec.row_shape]})" for spec in specs[:4]]
-    return ", ".join(named) + (f" and {len(specs) - 4} more" if len(specs) > 4 else "")

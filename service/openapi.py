@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from .schemas import DEADLINE, ErrorResponse, PredictRequest, parameter
+from .schemas import DEADLINE, ErrorResponse, PredictRequest, RowsRequest, parameter
 from .v2.schemas import InferenceRequest
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _HEADERS = {
 _BINARY = {"type": "string", "format": "binary"}
 
 PREDICT: dict[str, Any] = {
-    "summary": "Classify one or several images",
+    "summary": "Ask a model about pictures or rows",
     "parameters": [
         parameter("model", "query", "Which model; needed only where several are served.", type="string"),
         parameter(
@@ -45,6 +45,13 @@ PREDICT: dict[str, Any] = {
             minimum=1,
         ),
         parameter("label", "query", "The version that this label points at; not with a version.", type="string"),
+        parameter(
+            "top",
+            "query",
+            "Give so many classes, the most probable first, instead of the probabilities of all.",
+            type="integer",
+            minimum=1,
+        ),
         DEADLINE,
         parameter(
             "X-Request-ID",
@@ -57,7 +64,14 @@ PREDICT: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": {"$ref": "#/components/schemas/PredictRequest"}},
+            "application/json": {
+                "schema": {
+                    "anyOf": [
+                        {"$ref": "#/components/schemas/PredictRequest"},
+                        {"$ref": "#/components/schemas/RowsRequest"},
+                    ]
+                }
+            },
             "image/png": {"schema": _BINARY},
             "image/jpeg": {"schema": _BINARY},
             "multipart/form-data": {
@@ -69,13 +83,17 @@ PREDICT: dict[str, Any] = {
 }
 
 PREDICT_DESCRIPTION = """
-The body is one of these:
+The body is, for a model that takes pictures, one of these:
 
 * `application/json`: `{"instances": [...]}`, each image as rows, as flat values 0-255, or as `{"b64": "..."}`;
 * `image/png` or `image/jpeg`: one file of any size and colour. Its orientation is applied, transparency is laid over
   the model's background, colour becomes grey, and it is reduced by area with its aspect kept. It is never inverted;
 * `multipart/form-data`: one or several such files, under any field names;
 * `application/octet-stream`: the values themselves, one byte each, row by row, image after image.
+
+For any other model it is `{"instances": [...]}` with rows, with objects of named columns, or with objects of named
+inputs; or the bytes of its only input. The form of the answer is that of the model's task, which `/v2` names: classes,
+labels, values, an embedding, or the outputs as they are.
 
 ```sh
 curl -s localhost:8000/predict -H 'Content-Type: image/png' --data-binary @image.png
@@ -94,7 +112,9 @@ def describe(app: FastAPI, models: Sequence[tuple[str, ImageSpec]]) -> dict[str,
     """
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    bodies: list[Any] = [(model, "validation") for model in (PredictRequest, InferenceRequest, ErrorResponse)]
+    bodies: list[Any] = [
+        (model, "validation") for model in (PredictRequest, RowsRequest, InferenceRequest, ErrorResponse)
+    ]
     definitions = models_json_schema(bodies, ref_template="#/components/schemas/{model}")[1]
     schemas.update(definitions["$defs"])
     for unused in ("HTTPValidationError", "ValidationError"):  # of the 422 that is taken out below

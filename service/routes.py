@@ -5,6 +5,7 @@ settings) are given to the application by `create_app` and stand on its state.
 """
 
 import asyncio
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,26 +14,32 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, RedirectResponse, Response
 
 from foldserve.format.image import ImageSpec
+from foldserve.format.task import CLASSIFY, MULTILABEL
 
 from . import schemas
 from .bodies.answers import predictions_json
 from .bodies.budget import BodyBudget, Share
 from .bodies.instances import Images
-from .bodies.limits import Limits
+from .bodies.limits import QUICK_BYTES, Limits
 from .bodies.predict_body import EMPTY_BODY, expected_pixels, holds_files, is_quick, media_type, read_images
 from .bodies.receive import receive_body
 from .bodies.work_queue import WorkQueue
 from .errors import InvalidInput, UnsupportedMediaType, clip
-from .inference import answer, classifier, count, served_model
+from .inference import answer, count, served_model
 from .live.model import Model
 from .metrics import Metrics
 from .openapi import PREDICT, PREDICT_DESCRIPTION
+from .predict_rows import read_rows
 from .request_context import RequestContext
 from .schemas import error_responses
 from .settings import Settings
+from .tensors import Array
 from .v2.metadata import EXTENSIONS
 
 QUICK_ROWS = 512  # written as JSON within a millisecond or two; more of them in a thread
+
+_QUERY = ("model", "version", "label", "top")
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
 STATIC = Path(__file__).parent / "static"
 
@@ -57,17 +64,16 @@ router = APIRouter()
     responses=error_responses(400, 404, 413, 415, 500, 501, 503, 504),
 )
 async def predict(request: Request) -> Response:
-    """Classify the images in the body."""
+    """Answer for each picture or row in the body, in the form of the model's task."""
     context: RequestContext = request.state.context
-    model = _chosen(request)
-    spec, class_names = classifier(model)
+    model, top = _chosen(request)
     deadline = context.deadline()
     budget: BodyBudget = request.app.state.body_budget
     with budget.hold(context.caller.address or "") as share, model.in_use():
-        images = await _read_images(request, spec, share, deadline)
-        result = await answer(request.app.state.registry, model, {spec.input: images}, deadline, context)
-    arguments = (model.name, model.version, class_names, result.outputs)
-    if len(images) <= QUICK_ROWS:
+        inputs = await _read_inputs(request, model, share, deadline)
+        result = await answer(request.app.state.registry, model, inputs, deadline, context)
+    arguments = (model.name, model.version, model.task, model.class_names, result.outputs, top)
+    if len(next(iter(inputs.values()))) <= QUICK_ROWS:
         body = predictions_json(*arguments)
     else:
         body = await asyncio.to_thread(predictions_json, *arguments)
@@ -126,18 +132,31 @@ async def docs() -> Response:
     return FileResponse(STATIC / "docs.html", headers=DOCS_HEADERS)
 
 
-def _chosen(request: Request) -> Model:
-    """Return the model, and the version of it, that the query names."""
+def _chosen(request: Request) -> tuple[Model, int | None]:
+    """Return the model, and the version of it, that the query names, and how many classes it asks for."""
     query = request.query_params
     for parameter in query:  # a misspelt or forgotten label must not be answered by another version
-        if parameter not in ("model", "version", "label") or len(query.getlist(parameter)) > 1:
-            raise InvalidInput(f"query: got {clip(parameter)!r}, expected model, version and label, each at most once")
+        if parameter not in _QUERY or len(query.getlist(parameter)) > 1:
+            expected = f"expected {', '.join(_QUERY[:-1])} and {_QUERY[-1]}, each at most once"
+            raise InvalidInput(f"query: got {clip(parameter)!r}, {expected}")
         if not query[parameter]:
             raise InvalidInput(f"query: {parameter} is empty, expected a value, or no such parameter")
     name, version, label = query.get("model"), query.get("version"), query.get("label")
     if version is not None and label is not None:
         raise InvalidInput("query: got both version and label, expected at most one of them")
-    return served_model(request.app.state.registry, name, version, label)
+    model = served_model(request.app.state.registry, name, version, label)
+    return model, _top(query.get("top"), model)
+
+
+def _top(text: str | None, model: Model) -> int | None:
+    """Return how many classes of each row are asked for; None where that is left to the model."""
+    if text is None:
+        return None
+    if not _NUMBER.fullmatch(text):
+        raise InvalidInput(f"query: top is {clip(text)!r}, expected a whole number from 1 up")
+    if model.task.name not in (CLASSIFY, MULTILABEL):
+        raise InvalidInput(f"query: got top, but model {model.name!r} gives no classes; its task is {model.task.name}")
+    return int(text)
 
 
 def _served(model: Model) -> schemas.ServedModel:
@@ -147,6 +166,7 @@ def _served(model: Model) -> schemas.ServedModel:
         name=model.name,
         version=model.version,
         labels=list(model.class_names or ()),
+        task=model.task.name,
         provider=engine.device.provider,
         buckets=list(engine.buckets),
         batch_invariant=engine.batch_invariant,
@@ -157,8 +177,8 @@ def _served(model: Model) -> schemas.ServedModel:
     )
 
 
-async def _read_images(request: Request, spec: ImageSpec, share: Share, deadline: float) -> Images:
-    """Return the images of the body; what would hold up the event loop is read in a thread."""
+async def _read_inputs(request: Request, model: Model, share: Share, deadline: float) -> dict[str, Array]:
+    """Return the inputs in the body by name; what would hold up the event loop is read in a thread."""
     settings: Settings = request.app.state.settings
     content_type = request.headers.get("content-type")
     if content_type is not None:
@@ -166,8 +186,18 @@ async def _read_images(request: Request, spec: ImageSpec, share: Share, deadline
     body = await _read_body(request, share)
     if content_type is None and not body:
         raise InvalidInput(EMPTY_BODY)
-    kind = media_type(content_type)
     limits = Limits(settings.max_rows, settings.max_image_pixels, settings.max_image_scans)
+    if model.image is not None:
+        return {model.image.input: await _read_images(request, body, model.image, limits, deadline)}
+    context: RequestContext = request.state.context
+    specs, columns = model.engine.inputs, model.task.columns
+    return await context.parse(read_rows, body, content_type, specs, columns, limits, is_quick=len(body) <= QUICK_BYTES)
+
+
+async def _read_images(request: Request, body: bytes, spec: ImageSpec, limits: Limits, deadline: float) -> Images:
+    """Return the images of a body; files are admitted as work, since to decode one can take seconds."""
+    content_type = request.headers.get("content-type")
+    kind = media_type(content_type)
     context: RequestContext = request.state.context
     is_quickly_read = is_quick(body, kind)
     if is_quickly_read or (kind == "application/json" and not holds_files(body)):

@@ -54,21 +54,91 @@ class PredictRequest(BaseModel):
     )
 
 
-class Prediction(BaseModel):
-    """What the model says of one image."""
+Number = float | int | bool | str
+
+
+class RowsRequest(BaseModel):
+    """Rows for a model that takes no pictures."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    instances: list[Number | list[Any] | dict[str, Any]] = Field(
+        min_length=1,
+        description=(
+            "Each row is a list of values, flat or nested as the input has it; a value where a row is one; or an object"
+            " of inputs by name, or of columns by name where the model states them."
+        ),
+    )
+
+
+class Class(BaseModel):
+    """One class and its probability."""
+
+    class_id: int = Field(ge=0, description="index of the class")
+    label: str | None = Field(description="name of the class, as the model file has it", examples=["Ankle boot"])
+    probability: float = Field(ge=0, le=1)
+
+
+class _Classified(BaseModel):
+    """The most probable class."""
+
+    model_config = ConfigDict(extra="forbid")
 
     class_id: int = Field(ge=0, description="index of the most probable class")
-    label: str = Field(description="name of that class, as the model file has it", examples=["Ankle boot"])
+    label: str | None = Field(description="name of that class, as the model file has it", examples=["Ankle boot"])
     confidence: float = Field(ge=0, le=1, description="probability of that class")
+
+
+class Prediction(_Classified):
+    """What a model that classifies says of one picture or row."""
+
     probabilities: list[float] = Field(description="probability of each class, in the order of their ids")
 
 
+class TopPrediction(_Classified):
+    """The same with `?top=`."""
+
+    top: list[Class] = Field(description="the most probable classes, the first one first")
+
+
+class Multilabel(BaseModel):
+    """What a model of the task `multilabel` says."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    labels: list[Class] = Field(description="labels whose probability reaches the model's threshold, best first")
+
+
+class Regression(BaseModel):
+    """What a model of the task `regress` says."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    values: list[float]
+
+
+class Embedding(BaseModel):
+    """What a model of the task `embed` says."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    embedding: list[float]
+
+
+class Tensors(BaseModel):
+    """The outputs of any other model as they are, a row of each."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    outputs: dict[str, Any]
+
+
 class PredictResponse(BaseModel):
-    """One prediction for each image, in the order of the request."""
+    """One prediction for each picture or row, in the order of the request; the model's task decides its form."""
 
     model: str = Field(examples=["lenet-bn"])
     version: int = Field(examples=[1])
-    predictions: list[Prediction]
+    predictions: list[Prediction | TopPrediction | Multilabel | Regression | Embedding | Tensors]
 
 
 class ErrorResponse(BaseModel):
@@ -83,6 +153,7 @@ class ServedModel(BaseModel):
     name: str
     version: int
     labels: list[str]
+    task: str = Field(description="what its outputs mean: classify, multilabel, regress, embed or tensors")
     provider: str = Field(description="where it runs: cpu or cuda")
     buckets: list[int] = Field(description="batch sizes that are run; a batch is padded to the next one")
     batch_invariant: bool = Field(description="whether an answer was measured not to depend on who shares its batch")

@@ -59,7 +59,7 @@ def pixels_from_json(body: bytes, spec: ImageSpec, limits: Limits) -> bytes:
     may_hold_booleans = (
         len(body) > WHOLE_JSON_BYTES or (_U in body and b"true" in body) or (_F in body and b"false" in body)
     )
-    for instances in _instances(body):
+    for instances in instance_lists(body):
         check_rows(len(parts) + len(instances), limits)
         for instance in instances:
             place = f"instances[{len(parts)}]"
@@ -76,8 +76,14 @@ def pixels_from_json(body: bytes, spec: ImageSpec, limits: Limits) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _instances(body: bytes) -> Iterator[list[Any]]:
-    """Yield the instances, in lists that follow one another; of a long body they are parsed a slice at a time."""
+def instance_lists(body: bytes) -> Iterator[list[Any]]:
+    """Yield the instances, in lists that follow one another; of a long body they are parsed a slice at a time.
+
+    An instance that is long itself is a `LongText`, alone in its list.
+
+    Raises:
+        InvalidInput: the body is not `{"instances": [...]}` with at least one instance.
+    """
     if len(body) <= WHOLE_JSON_BYTES:
         yield _parsed_instances(body)
         return
@@ -101,9 +107,9 @@ def _parsed_instances(body: bytes) -> list[Any]:
         raise InvalidInput(f"body: no key 'instances', expected {shape}")
     instances = document["instances"]
     if not isinstance(instances, list):
-        raise InvalidInput(f"instances: {describe(instances)}, expected a list of images")
+        raise InvalidInput(f"instances: {describe(instances)}, expected a list")
     if not instances:
-        raise InvalidInput("instances: an empty list, expected at least one image")
+        raise InvalidInput("instances: an empty list, expected at least one instance")
     return instances
 
 

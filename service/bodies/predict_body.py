@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MEDIA_TYPES = ("application/json", "application/octet-stream", "image/png", "image/jpeg", "multipart/form-data")
 
-EMPTY_BODY = "body: 0 bytes, expected at least one image"
+EMPTY_BODY = "body: 0 bytes, expected at least one instance"
 
 _B = ord("b")
 QUICK_IMAGE_BYTES, QUICK_PIXELS = 2_048, 65_536  # deflate packs a thousandfold: only tiny files decode as fast

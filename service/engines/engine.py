@@ -15,6 +15,7 @@ import numpy as np
 
 from foldserve.format.golden import Golden
 from foldserve.format.image import ImageSpec
+from foldserve.format.task import Task
 
 from ..artifacts.golden import check_golden
 from ..artifacts.repository import Artifact
@@ -205,6 +206,11 @@ class Engine:
     def image(self) -> ImageSpec | None:
         """How a picture becomes a row; None for a model that takes no images."""
         return self._signature.image
+
+    @property
+    def task(self) -> Task:
+        """What the outputs mean."""
+        return self._signature.task
 
     @property
     def metadata(self) -> Mapping[str, str]:

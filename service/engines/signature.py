@@ -13,6 +13,7 @@ import onnxruntime
 from foldserve.format.errors import FormatError
 from foldserve.format.image import ImageSpec
 from foldserve.format.metadata import IMAGE, LABELS, read_image, read_labels
+from foldserve.format.task import COLUMNS, Task, read_task
 
 from ..errors import ArtifactInvalid
 from ..tensors import TensorSpec
@@ -27,13 +28,14 @@ _ORT_DATATYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Names, shapes and types from the graph, class names and image from its metadata."""
+    """Names, shapes and types from the graph, class names, image and task from its metadata."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     metadata: Mapping[str, str]
     class_names: tuple[str, ...] | None
     image: ImageSpec | None
+    task: Task
 
     @property
     def fixed_rows(self) -> int | None:
@@ -57,7 +59,8 @@ def read_signature(session: onnxruntime.InferenceSession) -> Signature:
         raise ArtifactInvalid(f"inputs and outputs differ in their first axis ({rows}), expected the batch in all")
     metadata = dict(session.get_modelmeta().custom_metadata_map)
     try:
-        return Signature(inputs, outputs, metadata, _class_names(metadata, outputs), _image(metadata, inputs))
+        task = _task(metadata, inputs, outputs)
+        return Signature(inputs, outputs, metadata, _class_names(metadata, outputs), _image(metadata, inputs), task)
     except FormatError as err:
         raise ArtifactInvalid(str(err)) from err
 
@@ -79,6 +82,14 @@ def _class_names(metadata: Mapping[str, str], outputs: tuple[TensorSpec, ...]) -
         shapes = {spec.name: spec.shape for spec in outputs}
         raise FormatError(f"{LABELS} names {len(class_names)} classes, no output has so many: {shapes}")
     return class_names
+
+
+def _task(metadata: Mapping[str, str], inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Task:
+    task = read_task(metadata, [spec.name for spec in outputs])
+    shapes = [spec.row_shape for spec in inputs]
+    if task.columns is not None and shapes != [(len(task.columns),)]:
+        raise FormatError(f"{COLUMNS} names {len(task.columns)} values of a row, the graph takes rows of {shapes}")
+    return task
 
 
 def _image(metadata: Mapping[str, str], inputs: tuple[TensorSpec, ...]) -> ImageSpec | None:

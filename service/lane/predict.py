@@ -10,12 +10,13 @@ from dataclasses import replace
 import numpy as np
 import orjson
 
+from foldserve.format.task import CLASSIFY
+
 from ..batching.request import BatchAnswer, RawRows, Request
 from ..bodies.instances import pixels_from_json
 from ..bodies.limits import QUICK_BYTES, Limits
 from ..bodies.predict_body import holds_files, images_from_bytes, is_quick
-from ..errors import EngineError
-from ..inference import classifier
+from ..errors import EngineError, Unsupported
 from ..live.model import Model
 
 OCTET_STREAM = "application/octet-stream"
@@ -39,7 +40,9 @@ class Predict:
     label = "/predict"
 
     def __init__(self, model: Model, limits: Limits) -> None:
-        self._spec, class_names = classifier(model)
+        if model.image is None or model.class_names is None or model.task.name != CLASSIFY:
+            raise Unsupported(f"model {model.name!r} does not classify images, expected one that does and has labels")
+        self._spec, class_names = model.image, model.class_names
         self.model = model
         self._limits = limits
         self._row_bytes = self._spec.channels * self._spec.height * self._spec.width

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from foldserve.format.image import ImageSpec
+from foldserve.format.task import Task
 
 from ..artifacts.repository import Artifact
 from ..batching.batcher import Batcher
@@ -71,6 +72,11 @@ class Model:
     def image(self) -> ImageSpec | None:
         """How a picture becomes a row."""
         return self.engine.image
+
+    @property
+    def task(self) -> Task:
+        """What its outputs mean."""
+        return self.engine.task
 
     @contextmanager
     def in_use(self) -> Iterator[None]:

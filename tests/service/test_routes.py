@@ -125,7 +125,7 @@ def test_a_query_that_is_not_understood_is_refused(two_models, query):
     """A misspelt label must not be answered by another version than the one that was meant."""
     pixels = artifacts.images(1)
     refused = two_models.post(f"/predict?{query}", content=pixels.tobytes(), headers=OCTETS)
-    assert "expected model, version and label" in error_of(refused, 400)
+    assert "expected model, version, label and top" in error_of(refused, 400)
 
 
 @pytest.mark.parametrize("parameter", ["model", "version", "label"])
@@ -142,13 +142,6 @@ def test_a_model_that_is_not_there_is_not_found(two_models):
     assert "'fashion'" in sentence
 
 
-def test_a_model_that_does_not_classify_images_says_so(two_models):
-    """`/predict` is for classifiers of images; another model is not guessed at."""
-    assert "expected one that says how an image becomes its input" in error_of(
-        two_models.post("/predict?model=echo", json={"instances": [[1]]}), 501
-    )
-
-
 # Bad input: the table of the specification --------------------------------------------------------------------------
 
 ZEROS = np.zeros((28, 28), int).tolist()
@@ -162,8 +155,8 @@ def document(*instances: object) -> bytes:
 @pytest.mark.parametrize(
     ("headers", "body", "status", "sentence"),
     [
-        ({}, b"", 400, "body: 0 bytes, expected at least one image"),
-        (JSON, b"", 400, "body: 0 bytes, expected at least one image"),
+        ({}, b"", 400, "body: 0 bytes, expected at least one instance"),
+        (JSON, b"", 400, "body: 0 bytes, expected at least one instance"),
         (JSON, b"what is this", 400, "body: not JSON"),
         (JSON, b'{"instances": [[NaN]]}', 400, "body: not JSON"),
         (JSON, document(), 400, "instances: an empty list"),

@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from foldserve.format.image import ImageSpec
+from foldserve.format.task import Task
 from foldserve.service.bodies.answers import predictions_json
 from foldserve.service.bodies.predict_body import Limits, images_from_json
 from foldserve.service.errors import InvalidInput
@@ -54,5 +55,5 @@ def test_the_schema_and_the_parser_agree(document):
 
 def test_an_answer_fits_its_schema():
     """What `/predict` sends is a `PredictResponse` with nothing more and nothing less."""
-    answer = json.loads(predictions_json("fashion", 3, LABELS, classify(images(4))))
+    answer = json.loads(predictions_json("fashion", 3, Task("classify"), LABELS, classify(images(4))))
     assert PredictResponse.model_validate(answer, strict=True).model_dump() == answer

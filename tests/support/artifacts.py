@@ -7,7 +7,7 @@ session) gave, in the shape that docs/architecture.md describes.
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,30 @@ def echo_model(metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
         [helper.make_tensor_value_info("echo", TensorProto.INT64, ["batch", 4])],
     )
     return _model(graph, {} if metadata is None else metadata)
+
+
+def rows_model(outputs: Sequence[str], metadata: Mapping[str, str], width: int = 4) -> onnx.ModelProto:
+    """float32 `row` [batch,width] -> each output the row itself, but `class_id` where its largest value is."""
+    is_class = {name: name == "class_id" for name in outputs}
+    return _model(
+        helper.make_graph(
+            [
+                helper.make_node("ArgMax", ["row"], [name], axis=1, keepdims=1)
+                if is_class[name]
+                else helper.make_node("Identity", ["row"], [name])
+                for name in outputs
+            ],
+            "rows",
+            [helper.make_tensor_value_info("row", TensorProto.FLOAT, ["batch", width])],
+            [
+                helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", 1])
+                if is_class[name]
+                else helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width])
+                for name in outputs
+            ],
+        ),
+        metadata,
+    )
 
 
 def two_inputs_model() -> onnx.ModelProto:
@@ -199,3 +223,10 @@ def publish_two_inputs(root: Path, name: str = "sum", *, version: int = 1) -> Pa
     return publish(
         root, name, two_inputs_model(), {"left": left, "right": right}, {"sum": left + right}, version=version
     )
+
+
+def publish_rows(root: Path, name: str, outputs: Sequence[str], metadata: Mapping[str, str], width: int = 4) -> Path:
+    """A model whose answers are its rows, of whatever task the metadata states."""
+    asked = np.random.default_rng(5).random((16, width)).astype(np.float32)
+    answers = {output: asked.argmax(axis=1)[:, None] if output == "class_id" else asked for output in outputs}
+    return publish(root, name, rows_model(outputs, metadata, width), {"row": asked}, answers)

@@ -151,7 +151,7 @@ def test_an_instance_of_the_wrong_form_is_named(wrong, sentence):
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
-        (b"", "body: 0 bytes, expected at least one image"),
+        (b"", "body: 0 bytes, expected at least one instance"),
         (b"hello", "body: not JSON, "),
         (b'{"instances": [[NaN]]}', "body: not JSON, "),
         (b'{"instances": [[Infinity]]}', "body: not JSON, "),
@@ -164,8 +164,8 @@ def test_an_instance_of_the_wrong_form_is_named(wrong, sentence):
         (b"null", 'body: null, expected an object {"instances": [...]}'),
         (b"{}", "body: no key 'instances', expected {\"instances\": [...]}"),
         (b'{"instances": [], "' + b"k" * 90 + b'": 1}', f"body: unknown key '{'k' * 80}...', expected "),
-        (b'{"instances": []}', "instances: an empty list, expected at least one image"),
-        (b'{"instances": {}}', "instances: an object, expected a list of images"),
+        (b'{"instances": []}', "instances: an empty list, expected at least one instance"),
+        (b'{"instances": {}}', "instances: an object, expected a list"),
         (b'{"instances": [' + b"[" * 900 + b"]" * 900 + b"]}", "instances[0]: shape (1, 1, 1, 1, 1, 1, ...), "),
     ],
 )  # fmt: skip
