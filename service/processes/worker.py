@@ -4,6 +4,7 @@ Between the supervisor and uvicorn's server. What makes threads, onnxruntime bef
 a process of one thread can be copied safely.
 """
 
+import ctypes
 import gc
 import multiprocessing
 import signal
@@ -19,6 +20,8 @@ from foldserve.exit_codes import DONE
 
 from .abandoned import end_if_abandoned
 from .signals import ignore_strays
+
+_PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
 class Worker(Process):
@@ -36,6 +39,14 @@ def _serve(config: uvicorn.Config, target: Callable[..., None], sockets: list[so
     for number in SIGNALS:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     ignore_strays()
+    _go_on_without_parent()
     gc.disable()  # until all is imported, see `factory`
     subprocess_started(config, target, sockets, None)
     end_if_abandoned(DONE)
+
+
+def _go_on_without_parent() -> None:
+    """Let a stopped worker go on once the supervisor has ended: only then can it see that, and end too."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, int(signal.SIGCONT), 0, 0, 0)

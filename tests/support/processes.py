@@ -5,7 +5,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 FAST = ("--provider", "cpu", "--buckets", "1,4", "--threads", "1")
@@ -23,6 +25,7 @@ def environment() -> dict[str, str]:
 def started(*flags: str, ready_lines: int = 1, shell: str = ":") -> Iterator[tuple[subprocess.Popen, str]]:
     """A service that has said `ready_lines` times that it is ready, and its address.
 
+    No process of it outlives the block: where the service was killed, its workers end by themselves.
     Its `events` are the lines that it has written until then; `shell` is run before it, such as `ulimit -n 128`.
     """
     argv = ["/bin/sh", "-c", f'{shell}; exec "$@"', "sh", *command(*flags)]
@@ -39,9 +42,27 @@ def started(*flags: str, ready_lines: int = 1, shell: str = ":") -> Iterator[tup
             left -= event["event"] == "ready"
         yield process, address
     finally:
+        workers = children(process.pid)
         process.kill()
         process.wait(10)
         process.stderr.close()
+        until = time.monotonic() + 20
+        while left := [worker for worker in workers if not is_gone(worker)]:
+            assert time.monotonic() < until, f"processes {left} outlive the service"
+            time.sleep(0.05)
+
+
+def children(pid: int) -> list[int]:
+    """The worker processes of a service, oldest first."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def is_gone(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    return True
 
 
 def read_until(process: subprocess.Popen, event: str, **fields: object) -> dict:

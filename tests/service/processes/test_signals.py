@@ -5,7 +5,6 @@ import logging.config
 import os
 import signal
 from collections import Counter
-from pathlib import Path
 
 import httpx
 import pytest
@@ -13,14 +12,10 @@ import pytest
 from foldserve.service.keys import new_key
 from foldserve.service.logs import log_config
 from tests.support import artifacts
-from tests.support.processes import OCTETS, started
+from tests.support.processes import OCTETS, children, started
 
 PIXELS = artifacts.images(1).tobytes()
 HARMLESS = ("SIGUSR1", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO", "SIGPWR", "SIGPIPE", "SIGWINCH", "SIGCONT")
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

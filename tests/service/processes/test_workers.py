@@ -11,7 +11,6 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -20,20 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from foldserve.service.processes.workers import Workers
 from tests.support import artifacts
-from tests.support.processes import OCTETS, failed, read_until, started
+from tests.support.processes import OCTETS, children, failed, is_gone, read_until, started
 
 TWO = ("--workers", "2", "--drain-seconds", "2", "--canary-seconds", "0")
-
-
-def children(pid: int) -> list[int]:
-    """The worker processes of a service, oldest first."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def is_gone(pid: int) -> bool:
-    with suppress(FileNotFoundError):
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    return True
 
 
 def sleeps(pid: int) -> int:
@@ -148,13 +136,14 @@ def test_all_workers_give_the_same_bytes(fashion):
 
 @pytest.mark.slow
 def test_workers_end_with_their_supervisor(fashion):
-    """kill -9 of the supervisor leaves no orphan that holds the port, and no folder."""
+    """kill -9 of the supervisor leaves no orphan that holds the port, not even a stopped one, and no folder."""
     folders = set(Path("/dev/shm").glob("foldserve-*"))
     with started("--models-dir", str(fashion), *TWO, ready_lines=2) as (process, address):
         workers = children(process.pid)
         (folder,) = {
             found for found in set(Path("/dev/shm").glob("foldserve-*")) - folders if any(found.glob("place-1"))
         } or {None}
+        os.kill(workers[0], signal.SIGSTOP)
         process.kill()
         wait_until(lambda: all(is_gone(worker) for worker in workers), 30)
         host, port = address.removeprefix("http://").split(":")
