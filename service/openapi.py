@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from PIL import Image
 
-    from foldserve.format.image import ImageSpec
+    from foldserve.format.image import ImageRecipe
 
 _HEADERS = {
     "X-Request-ID": "The client's own where one was sent and is safe to repeat, else a new one.",
     "Server-Timing": "Milliseconds by stage: parse, queue, infer, total.",
     "X-Model-Version": "The version that answered, where a model did.",
+    "X-Image-Layout": "The order of the axes in raw pixels, `CHW` or `HWC`, where the model takes coloured pictures.",
     "X-Model-Verified": "`false` where the model has no manifest, so that its answers are not proved.",
 }
 
@@ -103,7 +104,7 @@ curl -s localhost:8000/predict -H 'Content-Type: application/octet-stream' --dat
 """
 
 
-def describe(app: FastAPI, models: Sequence[tuple[str, ImageSpec]]) -> dict[str, Any]:
+def describe(app: FastAPI, models: Sequence[tuple[str, ImageRecipe]]) -> dict[str, Any]:
     """Return the OpenAPI document, with examples that fit the models which are served now.
 
     Args:
@@ -134,14 +135,16 @@ def describe(app: FastAPI, models: Sequence[tuple[str, ImageSpec]]) -> dict[str,
     return document
 
 
-def json_examples(spec: ImageSpec) -> dict[str, Any]:
+def json_examples(spec: ImageRecipe) -> dict[str, Any]:
     """Return one request for each form that an instance may have."""
+    import numpy as np
+
     picture = example_picture(spec)
     file = io.BytesIO()
     picture.save(file, "PNG")
-    flat = list(picture.tobytes()) * spec.channels
-    rows = [flat[start : start + spec.width] for start in range(0, spec.height * spec.width, spec.width)]
-    nested = rows if spec.channels == 1 else [rows] * spec.channels
+    plane = np.asarray(picture)
+    pixels = np.stack([plane] * spec.channels, axis=0 if spec.layout == "CHW" else -1)
+    flat, nested = pixels.ravel().tolist(), (plane if spec.channels == 1 else pixels).tolist()
     encoded = {"b64": base64.b64encode(file.getvalue()).decode()}
     return {
         "file": {"summary": "a PNG file in base64", "value": {"instances": [encoded]}},
@@ -150,17 +153,17 @@ def json_examples(spec: ImageSpec) -> dict[str, Any]:
     }
 
 
-def example_picture(spec: ImageSpec) -> Image.Image:
+def example_picture(spec: ImageRecipe) -> Image.Image:
     """Return a shirt, light on dark as Fashion-MNIST has it, drawn at the model's size."""
     from PIL import Image, ImageDraw
 
     unit = min(spec.width, spec.height) / 28
-    picture = Image.new("L", (spec.width, spec.height), spec.background)
+    picture = Image.new("L", (spec.width, spec.height), spec.background[0])
     draw = ImageDraw.Draw(picture)
     draw.rectangle([8 * unit, 3 * unit, 19 * unit, 25 * unit], fill=200)
     draw.polygon([(x * unit, y * unit) for x, y in ((8, 3), (1, 9), (4, 13), (8, 10))], fill=170)
     draw.polygon([(x * unit, y * unit) for x, y in ((19, 3), (26, 9), (23, 13), (19, 10))], fill=170)
-    draw.ellipse([11 * unit, unit, 16 * unit, 5 * unit], fill=spec.background)
+    draw.ellipse([11 * unit, unit, 16 * unit, 5 * unit], fill=spec.background[0])
     return picture
 
 

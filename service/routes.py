@@ -13,7 +13,7 @@ from pathlib import Path
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, RedirectResponse, Response
 
-from foldserve.format.image import ImageSpec
+from foldserve.format.image import ImageRecipe
 from foldserve.format.task import CLASSIFY, MULTILABEL
 
 from . import schemas
@@ -194,7 +194,7 @@ async def _read_inputs(request: Request, model: Model, share: Share, deadline: f
     return await context.parse(read_rows, body, content_type, specs, columns, limits, is_quick=len(body) <= QUICK_BYTES)
 
 
-async def _read_images(request: Request, body: bytes, spec: ImageSpec, limits: Limits, deadline: float) -> Images:
+async def _read_images(request: Request, body: bytes, spec: ImageRecipe, limits: Limits, deadline: float) -> Images:
     """Return the images of a body; files are admitted as work, since to decode one can take seconds."""
     content_type = request.headers.get("content-type")
     kind = media_type(content_type)

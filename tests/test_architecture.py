@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HALVES = {
     "foldserve.format": "foldserve/format",
+    "foldserve.pictures": "foldserve/pictures",
     "foldserve.training": "training",
     "foldserve.service": "service",
     "foldserve.client": "foldserve/client",
@@ -107,6 +108,15 @@ def test_the_format_imports_nothing_of_ours():
         for target in imports(name, path):
             known = target in ours or any(target.startswith(f"{module}.") for module in ours)
             assert known or target.partition(".")[0] in {"numpy", *sys.stdlib_module_names}, (name, target)
+
+
+def test_pictures_need_pillow_and_the_format_alone():
+    """Training, service and client prepare pictures by one package, which belongs to none of them."""
+    allowed = {"numpy", "PIL", *sys.stdlib_module_names}
+    for name, path in modules("foldserve.pictures").items():
+        for target in imports(name, path):
+            is_ours = f"{target}.".startswith(("foldserve.pictures.", "foldserve.format."))
+            assert is_ours or target.partition(".")[0] in allowed, (name, target)
 
 
 @pytest.mark.parametrize("half", ["training", "service", "foldserve"])

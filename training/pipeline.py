@@ -19,7 +19,7 @@ from torch import nn
 
 from foldserve.format import metadata
 from foldserve.format.golden import Golden
-from foldserve.format.image import ImageSpec
+from foldserve.format.image import first_format_recipe
 
 from . import golden, model_file
 from .config import Recipe
@@ -191,16 +191,7 @@ def check_worth(parity: Parity, labels: NDArray[np.int64], min_accuracy: float |
 def describe(recipe: Recipe, dataset: FashionMNIST, revision: str) -> dict[str, str]:
     """Return the graph's metadata: what is known of the model wherever it is exported."""
     channels, height, width = dataset.test_images.shape[1:]
-    image = ImageSpec(
-        input=model_file.INPUT_NAME,
-        channels=channels,
-        height=height,
-        width=width,
-        range=(0, 255),
-        polarity="light-on-dark",
-        background=0,
-        grey="ITU-R 601",
-    )
+    image = first_format_recipe(height, width, channels, input=model_file.INPUT_NAME)
     hyperparameters = recipe.as_dict()
     return metadata.describe(
         labels=CLASS_NAMES,

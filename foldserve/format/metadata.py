@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import FormatError
-from .image import ImageSpec
-from .manifest import FORMAT
+from .image import ImageRecipe, first_format_dict, read_first_format, read_recipe
+
+FIRST, SECOND = "1", "2"  # values of the format; the second one knows every picture recipe
 
 FORMAT_KEY = "foldserve.format"
 LABELS = "foldserve.labels"
@@ -26,7 +27,7 @@ WEIGHTS = "foldserve.weights"
 def describe(
     *,
     labels: Sequence[str],
-    image: ImageSpec | None,
+    image: ImageRecipe | None,
     recipe: Mapping[str, Any],
     seed: int,
     data: Mapping[str, str],
@@ -35,7 +36,7 @@ def describe(
 ) -> dict[str, str]:
     """Return the metadata of a model; structured values as JSON with sorted keys."""
     described = {
-        FORMAT_KEY: str(FORMAT),
+        FORMAT_KEY: FIRST,
         LABELS: canonical_json(labels),
         RECIPE: canonical_json(recipe),
         SEED: str(seed),
@@ -43,7 +44,15 @@ def describe(
         STATISTICS: statistics,
         REVISION: revision,
     }
-    return described if image is None else {**described, IMAGE: canonical_json(image.as_dict())}
+    return described if image is None else {**described, **describe_image(image)}
+
+
+def describe_image(image: ImageRecipe) -> dict[str, str]:
+    """Return the entries for a picture recipe, with the first format that can express it."""
+    first = first_format_dict(image)
+    if first is not None:
+        return {FORMAT_KEY: FIRST, IMAGE: canonical_json(first)}
+    return {FORMAT_KEY: SECOND, IMAGE: canonical_json(image.as_dict())}
 
 
 def read_labels(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
@@ -60,19 +69,21 @@ def read_labels(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
     return tuple(labels)
 
 
-def read_image(metadata: Mapping[str, str]) -> ImageSpec | None:
+def read_image(metadata: Mapping[str, str]) -> ImageRecipe | None:
     """Return how a picture becomes a row, None where the model takes no images.
 
     Raises:
-        FormatError: the description lacks a field, or has one too many.
+        FormatError: the description lacks a field, has one too many, or is of a format that is not known here.
     """
     if IMAGE not in metadata:
         return None
+    stated = _json(metadata, IMAGE)
+    readers = {FIRST: read_first_format, SECOND: read_recipe}
     try:
-        fields = dict(_json(metadata, IMAGE))
-        low, high = fields.pop("range")
-        return ImageSpec(**fields, range=(low, high))
-    except (TypeError, ValueError, KeyError) as err:
+        return readers[metadata.get(FORMAT_KEY, FIRST)](dict(stated))
+    except KeyError as err:
+        raise FormatError(f"{FORMAT_KEY} is {err}, expected 1 or 2: a newer foldserve wrote this model") from err
+    except (TypeError, ValueError, FormatError) as err:
         raise FormatError(f"{IMAGE} cannot be read: {err}") from err
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from foldserve.format.image import ImageSpec
+    from foldserve.format.image import ImageRecipe
 
     from .limits import PixelBudget
 
@@ -31,7 +31,7 @@ def is_loaded() -> bool:
     return _LIBRARY in sys.modules
 
 
-def decode_image(data: bytes, spec: ImageSpec, budget: PixelBudget, place: str = "image") -> NDArray[np.uint8]:
+def decode_image(data: bytes, spec: ImageRecipe, budget: PixelBudget, place: str = "image") -> NDArray[np.uint8]:
     """Return the pixels of an image file; see `images.decode_image`."""
     from . import images
 

@@ -1,4 +1,4 @@
-"""`{"instances": [...]}` -> one uint8 array (n, C, H, W): the JSON form of the body of `POST /predict`.
+"""`{"instances": [...]}` -> one uint8 array, as the model takes it: the JSON form of the body of `POST /predict`.
 
 A well-formed image is converted by C code in one go; only when that fails is it read value by value, to name the
 first one that will not do. Pure functions of bytes, as all of `predict_body`.
@@ -7,6 +7,7 @@ first one that will not do. Pure functions of bytes, as all of `predict_body`.
 from __future__ import annotations
 
 import base64
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from .limits import QUICK_BYTES, WHOLE_JSON_BYTES, Limits, PixelBudget, check_ro
 from .long_json import LongListReader, LongText, Pauses, check_room, element_slices, flatten, index_text
 
 if TYPE_CHECKING:
-    from foldserve.format.image import ImageSpec
+    from foldserve.format.image import ImageRecipe
 
 Images = NDArray[np.uint8]
 
@@ -37,22 +38,22 @@ _FILE = '{"b64": "<PNG or JPEG in base64>"}'
 _BASE64_SLICE = 262_144
 
 
-def images_from_json(body: bytes, spec: ImageSpec, limits: Limits) -> Images:
+def images_from_json(body: bytes, spec: ImageRecipe, limits: Limits) -> Images:
     """Return the images of `{"instances": [...]}`; what `pixels_from_json` says holds here too."""
     pixels = pixels_from_json(body, spec, limits)
-    return np.frombuffer(pixels, np.uint8).reshape(-1, spec.channels, spec.height, spec.width)
+    return np.frombuffer(pixels, np.uint8).reshape(-1, *spec.shape)
 
 
-def pixels_from_json(body: bytes, spec: ImageSpec, limits: Limits) -> bytes:
+def pixels_from_json(body: bytes, spec: ImageRecipe, limits: Limits) -> bytes:
     """Return the pixels of `{"instances": [...]}`, image after image.
 
-    An instance is H x W nested (C x H x W for several channels) or C*H*W flat numbers, integers 0-255 (3.0 counts as
-    one, true does not), or `{"b64": "<PNG or JPEG>"}`. The forms may be mixed within one request. Raises as
-    `read_images` does, and a message names the place: "instances[0][5][7]: 256, expected an integer 0-255".
+    An instance is H x W nested (C x H x W or H x W x C for several channels, as the recipe says) or as many flat
+    numbers, integers 0-255 (3.0 counts as one, true does not), or `{"b64": "<PNG or JPEG>"}`. The forms may be mixed
+    within one request. Raises as `read_images` does, and a message names the place: "instances[0][5][7]: 256, expected
+    an integer 0-255".
     """
     if len(body) > QUICK_BYTES:
-        shape = (spec.channels, spec.height, spec.width)
-        SizeGuard([shape], limits.rows, spare=2 * limits.rows).check(body)  # an image may be an object with one value
+        SizeGuard([spec.shape], limits.rows, spare=2 * limits.rows).check(body)
     parts: list[bytes] = []
     budget = limits.pixel_budget()
     # Searching a single letter is thirty times as fast as searching a word; plain pixels hold neither.
@@ -113,7 +114,7 @@ def _parsed_instances(body: bytes) -> list[Any]:
     return instances
 
 
-def _long_instance(text: LongText, spec: ImageSpec, budget: PixelBudget, place: str) -> bytes:
+def _long_instance(text: LongText, spec: ImageRecipe, budget: PixelBudget, place: str) -> bytes:
     """Return the pixels of an instance that is long by itself: numbers, or a file, both read in slices."""
     body, start, stop = text.body, text.start, text.stop
     if not text.is_list:
@@ -146,7 +147,7 @@ def _slice_pixels(items: list[Any], nesting: Sequence[int], before: int, place: 
     return pixels
 
 
-def _quick_pixels(instance: Any, spec: ImageSpec) -> bytes | None:
+def _quick_pixels(instance: Any, spec: ImageRecipe) -> bytes | None:
     """Return the pixels of a well-formed instance, fast, or None when anything at all is unusual about it.
 
     The caller excludes booleans.
@@ -166,7 +167,7 @@ def _quick_pixels(instance: Any, spec: ImageSpec) -> bytes | None:
         return None
 
 
-def _whole_floats(instance: Any, spec: ImageSpec) -> bytes | None:
+def _whole_floats(instance: Any, spec: ImageRecipe) -> bytes | None:
     """Return the pixels of an instance in which some are written as 3.0, or None when anything else is unusual.
 
     NumPy would make room for the longest string as often as there are values: it gets numbers alone.
@@ -202,13 +203,13 @@ def _holds_boolean(instance: Any) -> bool:
     return bool in kinds
 
 
-def _shapes(spec: ImageSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _shapes(spec: ImageRecipe) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the two shapes that an instance may have: flat, and nested."""
-    nested = (spec.height, spec.width) if spec.channels == 1 else (spec.channels, spec.height, spec.width)
-    return (spec.channels * spec.height * spec.width,), nested
+    nested = (spec.height, spec.width) if spec.channels == 1 else spec.shape
+    return (math.prod(nested),), nested
 
 
-def _checked_pixels(instance: Any, spec: ImageSpec, place: str) -> bytes:
+def _checked_pixels(instance: Any, spec: ImageRecipe, place: str) -> bytes:
     """Return the pixels of an instance value by value, so that the first one that will not do can be named."""
     flat, nested = _shapes(spec)
     expected = f"expected {nested} or {flat[0]} values"
@@ -250,14 +251,14 @@ def _refuse_pixels_before_shape(instance: list[Any], shape: tuple[int, ...], pla
         _pixel(instance[0], f"{place}[0]")
 
 
-def _from_b64(instance: dict[str, Any], spec: ImageSpec, budget: PixelBudget, place: str) -> Images:
+def _from_b64(instance: dict[str, Any], spec: ImageRecipe, budget: PixelBudget, place: str) -> Images:
     """Return the image under "b64", uint8 (C, H, W)."""
     if list(instance) != ["b64"] or not isinstance(instance["b64"], str):
         raise InvalidInput(f"{place}: expected exactly {_FILE}")
     return _decoded(instance["b64"].encode(), spec, budget, place)
 
 
-def _decoded(text: bytes, spec: ImageSpec, budget: PixelBudget, place: str) -> Images:
+def _decoded(text: bytes, spec: ImageRecipe, budget: PixelBudget, place: str) -> Images:
     """Return the image in base64 text, uint8 (C, H, W); long text is decoded in slices, as it holds the interpreter."""
     last = max(0, len(text) - 1) // _BASE64_SLICE * _BASE64_SLICE
     pieces, pauses = [], Pauses()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ..errors import BodyTooLarge, InvalidInput, TooManyRows
 
 QUICK_BYTES = 65_536  # parsed within a millisecond or two: an event loop can afford to do it itself
+_USUAL_CROP = 4  # times as many pixels as are kept: a resize to that is as quick as reading the body
 WHOLE_JSON_BYTES = 262_144  # parsed in one go; a longer document is read in slices
 
 
@@ -68,6 +69,24 @@ class PixelBudget:
                 f"{place}: more than {most} pixels in one request, send the images in several or smaller"
             )
         self.left -= pixels
+
+    def take_resized(self, width: int, height: int, usual: int, place: str) -> None:
+        """Count what an image is about to be resized to, where that is much more than the model takes.
+
+        Args:
+            width: after the resize, before the crop.
+            height: after the resize, before the crop.
+            usual: pixels that the model takes.
+            place: how a message names the image.
+
+        Raises:
+            InvalidInput: too many pixels, as of an image that is very long and flat.
+            BodyTooLarge: too many together with those before it.
+        """
+        if width * height > self.per_image:
+            raise InvalidInput(f"{place}: {width}x{height} pixels after the model's resize, {self.expected}")
+        if width * height > _USUAL_CROP * usual:
+            self.take(width, height, place)
 
 
 def _no_beat() -> None:

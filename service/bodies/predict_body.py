@@ -22,7 +22,7 @@ from .limits import QUICK_BYTES, Limits, check_rows
 from .picture_header import picture_pixels
 
 if TYPE_CHECKING:
-    from foldserve.format.image import ImageSpec
+    from foldserve.format.image import ImageRecipe
 
 MEDIA_TYPES = ("application/json", "application/octet-stream", "image/png", "image/jpeg", "multipart/form-data")
 
@@ -82,17 +82,18 @@ def _stated_pixels(body: bytes, kind: str) -> float:
     return math.inf if None in pixels or any(file.startswith(b"\xff") for file in files) else sum(filter(None, pixels))
 
 
-def read_images(body: bytes, content_type: str | None, spec: ImageSpec, limits: Limits) -> Images:
+def read_images(body: bytes, content_type: str | None, spec: ImageRecipe, limits: Limits) -> Images:
     """Return the images of a body of any form.
 
     Args:
         body: the whole body; its size was limited by who received it.
         content_type: the header as it was sent, parameters included.
-        spec: size, channels and background of what the model takes.
+        spec: the model's picture recipe.
         limits: how many images, and how large, one request may hold.
 
     Returns:
-        uint8 array (n, C, H, W), 1 <= n <= limits.rows, contiguous; it may be a read-only view of `body`.
+        uint8 array (n, C, H, W), or (n, H, W, C) where the recipe says so, 1 <= n <= limits.rows, contiguous; it may
+        be a read-only view of `body`.
 
     Raises:
         UnsupportedMediaType: the media type is none of `MEDIA_TYPES`.
@@ -112,17 +113,17 @@ def read_images(body: bytes, content_type: str | None, spec: ImageSpec, limits: 
     return decode_image(body, spec, limits.pixel_budget())[None]
 
 
-def images_from_bytes(body: bytes, spec: ImageSpec, limits: Limits) -> Images:
-    """Return n x (C*H*W) bytes as images, without a copy. Raises as `read_images` does."""
-    values = spec.channels * spec.height * spec.width
+def images_from_bytes(body: bytes, spec: ImageRecipe, limits: Limits) -> Images:
+    """Return n x C*H*W bytes, in the model's layout, as images, without a copy. Raises as `read_images` does."""
+    values = math.prod(spec.shape)
     rows, rest = divmod(len(body), values)
     if rest or not rows:
         raise InvalidInput(f"body: {len(body)} bytes, expected a multiple of {values} (one byte a pixel, row by row)")
     check_rows(rows, limits)
-    return np.frombuffer(body, np.uint8).reshape(rows, spec.channels, spec.height, spec.width)
+    return np.frombuffer(body, np.uint8).reshape(rows, *spec.shape)
 
 
-def images_from_form(body: bytes, content_type: str, spec: ImageSpec, limits: Limits) -> Images:
+def images_from_form(body: bytes, content_type: str, spec: ImageRecipe, limits: Limits) -> Images:
     """Return one image for each part of a multipart form, in their order. Raises as `read_images` does."""
     parts = _form_parts(body, content_type, limits)
     if not parts:

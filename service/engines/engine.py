@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from foldserve.format.golden import Golden
-from foldserve.format.image import ImageSpec
+from foldserve.format.image import ImageRecipe
 from foldserve.format.task import Task
 
 from ..artifacts.golden import check_golden
@@ -203,7 +203,7 @@ class Engine:
         return self._signature.class_names
 
     @property
-    def image(self) -> ImageSpec | None:
+    def image(self) -> ImageRecipe | None:
         """How a picture becomes a row; None for a model that takes no images."""
         return self._signature.image
 

@@ -11,7 +11,7 @@ from typing import Any
 import onnxruntime
 
 from foldserve.format.errors import FormatError
-from foldserve.format.image import ImageSpec
+from foldserve.format.image import ImageRecipe
 from foldserve.format.metadata import IMAGE, LABELS, read_image, read_labels
 from foldserve.format.task import COLUMNS, Task, read_task
 
@@ -34,7 +34,7 @@ class Signature:
     outputs: tuple[TensorSpec, ...]
     metadata: Mapping[str, str]
     class_names: tuple[str, ...] | None
-    image: ImageSpec | None
+    image: ImageRecipe | None
     task: Task
 
     @property
@@ -92,12 +92,11 @@ def _task(metadata: Mapping[str, str], inputs: tuple[TensorSpec, ...], outputs: 
     return task
 
 
-def _image(metadata: Mapping[str, str], inputs: tuple[TensorSpec, ...]) -> ImageSpec | None:
+def _image(metadata: Mapping[str, str], inputs: tuple[TensorSpec, ...]) -> ImageRecipe | None:
     image = read_image(metadata)
-    shapes = {spec.name: spec.shape[1:] for spec in inputs}
-    if image is not None and shapes.get(image.input) != (image.channels, image.height, image.width):
+    taken = {spec.name: (spec.datatype, spec.shape[1:]) for spec in inputs}
+    if image is not None and taken.get(image.input) != ("UINT8", image.shape):
         raise FormatError(
-            f"{IMAGE} states input {image.input!r} of {image.channels} x {image.height} x {image.width}, "
-            f"the graph takes {shapes}"
+            f"{IMAGE} states input {image.input!r} of UINT8 {image.shape} ({image.layout}), the graph takes {taken}"
         )
     return image

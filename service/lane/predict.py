@@ -4,6 +4,7 @@ What `predict_body` and `answers` do for one request, in the form that the fast 
 Pure functions of bytes and arrays: knows no connection and no queue.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -45,7 +46,7 @@ class Predict:
         self._spec, class_names = model.image, model.class_names
         self.model = model
         self._limits = limits
-        self._row_bytes = self._spec.channels * self._spec.height * self._spec.width
+        self._row_bytes = math.prod(self._spec.shape)
         self.max_batch_size = model.engine.buckets[-1]
         self._places = np.arange(self.max_batch_size)
         self._max_bytes = {OCTET_STREAM: self._row_bytes * self.max_batch_size, JSON: QUICK_BYTES}

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from foldserve.format.image import ImageSpec
+from foldserve.format.image import ImageRecipe
 from foldserve.format.task import Task
 
 from ..artifacts.repository import Artifact
@@ -59,9 +59,13 @@ class Model:
 
     @cached_property
     def headers(self) -> tuple[tuple[bytes, bytes], ...]:
-        """The same one by one: the version, and whether it is unverified."""
-        version = (b"x-model-version", b"%d" % self.version)
-        return (version,) if self.is_verified else (version, (b"x-model-verified", b"false"))
+        """The same one by one: the version, whether it is unverified, and how raw pixels of several channels lie."""
+        headers = [(b"x-model-version", b"%d" % self.version)]
+        if not self.is_verified:
+            headers.append((b"x-model-verified", b"false"))
+        if self.image is not None and self.image.channels > 1:
+            headers.append((b"x-image-layout", self.image.layout.encode()))
+        return tuple(headers)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -69,7 +73,7 @@ class Model:
         return self.engine.class_names
 
     @property
-    def image(self) -> ImageSpec | None:
+    def image(self) -> ImageRecipe | None:
         """How a picture becomes a row."""
         return self.engine.image
 

@@ -52,7 +52,7 @@ def model_config(model: "Model", max_rows: int) -> dict[str, Any]:
         "backend": BACKEND,
         "version_policy": {"latest": {"num_versions": 1}},
         "max_batch_size": max_rows,
-        "input": [_configured(spec) | {"format": "FORMAT_NONE"} for spec in engine.inputs],
+        "input": [_configured(spec) | {"format": _format(model, spec)} for spec in engine.inputs],
         "output": [_configured(spec) | {"label_filename": ""} for spec in engine.outputs],
         "instance_group": [{"name": model.name, "kind": "KIND_GPU" if is_cuda else "KIND_CPU", "count": 1}],
         "default_model_filename": "model.onnx",
@@ -73,9 +73,18 @@ def _properties(model: "Model") -> dict[str, str]:
         "batch_invariant": str(engine.batch_invariant).lower(),
         "verified": str(model.is_verified).lower(),
     }
+    if model.image is not None:
+        properties["image"] = orjson.dumps(model.image.as_dict()).decode()
+        properties["layout"] = model.image.layout
     if model.class_names is not None:
         properties["labels"] = orjson.dumps(model.class_names).decode()
     return properties
+
+
+def _format(model: "Model", spec: TensorSpec) -> str:
+    """Return in Triton's terms how an input's axes lie, where the model says that it takes pictures there."""
+    is_image = model.image is not None and model.image.input == spec.name
+    return f"FORMAT_N{model.image.layout}" if is_image and model.image else "FORMAT_NONE"
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:

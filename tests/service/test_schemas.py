@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from foldserve.format.image import ImageSpec
+from foldserve.format.image import first_format_recipe
 from foldserve.format.task import Task
 from foldserve.service.bodies.answers import predictions_json
 from foldserve.service.bodies.predict_body import Limits, images_from_json
@@ -15,7 +15,7 @@ from foldserve.service.schemas import PredictRequest, PredictResponse
 from tests.support.artifacts import LABELS, classify, images
 from tests.support.predict_bodies import b64
 
-SPEC = ImageSpec("image", 28, 28, 1, (0, 255), "light-on-dark", 0, "ITU-R 601")
+SPEC = first_format_recipe(28, 28, 1)
 ZEROS = np.zeros((28, 28), int).tolist()
 
 DOCUMENTS = [

@@ -15,7 +15,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from foldserve.format.image import ImageSpec
+from foldserve.format.image import first_format_recipe
 from foldserve.format.metadata import describe
 from foldserve.training.config import Recipe
 from foldserve.training.errors import ExportError
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 METADATA = describe(
     labels=tuple("abcdefghij"),
-    image=ImageSpec("image", 28, 28, 1, (0, 255), "light-on-dark", 0, "ITU-R 601"),
+    image=first_format_recipe(28, 28, 1),
     recipe={"preset": "book", "epochs": 10},
     seed=7,
     data={"train": "0" * 64},

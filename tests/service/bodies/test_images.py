@@ -6,19 +6,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foldserve.format.image import ImageSpec
+from foldserve.format.image import ImageRecipe, first_format_recipe
 from foldserve.service.bodies.images import decode_image
 from foldserve.service.bodies.limits import PixelBudget
 from foldserve.service.errors import BodyTooLarge, InvalidInput
 from tests.support.predict_bodies import bomb
 
-GREY = ImageSpec("image", 28, 28, 1, (0, 255), "light-on-dark", 0, "ITU-R 601")
+GREY = first_format_recipe(28, 28, 1)
 MAX_PIXELS = 50_000_000
 
 
-def spec(**changes: object) -> ImageSpec:
-    fields = {name: getattr(GREY, name) for name in GREY.__slots__} | changes
-    return ImageSpec(**fields)
+def spec(channels: int = 1, background: int = 0) -> ImageRecipe:
+    return first_format_recipe(28, 28, channels, background=background)
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -27,7 +26,7 @@ def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return file.getvalue()
 
 
-def decode(image: Image.Image, target: ImageSpec = GREY, kind: str = "PNG", **options: object) -> np.ndarray:
+def decode(image: Image.Image, target: ImageRecipe = GREY, kind: str = "PNG", **options: object) -> np.ndarray:
     return decode_image(encode(image, kind, **options), target, PixelBudget(MAX_PIXELS))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 import pytest
 
-from foldserve.format.image import ImageSpec
+from foldserve.format.image import ImageRecipe, first_format_recipe
 from foldserve.service.bodies import long_json
 from foldserve.service.bodies.limits import WHOLE_JSON_BYTES, Limits
 from foldserve.service.bodies.predict_body import read_images
@@ -20,14 +20,14 @@ from foldserve.service.v2.request import RequestReader
 from tests.support import v2_messages
 from tests.support.predict_bodies import b64
 
-SPEC = ImageSpec("image", 28, 28, 1, (0, 255), "light-on-dark", 0, "ITU-R 601")
-WIDE = ImageSpec("image", 200, 500, 3, (0, 255), "light-on-dark", 0, "ITU-R 601")
+SPEC = first_format_recipe(28, 28, 1)
+WIDE = first_format_recipe(200, 500, 3)
 LIMITS = Limits(rows=10_000, pixels=1_000_000)
 PIXELS = np.random.default_rng(3).integers(0, 256, (900, 1, 28, 28), dtype=np.uint8)
 NUMBERS = ["uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32", "float64", "bool"]
 
 
-def predict(body: bytes, spec: ImageSpec = SPEC) -> np.ndarray:
+def predict(body: bytes, spec: ImageRecipe = SPEC) -> np.ndarray:
     return read_images(body, "application/json", spec, LIMITS)
 
 

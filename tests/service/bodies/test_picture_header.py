@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from foldserve.format.image import ImageSpec
+from foldserve.format.image import first_format_recipe
 from foldserve.service.bodies.images import decode_image
 from foldserve.service.bodies.limits import PixelBudget
 from foldserve.service.bodies.picture_header import picture_pixels
 from foldserve.service.errors import DeadlineExceeded, InvalidInput
 
-GREY = ImageSpec("image", 28, 28, 1, (0, 255), "light-on-dark", 7, "ITU-R 601")
-COLOUR = ImageSpec("image", 28, 28, 3, (0, 255), "light-on-dark", 7, "ITU-R 601")
+GREY = first_format_recipe(28, 28, 1, background=7)
+COLOUR = first_format_recipe(28, 28, 3, background=7)
 BUDGET = 50_000_000
 
 

@@ -12,19 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foldserve.format.image import ImageSpec
+from foldserve.format.image import ImageRecipe, first_format_recipe
 from foldserve.service.bodies import decoder
 from foldserve.service.bodies.predict_body import MEDIA_TYPES, Limits, is_quick, media_type, read_images
 from foldserve.service.errors import BodyTooLarge, DeadlineExceeded, InvalidInput, TooManyRows, UnsupportedMediaType
 from tests.support.artifacts import images
 from tests.support.predict_bodies import b64, form, png
 
-SPEC = ImageSpec("image", 28, 28, 1, (0, 255), "light-on-dark", 0, "ITU-R 601")
-COLOUR = ImageSpec("image", 4, 5, 3, (0, 255), "light-on-dark", 0, "ITU-R 601")
+SPEC = first_format_recipe(28, 28, 1)
+COLOUR = first_format_recipe(4, 5, 3)
 LIMITS = Limits(rows=20, pixels=1_000_000)
 
 
-def read_json(document: object, spec: ImageSpec = SPEC, limits: Limits = LIMITS) -> np.ndarray:
+def read_json(document: object, spec: ImageRecipe = SPEC, limits: Limits = LIMITS) -> np.ndarray:
     body = document if isinstance(document, bytes) else json.dumps(document).encode()
     return read_images(body, "application/json", spec, limits)
 

@@ -39,7 +39,7 @@ def test_labels_and_image_come_from_the_models_own_metadata(fashion):
     assert engine.metadata["foldserve.format"] == "1"
     assert engine.image is not None
     assert (engine.image.input, engine.image.height, engine.image.width, engine.image.channels) == ("image", 28, 28, 1)
-    assert (engine.image.range, engine.image.polarity, engine.image.background) == ((0, 255), "light-on-dark", 0)
+    assert (engine.image.polarity, engine.image.background) == ("light-on-dark", (0, 0, 0))
 
 
 def test_a_foreign_model_is_served_as_plain_tensors(models):
@@ -209,7 +209,7 @@ METADATA_LIES = {
     "nine labels": ({"foldserve.labels": json.dumps(artifacts.LABELS[:9])}, "names 9 classes, no output has so many"),
     "labels not JSON": ({"foldserve.labels": "a,b"}, "not JSON"),
     "labels not names": ({"foldserve.labels": "[1, 2]"}, "expected an array of names"),
-    "another size": ({"foldserve.image": json.dumps(artifacts.IMAGE | {"height": 32})}, "1 x 32 x 28, the graph takes"),
+    "another size": ({"foldserve.image": json.dumps(artifacts.IMAGE | {"height": 32})}, "1, 32, 28. .CHW., the graph"),
     "another input": ({"foldserve.image": json.dumps(artifacts.IMAGE | {"input": "x"})}, "states input 'x'"),
     "a key too few": ({"foldserve.image": '{"input": "image", "range": [0, 255]}'}, "cannot be read"),
 }

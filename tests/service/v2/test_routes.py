@@ -286,7 +286,7 @@ def test_config_says_what_perf_analyzer_looks_at(service):
     config = service.get("/v2/models/fashion/config").json()
     assert config["max_batch_size"] == MAX_ROWS
     assert config["input"] == [
-        {"name": "image", "data_type": "TYPE_UINT8", "dims": [1, 28, 28], "format": "FORMAT_NONE"}
+        {"name": "image", "data_type": "TYPE_UINT8", "dims": [1, 28, 28], "format": "FORMAT_NCHW"}
     ]
     assert [entry["name"] for entry in config["output"]] == ["logits", "probabilities", "class_id"]
     assert config["dynamic_batching"] == {"preferred_batch_size": [1, 2, 8], "max_queue_delay_microseconds": 0}
