@@ -9,16 +9,18 @@ message is one sentence; the caller prints it and takes the code from it.
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..user_model.factory import is_factory
 from .report import Report
 
 _DESCRIPTION = """\
 Take the norms out of a network by folding them into neighbouring weights, exactly, with proof, or say why not.
 
-SOURCE is an ONNX file, or package.module:factory for a PyTorch network (called without arguments, set to eval mode).
+SOURCE is an ONNX file, package.module:factory for a PyTorch network (set to eval mode), or an exported program.
 Without OUT or --export nothing is written, and the report says what a fold does.
 """
 
@@ -31,9 +33,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", metavar="SOURCE", help="in.onnx, or package.module:factory")
+    parser.add_argument("source", metavar="SOURCE", help="in.onnx, package.module:factory or net.pt2")
     parser.add_argument("out", metavar="OUT", nargs="?", type=Path, help="folded ONNX file; must not exist")
-    parser.add_argument("--weights", type=Path, help="safetensors file for the factory's network")
+    parser.add_argument("--weights", type=Path, help="safetensors, .pt or .pth file for the factory's network")
+    parser.add_argument("--factory-args", metavar="JSON", help="keyword arguments of the factory, a JSON object")
     parser.add_argument(
         "--input",
         action="append",
@@ -57,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: an argument or a path cannot be used (exit code 2).
         FoldError: the model cannot be read, folded or proved (exit code 1).
     """
-    is_factory = ":" in args.source and not Path(args.source).exists()
-    report = _fold_factory(args) if is_factory else _fold_file(args)
+    is_module = is_factory(args.source) or Path(args.source).suffix == ".pt2"
+    report = _fold_module(args) if is_module else _fold_file(args)
     sys.stdout.write((report.to_json() if args.json else report.table()) + "\n")
     return 0
 
@@ -67,9 +70,10 @@ def _fold_file(args: argparse.Namespace) -> Report:
     from .onnx.api import fold_onnx
     from .onnx.files import load_onnx, require_writable, write_onnx
 
-    for name in ("weights", "export"):
+    for name in ("weights", "export", "factory_args"):
         if getattr(args, name):
-            raise ConfigError(f"--{name} is for package.module:factory; {args.source} is taken for an ONNX file")
+            flag = name.replace("_", "-")
+            raise ConfigError(f"--{flag} is for package.module:factory; {args.source} is taken for an ONNX file")
     if args.out is not None:
         require_writable(args.out)
     model = load_onnx(Path(args.source))
@@ -82,7 +86,7 @@ def _fold_file(args: argparse.Namespace) -> Report:
 
 def _shapes(model: Any, specs: list[str]) -> dict[str, tuple[int, ...]]:
     """Return the shape that `--input` gives to each input of an ONNX model."""
-    from .user_model import make_inputs
+    from ..user_model.inputs import make_inputs
 
     parameters = {tensor.name for tensor in model.graph.initializer}
     names = [value.name for value in model.graph.input if value.name not in parameters]
@@ -91,22 +95,25 @@ def _shapes(model: Any, specs: list[str]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in zip(names, make_inputs(specs), strict=True)}
 
 
-def _fold_factory(args: argparse.Namespace) -> Report:
+def _fold_module(args: argparse.Namespace) -> Report:
+    from ..user_model.inputs import make_inputs
+    from ..user_model.source import open_source
     from .api import fold
     from .onnx.files import require_writable
-    from .user_model import make_inputs, make_model
 
     if args.out is not None:
         raise ConfigError(f"OUT {args.out} is for an ONNX source; write a PyTorch network with --export OUT.onnx")
-    if not args.input:
-        raise ConfigError("a PyTorch network needs --input, such as --input 1,3,224,224")
     if args.export is not None:
         require_writable(args.export)
-    inputs = make_inputs(args.input)
-    folded = fold(make_model(args.source, args.weights), inputs, strict=args.strict, padding=args.padding)
+    made = make_inputs(args.input)
+    source = open_source(args.source, args.weights, args.factory_args)
+    inputs = made or source.example
+    if not inputs:
+        raise ConfigError("a PyTorch network needs --input, such as --input 1,3,224,224")
+    folded = fold(source.module, inputs, strict=args.strict, padding=args.padding)
     if args.export is not None:
         _export(folded, inputs, args.export)
-    return folded.report
+    return replace(folded.report, notes=(*source.notes, *folded.report.notes))
 
 
 def _export(folded: Any, inputs: tuple[Any, ...], path: Path) -> None:

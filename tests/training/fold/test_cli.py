@@ -195,9 +195,41 @@ def test_weights_that_do_not_fit_are_listed(factory, tmp_path):
         command(f"{factory}:network", "--weights", str(weights), "--input", "1,3,8,8")
 
 
-def test_weights_that_are_no_safetensors(factory, tmp_path):
-    """A file of another format is refused, never unpickled."""
-    weights = tmp_path / "w.pt"
-    torch.save({"0.weight": torch.zeros(1)}, weights)
-    with pytest.raises(ConfigError, match="not a readable safetensors file"):
-        command(f"{factory}:network", "--weights", str(weights), "--input", "1,3,8,8")
+def test_an_exported_program_brings_its_own_inputs(tmp_path, capsys):
+    """`fold net.pt2` needs no --input: the program keeps the example that it was exported with."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(network, (torch.randn(2, 3, 8, 8),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, tmp_path / "net.pt2")
+    assert command(str(tmp_path / "net.pt2")) == 0
+    assert "1 folded, 0 refused" in capsys.readouterr().out
+
+
+def test_statistics_that_no_file_can_hold_are_refused(factory, tmp_path):
+    """A hand-written norm with plain-tensor statistics would fold mean 0 and variance 1 in, silently wrong."""
+    (tmp_path / "own_networks.py").write_text(BOOK)
+    sys.modules.pop("own_networks", None)
+    weights = tmp_path / "w.safetensors"
+    torch.manual_seed(0)
+    save_file({"0.weight": torch.randn(4, 3, 3, 3), "0.bias": torch.randn(4), "1.gamma": torch.randn(1, 4, 1, 1),
+               "1.beta": torch.randn(1, 4, 1, 1)}, weights)  # fmt: skip
+    with pytest.raises(ConfigError, match=r"cannot hold 1\.moving_mean, 1\.moving_var"):
+        command("own_networks:network", "--weights", str(weights), "--input", "1,3,8,8")
+
+
+BOOK = """
+import torch
+from torch import nn
+
+class BatchNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gamma, self.beta = nn.Parameter(torch.ones(1, 4, 1, 1)), nn.Parameter(torch.zeros(1, 4, 1, 1))
+        self.moving_mean, self.moving_var = torch.zeros(1, 4, 1, 1), torch.ones(1, 4, 1, 1)
+
+    def forward(self, x):
+        return self.gamma * (x - self.moving_mean) / torch.sqrt(self.moving_var + 1e-5) + self.beta
+
+def network():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), BatchNorm())
+"""

@@ -1,0 +1,91 @@
+"""`package.module:factory` -> the network that it makes. It runs the factory, as an import of the user's code would."""
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# What PyTorch says where a network wants a GPU and there is none.
+_NO_GPU = ("nvidia driver", "not compiled with cuda", "no cuda gpus", "cuda error", "is_available() is false")
+
+
+def is_factory(spec: str) -> bool:
+    """Return whether `spec` is package.module:factory and not a path."""
+    return ":" in spec and not Path(spec).exists()
+
+
+def read_arguments(text: str | None) -> dict[str, Any]:
+    """Return the keyword arguments that `--factory-args` states as a JSON object.
+
+    Raises:
+        ConfigError: it is not one.
+    """
+    try:
+        arguments = json.loads(text or "{}")
+    except ValueError as err:
+        raise ConfigError(f"--factory-args {text!r} is not JSON ({err}); expected such as '{_EXAMPLE}'") from err
+    if not isinstance(arguments, dict):
+        raise ConfigError(f"--factory-args is a {type(arguments).__name__}; expected an object such as '{_EXAMPLE}'")
+    return arguments
+
+
+_EXAMPLE = '{"num_classes": 5}'
+
+
+def call_factory(spec: str, arguments: Mapping[str, Any]) -> "nn.Module":
+    """Return what `package.module:factory` makes; the current folder is searched as well, as `python -m` does.
+
+    Raises:
+        ConfigError: the module or the factory is missing, the factory fails or makes no `nn.Module`.
+    """
+    from torch import nn
+
+    factory = _found(spec)
+    try:
+        model = factory(**arguments)
+    except Exception as err:  # the user's code, whatever it raises
+        raise ConfigError(_failure(spec, arguments, err)) from err
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{spec}() made a {type(model).__name__}; expected a torch.nn.Module")
+    return model
+
+
+def _found(spec: str) -> Any:
+    module_name, _, factory_name = spec.partition(":")
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as err:
+        raise ConfigError(f"module {module_name!r} cannot be imported: {err}; is it on PYTHONPATH?") from err
+    except ValueError as err:
+        raise ConfigError(f"{spec!r} names no module; expected package.module:factory") from err
+    except Exception as err:  # the user's code, whatever it raises
+        raise ConfigError(f"module {module_name!r} raised {type(err).__name__} when it was imported: {err}") from err
+    factory = getattr(module, factory_name, None)
+    if not callable(factory):
+        raise ConfigError(f"module {module_name!r} has no callable {factory_name!r}; expected a function or class")
+    return factory
+
+
+def _failure(spec: str, arguments: Mapping[str, Any], err: Exception) -> str:
+    text = str(err).splitlines()[0] if str(err) else ""
+    if any(sign in text.lower() for sign in _NO_GPU):
+        return (
+            f"{spec}() wants a GPU and there is none here ({text}); make the network on the CPU, such as by an "
+            "argument for the device in --factory-args"
+        )
+    given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    remedy = "do the names in --factory-args fit it?" if given else "give what it needs with --factory-args"
+    if not isinstance(err, TypeError):
+        remedy = "expected a network"
+    return f"{spec}({given}) raised {type(err).__name__}: {text}; {remedy}"
