@@ -7,7 +7,6 @@ drained after the last one. Keeps no state outside the application it returns, s
 import asyncio
 import functools
 import logging
-import os
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -28,6 +27,7 @@ from .access_middleware import AccessMiddleware
 from .bodies import decoder
 from .bodies.budget import BodyBudget
 from .bodies.work_queue import WorkQueue
+from .cores import available_cores
 from .error_answers import ErrorLog
 from .errors import InvalidInput, MethodNotAllowed, ProviderUnavailable, ServiceError, nothing_served
 from .keys import INFER
@@ -108,7 +108,7 @@ def create_app(
     app.state.registry = Registry(metrics, Shadows(settings.state_dir))
     app.state.reconciler = Reconciler(app.state.registry, settings, metrics, workers)
     app.state.decoding = WorkQueue(
-        settings.decode_threads or os.cpu_count() or 1,
+        settings.decode_threads or max(1, available_cores() // settings.workers),
         settings.max_decode_bytes,
         settings.max_decode_pixels,
         lambda reason: metrics.refused_decodings.labels(reason).inc(),

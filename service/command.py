@@ -8,7 +8,6 @@ import functools
 import gc
 import importlib.util
 import logging
-import os
 import signal
 import socket
 import sys
@@ -20,6 +19,7 @@ import uvicorn
 
 from foldserve.exit_codes import DONE, START_FAILED, USAGE
 
+from .cores import available_cores
 from .errors import ProviderUnavailable, ServiceError
 from .factory import PROTOCOL, build_app, import_libraries
 from .keys import read_keys
@@ -89,7 +89,7 @@ def check_device(settings: Settings) -> None:
     Raises:
         ProviderUnavailable: the workers would run on a GPU.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     if settings.workers > cores:
         logger.warning("%d workers share %d cores: expect slower answers, not more", settings.workers, cores)
     if settings.provider == "cuda" or (settings.provider == "auto" and _is_installed("onnxruntime-gpu")):

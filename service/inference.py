@@ -60,7 +60,7 @@ def count(model: Model, result: Answer, context: RequestContext) -> None:
     model.statistics.answered(
         now - context.started,
         result.queue_seconds,
-        context.stages.get("parse", 0.0) + result.input_seconds,
+        context.stages.get("parse", context.stages.get("decode", 0.0)) + result.input_seconds,
         result.infer_seconds - result.input_seconds,
         now - context.answered,
     )

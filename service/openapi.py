@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _HEADERS = {
     "X-Request-ID": "The client's own where one was sent and is safe to repeat, else a new one.",
-    "Server-Timing": "Milliseconds by stage: parse, queue, infer, total.",
+    "Server-Timing": "Milliseconds by stage: parse (decode where pictures wait for a decoder), queue, infer, total.",
     "X-Model-Version": "The version that answered, where a model did.",
     "X-Image-Layout": "The order of the axes in raw pixels, `CHW` or `HWC`, where the model takes coloured pictures.",
     "X-Model-Verified": "`false` where the model has no manifest, so that its answers are not proved.",

@@ -37,7 +37,7 @@ class RequestContext:
         default_timeout_seconds: within which it is answered or refused where the client does not say otherwise.
         deadline_ms: the header X-Deadline-Ms as the client wrote it.
         remaining_seconds: what the transport itself says of the deadline, as gRPC does.
-        stages: seconds by stage, in order: parse, queue, infer.
+        stages: seconds by stage, in order: parse (decode where pictures wait for a decoder), queue, infer.
         answered: when the model gave its answer, on the same clock.
         model_headers: what the version that answered says of itself, once one has.
         caller: who made it, once the key was checked.
@@ -141,7 +141,10 @@ def server_timing(**seconds: float) -> bytes:
     return b", ".join(b"%b;dur=%.3f" % (stage.encode(), spent * 1000) for stage, spent in seconds.items())
 
 
-def answer_timing(parse: float, queue: float, infer: float, total: float) -> bytes:
-    """Return the same for a whole answer; in one go, since the fast lane writes one for each."""
-    stages = (parse * 1000, queue * 1000, infer * 1000, total * 1000)
-    return b"parse;dur=%.3f, queue;dur=%.3f, infer;dur=%.3f, total;dur=%.3f" % stages
+def answer_timing(parse: float, queue: float, infer: float, total: float, first: bytes = b"parse") -> bytes:
+    """Return the same for a whole answer; in one go, since the fast lane writes one for each.
+
+    `first` is the name of the first stage.
+    """
+    stages = (first, parse * 1000, queue * 1000, infer * 1000, total * 1000)
+    return b"%b;dur=%.3f, queue;dur=%.3f, infer;dur=%.3f, total;dur=%.3f" % stages

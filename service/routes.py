@@ -214,7 +214,7 @@ async def _read_images(request: Request, body: bytes, spec: ImageRecipe, limits:
         )
     finally:
         leaving.cancel()
-        context.stages["parse"] = time.perf_counter() - started
+        context.stages["decode"] = time.perf_counter() - started
 
 
 async def _client_leaves(request: Request) -> None:

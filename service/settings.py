@@ -119,7 +119,9 @@ class Settings(BaseModel):
         50_000_000, ge=1, description="pixels in one encoded image; more are refused undecoded"
     )
     max_image_scans: int = Field(64, ge=1, description="scans in one JPEG file; more are refused undecoded")
-    decode_threads: int = Field(0, ge=0, le=256, description="threads that decode pictures; 0 takes one for each core")
+    decode_threads: int = Field(
+        0, ge=0, le=256, description="threads of one worker that decode pictures; 0 takes its share of the cores"
+    )
     max_decode_bytes: int = Field(
         128 * MEBIBYTE, ge=1, description="bytes of pictures waiting to be decoded in one worker; more are answered 503"
     )

@@ -5,7 +5,6 @@ and slices the answer; does not queue, and knows no requests.
 """
 
 import logging
-import os
 import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from foldserve.format.task import Task
 from ..artifacts.golden import check_golden
 from ..artifacts.repository import Artifact
 from ..artifacts.unverified import check_rows, made_inputs
+from ..cores import available_cores
 from ..errors import DeviceLost, EngineError, InvalidInput
 from ..settings import DEFAULT_BUCKETS
 from ..tensors import Array, TensorSpec
@@ -121,7 +121,7 @@ class Engine:
             return engine
         published = PlainRunner(session)
         refuse_failing(published, artifact, fitting[0])
-        cores = 1 if threads else (cores or len(os.sched_getaffinity(0)))
+        cores = 1 if threads else (cores or available_cores())
         structure = structure_of(artifact.source)
         sibling = (references or {}).get(structure) if structure else None
         engine = cls(published, device, signature, fitting, structure=structure)

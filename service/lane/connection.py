@@ -234,6 +234,7 @@ async def _read_slowly(exchange: Exchange, body: bytes, decoding: WorkQueue | No
     if decoding is None or not exchange.receiver.route.holds_files(body, exchange.head.media_type):
         await asyncio.to_thread(exchange.read, body)
         return
+    exchange.first_stage = b"decode"
     await decoding.run(
         lambda job: exchange.read(body, job.beat),
         pixels=expected_pixels(body, exchange.head.media_type),

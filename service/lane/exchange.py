@@ -115,7 +115,9 @@ class Endpoint:
                 b"\r\ncontent-length: %d\r\n" % len(body),
                 lines,
                 b"server-timing: ",
-                answer_timing(parsed - arrived, batch.started - parsed, batch.infer_seconds, now - arrived),
+                answer_timing(
+                    parsed - arrived, batch.started - parsed, batch.infer_seconds, now - arrived, exchange.first_stage
+                ),
                 b"\r\nconnection: close\r\n\r\n" if exchange.is_last else b"\r\n\r\n",
                 body,
             )
@@ -201,9 +203,10 @@ class Exchange(Request):
         is_last: whether the connection ends with it.
         options: what the body says of the answer.
         parsed: when its rows were read.
+        first_stage: what happens until then, as Server-Timing names it.
     """
 
-    __slots__ = ("answer", "connection", "head", "is_last", "options", "parsed")
+    __slots__ = ("answer", "connection", "first_stage", "head", "is_last", "options", "parsed")
 
     receiver: Endpoint
 
@@ -213,6 +216,7 @@ class Exchange(Request):
         self.head = head
         self.is_last = not head.keep_alive
         self.parsed = arrived
+        self.first_stage = b"parse"
         self.options = head.options
         self.answer: bytes | None = None
 

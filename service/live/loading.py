@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import os
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ from ..artifacts.golden import check_golden
 from ..artifacts.repository import Artifact, Repository
 from ..batching.batcher import Batcher
 from ..batching.request import GOLDEN
+from ..cores import available_cores
 from ..engines.autotune import decide_alone
 from ..engines.engine import Engine
 from ..engines.runners import stoppable
@@ -223,7 +223,7 @@ class Loader:
             artifact,
             provider=settings.provider,
             threads=settings.threads,
-            cores=max(1, len(os.sched_getaffinity(0)) // settings.workers),
+            cores=max(1, available_cores() // settings.workers),
             buckets=settings.buckets,
             device_id=settings.cuda_device,
             tf32=settings.tf32,

@@ -52,7 +52,10 @@ def service(fashion, monkeypatch) -> Iterator[SimpleNamespace]:
 def test_a_deadline_holds_while_pictures_wait_for_a_decoder(service, door):
     """504 or 503 soon after it passes, as `{"error": ...}`; pixels and health are answered meanwhile."""
     body, headers = DOORS[door]
-    assert service.http.post("/predict", content=body, headers=headers).status_code == 200
+    answer = service.http.post("/predict", content=body, headers=headers)
+    assert answer.status_code == 200
+    stages = [stage.partition(";")[0] for stage in answer.headers["server-timing"].split(", ")]
+    assert stages == ["decode", "queue", "infer", "total"]
     service.gate.clear()
     service.held.clear()
     first = threading.Thread(

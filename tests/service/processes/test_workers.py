@@ -17,6 +17,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from foldserve.service.cores import available_cores
 from foldserve.service.processes.workers import Workers
 from tests.support import artifacts
 from tests.support.processes import OCTETS, children, failed, is_gone, read_until, started
@@ -295,7 +296,7 @@ def test_a_gpu_has_one_owner(fashion):
 @pytest.mark.slow
 def test_more_workers_than_cores_are_warned_about(models):
     """One line that says how many of each; the service starts as it was told to."""
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     _, lines = failed("--models-dir", str(models), "--workers", str(cores + 1))
     assert f"{cores + 1} workers share {cores} cores" in lines[0]
 
