@@ -125,7 +125,10 @@ class ImageRecipe:
             return self.resize[0], self.resize[1]
         if self.rule == "none":
             return None
-        raise FormatError(f"image recipe: rule {self.rule} without a crop leaves a size that depends on the picture")
+        raise FormatError(
+            f"image recipe: rule {self.rule} without a crop leaves a size that depends on the picture; "
+            "add crop, or give height and width of an exact resize"
+        )
 
     @property
     def shape(self) -> tuple[int, int, int]:
