@@ -70,6 +70,10 @@ BY_SIZE: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Between(lambda y: F.relu(y) if y.shape[2] > 50 else y),
         "activation-between",
     ),
+    "activation at one size of four": (
+        lambda: Between(lambda y: F.relu(y) if y.shape[3] % 4 == 3 else y),
+        "activation-between",
+    ),
     "pool before the norm": (lambda: Between(lambda y: F.avg_pool2d(y, 3, 1, 1) if y.shape[2] > 50 else y), "pool"),
     "no norm for large images": (lambda: SometimesNormalises(F.relu), "spatial"),
 }
@@ -93,7 +97,7 @@ def test_what_is_legal_at_one_size_alone_is_refused(name: str, dynamic: Any) -> 
     result = fold(model, inputs, dynamic=dynamic)
     assert [str(site.code) for site in result.report.refused] == [code]
     assert explain(model, inputs, dynamic=dynamic).refused == result.report.refused
-    assert max(off(result.model, model, size) for size in (16, 31, 32, 64, 100)) < 1e-5
+    assert max(off(result.model, model, size) for size in (16, 31, 32, 33, 64, 100)) < 1e-5
 
 
 class WithinForward(nn.Module):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -33,20 +34,13 @@ _INSTEAD: tuple[tuple[Change, Change], ...] = (  # for a model that does not acc
     (lambda n: 2 * n, lambda n: 2 * n),
     (lambda n: 16 * n, lambda n: 16 * n),
 )
+# For a model that reads sizes: residues by 64, with which a size halved again and again is odd and even at every depth.
+_RESIDUES = ((0, 0), (1, 1), (63, 63), (21, 42), (42, 11), (11, 21))
+_READS: tuple[str, ...] = ("shape", "size", "numel", "nelement", "nbytes", "__len__")
+_READS += ("__iter__", "unbind", "split", "tensor_split", "chunk")  # how many parts there are is a size, too
+_LAYERS = ("convolution", "mm.", "batch_norm", "linear")
 # Operations whose arguments follow the sizes by themselves, so that other arguments are no other computation.
-_FOLLOW: tuple[str, ...] = (
-    "view",
-    "reshape",
-    "expand",
-    "slice",
-    "select",
-    "arange",
-    "upsample",
-    "adaptive",
-    "repeat",
-    "split",
-    "zeros",
-)
+_FOLLOW: tuple[str, ...] = ("view", "reshape", "expand", "slice", "select", "arange", "upsample", "adaptive", "repeat")
 _FOLLOW += (
     "split",
     "zeros",
@@ -70,10 +64,12 @@ class Variant:
     Attributes:
         shapes: of each tensor among the inputs, in their order.
         trace: the operations, with those arguments that are no tensors.
+        reads_sizes: the model's forward looks at the size of a tensor, and may choose by it.
     """
 
     shapes: tuple[tuple[int, ...], ...]
     trace: Trace
+    reads_sizes: bool = True
 
     def inputs(self, example: Inputs, *, has_values: bool = True) -> Inputs:
         """Return the example in these sizes, its values repeated or left out; without values at no cost."""
@@ -101,24 +97,47 @@ def variants(model: nn.Module, example: Inputs) -> list[Variant]:
         model: in eval mode; a copy, whose state may change.
         example: positional arguments, or a mapping of keyword arguments.
     """
-    changes = _CHANGES[:1] if is_size_oblivious(model) else _CHANGES
     own = _shapes(example)
     first = _variant(model, example, own)
     if first is None:
         return []  # it runs on no tensor without values
+    changes = (*_CHANGES, *map(_to_residues, _RESIDUES)) if first.reads_sizes else _CHANGES[:1]
     for axes in _free_axes(own):
         accepted = _accepted(model, example, axes, changes)
-        if len(accepted) < len(changes):
+        if len(accepted) < min(len(changes), len(_CHANGES)):
             accepted += _accepted(model, example, axes, _INSTEAD)
         if accepted:
             return [first, *accepted]
     return [first]
 
 
+def _to_residues(residues: tuple[int, int]) -> tuple[Change, Change]:
+    """Return changes to sizes that leave these residues by 64."""
+    one, other = (lambda n, residue=residue: -(-n // 64) * 64 + residue for residue in residues)
+    return one, other
+
+
 def other_computations(accepted: list[Variant], example: Inputs) -> list[Inputs]:
-    """Return inputs without values of the sizes at which the model runs other operations than for its example."""
-    traces = {variant.trace: variant for variant in reversed(accepted[1:]) if variant.trace != accepted[0].trace}
-    return [variant.inputs(example, has_values=False) for variant in traces.values()]
+    """Return inputs without values of the sizes at which the model runs other operations than for its example.
+
+    Sizes are left out at which whatever happens between two layers is what happens there at a size before.
+    """
+    known: set[tuple[tuple[int, int], Trace]] = set()
+    others = []
+    for variant in accepted:
+        stretches = _stretches(variant.trace)
+        if known and not stretches <= known:
+            others.append(variant.inputs(example, has_values=False))
+        known |= stretches
+    return others
+
+
+def _stretches(trace: Trace) -> set[tuple[tuple[int, int], Trace]]:
+    """Return the operations from each layer to the next, with the number of the layer and of all layers."""
+    starts = [0, *(place for place, (name, _) in enumerate(trace) if any(word in name for word in _LAYERS))]
+    ends = [*starts[1:], len(trace)]
+    pairs = enumerate(zip(starts, ends, strict=True))
+    return {((number, len(starts)), trace[start:end]) for number, (start, end) in pairs}
 
 
 def second_sizes(accepted: list[Variant], example: Inputs) -> list[Inputs]:
@@ -136,12 +155,6 @@ def second_sizes(accepted: list[Variant], example: Inputs) -> list[Inputs]:
 
 def _count(shapes: tuple[tuple[int, ...], ...]) -> int:
     return sum(prod(shape) for shape in shapes)
-
-
-def is_size_oblivious(model: nn.Module) -> bool:
-    """True when every forward is one of PyTorch's own, none of which chooses by the size of its input."""
-    modules = list(model.modules())
-    return all(type(m).__module__.startswith("torch.nn.modules.") and "forward" not in vars(m) for m in modules)
 
 
 def _accepted(
@@ -185,18 +198,32 @@ def _variant(model: nn.Module, example: Inputs, shapes: tuple[tuple[int, ...], .
     if shapes is None:
         return None
     inputs = Variant(shapes, ()).inputs(example, has_values=False)
-    mode, recorder = FakeTensorMode(allow_non_fake_inputs=True), _Recorder()
+    mode, recorder, reads = FakeTensorMode(allow_non_fake_inputs=True), _Recorder(), _SizeReads()
     try:
         fake = tree_map(lambda value: mode.from_tensor(value) if isinstance(value, Tensor) else value, inputs)
-        with quiet(), torch.no_grad(), mode, recorder:
+        with quiet(), torch.no_grad(), mode, recorder, reads:
             call(model, fake)
     except Exception:  # whatever a model raises for sizes that are not its own
         return None
-    return Variant(shapes, tuple(recorder.trace))
+    return Variant(shapes, tuple(recorder.trace), reads.any)
+
+
+class _SizeReads(TorchFunctionMode):
+    """Notes whether Python reads the size of a tensor; what reads none cannot choose by it."""
+
+    any = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        owner = getattr(getattr(func, "__self__", None), "__name__", "") if name == "__get__" else name
+        self.any = self.any or owner in _READS
+        return func(*args, **(kwargs or {}))
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes each operation with its arguments that are numbers, unless they follow the sizes."""
+    """Notes each operation with its arguments that are numbers, unless they follow the sizes; of a padding, if any."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -208,5 +235,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = str(func)
         follows = any(word in name for word in _FOLLOW)
         numbers = [] if follows else [a for a in tree_leaves((args, kwargs)) if not isinstance(a, Tensor)]
+        numbers = [any(numbers)] if "constant_pad" in name else numbers
         self.trace.append((name, str(numbers)))
         return func(*args, **(kwargs or {}))
