@@ -10,7 +10,7 @@ _CLIENT = (
 )  # fmt: skip
 _FOLD = (
     "Affine", "Folded", "FoldedOnnx", "Proof", "RefusalCode", "Report", "Site", "explain", "explain_onnx", "fold",
-    "fold_input", "fold_onnx", "register_norm", "verify", "verify_onnx",
+    "fold_input", "fold_onnx", "fold_pair", "register_norm", "verify", "verify_onnx",
 )  # fmt: skip
 _ERRORS = ("FoldError", "TrainingError", "VerifyError")
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from .api import Folded, explain, fold, fold_input, verify
 from .core import Affine
+from .pair import fold_pair
 from .refusals import RefusalCode
 from .registry import register_norm
 from .report import Proof, Report, Site
@@ -24,6 +25,7 @@ __all__ = [
     "fold",
     "fold_input",
     "fold_onnx",
+    "fold_pair",
     "register_norm",
     "verify",
     "verify_onnx",

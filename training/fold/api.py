@@ -13,14 +13,18 @@ from torch import nn
 
 from ..errors import FoldError
 from .core import Array
+from .pytorch.entrances import other_entrances, traced_way
 from .pytorch.float64 import Inputs
-from .pytorch.fold_plan import FoldPlan, make_fold_plan
+from .pytorch.fold_plan import FoldPlan, make_fold_plan, require_choice
+from .pytorch.guards import guarded
 from .pytorch.input_normalisation import CastInput, InputNormalisation, Numbers
 from .pytorch.model_proof import Runnable, prove_model
 from .pytorch.process_state import undisturbed
 from .pytorch.result import by_identity, carry_out, still_rounded
 from .pytorch.wrappers import unwrapped
 from .report import Proof, Report
+
+ENTRANCES = ("traced", "any")
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ def fold(
     strict: bool = False,
     dynamic: Any = True,
     padding: str = "refuse",
+    entrances: str = "traced",
     input_scale: Numbers | None = None,
     input_mean: Numbers | None = None,
     input_std: Numbers | None = None,
@@ -62,6 +67,9 @@ def fold(
             dynamic_shapes.
         padding: "refuse" leaves a norm before a zero-padded convolution alone; "exact" folds it and adds the
             correction at the border that this takes.
+        entrances: "traced" lets the result raise FoldError where it would give other numbers without a word: in
+            training mode, for other flags of its forward or tensors of other ranks than in `example_inputs`, and in
+            other methods that read a changed weight. "any" leaves these ways open. The report names them.
         input_scale: with mean and std, fold (x * scale - mean) / std of the first input too: the result takes raw
             values. Each is a number, or one for each channel. `example_inputs` stay what `model` itself takes.
         input_mean: see `input_scale`.
@@ -71,11 +79,12 @@ def fold(
         FoldError: the model is in training mode, lazy, on meta or quantised, cannot be read, or the proof failed; with
             `strict` also when a norm had to stay; always when the input's normalisation had to.
     """
+    require_choice("entrances", entrances, ENTRANCES)
     wanted = (input_scale, input_mean, input_std)
     normalisation = None if all(value is None for value in wanted) else _normalisation(*wanted)
     module, notes = unwrapped(model)
     plan = make_fold_plan(module, example_inputs, dynamic, padding, normalisation)
-    folded = _folded(module, example_inputs, plan, notes)
+    folded = _folded(module, example_inputs, plan, notes, entrances)
     if strict:
         folded.report.require_all_folded()
     return folded
@@ -114,6 +123,7 @@ def fold_input(
     example_inputs: Inputs | None = None,
     dynamic: Any = True,
     padding: str = "refuse",
+    entrances: str = "traced",
     uint8: bool = False,
 ) -> nn.Module:
     """Return `model` with (x * scale - mean) / std of its first input folded in: the result takes raw values.
@@ -129,11 +139,13 @@ def fold_input(
         example_inputs: what `model` itself takes; may be left out for a result of `fold`.
         dynamic: as in `fold`.
         padding: as in `fold`; with a mean, a zero-padded first convolution needs "exact".
+        entrances: as in `fold`.
         uint8: wrap the result so that it takes integers, cast to the parameters' dtype before everything else.
 
     Raises:
         FoldError: the normalisation cannot be folded exactly, `example_inputs` are needed, or the proof failed.
     """
+    require_choice("entrances", entrances, ENTRANCES)
     module, notes = unwrapped(model.model if isinstance(model, Folded) else model)
     known = _ORIGINS.get(module)
     inputs = example_inputs if example_inputs is not None else (known.example_inputs if known else None)
@@ -141,7 +153,7 @@ def fold_input(
         raise FoldError("fold_input needs example_inputs for a model that is no result of fold; pass a tuple")
     exact = still_rounded(module, known.exact if known else {})
     plan = make_fold_plan(module, inputs, dynamic, padding, _normalisation(scale, mean, std), exact, input_only=True)
-    folded = _folded(module, inputs, plan, notes).model
+    folded = _folded(module, inputs, plan, notes, entrances).model
     return CastInput(folded).eval() if uint8 else folded
 
 
@@ -161,7 +173,11 @@ def _normalisation(scale: Numbers | None, mean: Numbers | None, std: Numbers | N
     return InputNormalisation(**{name: value for name, value in given.items() if value is not None})
 
 
-def _folded(model: nn.Module, example_inputs: Inputs, plan: FoldPlan, notes: tuple[str, ...]) -> Folded:
+def _folded(model: nn.Module, example_inputs: Inputs, plan: FoldPlan, notes: tuple[str, ...], entrances: str) -> Folded:
     folded, report, exact = carry_out(plan, model, example_inputs)
+    if exact:
+        way = traced_way(model, example_inputs, tuple(exact), tuple(site.path for site in report.folded))
+        report = replace(report, entrances=other_entrances(folded, way))
+        folded = guarded(folded, way) if entrances == "traced" else folded
     _ORIGINS[folded] = _Origin(example_inputs, exact)
     return Folded(folded, replace(report, notes=notes), exact)

@@ -47,6 +47,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("--export", type=Path, metavar="OUT.onnx", help="write the factory's folded network as ONNX")
     parser.add_argument("--padding", choices=("refuse", "exact"), default="refuse", help="norms before padded convs")
+    parser.add_argument(
+        "--entrances",
+        choices=("traced", "any"),
+        default="traced",
+        help='"any" for a factory\'s network that is meant to be used in other ways than its forward as traced',
+    )
     parser.add_argument("--strict", action="store_true", help="fail when any norm has to stay")
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
     parser.set_defaults(run=run)
@@ -110,7 +116,8 @@ def _fold_module(args: argparse.Namespace) -> Report:
     inputs = made or source.example
     if not inputs:
         raise ConfigError("a PyTorch network needs --input, such as --input 1,3,224,224")
-    folded = fold(source.module, inputs, strict=args.strict, padding=args.padding)
+    options = {"strict": args.strict, "padding": args.padding}
+    folded = fold(source.module, inputs, entrances=args.entrances, **options)
     if args.export is not None:
         _export(folded, inputs, args.export)
     return replace(folded.report, notes=(*source.notes, *folded.report.notes))

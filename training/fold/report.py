@@ -100,6 +100,7 @@ class Report:
         form_reason: why it could not stay the user's own classes; empty otherwise.
         proof: None when nothing was folded.
         notes: remarks on the model as a whole, such as a wrapper that it was taken out of.
+        entrances: other ways into the model than the traced one that read a changed parameter, such as "embed()".
     """
 
     folded: tuple[Site, ...] = ()
@@ -108,6 +109,7 @@ class Report:
     form_reason: str = ""
     proof: Proof | None = None
     notes: tuple[str, ...] = ()
+    entrances: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON values, sites in graph order."""
@@ -144,6 +146,8 @@ class Report:
                 f"deployed {p.deployed_error:.1e} (unfolded {p.original_error:.1e}, limit {p.deployed_limit:.1e})"
             )
             lines += [f"proved for inputs of {'; '.join(p.sizes)}"] if p.sizes else []
+        if self.entrances:
+            lines.append(f"not promised, other ways into the model: {', '.join(self.entrances)}")
         return lines
 
 

@@ -4,6 +4,7 @@ Between the public functions of `api` and the steps, each of which is a module o
 model, which `explain` relies on.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -133,9 +134,14 @@ def _graph(model: nn.Module, inputs: Inputs, dynamic: Any, exact: Mapping[str, A
     return TorchGraph(_read(model, readable, inputs, dynamic), {**exact, **stated}, hooked_modules(model))
 
 
+def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise FoldError unless the value of an argument is one of the words that it may be."""
+    if value not in choices:
+        raise FoldError(f"{name} is {value!r}; expected {' or '.join(map(json.dumps, choices))}")
+
+
 def _require_arguments(example_inputs: object, padding: str) -> None:
-    if padding not in ("refuse", "exact"):
-        raise FoldError(f'padding is {padding!r}; expected "refuse" or "exact"')
+    require_choice("padding", padding, ("refuse", "exact"))
     if not isinstance(example_inputs, tuple | Mapping):
         kind = type(example_inputs).__name__
         raise FoldError(f"example_inputs is a {kind}; expected a tuple of arguments, or a mapping of keyword arguments")

@@ -1,4 +1,4 @@
-"""The sizes for which a graph was read, checked whenever it runs: for others it may compute something else.
+"""The sizes and constants for which a graph was read, checked whenever it runs: others may mean something else.
 
 Used by `write_graph`; a result in the user's own classes needs none, since its forward looks at the sizes itself.
 """
@@ -7,33 +7,44 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP, ShapeEnv
 from torch.utils._sympy.printers import PythonPrinter
+
+from ...errors import FoldError
 
 _LEAST = 2  # torch.export assumes that a free axis has at least two; a single one is computed alike
 _MOST = 2**31  # no limit
 
 
 class SizeGuard(nn.Module):
-    """Raises ValueError for inputs of sizes that the graph was not read for.
+    """Raises ValueError for inputs of sizes, and FoldError for constants, that the graph was not read for.
 
     Args:
-        shapes: for each input, each axis as a number, or as a Python expression in the names of free sizes.
+        shapes: for each tensor, each axis as a number, or as a Python expression in the names of free sizes.
         conditions: Python expressions in these names that have to be true.
+        constants: the other inputs, by name.
     """
 
     _is_impure = True  # its call has no result, and stays all the same
 
-    def __init__(self, shapes: list[tuple[int | str, ...]], conditions: list[str]):
+    def __init__(self, shapes: list[tuple[int | str, ...]], conditions: list[str], constants: dict[str, Any]):
         super().__init__()
-        self.shapes, self.conditions = shapes, conditions
+        self.shapes, self.conditions, self.constants = shapes, conditions, constants
 
-    def forward(self, *inputs: Tensor) -> None:
-        """Check the inputs, in the order of the graph."""
+    def forward(self, *inputs: Any) -> None:
+        """Check the inputs: the tensors in the order of the graph, then the constants."""
         known: dict[str, int] = {}
-        for number, (value, shape) in enumerate(zip(inputs, self.shapes, strict=True)):
+        for value, (name, constant) in zip(inputs[len(self.shapes) :], self.constants.items(), strict=True):
+            if value != constant:
+                raise FoldError(
+                    f"{name}={value!r}, but this folded graph was read for {name}={constant!r}: fold again with the "
+                    "inputs that you need"
+                )
+        for number, (value, shape) in enumerate(zip(inputs, self.shapes, strict=False)):
+            if value.ndim != len(shape):
+                raise ValueError(self._sentence(f"input {number} has shape {tuple(value.shape)}"))
             for size, expected in zip(value.shape, shape, strict=True):
                 if isinstance(expected, str) and expected.isidentifier():
                     expected = known.setdefault(expected, size)
@@ -50,14 +61,15 @@ class SizeGuard(nn.Module):
         return f"{problem}; this folded graph was read for {expected}: fold again with `dynamic` for other sizes"
 
 
-def size_guard(inputs: Iterable[Node]) -> SizeGuard:
-    """Return the guard for the tensors among a graph's inputs."""
+def size_guard(inputs: Iterable[Node], constants: Iterable[Node]) -> SizeGuard:
+    """Return the guard for a graph's inputs: the tensors, and those that are none."""
     printer = PythonPrinter()
     sizes = [tuple(node.meta["val"].shape) for node in inputs]
     shapes = [tuple(_size(size, printer) for size in shape) for shape in sizes]
     symbolic = [size for shape in sizes for size in shape if isinstance(size, torch.SymInt)]
     names = {size for shape in shapes for size in shape if isinstance(size, str) and size.isidentifier()}
-    return SizeGuard(shapes, _conditions(symbolic[0].node.shape_env, names, printer) if symbolic else [])
+    conditions = _conditions(symbolic[0].node.shape_env, names, printer) if symbolic else []
+    return SizeGuard(shapes, conditions, {node.name: node.meta["val"] for node in constants})
 
 
 def _size(size: Any, printer: PythonPrinter) -> int | str:

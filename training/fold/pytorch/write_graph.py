@@ -21,6 +21,8 @@ from .process_state import quiet
 from .size_guard import size_guard
 from .writer import Writer
 
+_CONSTANTS = (bool, int, float, str, type(None))
+
 
 class GraphWriter(Writer):
     """The exported program as a GraphModule that takes new parameters."""
@@ -37,13 +39,14 @@ class GraphWriter(Writer):
         placeholders = [n for n in self.model.graph.nodes if n.op == "placeholder"]
         own = [n for n in graph.nodes if n.op == "placeholder" and graph.target(n) is None]
         self._inputs = {n.name: mine for n, mine in zip(own, placeholders, strict=True)}
-        self._guard_sizes(graph.user_inputs)
+        self._guard_inputs(graph.user_inputs, [node for node in own if isinstance(node.meta.get("val"), _CONSTANTS)])
 
-    def _guard_sizes(self, inputs: list[Node]) -> None:
-        """Let the model refuse sizes that the graph was not read for."""
-        self.model.add_submodule("size_guard", size_guard(inputs))
+    def _guard_inputs(self, tensors: list[Node], constants: list[Node]) -> None:
+        """Let the model refuse sizes and constants that the graph was not read for."""
+        self.model.add_submodule("size_guard", size_guard(tensors, constants))
         with self.model.graph.inserting_after(list(self._inputs.values())[-1]):
-            self.model.graph.call_module("size_guard", tuple(self._inputs[node.name] for node in inputs))
+            guarded = tuple(self._inputs[node.name] for node in [*tensors, *constants])
+            self.model.graph.call_module("size_guard", guarded)
 
     def write(self, graph: TorchGraph, placement: Placement, changes: Iterable[Change]) -> None:
         """Apply a whole placement to the GraphModule."""

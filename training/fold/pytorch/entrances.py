@@ -1,0 +1,134 @@
+"""The way into a network that was traced, and the others: which there are, for the report, and which one a call takes.
+
+After the proof, before `guards`. A fold is exact for the forward that was traced. A flag of forward, another method or
+training mode may read a changed weight without the norm that was taken into it, and would give other numbers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from inspect import Parameter, signature
+from types import CodeType, FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from ...errors import FoldError
+from .float64 import Inputs
+
+_CONSTANTS = (bool, int, float, str, type(None), torch.dtype)
+
+
+@dataclass(frozen=True)
+class TracedWay:
+    """What a guarded network lets through.
+
+    Attributes:
+        arguments: of forward, by name: constants as they were given, a tensor as the number of its axes in a `_Rank`.
+        changed: names of the tensors that a fold changed.
+        removed: paths of the modules whose norm is gone.
+    """
+
+    arguments: Mapping[str, Any]
+    changed: tuple[str, ...]
+    removed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Rank:
+    axes: int
+
+
+def traced_way(model: nn.Module, inputs: Inputs, changed: tuple[str, ...], removed: tuple[str, ...]) -> TracedWay:
+    """Return the way that `inputs` take through the forward of `model`."""
+    positional, keywords = ((), dict(inputs)) if isinstance(inputs, Mapping) else (inputs, {})
+    return TracedWay(_form(model, positional, keywords), changed, removed)
+
+
+def unguarded_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """Return the user's class of a guarded network, any other class as it is."""
+    unguarded: type[nn.Module] = vars(cls).get("unguarded", cls)
+    return unguarded
+
+
+def other_entrances(model: nn.Module, way: TracedWay) -> tuple[str, ...]:
+    """Return the other ways into a model that read a changed tensor, such as "embed()" and "forward(features)".
+
+    Found by the names that the methods use, so that a method which comes to a weight in a roundabout way is missed.
+    """
+    paths = [*way.changed, *way.removed]
+    found = []
+    for path, module in model.named_modules():
+        inside = [name[len(path) + 1 if path else 0 :] for name in paths if not path or name.startswith(f"{path}.")]
+        heads = {name.split(".")[0] for name in inside}
+        methods = methods_of(unguarded_class(type(module)))
+        reading = {name for name, method in methods.items() if attributes_used(method.__code__) & heads}
+        while more := {n for n, m in methods.items() if n not in reading and attributes_used(m.__code__) & reading}:
+            reading |= more
+        found += [f"{path}.{name}()" if path else f"{name}()" for name in sorted(reading)]
+    constants = [name for name, form in way.arguments.items() if isinstance(form, _CONSTANTS) and name]
+    return tuple([f"forward({name}=...)" for name in constants] + found)
+
+
+def methods_of(cls: type[nn.Module]) -> dict[str, FunctionType]:
+    """Return the methods of the user's own classes, without forward and what PyTorch itself calls."""
+    methods: dict[str, FunctionType] = {}
+    for base in reversed(cls.__mro__):
+        if base.__module__.startswith("torch.") or base is object:
+            continue
+        own = {name: value for name, value in vars(base).items() if isinstance(value, FunctionType)}
+        methods |= {n: m for n, m in own.items() if not n.startswith("__") and not hasattr(nn.Module, n)}
+    return methods
+
+
+def require_form(model: nn.Module, way: TracedWay, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Raise FoldError for arguments of forward with other constants, or tensors of another rank, than were traced."""
+    try:
+        given = _form(model, args, kwargs)
+    except TypeError:
+        return  # the call itself says it best
+    for name in [*way.arguments, *given]:
+        one, other = way.arguments.get(name, _ABSENT), given.get(name, _ABSENT)
+        if one != other and not _is_incomparable(one, other):
+            raise FoldError(
+                f"forward of a folded network: {_text(name, other)}, but it was folded with {_text(name, one)}, and "
+                'only that is promised. Fold with inputs as you need them, or with entrances="any" if this is meant'
+            )
+
+
+_ABSENT = "nothing"
+
+
+def _is_incomparable(one: Any, other: Any) -> bool:
+    known = (*_CONSTANTS, _Rank, list, tuple, dict)
+    return not isinstance(one, known) and not isinstance(other, known)
+
+
+def _text(name: str, form: Any) -> str:
+    what = f"a tensor of {form.axes} axes" if isinstance(form, _Rank) else repr(form)
+    return f"{name}={what}"
+
+
+def _form(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the model's forward by name, defaults included; see `TracedWay`."""
+    expected = signature(unguarded_class(type(model)).forward)
+    bound = expected.bind(model, *args, **kwargs)
+    bound.apply_defaults()
+    named = dict(list(bound.arguments.items())[1:])
+    for name, parameter in expected.parameters.items():
+        if parameter.kind is Parameter.VAR_KEYWORD:
+            named.update(named.pop(name, {}))
+    return {name: tree_map(_described, value) for name, value in named.items()}
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return _Rank(value.ndim)
+    return value if isinstance(value, _CONSTANTS) else type(value).__name__
+
+
+def attributes_used(code: CodeType) -> set[str]:
+    """Return the attributes and the strings that a function uses, those in its inner functions included."""
+    names = set(code.co_names) | {value for value in code.co_consts if isinstance(value, str)}
+    return names.union(*(attributes_used(value) for value in code.co_consts if isinstance(value, CodeType)))

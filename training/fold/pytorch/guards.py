@@ -1,0 +1,191 @@
+"""Guards of a folded network: a subclass of its own class that raises where it would give other numbers.
+
+After the proof. The guards are of the class and hold no state besides a `TracedWay` on the instance, a plain value, so
+that copies, pickles and wrappers of the network have them too.
+"""
+
+import copyreg
+import functools
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FunctionType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from ...errors import FoldError
+from .entrances import TracedWay, attributes_used, methods_of, require_form, unguarded_class
+from .float64 import named_tensors
+
+_M = TypeVar("_M", bound=nn.Module)
+
+
+def guarded(model: _M, way: TracedWay) -> _M:
+    """Return the model with guards: itself, with a subclass of its class, or a graph around the same tensors."""
+    if isinstance(model, GraphModule):
+        graph = _GuardedGraph(model, model.graph)
+        graph._tracer_cls = None
+        return graph.eval()  # type: ignore[return-value]
+    model.__class__ = _class_with_guards(unguarded_class(type(model)))  # type: ignore[assignment]
+    model.__dict__["_traced_way"] = way
+    return model
+
+
+class _Guard:
+    """What all guarded networks have in common."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Put the network in eval mode; raise FoldError for training mode."""
+        if mode:
+            raise FoldError(
+                "a folded network has no norms to train: their statistics are in the weights. Train the original and "
+                'fold again, or fold with entrances="any" to train what is left'
+            )
+        return super().train(False)  # type: ignore[misc]
+
+
+class _GuardedGraph(_Guard, GraphModule):
+    """A folded graph; torch.fx makes a class of its own for each, below this one."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _new_graph, super().__reduce__()
+
+
+def _new_graph(make: Callable[..., GraphModule], arguments: tuple[Any, ...]) -> GraphModule:
+    graph = make(*arguments)
+    graph._tracer_cls = None
+    return guarded(graph, TracedWay({}, (), ()))
+
+
+class _GuardedModule(_Guard):
+    """Before the user's class in the class of a guarded network."""
+
+    unguarded: type[nn.Module]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced: Any = super().__reduce_ex__(protocol)
+        make, arguments, *rest = reduced
+        is_usual = make is copyreg.__newobj__  # type: ignore[attr-defined]
+        return (_new_module, (self.unguarded, *arguments[1:]), *rest) if is_usual else reduced
+
+    def __prepare_scriptable__(self) -> Any:
+        """Return the same network without guards: torch.jit.script cannot read them."""
+        plain = self.unguarded.__new__(self.unguarded)
+        plain.__dict__.update({name: value for name, value in vars(self).items() if name != "_traced_way"})
+        return plain
+
+
+def _new_module(base: type[nn.Module], *arguments: Any) -> nn.Module:
+    cls: Any = _class_with_guards(base)
+    module: nn.Module = cls.__new__(cls, *arguments)
+    return module
+
+
+def _class_with_guards(base: type[nn.Module]) -> type[nn.Module]:
+    """Return the subclass of `base` that raises away from the traced way; it has the name of its base."""
+    if base in _classes:
+        return _classes[base]
+    guards: dict[str, Any] = {name: _watched(method) for name, method in methods_of(base).items()}
+    guards |= {"forward": _only_traced(base.forward), "unguarded": base}
+    guards |= {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
+    metaclass: Any = type(base)
+    _classes[base] = metaclass(base.__name__, (_GuardedModule, base), guards)
+    return _classes[base]
+
+
+_classes: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+_active = threading.local()  # which networks are inside their traced way, in this thread
+
+
+@contextmanager
+def _inside(model: nn.Module) -> Iterator[None]:
+    networks: list[int] = vars(_active).setdefault("networks", [])
+    networks.append(id(model))
+    try:
+        yield
+    finally:
+        networks.pop()
+
+
+def _is_inside(model: nn.Module) -> bool:
+    return id(model) in vars(_active).get("networks", ())
+
+
+def _only_traced(forward: Any) -> Any:
+    @functools.wraps(forward)
+    def traced(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not _is_inside(self):
+            require_form(self, _way(self), args, kwargs)
+        if torch.compiler.is_dynamo_compiling():
+            return forward(self, *args, **kwargs)
+        with _inside(self):
+            return forward(self, *args, **kwargs)
+
+    return traced
+
+
+def _watched(method: FunctionType) -> Any:
+    @functools.wraps(method)
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling() or _is_inside(self):
+            return method(self, *args, **kwargs)
+        removed = attributes_used(method.__code__) & set(_way(self).removed)
+        if removed:
+            raise _other_entrance(method.__name__, f"uses the norm '{min(removed)}', which is gone")
+        with _Watch(self, method.__name__):
+            return method(self, *args, **kwargs)
+
+    return watched
+
+
+class _Watch(TorchFunctionMode):
+    """Raises FoldError when a changed tensor meets a value that is none of the model's, away from the traced way."""
+
+    def __init__(self, model: nn.Module, method: str):
+        super().__init__()
+        self._model, self._method = model, method
+        self._own = {id(tensor): name for name, tensor in named_tensors(model)}
+        self._changed = {name for name in self._own.values() if name in _way(model).changed}
+        self._made: list[Tensor] = []  # from the model's tensors alone; kept, so that no other tensor gets their id
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = [value for value in tree_leaves((args, kwargs or {})) if isinstance(value, Tensor)]
+        own = [self._own[id(value)] for value in given if id(value) in self._own]
+        changed = next((name for name in own if name in self._changed), None)
+        if changed is None or _is_inside(self._model):
+            return func(*args, **(kwargs or {}))
+        if len(own) < len(given) and not _writes(func, args[0], self._own):
+            raise _other_entrance(self._method, f"reads '{changed}', which has taken a norm in")
+        results = func(*args, **(kwargs or {}))
+        for result in tree_leaves(results):
+            if isinstance(result, Tensor):
+                self._made.append(result)
+                self._own.setdefault(id(result), changed)
+        return results
+
+
+def _writes(func: Any, first: Any, own: Mapping[int, str]) -> bool:
+    """True when the operation gives a tensor of the model other values, as loading a state does."""
+    name = getattr(func, "__name__", "")
+    return name == "__set__" or (name.endswith("_") and not name.endswith("__") and id(first) in own)
+
+
+def _way(model: nn.Module) -> TracedWay:
+    way: TracedWay = vars(model)["_traced_way"]
+    return way
+
+
+def _other_entrance(method: str, how: str) -> FoldError:
+    return FoldError(
+        f"{method}() of a folded network {how}; only its forward, as it was traced, computes what the original does. "
+        'Call the original, fold a model whose forward is what you need, or fold with entrances="any" if this is meant'
+    )
