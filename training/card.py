@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .dataset import Dataset
+
 
 def model_card(
     name: str,
@@ -16,7 +18,7 @@ def model_card(
     manifest: Mapping[str, Any],
     revision: str,
     counts: NDArray[np.int64],
-    class_names: Sequence[str],
+    dataset: Dataset,
 ) -> str:
     """Return the card in Markdown.
 
@@ -26,7 +28,7 @@ def model_card(
         manifest: of the version, without what publishing adds.
         revision: of the code.
         counts: (classes, classes) true against predicted on the test images.
-        class_names: index = class id.
+        dataset: that it was trained and tested on.
     """
     accuracy, parity, environment = manifest["accuracy"], manifest["parity"], manifest["environment"]
     served = parity["forms"][-1]
@@ -35,21 +37,21 @@ def model_card(
         [
             f"# {name}",
             "",
-            "Names the piece of clothing on a grey 28×28 image in the manner of Fashion-MNIST: light on dark, centred.",
-            "Photographs, other sizes of cut-out and dark-on-light drawings are outside of what it has learned.",
+            dataset.about,
             "",
             "## How good it is",
             "",
             f"- Test accuracy as served: {accuracy['test']:.4f} ({accuracy['correct']} of {accuracy['images']}), "
             f"with {accuracy['statistics']} statistics.",
             *(f"- With {kind} statistics: {value:.4f}." for kind, value in accuracy["test_by_statistics"].items()),
-            f"- Last epoch of training: accuracy {accuracy['train']:.4f}, loss {accuracy['train_loss']:.4f}.",
+            *_held_out(accuracy),
+            f"- {_epoch(recipe)} of training: accuracy {accuracy['train']:.4f}, loss {accuracy['train_loss']:.4f}.",
             f"- Against the unfolded network in float64: the same class on {served['agreeing']} of {parity['images']} "
             f"images, logits off by {served['max_error']:.1e} of the largest.",
             "",
             "The test set chose nothing: neither the epoch nor a hyperparameter of this run.",
             "",
-            *_class_table(counts, class_names),
+            *_class_table(counts, dataset.class_names),
             "",
             "## What made it",
             "",
@@ -57,10 +59,20 @@ def model_card(
             f"- code: {revision}",
             f"- machine: {environment['cpu']}, {environment['threads']} threads, GPU {environment['gpu'] or 'none'}",
             f"- versions: Python {environment['python']}, {packages}",
-            f"- data: Fashion-MNIST (MIT licence, Zalando SE), {manifest['training']['train_images']} images",
+            f"- data: {dataset.title}, {manifest['training']['train_images']} images",
             "",
         ]
     )
+
+
+def _held_out(accuracy: Mapping[str, Any]) -> list[str]:
+    if "val" not in accuracy:
+        return []
+    return [f"- On the {accuracy['val_images']} images held out, which may choose: {accuracy['val']:.4f}."]
+
+
+def _epoch(recipe: Mapping[str, Any]) -> str:
+    return "Best epoch by the images held out" if recipe.get("keep") == "best" else "Last epoch"
 
 
 def _class_table(counts: NDArray[np.int64], class_names: Sequence[str]) -> list[str]:

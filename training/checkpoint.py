@@ -43,6 +43,7 @@ def write_checkpoint(path: Path, snapshot: Snapshot, recipe: Recipe, digests: Ma
             "seconds": snapshot.seconds,
             "model": dict(snapshot.model),
             "optimizer": dict(snapshot.optimizer),
+            "best": None if snapshot.best is None else dict(snapshot.best),
         },
         content,
     )
@@ -70,6 +71,7 @@ def read_checkpoint(path: Path, recipe: Recipe, digests: Mapping[str, str]) -> S
             seconds=float(stored["seconds"]),
             model=dict(stored["model"]),
             optimizer=dict(stored["optimizer"]),
+            best=stored.get("best"),
         )
     except (KeyError, TypeError, ValueError) as err:
         raise CheckpointError(f"{path} is no checkpoint of ours ({err!r}); start a new run") from err

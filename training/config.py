@@ -22,8 +22,10 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "schedule": ("constant", "linear"),
         "augment": ("none", "mirror"),
         "variance": ("unbiased", "biased"),
+        "keep": ("last", "best"),
     }
 )
+NETWORKS = ("lenet-bn", "mlp", "resnet-small")
 LARGEST_SEED = 2**63 - 1  # what torch.manual_seed takes without wrapping
 
 
@@ -47,6 +49,9 @@ class Recipe:
         seed: of the initial weights and of the order of the rows, 0 to 2**63 - 1.
         variance: which variance the hand-written norms average for evaluation: `unbiased`, divisor n - 1, as PyTorch's
             layers do, or `biased`, divisor n, as the book's do.
+        network: one of `NETWORKS`, or `package.module:factory` for a network of one's own.
+        keep: the weights of the `last` epoch, or those of the `best` one by the images held out (--val).
+        init: SHA-256 of the safetensors file that the training starts from; empty: from weights by the seed.
         statistics: which mean and variance the norms serve with: `population` (recomputed over the training set with
             the weights frozen), `running` (the exponential averages of training), or `none` without norms.
 
@@ -67,11 +72,18 @@ class Recipe:
     schedule: str = "constant"
     augment: str = "none"
     variance: str = "unbiased"
+    network: str = "lenet-bn"
+    keep: str = "last"
+    init: str = ""
 
     def __post_init__(self) -> None:
         _check_choice("--preset", self.preset, PRESETS)
         for name, allowed in CHOICES.items():
             _check_choice(f"--{name}", getattr(self, name), allowed)
+        if self.network not in NETWORKS and not self.is_own_network:
+            raise ConfigError(
+                f"--network {self.network}: expected {', '.join(NETWORKS)}, or package.module:factory for your own"
+            )
         _check_integer("--epochs", self.epochs, 1, 1_000_000)
         _check_integer("--batch-size", self.batch_size, 1, 60_000)
         _check_integer("--seed", self.seed, 0, LARGEST_SEED)
@@ -100,6 +112,12 @@ class Recipe:
                 "its bias alone; choose at least 2, or --norm none"
             )
 
+    @property
+    def is_own_network(self) -> bool:
+        """Whether a factory of the user's makes the network."""
+        module, colon, factory = self.network.partition(":")
+        return bool(module and colon and factory)
+
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "Recipe":
         """Return the preset `name` with `overrides` in place of its values; an override of None leaves the value.
@@ -127,6 +145,7 @@ class Recipe:
 # What a preset leaves out is the default above: `book` is 10 epochs of plain SGD, steps of 256 rows and one of 96.
 # `book-letter`: hand-written norms with the book's own variance, its order of batches, its running statistics.
 # `best`: chosen on training images held out (docs/results/best).
+# `own-data`: steps that no network of ours and no usual size of data set overshoots with; what --data starts from.
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "book": MappingProxyType({}),
@@ -135,6 +154,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         ),
         "best": MappingProxyType(
             {"optimizer": "muon", "learning_rate": 0.1, "schedule": "linear", "augment": "mirror"},
+        ),
+        "own-data": MappingProxyType(
+            {"optimizer": "adam", "learning_rate": 0.003, "schedule": "linear", "batch_size": 64},
         ),
     }
 )

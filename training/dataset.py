@@ -1,15 +1,18 @@
-"""Fashion-MNIST from the first place that has it to arrays; the only module that knows how pixels become numbers.
+"""What a training is given: images, labels, class names, and where they are from; here from Fashion-MNIST's files.
 
-`load` goes through the sources in a fixed order and checks every file's digest. It does not shuffle, augment or split.
+`load` goes through the places that may hold Fashion-MNIST in a fixed order and checks every file's digest; the room
+`data` makes the same of other data. It is the only module that knows how pixels become numbers. It does not shuffle,
+augment or split.
 """
 
 import hashlib
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,17 +37,33 @@ PIXEL_SCALE = 255  # the network sees pixel / 255; the exporter folds this into 
 IDX_UINT8 = 0x08  # third byte of an IDX header: the type of the elements
 
 
-@dataclass(frozen=True, eq=False)
-class FashionMNIST:
-    """The four files as arrays, with their source and their digests.
+@dataclass(frozen=True)
+class Interface:
+    """What the data ask of a network.
 
     Attributes:
-        train_images: (60000, 1, 28, 28) uint8, 0 is background.
-        train_labels: (60000,) int64, index into `CLASS_NAMES`.
-        test_images: (10000, 1, 28, 28) uint8.
-        test_labels: (10000,) int64.
+        image_shape: channels, height and width of an image.
+        classes: how many logits it gives.
+    """
+
+    image_shape: tuple[int, int, int] = (1, 28, 28)
+    classes: int = len(CLASS_NAMES)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images and labels to train and to test on, with what they are called and where they are from.
+
+    Attributes:
+        train_images: (N, C, H, W) uint8; may lie in a file that is mapped into memory.
+        train_labels: (N,) int64, index into `class_names`.
+        test_images: likewise; nothing is chosen by them.
+        test_labels: likewise.
         source: the place in words.
-        digests: file name -> SHA-256 of its decompressed bytes.
+        digests: name of a file or of a part -> SHA-256 of its decompressed bytes.
+        class_names: index = class id.
+        val_images: likewise; what is chosen during a training is chosen by them. None: nothing is held out.
+        val_labels: likewise.
     """
 
     train_images: NDArray[np.uint8]
@@ -53,11 +72,63 @@ class FashionMNIST:
     test_labels: NDArray[np.int64]
     source: str
     digests: Mapping[str, str] = field(default_factory=dict)
+    class_names: tuple[str, ...] = field(kw_only=True)
+    val_images: NDArray[np.uint8] | None = field(default=None, kw_only=True)
+    val_labels: NDArray[np.int64] | None = field(default=None, kw_only=True)
+
+    @property
+    def interface(self) -> Interface:
+        """What a network for these data takes and gives."""
+        channels, height, width = self.train_images.shape[1:]
+        return Interface((channels, height, width), len(self.class_names))
+
+    @property
+    def title(self) -> str:
+        """What the data are called, for people."""
+        return self.source
+
+    @property
+    def about(self) -> str:
+        """What a network of these data does, in sentences for its model card."""
+        (channels, height, width), names = self.interface.image_shape, self.class_names
+        listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+        return (
+            f"Names one of {len(names)} classes on a picture of {height}×{width} pixels, {channels} values each: "
+            f"{listed}.\nWhat is in none of these classes gets one of their names all the same."
+        )
 
     def on(self, device: torch.device) -> "Tensors":
-        """Return the four arrays as tensors of the same types on `device`."""
+        """Return the arrays as tensors of the same types on `device`; on the CPU they share the arrays' memory."""
         arrays = (self.train_images, self.train_labels, self.test_images, self.test_labels)
-        return Tensors(*(torch.as_tensor(array).to(device) for array in arrays))
+        train_images, train_labels, test_images, test_labels = (as_tensor(array).to(device) for array in arrays)
+        return Tensors(
+            train_images,
+            train_labels,
+            test_images,
+            test_labels,
+            None if self.val_images is None else as_tensor(self.val_images).to(device),
+            None if self.val_labels is None else as_tensor(self.val_labels).to(device),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class FashionMNIST(Dataset):
+    """The four files: 60,000 images (1, 28, 28) to train and 10,000 to test on, 0 is background."""
+
+    class_names: tuple[str, ...] = field(default=CLASS_NAMES, kw_only=True)
+
+    @property
+    def title(self) -> str:
+        """What the data are called, with their licence."""
+        return "Fashion-MNIST (MIT licence, Zalando SE)"
+
+    @property
+    def about(self) -> str:
+        """What a network of these data does, in sentences for its model card."""
+        return (
+            "Names the piece of clothing on a grey 28×28 image in the manner of Fashion-MNIST: light on dark, centred."
+            "\nPhotographs, other sizes of cut-out and dark-on-light drawings are outside of what it has learned."
+        )
 
 
 class Tensors(NamedTuple):
@@ -67,6 +138,23 @@ class Tensors(NamedTuple):
     train_labels: torch.Tensor
     test_images: torch.Tensor
     test_labels: torch.Tensor
+    val_images: torch.Tensor | None = None
+    val_labels: torch.Tensor | None = None
+
+
+def as_tensor(array: NDArray[Any]) -> torch.Tensor:
+    """Return `array` as a tensor on the same memory, which nobody writes to although PyTorch could."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.as_tensor(array)
+
+
+def rows_at_once(images: NDArray[np.uint8] | torch.Tensor, most: int) -> int:
+    """Return how many of `images` (N, C, H, W) one forward pass may take: `most` of 28 x 28, fewer of larger ones.
+
+    What the layers give for them grows with the pixels, and memory with it.
+    """
+    return max(2, min(most, most * 28 * 28 // math.prod(images.shape[1:])))
 
 
 def load(data_dir: str | Path | None = None, *, download: bool = True) -> FashionMNIST:
@@ -126,7 +214,7 @@ def load_from(sources: Sequence[Source], digests: Mapping[str, str] = DIGESTS) -
 
 
 def scale_pixels(images: torch.Tensor) -> torch.Tensor:
-    """Return uint8 images (N, 1, 28, 28) as float32 in [0, 1], which is what the network takes."""
+    """Return uint8 images (N, C, H, W) as float32 in [0, 1], which is what the network takes."""
     return images.to(torch.float32).div_(PIXEL_SCALE)
 
 

@@ -33,7 +33,7 @@ class Events:
     def append(self, record: EpochRecord) -> None:
         """Write one epoch's figures and flush them."""
         for name, value in record.as_dict().items():
-            if name != "epoch":
+            if name != "epoch" and value is not None:
                 self._writer.add_scalar(name, value, record.epoch)
         self._writer.flush()
 

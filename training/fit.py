@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import Recipe
-from .dataset import FashionMNIST, scale_pixels
+from .dataset import Dataset, Tensors, rows_at_once, scale_pixels
 from .device import exact_convolutions, flushed_denormals
 from .epoch import EpochLoop
 from .errors import CheckpointError, ConfigError, DivergenceError
@@ -32,20 +32,23 @@ class EpochRecord:
         loss: mean cross-entropy over the epoch's rows, each as its step saw it: train mode, weights still moving. This
             is the book's definition, not a pass after the epoch.
         train_accuracy: share of right answers, in the same way.
-        test_accuracy: over the test set after the epoch, in evaluation mode with the running statistics.
+        test_accuracy: over the test set after the epoch, in evaluation mode with the running statistics; None where
+            images are held out: then an epoch is judged by them, and the test set waits for the end.
         train_seconds: time of this epoch's steps, without the evaluation.
         examples_per_second: the book's definition: training rows so far over the time of their steps, without
             evaluation. The book leaves out the loader; here gathering a batch from memory counts in.
         wall_examples_per_second: training rows so far over all time since the start, evaluation included.
+        val_accuracy: over the images held out, in the same way; None where there are none.
     """
 
     epoch: int
     loss: float
     train_accuracy: float
-    test_accuracy: float
+    test_accuracy: float | None
     train_seconds: float
     examples_per_second: float
     wall_examples_per_second: float
+    val_accuracy: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return every figure by name, ready for JSON or a row of CSV."""
@@ -73,17 +76,19 @@ class Snapshot:
         seconds: wall clock so far.
         model: state dict of the model.
         optimizer: state dict of the optimizer.
+        best: state dict of the model after the epoch that was best by the images held out; None where the last counts.
     """
 
     epochs: tuple[EpochRecord, ...]
     seconds: float
     model: Mapping[str, Any]
     optimizer: Mapping[str, Any]
+    best: Mapping[str, Any] | None = None
 
 
 def fit(
     model: nn.Module,
-    dataset: FashionMNIST,
+    dataset: Dataset,
     recipe: Recipe,
     device: torch.device,
     on_epoch: Callable[[EpochRecord], None] | None = None,
@@ -100,7 +105,7 @@ def fit(
     The same seed, device, version of PyTorch and number of threads give the same weights bit for bit on CPU.
 
     Args:
-        model: images (N, 1, 28, 28) in [0, 1] to logits (N, classes).
+        model: images (N, C, H, W) in [0, 1] to logits (N, classes).
         dataset: any number of rows of uint8 images with labels.
         recipe: the hyperparameters.
         device: where data, model and every step live.
@@ -142,11 +147,13 @@ def fit(
         for number in range(len(history.epochs) + 1, recipe.epochs + 1):
             loss, accuracy, seconds = loop.run(number, on_step)
             rows = number * len(data.train_labels)
+            test_accuracy, val_accuracy = _judged(model, data)
             record = EpochRecord(
                 epoch=number,
                 loss=loss,
                 train_accuracy=accuracy,
-                test_accuracy=evaluate(model, data.test_images, data.test_labels),
+                test_accuracy=test_accuracy,
+                val_accuracy=val_accuracy,
                 train_seconds=seconds,
                 examples_per_second=rows / (seconds + sum(earlier.train_seconds for earlier in history.epochs)),
                 wall_examples_per_second=rows / (time.perf_counter() - start),
@@ -159,6 +166,13 @@ def fit(
                 on_epoch(record)
     model.eval()
     return history
+
+
+def _judged(model: nn.Module, data: Tensors) -> tuple[float | None, float | None]:
+    """Return test and validation accuracy after an epoch: the one where nothing is held out, else the other."""
+    if data.val_images is None or data.val_labels is None:
+        return evaluate(model, data.test_images, data.test_labels), None
+    return None, evaluate(model, data.val_images, data.val_labels)
 
 
 def _snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, history: History, seconds: float) -> Snapshot:
@@ -193,11 +207,11 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, rows: int | No
 
     Args:
         model: on the device of the images.
-        images: (N, 1, 28, 28) uint8.
+        images: (N, C, H, W) uint8.
         labels: (N,) int64.
         rows: images of one forward pass; what suits the device by default.
     """
-    rows = rows or EVALUATION_ROWS[images.device.type]
+    rows = rows or rows_at_once(images, EVALUATION_ROWS[images.device.type])
     was_training = model.training
     model.eval()
     try:

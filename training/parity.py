@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from . import golden
-from .dataset import PIXEL_SCALE, FashionMNIST, scale_pixels
+from .dataset import PIXEL_SCALE, Dataset, as_tensor, rows_at_once, scale_pixels
 from .errors import VerifyError
 
 TOLERANCE = 1e-5  # of the largest |logit|; LeNet in float32 is typically at 1e-6, a wrong fold at 1e-1
 ALGEBRA_TOLERANCE = 1e-11  # of the layer on absolute values, float64 on both sides; typically 1e-15
-ROWS = 500
+ROWS = 500  # of 28 x 28 pixels in one forward pass
 
 # Both levels are compared: with optimisations the runtime rewrites the graph before it runs it.
 RUNTIME_LEVELS: Mapping[str, onnxruntime.GraphOptimizationLevel] = {
@@ -102,7 +102,7 @@ def check_parity(
     original: nn.Module,
     folded: nn.Module,
     model: bytes,
-    dataset: FashionMNIST,
+    dataset: Dataset,
     *,
     algebra: Mapping[str, float | None],
     oracle: NDArray[np.float64] | None = None,
@@ -240,4 +240,4 @@ def _logits(network: nn.Module, batches: Iterable[torch.Tensor], dtype: torch.dt
 
 
 def _chunks(images: NDArray[np.uint8]) -> Iterator[torch.Tensor]:
-    return iter(torch.split(torch.as_tensor(images), ROWS))
+    return iter(torch.split(as_tensor(images), rows_at_once(images, ROWS)))

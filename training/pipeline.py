@@ -6,8 +6,8 @@ them together with a run folder before and the artifact after.
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from foldserve.format.image import first_format_recipe
 
 from . import golden, model_file
 from .config import Recipe
-from .dataset import CLASS_NAMES, PIXEL_SCALE, FashionMNIST, scale_pixels
-from .errors import GateError
+from .dataset import PIXEL_SCALE, Dataset, scale_pixels
+from .errors import ConfigError, GateError
 from .fit import EpochRecord, History, Snapshot, evaluate, fit
 from .fold import fold, fold_input
 from .fold.report import Report
@@ -45,14 +45,18 @@ class Trained:
         weights: the same as tensors, with every set of statistics.
         history: one record for each epoch.
         test_accuracy: kind of statistics -> share of right answers on the test images.
+        val_accuracy: the same on the images held out; empty where there are none.
+        epoch: whose weights they are, counted from 1.
         device: `cpu` or `cuda`.
         seconds: wall clock of training and statistics.
     """
 
-    network: nn.Sequential
+    network: nn.Module
     weights: Weights
     history: History
     test_accuracy: Mapping[str, float]
+    val_accuracy: Mapping[str, float]
+    epoch: int
     device: str
     seconds: float
 
@@ -76,7 +80,7 @@ class Package:
 
 def train(
     recipe: Recipe,
-    dataset: FashionMNIST,
+    dataset: Dataset,
     device: torch.device,
     on_epoch: Callable[[EpochRecord], None] | None = None,
     *,
@@ -84,17 +88,21 @@ def train(
     on_snapshot: Callable[[Snapshot], None] | None = None,
     on_step: Callable[[int], None] | None = None,
     compiles: bool = False,
+    initial: Mapping[str, torch.Tensor] | None = None,
 ) -> Trained:
     """Return the network that `recipe` makes of `dataset`, with running and with population statistics.
 
-    `resumed`, `on_snapshot`, `on_step` and `compiles` are those of `fit`.
+    `resumed`, `on_snapshot`, `on_step` and `compiles` are those of `fit`; `initial` are entries of the state dict to
+    start from, the others are drawn by the seed.
 
     Raises:
         DivergenceError: the loss was NaN or infinite.
         ConfigError: recipe and data do not fit together.
     """
     start = time.perf_counter()
-    network = build(recipe)
+    network = build(recipe, dataset.interface)
+    network.load_state_dict(dict(initial or {}), strict=False)
+    kept = KeptEpoch(recipe, None if resumed is None else resumed.best, on_snapshot)
     history = fit(
         network,
         dataset,
@@ -102,28 +110,79 @@ def train(
         device,
         on_epoch,
         resumed=resumed,
-        on_snapshot=on_snapshot,
+        on_snapshot=kept.on_snapshot,
         on_step=on_step,
         compiles=compiles,
     )
-    statistics, accuracy = {}, {}
-    if recipe.norm == "none":
-        accuracy["none"] = history.last.test_accuracy
-    else:
-        statistics["running"], accuracy["running"] = buffers_of(network), history.last.test_accuracy
-        data = dataset.on(device)
-        population_statistics(network, data.train_images, mirrored=recipe.augment == "mirror")
-        statistics["population"] = buffers_of(network)
-        accuracy["population"] = evaluate(network, data.test_images, data.test_labels)
-    weights = Weights(recipe=recipe, parameters=parameters_of(network), statistics=statistics)
+    if kept.best is not None:
+        network.load_state_dict(kept.best)
+    data = dataset.on(device)
+    statistics: dict[str, Mapping[str, torch.Tensor]] = {}
+    accuracy, val_accuracy = {}, {}
+    for kind in ("none",) if recipe.norm == "none" else ("running", "population"):
+        if kind == "population":
+            population_statistics(network, data.train_images, mirrored=recipe.augment == "mirror")
+        if kind != "none":
+            statistics[kind] = buffers_of(network)
+        measured = None if kind == "population" else history.last.test_accuracy
+        accuracy[kind] = evaluate(network, data.test_images, data.test_labels) if measured is None else measured
+        if data.val_images is not None and data.val_labels is not None:
+            val_accuracy[kind] = evaluate(network, data.val_images, data.val_labels)
+    weights = Weights(
+        recipe=recipe, parameters=parameters_of(network), statistics=statistics, interface=dataset.interface
+    )
     return Trained(
         network=weights.network(recipe.statistics),
         weights=weights,
         history=history,
         test_accuracy=accuracy,
+        val_accuracy=val_accuracy,
+        epoch=kept_epoch(recipe, history.epochs),
         device=device.type,
         seconds=time.perf_counter() - start + (0.0 if resumed is None else resumed.seconds),
     )
+
+
+class KeptEpoch:
+    """Keeps the weights of the best epoch, where the recipe says so, and hands each snapshot on with them.
+
+    Args:
+        recipe: says which epoch counts.
+        best: state dict of the best epoch so far, of a training that is resumed.
+        on_snapshot: gets each snapshot.
+
+    Raises:
+        ConfigError: the best epoch is wanted, and nothing is held out to judge it by.
+    """
+
+    def __init__(
+        self, recipe: Recipe, best: Mapping[str, Any] | None, on_snapshot: Callable[[Snapshot], None] | None
+    ) -> None:
+        self.recipe = recipe
+        self.best = best
+        self.hand_on = on_snapshot
+
+    def on_snapshot(self, snapshot: Snapshot) -> None:
+        """Keep a copy of the weights when the last epoch is the best one."""
+        if self.recipe.keep == "best":
+            if kept_epoch(self.recipe, snapshot.epochs) == len(snapshot.epochs):
+                self.best = {name: tensor.detach().cpu().clone() for name, tensor in snapshot.model.items()}
+            snapshot = replace(snapshot, best=self.best)
+        if self.hand_on is not None:
+            self.hand_on(snapshot)
+
+
+def kept_epoch(recipe: Recipe, epochs: Sequence[EpochRecord]) -> int:
+    """Return the epoch whose weights count: the last, or the best by the images held out, the later of equal ones.
+
+    Raises:
+        ConfigError: the best one is wanted, and nothing was held out.
+    """
+    if recipe.keep == "last":
+        return epochs[-1].epoch
+    if epochs[-1].val_accuracy is None:
+        raise ConfigError("--keep best: no images are held out to judge an epoch by; give --val FOLDER or --val 0.1")
+    return max(epochs, key=lambda record: (record.val_accuracy or 0.0, record.epoch)).epoch
 
 
 def fold_network(network: nn.Module, images: NDArray[np.uint8]) -> tuple[nn.Module, Report]:
@@ -142,7 +201,7 @@ def fold_network(network: nn.Module, images: NDArray[np.uint8]) -> tuple[nn.Modu
 
 
 def package(
-    trained: Trained, dataset: FashionMNIST, *, revision: str, environment: Mapping[str, Any], created: datetime
+    trained: Trained, dataset: Dataset, *, revision: str, environment: Mapping[str, Any], created: datetime
 ) -> Package:
     """Return the folded, exported and verified form of `trained`.
 
@@ -158,7 +217,7 @@ def package(
     manifest = {
         "created": f"{created:%Y-%m-%dT%H:%M:%SZ}",
         "golden": golden_answers(oracle, model, dataset).as_dict(),
-        "accuracy": accuracy_of(trained, parity),
+        "accuracy": accuracy_of(trained, parity) | held_out_accuracy(model, dataset),
         "parity": parity.as_dict(),
         "fold": report.as_dict(),
         "training": training_of(trained, len(dataset.train_labels)),
@@ -167,34 +226,40 @@ def package(
     return Package(model=model, manifest=manifest, report=report, parity=parity)
 
 
-def check_worth(parity: Parity, labels: NDArray[np.int64], min_accuracy: float | None, run: Path) -> None:
+def check_worth(manifest: Mapping[str, Any], dataset: Dataset, min_accuracy: float | None, run: Path) -> None:
     """Raise GateError when the served network is not good enough to go live.
 
+    It is judged by the images held out, by the test images where there are none.
+
     Args:
-        parity: of the served form.
-        labels: (N,) of the test images.
+        manifest: of the version.
+        dataset: that it was trained on.
         min_accuracy: the least share of right answers; by default three standard deviations of a share of N above what
-            always naming the most frequent class gives.
+            always naming the most frequent class gives, or all N where that is more.
         run: the run's folder, for the message.
     """
-    accuracy = parity.served.correct / parity.images
+    part = "test" if dataset.val_labels is None else "val"
+    labels = dataset.test_labels if dataset.val_labels is None else dataset.val_labels
+    accuracy = manifest["accuracy"][part]
     share = float(np.bincount(labels).max() / len(labels))
-    least = share + 3 * math.sqrt(share * (1 - share) / len(labels)) if min_accuracy is None else min_accuracy
+    least = min(1.0, share + 3 * math.sqrt(share * (1 - share) / len(labels)))
+    why = f", since naming one class always gives {share:.4f}" if min_accuracy is None else ""
+    least = least if min_accuracy is None else min_accuracy
     if accuracy < least:
-        why = f", since naming one class always gives {share:.4f}" if min_accuracy is None else ""
+        name = "test" if part == "test" else "validation"
         raise GateError(
-            f"test accuracy {accuracy:.4f}: expected at least {least:.4f}{why}; nothing is published. Train it on with "
-            f"--resume {run} --epochs N, or publish it with --resume {run} --min-accuracy 0"
+            f"{name} accuracy {accuracy:.4f}: expected at least {least:.4f}{why}; nothing is published. Train it on "
+            f"with --resume {run} --epochs N, or publish it with --resume {run} --min-accuracy 0"
         )
 
 
-def describe(recipe: Recipe, dataset: FashionMNIST, revision: str) -> dict[str, str]:
+def describe(recipe: Recipe, dataset: Dataset, revision: str) -> dict[str, str]:
     """Return the graph's metadata: what is known of the model wherever it is exported."""
     channels, height, width = dataset.test_images.shape[1:]
     image = first_format_recipe(height, width, channels, input=model_file.INPUT_NAME)
     hyperparameters = recipe.as_dict()
     return metadata.describe(
-        labels=CLASS_NAMES,
+        labels=dataset.class_names,
         image=image,
         seed=hyperparameters.pop("seed"),
         statistics=hyperparameters.pop("statistics"),
@@ -209,7 +274,7 @@ def algebra_of(report: Report) -> dict[str, float | None]:
     return {site.path or site.node: site.proof_error for site in report.folded}
 
 
-def golden_answers(oracle: NDArray[np.float64], model: bytes, dataset: FashionMNIST) -> Golden:
+def golden_answers(oracle: NDArray[np.float64], model: bytes, dataset: Dataset) -> Golden:
     """Return what goes into the manifest's `golden`, after seeing that `model` gives these answers here.
 
     Args:
@@ -220,7 +285,8 @@ def golden_answers(oracle: NDArray[np.float64], model: bytes, dataset: FashionMN
     Raises:
         VerifyError: it does not, or too few examples are clear.
     """
-    rows = golden.choose(dataset.test_labels, oracle)
+    most = golden.MOST_BYTES // math.prod(dataset.test_images.shape[1:])
+    rows = golden.choose(dataset.test_labels, oracle, max(1, min(golden.ROWS, most)))
     images = np.ascontiguousarray(dataset.test_images[rows])
     known = Golden({model_file.INPUT_NAME: images}, golden.expected_outputs(oracle[rows]), golden.TOLERANCE)
     golden.check(known, run_model(model, images))
@@ -235,9 +301,17 @@ def accuracy_of(trained: Trained, parity: Parity) -> dict[str, Any]:
         "images": parity.images,
         "statistics": trained.weights.recipe.statistics,
         "test_by_statistics": dict(trained.test_accuracy),
-        "train": trained.history.last.train_accuracy,
-        "train_loss": trained.history.last.loss,
+        "train": trained.history.epochs[trained.epoch - 1].train_accuracy,
+        "train_loss": trained.history.epochs[trained.epoch - 1].loss,
     }
+
+
+def held_out_accuracy(model: bytes, dataset: Dataset) -> dict[str, Any]:
+    """Return the manifest's entries on the images held out, of the served form; nothing where there are none."""
+    if dataset.val_images is None:
+        return {}
+    predicted = run_model(model, dataset.val_images)["class_id"][:, 0]
+    return {"val": float((predicted == dataset.val_labels).mean()), "val_images": len(predicted)}
 
 
 def training_of(trained: Trained, train_images: int) -> dict[str, Any]:

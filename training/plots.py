@@ -32,9 +32,10 @@ def curves_png(epochs: Sequence[EpochRecord]) -> bytes:
     loss.plot(numbers, [record.loss for record in epochs], marker="o", markersize=3)
     loss.set(xlabel="epoch", ylabel="train loss", ylim=(0, None))
     accuracy.plot(numbers, [record.train_accuracy for record in epochs], marker="o", markersize=3, label="train")
-    accuracy.plot(
-        numbers, [record.test_accuracy for record in epochs], marker="o", markersize=3, label="test, running statistics"
-    )
+    for part in ("test", "val"):
+        values = [getattr(record, f"{part}_accuracy") for record in epochs]
+        if None not in values:
+            accuracy.plot(numbers, values, marker="o", markersize=3, label=f"{part}, running statistics")
     accuracy.set(xlabel="epoch", ylabel="accuracy", ylim=(None, 1))
     accuracy.legend(loc="lower right")
     for axes in (loss, accuracy):

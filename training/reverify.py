@@ -19,7 +19,7 @@ from foldserve.format.golden import read_golden
 from foldserve.format.manifest import MANIFEST_FILE, MODEL_FILE
 
 from . import artifact, golden, model_file
-from .dataset import FashionMNIST
+from .dataset import Dataset
 from .errors import ArtifactError, ExportError, TrainingError, VerifyError
 from .parity import RUNTIME_LEVELS, TOLERANCE, check_parity, run_model
 from .pipeline import PROOF_ROWS, algebra_of, fold_network
@@ -79,7 +79,7 @@ def version_folder(path: Path) -> Path:
 
 def reverify(
     path: Path,
-    load_dataset: Callable[[], FashionMNIST],
+    load_dataset: Callable[[], Dataset],
     weights: Path | None = None,
     on_check: Callable[[Check], None] = lambda _: None,
 ) -> list[Check]:
@@ -129,7 +129,7 @@ def _parsed(model: bytes) -> onnx.ModelProto:
     return graph
 
 
-def _dataset_for(version: Version, load_dataset: Callable[[], FashionMNIST]) -> tuple[FashionMNIST | None, str | None]:
+def _dataset_for(version: Version, load_dataset: Callable[[], Dataset]) -> tuple[Dataset | None, str | None]:
     """Return the data that the model was made from, or None and why it is missing."""
     try:
         dataset = load_dataset()
@@ -158,7 +158,7 @@ def _check_golden(version: Version) -> str:
     return f"{len(images)} images, off by {worst:.1e} of the largest value, limit {golden.TOLERANCE['cpu']:.0e}"
 
 
-def _check_accuracy(version: Version, dataset: FashionMNIST | None) -> str:
+def _check_accuracy(version: Version, dataset: Dataset | None) -> str:
     assert dataset is not None
     outputs = run_model(version.model, dataset.test_images)
     logits = outputs["logits"].astype(np.float64)
@@ -173,7 +173,7 @@ def _check_accuracy(version: Version, dataset: FashionMNIST | None) -> str:
     return f"{correct} of {len(logits)} test images, as the manifest says"
 
 
-def _check_chain(version: Version, dataset: FashionMNIST | None, path: Path | None) -> str:
+def _check_chain(version: Version, dataset: Dataset | None, path: Path | None) -> str:
     assert dataset is not None
     assert path is not None
     weights = read_weights(path)

@@ -11,7 +11,7 @@ import io
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
@@ -218,7 +218,8 @@ class RunFolder:
 
 def _csv(records: Sequence[EpochRecord], *, with_header: bool) -> str:
     text = io.StringIO(newline="")
-    rows = csv.DictWriter(text, [field.name for field in fields(EpochRecord)])
+    measured = [name for name, value in records[0].as_dict().items() if value is not None]
+    rows = csv.DictWriter(text, measured, extrasaction="ignore")
     if with_header:
         rows.writeheader()
     rows.writerows(record.as_dict() for record in records)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from .checkpoint import read_checkpoint, write_checkpoint
-from .dataset import FashionMNIST
+from .dataset import Dataset
 from .device import resolve_device
 from .errors import CheckpointError, ConfigError, DivergenceError, Interrupted
 from .fit import Snapshot
@@ -80,7 +80,7 @@ def start(path: Path | None, config: RunConfig, device: torch.device) -> Session
 
 def resume(
     path: Path,
-    dataset: FashionMNIST,
+    dataset: Dataset,
     device: str | None = None,
     *,
     epochs: int | None = None,

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from .batchnorm import BatchNorm, BatchNormLayer, norm_tensors
-from .dataset import scale_pixels
+from .dataset import rows_at_once, scale_pixels
 from .errors import ConfigError
+
+ROWS = 500  # of 28 x 28 pixels in one forward pass
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Moments:
 
 
 def population_statistics(
-    model: nn.Module, images: Tensor, *, mirrored: bool = False, batch_size: int = 500
+    model: nn.Module, images: Tensor, *, mirrored: bool = False, batch_size: int | None = None
 ) -> dict[str, Moments]:
     """Replace every norm's running statistics by those of all `images`, and return the moments by the norm's name.
 
@@ -70,10 +72,11 @@ def population_statistics(
 
     Args:
         model: with `nn.BatchNorm` or hand-written norms that keep statistics, each used once.
-        images: (N, 1, 28, 28) uint8 on the model's device: the training set.
+        images: (N, C, H, W) uint8 on the model's device: the training set.
         mirrored: whether the mirror image of each counts too, as in a training that mirrors: a norm must serve with
             the moments of what the weights were trained on.
-        batch_size: images of one forward pass; it bounds memory and changes the result only by rounding.
+        batch_size: images of one forward pass, by default as many as suit their size; it bounds memory and changes the
+            result only by rounding.
 
     Raises:
         ConfigError: no norm, one that keeps no statistics, one used twice, or a statistic that is not finite.
@@ -81,9 +84,10 @@ def population_statistics(
     Source: Ioffe and Szegedy 2015, algorithm 2, lines 8 to 11; Wu and Johnson 2021 (arXiv:2105.07576), section 3.
     """
     twin = copy.deepcopy(model).eval()
+    rows = batch_size or rows_at_once(images, ROWS)
     moments = {}
     for name, norm in _norms_in_order(twin, images[:1]).items():
-        moments[name] = _moments_at(twin, norm, images, mirrored, batch_size)
+        moments[name] = _moments_at(twin, norm, images, mirrored, rows)
         _check_finite(name, moments[name])
         _store(norm, moments[name])
     norms = _norms_of(model)

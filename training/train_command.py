@@ -15,7 +15,7 @@ from . import plots, provenance
 from .artifact import check_publishable, publish
 from .card import model_card
 from .config import CHOICES, PRESETS, Recipe
-from .dataset import CLASS_NAMES, FashionMNIST, load
+from .dataset import CLASS_NAMES, Dataset, load
 from .device import resolve_device
 from .errors import ConfigError
 from .events import Events, require_tensorboard
@@ -41,6 +41,7 @@ HELP = {
     "augment": "mirror: half of each epoch's images",
     "variance": "which one hand-written norms average: unbiased as PyTorch, biased as the book (unbiased)",
     "statistics": "which are exported (population)",
+    "keep": "whose weights are exported: the last epoch's, or those of the best one by the images held out (last)",
 }
 
 
@@ -53,6 +54,9 @@ def add_parser(subparsers: Any) -> None:
     )
     recipe = parser.add_argument_group("recipe (what is left out comes from the preset)")
     recipe.add_argument("--preset", choices=sorted(PRESETS), help="a named set of good values (book)")
+    recipe.add_argument(
+        "--network", help="lenet-bn, mlp, resnet-small, or package.module:factory for a network of your own (lenet-bn)"
+    )
     recipe.add_argument("--epochs", type=int, help="passes over the training set; with --resume: train on to this one")
     recipe.add_argument("--lr", type=float, dest="learning_rate", help="step size; the largest one of a schedule")
     recipe.add_argument("--batch-size", type=int, help="rows of a step")
@@ -100,7 +104,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _train_and_publish(
     session: Session,
-    dataset: FashionMNIST,
+    dataset: Dataset,
     arguments: argparse.Namespace,
     revision: str,
     environment: Mapping[str, Any],
@@ -127,15 +131,13 @@ def _train_and_publish(
         packaged = package(trained, dataset, revision=revision, environment=environment, created=datetime.now(UTC))
         print(f"\n{packaged.report.table()}\n\n{packaged.parity.table()}\n")
         card = _write_pictures(session, trained, packaged, revision, dataset)
-        check_worth(packaged.parity, dataset.test_labels, config.min_accuracy, run.path)
+        check_worth(packaged.manifest, dataset, config.min_accuracy, run.path)
         folder = publish(Path(config.models_dir), config.name, packaged.model, packaged.manifest)
         run.write(CARD_NAME, card.encode())  # the run is finished: resumed once more, it would publish once more
     print(f"published {folder} ({len(packaged.model):,} bytes); weights {weights}")
 
 
-def _session(
-    arguments: argparse.Namespace, revision: str, environment: Mapping[str, Any]
-) -> tuple[Session, FashionMNIST]:
+def _session(arguments: argparse.Namespace, revision: str, environment: Mapping[str, Any]) -> tuple[Session, Dataset]:
     """Return the session that the flags describe, new or resumed, and its data."""
     if arguments.resume is not None:
         _refuse_with_resume(arguments)
@@ -167,7 +169,7 @@ def _session(
 
 
 def _refuse_with_resume(arguments: argparse.Namespace) -> None:
-    recipe = [field.name for field in dataclasses.fields(Recipe) if field.name != "epochs"]
+    recipe = [field.name for field in dataclasses.fields(Recipe) if field.name not in ("epochs", "init")]
     for option in ("name", "models_dir", "out", "compile", *recipe):
         if getattr(arguments, option) is not None:
             flag = "--lr" if option == "learning_rate" else f"--{option.replace('_', '-')}"
@@ -176,7 +178,7 @@ def _refuse_with_resume(arguments: argparse.Namespace) -> None:
 
 def recipe_of(arguments: argparse.Namespace) -> Recipe:
     """Return the recipe that the flags and the preset make."""
-    options = {field.name for field in dataclasses.fields(Recipe)} - {"preset"}
+    options = {field.name for field in dataclasses.fields(Recipe)} - {"preset", "init"}
     return Recipe.from_preset(arguments.preset or "book", **{option: getattr(arguments, option) for option in options})
 
 
@@ -194,14 +196,14 @@ def _on_epoch(run: RunFolder, events: Events | None, progress: Progress, record:
     )
 
 
-def _write_pictures(session: Session, trained: Trained, packaged: Package, revision: str, dataset: FashionMNIST) -> str:
+def _write_pictures(session: Session, trained: Trained, packaged: Package, revision: str, dataset: Dataset) -> str:
     """Leave the pictures beside the weights and return the model card."""
     run, config = session.run, session.config
     predicted = run_model(packaged.model, dataset.test_images)["class_id"][:, 0]
-    counts = plots.confusion(dataset.test_labels, predicted, len(CLASS_NAMES))
+    counts = plots.confusion(dataset.test_labels, predicted, len(dataset.class_names))
     run.write("curves.png", plots.curves_png(trained.history.epochs))
-    run.write("confusion.png", plots.confusion_png(counts, CLASS_NAMES))
-    return model_card(config.name, config.recipe.as_dict(), packaged.manifest, revision, counts, CLASS_NAMES)
+    run.write("confusion.png", plots.confusion_png(counts, dataset.class_names))
+    return model_card(config.name, config.recipe.as_dict(), packaged.manifest, revision, counts, dataset)
 
 
 def _accuracies(trained: Trained) -> str:

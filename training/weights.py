@@ -5,14 +5,16 @@ A run leaves it beside its figures; `verify --weights`, `inspect` and the studie
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .config import Recipe
+from .dataset import Interface
 from .errors import CheckpointError, TrainingError
 from .model import build
 
@@ -31,13 +33,15 @@ class Weights:
         recipe: what made it.
         parameters: state-dict name -> learned values.
         statistics: `running` and, where there are norms, `population` -> state-dict name -> buffer.
+        interface: images and classes that the network is for.
     """
 
     recipe: Recipe
     parameters: Mapping[str, Tensor]
     statistics: Mapping[str, Mapping[str, Tensor]]
+    interface: Interface = field(default_factory=Interface)
 
-    def network(self, statistics: str) -> nn.Sequential:
+    def network(self, statistics: str) -> nn.Module:
         """Return the unfolded network in eval mode on the CPU, serving with `statistics`.
 
         Raises:
@@ -45,7 +49,7 @@ class Weights:
         """
         if statistics != "none" and statistics not in self.statistics:
             raise CheckpointError(f"the weights hold statistics {sorted(self.statistics)}, not {statistics!r}")
-        network = build(self.recipe)
+        network = build(self.recipe, self.interface)
         try:
             network.load_state_dict({**self.parameters, **self.statistics.get(statistics, {})})
         except RuntimeError as err:
@@ -58,7 +62,8 @@ def weights_to_bytes(weights: Weights) -> bytes:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.parameters.items()}
     for kind, buffers in weights.statistics.items():
         tensors |= {f"{kind}/{name}": buffer.detach().cpu().contiguous() for name, buffer in buffers.items()}
-    header = {MANIFEST_KEY: json.dumps({"format": 1, "recipe": weights.recipe.as_dict()}, sort_keys=True)}
+    entry = {"format": 1, "recipe": weights.recipe.as_dict(), "interface": asdict(weights.interface)}
+    header = {MANIFEST_KEY: json.dumps(entry, sort_keys=True)}
     return safetensors.torch.save(tensors, header)
 
 
@@ -72,7 +77,8 @@ def read_weights(path: Path) -> Weights:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping, only keys()
-        recipe = Recipe(**json.loads(header[MANIFEST_KEY])["recipe"])
+        entry = json.loads(header[MANIFEST_KEY])
+        recipe, interface = Recipe(**entry["recipe"]), _interface(entry.get("interface"))
     except (OSError, SafetensorError) as err:
         raise CheckpointError(f"{path} cannot be read as safetensors ({err}); expected a run's {WEIGHTS_NAME}") from err
     except (KeyError, TypeError, ValueError, TrainingError) as err:
@@ -85,7 +91,16 @@ def read_weights(path: Path) -> Weights:
         recipe=recipe,
         parameters={name: tensor for name, tensor in tensors.items() if "/" not in name},
         statistics={kind: buffers for kind, buffers in statistics.items() if buffers},
+        interface=interface,
     )
+
+
+def _interface(stated: Mapping[str, Any] | None) -> Interface:
+    """Return what the file states; before it did, every network was for Fashion-MNIST."""
+    if stated is None:
+        return Interface()
+    channels, height, width = (int(size) for size in stated["image_shape"])
+    return Interface((channels, height, width), int(stated["classes"]))
 
 
 def buffers_of(network: nn.Module) -> dict[str, Tensor]:

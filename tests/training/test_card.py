@@ -3,6 +3,10 @@
 import numpy as np
 
 from foldserve.training.card import model_card
+from foldserve.training.dataset import Dataset
+
+EMPTY = (np.zeros((0, 3, 8, 8), np.uint8), np.zeros(0, np.int64))
+DATA = Dataset(*EMPTY, *EMPTY, source="a folder", class_names=("bag", "boot", "coat"))
 
 MANIFEST = {
     "accuracy": {
@@ -23,7 +27,7 @@ MANIFEST = {
 def test_the_figures_are_those_of_the_manifest() -> None:
     """Accuracy as served, by statistics, and the agreement of the served form stand in the card."""
     counts = np.array([[3, 1, 0], [0, 6, 0], [2, 0, 0]])
-    card = model_card("lenet-bn", {"epochs": 10}, MANIFEST, "abc+dirty", counts, ["bag", "boot", "coat"])
+    card = model_card("lenet-bn", {"epochs": 10}, MANIFEST, "abc+dirty", counts, DATA)
     assert "0.7500 (9 of 12), with population statistics" in card
     assert "With running statistics: 0.5000" in card
     assert "the same class on 12 of 12 images, logits off by 2.0e-07" in card
