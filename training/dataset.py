@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from foldserve.format.image import ImageRecipe, first_format_recipe
+
 from .errors import DatasetError
 from .sources import DEBIAN_FOLDER, DIGESTS, TORCHVISION_FOLDER, DebianArchive, Folder, Mirrors, Source
 
@@ -64,6 +66,7 @@ class Dataset:
         class_names: index = class id.
         val_images: likewise; what is chosen during a training is chosen by them. None: nothing is held out.
         val_labels: likewise.
+        image: how a picture becomes an image; None: as format 1 has it, laid into the image on black.
     """
 
     train_images: NDArray[np.uint8]
@@ -75,6 +78,13 @@ class Dataset:
     class_names: tuple[str, ...] = field(kw_only=True)
     val_images: NDArray[np.uint8] | None = field(default=None, kw_only=True)
     val_labels: NDArray[np.int64] | None = field(default=None, kw_only=True)
+    image: ImageRecipe | None = field(default=None, kw_only=True)
+
+    @property
+    def picture(self) -> ImageRecipe:
+        """How a picture becomes an image, for training and service alike."""
+        channels, height, width = self.interface.image_shape
+        return self.image or first_format_recipe(height, width, channels)
 
     @property
     def interface(self) -> Interface:

@@ -6,11 +6,13 @@ It builds modules from a recipe; it neither trains nor loads them. Names of laye
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
 from torch import nn
 
+from .batchnorm import BatchNormLayer
 from .config import Recipe
 from .dataset import Interface
 from .errors import ConfigError
@@ -50,6 +52,13 @@ def build(recipe: Recipe, interface: Interface | None = None) -> nn.Module:
         if recipe.network == "resnet-small":
             return resnet_small(interface.image_shape, interface.classes, norm=recipe.norm, variance=recipe.variance)
         return own_network(recipe.network, interface)
+
+
+def with_norms_of(recipe: Recipe, network: nn.Module) -> Recipe:
+    """Return `recipe` saying whether `network`, made by a factory, has norms; it cannot know before."""
+    if any(isinstance(module, BatchNormLayer) for module in network.modules()):
+        return recipe
+    return replace(recipe, norm="none", statistics="none")
 
 
 def lenet(

@@ -19,7 +19,6 @@ from torch import nn
 
 from foldserve.format import metadata
 from foldserve.format.golden import Golden
-from foldserve.format.image import first_format_recipe
 
 from . import golden, model_file
 from .config import Recipe
@@ -255,12 +254,10 @@ def check_worth(manifest: Mapping[str, Any], dataset: Dataset, min_accuracy: flo
 
 def describe(recipe: Recipe, dataset: Dataset, revision: str) -> dict[str, str]:
     """Return the graph's metadata: what is known of the model wherever it is exported."""
-    channels, height, width = dataset.test_images.shape[1:]
-    image = first_format_recipe(height, width, channels, input=model_file.INPUT_NAME)
     hyperparameters = recipe.as_dict()
     return metadata.describe(
         labels=dataset.class_names,
-        image=image,
+        image=dataset.picture,
         seed=hyperparameters.pop("seed"),
         statistics=hyperparameters.pop("statistics"),
         recipe=hyperparameters,

@@ -37,6 +37,7 @@ class RunConfig:
         models_dir: where it will publish, an absolute path.
         min_accuracy: below which it publishes nothing; None for the rule of `pipeline.check_worth`.
         recipe: what it follows.
+        init: path of the weights that it starts from; empty: drawn by the seed.
         device: `cpu` or `cuda`.
         compiled: whether its full batches go through PyTorch's compiler; it rounds otherwise, so a run keeps to it.
         data_source: of the data, in words.
@@ -49,6 +50,7 @@ class RunConfig:
     models_dir: str
     min_accuracy: float | None
     recipe: Recipe
+    init: str = ""
     device: str
     compiled: bool
     data_source: str

@@ -11,18 +11,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from . import plots, provenance
 from .artifact import check_publishable, publish
 from .card import model_card
-from .config import CHOICES, PRESETS, Recipe
+from .config import CHOICES, NETWORKS, PRESETS, Recipe
 from .dataset import CLASS_NAMES, Dataset, load
 from .device import resolve_device
 from .errors import ConfigError
 from .events import Events, require_tensorboard
 from .fit import EpochRecord, check_batches
+from .initial import read_initial
+from .model import build, with_norms_of
 from .parity import run_model
-from .pipeline import Package, Trained, check_worth, package, train
+from .pipeline import PROOF_ROWS, Package, Trained, check_worth, package, train
 from .progress import Progress
+from .rehearsal import rehearse
 from .run_folder import CARD_NAME, RunConfig, RunFolder
 from .session import Session, resume, start
 
@@ -58,6 +63,12 @@ def add_parser(subparsers: Any) -> None:
         "--network", help="lenet-bn, mlp, resnet-small, or package.module:factory for a network of your own (lenet-bn)"
     )
     recipe.add_argument("--epochs", type=int, help="passes over the training set; with --resume: train on to this one")
+    recipe.add_argument(
+        "--init",
+        default="",
+        metavar="FILE",
+        help="weights to start from, such as a run's model.safetensors; the number of classes may differ",
+    )
     recipe.add_argument("--lr", type=float, dest="learning_rate", help="step size; the largest one of a schedule")
     recipe.add_argument("--batch-size", type=int, help="rows of a step")
     recipe.add_argument("--seed", type=int, help="of initial weights and order of rows")
@@ -125,6 +136,7 @@ def _train_and_publish(
             on_snapshot=session.save,
             on_step=progress.step,
             compiles=config.compiled,
+            initial=_initial(session, dataset),
         )
         weights = run.write_weights(trained.weights)
         print(_accuracies(trained))
@@ -152,12 +164,13 @@ def _session(arguments: argparse.Namespace, revision: str, environment: Mapping[
     recipe = recipe_of(arguments)
     device = resolve_device(arguments.device or "auto")
     dataset = load(arguments.data_dir)
-    check_batches(len(dataset.train_labels), recipe)
+    recipe = _checked(recipe, dataset, arguments.init)
     config = RunConfig(
         name=name,
         models_dir=str(models_dir.absolute()),
         min_accuracy=arguments.min_accuracy,
         recipe=recipe,
+        init=str(Path(arguments.init).absolute()) if arguments.init else "",
         device=device.type,
         compiled=bool(arguments.compile),
         data_source=dataset.source,
@@ -168,16 +181,52 @@ def _session(arguments: argparse.Namespace, revision: str, environment: Mapping[
     return start(arguments.out, config, device), dataset
 
 
+def _checked(recipe: Recipe, dataset: Dataset, init: str) -> Recipe:
+    """Return the recipe for these data, completed by what only the network and the initial weights can tell.
+
+    Raises:
+        ConfigError: they do not fit together.
+    """
+    check_batches(len(dataset.train_labels), recipe)
+    if recipe.keep == "best" and dataset.val_labels is None:
+        raise ConfigError("--keep best: no images are held out to judge an epoch by; give --val FOLDER or --val 0.1")
+    network = build(recipe, dataset.interface)
+    if recipe.is_own_network:
+        rehearse(recipe.network, network, dataset.interface, dataset.train_images[:PROOF_ROWS])
+        recipe = with_norms_of(recipe, network)
+    return dataclasses.replace(recipe, init=read_initial(Path(init), network).digest) if init else recipe
+
+
+def _initial(session: Session, dataset: Dataset) -> Mapping[str, Tensor] | None:
+    """Return the weights that the run starts from, None where the seed or a checkpoint gives them."""
+    config = session.config
+    if not config.init or session.resumed:
+        return None
+    initial = read_initial(Path(config.init), build(config.recipe, dataset.interface))
+    if initial.digest != config.recipe.init:
+        raise ConfigError(f"--init {config.init}: the file has changed since the run was started; start a new run")
+    print(initial)
+    return initial.tensors
+
+
 def _refuse_with_resume(arguments: argparse.Namespace) -> None:
     recipe = [field.name for field in dataclasses.fields(Recipe) if field.name not in ("epochs", "init")]
-    for option in ("name", "models_dir", "out", "compile", *recipe):
-        if getattr(arguments, option) is not None:
+    for option in ("name", "models_dir", "out", "compile", "init", *recipe):
+        if getattr(arguments, option) not in (None, ""):
             flag = "--lr" if option == "learning_rate" else f"--{option.replace('_', '-')}"
             raise ConfigError(f"{flag} with --resume: a run continues with the flags of its start; leave {flag} out")
 
 
 def recipe_of(arguments: argparse.Namespace) -> Recipe:
-    """Return the recipe that the flags and the preset make."""
+    """Return the recipe that the flags and the preset make.
+
+    Raises:
+        ConfigError: a value is not allowed, or a flag does not belong to the network.
+    """
+    network = arguments.network or "lenet-bn"
+    for flag, networks in (("pool", ("lenet-bn",)), ("norm", NETWORKS), ("variance", NETWORKS)):
+        if getattr(arguments, flag) is not None and network not in networks:
+            raise ConfigError(f"--{flag} with --network {network}: the network says it; leave --{flag} out")
     options = {field.name for field in dataclasses.fields(Recipe)} - {"preset", "init"}
     return Recipe.from_preset(arguments.preset or "book", **{option: getattr(arguments, option) for option in options})
 
@@ -188,9 +237,11 @@ def _on_epoch(run: RunFolder, events: Events | None, progress: Progress, record:
         events.append(record)
     progress.close()
     width = len(str(progress.epochs))
+    held_out = record.test_accuracy is None
+    judged = f"val {record.val_accuracy:.4f}" if held_out else f"test {record.test_accuracy:.4f}"
     print(
         f"epoch {record.epoch:>{width}}/{progress.epochs}  loss {record.loss:.4f}  "
-        f"train {record.train_accuracy:.4f}  test {record.test_accuracy:.4f}  "
+        f"train {record.train_accuracy:.4f}  {judged}  "
         f"{record.examples_per_second:,.0f} examples/s  {record.wall_examples_per_second:,.0f} by the wall clock",
         flush=True,
     )
@@ -208,8 +259,10 @@ def _write_pictures(session: Session, trained: Trained, packaged: Package, revis
 
 def _accuracies(trained: Trained) -> str:
     exported = trained.weights.recipe.statistics
-    lines = [
-        f"test accuracy {STATISTICS_TEXT[kind]} {accuracy:.4f}" + ("  <- exported" if kind == exported else "")
-        for kind, accuracy in trained.test_accuracy.items()
-    ]
+    keeps_best = trained.weights.recipe.keep == "best"
+    lines = [f"weights of epoch {trained.epoch}, the best by the images held out"] if keeps_best else []
+    for kind, accuracy in trained.test_accuracy.items():
+        val = f", on the images held out {trained.val_accuracy[kind]:.4f}" if trained.val_accuracy else ""
+        chosen = "  <- exported" if kind == exported else ""
+        lines.append(f"test accuracy {STATISTICS_TEXT[kind]} {accuracy:.4f}{val}{chosen}")
     return "\n".join(lines)

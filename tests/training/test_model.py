@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from foldserve.training.batchnorm import BatchNorm
+from foldserve.training.batchnorm import BatchNorm, BatchNormLayer
 from foldserve.training.config import Recipe
 from foldserve.training.conversion import from_torch
+from foldserve.training.dataset import Interface
 from foldserve.training.errors import ConfigError
 from foldserve.training.model import build, count_parameters, lenet, lenet_plain, mlp
+from foldserve.training.resnet import ResidualBlock
 
 
 @pytest.mark.parametrize("pool", ["avg", "max"])
@@ -100,3 +102,48 @@ def test_the_biased_variance_reaches_every_hand_written_norm():
     for variance, expected in (("biased", False), ("unbiased", True)):
         model = build(Recipe(norm="scratch", variance=variance, statistics="running"))
         assert [layer.unbiased for layer in model if isinstance(layer, BatchNorm)] == [expected] * 4
+
+
+@pytest.mark.parametrize("network", ["lenet-bn", "mlp", "resnet-small"])
+@pytest.mark.parametrize("norm", ["torch", "scratch", "none"])
+def test_networks_are_for_images_and_classes_of_any_number(network, norm):
+    """Three channels, sides that no pooling divides, and five classes: one logit for each class and image."""
+    recipe = Recipe(network=network, norm=norm, statistics="none" if norm == "none" else "population")
+    model = build(recipe, Interface((3, 33, 47), 5))
+    assert model(torch.rand(2, 3, 33, 47)).shape == (2, 5)
+    norms = [module for module in model.modules() if isinstance(module, BatchNormLayer)]
+    assert bool(norms) == (norm != "none")
+
+
+def test_the_books_network_is_the_same_whether_its_images_are_named_or_not():
+    """Names and bits of the state dict for 1 x 28 x 28 and ten classes do not depend on how they were asked for."""
+    named, plain = build(Recipe(seed=4), Interface((1, 28, 28), 10)).state_dict(), build(Recipe(seed=4)).state_dict()
+    assert list(named) == list(plain)
+    assert all(torch.equal(named[name], plain[name]) for name in plain)
+
+
+def test_images_too_small_for_two_poolings_are_refused():
+    """15 pixels leave nothing after the second pooling, 16 leave one; the message names what helps."""
+    assert build(Recipe(), Interface((1, 16, 16), 2))(torch.rand(2, 1, 16, 16)).shape == (2, 2)
+    with pytest.raises(ConfigError, match="--size"):
+        build(Recipe(), Interface((1, 28, 15), 2))
+
+
+def test_the_small_residual_network_is_the_paper_s():
+    """Its blocks agree with one written out in PyTorch's functions, in evaluation mode with filled statistics."""
+    torch.manual_seed(3)
+    block = ResidualBlock(4, 6, 2, "torch", "unbiased")
+    for norm in block.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.running_mean.uniform_(-1, 1)
+            norm.running_var.uniform_(0.5, 2)
+    x, block = torch.rand(2, 4, 9, 9), block.eval()
+
+    def convolved(x, part, stride, padding):
+        norm = part.norm
+        y = torch.nn.functional.conv2d(x, part.conv.weight, None, stride, padding)
+        return torch.nn.functional.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+
+    inner = convolved(x, block.first, 2, 1).clamp(min=0)
+    expected = (convolved(inner, block.second, 1, 1) + convolved(x, block.past, 2, 0)).clamp(min=0)
+    torch.testing.assert_close(block(x), expected)

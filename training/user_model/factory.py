@@ -4,7 +4,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,7 @@ def call_factory(spec: str, arguments: Mapping[str, Any]) -> "nn.Module":
     """
     from torch import nn
 
-    factory = _found(spec)
+    factory = find_factory(spec)
     try:
         model = factory(**arguments)
     except Exception as err:  # the user's code, whatever it raises
@@ -58,7 +58,12 @@ def call_factory(spec: str, arguments: Mapping[str, Any]) -> "nn.Module":
     return model
 
 
-def _found(spec: str) -> Any:
+def find_factory(spec: str) -> Callable[..., Any]:
+    """Return the callable that `package.module:factory` names; its module is imported.
+
+    Raises:
+        ConfigError: the module cannot be imported, or has no such callable.
+    """
     module_name, _, factory_name = spec.partition(":")
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:
@@ -74,7 +79,8 @@ def _found(spec: str) -> Any:
     factory = getattr(module, factory_name, None)
     if not callable(factory):
         raise ConfigError(f"module {module_name!r} has no callable {factory_name!r}; expected a function or class")
-    return factory
+    found: Callable[..., Any] = factory
+    return found
 
 
 def _failure(spec: str, arguments: Mapping[str, Any], err: Exception) -> str:

@@ -45,6 +45,15 @@ def load_weights(model: nn.Module, path: Path) -> tuple[str, ...]:
     return (*notes, *prefix_notes, *_casts(tensors, expected))
 
 
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file by name, as they stand there.
+
+    Raises:
+        ConfigError: the file is missing or unreadable, or holds no state dict.
+    """
+    return _state_dict_in(_read(path), path)[0]
+
+
 def _read(path: Path) -> Any:
     if not path.is_file():
         raise ConfigError(f"{path} is not a file; expected weights as safetensors, .pt or .pth")
