@@ -159,7 +159,7 @@ def scope_of(method: str, path: str) -> str:
     models.
     """
     is_reading = method in ("GET", "HEAD", "OPTIONS")
-    if path.startswith(("/v2/health/", "/static/")) or path in ("/", "/docs", "/openapi.json"):
+    if path.startswith(("/v2/health/", "/static/")) or path in ("/", "/ping", "/docs", "/openapi.json"):
         return OPEN if is_reading else INFER
     if path.startswith("/v2/repository"):
         return READ if is_reading or (method == "POST" and path == "/v2/repository/index") else ADMIN

@@ -27,6 +27,8 @@ from .access_middleware import AccessMiddleware
 from .bodies import decoder
 from .bodies.budget import BodyBudget
 from .bodies.work_queue import WorkQueue
+from .compat.torchserve import router as torchserve_router
+from .compat.v1 import router as v1_router
 from .cores import available_cores
 from .error_answers import ErrorLog
 from .errors import InvalidInput, MethodNotAllowed, ProviderUnavailable, ServiceError, nothing_served
@@ -124,6 +126,8 @@ def create_app(
     app.include_router(router)
     app.include_router(v2_router)
     app.include_router(repository_router)
+    app.include_router(v1_router)
+    app.include_router(torchserve_router)
     app.mount("/static", _WholeFiles(directory=STATIC), name="static")
     app.add_middleware(AccessMiddleware, access=app.state.access)
     app.add_middleware(  # added last, so outermost

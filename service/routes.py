@@ -1,42 +1,29 @@
 """Every route, each a few lines: HTTP in, HTTP out.
 
-Bodies are read by `predict_body` and answers written by `answers`; the parts that do the work (registry, metrics,
-settings) are given to the application by `create_app` and stand on its state.
+What `/predict` does with a body stands in `asking`; the parts that do the work (registry, metrics, settings) are given
+to the application by `create_app` and stand on its state.
 """
 
-import asyncio
 import re
-import time
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, RedirectResponse, Response
 
-from foldserve.format.image import ImageRecipe
 from foldserve.format.task import CLASSIFY, MULTILABEL
 
 from . import schemas
+from .asking import ask
 from .bodies.answers import predictions_json
-from .bodies.budget import BodyBudget, Share
-from .bodies.instances import Images
-from .bodies.limits import QUICK_BYTES, Limits
-from .bodies.predict_body import EMPTY_BODY, expected_pixels, holds_files, is_quick, media_type, read_images
-from .bodies.receive import receive_body
-from .bodies.work_queue import WorkQueue
-from .errors import InvalidInput, UnsupportedMediaType, clip
-from .inference import answer, count, served_model
+from .errors import InvalidInput, clip
+from .inference import served_model
 from .live.model import Model
 from .metrics import Metrics
 from .openapi import PREDICT, PREDICT_DESCRIPTION
-from .predict_rows import read_rows
-from .request_context import RequestContext
 from .schemas import error_responses
-from .settings import Settings
 from .tensors import Array
 from .v2.metadata import EXTENSIONS
-
-QUICK_ROWS = 512  # written as JSON within a millisecond or two; more of them in a thread
 
 _QUERY = ("model", "version", "label", "top")
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
@@ -65,20 +52,12 @@ router = APIRouter()
 )
 async def predict(request: Request) -> Response:
     """Answer for each picture or row in the body, in the form of the model's task."""
-    context: RequestContext = request.state.context
     model, top = _chosen(request)
-    deadline = context.deadline()
-    budget: BodyBudget = request.app.state.body_budget
-    with budget.hold(context.caller.address or "") as share, model.in_use():
-        inputs = await _read_inputs(request, model, share, deadline)
-        result = await answer(request.app.state.registry, model, inputs, deadline, context)
-    arguments = (model.name, model.version, model.task, model.class_names, result.outputs, top)
-    if len(next(iter(inputs.values()))) <= QUICK_ROWS:
-        body = predictions_json(*arguments)
-    else:
-        body = await asyncio.to_thread(predictions_json, *arguments)
-    count(model, result, context)
-    return Response(body, media_type="application/json")
+
+    def write(outputs: Mapping[str, Array]) -> bytes:
+        return predictions_json(model.name, model.version, model.task, model.class_names, outputs, top)
+
+    return await ask(request, model, write)
 
 
 @router.get("/v2", tags=["service"], summary="Name, version and models", responses=error_responses(500))
@@ -175,58 +154,3 @@ def _served(model: Model) -> schemas.ServedModel:
         specialised=engine.rewrite is not None,
         fallback=engine.device.fallback_reason,
     )
-
-
-async def _read_inputs(request: Request, model: Model, share: Share, deadline: float) -> dict[str, Array]:
-    """Return the inputs in the body by name; what would hold up the event loop is read in a thread."""
-    settings: Settings = request.app.state.settings
-    content_type = request.headers.get("content-type")
-    if content_type is not None:
-        media_type(content_type)  # refused before its body is received
-    body = await _read_body(request, share)
-    if content_type is None and not body:
-        raise InvalidInput(EMPTY_BODY)
-    limits = Limits(settings.max_rows, settings.max_image_pixels, settings.max_image_scans)
-    if model.image is not None:
-        return {model.image.input: await _read_images(request, body, model.image, limits, deadline)}
-    context: RequestContext = request.state.context
-    specs, columns = model.engine.inputs, model.task.columns
-    return await context.parse(read_rows, body, content_type, specs, columns, limits, is_quick=len(body) <= QUICK_BYTES)
-
-
-async def _read_images(request: Request, body: bytes, spec: ImageRecipe, limits: Limits, deadline: float) -> Images:
-    """Return the images of a body; files are admitted as work, since to decode one can take seconds."""
-    content_type = request.headers.get("content-type")
-    kind = media_type(content_type)
-    context: RequestContext = request.state.context
-    is_quickly_read = is_quick(body, kind)
-    if is_quickly_read or (kind == "application/json" and not holds_files(body)):
-        return await context.parse(read_images, body, content_type, spec, limits, is_quick=is_quickly_read)
-    decoding: WorkQueue = request.app.state.decoding
-    started, leaving = time.perf_counter(), asyncio.create_task(_client_leaves(request))
-    try:
-        return await decoding.run(
-            lambda job: read_images(body, content_type, spec, replace(limits, beat=job.beat)),
-            pixels=expected_pixels(body, kind),
-            size=len(body),
-            deadline=deadline,
-            is_gone=leaving.done,
-        )
-    finally:
-        leaving.cancel()
-        context.stages["decode"] = time.perf_counter() - started
-
-
-async def _client_leaves(request: Request) -> None:
-    """Wait until the client of a request, whose whole body was received, has gone."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _read_body(request: Request, share: Share) -> bytes:
-    """Return the whole body, which must not be compressed."""
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
-        message = f"Content-Encoding: {clip(encoding)!r}, expected none: send the body as it is"
-        raise UnsupportedMediaType(message, "identity")
-    return await receive_body(request, share, request.app.state.settings.max_body_bytes)

@@ -111,7 +111,8 @@ def test_the_routes_are_exactly_these(document):
         "POST /v2/repository/index", "GET /v2/repository/models/{model}", "POST /v2/repository/models/{model}/load",
         "POST /v2/repository/models/{model}/unload", "POST /v2/repository/models/{model}/promote",
         "POST /v2/repository/models/{model}/rollback", "POST /v2/repository/models/{model}/shadow",
-        "DELETE /v2/repository/models/{model}/shadow",
+        "DELETE /v2/repository/models/{model}/shadow", "POST /v1/models/{model}:predict", "GET /v1/models",
+        "GET /v1/models/{model}", "POST /predictions/{model}", "GET /ping",
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from foldserve.service import routes
+from foldserve.service import asking
 from foldserve.service.app import create_app
 from foldserve.service.bodies.predict_body import read_images
 from foldserve.service.settings import Settings
@@ -275,7 +275,7 @@ def test_a_large_file_is_decoded_off_the_event_loop(service, monkeypatch):
         threads.append(threading.current_thread().name)
         return read_images(*arguments)
 
-    monkeypatch.setattr(routes, "read_images", spy)
+    monkeypatch.setattr(asking, "read_images", spy)
     noise = np.random.default_rng(0).integers(0, 256, (600, 600), dtype=np.uint8)
     for body in (png(noise), png(artifacts.images(1)[0, 0])):
         assert service.post("/predict", content=body, headers={"Content-Type": "image/png"}).status_code == 200

@@ -60,9 +60,9 @@ def running(models: Path, **changes: object) -> Iterator[Operator]:
     keys.write_text(line)
     # On a machine that has other things to do nothing is refused as late, and no watchdog ends the tests' own process.
     unhurried = {"default_deadline_ms": 300_000, "hang_seconds": 0}
-    settings = {"state_dir": models.parent / "state", "poll_seconds": 0, **unhurried, **changes}
+    defaults = {"state_dir": models.parent / "state", "poll_seconds": 0, "closed_scopes": (), **unhurried}
     app = create_app(
-        Settings(models_dir=models, provider="cpu", buckets=(1, 4), keys_file=keys, closed_scopes=(), **settings)
+        Settings(models_dir=models, provider="cpu", buckets=(1, 4), keys_file=keys, **{**defaults, **changes})
     )
     with serve(app) as url, Operator(base_url=url, headers={"X-API-Key": key}, timeout=300) as operator:
         operator.app = app
