@@ -114,6 +114,7 @@ def create_app(
         settings.max_decode_bytes,
         settings.max_decode_pixels,
         lambda reason: metrics.refused_decodings.labels(reason).inc(),
+        prepare=decoder.load,
     )
     app.state.body_budget = BodyBudget(settings.max_buffered_bytes)
     shared = workers.folder if workers is not None else None

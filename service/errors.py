@@ -247,6 +247,11 @@ def nothing_served(place: str) -> NotFound:
     return NotFound(f"nothing is served at {place}; /docs lists what is")
 
 
+def ended_before() -> NotReady:
+    """Return the error for a request that still runs when the time to drain is over."""
+    return NotReady("the service ended before this was answered; ask again")
+
+
 def clip(value: object) -> str:
     """Return what a client sent, short enough to stand in a message."""
     text = str(value)

@@ -4,6 +4,7 @@ A plain ASGI callable rather than Starlette's `BaseHTTPMiddleware`, which costs 
 error of the application ends here, expected or not, and gets its answer from `error_answers`.
 """
 
+import asyncio
 import logging
 import time
 
@@ -11,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .error_answers import ErrorAnswer, ErrorLog, error_answer
+from .errors import ended_before
 from .metrics import Metrics
 from .request_context import RequestContext
 
@@ -63,6 +65,9 @@ class RequestMiddleware:
             await self.app(scope, receive, send_with_headers)
         except ClientDisconnect:
             logger.debug("client went away", extra={"request_id": context.request_id})
+        except asyncio.CancelledError:  # the time to drain is over
+            if not status:
+                await _send_error(error_answer(ended_before(), context.request_id), send_with_headers)
         except Exception as err:
             self.error_log.note(err, context.request_id, scope["path"])
             if not status:

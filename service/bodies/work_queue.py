@@ -19,8 +19,9 @@ from ..errors import DeadlineExceeded, NotReady, Overloaded
 T = TypeVar("T")
 
 _SAFE_SHARE = 0.7  # of the time that is left may be promised, as for batches
-_WEIGHT = 0.2  # of the newest measurement
 _FIRST_SECONDS = 20e-9  # a pixel, before any was measured
+_PIXELS_OF_A_JOB = 65_536  # that take as long as what every job does, whatever its size
+_REMEMBERED_PIXELS = 200_000_000  # measured before that count half
 
 
 class Job:
@@ -82,18 +83,27 @@ class WorkQueue:
         max_bytes: of all jobs that wait; more are refused.
         max_pixels: of all jobs that run; a job with more runs alone.
         refused: called with the reason of each refusal.
+        prepare: called in each thread before its first job, whose time it is no part of.
     """
 
-    def __init__(self, threads: int, max_bytes: int, max_pixels: int, refused: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        threads: int,
+        max_bytes: int,
+        max_pixels: int,
+        refused: Callable[[str], None],
+        prepare: Callable[[], None] | None = None,
+    ) -> None:
         self._thread_count = threads
         self._max_bytes = max_bytes
         self._max_pixels = max_pixels
         self._refused = refused
+        self._prepare = prepare
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
         self._condition = threading.Condition()
         self._threads: list[threading.Thread] = []
-        self._pixel_seconds = _FIRST_SECONDS
+        self._measured = _Speed()
         self._is_closed = False
 
     async def run(
@@ -155,9 +165,9 @@ class WorkQueue:
         if waiting and held + job.size > self._max_bytes:
             self._refused("queue_full")
             raise Overloaded(f"pictures: {held} bytes wait to be decoded, at most {self._max_bytes} may: try again")
-        ahead = sum(other.pixels for other in (*waiting, *self._running))
+        ahead = sum(self._measured.seconds(other.pixels) for other in (*waiting, *self._running))
         free = len(self._running) + len(waiting) < self._thread_count
-        expected = 0.0 if free else self._pixel_seconds * (ahead / self._thread_count + job.pixels)
+        expected = 0.0 if free else ahead / self._thread_count + self._measured.seconds(job.pixels)
         left = job.deadline - time.perf_counter()
         if expected > left * _SAFE_SHARE or left <= 0:
             self._refused("deadline_ahead")
@@ -190,17 +200,19 @@ class WorkQueue:
                 self._condition.wait()
 
     def _work(self) -> None:
+        if self._prepare is not None:
+            self._prepare()
         while (job := self._next()) is not None:
             started, result, error = time.perf_counter(), None, None
             try:
                 result = job.work(job)
             except BaseException as err:
                 error = err
-            seconds = (time.perf_counter() - started) / job.pixels
+            seconds = time.perf_counter() - started
             with self._condition:
                 self._running.remove(job)
                 if error is None:
-                    self._pixel_seconds += _WEIGHT * (seconds - self._pixel_seconds)
+                    self._measured.add(job.pixels, seconds)
                 self._condition.notify_all()
             self._tell(job, result, error)
 
@@ -208,3 +220,22 @@ class WorkQueue:
     def _tell(job: Job, result: Any, error: BaseException | None) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             job.loop.call_soon_threadsafe(job.settle, result, error)
+
+
+class _Speed:
+    """How long jobs take, from those that were measured, each counted by its pixels: small ones say little of large."""
+
+    def __init__(self) -> None:
+        self._pixels = float(_REMEMBERED_PIXELS) / 100
+        self._seconds = self._pixels * _FIRST_SECONDS
+
+    def add(self, pixels: int, seconds: float) -> None:
+        """Take a measurement."""
+        self._pixels += pixels + _PIXELS_OF_A_JOB
+        self._seconds += seconds
+        if self._pixels > _REMEMBERED_PIXELS:
+            self._pixels, self._seconds = self._pixels / 2, self._seconds / 2
+
+    def seconds(self, pixels: int) -> float:
+        """Return what a job of so many pixels is expected to take."""
+        return self._seconds / self._pixels * (pixels + _PIXELS_OF_A_JOB)

@@ -15,7 +15,7 @@ from ..batching.request import BatchAnswer
 from ..bodies.budget import Share, gave_way
 from ..bodies.predict_body import expected_pixels
 from ..bodies.work_queue import WorkQueue
-from ..errors import ServiceError
+from ..errors import ServiceError, ended_before
 from ..transport.asgi import Server
 from ..transport.connection import GUARD, Connection
 from ..transport.deadlines import Phase
@@ -253,9 +253,9 @@ async def _answer_slowly(exchange: Exchange, body: bytes, decoding: WorkQueue | 
                 await _read_slowly(exchange, body, decoding)
             started = time.perf_counter()
             answer = await model.batcher.infer(exchange.inputs, deadline=exchange.deadline)
-    except ServiceError as err:
+    except (ServiceError, asyncio.CancelledError) as err:
         if not exchange.is_over:
-            exchange.failed(err)
+            exchange.failed(err if isinstance(err, ServiceError) else ended_before())
         return
     batch = BatchAnswer(answer.outputs, exchange.rows, started + answer.queue_seconds, answer.infer_seconds)
     exchange.receiver.receive((exchange,), (0,), batch)

@@ -12,6 +12,7 @@ import pytest
 
 from foldserve.service.app import create_app
 from foldserve.service.bodies import images
+from foldserve.service.errors import InvalidInput
 from foldserve.service.settings import Settings
 from tests.support.live import serve
 from tests.support.predict_bodies import b64, form, png
@@ -76,3 +77,32 @@ def test_a_deadline_holds_while_pictures_wait_for_a_decoder(service, door):
     assert service.http.post("/predict", content=body, headers=headers).status_code == 200
     refused = [line for line in service.http.get("/metrics").text.splitlines() if "refused_decodings_total{" in line]
     assert sum(float(line.split()[-1]) for line in refused) == 1
+
+
+def test_requests_that_the_end_cuts_off_are_told_so(fashion, monkeypatch):
+    """On the lane and at the application: 503 as `{"error": ...}` once the time to drain is over."""
+    ended, held = threading.Event(), threading.Semaphore(0)
+
+    def stuck(data, spec, budget, place="image"):
+        held.release()
+        ended.wait(60)
+        raise InvalidInput("it was given up long ago")
+
+    monkeypatch.setattr(images, "decode_image", stuck)
+    app = create_app(Settings(models_dir=fashion, provider="cpu", buckets=(1, 8), canary_seconds=0, decode_threads=5))
+    answers: list[httpx.Response] = []
+
+    def ask(url: str, body: bytes, headers: dict[str, str]) -> None:
+        answers.append(httpx.post(f"{url}/predict", content=body, headers=headers, timeout=60))
+
+    with serve(app, drain_seconds=1) as url:
+        askers = [threading.Thread(target=ask, args=(url, *door)) for door in DOORS.values()]
+        for asker in askers:
+            asker.start()
+        assert all(held.acquire(timeout=60) for _ in DOORS)
+    ended.set()
+    for asker in askers:
+        asker.join()
+    assert [answer.status_code for answer in answers] == [503] * len(DOORS)
+    assert all("ended before" in answer.json()["error"] for answer in answers)
+    assert all("retry-after" in answer.headers for answer in answers)

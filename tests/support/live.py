@@ -26,10 +26,16 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def serve(app: FastAPI) -> Iterator[str]:
+def serve(app: FastAPI, drain_seconds: int = 5) -> Iterator[str]:
     """Serve `app` as `python -m service` does; gives the base URL, drains at the end."""
     config = uvicorn.Config(
-        app, loop="uvloop", http=PROTOCOL, ws="none", lifespan="on", log_config=None, timeout_graceful_shutdown=5
+        app,
+        loop="uvloop",
+        http=PROTOCOL,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        timeout_graceful_shutdown=drain_seconds,
     )
     server = _Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -76,6 +76,51 @@ def test_what_would_be_late_is_refused_at_once(queue):
     asyncio.run(scenario())
 
 
+def test_small_jobs_say_little_of_large_ones(queue):
+    """What each job costs whatever its size is not taken for the price of its pixels."""
+
+    async def scenario() -> None:
+        for _ in range(20):
+            await run(queue, lambda job: time.sleep(0.002), pixels=100)
+        first = await hold(queue)
+        large = run(queue, lambda job: "large", pixels=50_000_000, seconds=5)
+        await asyncio.sleep(0)
+        queue.gate.set()
+        assert [await first, await large] == ["done", "large"]
+        assert not queue.reasons
+
+    asyncio.run(scenario())
+
+
+def test_what_is_measured_counts(queue):
+    """Once jobs have taken ten times as long as expected, one that could have been ready is refused."""
+
+    async def scenario() -> None:
+        for _ in range(3):
+            await run(queue, lambda job: time.sleep(0.1), pixels=200_000)
+        first = await hold(queue, pixels=200_000)
+        with pytest.raises(Overloaded):
+            await run(queue, queue.wait, pixels=10_000_000, seconds=1)
+        queue.gate.set()
+        await first
+
+    asyncio.run(scenario())
+
+
+def test_a_thread_is_made_ready_before_its_first_job():
+    """What has to be imported first is not measured as the job's own time."""
+    calls: list[str] = []
+
+    async def scenario() -> None:
+        prepared = WorkQueue(1, 1_000, 1_000, lambda reason: None, prepare=lambda: calls.append("prepare"))
+        for _ in range(2):
+            await run(SimpleNamespace(queue=prepared), lambda job: calls.append("job"))
+        prepared.close()
+
+    asyncio.run(scenario())
+    assert calls == ["prepare", "job", "job"]
+
+
 def test_bytes_that_wait_are_bounded(queue):
     """One request of any size may wait; together they keep to the limit."""
 
