@@ -12,12 +12,15 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .errors import FormatError
 from .image import CHOICES, ImageRecipe, read_recipe
 
 NAMED_SETS: dict[str, dict[str, tuple[float, ...]]] = {
     "imagenet": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
-    "inception": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+    "half": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
     "clip": {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)},
 }
 IMAGENET = {"resize": 256, "crop": 224, "mean": "imagenet", "std": "imagenet"}  # what most classifiers were tested with
@@ -36,6 +39,27 @@ class Normalisation:
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     scale: float = 1 / 255
+
+    def factors(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return what pixels are multiplied by and what is added then, float64, one number or one for each channel."""
+        mean, std = np.array(self.mean, np.float64), np.array(self.std, np.float64)
+        return self.scale / std, -mean / std
+
+    def apply(self, pixels: NDArray[np.uint8], channel_axis: int) -> NDArray[np.float64]:
+        """Return pixels as the network takes them, in float64; channels lie along `channel_axis`."""
+        shape = [1] * pixels.ndim
+        shape[channel_axis] = -1
+        factor, shift = (numbers.reshape(shape) for numbers in self.factors())
+        return pixels * factor + shift
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the network takes pixels as they are."""
+        return self.scale == 1 and set(self.mean) == {0.0} and set(self.std) == {1.0}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return {"mean": list(self.mean), "std": list(self.std), "scale": self.scale}
 
 
 def read_image_options(text: str) -> dict[str, Any]:
@@ -182,7 +206,7 @@ def _colour(key: str, value: Any) -> tuple[int, ...]:
 
 def _numbers(key: str, value: Any) -> tuple[float, ...]:
     """Return the numbers of a list, of one number, or of text with `x` or `/` between them."""
-    if key in ("mean", "std") and value in NAMED_SETS:
+    if key in ("mean", "std") and isinstance(value, str) and value in NAMED_SETS:
         return NAMED_SETS[value][key]
     parts = value.replace("x", "/").split("/") if isinstance(value, str) else value
     parts = parts if isinstance(parts, list | tuple) else [parts]

@@ -1,0 +1,1 @@
+"""From a network of one's own to a proven version: where its parts come from, and what is made of them."""
