@@ -1,8 +1,20 @@
-"""`python -m training`: the same as `foldserve`, in a checkout."""
+"""`python -m foldserve.training`: the same as `foldserve`, and what torchrun starts; `train` may be left out there.
+
+torchrun --nproc-per-node 2 -m foldserve.training --preset best
+"""
 
 import sys
 
 from foldserve.command import main
 
+from .ranks import ranks_of
+
+
+def words(given: list[str]) -> list[str]:
+    """Return the words of the command line, with `train` before flags alone where torchrun started the process."""
+    is_launched = ranks_of().world_size > 1
+    return ["train", *given] if is_launched and (not given or given[0].startswith("-")) else given
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(words(sys.argv[1:])))

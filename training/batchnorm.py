@@ -7,6 +7,8 @@ Source: Ioffe and Szegedy 2015 (arXiv:1502.03167), algorithms 1 and 2.
 """
 
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -65,15 +67,63 @@ def batch_norm(
         return _normalised_by(x, moving_mean, moving_var, gamma, beta, eps)
     if x.numel() == 0:
         return _of_nothing(x, gamma, beta)
-    values = x.reshape(x.shape[0], x.shape[1], -1)  # (N, C, positions)
+    is_tracked = training and moving_mean is not None and moving_var is not None
+    return normalised_by_batch(
+        x,
+        _batch_moments,
+        gamma=gamma,
+        beta=beta,
+        moving_mean=moving_mean if is_tracked else None,
+        moving_var=moving_var if is_tracked else None,
+        eps=eps,
+        momentum=momentum,
+        unbiased=unbiased,
+        moving_gap=moving_gap,
+    )
+
+
+@dataclass(frozen=True)
+class BatchMoments:
+    """What a norm needs of a batch (N, C, positions).
+
+    Attributes:
+        mean: (C,).
+        centred: the values minus their mean, (N, C, positions).
+        variance: (C,), biased.
+        count: of the values of a channel; where ranks share a batch, of all ranks, in a tensor.
+    """
+
+    mean: Tensor
+    centred: Tensor
+    variance: Tensor
+    count: int | Tensor
+
+
+def normalised_by_batch(
+    x: Tensor,
+    moments: Callable[[Tensor], BatchMoments],
+    *,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    moving_mean: Tensor | None,
+    moving_var: Tensor | None,
+    eps: float,
+    momentum: float | Tensor,
+    unbiased: bool = True,
+    moving_gap: Tensor | None = None,
+) -> Tensor:
+    """Return `x` normalised by the `moments` of its values, towards which moving statistics that are given step.
+
+    The arguments are those of `batch_norm`; `moments` takes (N, C, positions), float32 or float64.
+    """
+    values = x[:, :, None] if x.ndim == 2 else x.flatten(2)  # (N, C, positions), N may be 0
     if x.dtype in HALF:
         values = values.float()  # sums of thousands of values need more than 8 or 11 bits
-    mean, centred, variance = _batch_moments(values)
-    if training and moving_mean is not None and moving_var is not None:
-        count = values.shape[0] * values.shape[2]
-        _update(moving_mean, moving_var, moving_gap, mean, variance, count, momentum, unbiased)
-    scale = torch.rsqrt(variance + eps)
-    y = centred * _per_row(scale if gamma is None else scale * gamma, values)
+    batch = moments(values)
+    if moving_mean is not None and moving_var is not None:
+        _update(moving_mean, moving_var, moving_gap, batch, momentum, unbiased)
+    scale = torch.rsqrt(batch.variance + eps)
+    y = batch.centred * _per_row(scale if gamma is None else scale * gamma, values)
     return _as(x, y if beta is None else y + _per_row(beta, values)).view(x.shape)
 
 
@@ -257,8 +307,8 @@ def _of_nothing(x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
     return _as(x, y if beta is None else y + beta[0])
 
 
-def _batch_moments(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean (C,), centred values (N, C, positions) and biased variance (C,).
+def _batch_moments(values: Tensor) -> BatchMoments:
+    """Return the moments of (N, C, positions).
 
     In two passes: E[x²] − E[x]² would cancel where the mean is large.
     """
@@ -270,7 +320,7 @@ def _batch_moments(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         )
     mean = values.mean(2).mean(0)
     centred = values - _per_row(mean, values)
-    return mean, centred, centred.square().mean(2).mean(0)
+    return BatchMoments(mean, centred, centred.square().mean(2).mean(0), rows * positions)
 
 
 def _per_row(channel: Tensor, values: Tensor) -> Tensor:
@@ -287,17 +337,15 @@ def _update(
     moving_mean: Tensor,
     moving_var: Tensor,
     moving_gap: Tensor | None,
-    mean: Tensor,
-    variance: Tensor,
-    count: int,
+    batch: BatchMoments,
     momentum: float | Tensor,
     unbiased: bool,
 ) -> None:
     """Step the moving statistics towards a batch's in place, so that captured graphs and state dicts see the step."""
     # A number stays a number: as a tensor it would be copied to the device, which a graph being captured refuses.
     gain = momentum.to(moving_mean) if isinstance(momentum, Tensor) else float(momentum)
-    mean, variance = mean.to(moving_mean.dtype), variance.to(moving_var.dtype)
-    gap = variance / (count - 1)  # unbiased minus biased variance: v·n/(n−1) − v
+    mean, variance = batch.mean.to(moving_mean.dtype), batch.variance.to(moving_var.dtype)
+    gap = variance / (batch.count - 1)  # unbiased minus biased variance: v·n/(n−1) − v
     moving_mean.lerp_(mean, gain)
     moving_var.lerp_(variance + gap if unbiased else variance, gain)
     if moving_gap is not None:

@@ -13,8 +13,9 @@ from foldserve.exit_codes import DONE, INTERRUPTED
 
 from . import train_command
 from .dataset import load
-from .errors import TrainingError, VerifyError
+from .errors import ConfigError, TrainingError, VerifyError
 from .fold import cli as fold_command
+from .ranks import ranks_of
 from .reverify import Outcome, reverify, version_folder
 from .studies import best, circles_report, compare, inspection
 
@@ -23,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return the exit code: 0, that of the error's class, or 130 after Ctrl-C."""
     arguments = _parser().parse_args(argv)
     try:
+        if ranks_of().world_size > 1 and arguments.run is not train_command.run:
+            raise ConfigError("torchrun starts train alone on several ranks; type this command without torchrun")
         arguments.run(arguments)
     except TrainingError as err:
         print(err, file=sys.stderr)

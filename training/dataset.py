@@ -223,9 +223,9 @@ def load_from(sources: Sequence[Source], digests: Mapping[str, str] = DIGESTS) -
     )
 
 
-def scale_pixels(images: torch.Tensor) -> torch.Tensor:
-    """Return uint8 images (N, C, H, W) as float32 in [0, 1], which is what the network takes."""
-    return images.to(torch.float32).div_(PIXEL_SCALE)
+def scale_pixels(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Return uint8 images (N, C, H, W) in [0, 1], as `dtype`: what the network takes."""
+    return images.to(dtype).div_(PIXEL_SCALE)
 
 
 def _parse(files: Mapping[str, bytes], label: str) -> FashionMNIST:

@@ -21,7 +21,9 @@ from .dataset import scale_pixels
 from .device import synchronize
 from .errors import DivergenceError
 from .fused import fused
+from .ranks import ALONE, Ranks
 from .schedule import learning_rate, set_learning_rate
+from .shared_norms import shared_norms
 from .worker_threads import WorkerThreads
 
 ORDER, MIRRORED = 0, 1  # what an epoch draws: each has random numbers of its own
@@ -50,12 +52,20 @@ class EpochState:
     With the augmentation `mirror` it also says of each row, by its number in the data, whether it is mirrored.
     """
 
-    def __init__(self, rows: int, steps: int, device: torch.device, *, is_mirroring: bool = False) -> None:
+    def __init__(
+        self,
+        rows: int,
+        steps: int,
+        device: torch.device,
+        *,
+        is_mirroring: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.order = torch.empty(rows, dtype=torch.int64, device=device)
         self.mirrored = torch.empty(rows, dtype=torch.bool, device=device) if is_mirroring else None
         self.row = torch.zeros((), dtype=torch.int64, device=device)  # where the next batch starts in `order`
         self.step = torch.zeros(1, dtype=torch.int64, device=device)
-        self.losses = torch.empty(steps, dtype=torch.float32, device=device)  # mean of each step
+        self.losses = torch.empty(steps, dtype=dtype, device=device)  # mean of each step
         self.correct = torch.empty(steps, dtype=torch.int64, device=device)
 
     def restart(self, seed: int, epoch: int) -> None:
@@ -73,7 +83,7 @@ class EpochState:
 
 
 class TrainingStep:
-    """One update of the weights on the next `rows` rows of the epoch.
+    """One update of the weights on the next `rows` rows of the epoch, of which each rank computes its share.
 
     It takes no argument and returns nothing, so that a CUDA graph can capture the call as it stands, one graph for each
     batch size.
@@ -87,13 +97,16 @@ class TrainingStep:
         labels: Tensor,
         state: EpochState,
         rows: int,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.forward = forward
         self.optimizer = optimizer
         self.images = images
         self.labels = labels
         self.state = state
-        self.offsets = torch.arange(rows, device=images.device)
+        self.rows = rows
+        self.ranks = ranks
+        self.offsets = torch.arange(rows, device=images.device)[ranks.share(rows)]
 
     def __call__(self) -> None:
         """Read the next rows, update the weights, note loss and right answers."""
@@ -103,16 +116,27 @@ class TrainingStep:
         images = self.images.index_select(0, picked)
         if state.mirrored is not None:
             images = mirror(images, state.mirrored.index_select(0, picked))
-        logits: Tensor = self.forward(scale_pixels(images))
-        loss = F.cross_entropy(logits, labels)
+        logits: Tensor = self.forward(scale_pixels(images, state.losses.dtype))
+        loss = self._loss(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        self._share_gradients()
         self.optimizer.step()
         with torch.no_grad():
             state.losses.index_copy_(0, state.step, loss.detach().view(1))
             state.correct.index_copy_(0, state.step, (logits.argmax(1) == labels).sum().view(1))
-            state.row.add_(len(self.offsets))
+            state.row.add_(self.rows)
             state.step.add_(1)
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean over the step's rows; on several ranks this one's part of it, which add up to the mean."""
+        if self.ranks.world_size == 1:
+            return F.cross_entropy(logits, labels)
+        return F.cross_entropy(logits, labels, reduction="sum") / self.rows
+
+    def _share_gradients(self) -> None:
+        parameters = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+        self.ranks.sum_in_place([each.grad for each in parameters if each.grad is not None])
 
 
 class EpochLoop:
@@ -126,6 +150,8 @@ class EpochLoop:
         recipe: the hyperparameters.
         captures: whether each kind of step is captured in a CUDA graph before the first epoch.
         compiles: whether full batches go through PyTorch's compiler.
+        ranks: that share every batch.
+        dtype: of the model.
     """
 
     def __init__(
@@ -138,6 +164,8 @@ class EpochLoop:
         *,
         captures: bool = False,
         compiles: bool = False,
+        ranks: Ranks = ALONE,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         full, remainder = divmod(len(labels), recipe.batch_size)
         tail = [remainder] if remainder else []
@@ -146,15 +174,18 @@ class EpochLoop:
         self.model = model
         self.optimizer = optimizer
         self.recipe = recipe
-        self.state = EpochState(len(labels), len(self.sizes), images.device, is_mirroring=recipe.augment == "mirror")
+        is_mirroring = recipe.augment == "mirror"
+        self.state = EpochState(len(labels), len(self.sizes), images.device, is_mirroring=is_mirroring, dtype=dtype)
+        self.ranks = ranks
         self.captures = captures
         # What PyTorch computes layer by layer, or compiles, keeps the threads that PyTorch shares out itself.
         threads = WorkerThreads()
-        forward = fused(model, threads) if images.device.type == "cpu" and not compiles else model
+        is_fused = images.device.type == "cpu" and not compiles and ranks.world_size == 1
+        forward = fused(model, threads) if is_fused else model
         self.threads = WorkerThreads(1) if forward is model else threads
         forwards = dict.fromkeys(self.sizes, forward) | ({recipe.batch_size: compiled(model)} if compiles else {})
         self.steps: dict[int, Callable[[], None]] = {
-            rows: TrainingStep(forwards[rows], optimizer, images, labels, self.state, rows)
+            rows: TrainingStep(forwards[rows], optimizer, images, labels, self.state, rows, ranks)
             for rows in dict.fromkeys(self.sizes)
         }
 
@@ -171,7 +202,7 @@ class EpochLoop:
         self._capture()
         synchronize(self.state.order.device)
         start = time.perf_counter()
-        with self.threads.open():
+        with self.threads.open(), shared_norms(self.model, self.ranks):
             for step, rows in enumerate(self.sizes, start=(number - 1) * len(self.sizes)):
                 rate = learning_rate(self.recipe, step, self.recipe.epochs * len(self.sizes))
                 set_learning_rate(self.optimizer, rate)
@@ -180,6 +211,8 @@ class EpochLoop:
                     on_step(rows)
         synchronize(self.state.order.device)
         seconds = time.perf_counter() - start
+        self.ranks.sum_in_place([self.state.losses])
+        self.ranks.sum_in_place([self.state.correct])
         return self._mean_loss(number), int(self.state.correct.sum()) / sum(self.sizes), seconds
 
     def _capture(self) -> None:

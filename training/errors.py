@@ -6,6 +6,7 @@
     ├── DatasetError     the data is missing, or is not Fashion-MNIST
     ├── DeviceError      the device that --device names is not there
     ├── DivergenceError  the loss became NaN or infinite
+    ├── RankError        another process of a training on several ended, or does not answer
     ├── CheckpointError  a checkpoint cannot be read, or belongs to another run
     ├── FoldError        a normalisation cannot be folded exactly
     ├── ExportError      the graph could not be written as ONNX
@@ -54,6 +55,10 @@ class DeviceError(TrainingError):
 
 class DivergenceError(TrainingError):
     """The loss became NaN or infinite."""
+
+
+class RankError(TrainingError):
+    """Another process of a training on several ended, or does not answer."""
 
 
 class CheckpointError(TrainingError):

@@ -17,6 +17,7 @@ from .dataset import Dataset, Tensors, rows_at_once, scale_pixels
 from .device import exact_convolutions, flushed_denormals
 from .epoch import EpochLoop
 from .errors import CheckpointError, ConfigError, DivergenceError
+from .ranks import ALONE, Ranks
 from .schedule import optimizer_for
 
 # 500 keep the activations of a chunk (7 MB after the first convolution) in a CPU's last-level cache; a GPU takes all.
@@ -99,6 +100,8 @@ def fit(
     captures: bool = True,
     compiles: bool = False,
     deterministic: bool = False,
+    ranks: Ranks = ALONE,
+    dtype: torch.dtype = torch.float32,
 ) -> History:
     """Train `model` in place and return one record for each epoch; the model ends on `device`, in evaluation mode.
 
@@ -117,15 +120,27 @@ def fit(
         captures: on a GPU, whether steps are captured in CUDA graphs, one for each batch size. The CPU has none.
         compiles: whether full batches go through PyTorch's compiler, which rounds otherwise.
         deterministic: on a GPU, whether kernels are those that give the same bits each time, not the fastest.
+        ranks: the processes that train together, each calling this with its own copy of everything. They share out
+            the rows of every batch and their norms see all of them, so the weights are those of one process but for
+            rounding. Steps are not captured then, and records, snapshots and weights are the same on all ranks.
+        dtype: of model and arithmetic, float32 or float64; images are scaled to it.
 
     Raises:
-        ConfigError: the last batch of an epoch would hold one row, which norms refuse.
+        ConfigError: the last batch of an epoch would hold one row, which norms refuse; or several ranks cannot train
+            the model as one process would.
+        RankError: another rank ended, or does not answer.
         CheckpointError: `resumed` does not fit the model.
         DeviceError: PyTorch cannot compile here.
         DivergenceError: a loss or a weight was NaN or infinite; the message names epoch and step.
     """
     check_batches(len(dataset.train_labels), recipe)
-    model.to(device)
+    check_ranks(recipe, ranks, compiles=compiles)
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise ConfigError(
+            "DistributedDataParallel lets each rank's norms see its own rows alone, which makes another network; give "
+            "`fit` the network itself, and `ranks`"
+        )
+    model.to(device, dtype)
     data = dataset.on(device)
     optimizer = optimizer_for(model, recipe, device)
     loop = EpochLoop(
@@ -134,8 +149,10 @@ def fit(
         data.train_images,
         data.train_labels,
         recipe,
-        captures=captures and device.type == "cuda",
+        captures=captures and device.type == "cuda" and ranks.world_size == 1,
         compiles=compiles,
+        ranks=ranks,
+        dtype=dtype,
     )
     history = History()
     start = time.perf_counter()
@@ -143,11 +160,12 @@ def fit(
         _restore(model, optimizer, resumed)
         history.epochs.extend(resumed.epochs)
         start -= resumed.seconds
+    ranks.copy_from_first([*model.parameters(), *model.buffers()])
     with flushed_denormals(), exact_convolutions(deterministic=deterministic):
         for number in range(len(history.epochs) + 1, recipe.epochs + 1):
             loss, accuracy, seconds = loop.run(number, on_step)
             rows = number * len(data.train_labels)
-            test_accuracy, val_accuracy = _judged(model, data)
+            test_accuracy, val_accuracy = _judged(model, data, ranks)
             record = EpochRecord(
                 epoch=number,
                 loss=loss,
@@ -168,11 +186,11 @@ def fit(
     return history
 
 
-def _judged(model: nn.Module, data: Tensors) -> tuple[float | None, float | None]:
+def _judged(model: nn.Module, data: Tensors, ranks: Ranks) -> tuple[float | None, float | None]:
     """Return test and validation accuracy after an epoch: the one where nothing is held out, else the other."""
     if data.val_images is None or data.val_labels is None:
-        return evaluate(model, data.test_images, data.test_labels), None
-    return None, evaluate(model, data.val_images, data.val_labels)
+        return evaluate(model, data.test_images, data.test_labels, ranks=ranks), None
+    return None, evaluate(model, data.val_images, data.val_labels, ranks=ranks)
 
 
 def _snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, history: History, seconds: float) -> Snapshot:
@@ -202,7 +220,9 @@ def _require_finite(model: nn.Module, epoch: int) -> None:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, rows: int | None = None) -> float:
+def evaluate(
+    model: nn.Module, images: Tensor, labels: Tensor, *, rows: int | None = None, ranks: Ranks = ALONE
+) -> float:
     """Return the share of `images` that `model` classifies rightly in evaluation mode; its mode is restored.
 
     Args:
@@ -210,15 +230,20 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, rows: int | No
         images: (N, C, H, W) uint8.
         labels: (N,) int64.
         rows: images of one forward pass; what suits the device by default.
+        ranks: that share the images out; all have to call this, and get the same answer.
     """
-    rows = rows or rows_at_once(images, EVALUATION_ROWS[images.device.type])
+    rows, total = rows or rows_at_once(images, EVALUATION_ROWS[images.device.type]), len(labels)
+    images, labels = images[ranks.share(total)], labels[ranks.share(total)]
+    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
     was_training = model.training
     model.eval()
     try:
         correct = torch.zeros((), dtype=torch.int64, device=images.device)
         for chunk, expected in zip(torch.split(images, rows), torch.split(labels, rows), strict=True):
-            correct += (model(scale_pixels(chunk)).argmax(1) == expected).sum()
-        return int(correct) / len(labels)
+            if len(chunk):
+                correct += (model(scale_pixels(chunk, dtype)).argmax(1) == expected).sum()
+        ranks.sum_in_place([correct])
+        return int(correct) / total
     finally:
         model.train(was_training)
 
@@ -229,4 +254,20 @@ def check_batches(rows: int, recipe: Recipe) -> None:
         raise ConfigError(
             f"--batch-size {recipe.batch_size}: {rows} rows would leave a batch of 1, which norms refuse; "
             "choose another size"
+        )
+
+
+def check_ranks(recipe: Recipe, ranks: Ranks, *, compiles: bool = False) -> None:
+    """Raise ConfigError when `ranks` cannot train as one process would."""
+    if ranks.world_size == 1:
+        return
+    if compiles:
+        raise ConfigError(
+            f"--compile on {ranks.world_size} ranks: PyTorch's compiler does not take norms that ranks share; leave "
+            "--compile out, or train in one process"
+        )
+    if recipe.batch_size < ranks.world_size:
+        raise ConfigError(
+            f"--batch-size {recipe.batch_size} on {ranks.world_size} ranks: some would have no row of any batch; "
+            "start fewer with --nproc-per-node"
         )

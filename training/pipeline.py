@@ -4,6 +4,7 @@
 them together with a run folder before and the artifact after.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,7 @@ from .fold import fold, fold_input
 from .fold.report import Report
 from .model import build, count_parameters
 from .parity import Parity, check_parity, oracle_logits, run_model
+from .ranks import ALONE, Ranks
 from .statistics import population_statistics
 from .weights import Weights, buffers_of, parameters_of
 
@@ -88,14 +90,16 @@ def train(
     on_step: Callable[[int], None] | None = None,
     compiles: bool = False,
     initial: Mapping[str, torch.Tensor] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Trained:
     """Return the network that `recipe` makes of `dataset`, with running and with population statistics.
 
-    `resumed`, `on_snapshot`, `on_step` and `compiles` are those of `fit`; `initial` are entries of the state dict to
-    start from, the others are drawn by the seed.
+    `resumed`, `on_snapshot`, `on_step`, `compiles` and `ranks` are those of `fit`; `initial` are entries of the state
+    dict to start from, the others are drawn by the seed. Of several ranks, the first one's count.
 
     Raises:
         DivergenceError: the loss was NaN or infinite.
+        RankError: another rank ended, or does not answer.
         ConfigError: recipe and data do not fit together.
     """
     start = time.perf_counter()
@@ -112,21 +116,23 @@ def train(
         on_snapshot=kept.on_snapshot,
         on_step=on_step,
         compiles=compiles,
+        ranks=ranks,
     )
     if kept.best is not None:
         network.load_state_dict(kept.best)
     data = dataset.on(device)
     statistics: dict[str, Mapping[str, torch.Tensor]] = {}
     accuracy, val_accuracy = {}, {}
+    judge = functools.partial(evaluate, network, ranks=ranks)
     for kind in ("none",) if recipe.norm == "none" else ("running", "population"):
         if kind == "population":
-            population_statistics(network, data.train_images, mirrored=recipe.augment == "mirror")
+            population_statistics(network, data.train_images, mirrored=recipe.augment == "mirror", ranks=ranks)
         if kind != "none":
             statistics[kind] = buffers_of(network)
         measured = None if kind == "population" else history.last.test_accuracy
-        accuracy[kind] = evaluate(network, data.test_images, data.test_labels) if measured is None else measured
+        accuracy[kind] = judge(data.test_images, data.test_labels) if measured is None else measured
         if data.val_images is not None and data.val_labels is not None:
-            val_accuracy[kind] = evaluate(network, data.val_images, data.val_labels)
+            val_accuracy[kind] = judge(data.val_images, data.val_labels)
     weights = Weights(
         recipe=recipe, parameters=parameters_of(network), statistics=statistics, interface=dataset.interface
     )

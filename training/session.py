@@ -16,8 +16,9 @@ import torch
 from .checkpoint import read_checkpoint, write_checkpoint
 from .dataset import Dataset
 from .device import resolve_device
-from .errors import CheckpointError, ConfigError, DivergenceError, Interrupted
-from .fit import Snapshot
+from .errors import CheckpointError, ConfigError, DivergenceError, Interrupted, RankError
+from .fit import Snapshot, check_ranks
+from .ranks import ALONE, Ranks
 from .run_folder import CONFIG_NAME, RunConfig, RunFolder
 
 
@@ -43,7 +44,7 @@ class Session:
 
     @contextmanager
     def resumable(self) -> Iterator[None]:
-        """Say how to continue, when the block is interrupted, and what is left, when it diverges.
+        """Say how to continue, when the block is interrupted or a rank is lost, and what is left, when it diverges.
 
         SIGTERM is an interruption like Ctrl-C.
         """
@@ -55,12 +56,19 @@ class Session:
             raise Interrupted(
                 f"\ninterrupted; no unfinished model was published; go on with --resume {folder}"
             ) from None
+        except RankError as err:
+            raise lost(err, self.run.path) from err
         except DivergenceError as err:
             last = self.run.checkpoint
             kept = f"{last} keeps the last good epoch" if last.exists() else "no epoch was finished"
             raise DivergenceError(f"{err}; {kept}") from err
         finally:
             signal.signal(signal.SIGTERM, before)
+
+
+def lost(err: RankError, folder: Path) -> RankError:
+    """Return `err` with the way to continue the run in `folder`."""
+    return RankError(f"{err}; go on with --resume {shlex.quote(str(folder))}, on as many ranks as there are now")
 
 
 def start(path: Path | None, config: RunConfig, device: torch.device) -> Session:
@@ -85,10 +93,12 @@ def resume(
     *,
     epochs: int | None = None,
     min_accuracy: float | None = None,
+    ranks: Ranks = ALONE,
 ) -> Session:
     """Return a session of the run in the folder `path` where its last checkpoint stands, or at its start without one.
 
-    The number of CPU threads becomes the run's: another number sums in another order.
+    The number of CPU threads becomes the run's: another number sums in another order. Ranks keep the number that they
+    were started with, and may be more or fewer than before.
 
     Args:
         path: of a run that was started.
@@ -96,6 +106,7 @@ def resume(
         device: `auto`, `cpu` or `cuda`; None for the run's own.
         epochs: train to this epoch instead of the run's own last one; a finished run trains on then.
         min_accuracy: in place of the run's own.
+        ranks: that go on with it.
 
     Raises:
         ConfigError: no run was started there, it is finished, or it has `epochs` epochs already.
@@ -111,7 +122,9 @@ def resume(
         has_checkpoint = run.checkpoint.exists()
         resumed = read_checkpoint(run.checkpoint, config.recipe, config.digests) if has_checkpoint else None
         config = _changed(config, len(resumed.epochs) if resumed else 0, epochs, min_accuracy)
-        torch.set_num_threads(int(config.environment["threads"]))
+        check_ranks(config.recipe, ranks, compiles=config.compiled)
+        if ranks.world_size == 1:
+            torch.set_num_threads(int(config.environment["threads"]))
         run.rewrite(resumed.epochs if resumed else ())
         run.write(CONFIG_NAME, config.to_bytes())
         run.unfinish()

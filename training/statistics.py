@@ -5,6 +5,7 @@ It changes mean and variance of the norms and nothing else; it does not train.
 """
 
 import copy
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from .batchnorm import BatchNorm, BatchNormLayer, norm_tensors
 from .dataset import rows_at_once, scale_pixels
 from .errors import ConfigError
+from .ranks import ALONE, Ranks
 
 ROWS = 500  # of 28 x 28 pixels in one forward pass
 
@@ -59,7 +61,12 @@ class Moments:
 
 
 def population_statistics(
-    model: nn.Module, images: Tensor, *, mirrored: bool = False, batch_size: int | None = None
+    model: nn.Module,
+    images: Tensor,
+    *,
+    mirrored: bool = False,
+    batch_size: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Moments]:
     """Replace every norm's running statistics by those of all `images`, and return the moments by the norm's name.
 
@@ -77,6 +84,7 @@ def population_statistics(
             the moments of what the weights were trained on.
         batch_size: images of one forward pass, by default as many as suit their size; it bounds memory and changes the
             result only by rounding.
+        ranks: that share the images out; each has to call this with all of them, and gets the statistics of all.
 
     Raises:
         ConfigError: no norm, one that keeps no statistics, one used twice, or a statistic that is not finite.
@@ -87,7 +95,8 @@ def population_statistics(
     rows = batch_size or rows_at_once(images, ROWS)
     moments = {}
     for name, norm in _norms_in_order(twin, images[:1]).items():
-        moments[name] = _moments_at(twin, norm, images, mirrored, rows)
+        own = _moments_at(twin, norm, images[ranks.share(len(images))], mirrored, rows)
+        moments[name] = _of_all_ranks(own, norm, ranks)
         _check_finite(name, moments[name])
         _store(norm, moments[name])
     norms = _norms_of(model)
@@ -115,7 +124,7 @@ def _norms_in_order(model: nn.Module, image: Tensor) -> dict[str, BatchNormLayer
     met: list[str] = []
     handles = [norm.register_forward_pre_hook(lambda *_, name=name: met.append(name)) for name, norm in norms.items()]
     with torch.no_grad():
-        model(scale_pixels(image))
+        model(scale_pixels(image, next(model.parameters()).dtype))
     for handle in handles:
         handle.remove()
     if sorted(met) != sorted(norms):
@@ -124,13 +133,24 @@ def _norms_in_order(model: nn.Module, image: Tensor) -> dict[str, BatchNormLayer
 
 
 @torch.no_grad()
-def _moments_at(model: nn.Module, norm: nn.Module, images: Tensor, mirrored: bool, batch_size: int) -> Moments:
+def _moments_at(model: nn.Module, norm: nn.Module, images: Tensor, mirrored: bool, batch_size: int) -> Moments | None:
     total: Moments | None = None
     for part in _inputs_of(model, norm, images, mirrored, batch_size):
         moments = Moments.of(part)
         total = moments if total is None else total.pooled(moments)
-    assert total is not None
     return total
+
+
+def _of_all_ranks(own: Moments | None, norm: BatchNormLayer, ranks: Ranks) -> Moments:
+    """Return the moments of all ranks together; `own` is None on a rank that has no image."""
+    mean = norm_tensors(norm)["mean"]
+    assert mean is not None
+    message = torch.zeros(1 + 2 * len(mean), dtype=torch.float64, device=mean.device)
+    if own is not None:
+        message = torch.cat([message.new_full((1,), own.count), own.mean, own.squares])
+    first = 1 + len(mean)
+    parts = [Moments(int(part[0]), part[1:first], part[first:]) for part in ranks.gathered(message)]
+    return functools.reduce(Moments.pooled, [part for part in parts if part.count])
 
 
 def _inputs_of(model: nn.Module, norm: nn.Module, images: Tensor, mirrored: bool, batch_size: int) -> Iterator[Tensor]:
@@ -143,10 +163,11 @@ def _inputs_of(model: nn.Module, norm: nn.Module, images: Tensor, mirrored: bool
 
     handle = norm.register_forward_pre_hook(catch)
     try:
-        for chunk in torch.split(images, batch_size):
+        dtype = next(model.parameters()).dtype
+        for chunk in torch.split(images, batch_size) if len(images) else ():
             for batch in (chunk, chunk.flip(3)) if mirrored else (chunk,):
                 try:
-                    model(scale_pixels(batch))
+                    model(scale_pixels(batch, dtype))
                 except _Reached:
                     yield caught.pop()
     finally:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import plots, provenance
@@ -19,17 +20,18 @@ from .card import model_card
 from .config import CHOICES, NETWORKS, PRESETS, Recipe
 from .dataset import CLASS_NAMES, Dataset, load
 from .device import resolve_device
-from .errors import ConfigError
+from .errors import ConfigError, DatasetError, DivergenceError, RankError
 from .events import Events, require_tensorboard
-from .fit import EpochRecord, check_batches
+from .fit import EpochRecord, Snapshot, check_batches, check_ranks
 from .initial import read_initial
 from .model import build, with_norms_of
 from .parity import run_model
 from .pipeline import PROOF_ROWS, Package, Trained, check_worth, package, train
 from .progress import Progress
+from .ranks import Ranks, launched
 from .rehearsal import rehearse
 from .run_folder import CARD_NAME, RunConfig, RunFolder
-from .session import Session, resume, start
+from .session import Session, lost, resume, start
 
 STATISTICS_TEXT = {
     "running": "with running statistics",
@@ -98,19 +100,74 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train and publish as the flags say.
+    """Train and publish as the flags say; started by torchrun, train on all its ranks, of which the first publishes.
 
     Raises:
         TrainingError: whatever can be refused is refused before a folder is made.
     """
+    with launched() as ranks:
+        if ranks.rank == 0:
+            _lead(arguments, ranks)
+        else:
+            _follow(arguments, ranks)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Order:
+    """What the first rank tells the others to train."""
+
+    recipe: Recipe
+    device: str
+    digests: Mapping[str, str]
+    resumed: Snapshot | None
+    run: Path
+
+
+def _follow(arguments: argparse.Namespace, ranks: Ranks) -> None:
+    """Train what the first rank says, and leave words and files to it."""
+    order: _Order | None = ranks.told_by_first()
+    if order is None:  # it has said why
+        return
+    try:
+        dataset = load(arguments.data_dir)
+        if dict(dataset.digests) != dict(order.digests):
+            raise DatasetError(f"rank {ranks.rank} has other data ({dataset.source}) than rank 0; give both the same")
+        device = ranks.device(torch.device(order.device))
+        train(order.recipe, dataset, device, resumed=order.resumed, ranks=ranks)
+    except RankError as err:
+        raise lost(err, order.run) from err
+    except DivergenceError:  # the first rank says it
+        return
+
+
+def _lead(arguments: argparse.Namespace, ranks: Ranks) -> None:
+    order = None
+    try:
+        session, dataset, revision, environment = _begin(arguments, ranks)
+        config = session.config
+        order = _Order(
+            recipe=config.recipe,
+            device=session.device.type,
+            digests=dict(config.digests),
+            resumed=session.resumed,
+            run=session.run.path,
+        )
+    finally:
+        ranks.told_by_first(order)
+    with contextlib.closing(session.run):
+        _train_and_publish(session, dataset, arguments, revision, environment, ranks)
+
+
+def _begin(arguments: argparse.Namespace, ranks: Ranks) -> tuple[Session, Dataset, str, Mapping[str, Any]]:
+    """Return session and data, with the revision and the machine."""
     if arguments.tensorboard:
         require_tensorboard()
     if arguments.min_accuracy is not None and not 0 <= arguments.min_accuracy <= 1:
         raise ConfigError(f"--min-accuracy {arguments.min_accuracy}: expected a number from 0 to 1")
     revision, environment = provenance.revision(), provenance.environment()
-    session, dataset = _session(arguments, revision, environment)
-    with contextlib.closing(session.run):
-        _train_and_publish(session, dataset, arguments, revision, environment)
+    if ranks.world_size > 1:
+        environment["ranks"] = ranks.world_size
+    return *_session(arguments, revision, environment, ranks), revision, environment
 
 
 def _train_and_publish(
@@ -119,24 +176,27 @@ def _train_and_publish(
     arguments: argparse.Namespace,
     revision: str,
     environment: Mapping[str, Any],
+    ranks: Ranks,
 ) -> None:
     run, config, resumed = session.run, session.config, session.resumed
     done = len(resumed.epochs) if resumed else 0
     where = f", epoch {done} done" if done else ""
-    print(f"data {dataset.source}, device {session.device.type}, run {run.path}{where}")
+    on = f"{session.device.type}, {ranks.world_size} ranks" if ranks.world_size > 1 else session.device.type
+    print(f"data {dataset.source}, device {on}, run {run.path}{where}")
     events = Events(run.path, done + 1) if arguments.tensorboard else None
     progress = Progress(len(dataset.train_labels), done, config.recipe.epochs)
     with session.resumable(), contextlib.closing(progress):
         trained = train(
             config.recipe,
             dataset,
-            session.device,
+            ranks.device(session.device),
             lambda record: _on_epoch(run, events, progress, record),
             resumed=resumed,
             on_snapshot=session.save,
             on_step=progress.step,
             compiles=config.compiled,
             initial=_initial(session, dataset),
+            ranks=ranks,
         )
         weights = run.write_weights(trained.weights)
         print(_accuracies(trained))
@@ -149,19 +209,27 @@ def _train_and_publish(
     print(f"published {folder} ({len(packaged.model):,} bytes); weights {weights}")
 
 
-def _session(arguments: argparse.Namespace, revision: str, environment: Mapping[str, Any]) -> tuple[Session, Dataset]:
+def _session(
+    arguments: argparse.Namespace, revision: str, environment: Mapping[str, Any], ranks: Ranks
+) -> tuple[Session, Dataset]:
     """Return the session that the flags describe, new or resumed, and its data."""
     if arguments.resume is not None:
         _refuse_with_resume(arguments)
         dataset = load(arguments.data_dir)
         session = resume(
-            arguments.resume, dataset, arguments.device, epochs=arguments.epochs, min_accuracy=arguments.min_accuracy
+            arguments.resume,
+            dataset,
+            arguments.device,
+            epochs=arguments.epochs,
+            min_accuracy=arguments.min_accuracy,
+            ranks=ranks,
         )
         return session, dataset
     name = "lenet-bn" if arguments.name is None else arguments.name
     models_dir = Path("models") if arguments.models_dir is None else arguments.models_dir
     check_publishable(models_dir, name, CLASS_NAMES)
     recipe = recipe_of(arguments)
+    check_ranks(recipe, ranks, compiles=bool(arguments.compile))
     device = resolve_device(arguments.device or "auto")
     dataset = load(arguments.data_dir)
     recipe = _checked(recipe, dataset, arguments.init)

@@ -35,12 +35,15 @@ def run_config(recipe: Recipe, data: FashionMNIST) -> RunConfig:
     )
 
 
+def made_up_data(rows: int) -> FashionMNIST:
+    """Return a data set of `rows` training rows and 100 test rows."""
+    return FashionMNIST(*made_up_images(rows, seed=1), *made_up_images(100, seed=2), source="made up")
+
+
 @pytest.fixture(scope="session")
 def made_up() -> FashionMNIST:
     """A data set of 352 training rows (5 batches of 64 and a tail of 32) and 100 test rows."""
-    train_images, train_labels = made_up_images(352, seed=1)
-    test_images, test_labels = made_up_images(100, seed=2)
-    return FashionMNIST(train_images, train_labels, test_images, test_labels, source="made up")
+    return made_up_data(352)
 
 
 @pytest.fixture(autouse=True)
