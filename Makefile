@@ -9,7 +9,7 @@ JOBS    ?= auto
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: bench-training bench-start bench-engine bench-peers bench-serving bench-overload bench-folding bench-endurance gates gpu-check help install demo train verify serve test lint format typecheck unit clients-test container-test protos image constraints clean
+.PHONY: bench-training bench-start bench-engine bench-peers bench-serving bench-overload bench-folding bench-endurance gates gpu-check help install demo train verify serve test lint format typecheck unit clients-test contract-test container-test protos image constraints clean
 
 help:            ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,15 @@ clients-test: install $(CLIENTS)/.installed ## the service asked by tritonclient
 $(CLIENTS)/.installed: tests/service/v2/clients/requirements.txt
 	python3 -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+CONTRACT ?= .venv-contract
+contract-test: install $(CONTRACT)/.installed ## the service asked by schemathesis all that /openapi.json allows, and more
+	CONTRACT_PYTHON=$(abspath $(CONTRACT))/bin/python $(PYTHON) -m pytest tests/contract
+
+$(CONTRACT)/.installed: tests/contract/requirements.txt
+	python3 -m venv $(CONTRACT)
+	$(CONTRACT)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 container-test: install ## build the image, start it with compose, ask it (needs a Docker engine and docker-compose)

@@ -160,9 +160,9 @@ def scope_of(method: str, path: str) -> str:
     """
     is_reading = method in ("GET", "HEAD", "OPTIONS")
     if path.startswith(("/v2/health/", "/static/")) or path in ("/", "/ping", "/docs", "/openapi.json"):
-        return OPEN if is_reading else INFER
+        return OPEN  # other methods are refused there, with those that would be taken
     if path.startswith("/v2/repository"):
-        return READ if is_reading or (method == "POST" and path == "/v2/repository/index") else ADMIN
+        return READ if is_reading or path == "/v2/repository/index" else ADMIN
     if path.rstrip("/") == "/metrics":
         return METRICS
     return READ if is_reading else INFER

@@ -18,6 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Mount
 from starlette.types import Receive, Scope, Send
 
 from foldserve import __version__
@@ -40,7 +41,7 @@ from .live.reconciler import Reconciler
 from .live.registry import Registry
 from .live.shadow import Shadows
 from .metrics import Metrics
-from .openapi import describe
+from .openapi import describe, operation_id
 from .processes.signals import reloading
 from .processes.watchdog import Watchdog
 from .processes.workers import Workers
@@ -96,7 +97,7 @@ def create_app(
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
-        generate_unique_id_function=lambda route: route.name,  # the names that generated clients will have
+        generate_unique_id_function=operation_id,
         lifespan=_lifespan,
         exception_handlers={
             HTTPException: _refuse_as_http_does,
@@ -247,10 +248,19 @@ async def _refuse_as_http_does(request: Request, err: HTTPException) -> NoReturn
     if err.status_code == 404:
         raise nothing_served(place) from err
     if err.status_code == 405:
-        allowed = (err.headers or {}).get("Allow", "GET")
-        message = f"{request.method} is not possible at {place}, expected {allowed}"
-        raise MethodNotAllowed(message, tuple(allowed.split(", "))) from err
+        allowed = _methods(request)
+        message = f"{request.method[:20]} is not possible at {place}, expected {', '.join(allowed)}"
+        raise MethodNotAllowed(message, allowed) from err
     raise InvalidInput(str(err.detail)) from err
+
+
+def _methods(request: Request) -> tuple[str, ...]:
+    """Return every method that a path takes, whichever routes take them; HEAD stands beside GET, as for the files."""
+    app: FastAPI = request.app
+    tried = [(method, {**request.scope, "method": method}) for method in ("GET", "POST", "PUT", "PATCH", "DELETE")]
+    routes = [route for route in app.router.routes if not isinstance(route, Mount)]
+    taken = [method for method, scope in tried if any(route.matches(scope)[0] is Match.FULL for route in routes)]
+    return ("GET", "HEAD", *taken[1:]) if "GET" in taken or not taken else tuple(taken)
 
 
 async def _refuse_parameter(request: Request, err: RequestValidationError) -> NoReturn:

@@ -13,13 +13,18 @@ from typing import TYPE_CHECKING, Any
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
+from .access import scope_of
+from .keys import INFER
+from .openapi_errors import SECURITY_SCHEMES, error_responses, security
 from .schemas import DEADLINE, ErrorResponse, PredictRequest, RowsRequest, parameter
+from .v2.repository_schemas import BODIES
 from .v2.schemas import InferenceRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fastapi import FastAPI
+    from fastapi.routing import APIRoute
     from PIL import Image
 
     from foldserve.format.image import ImageRecipe
@@ -37,7 +42,7 @@ _BINARY = {"type": "string", "format": "binary"}
 PREDICT: dict[str, Any] = {
     "summary": "Ask a model about pictures or rows",
     "parameters": [
-        parameter("model", "query", "Which model; needed only where several are served.", type="string"),
+        parameter("model", "query", "Which model; needed only where several are served.", type="string", minLength=1),
         parameter(
             "version",
             "query",
@@ -45,7 +50,9 @@ PREDICT: dict[str, Any] = {
             type="integer",
             minimum=1,
         ),
-        parameter("label", "query", "The version that this label points at; not with a version.", type="string"),
+        parameter(
+            "label", "query", "The version that this label points at; not with a version.", type="string", minLength=1
+        ),
         parameter(
             "top",
             "query",
@@ -57,9 +64,8 @@ PREDICT: dict[str, Any] = {
         parameter(
             "X-Request-ID",
             "header",
-            "At most 64 letters, digits and . _ : -; is sent back with the answer and logged.",
+            "At most 64 letters, digits and . _ : - are sent back with the answer and logged; another id is replaced.",
             type="string",
-            maxLength=64,
         ),
     ],
     "requestBody": {
@@ -113,13 +119,13 @@ def describe(app: FastAPI, models: Sequence[tuple[str, ImageRecipe]]) -> dict[st
     """
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    bodies: list[Any] = [
-        (model, "validation") for model in (PredictRequest, RowsRequest, InferenceRequest, ErrorResponse)
-    ]
+    models_of_bodies = (PredictRequest, RowsRequest, InferenceRequest, ErrorResponse, *BODIES)
+    bodies: list[Any] = [(model, "validation") for model in models_of_bodies]
     definitions = models_json_schema(bodies, ref_template="#/components/schemas/{model}")[1]
     schemas.update(definitions["$defs"])
     for unused in ("HTTPValidationError", "ValidationError"):  # of the 422 that is taken out below
         schemas.pop(unused, None)
+    document["components"]["securitySchemes"] = SECURITY_SCHEMES
     document["components"]["headers"] = {
         name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()
     }
@@ -129,10 +135,22 @@ def describe(app: FastAPI, models: Sequence[tuple[str, ImageRecipe]]) -> dict[st
     if len(models) > 1:
         predict["parameters"][0] |= {"required": True, "example": models[0][0]}
     for path, operations in document["paths"].items():
-        for operation in operations.values():
+        for method, operation in operations.items():
             operation["responses"].pop("422", None)  # declared for every path with a parameter; we answer 400
-            _add_headers(operation, answered_by_model=path == "/predict" or path.endswith("/infer"))
+            operation["responses"] |= error_responses(method.upper(), path, has_body="requestBody" in operation)
+            for given in operation.get("parameters", ()):
+                if given["in"] == "path":
+                    given["schema"] = _PATH_PARAMETERS[given["name"]]
+            operation["security"] = security(method.upper(), path, app.state.access)
+            _add_headers(operation, answered_by_model=scope_of(method.upper(), path) == INFER)
     return document
+
+
+def operation_id(route: APIRoute) -> str:
+    """Return the name of a route in generated clients: its function, and what else its path names."""
+    chosen = [name for name in ("version", "label") if f"/{{{name}}}" in route.path]
+    name = f"put_{route.name}" if "PUT" in (route.methods or ()) else route.name
+    return "_of_".join([name, *chosen])
 
 
 def json_examples(spec: ImageRecipe) -> dict[str, Any]:
@@ -167,9 +185,18 @@ def example_picture(spec: ImageRecipe) -> Image.Image:
     return picture
 
 
+_PATH_PARAMETERS: dict[str, dict[str, Any]] = {
+    "model": {"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$"},
+    "version": {"type": "integer", "minimum": 1},
+    "label": {"type": "string", "pattern": r"^[A-Za-z][A-Za-z0-9_.\-]{0,63}$"},
+}
+
+
 def _add_headers(operation: dict[str, Any], *, answered_by_model: bool) -> None:
     """Declare the headers that every answer carries."""
     for status, response in operation["responses"].items():
         is_answer = answered_by_model and status == "200"
         names = [name for name in _HEADERS if is_answer or not name.startswith("X-Model-")]
-        response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+        response["headers"] = response.get("headers", {}) | {
+            name: {"$ref": f"#/components/headers/{name}"} for name in names
+        }

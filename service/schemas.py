@@ -8,19 +8,6 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-_REASONS = {
-    400: "The request cannot be read as what the model takes; the sentence names the place.",
-    401: "No API key was given, or it is not known.",
-    403: "The API key lacks the scope that this needs.",
-    404: "There is no such path, or no such model.",
-    413: "More bytes or more images than one request may hold.",
-    415: "The content type or the content encoding is none that the route reads.",
-    500: "The service failed; its log has the reason under the request id.",
-    501: "The service does not offer this.",
-    503: "Not ready, or too busy to answer in time; Retry-After says when to try again.",
-    504: "The deadline passed before the answer was ready.",
-}
-
 
 def _whole_number(value: Any) -> Any:
     """Let 3.0 pass as 3, and neither true nor "3"."""
@@ -182,16 +169,6 @@ class Ready(BaseModel):
     """Every model has given the answers that its version folder promises."""
 
     ready: bool
-
-
-def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the `responses` of a route that may answer with these statuses.
-
-    They point to the one schema, which `openapi` adds: of a model, FastAPI would build a validator for each status of
-    each route, a tenth of the start, and never use it.
-    """
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorResponse.__name__}"}}}
-    return {status: {"description": _REASONS[status], "content": content} for status in statuses}
 
 
 def parameter(name: str, where: str, description: str, **schema: Any) -> dict[str, Any]:

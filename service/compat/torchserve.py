@@ -20,7 +20,6 @@ from ..bodies.answers import predictions_of
 from ..inference import served_model
 from ..live.model import Model
 from ..live.registry import Registry
-from ..schemas import error_responses
 from ..tensors import Array
 
 TOP = 5
@@ -29,13 +28,13 @@ router = APIRouter(tags=["TorchServe"])
 
 _ANY = {"schema": {"type": "string", "format": "binary"}}
 _BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"*/*": _ANY}}}
-_STATUSES = error_responses(400, 404, 413, 415, 500, 501, 503, 504)
-_METHODS = ["POST", "PUT"]  # curl -T sends PUT unless it is told otherwise
+_ASK: dict[str, Any] = {"summary": "Ask a model", "openapi_extra": _BODY}
 
 
-@router.post("/predictions/{model}", summary="Ask a model", openapi_extra=_BODY, responses=_STATUSES)
-@router.put("/predictions/{model}", include_in_schema=False)
-@router.api_route("/predictions/{model}/{version}", methods=_METHODS, include_in_schema=False)
+@router.post("/predictions/{model}", **_ASK)
+@router.put("/predictions/{model}", **_ASK)  # curl -T sends PUT unless it is told otherwise
+@router.post("/predictions/{model}/{version}", **_ASK)
+@router.put("/predictions/{model}/{version}", **_ASK)
 async def torchserve_predictions(request: Request, model: str, version: str | None = None) -> Response:
     """Answer for a picture or for rows, as TorchServe does."""
     registry: Registry = request.app.state.registry
@@ -43,7 +42,7 @@ async def torchserve_predictions(request: Request, model: str, version: str | No
     return await ask(request, served, lambda outputs: _write(served, outputs), guess_type)
 
 
-@router.get("/ping", summary="Whether the service is healthy", responses=error_responses(500, 503))
+@router.get("/ping", summary="Whether the service is healthy")
 async def torchserve_ping(request: Request) -> dict[str, str]:
     """Say that every model answers; anything else is 503 with the reason."""
     registry: Registry = request.app.state.registry

@@ -19,13 +19,13 @@ from ..bodies.answers import predictions_of
 from ..inference import served_model
 from ..live.model import Model
 from ..live.registry import Registry
-from ..schemas import RowsRequest, error_responses
+from ..schemas import RowsRequest
 from ..tensors import Array
 
 router = APIRouter(prefix="/v1/models", tags=["V1 protocol"])
 
 _PREDICT: dict[str, Any] = {
-    "responses": error_responses(400, 404, 413, 415, 500, 501, 503, 504),
+    "summary": "Ask a model",
     "openapi_extra": {
         "requestBody": {
             "required": True,
@@ -44,24 +44,24 @@ _PREDICT: dict[str, Any] = {
 }
 
 
-@router.post("/{model}:predict", summary="Ask a model", **_PREDICT)
-@router.post("/{model}/versions/{version}:predict", include_in_schema=False)
-@router.post("/{model}/labels/{label}:predict", include_in_schema=False)
+@router.post("/{model}:predict", **_PREDICT)
+@router.post("/{model}/versions/{version}:predict", **_PREDICT)
+@router.post("/{model}/labels/{label}:predict", **_PREDICT)
 async def v1_predict(request: Request, model: str, version: str | None = None, label: str | None = None) -> Response:
     """Answer with the outputs of a model, a prediction for each instance."""
     served = served_model(_registry(request), model, version, label)
     return await ask(request, served, lambda outputs: _write(served, outputs), lambda *_: "application/json")
 
 
-@router.get("", summary="Names of the models", responses=error_responses(500, 503))
+@router.get("", summary="Names of the models")
 async def v1_models(request: Request) -> dict[str, list[str]]:
     """List what is served, as KServe does."""
     _registry(request).check_ready()
     return {"models": [model.name for model in _registry(request).models()]}
 
 
-@router.get("/{model}", summary="Whether a model answers", responses=error_responses(404, 500, 503))
-@router.get("/{model}/versions/{version}", include_in_schema=False)
+@router.get("/{model}", summary="Whether a model answers")
+@router.get("/{model}/versions/{version}")
 async def v1_status(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
     """Say that a model is ready, as KServe does, and in which versions, as TensorFlow Serving does."""
     served = served_model(_registry(request), model, version)

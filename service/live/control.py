@@ -123,14 +123,15 @@ class ModelControl:
 
         Raises:
             ModelNotFound: there is no such model or label.
-            InvalidInput: there is nothing to go back to, or that version was refused.
+            InvalidInput: there is nothing to go back to, that version was refused, or this is no label.
             NotReady: there is no state folder.
         """
         with audited(ROLLBACK, caller, name, label=clip(label)):
+            check_label(label)
             await self._on_disk(name)
             source = self._target(name, label)
             if source is None:
-                raise ModelNotFound(f"model {name!r} has no label {label[:64]!r} to roll back")
+                raise ModelNotFound(f"model {name!r} has no label {label!r} to roll back")
             self._state.check()
             target = self._reconciler.previous(name) if label == LATEST else self._state.of(name).before(label)
             if target is None:

@@ -16,7 +16,7 @@ from ..inference import answer, count, served_model
 from ..live.model import Model
 from ..live.registry import Registry
 from ..request_context import RequestContext
-from ..schemas import DEADLINE, error_responses, parameter
+from ..schemas import DEADLINE, parameter
 from ..settings import Settings
 from . import schemas
 from .metadata import model_config, model_metadata
@@ -46,24 +46,41 @@ _INFER_PARAMETERS = [
     DEADLINE,
 ]
 
+_INFER: dict[str, Any] = {
+    "summary": "Ask a model",
+    "response_model": schemas.InferenceResponse,
+    "responses": {
+        200: {
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+            "headers": {
+                HEADER_LENGTH: {
+                    "description": "Bytes of JSON before the binary tensors, where there are any.",
+                    "schema": {"type": "integer", "minimum": 0},
+                }
+            },
+        }
+    },
+    "openapi_extra": {"requestBody": _BODY, "parameters": _INFER_PARAMETERS},
+}
+
 router = APIRouter(prefix="/v2/models", tags=["open inference protocol"])
 
 
-@router.get("", summary="Names of the models", responses=error_responses(500))
+@router.get("", summary="Names of the models")
 async def list_models(request: Request) -> schemas.ModelList:
     """List what is served."""
     return schemas.ModelList(models=sorted({model.name for model in _registry(request).models()}))
 
 
-@router.get("/stats", summary="Statistics of all models", responses=error_responses(500))
+@router.get("/stats", summary="Statistics of all models")
 async def statistics_of_all(request: Request) -> dict[str, Any]:
     """Count requests, rows and batches, and the time they took."""
     return await _statistics(request, _registry(request).all_versions())
 
 
-@router.get("/{model}", summary="What a model takes and gives", responses=error_responses(404, 500, 503))
-@router.get("/{model}/versions/{version}", include_in_schema=False)
-@router.get("/{model}/labels/{label}", include_in_schema=False)
+@router.get("/{model}", summary="What a model takes and gives")
+@router.get("/{model}/versions/{version}")
+@router.get("/{model}/labels/{label}")
 async def metadata_of_model(
     request: Request, model: str, version: str | None = None, label: str | None = None
 ) -> schemas.ModelMetadata:
@@ -72,9 +89,9 @@ async def metadata_of_model(
     return schemas.ModelMetadata(**model_metadata(served, sorted(_registry(request).tables[served.name].loaded)))
 
 
-@router.get("/{model}/ready", summary="Whether a model answers", responses=error_responses(404, 500, 503))
-@router.get("/{model}/versions/{version}/ready", include_in_schema=False)
-@router.get("/{model}/labels/{label}/ready", include_in_schema=False)
+@router.get("/{model}/ready", summary="Whether a model answers")
+@router.get("/{model}/versions/{version}/ready")
+@router.get("/{model}/labels/{label}/ready")
 async def model_ready(
     request: Request, model: str, version: str | None = None, label: str | None = None
 ) -> schemas.ModelReady:
@@ -82,16 +99,16 @@ async def model_ready(
     return schemas.ModelReady(name=_model(request, model, version, label).name, ready=True)
 
 
-@router.get("/{model}/config", summary="Configuration in Triton's form", responses=error_responses(404, 500, 503))
-@router.get("/{model}/versions/{version}/config", include_in_schema=False)
+@router.get("/{model}/config", summary="Configuration in Triton's form")
+@router.get("/{model}/versions/{version}/config")
 async def config_of_model(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
     """Describe how a model is batched and where it runs."""
     settings: Settings = request.app.state.settings
     return model_config(_model(request, model, version), settings.max_rows)
 
 
-@router.get("/{model}/stats", summary="Statistics of a model", responses=error_responses(404, 500, 503))
-@router.get("/{model}/versions/{version}/stats", include_in_schema=False)
+@router.get("/{model}/stats", summary="Statistics of a model")
+@router.get("/{model}/versions/{version}/stats")
 async def statistics_of_model(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
     """Count requests, rows and batches of one model, and the time they took."""
     served = _model(request, model, version)
@@ -99,15 +116,9 @@ async def statistics_of_model(request: Request, model: str, version: str | None 
     return await _statistics(request, [served] if version else [loaded[number] for number in sorted(loaded)])
 
 
-@router.post(
-    "/{model}/infer",
-    summary="Ask a model",
-    response_model=schemas.InferenceResponse,
-    openapi_extra={"requestBody": _BODY, "parameters": _INFER_PARAMETERS},
-    responses=error_responses(400, 404, 413, 415, 500, 501, 503, 504),
-)
-@router.post("/{model}/versions/{version}/infer", include_in_schema=False)
-@router.post("/{model}/labels/{label}/infer", include_in_schema=False)
+@router.post("/{model}/infer", **_INFER)
+@router.post("/{model}/versions/{version}/infer", **_INFER)
+@router.post("/{model}/labels/{label}/infer", **_INFER)
 async def infer(request: Request, model: str, version: str | None = None, label: str | None = None) -> Response:
     """Answer with the outputs, as JSON or as bytes behind it; any number of rows up to the limit.
 

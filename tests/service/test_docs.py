@@ -15,11 +15,16 @@ from PIL import Image
 
 from foldserve.service.app import create_app
 from foldserve.service.bodies.predict_body import MEDIA_TYPES
+from foldserve.service.errors import RequestError, ServerError
 from foldserve.service.settings import Settings
+from foldserve.service.v2.repository_schemas import IndexRow, ModelState
 from tests.support import artifacts
+from tests.support.error_classes import tree
 from tests.support.live import serve
+from tests.support.routes import routes_of
 
 STATIC = Path("service/static")
+SENT = {error.status for base in (RequestError, ServerError) for error in tree(base)}
 METHODS = {"get", "post", "put", "delete", "patch"}
 
 
@@ -101,19 +106,12 @@ def test_every_command_of_the_description_works(service, document, tmp_path):
     assert counts == [1, 2, 2]
 
 
-def test_the_routes_are_exactly_these(document):
-    """A new route shows here: the list is the inventory of what is open."""
-    listed = {f"{method.upper()} {path}" for path, method, _ in operations(document)}
-    assert listed == {
-        "POST /predict", "GET /v2", "GET /v2/health/live", "GET /v2/health/ready", "GET /metrics",
-        "GET /v2/models", "GET /v2/models/stats", "GET /v2/models/{model}", "GET /v2/models/{model}/ready",
-        "GET /v2/models/{model}/config", "GET /v2/models/{model}/stats", "POST /v2/models/{model}/infer",
-        "POST /v2/repository/index", "GET /v2/repository/models/{model}", "POST /v2/repository/models/{model}/load",
-        "POST /v2/repository/models/{model}/unload", "POST /v2/repository/models/{model}/promote",
-        "POST /v2/repository/models/{model}/rollback", "POST /v2/repository/models/{model}/shadow",
-        "DELETE /v2/repository/models/{model}/shadow", "POST /v1/models/{model}:predict", "GET /v1/models",
-        "GET /v1/models/{model}", "POST /predictions/{model}", "GET /ping",
-    }  # fmt: skip
+def test_every_route_is_described(document, tmp_path):
+    """Whatever the application answers, and with it the lane, is in the description; pages for people are not."""
+    listed = {(method.upper(), path) for path, method, _ in operations(document)}
+    pages = {("GET", "/"), ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/v2/")}
+    assert routes_of(create_app(Settings(models_dir=tmp_path))) == listed | pages
+    assert listed >= {("POST", "/predict"), ("POST", "/v2/models/{model}/infer")}
 
 
 def test_every_operation_describes_its_answers_and_its_errors(document):
@@ -124,14 +122,54 @@ def test_every_operation_describes_its_answers_and_its_errors(document):
     for path, method, operation in operations(document):
         assert operation["summary"], (path, method)
         assert operation["description"], (path, method)
-        statuses = set(operation["responses"])
-        assert {"200", "500"} <= statuses
-        assert statuses <= {"200", "400", "401", "403", "404", "413", "415", "500", "501", "503", "504"}
+        assert {"200", "400", "500"} <= set(operation["responses"])
         for status, response in operation["responses"].items():
             assert {"X-Request-ID", "Server-Timing"} <= set(response["headers"])
             if status != "200":
                 schema = response["content"]["application/json"]["schema"]
                 assert schema == {"$ref": "#/components/schemas/ErrorResponse"}
+
+
+def test_every_error_class_is_described_where_it_can_happen(document):
+    """Each status that the service has is that of some operation; 405 is of the methods that a path has not."""
+    described = {int(status) for _, _, operation in operations(document) for status in operation["responses"]}
+    assert described == SENT - {405} | {200}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "statuses"),
+    [
+        ("post", "/predict", {401, 403, 404, 413, 415, 429, 503, 504}),
+        ("post", "/v2/models/{model}/versions/{version}/infer", {401, 403, 404, 413, 415, 429, 503, 504}),
+        ("get", "/v2/models/{model}", {401, 403, 404, 429, 503}),
+        ("post", "/v2/repository/models/{model}/promote", {401, 403, 404, 413, 415, 429, 501, 503}),
+        ("delete", "/v2/repository/models/{model}/shadow", {401, 403, 404, 429, 503}),
+        ("get", "/v2/health/ready", {408, 431, 503}),
+    ],
+)
+def test_a_route_describes_each_status_that_it_can_answer(document, method, path, statuses):
+    """What the access, the connection, the body and the models refuse."""
+    assert {str(status) for status in statuses} <= set(document["paths"][path][method]["responses"])
+
+
+def test_a_route_asks_for_the_keys_that_its_scope_needs(document):
+    """Changes to models need a key whatever the settings say, health needs none, the rest may."""
+    keys = [{"bearer": []}, {"api_key": []}]
+    assert set(document["components"]["securitySchemes"]) == {"bearer", "api_key"}
+    assert document["paths"]["/v2/repository/models/{model}/load"]["post"]["security"] == keys
+    assert document["paths"]["/v2/health/live"]["get"]["security"] == []
+    assert document["paths"]["/predict"]["post"]["security"] == [{}, *keys]
+
+
+def test_the_bodies_of_the_repository_are_those_that_are_read(service, document):
+    """Each control call describes a body, and what index and the model's state hold fits their schemas."""
+    for path, method, operation in operations(document):
+        assert ("requestBody" in operation) == (method in ("post", "put")), path
+    rows = service.post("/v2/repository/index").json()
+    assert rows
+    for row in rows:
+        IndexRow.model_validate(row, strict=True)
+    ModelState.model_validate(service.get("/v2/repository/models/fashion").json(), strict=True)
 
 
 def test_every_reference_leads_somewhere(document):

@@ -200,7 +200,7 @@ def test_an_unknown_path_is_not_found(service, path):
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
-    [("GET", "/predict", "POST"), ("DELETE", "/v2", "GET"), ("POST", "/docs", "GET"),
+    [("GET", "/predict", "POST"), ("DELETE", "/v2", "GET, HEAD"), ("POST", "/docs", "GET, HEAD"),
      ("PUT", "/static/docs.js", "GET, HEAD")],
 )  # fmt: skip
 def test_a_wrong_method_names_the_right_one(service, method, path, allowed):

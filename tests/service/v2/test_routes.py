@@ -370,7 +370,11 @@ def test_names_and_versions_that_do_not_exist_are_404(service, path):
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
-    [("GET", INFER, "POST"), ("POST", "/v2/models/fashion", "GET"), ("DELETE", "/v2/models/fashion/ready", "GET")],
+    [
+        ("GET", INFER, "POST"),
+        ("POST", "/v2/models/fashion", "GET, HEAD"),
+        ("DELETE", "/v2/models/fashion/ready", "GET, HEAD"),
+    ],
 )
 def test_a_wrong_method_is_405_with_the_right_ones(service, method, path, allowed):
     """Even that has the one shape of an error."""
