@@ -25,32 +25,32 @@ class SealedFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.memfd_create("model", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.descriptor = os.memfd_create("model", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         digest = hashlib.sha256()
         with path.open("rb") as file:
             while piece := file.read(_PIECE_BYTES):
                 digest.update(piece)
                 self._write(piece)
-        fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         self.sha256 = digest.hexdigest()
 
     @property
     def path(self) -> Path:
         """Where this process reads the copy."""
-        return Path(f"/proc/self/fd/{self._descriptor}")
+        return Path(f"/proc/self/fd/{self.descriptor}")
 
     def close(self) -> None:
         """Give the memory back."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
 
     def __del__(self) -> None:
         """Give the memory back where nobody has."""
-        if hasattr(self, "_descriptor"):
+        if hasattr(self, "descriptor"):
             self.close()
 
     def _write(self, piece: bytes) -> None:
         left = memoryview(piece)
         while left:
-            left = left[os.write(self._descriptor, left) :]
+            left = left[os.write(self.descriptor, left) :]

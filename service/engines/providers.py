@@ -98,8 +98,13 @@ def _share_memory() -> None:
     onnxruntime.create_and_register_allocator(memory, None)
 
 
+def has_cuda() -> bool:
+    """Return whether this build of onnxruntime knows CUDA; whether a device answers is another question."""
+    return _CUDA in onnxruntime.get_available_providers()
+
+
 def _cuda_session(path: Path, device_id: int, tf32: bool) -> onnxruntime.InferenceSession:
-    if _CUDA not in onnxruntime.get_available_providers():
+    if not has_cuda():
         raise ProviderUnavailable(f"this onnxruntime has no CUDA provider; {_INSTALL_CUDA}")
     _preload_libraries()
     options = _options()

@@ -23,7 +23,10 @@ from ..batching.request import GOLDEN
 from ..cores import available_cores
 from ..engines.autotune import decide_alone
 from ..engines.engine import Engine
+from ..engines.providers import has_cuda
+from ..engines.proving import Proving
 from ..engines.runners import stoppable
+from ..engines.structure import structure_of
 from ..engines.throttle import throttled
 from ..errors import ArtifactInvalid, DeviceLost, ServiceError, VersionLost
 from ..metrics import Metrics
@@ -70,6 +73,7 @@ class Loader:
         self._decide = decide_alone if workers is None else workers.decide
         self._folder = None if workers is None else workers.folder / "statistics"
         self._one_load = asyncio.Semaphore(1)
+        self._proving = Proving()
         self._names: set[str] = set()  # of all models that were ever loaded
         self._loaded: dict[Model, asyncio.Task[None] | None] = {}  # with the task that unloads it
         metrics.before_reading += [self._count_waiting, self._count_statistics]
@@ -181,6 +185,7 @@ class Loader:
 
     async def unload_all(self) -> None:
         """Unload everything that was loaded, and wait until all of it is gone."""
+        self._proving.stop()
         await asyncio.gather(*map(self.unload, list(self._loaded)))
 
     async def _unload(self, model: Model) -> None:
@@ -207,6 +212,7 @@ class Loader:
         artifact = self._open(name, version)
         assert artifact.sealed is not None
         try:
+            self._prove_elsewhere(artifact, is_beside)
             with throttled(is_needed=is_beside), stoppable(options):
                 engine = self._engine_of(artifact, like)
         except ServiceError as err:  # which shall name the file, not the copy of it
@@ -215,6 +221,31 @@ class Loader:
             artifact.sealed.close()
         return replace(artifact, sealed=None), engine
 
+    def _prove_elsewhere(self, artifact: Artifact, is_beside: bool) -> None:
+        """Have a process of its own run a version first that may need much memory.
+
+        Raises:
+            ArtifactInvalid: it needs too much.
+        """
+        settings = self._settings
+        if settings.provider != "cpu" and has_cuda():
+            return
+        if artifact.source.stat().st_size < settings.prove_above_bytes:
+            known = {model.engine.structure for model in self._loaded}
+            if not is_beside or structure_of(artifact.source) in known:
+                return
+        options = {**self._options(), "is_autotuned": False}
+        self._proving.prove(artifact, settings.models_dir, options, settings.load_seconds, is_beside=is_beside)
+
+    def _options(self) -> dict[str, Any]:
+        """How much of the processor a version may use, and in which batches."""
+        settings = self._settings
+        return {
+            "threads": settings.threads,
+            "cores": max(1, available_cores() // settings.workers),
+            "buckets": settings.buckets,
+        }
+
     def _engine_of(self, artifact: Artifact, like: Model | None) -> Engine:
         settings = self._settings
         serving = [*self._loaded, *([like] if like is not None else [])]  # the last of its structure counts
@@ -222,9 +253,7 @@ class Loader:
         return Engine.load(
             artifact,
             provider=settings.provider,
-            threads=settings.threads,
-            cores=max(1, available_cores() // settings.workers),
-            buckets=settings.buckets,
+            **self._options(),
             device_id=settings.cuda_device,
             tf32=settings.tf32,
             is_autotuned=settings.specialise,

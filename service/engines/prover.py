@@ -1,0 +1,99 @@
+"""A process of its own in which a version runs before it runs in one that serves: what needs too much memory ends here.
+
+`python -m foldserve.service.engines.prover`, started by `proving`. It answers one request after the other over the
+socket that is its standard input, and ends when none comes for a while. What is wrong with a version besides memory and
+time is for the serving process to find, with its own words.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from foldserve.format.golden import Golden, read_golden
+from foldserve.format.manifest import read_manifest
+
+from ..artifacts.repository import Artifact
+from ..errors import ServiceError
+from .engine import Engine
+from .proving import HELLO, LONGEST_REQUEST_BYTES
+
+_IDLE_SECONDS = 5.0
+_POLL_SECONDS = 0.5
+_KEPT_BYTES = 64 * 1024 * 1024  # over what it began with; with more it ends, which gives all of it back
+_NO_MEMORY = ("bad_alloc", "Failed to allocate memory", "bad allocation", "BFCArena")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+def main() -> int:
+    """Answer requests until there are no more."""
+    _be_the_first_to_go()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    with socket.socket(fileno=os.dup(sys.stdin.fileno())) as requests:
+        requests.settimeout(_IDLE_SECONDS)
+        requests.sendall(HELLO)
+        before = _memory_bytes()
+        while _memory_bytes() < before + _KEPT_BYTES:
+            try:
+                message, descriptors, _, _ = socket.recv_fds(requests, LONGEST_REQUEST_BYTES, 1)
+            except TimeoutError:
+                break
+            if not descriptors:
+                break
+            reason = _prove(json.loads(message), descriptors[0])
+            requests.sendall(json.dumps({"reason": reason}).encode() + b"\n")
+    return 0
+
+
+def _prove(request: dict[str, Any], descriptor: int) -> str:
+    """Load a version as the serving process is going to; returns what it lacked, an empty text where nothing."""
+    if request["is_beside"]:
+        os.nice(10)
+    try:
+        Engine.load(_artifact(request, descriptor), provider="cpu", **request["options"])
+    except MemoryError:
+        return "no memory was left"
+    except ServiceError as err:
+        text = f"{err} {err.__cause__}"
+        reason = str(err).replace(f"/proc/self/fd/{descriptor}", "model.onnx")
+        return reason if any(sign in text for sign in _NO_MEMORY) else ""
+    finally:
+        os.close(descriptor)
+    return ""
+
+
+def _artifact(request: dict[str, Any], descriptor: int) -> Artifact:
+    """Return the version whose sealed model file was sent; of its folder only the golden answers are read."""
+    path, root = Path(request["path"]), Path(request["root"])
+    model = Path(f"/proc/self/fd/{descriptor}")
+    if not request["is_verified"]:
+        return Artifact(request["name"], 0, path, model, "", {}, Golden({}, {}, {}), is_verified=False)
+    return Artifact(request["name"], 0, path, model, "", {}, read_golden(read_manifest(path, root).get("golden")))
+
+
+def _be_the_first_to_go() -> None:
+    """Have the system choose this process where memory runs out, and no other."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _end_with(parent: int) -> None:
+    """End when the serving process has ended, also in the middle of a run."""
+    while os.getppid() == parent:
+        time.sleep(_POLL_SECONDS)
+    os._exit(1)
+
+
+def _memory_bytes() -> int:
+    ctypes.CDLL(None).malloc_trim(0)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
+
+
+if __name__ == "__main__":
+    sys.exit(main())

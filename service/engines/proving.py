@@ -1,0 +1,182 @@
+"""Have a version run in a process of its own first, so that one that needs more memory than there is ends that process.
+
+The serving side of `prover`. Such a process serves one proof after the other; it is started when one is due, which
+takes a third of a second, and is ended when a proof takes too long. Where none can be started nothing is proved
+beforehand.
+"""
+
+import json
+import logging
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..artifacts.repository import Artifact
+from ..errors import ArtifactInvalid
+
+_log = logging.getLogger(__name__)
+
+HELLO = b"ready\n"
+LONGEST_REQUEST_BYTES = 65_536
+
+_MODULE = "foldserve.service.engines.prover"
+_START_SECONDS = 30.0
+
+
+class Proving:
+    """Proofs of one serving process, each in an idle process or in a new one: none waits for another."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[_Helper] = []
+        self._busy: set[_Helper] = set()
+        self._is_possible = True
+
+    def prove(
+        self, artifact: Artifact, root: Path, options: Mapping[str, Any], seconds: float, *, is_beside: bool
+    ) -> None:
+        """Run a version as it is going to run here; takes as long as a load.
+
+        Args:
+            artifact: with its sealed file.
+            root: the models folder.
+            options: of `Engine.load`, as JSON knows them.
+            seconds: after which the proof is given up.
+            is_beside: whether requests are answered meanwhile, to which it gives way.
+
+        Raises:
+            ArtifactInvalid: it needs more memory than there is, or more time.
+        """
+        assert artifact.sealed is not None
+        helper = self._take()
+        if helper is None:
+            return
+        request = {
+            "name": artifact.name,
+            "path": str(artifact.path),
+            "root": str(root),
+            "is_verified": artifact.is_verified,
+            "is_beside": is_beside,
+            "options": dict(options),
+        }
+        try:
+            reason = helper.ask(json.dumps(request).encode(), artifact.sealed.descriptor, seconds)
+        finally:
+            self._put_back(helper)
+        if reason:
+            raise ArtifactInvalid(f"version {artifact.version} {reason}")
+
+    def stop(self) -> None:
+        """End all processes, and with them the proofs that go on."""
+        with self._lock:
+            helpers, self._idle = [*self._idle, *self._busy], []
+        for helper in helpers:
+            helper.end()
+
+    def _take(self) -> "_Helper | None":
+        with self._lock:
+            if not self._is_possible:
+                return None
+            while self._idle:
+                helper = self._idle.pop()
+                if helper.is_idle():
+                    self._busy.add(helper)
+                    return helper
+        try:
+            helper = _Helper()
+        except OSError as err:
+            self._is_possible = False
+            _log.warning("no process can be started to prove versions in; they are proved in this one: %s", err)
+            return None
+        self._busy.add(helper)
+        return helper
+
+    def _put_back(self, helper: "_Helper") -> None:
+        with self._lock:
+            self._busy.discard(helper)
+            if helper.is_alive:
+                self._idle.append(helper)
+            else:
+                helper.end()
+
+
+class _Helper:
+    """One process.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+
+    def __init__(self) -> None:
+        self._socket, its_end = socket.socketpair()
+        with its_end:
+            self._process: subprocess.Popen[bytes] = subprocess.Popen(  # noqa: S603 - our own module
+                [sys.executable, "-m", _MODULE],
+                stdin=its_end.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        # It ends by itself when it is idle for long: then too somebody has to have waited for it.
+        threading.Thread(target=self._process.wait, name="prover", daemon=True).start()
+        self._socket.settimeout(_START_SECONDS)
+        try:
+            if self._socket.recv(len(HELLO)) != HELLO:
+                raise OSError("it ended at once")
+        except OSError:
+            self.end()
+            raise
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
+
+    def is_idle(self) -> bool:
+        """Return whether it still waits for requests; it ends by itself when none came for a while."""
+        self._socket.setblocking(False)
+        with suppress(BlockingIOError):
+            self._socket.recv(1)
+            self.end()
+            return False
+        return self.is_alive
+
+    def ask(self, request: bytes, descriptor: int, seconds: float) -> str:
+        """Return why a version cannot be loaded, an empty text where nothing was found."""
+        try:
+            self._socket.settimeout(seconds)
+            socket.send_fds(self._socket, [request], [descriptor])
+            answer = self._socket.recv(LONGEST_REQUEST_BYTES)
+        except TimeoutError:
+            self.end()
+            return f"was not proved within {seconds:g} s and is given up; --load-seconds allows more"
+        except OSError:
+            answer = b""
+        if answer:
+            reason = str(json.loads(answer)["reason"])
+            return f"needs more memory than there is: {reason}" if reason else ""
+        code = self.end()
+        if code < 0:
+            return f"needs more memory than there is: the process that proved it was ended by {_signal(-code)}"
+        return f"cannot be proved: the process that loaded it ended with {code}"
+
+    def end(self) -> int:
+        """Kill it where it still runs; returns its exit code."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(0.2)
+        self._process.kill()
+        code = self._process.wait()
+        self._socket.close()
+        return code
+
+
+def _signal(number: int) -> str:
+    names = {item.value: item.name for item in signal.Signals}
+    return f"signal {number} ({names.get(number, 'unknown')})"
