@@ -47,6 +47,12 @@ def _operator(words: Sequence[str]) -> int:
     return models_cli.main(words)
 
 
+def _predict(words: Sequence[str]) -> int:
+    from .client import cli
+
+    return cli.main(words[1:])
+
+
 def _gpu_check(words: Sequence[str]) -> int:
     checkout = Path(__file__).resolve().parents[1]
     if not (checkout / "benchmarks/training/gpu_check.py").is_file():
@@ -84,6 +90,7 @@ COMMANDS = {
     "fold": Command("fold the norms of an ONNX file or a PyTorch network into its weights", _training, _TRAINING),
     "verify": Command("repeat on a version folder what was proved when it was made", _training, _TRAINING),
     "serve": Command("serve the models of a folder over HTTP and gRPC (--demo: the one that comes along)", _serve),
+    "predict": Command("ask a running service about pictures or rows", _predict, ("client",)),
     "models": Command("list, load, promote, roll back and compare models of a running service", _operator),
     "keys": Command("make API keys", _operator),
     "gpu-check": Command("run everything that needs a GPU (in a checkout)", _gpu_check, _TRAINING),

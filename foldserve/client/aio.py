@@ -9,8 +9,9 @@ import httpx
 
 from foldserve.format.tensors import Array
 
-from .calls import Calls, Flow, InferOptions, Pause
+from .calls import Calls, Flow, InferOptions, Pause, PredictOptions
 from .messages import Result
+from .predict_request import Source
 
 
 class AsyncClient:
@@ -33,6 +34,10 @@ class AsyncClient:
         """Ask a model."""
         result: Result = await self._run(self._calls.infer(model, inputs, options))
         return result
+
+    async def predict(self, source: Source, **options: Unpack[PredictOptions]) -> Any:
+        """Ask about pictures, arrays or rows."""
+        return await self._run(self._calls.predict(source, options))
 
     async def metadata(self, model: str) -> dict[str, Any]:
         """Return what the server says of a model."""

@@ -9,11 +9,21 @@ from typing import Any, TypedDict
 from urllib.parse import quote
 
 import httpx
+import numpy as np
 
 from foldserve.format.tensors import Array
 
 from .errors import Unavailable, Unreachable
-from .messages import HEADER_LENGTH, Result, infer_path, read_answer, read_refusal, write_request
+from .messages import (
+    HEADER_LENGTH,
+    Result,
+    infer_path,
+    read_answer,
+    read_predictions,
+    read_refusal,
+    write_request,
+)
+from .predict_request import Source, body_of, body_of_array, predict_path
 from .retry_budget import RetryBudget
 
 
@@ -54,6 +64,20 @@ class InferOptions(TypedDict, total=False):
     request_id: str
 
 
+class PredictOptions(TypedDict, total=False):
+    """What a call of `/predict` may say besides pictures or rows.
+
+    `model`: needed where several are served. `version`, `label`: who answers, the latest where neither is given.
+    `top`: so many classes, the most probable first. `deadline`: seconds within which the answer is of use.
+    """
+
+    model: str | None
+    version: int | str | None
+    label: str | None
+    top: int | None
+    deadline: float | None
+
+
 class Calls:
     """The calls of one client.
 
@@ -74,6 +98,27 @@ class Calls:
         answer = yield from self._call(Send("POST", path, body, headers), options.get("deadline"))
         result: Result = read_answer(answer.content, answer.headers.get(HEADER_LENGTH))
         return result
+
+    def predict(self, source: Source, options: PredictOptions) -> Flow:
+        """Ask about pictures or rows; gives a prediction, or a list of them."""
+        model = options.get("model")
+        if isinstance(source, np.ndarray):
+            served = yield from self.metadata(model if model is not None else (yield from self._only_model()))
+            body = body_of_array(source, served["inputs"])
+        else:
+            body = body_of(source)
+        path = predict_path(model, options.get("version"), options.get("label"), options.get("top"))
+        send = Send("POST", path, body.content, {"Content-Type": body.content_type})
+        answer = yield from self._call(send, options.get("deadline"))
+        predictions = read_predictions(answer.content)
+        return predictions[0] if body.is_one else predictions
+
+    def _only_model(self) -> Flow:
+        answer = yield from self._call(Send("GET", "/v2"), None)
+        names = [model["name"] for model in answer.json()["models"]]
+        if len(names) != 1:
+            raise ValueError(f"the server has the models {names}, expected one: name it with model=")
+        return names[0]
 
     def metadata(self, model: str) -> Flow:
         """Ask what a model takes and gives."""

@@ -103,6 +103,19 @@ def read_answer(body: bytes, header_length: str | None) -> Result:
         raise ClientError(f"the answer is not one of the Open Inference Protocol: {err!r}") from err
 
 
+def read_predictions(body: bytes) -> list[dict[str, Any]]:
+    """Return the predictions in an answer of `/predict`.
+
+    Raises:
+        ClientError: the body is not such an answer.
+    """
+    try:
+        predictions: list[dict[str, Any]] = json.loads(body)["predictions"]
+    except (ValueError, KeyError, TypeError) as err:
+        raise ClientError(f"the answer is not one of /predict: {err!r}") from err
+    return predictions
+
+
 def read_refusal(status: int, body: bytes) -> ClientError:
     """Return the error that an answer of another status stands for."""
     try:

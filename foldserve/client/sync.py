@@ -9,8 +9,9 @@ import httpx
 
 from foldserve.format.tensors import Array
 
-from .calls import Calls, Flow, InferOptions, Pause
+from .calls import Calls, Flow, InferOptions, Pause, PredictOptions
 from .messages import Result
+from .predict_request import Source
 
 
 class Client:
@@ -53,6 +54,25 @@ class Client:
         """
         result: Result = self._run(self._calls.infer(model, inputs, options))
         return result
+
+    def predict(self, source: Source, **options: Unpack[PredictOptions]) -> Any:
+        """Ask about pictures, arrays or rows, in the form of the model's task.
+
+        Args:
+            source: a picture (a path, or the bytes of a PNG or JPEG file), a row (columns or inputs by name), an array
+                of the model's own type, with or without a batch, or a list of pictures or of rows.
+            **options: see `PredictOptions`.
+
+        Returns:
+            What the service says of it, as its documentation has it: for a classifier `class_id`, `label`, `confidence`
+            and `probabilities`, or with `top` the best classes. A list of these for several pictures or rows.
+
+        Raises:
+            Refused, Unavailable, DeadlineExceeded, Unreachable: as `infer` does.
+            OSError: a file cannot be read.
+            ValueError, TypeError: the source is none of the above, or does not fit the model.
+        """
+        return self._run(self._calls.predict(source, options))
 
     def metadata(self, model: str) -> dict[str, Any]:
         """Return what the server says of a model; raises as `infer` does."""
