@@ -247,9 +247,40 @@ def _() -> nn.Module:
     return randomise(Forward(lambda m, x: m.bn(m.a(x) - m.b(x)), a=C(3, 5, 3), b=C(3, 5, 3), bn=BN(5)))
 
 
-@case("residual identity", IMAGE, 0, "multi-use")
+# The identity branch goes into the kernel: s (a(x) + x) + t = (s a(x) + (s - 1) x + t) + x.
+for name, folds, conv, branches in [
+    ("residual identity", 1, {"padding": 1}, lambda m, x: m.a(x) + x),
+    ("residual identity, groups", 1, {"padding": 1, "groups": 3}, lambda m, x: x + m.a(x)),
+    ("residual identity, dilated", 1, {"padding": 2, "dilation": 2, "bias": False}, lambda m, x: m.a(x) + x),
+    ("residual identity written in place", 1, {"padding": 1}, lambda m, x: m.a(x).add_(x)),
+    ("residual identity, twice the value", 0, {"padding": 1}, lambda m, x: m.a(x) + 2 * x),
+    ("residual identity, subtracted", 0, {"padding": 1}, lambda m, x: m.a(x) - x),
+    ("residual identity of another value", 0, {"padding": 1}, lambda m, x: m.a(x.relu()) + x),
+    ("residual identity, zeros around", 0, {"padding": 0}, lambda m, x: F.pad(m.a(x), (1, 1, 1, 1)) + x),
+]:
+
+    def build_residual(conv: dict[str, Any] = conv, branches: Any = branches) -> nn.Module:
+        return randomise(Forward(lambda m, x: m.bn(branches(m, x)), a=C(3, 3, 3, **conv), bn=BN(3)))
+
+    case(name, IMAGE, folds, () if folds else "multi-use")(build_residual)
+
+
+@case("residual identity of RepViT, and one more norm", IMAGE, 3)
 def _() -> nn.Module:
-    return randomise(Forward(lambda m, x: m.bn(m.a(x) + x), a=C(3, 3, 3, padding=1), bn=BN(3)))
+    forward = lambda m, x: m.last(m.bn(m.inner(m.a(x)) + m.b(x) + x))
+    convs = {"a": C(3, 3, 3, padding=1, groups=3, bias=False), "b": C(3, 3, 1, groups=3)}
+    return randomise(Forward(forward, **convs, inner=BN(3), bn=BN(3), last=BN(3)))
+
+
+@case("residual identity inside a longer sum", IMAGE, 1)
+def _() -> nn.Module:
+    forward = lambda m, x: m.bn(m.a(x) + (x + m.b(x[:, :, :5, :5].repeat(1, 1, 2, 2)[:, :, :9, :9])))
+    return randomise(Forward(forward, a=C(3, 3, 3, padding=1), b=C(3, 3, 3, padding=1), bn=BN(3)))
+
+
+@case("residual identity of a linear layer", (4, 5), 1)
+def _() -> nn.Module:
+    return randomise(Forward(lambda m, x: m.bn(m.fc(x) + x), fc=nn.Linear(5, 5), bn=nn.BatchNorm1d(5)))
 
 
 @case("x += bn(conv(x))", IMAGE, 1)
@@ -785,3 +816,44 @@ def _() -> nn.Module:
         return m.conv(y)
 
     return randomise(Forward(forward, bn=BN(3), conv=C(3, 4, 1)))
+
+
+# Channels in another order ------------------------------------------------------------------------------------------
+def _shuffled(x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+def _swapped_wrongly(x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    return x.view(n, 2, c // 2, h, w).transpose(2, 3).reshape(n, c, h, w)
+
+
+PERMUTATIONS: dict[str, tuple[int, Callable[[Any, Tensor], Tensor]]] = {
+    "view": (1, lambda m, x: _shuffled(x)),
+    "view, permute and contiguous": (
+        1,
+        lambda m, x: x.unflatten(1, (2, 2, 2)).permute(0, 3, 1, 2, 4, 5).contiguous().flatten(1, 3),
+    ),
+    "channel_shuffle": (1, lambda m, x: F.channel_shuffle(x, 4)),
+    "index": (1, lambda m, x: x[:, m.order]),
+    "index by a list": (1, lambda m, x: x[:, [7, 6, 0, 1, 2, 3, 5, 4]]),
+    "index_select": (1, lambda m, x: x.index_select(1, m.order)),
+    "flip": (1, lambda m, x: x.flip(1)),
+    "roll": (1, lambda m, x: x.roll(3, 1)),
+    "view that mixes in rows": (0, lambda m, x: _swapped_wrongly(x)),
+    "index by the input": (0, lambda m, x: x[:, x[0, :, 0, 0].argsort()]),
+}
+for name, (folds, permute) in PERMUTATIONS.items():
+
+    def build_permuted(permute: Callable[[Any, Tensor], Tensor] = permute, before: bool = False) -> nn.Module:
+        parts = {"conv": C(8, 8, 3, groups=2), "bn": BN(8), "order": nn.Buffer(torch.randperm(8))}
+        if before:
+            return randomise(Forward(lambda m, x: m.conv(permute(m, m.bn(x))), **parts))
+        return randomise(Forward(lambda m, x: m.bn(permute(m, m.conv(x))), **parts))
+
+    code = {"index by the input": "unknown-op", "view that mixes in rows": "axis"}.get(name, ())
+    case(f"permutation, {name}", (2, 8, 9, 9), folds, code)(build_permuted)
+    case(f"norm before a permutation, {name}", (2, 8, 9, 9), folds, code)(
+        lambda build=build_permuted: build(before=True)  # type: ignore[misc]
+    )

@@ -75,7 +75,7 @@ def find_parallel_layer(graph: TorchGraph, norm: Norm, folded: Mapping[Node, tup
         assert isinstance(other, Node)
         other_sign = -1.0 if operation(total).startswith("aten::sub") and other is right else 1.0
         for layer, layer_sign, between in _layers_in(graph, other, folded):
-            if _covers(layer, norm):
+            if layer.source is norm.source and covers(layer, norm.axis) and same_shape(layer.node, norm.output):
                 return ParallelLayer(layer, sign * other_sign * layer_sign, (*passed, *between))
         value = total
     raise Refusal(RefusalCode.MULTI_USE, f"no convolution of '{norm.source.name}' is added that could take it")
@@ -116,9 +116,13 @@ def _layers_in(
             yield layer_here, 1.0, ()
 
 
-def _covers(layer: Layer, norm: Norm) -> bool:
-    """True when the convolution reads what the norm reads and its kernel's centre lies on the output's own place."""
-    if layer.layout is not Layout.CONV or layer.source is not norm.source or layer.weight is None:
+def covers(layer: Layer, axis: int | None) -> bool:
+    """True when each output of the layer could also take the input of its own channel and place: s x + layer(x)."""
+    if layer.weight is None or axis not in (None, layer.out_axis) or not same_shape(layer.node, layer.source):
+        return False
+    if layer.layout is Layout.LINEAR:
+        return operation(layer.node) == "aten::linear"
+    if layer.layout is not Layout.CONV:
         return False
     given, kernel = arguments(layer.node), shape(layer.weight)[2:]
     count = len(kernel)
@@ -129,8 +133,7 @@ def _covers(layer: Layer, norm: Norm) -> bool:
         pads = _each(paddings, count)
         centred = all(2 * p == d * (k - 1) for p, d, k in zip(pads, dilations, kernel, strict=True))
     channels = _channels(layer) == in_channels(layer.weight.meta["val"], layer.layout, layer.groups)
-    placed = centred and all(k % 2 == 1 for k in kernel) and set(strides) == {1} and channels
-    return placed and norm.axis in (None, layer.out_axis) and same_shape(layer.node, norm.output)
+    return centred and all(k % 2 == 1 for k in kernel) and set(strides) == {1} and channels
 
 
 def _channels(layer: Layer) -> int:

@@ -19,6 +19,7 @@ from ..refusals import Refusal, RefusalCode
 from .axes import MOVES_AXES, axis_after, axis_before, merged
 from .graph import TorchGraph, arguments, dtype, is_tensor, operation, same_shape, shape
 from .norms import AffineNode, read_affine_node
+from .permutations import permutation_from, permutation_to
 
 _KEEPS = {"aten::clone", "aten::contiguous", "aten::detach", "aten::alias", "aten::lift_fresh_copy"}
 _CASTS = {"aten::to", "aten::_to_copy", "aten::type_as"}
@@ -47,11 +48,17 @@ _ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class Flow:
-    """An affine that a value carries: which value, along which axis (None: one channel, any axis)."""
+    """An affine that a value carries: which value, along which axis (None: one channel, any axis).
+
+    Attributes:
+        through: what lies between the value and where the step came from, when that is more than one operation;
+            in the order of evaluation.
+    """
 
     value: Node
     axis: int | None
     affine: Affine
+    through: tuple[Node, ...] = ()
 
 
 def backward(graph: TorchGraph, node: Node, axis: int | None, affine: Affine) -> list[Flow]:
@@ -61,6 +68,10 @@ def backward(graph: TorchGraph, node: Node, axis: int | None, affine: Affine) ->
         Refusal: no such inputs exist, or the rule for this operation is not known.
     """
     name = _name(node)
+    permuted = permutation_to(graph, node)
+    if permuted is not None and axis == permuted.axis:
+        before = affine.pick(np.argsort(permuted.order))
+        return [Flow(permuted.source, axis, before, permuted.nodes[:-1])]
     if name in MOVES_AXES:
         return [Flow(node.all_input_nodes[0], axis_before(node, axis), affine)]
     if name == "aten::cat":
@@ -76,8 +87,8 @@ def backward(graph: TorchGraph, node: Node, axis: int | None, affine: Affine) ->
     if step is not None:
         return [Flow(step.source, axis, _before_step(node, affine, _constants(step, node, axis, affine.channels)))]
     source = _source(node)
-    if name in _SELECTIONS and axis is not None and _dim(node) == axis:
-        return [Flow(source, axis, _unpicked(node, axis, affine))]
+    if _is_selection(graph, node) and axis is not None and _dim(node) == axis:
+        return [Flow(source, axis, _unpicked(graph, node, axis, affine))]
     before = _axis_before_reduction(node, axis) if name in _REDUCTIONS else axis
     require_passing(node, before, affine)
     return [Flow(source, before, affine)]
@@ -90,6 +101,9 @@ def forward(graph: TorchGraph, node: Node, value: Node, axis: int | None, affine
         Refusal: the output would be no affine of what it was, or the rule for this operation is not known.
     """
     name = _name(node)
+    permuted = permutation_from(graph, node)
+    if permuted is not None and axis == permuted.axis:
+        return Flow(permuted.nodes[-1], axis, affine.pick(permuted.order), permuted.nodes[:-1])
     if name in MOVES_AXES:
         joined = None if axis is None else merged(node, axis)
         if joined is not None and axis is not None and (joined[1] > 1 or joined[2] > 1):
@@ -103,8 +117,8 @@ def forward(graph: TorchGraph, node: Node, value: Node, axis: int | None, affine
         return Flow(node, axis, affine.past(_constants(step, node, axis, affine.channels)))
     if _source(node) is not value:
         raise _unknown(node)
-    if name in _SELECTIONS and axis is not None and _dim(node) == axis:
-        return Flow(node, axis, affine.pick(_picked(node, axis)))
+    if _is_selection(graph, node) and axis is not None and _dim(node) == axis:
+        return Flow(node, axis, affine.pick(_picked(graph, node, axis)))
     require_passing(node, axis, affine)
     return Flow(node, _axis_after_reduction(node, axis) if name in _REDUCTIONS else axis, affine)
 
@@ -219,14 +233,14 @@ def _getitem_backward(node: Node, axis: int | None, affine: Affine) -> list[Flow
     name = _name(split)
     if index == 0 and name in _MAXIMA and len(split.users) == 1:
         require_passing(split, axis, affine)
-        return [Flow(_source(split), axis, affine)]
+        return [Flow(_source(split), axis, affine, (split,))]
     if name not in _SPLITS or axis is None or _dim(split) != axis:
         raise _unknown(split)
     if sum(user.args[1:] == node.args[1:] for user in split.users) > 1:
         raise Refusal(RefusalCode.MULTI_USE, f"part {index} of '{split.name}' is taken twice")
     sizes = [_static(split, part.shape[axis]) for part in split.meta["val"]]
     pieces = [affine if i == index else Affine.identity(size) for i, size in enumerate(sizes)]
-    return [Flow(_source(split), axis, concatenate(pieces))]
+    return [Flow(_source(split), axis, concatenate(pieces), (split,))]
 
 
 def _pixel_shuffle_backward(node: Node, axis: int | None, affine: Affine) -> Flow:
@@ -237,9 +251,9 @@ def _pixel_shuffle_backward(node: Node, axis: int | None, affine: Affine) -> Flo
     return Flow(_source(node), len(shape(node)) - 3, affine.repeat(int(given["upscale_factor"]) ** 2))
 
 
-def _unpicked(node: Node, axis: int, affine: Affine) -> Affine:
+def _unpicked(graph: TorchGraph, node: Node, axis: int, affine: Affine) -> Affine:
     """Return the affine of all channels from that of the picked ones; the others stay as they are."""
-    picked = _picked(node, axis)
+    picked = _picked(graph, node, axis)
     if len(set(picked)) < len(picked):
         raise Refusal(RefusalCode.MULTI_USE, f"'{node.name}' picks a channel twice")
     whole = Affine.identity(_static(node, shape(_source(node))[axis]))
@@ -247,19 +261,38 @@ def _unpicked(node: Node, axis: int, affine: Affine) -> Affine:
     return whole
 
 
-def _picked(node: Node, axis: int) -> npt.NDArray[np.int64]:
+def _picked(graph: TorchGraph, node: Node, axis: int) -> npt.NDArray[np.int64]:
     """Return which channels of its input a selection gives, in its order, by running it on their numbers."""
     given, numbers = arguments(node), torch.arange(_static(node, shape(_source(node))[axis]))
+    if _name(node) == "aten::index":
+        return np.asarray(numbers[graph.constant(_index(node)[1])])
     options = {name: value for name, value in given.items() if name != "self"}
-    if any(isinstance(value, Node) for value in options.values()) or len(given.get("dims", [axis])) > 1:
-        raise Refusal(RefusalCode.AXIS, f"'{node.name}' picks channels by a tensor, or along several axes")
+    tensors = {name: value for name, value in options.items() if isinstance(value, Node)}
+    if not all(graph.is_constant(value) for value in tensors.values()) or len(given.get("dims", [axis])) > 1:
+        raise Refusal(RefusalCode.AXIS, f"'{node.name}' picks channels by a tensor that varies, or along several axes")
+    options |= {name: graph.constant(value) for name, value in tensors.items()}
     options |= {name: [0] if isinstance(given[name], list | tuple) else 0 for name in ("dim", "dims") if name in given}
     target: Any = node.target
     picked: Tensor = target(numbers, **options)
     return picked.numpy()
 
 
+def _is_selection(graph: TorchGraph, node: Node) -> bool:
+    """True for a selection along one axis; indexing by tensors is one with a single constant vector."""
+    if _name(node) != "aten::index":
+        return _name(node) in _SELECTIONS
+    vectors = [one for one in arguments(node)["indices"] if one is not None]
+    return len(vectors) == 1 and graph.is_constant(vectors[0]) and len(shape(vectors[0])) == 1
+
+
+def _index(node: Node) -> tuple[int, Node]:
+    """Return along which axis the vector of an indexing picks, and the vector."""
+    return next((axis, one) for axis, one in enumerate(arguments(node)["indices"]) if one is not None)
+
+
 def _dim(node: Node) -> int:
+    if _name(node) == "aten::index":
+        return _index(node)[0]
     rank = len(shape(node)) if is_tensor(node) else len(node.meta["val"][0].shape)
     given = arguments(node)
     dim = given.get("dim", given.get("dims", 0))

@@ -42,11 +42,14 @@ class LayerAffines:
 
     def with_input(self, affine: Affine) -> "LayerAffines":
         """Return these with one more affine before all that the layer's inputs take already."""
+        if self.parallel is not None:
+            raise Refusal(RefusalCode.MULTI_USE, f"'{self.layer.node.name}' has taken the identity branch beside it")
         return replace(self, before=affine if self.before is None else affine.then(self.before))
 
     def with_output(self, affine: Affine) -> "LayerAffines":
         """Return these with one more affine after all that the layer's outputs take already."""
-        return replace(self, after=affine if self.after is None else self.after.then(affine))
+        parallel = self.parallel and self.parallel.then(affine.without_shift())
+        return replace(self, after=affine if self.after is None else self.after.then(affine), parallel=parallel)
 
     def with_parallel(self, affine: Affine, sign: float) -> "LayerAffines":
         """Return these with one more affine of a parallel branch, added or, for sign -1, subtracted."""
@@ -105,7 +108,7 @@ def _place(graph: TorchGraph, norm: Norm, norms: list[Norm], placement: Placemen
     try:
         walk = walk_back(graph, norm, placement.folded)
         _require_no_hooks(graph, norm, walk)
-        affines = _affines_of(placement, walk, LayerAffines.with_output)
+        affines = _with_identities(_affines_of(placement, walk, LayerAffines.with_output), walk)
     except Refusal as backwards:
         try:
             walk = walk_forward(graph, norm, norms, exact_padding)
@@ -156,6 +159,18 @@ def _affines_of(
     for layer, affine in walk.takes:
         so_far = affines.get(layer.node) or placement.affines.get(layer.node) or LayerAffines(layer)
         affines[layer.node] = add(so_far, affine)
+    return affines
+
+
+def _with_identities(affines: dict[Node, LayerAffines], walk: Walk) -> dict[Node, LayerAffines]:
+    """Return the affines with what makes up for the identity branches, which stay: s x + t - x."""
+    for layer, affine in walk.identities:
+        taken = affines[layer.node]
+        assert taken.after is not None
+        if taken.before is not None:
+            raise Refusal(RefusalCode.MULTI_USE, f"'{layer.node.name}' has taken a norm before it")
+        wanted = affine.spread(taken.after.channels)
+        affines[layer.node] = taken.with_parallel(Affine(wanted.scale - 1, wanted.shift), 1.0)
     return affines
 
 

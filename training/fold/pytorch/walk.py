@@ -15,15 +15,24 @@ from ..refusals import Refusal, RefusalCode
 from .graph import TorchGraph, is_in_place, operation
 from .layers import Layer, read_layer, read_vector, require_axis
 from .norms import Norm
-from .passing import Flow, backward, forward
+from .parallel_branch import covers
+from .passing import Flow, backward, forward, is_plain_sum
 
 
 @dataclass
 class Walk:
-    """One norm's walk to its layers: the ends, with the affine each takes, and the nodes in between."""
+    """One norm's walk to its layers: the ends, with the affine each takes, and the nodes in between.
+
+    Attributes:
+        takes: the layers.
+        passed: the nodes.
+        identities: layers of which the input is added to the output as well, with the affine of that sum; the input
+            stays as it is, and the layer makes up for it.
+    """
 
     takes: list[tuple[Layer, Affine]] = field(default_factory=list)
     passed: list[Node] = field(default_factory=list)
+    identities: list[tuple[Layer, Affine]] = field(default_factory=list)
 
 
 def walk_back(graph: TorchGraph, norm: Norm, folded: Mapping[Norm, object]) -> Walk:
@@ -39,6 +48,10 @@ def walk_back(graph: TorchGraph, norm: Norm, folded: Mapping[Norm, object]) -> W
     pending = [(Flow(norm.source, norm.axis, norm.affine), norm.nodes[0])]
     while pending:
         flow, reader = pending.pop()
+        layer = _layer_beside(graph, flow, reader, folded_at)
+        if layer is not None:
+            walk.identities.append((layer, flow.affine))
+            continue
         graph.require_single_reader(flow.value, reader)
         if flow.value in folded_at:
             inner = folded_at[flow.value]
@@ -55,17 +68,47 @@ def walk_back(graph: TorchGraph, norm: Norm, folded: Mapping[Norm, object]) -> W
             pending.append((Flow(vector.source, flow.axis, flow.affine.without_shift()), vector.node))
             continue
         for source in backward(graph, flow.value, flow.axis, flow.affine):
-            reader = _reader_of(source.value, flow.value)
-            pending.append((source, reader))
-            if reader is not flow.value:
-                walk.passed.extend([reader, *(part for part in reader.users if part is not flow.value)])
+            pending.append((source, (*source.through, flow.value)[0]))
+            walk.passed.extend(source.through)
+            if operation(flow.value) == "getitem":  # the other parts of the split
+                walk.passed.extend(part for part in source.through[0].users if part is not flow.value)
         walk.passed.append(flow.value)
+    if not {layer.node for layer, _ in walk.identities} <= {layer.node for layer, _ in walk.takes}:
+        raise Refusal(RefusalCode.MULTI_USE, "an identity branch is added beside a layer that does not take the norm")
     return walk
 
 
-def _reader_of(source: Node, node: Node) -> Node:
-    """Return which node reads `source` on the walk to `node`: itself, or the split whose part it is."""
-    return node if source in node.all_input_nodes else node.all_input_nodes[0]
+def _layer_beside(graph: TorchGraph, flow: Flow, total: Node, folded_at: Mapping[Node, Norm]) -> Layer | None:
+    """Return the layer that takes the identity branch of a sum: y = layer(x) + x, of which `flow.value` is the x.
+
+    s (layer(x) + x) + t is x plus a layer of s layer(x) + (s - 1) x + t, which is one layer; x stays as it is.
+    """
+    if not _adds(graph, total):
+        return None
+    while (outer := _reader_that_adds(graph, total)) is not None:
+        total = outer
+    pending = [total]
+    while pending:
+        value = pending.pop()
+        if _adds(graph, value):
+            pending.extend(part for part in value.all_input_nodes if part is not flow.value)
+            continue
+        if len(graph.readers(value)) != 1 or value in graph.outputs:
+            continue
+        layer = read_layer(graph, folded_at[value].source if value in folded_at else value)
+        if layer is not None and layer.source is flow.value and covers(layer, flow.axis):
+            return layer
+    return None
+
+
+def _adds(graph: TorchGraph, node: Node) -> bool:
+    return is_plain_sum(graph, node) and not operation(node).startswith("aten::sub")
+
+
+def _reader_that_adds(graph: TorchGraph, value: Node) -> Node | None:
+    readers = graph.readers(value)
+    alone = len(readers) == 1 and value not in graph.outputs
+    return readers[0] if alone and _adds(graph, readers[0]) else None
 
 
 def walk_forward(graph: TorchGraph, norm: Norm, norms: Sequence[Norm], exact_padding: bool) -> Walk:
@@ -98,7 +141,7 @@ def walk_forward(graph: TorchGraph, norm: Norm, norms: Sequence[Norm], exact_pad
                 _require_no_border(layer, walk.takes[-1][1], exact_padding)
                 continue
             pending.append(_forward(graph, reader, flow))
-            walk.passed.append(reader)
+            walk.passed.extend(dict.fromkeys((*pending[-1].through, pending[-1].value, reader)))
     _require_once(walk)
     return walk
 
