@@ -600,6 +600,34 @@ plain(
     "norm over C*H*W, linear", (2, 3, 4, 4), 1, (), make(nn.Flatten), make(nn.BatchNorm1d, 48), make(nn.Linear, 48, 7)
 )
 plain("norm before transposed conv", (2, 4, 5, 5), 0, "pad", make(BN, 4), make(nn.ConvTranspose2d, 4, 6, 3))
+for rank, (conv, norm) in enumerate(
+    [(nn.ConvTranspose1d, nn.BatchNorm1d), (nn.ConvTranspose2d, BN), (nn.ConvTranspose3d, nn.BatchNorm3d)], start=1
+):
+    for options in ({}, {"stride": 2, "padding": 1, "output_padding": 1, "groups": 2, "dilation": 2, "bias": False}):
+        plain(
+            f"norm before transposed conv {rank}d, exact, {options}",
+            (2, 4) + (5,) * rank,
+            2,
+            (),
+            make(norm, 4),
+            make(conv, 4, 6, 3, **options),
+            make(norm, 6),
+            padding="exact",
+        )
+
+
+@case("norm before transposed conv in a graph, exact", (2, 4, 5, 5), 1, form="graph", padding="exact")
+def _() -> nn.Module:
+    forward = lambda m, x: F.conv_transpose2d(m.bn(x), m.w, None, 2, 1, 1)
+    return randomise(Forward(forward, bn=BN(4), w=nn.Parameter(torch.randn(4, 6, 3, 3))))
+
+
+@case("norm before transposed conv with an output size, exact", (2, 4, 5, 5), 1, padding="exact")
+def _() -> nn.Module:
+    forward = lambda m, x: m.up(m.bn(x), output_size=[x.shape[2] * 2, x.shape[3] * 2])
+    return randomise(Forward(forward, bn=BN(4), up=nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1)))
+
+
 plain("norm before 1x1 transposed conv", (2, 4, 5, 5), 1, (), make(BN, 4), make(nn.ConvTranspose2d, 4, 6, 1, groups=2))
 plain("norm, norm, conv", IMAGE, 2, (), make(BN, 3), make(BN, 3), make(C, 3, 5, 3))
 plain("norm, avg pool, conv", IMAGE, 1, (), make(BN, 3), make(nn.AvgPool2d, 2), make(C, 3, 5, 3))

@@ -219,23 +219,27 @@ def fold_parallel(weight: Array, bias: Array, affine: Affine, groups: int = 1) -
     return require_in_range("folded weight", folded), require_in_range("folded bias", bias + affine.shift)
 
 
-def border_kernel(weight: npt.NDArray[Any], affine: Affine, groups: int = 1) -> Array:
+def border_kernel(weight: npt.NDArray[Any], affine: Affine, groups: int = 1, layout: Layout = Layout.CONV) -> Array:
     """Return the kernel that makes up for zero padding when `conv(affine(x))` is folded into the conv.
 
     Convolved with one channel of ones under the same stride, padding and dilation, it gives the share of the shift in
-    every output, which is smaller at the border, where the padding is not shifted.
+    every output, which is smaller at the border, where the padding is not shifted. The same holds for a transposed
+    convolution, whose outputs do not all see the same part of the kernel.
 
     Args:
-        weight: of the convolution, (out, in/groups, *kernel), before folding.
+        weight: of the convolution, before folding.
         affine: one channel per input channel.
         groups: of the convolution.
+        layout: of its weight, CONV or CONV_TRANSPOSE.
 
     Returns:
-        (out, 1, *kernel), float64: the sum of W t over the inputs of each output.
+        Float64, the sum of W t over the inputs of each output: the weight of a convolution of the same layout with one
+        input channel and one group, (out, 1, *kernel) or (1, out, *kernel).
     """
-    weight64, _ = _parameters(weight, None, Layout.CONV, groups)
-    shares = (_grouped(weight64, Layout.CONV, groups) * affine.shift.reshape(groups, 1, -1, 1)).sum(axis=2)
-    return require_in_range("border kernel", shares.reshape(len(weight64), 1, *weight64.shape[2:]))
+    weight64, _ = _parameters(weight, None, layout, groups)
+    shares = (_grouped(weight64, layout, groups) * affine.shift.reshape(groups, 1, -1, 1)).sum(axis=2)
+    channels = (1, -1) if layout.is_inputs_first else (-1, 1)
+    return require_in_range("border kernel", shares.reshape(*channels, *weight64.shape[2:]))
 
 
 def _grouped(weight: Array, layout: Layout, groups: int) -> Array:

@@ -22,7 +22,7 @@ def _norm_first(consumer: str, way: str = "", **attributes: object) -> onnx.Mode
         elif way:
             extra = [net.put("pads", [0, 0, 1, 1, 0, 0, 1, 1], np.int64)] if way == "Pad" else []
             h = net.node(way, [h, *extra], **({"mode": "reflect"} if way == "Pad" else {}))
-        shape = (4, 6) if consumer == "ConvTranspose" else (6, 4 // groups)
+        shape = (4, 6 // groups) if consumer == "ConvTranspose" else (6, 4 // groups)
         net.output(net.node(consumer, [h, net.constant("w", *shape, 3, 3), net.constant("b", 6)], "y", **attributes))
         return net.model()
     net = Net()
@@ -143,7 +143,13 @@ def readers() -> Iterator[Case]:
     yield Case(
         "norm -> padded Conv, opset 8, exact", lambda: _padded(9, 9, opset=8, pads=[1] * 4), "pad", 1, options=EXACT
     )
-    yield Case("norm -> ConvTranspose, exact", lambda: _norm_first("ConvTranspose"), "pad", 1, options=EXACT)
+    yield Case("norm -> ConvTranspose, exact", lambda: _norm_first("ConvTranspose"), options=EXACT)
+    strided = {"group": 2, "strides": [2, 2], "pads": [1, 0, 0, 1], "output_padding": [1, 0], "dilations": [1, 2]}
+    yield Case(
+        "norm -> ConvTranspose grouped, strided, padded, exact",
+        lambda: _norm_first("ConvTranspose", **strided),
+        options=EXACT,
+    )
     yield Case("norm -> two Convs", _two_readers)
     yield Case("norm -> Dropout -> two Convs", lambda: _two_readers("Dropout"))
     yield Case("norm -> Conv and Gemm", lambda: _two_readers(second="Gemm"))

@@ -1,4 +1,4 @@
-"""The correction of a zero-padded Conv that takes a norm before it: the padding must stay unshifted.
+"""The correction at the border of a Conv or ConvTranspose that takes a norm before it: padding must stay unshifted.
 
 Used by `parameters` when `fold_onnx(..., padding="exact")` says so. A convolution of one channel of ones, with the
 same strides, dilations and pads, gives the share of the shift at each place; its kernel is `core.border_kernel`. Where
@@ -20,7 +20,8 @@ _FIRST_OPSET = 9  # of ConstantOfShape
 def require_border(graph: OnnxGraph, layer: NodeProto) -> None:
     """Raise Refusal unless the correction of this Conv can be written in the model's operator set."""
     if graph.opset < _FIRST_OPSET:
-        reason = f"Conv {layer.name!r} pads with zeros; to correct that takes opset {_FIRST_OPSET}, not {graph.opset}"
+        wanted = f"which takes opset {_FIRST_OPSET}, not {graph.opset}"
+        reason = f"{layer.op_type} {layer.name!r} needs a correction at its border, {wanted}"
         raise Refusal(RefusalCode.PAD, reason, f"convert the model to opset {_FIRST_OPSET} or later")
 
 
@@ -29,8 +30,8 @@ def add_border(graph: OnnxGraph, layer: NodeProto, kernel: Array, dtype: str, st
 
     Args:
         graph: holds the layer; the value that it makes keeps its name and becomes the sum.
-        layer: a Conv.
-        kernel: (out, 1, *kernel), float64.
+        layer: a Conv or ConvTranspose.
+        kernel: (out, 1, *kernel), or (1, out, *kernel) for the latter, float64.
         dtype: in which it is stored.
         stem: beginning of the new names.
     """
@@ -49,7 +50,7 @@ def add_border(graph: OnnxGraph, layer: NodeProto, kernel: Array, dtype: str, st
 
 
 def _like(layer: NodeProto, inputs: list[str], output: str, name: str) -> NodeProto:
-    """Return a Conv with the strides, dilations and pads of `layer`, of one group."""
+    """Return a node with the strides, dilations and pads of `layer`, of one group."""
     node: NodeProto = NodeProto.FromString(layer.SerializeToString())
     del node.input[:], node.output[:]
     node.name = name

@@ -98,7 +98,7 @@ def change_consumer(graph: OnnxGraph, target: TargetLayer, *, exact_padding: boo
     weight, groups = _weight(graph, layer, weight_at), int(fields.get("group", 1))
     affine, border = _fitted(target, in_channels(weight.values, layout, groups)), None
     if _shifts_into_padding(graph, layer, affine, exact_padding):
-        border, affine = border_kernel(weight.values, affine, groups), affine.without_shift()
+        border, affine = border_kernel(weight.values, affine, groups, layout), affine.without_shift()
     bias = _bias(graph, layer, out_channels(weight.values, layout, groups))
     new_weight, moved = fold_consumer(weight.values, None, affine, layout, groups)
     moved = float(fields.get("alpha", 1.0)) * moved if layer.op_type == "Gemm" else moved
@@ -116,7 +116,7 @@ def apply(graph: OnnxGraph, change: Change) -> tuple[str, ...]:
         notes += _write(graph, layer, 2, change.bias, change.dtype, stem)
         if change.border is not None:
             add_border(graph, layer, change.border, change.dtype, stem)
-            notes.append("the border of the padded Conv gets a correction: a convolution of one channel of ones")
+            notes.append(f"the border of the {layer.op_type} gets a correction: a convolution of one channel of ones")
         graph.sweep()  # a bias made from the weight's shape was a second reader of the weight
     if layer.op_type == "Gemm" and "beta" in attributes(layer):
         set_attribute(layer, "beta", 1.0)
@@ -216,15 +216,15 @@ def _shifts_into_padding(graph: OnnxGraph, layer: NodeProto, affine: Affine, exa
     """Return True when the layer needs a correction at its border, which then is allowed and possible."""
     if layer.op_type not in ("Conv", "ConvTranspose") or not np.any(affine.shift):
         return False
-    if layer.op_type == "ConvTranspose":
+    if layer.op_type == "Conv" and not has_padding(layer):
+        return False
+    if layer.op_type == "ConvTranspose" and not exact_padding:
         raise Refusal(
             RefusalCode.PAD,
             f"ConvTranspose {layer.name!r} reaches its border positions with part of its kernel only, "
             "so that a shift before it is no constant after it",
-            "put the norm after the transposed convolution",
+            'pass padding="exact", or put the norm after the transposed convolution',
         )
-    if not has_padding(layer):
-        return False
     if not exact_padding:
         raise Refusal(
             RefusalCode.PAD, f"Conv {layer.name!r} pads with zeros, which the norm before it would have shifted"

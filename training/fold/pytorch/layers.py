@@ -6,6 +6,7 @@ an unbatched convolution has its channels on axis 0, a linear layer on its last 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch.fx import Node
 
@@ -76,6 +77,17 @@ def _convolution(node: Node) -> Layer | None:
     layout = Layout.CONV_TRANSPOSE if transposed else Layout.CONV
     borders = _transposed_borders(given, weight) if transposed else _padded(given, weight)
     return Layer(node, source, layout, given["groups"], weight, given["bias"], axis, axis, borders)
+
+
+def border_arguments(node: Node) -> tuple[Any, ...]:
+    """Return the arguments behind the bias with which the same convolution runs on one channel of ones."""
+    given = arguments(node)
+    if "transposed" in given:
+        names: tuple[str, ...] = ("stride", "padding", "dilation", "transposed", "output_padding")
+        return (*(given[name] for name in names), 1)
+    if "output_padding" in given:
+        return given["stride"], given["padding"], given["output_padding"], 1, given["dilation"]
+    return given["stride"], given["padding"], given["dilation"]
 
 
 def _padded(given: dict[str, object], weight: Node) -> bool:

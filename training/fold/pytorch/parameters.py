@@ -11,7 +11,6 @@ import numpy.typing as npt
 from torch.fx import Node
 
 from ..core import (
-    Affine,
     Array,
     Layout,
     border_kernel,
@@ -60,7 +59,7 @@ class Change:
         layers: the calls.
         weight: None when the layer has a bias alone.
         bias: None when there was none and none is needed.
-        border: correction for zero padding, (out, 1, *kernel); None nearly always.
+        border: correction for zero padding, (out, 1, *kernel), or (1, out, *kernel) transposed; None nearly always.
         cancellation: largest (|s| |b| + |t|) / |new bias|.
     """
 
@@ -139,13 +138,14 @@ def _folded(affines: LayerAffines, weight: Array, bias: Array | None) -> tuple[A
     new_bias: Array = np.zeros(out_channels(weight, layer.layout, layer.groups)) if bias is None else bias
     if affines.before is not None:
         inside = affines.before
-        if layer.borders and layer.layout is Layout.CONV and np.any(inside.shift):
-            border, inside = border_kernel(weight, inside, layer.groups), inside.without_shift()
+        if layer.borders and layer.layout in (Layout.CONV, Layout.CONV_TRANSPOSE) and np.any(inside.shift):
+            border = border_kernel(weight, inside, layer.groups, layer.layout)
+            inside = inside.without_shift()
         new_weight, new_bias = fold_consumer(new_weight, new_bias, inside, layer.layout, layer.groups)
     if affines.after is not None:
         new_weight, new_bias = fold_producer(new_weight, new_bias, affines.after, layer.layout, layer.groups)
         if border is not None:
-            border = fold_producer(border, None, Affine(affines.after.scale, 0 * affines.after.shift), Layout.CONV)[0]
+            border = fold_producer(border, None, affines.after.without_shift(), layer.layout)[0]
     if affines.parallel is not None:
         parallel = affines.parallel.spread(len(new_bias))
         new_weight, new_bias = fold_parallel(new_weight, new_bias, parallel, layer.groups)

@@ -70,8 +70,7 @@ def backward(graph: TorchGraph, node: Node, axis: int | None, affine: Affine) ->
     name = _name(node)
     permuted = permutation_to(graph, node)
     if permuted is not None and axis == permuted.axis:
-        before = affine.pick(np.argsort(permuted.order))
-        return [Flow(permuted.source, axis, before, permuted.nodes[:-1])]
+        return [Flow(permuted.source, axis, affine.pick(np.argsort(permuted.order)), permuted.nodes[:-1])]
     if name in MOVES_AXES:
         return [Flow(node.all_input_nodes[0], axis_before(node, axis), affine)]
     if name == "aten::cat":

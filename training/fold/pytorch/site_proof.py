@@ -20,7 +20,7 @@ from ..refusals import Refusal, RefusalCode
 from ..verdict import ALGEBRA_LIMIT
 from .float64 import run_in_float64, tensors_in
 from .graph import TorchGraph, arguments, operation, shape
-from .layers import Layer, read_layer
+from .layers import Layer, border_arguments, read_layer
 from .norms import Norm, read_affine_node
 from .parameters import Change, Value
 from .placement import Placement
@@ -266,7 +266,7 @@ def _apply(norm: Norm, affine: Any, value: Tensor) -> Tensor:
 
 
 def _border(node: Node, source: Tensor, kernel: Tensor) -> Tensor:
-    given, spatial = arguments(node), kernel.ndim - 2
+    spatial = kernel.ndim - 2
     ones = torch.ones((1,) * (source.ndim - spatial) + tuple(source.shape[-spatial:]), dtype=kernel.dtype)
-    shares: Tensor = node.target(ones, kernel, None, given["stride"], given["padding"], given["dilation"])  # type: ignore[operator]
+    shares: Tensor = node.target(ones, kernel, None, *border_arguments(node))  # type: ignore[operator]
     return shares

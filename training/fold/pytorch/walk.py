@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch.fx import Node
 
-from ..core import Affine, in_channels, out_channels
+from ..core import Affine, Layout, in_channels, out_channels
 from ..refusals import Refusal, RefusalCode
 from .graph import TorchGraph, is_in_place, operation
 from .layers import Layer, read_layer, read_vector, require_axis
@@ -186,16 +186,15 @@ def _taken(layer: Layer, flow: Flow, side: str) -> Affine:
 
 
 def _require_no_border(layer: Layer, affine: Affine, exact_padding: bool) -> None:
-    if not layer.borders or not np.any(affine.shift):
+    if not layer.borders or not np.any(affine.shift) or exact_padding:
         return
-    if operation(layer.node).startswith("aten::conv_transpose"):
+    if layer.layout is Layout.CONV_TRANSPOSE:
         raise Refusal(
             RefusalCode.PAD,
             f"'{layer.node.name}' is a transposed convolution: its outputs do not all see the same number of inputs",
-            "put the norm after it",
+            'pass padding="exact", or put the norm after it',
         )
-    if not exact_padding:
-        raise Refusal(RefusalCode.PAD, f"'{layer.node.name}' pads with zeros, and the norm would have moved them")
+    raise Refusal(RefusalCode.PAD, f"'{layer.node.name}' pads with zeros, and the norm would have moved them")
 
 
 def _require_unwritten(graph: TorchGraph, norm: Norm) -> None:

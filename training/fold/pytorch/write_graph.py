@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 
 from .float64 import named_tensors
 from .graph import TorchGraph, is_in_place, operation
-from .layers import Layer
+from .layers import Layer, border_arguments
 from .parameters import Change, Value
 from .placement import Placement
 from .process_state import quiet
@@ -136,7 +136,7 @@ class GraphWriter(Writer):
             for axis in range(len(call.meta["val"].shape) - (value.exact.ndim - 2)):
                 one = self._call(aten.slice.Tensor, one, axis, 0, 1)
             ones = self._call(aten.ones_like.default, one)
-            shares = self._call(call.target, ones, kernel, None, *call.args[3:6])
+            shares = self._call(call.target, ones, kernel, None, *border_arguments(call))
         self._add_after(call, shares)
 
     def _add_after(self, call: Node, addend: Node) -> None:
