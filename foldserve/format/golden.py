@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .errors import FormatError, GoldenError
+from .golden_files import GoldenFile, read_files
 from .tensors import Array, decode_tensor, encode_tensor
 
 PROVIDERS = ("cpu", "cuda")
@@ -21,21 +22,24 @@ class Golden:
     """Known inputs and their outputs, each with the batch as its first axis.
 
     `tolerance` maps a provider ("cpu", "cuda") to a fraction of the largest |value| of each float output; outputs
-    of integer type have to be equal.
+    of integer type have to be equal. `files` are the rows of the picture input where `inputs` does not hold it: they
+    become one by `foldserve.pictures.golden_files.with_pixels`.
     """
 
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
     tolerance: Mapping[str, float]
+    files: tuple[GoldenFile, ...] = ()
 
     @property
     def rows(self) -> int:
         """How many questions there are."""
-        return int(next(iter(self.inputs.values())).shape[0])
+        return len(self.files) or int(next(iter(self.inputs.values())).shape[0])
 
     def as_dict(self) -> dict[str, Any]:
         """Return the manifest's `golden`."""
-        return {
+        files = {"files": [file.as_dict() for file in self.files]} if self.files else {}
+        return files | {
             "inputs": {name: encode_tensor(array) for name, array in self.inputs.items()},
             "outputs": {name: encode_tensor(array) for name, array in self.outputs.items()},
             "tolerance": dict(self.tolerance),
@@ -69,18 +73,22 @@ def read_golden(section: Any) -> Golden:
     """Return the golden answers in a manifest's `golden`.
 
     Raises:
-        FormatError: a key is missing, a tensor does not decode, or the rows of the tensors differ in number.
+        FormatError: a key is missing, a tensor or a file does not decode, or their rows differ in number.
     """
     if not isinstance(section, dict):
         raise FormatError("manifest.json has no golden section; export the model again")
-    inputs, outputs = (_tensors(section.get(key), key) for key in ("inputs", "outputs"))
+    files = read_files(section.get("files"))
+    inputs = {} if files and not section.get("inputs") else _tensors(section.get("inputs"), "inputs")
+    outputs = _tensors(section.get("outputs"), "outputs")
     rows = {array.shape[0] if array.ndim else 0 for array in [*inputs.values(), *outputs.values()]}
+    if files:
+        rows.add(len(files))
     if len(rows) != 1 or 0 in rows:
         raise FormatError(f"golden tensors in manifest.json have {sorted(rows)} rows, expected one number above 0")
     tolerance = section.get("tolerance")
     if not isinstance(tolerance, dict) or not all(_is_tolerance(tolerance.get(provider)) for provider in PROVIDERS):
         raise FormatError(f"golden tolerance in manifest.json is {tolerance!r}, expected numbers for cpu and cuda")
-    return Golden(inputs, outputs, {provider: float(value) for provider, value in tolerance.items()})
+    return Golden(inputs, outputs, {provider: float(value) for provider, value in tolerance.items()}, files)
 
 
 def _tensors(section: Any, key: str) -> dict[str, Array]:

@@ -63,10 +63,10 @@ def prepare(
     fitted = fit(flatten(image, recipe), recipe, admit)
     if recipe.is_grey and fitted.mode != "L":
         fitted = fitted.convert("L")
-    return _in_layout(np.asarray(fitted, dtype=np.uint8), recipe)
+    return in_layout(np.asarray(fitted, dtype=np.uint8), recipe)
 
 
-def _in_layout(pixels: NDArray[np.uint8], recipe: ImageRecipe) -> NDArray[np.uint8]:
+def in_layout(pixels: NDArray[np.uint8], recipe: ImageRecipe) -> NDArray[np.uint8]:
     """Return (H, W) or (H, W, 3) in RGB with the model's channels, in their order and on their axis."""
     if pixels.ndim == 2:
         pixels = pixels[..., None] if recipe.channels == 1 else np.repeat(pixels[..., None], 3, axis=-1)

@@ -3,13 +3,17 @@
 `foldserve.format.golden` reads them and compares; here a wrong answer becomes the error of a version not served.
 """
 
+import logging
 from collections.abc import Mapping
 
-from foldserve.format.errors import GoldenError
+from foldserve.format.errors import FormatError, GoldenError
 from foldserve.format.golden import Golden
+from foldserve.format.image import ImageRecipe
 
 from ..errors import ArtifactInvalid
 from ..tensors import Array
+
+_log = logging.getLogger(__name__)
 
 
 def check_golden(golden: Golden, answers: Mapping[str, Array], provider: str) -> dict[str, float]:
@@ -27,3 +31,29 @@ def check_golden(golden: Golden, answers: Mapping[str, Array], provider: str) ->
         return golden.check(answers, provider)
     except GoldenError as err:
         raise ArtifactInvalid(str(err)) from err
+
+
+def decode_golden(golden: Golden, recipe: ImageRecipe | None, model: str) -> Golden:
+    """Return the golden answers with the pictures among the questions decoded as those of a request are.
+
+    Args:
+        golden: of a version.
+        recipe: its model's own.
+        model: its name, for the log.
+
+    Raises:
+        ArtifactInvalid: there are pictures and no recipe, or they do not decode to what they did.
+    """
+    if not golden.files:
+        return golden
+    if recipe is None:
+        raise ArtifactInvalid("its golden answers are to pictures, and its graph states no picture recipe")
+    from foldserve.pictures.golden_files import with_pixels  # its library takes long to import
+
+    try:
+        decoded, remark = with_pixels(golden, recipe)
+    except (FormatError, GoldenError) as err:
+        raise ArtifactInvalid(str(err)) from err
+    if remark:
+        _log.warning("model %s: %s", model, remark)
+    return decoded

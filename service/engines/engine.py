@@ -16,7 +16,7 @@ from foldserve.format.golden import Golden
 from foldserve.format.image import ImageRecipe
 from foldserve.format.task import Task
 
-from ..artifacts.golden import check_golden
+from ..artifacts.golden import check_golden, decode_golden
 from ..artifacts.repository import Artifact
 from ..artifacts.unverified import check_rows, made_inputs
 from ..cores import available_cores
@@ -110,6 +110,7 @@ class Engine:
         session, device = open_session(artifact.source, provider, threads=threads or 1, device_id=device_id, tf32=tf32)
         signature = read_signature(session)
         if artifact.is_verified:
+            artifact = replace(artifact, golden=decode_golden(artifact.golden, signature.image, artifact.name))
             check_golden_inputs(artifact, signature)
         else:
             artifact = replace(artifact, golden=Golden(made_inputs(signature.inputs), {}, {}))

@@ -28,6 +28,12 @@ def drawn(rng: np.random.Generator) -> bytes:
         exif = Image.Exif()
         exif[_ORIENTATION] = int(rng.integers(1, 9))
         options["exif"] = exif
+    kind = "JPEG" if mode == "CMYK" or (mode in ("RGB", "L") and rng.random() < 0.5) else "PNG"
+    return encoded(image, kind, **options)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    """Return a picture as a file."""
     file = io.BytesIO()
-    image.save(file, "JPEG" if mode == "CMYK" or (mode in ("RGB", "L") and rng.random() < 0.5) else "PNG", **options)
+    image.save(file, kind, **options)
     return file.getvalue()
