@@ -123,7 +123,7 @@ image:           ## build the CPU image
 constraints:     ## write today's newest versions that fit pyproject.toml into constraints.txt
 	rm -rf .venv-constraints && python3 -m venv .venv-constraints
 	.venv-constraints/bin/python -m pip install --quiet -e '.[training,grpc,cpu,dev]'
-	{ sed -n '/^#/p' constraints.txt; .venv-constraints/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; grep '^onnxruntime-gpu==' constraints.txt; } > constraints.new
+	{ sed -n '/^#/p' constraints.txt; .venv-constraints/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; grep -E '^(onnxruntime-gpu|nvidia-.*)==' constraints.txt; } > constraints.new
 	mv constraints.new constraints.txt && rm -rf .venv-constraints
 
 clean:           ## remove the environment and caches; trained versions and runs stay

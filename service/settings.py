@@ -105,7 +105,7 @@ class Settings(BaseModel):
         description="device to run on; without a usable GPU cuda ends the start, auto warns and takes the CPU",
     )
     cuda_device: int = Field(0, ge=0, description="which GPU, in CUDA's own order")
-    tf32: bool = Field(False, description="let CUDA round products to TF32: faster, and off by 1e-3")
+    tf32: bool = Field(False, description="let CUDA round products to TF32: faster, and off by up to 5e-3")
     threads: int = Field(
         0, ge=0, le=256, description="threads of a run on the CPU; 0 measures which batches gain by more than one"
     )

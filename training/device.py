@@ -3,8 +3,9 @@
 It knows nothing of networks or recipes.
 """
 
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -12,23 +13,34 @@ from .errors import DeviceError
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device that `auto`, `cpu` or `cuda` means on this machine.
+    """Return the device that `auto`, `cpu`, `cuda` or `cuda:1` means on this machine.
 
     Raises:
-        DeviceError: another name, or `cuda` where PyTorch sees none; the message says which of the two is missing.
+        DeviceError: another name, `cuda` where PyTorch sees none (the message says which of the two is missing), or a
+            number that no GPU has.
     """
-    if name not in ("auto", "cpu", "cuda"):
-        raise DeviceError(f"--device {name}: expected auto, cpu or cuda")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name):
+        raise DeviceError(f"--device {name}: expected auto, cpu, cuda, or one of several GPUs such as cuda:1")
+    kind, _, number = name.partition(":")
     if torch.cuda.is_available():
-        return torch.device("cpu" if name == "cpu" else "cuda")
-    if name == "cuda":
+        if number and int(number) >= torch.cuda.device_count():
+            raise DeviceError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
+        return torch.device("cpu" if kind == "cpu" else name if number else "cuda")
+    if kind == "cuda":
         missing = (
             "this build of PyTorch has no CUDA; install one that has"
             if torch.version.cuda is None
             else "PyTorch sees no GPU; check that nvidia-smi lists one"
         )
-        raise DeviceError(f"--device cuda: {missing}, or use --device cpu")
+        raise DeviceError(f"--device {name}: {missing}, or use --device cpu")
     return torch.device("cpu")
+
+
+@contextmanager
+def current(device: torch.device) -> Iterator[None]:
+    """Make `device` PyTorch's current one inside the block: streams and graphs that name no GPU are made there."""
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        yield
 
 
 @contextmanager

@@ -7,6 +7,7 @@ reads nothing back within an epoch, so the same steps serve a CPU and a CUDA gra
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from .schedule import learning_rate, set_learning_rate
 from .shared_norms import shared_norms
 from .worker_threads import WorkerThreads
 
+SMALL_NETWORKS = ("lenet-bn", "mlp")  # whose operations take a tenth of a millisecond
 ORDER, MIRRORED = 0, 1  # what an epoch draws: each has random numbers of its own
 
 
@@ -178,11 +180,14 @@ class EpochLoop:
         self.state = EpochState(len(labels), len(self.sizes), images.device, is_mirroring=is_mirroring, dtype=dtype)
         self.ranks = ranks
         self.captures = captures
-        # What PyTorch computes layer by layer, or compiles, keeps the threads that PyTorch shares out itself.
         threads = WorkerThreads()
         is_fused = images.device.type == "cpu" and not compiles and ranks.world_size == 1
         forward = fused(model, threads) if is_fused else model
-        self.threads = WorkerThreads(1) if forward is model else threads
+        # Layer by layer, a small network takes one thread: PyTorch's own wait for each other after every operation, and
+        # on a machine that does other things as well that takes longer than the operations. Large operations, and what
+        # is compiled, keep them.
+        is_one_thread = recipe.network in SMALL_NETWORKS and images.device.type == "cpu" and not compiles
+        self.threads = threads if forward is not model else WorkerThreads(1) if is_one_thread else None
         forwards = dict.fromkeys(self.sizes, forward) | ({recipe.batch_size: compiled(model)} if compiles else {})
         self.steps: dict[int, Callable[[], None]] = {
             rows: TrainingStep(forwards[rows], optimizer, images, labels, self.state, rows, ranks)
@@ -202,7 +207,7 @@ class EpochLoop:
         self._capture()
         synchronize(self.state.order.device)
         start = time.perf_counter()
-        with self.threads.open(), shared_norms(self.model, self.ranks):
+        with self.threads.open() if self.threads else nullcontext(), shared_norms(self.model, self.ranks):
             for step, rows in enumerate(self.sizes, start=(number - 1) * len(self.sizes)):
                 rate = learning_rate(self.recipe, step, self.recipe.epochs * len(self.sizes))
                 set_learning_rate(self.optimizer, rate)

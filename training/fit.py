@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .config import Recipe
 from .dataset import Dataset, Tensors, rows_at_once, scale_pixels
-from .device import exact_convolutions, flushed_denormals
+from .device import current, exact_convolutions, flushed_denormals
 from .epoch import EpochLoop
 from .errors import CheckpointError, ConfigError, DivergenceError
 from .ranks import ALONE, Ranks
@@ -161,7 +161,7 @@ def fit(
         history.epochs.extend(resumed.epochs)
         start -= resumed.seconds
     ranks.copy_from_first([*model.parameters(), *model.buffers()])
-    with flushed_denormals(), exact_convolutions(deterministic=deterministic):
+    with current(device), flushed_denormals(), exact_convolutions(deterministic=deterministic):
         for number in range(len(history.epochs) + 1, recipe.epochs + 1):
             loss, accuracy, seconds = loop.run(number, on_step)
             rows = number * len(data.train_labels)

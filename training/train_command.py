@@ -78,7 +78,7 @@ def add_parser(subparsers: Any) -> None:
         given = tuple(choice for choice in choices if (name, choice) != ("statistics", "none"))
         recipe.add_argument(f"--{name}", choices=given, help=HELP[name])
     places = parser.add_argument_group("places")
-    places.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where it trains (auto)")
+    places.add_argument("--device", metavar="DEVICE", help="where it trains: auto, cpu, cuda or cuda:1 (auto)")
     places.add_argument(
         "--compile",
         action="store_true",
@@ -239,7 +239,7 @@ def _session(
         min_accuracy=arguments.min_accuracy,
         recipe=recipe,
         init=str(Path(arguments.init).absolute()) if arguments.init else "",
-        device=device.type,
+        device=str(device),
         compiled=bool(arguments.compile),
         data_source=dataset.source,
         digests=dataset.digests,

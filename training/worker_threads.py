@@ -36,11 +36,11 @@ class WorkerThreads:
         """Hold the threads inside the block, where PyTorch's own operations take one thread each."""
         threads = torch.get_num_threads()
         count = self._wanted or min(threads, MOST)
-        if count == 1:
-            yield
-            return
         torch.set_num_threads(1)
         try:
+            if count == 1:
+                yield
+                return
             with ThreadPoolExecutor(count - 1, "training", _set_up_thread) as self._others:
                 self.count = count
                 yield

@@ -11,22 +11,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import onnxruntime
 
 from foldserve.format.golden import Golden
 from foldserve.format.image import ImageRecipe
 from foldserve.format.task import Task
 
-from ..artifacts.golden import check_golden, decode_golden
+from ..artifacts.golden import check_golden, decode_golden, with_tf32
 from ..artifacts.repository import Artifact
 from ..artifacts.unverified import check_rows, made_inputs
 from ..cores import available_cores
-from ..errors import DeviceLost, EngineError, InvalidInput
+from ..errors import ArtifactInvalid, DeviceLost, EngineError, InvalidInput, ProviderUnavailable
 from ..settings import DEFAULT_BUCKETS
 from ..tensors import Array, TensorSpec
 from .autotune import REWRITES, Decide, autotune, decide_alone, reuse_choice
 from .buckets import Profile, answers_agree, golden_batch, profile_buckets
 from .checks import check_golden_inputs, fitting_buckets, refuse_failing
-from .providers import Device, Source, cpu_session, open_session
+from .providers import Device, Source, cpu_session, does_not_run, fall_back, first_line, open_session
 from .runners import GraphRunner, PlainRunner, Runner, ThreadedRunner
 from .signature import Signature, read_signature
 from .structure import structure_of
@@ -116,10 +117,12 @@ class Engine:
             artifact = replace(artifact, golden=Golden(made_inputs(signature.inputs), {}, {}))
         fitting = fitting_buckets(buckets, signature.fixed_rows)
         if device.provider == "cuda":
-            on_device = GraphRunner(session, signature.inputs, signature.outputs, device_id=device_id)
-            engine = cls(on_device, device, signature, fitting)
-            engine._prove(artifact)
-            return engine
+            try:
+                return cls._on_cuda(artifact, session, device, signature, fitting, device_id, tf32)
+            except (ProviderUnavailable, ArtifactInvalid) as err:
+                if provider == "cuda":
+                    raise
+                session, device = fall_back(artifact.source, threads or 1, str(err))
         published = PlainRunner(session)
         refuse_failing(published, artifact, fitting[0])
         cores = 1 if threads else (cores or available_cores())
@@ -131,6 +134,27 @@ class Engine:
             if rewritten is not None:
                 return rewritten
         engine._prove(artifact, artifact.source, cores, sibling)
+        return engine
+
+    @classmethod
+    def _on_cuda(
+        cls,
+        artifact: Artifact,
+        session: onnxruntime.InferenceSession,
+        device: Device,
+        signature: Signature,
+        buckets: Sequence[int],
+        device_id: int,
+        tf32: bool,
+    ) -> "Engine":
+        """A proven engine of a session on CUDA; that it opened says little, its first run may fail."""
+        runner = GraphRunner(session, signature.inputs, signature.outputs, device_id=device_id)
+        engine = cls(runner, device, signature, buckets)
+        try:
+            engine._prove(replace(artifact, golden=with_tf32(artifact.golden)) if tf32 else artifact)
+        except EngineError as err:
+            reason = first_line(err.__cause__) if isinstance(err.__cause__, Exception) else str(err)
+            raise does_not_run(artifact.name, device_id, reason) from err
         return engine
 
     def _rewritten(

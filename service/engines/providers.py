@@ -6,6 +6,7 @@ or `Device.fallback_reason` says why not. Knows nothing of buckets and golden an
 """
 
 import contextlib
+import ctypes
 import functools
 import io
 import logging
@@ -16,11 +17,39 @@ from typing import Any
 import onnxruntime
 
 from ..errors import ArtifactInvalid, ProviderUnavailable
+from .capture_lock import DEVICE
 
 _log = logging.getLogger(__name__)
 
 Source = Path | bytes  # a model file, or its bytes
 
+_NOT_FOUND = "cannot open shared object file"  # how the linker ends its sentence about a library that is missing
+# onnxruntime computes shapes on the CPU on purpose (GetCpuPreferredNodes, core/framework/fallback_cpu_capability.cc),
+# where their few integers are needed; a CUDA graph takes that (ALLOW_CPU_FOR_SHAPES), as its sizes are fixed.
+_SHAPE_OPERATORS = frozenset(
+    {
+        "Add",
+        "Cast",
+        "Concat",
+        "Constant",
+        "ConstantOfShape",
+        "Div",
+        "Equal",
+        "Gather",
+        "Identity",
+        "Mul",
+        "Range",
+        "ReduceProd",
+        "Reshape",
+        "Shape",
+        "Size",
+        "Slice",
+        "Squeeze",
+        "Sub",
+        "Unsqueeze",
+        "Where",
+    }
+)
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _INSTALL_CUDA = 'install "foldserve[gpu]" in place of "foldserve[cpu]" on a host with NVIDIA driver 580 or newer'
 # Folding is proven at export; this pass of onnxruntime folds once more and has changed answers when it did.
@@ -55,12 +84,27 @@ def open_session(
     if provider == "cpu":
         return cpu_session(path, threads), Device("cpu", "cpu")
     try:
-        return _cuda_session(path, device_id, tf32), Device(provider, "cuda")
+        with DEVICE.using():
+            return _cuda_session(path, device_id, tf32), Device(provider, "cuda")
     except ProviderUnavailable as err:
         if provider == "cuda":
             raise
-        _log.warning("running on the CPU: %s", err)
-        return cpu_session(path, threads), Device(provider, "cpu", str(err))
+        return fall_back(path, threads, str(err))
+
+
+def fall_back(path: Path, threads: int, reason: str) -> tuple[onnxruntime.InferenceSession, Device]:
+    """Create the session on the CPU that "auto" takes where CUDA does not run the model, and log the `reason`.
+
+    Raises:
+        ArtifactInvalid: onnxruntime cannot read the model.
+    """
+    _log.warning("running on the CPU: %s", reason)
+    return cpu_session(path, threads), Device("auto", "cpu", reason)
+
+
+def does_not_run(name: str, device_id: int, reason: str) -> ProviderUnavailable:
+    """Return the error of a model whose first run on CUDA failed."""
+    return ProviderUnavailable(f"CUDA device {device_id} does not run {name}: {reason}; {_INSTALL_CUDA}")
 
 
 def cpu_session(source: Source, threads: int) -> onnxruntime.InferenceSession:
@@ -106,10 +150,9 @@ def has_cuda() -> bool:
 def _cuda_session(path: Path, device_id: int, tf32: bool) -> onnxruntime.InferenceSession:
     if not has_cuda():
         raise ProviderUnavailable(f"this onnxruntime has no CUDA provider; {_INSTALL_CUDA}")
-    _preload_libraries()
+    printed = _preload_libraries()
     options = _options()
     options.intra_op_num_threads = 1
-    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         session = _create(path, options, [(_CUDA, _cuda_options(device_id, tf32))])
@@ -118,9 +161,7 @@ def _cuda_session(path: Path, device_id: int, tf32: bool) -> onnxruntime.Inferen
             f"CUDA device {device_id} cannot run {path}: {first_line(err)}; {_INSTALL_CUDA}"
         ) from err
     if session.get_providers()[:1] != [_CUDA]:
-        raise ProviderUnavailable(
-            f"onnxruntime left the CUDA provider out, its libraries did not load; {_INSTALL_CUDA}"
-        )
+        raise ProviderUnavailable(f"{_why_left_out(printed)}; {_INSTALL_CUDA}")
     _refuse_stray_nodes(session, path)
     return session
 
@@ -137,23 +178,43 @@ def _cuda_options(device_id: int, tf32: bool) -> dict[str, str]:
 
 
 def _refuse_stray_nodes(session: onnxruntime.InferenceSession, path: Path) -> None:
-    """Raise when a node was assigned to anything but CUDA."""
+    """Raise when a node that computes more than a shape was assigned to anything but CUDA."""
     stray = {
         node.op_type
         for part in session.get_provider_graph_assignment_info()
         if part.ep_name != _CUDA
         for node in part.get_nodes()
-    }
+    } - _SHAPE_OPERATORS
     if stray:
         raise ProviderUnavailable(f"CUDA does not run {sorted(stray)} of {path}; serve it with FOLDSERVE_PROVIDER=cpu")
 
 
-def _preload_libraries() -> None:
-    """Load the CUDA and cuDNN libraries of the Python packages; what onnxruntime prints goes to the log."""
+def _preload_libraries() -> str:
+    """Load the CUDA and cuDNN libraries of the Python packages; return what onnxruntime prints, which is logged too."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         onnxruntime.preload_dlls()
-    if printed.getvalue():
-        _log.info("loading CUDA libraries: %s", printed.getvalue().strip())
+    text = printed.getvalue().strip()
+    if text:
+        _log.info("loading CUDA libraries: %s", text)
+    return text
+
+
+def _why_left_out(printed: str) -> str:
+    """Return why onnxruntime made a session without CUDA, about which it says nothing but in its own log.
+
+    The linker knows which library is missing; what it says of the provider's own counts most.
+    """
+    provider = Path(onnxruntime.__file__).parent / "capi/libonnxruntime_providers_cuda.so"
+    missing = [line.partition(": ")[2] for line in printed.splitlines() if line.startswith("Failed to load ")]
+    try:
+        if provider.exists():
+            ctypes.CDLL(str(provider))
+    except OSError as err:
+        if _NOT_FOUND in str(err):
+            missing.insert(0, str(err))
+    if missing:
+        return f"onnxruntime left the CUDA provider out, since a library of it does not load ({missing[0]})"
+    return "onnxruntime left the CUDA provider out and did not say why"
 
 
 def _options() -> onnxruntime.SessionOptions:

@@ -12,6 +12,7 @@ from typing import Protocol
 import onnxruntime
 
 from ..tensors import Array, TensorSpec
+from .capture_lock import DEVICE
 
 _of_thread = threading.local()
 
@@ -100,18 +101,24 @@ class GraphRunner:
         self._recorded: dict[int, _RecordedGraph] = {}
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Copy in, replay, copy out."""
+        """Copy in, replay, copy out; the first run of a size records, while nothing else uses the device."""
         rows = len(next(iter(inputs.values())))
-        if rows not in self._recorded:
+        recorded = self._recorded.get(rows)
+        if recorded is not None:
+            with DEVICE.using():
+                return recorded.run(inputs)
+        with DEVICE.recording():
             # onnxruntime reserves graph 0 and does not check that a graph is used for one shape only: this is the
             # single place where sizes and graphs are paired.
-            self._recorded[rows] = _RecordedGraph(
+            recorded = _RecordedGraph(
                 self._session,
                 len(self._recorded) + 1,
                 {spec.name: self._buffer(rows, spec) for spec in self._inputs},
                 {spec.name: self._buffer(rows, spec) for spec in self._outputs},
             )
-        return self._recorded[rows].run(inputs)
+            answers = recorded.run(inputs)
+            self._recorded[rows] = recorded  # a size whose recording failed is recorded anew
+        return answers
 
     def _buffer(self, rows: int, spec: TensorSpec) -> onnxruntime.OrtValue:
         shape = [rows, *spec.row_shape]

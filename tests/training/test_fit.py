@@ -194,3 +194,15 @@ def test_a_linear_schedule_comes_to_rest(made_up, optimizer):
     history = fit(build(recipe), made_up, recipe, CPU, on_epoch=seen.append)
     assert history.last.loss < 0.3 * history.epochs[0].loss
     assert history.last.train_accuracy > 0.95
+
+
+@pytest.mark.parametrize(
+    "options", [{"norm": "scratch"}, {"norm": "none", "statistics": "none"}, {"pool": "max"}, {}], ids=str
+)
+def test_no_network_waits_for_pytorchs_own_threads(made_up, options):
+    """Steps of small operations take one of PyTorch's threads each, and the caller's number is given back."""
+    torch.set_num_threads(2)
+    recipe, seen = Recipe(epochs=1, batch_size=64, **options), set()
+    fit(build(recipe), made_up, recipe, CPU, on_step=lambda rows: seen.add(torch.get_num_threads()))
+    assert seen == {1}
+    assert torch.get_num_threads() == 2

@@ -14,7 +14,7 @@ def add_options(parser: argparse.ArgumentParser, *, out: str, seeds: int) -> Non
     parser.add_argument("--seeds", type=int, default=seeds, help=f"trainings of each main arm ({seeds})")
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, one thread each (1)")
     parser.add_argument("--compile", action="store_true", help="compile the steps of long trainings: faster on CPU")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where it trains (auto)")
+    parser.add_argument("--device", default="auto", help="where it trains: auto, cpu, cuda or cuda:1 (auto)")
     parser.add_argument("--data-dir", type=Path, default=None, help="folder with Fashion-MNIST's four files")
     parser.add_argument("--out", type=Path, default=Path(out), help=f"folder of figures and report ({out})")
     parser.add_argument("--report-only", action="store_true", help="train nothing; report on what is measured already")
