@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from onnx.reference.op_run import OpRun
 from torch import Tensor
 
+from ..tiled import convolve
 from .protos import Values
 
 Kernel = Callable[[Sequence[Values | None], dict[str, Any]], Values | None]
@@ -38,7 +39,14 @@ def _conv(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | N
     begins, ends = kernel.pads
     pads = begins if begins == ends else 0
     x = x if begins == ends else kernel.pad(x, 0.0)
-    result = function(x, weight, bias, kernel.strides, pads, kernel.dilations, fields.get("group", 1))
+
+    def convolution(part: Tensor, padding: Any) -> Any:
+        return function(part, weight, bias, kernel.strides, padding, kernel.dilations, fields.get("group", 1))
+
+    if x.dtype is not torch.float64:
+        return np.asarray(convolution(x, pads).numpy())
+    sides = begins if begins == ends else [0] * len(kernel.strides)
+    result = convolve(convolution, x, weight, kernel.strides, sides, kernel.dilations)
     return np.asarray(result.numpy())
 
 

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from ...errors import FoldError
+from ..tiled import convolve
 
 Inputs = tuple[Any, ...] | Mapping[str, Any]
 NARROW = (torch.float32, torch.float16, torch.bfloat16)
@@ -60,6 +61,8 @@ class _Operations(_Widening, TorchDispatchMode):  # type: ignore[no-untyped-call
         written = (a for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write)
         if next(written, None) is not None:
             _refuse_narrow_writes(str(func), args[:1])
+        if func is torch.ops.aten.convolution.default and not kwargs and not args[6]:
+            return _convolution(*tree_map(self.widened, args))
         return tree_map(widen, func(*tree_map(self.widened, args), **tree_map(self.widened, kwargs or {})))
 
     def _draw(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -68,6 +71,19 @@ class _Operations(_Widening, TorchDispatchMode):  # type: ignore[no-untyped-call
             drawn = func(torch.empty_like(args[0], dtype=torch.float32), *args[1:], **kwargs)
             return args[0].copy_(drawn)
         return tree_map(widen, func(*tree_map(_narrow, args), **tree_map(_narrow, kwargs)))
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *given: Any) -> Any:
+    """Return a convolution, computed in stretches where it is large."""
+    (stride, padding, dilation), rest = given[:3], given[3:]
+
+    def convolution(part: Tensor, pads: Any) -> Any:
+        return torch.ops.aten.convolution.default(part, weight, bias, stride, pads, dilation, *rest)
+
+    rank = weight.ndim - 2
+    if x.dtype is not torch.float64 or any(len(one) != rank for one in given[:3]):
+        return convolution(x, padding)
+    return convolve(convolution, x, weight, stride, padding, dilation)
 
 
 def _narrow(value: Any) -> Any:

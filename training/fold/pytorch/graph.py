@@ -123,6 +123,12 @@ class TorchGraph:
             self._constants[node] = run_in_float64(lambda: node.target(*args, **kwargs), ())  # type: ignore[operator]
         return self._constants[node]
 
+    def magnitude(self, node: Node, dtype: torch.dtype) -> Tensor:
+        """Return the absolute values of a constant node in a dtype, a stored parameter's without widening it first."""
+        target = self.target(node)
+        value = self.constant(node) if target is None or target in self.exact else self.tensors[target].detach().cpu()
+        return value.to(dtype).abs() if value.is_floating_point() else value
+
     def roots(self, constant: Node) -> list[Node]:
         """Return the parameters and buffers that a constant is computed from."""
         if constant.op == "placeholder":

@@ -5,7 +5,7 @@ also checked alone: unfolded and folded, both in float64, on values that no earl
 share a layer are cut out together. A site that cannot be proved is refused; the others are not concerned.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from .layers import Layer, border_arguments, read_layer
 from .norms import Norm, read_affine_node
 from .parameters import Change, Value
 from .placement import Placement
+from .site_crops import cropped_shapes
 
 _HALF_ULP = 0.5
 
@@ -86,14 +87,10 @@ def _site_graphs(graph: TorchGraph, placement: Placement) -> list[_SiteGraph]:
 
 def _prove(graph: TorchGraph, part: _SiteGraph, changed: Mapping[Node, tuple[Layer, Change]]) -> float:
     """Return the part's error relative to its magnitude; raise Refusal unjudged when it is above the limit."""
-    generator = torch.Generator().manual_seed(len(part.nodes))
-    samples = {node: _sample(node, generator) for node in part.sources(graph)}
-    for size_dtype in (torch.float32, torch.float64):  # sums of positive numbers lose nothing in float32, if they fit
-        unfolded = _Evaluation(graph, part, {}, size_dtype).run(samples)
-        folded = _Evaluation(graph, part, changed, size_dtype).run(samples)
-        sizes = [torch.maximum(one[1], other[1]) for one, other in zip(unfolded, folded, strict=True)]
-        if all(bool(torch.isfinite(size).all()) for size in sizes):
-            break
+    try:
+        unfolded, folded, sizes = _both(graph, part, changed, _shapes(part.sources(graph), part.nodes))
+    except RuntimeError:  # something does not fit a smaller sample after all
+        unfolded, folded, sizes = _both(graph, part, changed, {})
     pairs = zip(unfolded, folded, sizes, strict=True)
     error = max((_relative(one[0], other[0], size) for one, other, size in pairs), default=0.0)
     if not error <= ALGEBRA_LIMIT:
@@ -102,6 +99,34 @@ def _prove(graph: TorchGraph, part: _SiteGraph, changed: Mapping[Node, tuple[Lay
     if not ulp <= _HALF_ULP:
         raise _unproved(f"a stored parameter is {ulp:.3g} units in the last place from its float64 value")
     return error
+
+
+Results = list[tuple[Tensor, Tensor]]
+
+
+def _both(
+    graph: TorchGraph,
+    part: _SiteGraph,
+    changed: Mapping[Node, tuple[Layer, Change]],
+    shapes: Mapping[Node, Sequence[int]],
+) -> tuple[Results, Results, list[Tensor]]:
+    """Return what leaves the part, unfolded and folded, and what both add up, for sources of these shapes."""
+    generator = torch.Generator().manual_seed(len(part.nodes))
+    samples = {node: _sample(node, shapes.get(node), generator) for node in part.sources(graph)}
+    for size_dtype in (torch.float32, torch.float64):  # sums of positive numbers lose nothing in float32, if they fit
+        unfolded = _Evaluation(graph, part, {}, size_dtype).run(samples)
+        folded = _Evaluation(graph, part, changed, size_dtype).run(samples)
+        sizes = [torch.maximum(one[1], other[1]) for one, other in zip(unfolded, folded, strict=True)]
+        if all(bool(torch.isfinite(size).all()) for size in sizes):
+            break
+    return unfolded, folded, sizes
+
+
+def _shapes(sources: Iterable[Node], nodes: Iterable[Node]) -> dict[Node, tuple[int, ...]]:
+    """Return the shapes of samples that are large enough to prove the part; see `site_crops`."""
+    tensors = [node for node in sources if isinstance(node.meta["val"], Tensor)]
+    shapes = [tuple(_hint(size) for size in node.meta["val"].shape) for node in tensors]
+    return dict(zip(tensors, cropped_shapes(nodes, shapes), strict=True))
 
 
 def _unproved(reason: str) -> Refusal:
@@ -114,13 +139,13 @@ def _relative(one: Tensor, other: Tensor, size: Tensor) -> float:
     return float(ratio.max()) if ratio.numel() else 0.0
 
 
-def _sample(node: Node, generator: torch.Generator) -> Any:
-    """Return random values of the node's sample shape, or its sample number when it is a size."""
+def _sample(node: Node, sizes: Sequence[int] | None, generator: torch.Generator) -> Any:
+    """Return random values of these sizes, else of the node's sample shape; its sample number when it is a size."""
     value = node.meta["val"]
     if not isinstance(value, Tensor):
         return _hint(value)
-    sizes = [_hint(size) for size in value.shape]
-    return torch.randn(sizes, generator=generator, dtype=torch.float32).double()
+    sizes = sizes or [_hint(size) for size in value.shape]
+    return torch.randn(list(sizes), generator=generator, dtype=torch.float32).double()
 
 
 def _hint(size: Any) -> int:
@@ -201,6 +226,8 @@ class _Evaluation:
 
         def constant(source: Node) -> Any:
             value = new.get(source)
+            if absolute and value is None and layer is None and source is not mean:
+                return self._graph.magnitude(source, self._size_dtype)
             tensor = self._constant(source, layer, change) if value is None else _exact(value).reshape(shape(source))
             if not absolute:
                 return tensor
@@ -235,7 +262,7 @@ class _Evaluation:
 
     def _absolute(self, value: Any) -> Any:
         is_float = isinstance(value, Tensor) and value.is_floating_point()
-        return value.to(self._size_dtype).abs() if is_float else value
+        return torch.abs(value.to(self._size_dtype)) if is_float else value
 
 
 def _normalises_its_input(node: Node) -> bool:

@@ -1,0 +1,55 @@
+"""Convolutions in float64, a stretch of the map at a time.
+
+Used by `float64` and by the ONNX kernels. PyTorch has no double convolution that works in place: it copies each input
+once for every place of the kernel, for the whole batch, which is more than the rest of a proof takes together.
+"""
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_LARGEST = 2**23  # numbers in the copies of one stretch: 64 MB
+
+Convolution = Callable[[Tensor, Sequence[int]], Tensor]  # of an input with what it is padded by on each axis
+
+
+def convolve(
+    convolution: Convolution,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """Return what the convolution gives, computed row by row where its copies would be large.
+
+    Args:
+        convolution: computes it for an input and a padding; everything else of it is fixed.
+        x: (N, C, ...) in float64.
+        weight: (C_out, C / groups, ...).
+        stride: of each spatial axis, as the following.
+        padding: with zeros, the same at both ends.
+        dilation: of the kernel.
+    """
+    extent = dilation[0] * (weight.shape[2] - 1) + 1
+    rows = (x.shape[2] + 2 * padding[0] - extent) // stride[0] + 1
+    per_row = weight[0].numel() * prod(side + 2 * pad for side, pad in zip(x.shape[3:], padding[1:], strict=True))
+    step = max(_LARGEST // max(per_row, 1), 1)
+    if weight[0, 0].numel() == 1 or x.shape[0] * rows <= step:
+        return convolution(x, padding)
+    stretches = [range(rows)[at : at + step] for at in range(0, rows, step)]
+    return torch.cat([
+        torch.cat([_tile(convolution, x[n : n + 1], one, stride[0], padding, extent) for one in stretches], 2)
+        for n in range(x.shape[0])
+    ])  # fmt: skip
+
+
+def _tile(convolution: Convolution, x: Tensor, rows: range, stride: int, padding: Sequence[int], extent: int) -> Tensor:
+    """Return these rows of the result, from the rows of the input that they read."""
+    first, stop = rows[0] * stride - padding[0], rows[-1] * stride - padding[0] + extent
+    read = x[:, :, max(first, 0) : min(stop, x.shape[2])]
+    ends = [0, 0] * (x.ndim - 3) + [max(-first, 0), max(stop - x.shape[2], 0)]
+    return convolution(F.pad(read, ends), [0, *padding[1:]])
