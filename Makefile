@@ -9,7 +9,7 @@ JOBS    ?= auto
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: bench-training bench-start bench-engine bench-peers bench-serving bench-overload bench-folding bench-endurance gates gpu-check help install demo train verify serve test lint format typecheck unit clients-test contract-test container-test protos image constraints clean
+.PHONY: bench-training bench-start bench-engine bench-peers bench-serving bench-overload bench-folding bench-folding-zoo bench-endurance gates gpu-check help install demo train verify serve test lint format typecheck unit clients-test contract-test container-test protos image constraints clean
 
 help:            ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -103,6 +103,17 @@ bench-folding: install $(FOLD_TOOLS)/.installed ## the folding scoreboard beside
 $(FOLD_TOOLS)/.installed: benchmarks/folding/requirements.txt
 	python3 -m venv $(FOLD_TOOLS)
 	$(FOLD_TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+ZOO ?= .venv-zoo
+bench-folding-zoo: install $(ZOO)/.installed ## public definitions and real files through the fold, and 1,000 random graphs
+	$(PYTHON) -m benchmarks.folding.zoo --python $(ZOO)/bin/python $(ARGS)
+	$(PYTHON) -m benchmarks.folding.random_graphs
+
+$(ZOO)/.installed: benchmarks/folding/zoo-requirements.txt
+	python3 -m venv $(ZOO)
+	$(ZOO)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[training,cpu,dev]'
+	$(ZOO)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
 	@touch $@
 
 bench-endurance: install ## kills, leaks, hostile and slow clients, starvation (16 minutes; needs wrk)
