@@ -13,6 +13,8 @@ from foldserve.format.tensors import DTYPES
 
 Array = npt.NDArray[Any]
 
+BYTES = "BYTES"  # elements of any length: texts, as arrays of `bytes` objects
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
@@ -24,8 +26,8 @@ class TensorSpec:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The numpy type of one element."""
-        return DTYPES[self.datatype]
+        """The numpy type of one element; objects where they are texts."""
+        return np.dtype(object) if self.datatype == BYTES else DTYPES[self.datatype]
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -34,5 +36,12 @@ class TensorSpec:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row."""
+        """Bytes of one row; of texts, which have no size of their own, those of their references."""
         return int(np.prod(self.row_shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+def content(array: Array) -> bytes:
+    """Return bytes that are equal for equal arrays of one shape and type; those of texts begin with their lengths."""
+    if array.dtype != object:
+        return array.tobytes()
+    return b"".join(b"%d:%b" % (len(text), text) for text in map(bytes, array.ravel()))

@@ -28,9 +28,11 @@ from foldserve.format.names import MODEL_NAME_RULE, VERSION_RULE, is_model_name,
 
 from ..errors import ArtifactInvalid, ModelNotFound
 from .external_data import refuse_external_data
+from .onnx_file import opened
 from .operators import refuse_operators
 from .sealed import SealedFile
 from .unverified import refuse_ours, refuse_unsound_weights
+from .zipmap import without_zipmaps
 
 _log = logging.getLogger(__name__)
 
@@ -207,8 +209,12 @@ def _open_unverified(name: str, version: int, path: Path, root: Path) -> Artifac
         raise ArtifactInvalid(str(err)) from err
     checks = (refuse_external_data, refuse_operators, refuse_ours, refuse_unsound_weights)
     _look_through(model_path, sealed, checks)
-    golden = Golden({}, {}, {})
-    return Artifact(name, version, path, model_path, sealed.sha256, {}, golden, is_verified=False, sealed=sealed)
+    golden, digest = Golden({}, {}, {}), sealed.sha256
+    with opened(sealed.path) as data:
+        servable = without_zipmaps(data)
+    if servable is not None:
+        sealed = SealedFile.of(servable)
+    return Artifact(name, version, path, model_path, digest, {}, golden, is_verified=False, sealed=sealed)
 
 
 def _sealed(model_path: Path, root: Path) -> SealedFile:

@@ -5,8 +5,10 @@ The copy is in memory and has no name; it goes when it is closed, once a session
 
 import fcntl
 import hashlib
+import io
 import os
 from pathlib import Path
+from typing import IO
 
 _PIECE_BYTES = 1024 * 1024
 
@@ -25,12 +27,23 @@ class SealedFile:
     """
 
     def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            self._fill(file)
+
+    @classmethod
+    def of(cls, content: bytes) -> "SealedFile":
+        """Return bytes as such a file."""
+        sealed = cls.__new__(cls)
+        sealed._fill(io.BytesIO(content))
+        return sealed
+
+    def _fill(self, file: IO[bytes]) -> None:
+        """Copy a file into memory, and seal that."""
         self.descriptor = os.memfd_create("model", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while piece := file.read(_PIECE_BYTES):
-                digest.update(piece)
-                self._write(piece)
+        while piece := file.read(_PIECE_BYTES):
+            digest.update(piece)
+            self._write(piece)
         fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         self.sha256 = digest.hexdigest()
 

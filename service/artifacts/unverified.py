@@ -59,7 +59,7 @@ def made_inputs(specs: Sequence[TensorSpec]) -> dict[str, Array]:
     """Return the same rows each time for inputs of which nothing but name, type and shape is known.
 
     Floats lie between 0 and 1, where a root and a logarithm exist; bytes are any, as pixels are; wider integers are 0
-    or 1, since they may be places in a table of unknown length.
+    or 1, since they may be places in a table of unknown length; texts are `a`.
 
     Args:
         specs: of the inputs; a first axis of fixed size gives the number of rows.
@@ -70,6 +70,8 @@ def made_inputs(specs: Sequence[TensorSpec]) -> dict[str, Array]:
 
 
 def _made(generator: "np.random.Generator", shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
+    if dtype.kind == "O":
+        return np.full(shape, b"a", object)
     if dtype.kind == "f":
         return generator.random(shape).astype(dtype)
     return generator.integers(0, 256 if dtype == np.uint8 else 2, shape).astype(dtype)

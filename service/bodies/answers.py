@@ -88,7 +88,14 @@ class _Names:
 
 def _outputs(outputs: Mapping[str, Array]) -> Predictions:
     for row in zip(*outputs.values(), strict=True):
-        yield {"outputs": dict(zip(outputs, row, strict=True))}
+        yield {"outputs": {name: _plain(value) for name, value in zip(outputs, row, strict=True)}}
+
+
+def _plain(value: Any) -> Any:
+    """Return one row of an output in a type that `orjson` knows: texts as a list, and no C type beside the usual."""
+    if isinstance(value, np.ndarray):
+        return value.tolist() if value.dtype == object else value
+    return value if isinstance(value, np.floating) else getattr(value, "tolist", lambda: value)()
 
 
 _WRITERS: Mapping[str, Callable[[Mapping[str, Array]], Predictions]] = {

@@ -9,10 +9,11 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from ..tensors import Array
+from ..tensors import Array, content
 from .throttle import pause
 
 _log = logging.getLogger(__name__)
@@ -99,12 +100,17 @@ def _answers(run: Run, inputs: Mapping[str, Array], bucket: int) -> tuple[dict[s
         pause(time.perf_counter() - started)
         repeated = is_known[order]
         for name, array in outputs.items():
-            kept = answers.setdefault(name, np.zeros((rows, *array.shape[1:]), array.dtype))
-            is_steady = is_steady and kept[order[repeated]].tobytes() == array[repeated].tobytes()
+            kept = answers.setdefault(name, np.full((rows, *array.shape[1:]), _nothing(array), array.dtype))
+            is_steady = is_steady and content(kept[order[repeated]]) == content(array[repeated])
             kept[order] = array
-            is_steady = is_steady and kept[order].tobytes() == array.tobytes()  # a row may stand in a batch twice
+            is_steady = is_steady and content(kept[order]) == content(array)  # a row may stand in a batch twice
         is_known[order] = True
     return answers, is_steady
+
+
+def _nothing(array: Array) -> Any:
+    """Return what stands where no answer is yet."""
+    return b"" if array.dtype == object else 0
 
 
 def _shifts(bucket: int, rows: int) -> Sequence[int]:
@@ -120,7 +126,7 @@ def _agreeing(answers: Mapping[int, Mapping[str, Array]], steady: Sequence[int])
     """The set with the first bucket if it has others in it, else the largest set (of the largest buckets on a tie)."""
     sets: dict[bytes, list[int]] = {}
     for bucket in steady:
-        sets.setdefault(b"".join(array.tobytes() for array in answers[bucket].values()), []).append(bucket)
+        sets.setdefault(b"".join(content(array) for array in answers[bucket].values()), []).append(bucket)
     if not sets:
         return ()
     first = next(iter(sets.values()))
@@ -153,7 +159,7 @@ def answers_agree(one: Run, other: Run, inputs: Mapping[str, Array], bucket: int
     """Whether two ways to run `bucket` golden rows give the same bytes."""
     batch = golden_batch(inputs, bucket)
     first, second = one(batch), other(batch)
-    return all(array.tobytes() == second[name].tobytes() for name, array in first.items())
+    return all(content(array) == content(second[name]) for name, array in first.items())
 
 
 def _times(run: Run, inputs: Mapping[str, Array], bucket: int) -> list[float]:

@@ -304,6 +304,8 @@ class Engine:
         """Run a batch that is exactly as large as a bucket."""
         try:
             return self._runner.run(inputs)
+        except InvalidInput:  # a text that is none
+            raise
         except Exception as err:  # onnxruntime's classes share no base below Exception
             reason = str(err).strip()[:300]
             if self.device.provider == "cuda" and not self._still_answers():

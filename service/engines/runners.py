@@ -9,11 +9,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
+import numpy as np
 import onnxruntime
 
+from ..errors import InvalidInput
 from ..tensors import Array, TensorSpec
 from .capture_lock import DEVICE
 
+_TEXT = "tensor(string)"  # in onnxruntime's words
 _of_thread = threading.local()
 
 
@@ -47,11 +50,34 @@ class PlainRunner:
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session
         self._names = [output.name for output in session.get_outputs()]
+        self._texts = [value.name for value in session.get_inputs() if value.type == _TEXT]
+        self._gives_texts = any(value.type == _TEXT for value in session.get_outputs())
         self._options = getattr(_of_thread, "options", None)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Outputs of one batch."""
-        return dict(zip(self._names, self._session.run(self._names, inputs, self._options), strict=True))
+        """Outputs of one batch; texts as arrays of `bytes` objects."""
+        if self._texts:
+            inputs = {**inputs, **{name: _decoded(name, inputs[name]) for name in self._texts}}
+        outputs = dict(zip(self._names, self._session.run(self._names, inputs, self._options), strict=True))
+        return {name: _encoded(array) for name, array in outputs.items()} if self._gives_texts else outputs
+
+
+def _decoded(name: str, texts: Array) -> Array:
+    """Return an array of `str`, which onnxruntime takes."""
+    decoded = np.empty(texts.shape, object)
+    try:
+        decoded.ravel()[:] = [text.decode() for text in texts.ravel()]
+    except UnicodeDecodeError as err:
+        raise InvalidInput(f"input {name!r}: an element is not UTF-8: {err.reason} at byte {err.start}") from err
+    return decoded
+
+
+def _encoded(array: Array) -> Array:
+    if array.dtype != object:
+        return array
+    encoded = np.empty(array.shape, object)
+    encoded.ravel()[:] = [text.encode() for text in array.ravel()]
+    return encoded
 
 
 class ThreadedRunner:

@@ -23,6 +23,7 @@ _ORT_DATATYPES = {
     "tensor(float16)": "FP16",
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
+    "tensor(string)": "BYTES",
 } | {f"tensor({sign}int{bits})": f"{sign}int{bits}".upper() for sign in ("u", "") for bits in (8, 16, 32, 64)}
 
 
@@ -48,15 +49,20 @@ def read_signature(session: onnxruntime.InferenceSession) -> Signature:
 
     Raises:
         ArtifactInvalid: a tensor has no batch axis, another variable axis or a type that HTTP cannot carry, or the
-            metadata contradicts the graph.
+            metadata contradicts the graph. What an output declares for its batch is no reason: exporters write 1 there
+            for graphs that take any number, and every answer is compared with the number of rows.
     """
     inputs = tuple(_spec("input", node) for node in session.get_inputs())
     outputs = tuple(_spec("output", node) for node in session.get_outputs())
     if not inputs:
         raise ArtifactInvalid("the model takes no input; there is nothing to batch")
-    rows = {spec.shape[0] for spec in (*inputs, *outputs)}
+    rows = {spec.shape[0] for spec in inputs}
     if len(rows) != 1:
-        raise ArtifactInvalid(f"inputs and outputs differ in their first axis ({rows}), expected the batch in all")
+        raise ArtifactInvalid(f"inputs differ in their first axis ({rows}), expected the batch in all")
+    if None not in rows and (other := {spec.shape[0] for spec in outputs} - rows - {None}):
+        raise ArtifactInvalid(
+            f"inputs and outputs differ in their first axis ({rows | other}), expected the batch in all"
+        )
     metadata = dict(session.get_modelmeta().custom_metadata_map)
     try:
         task = _task(metadata, inputs, outputs)

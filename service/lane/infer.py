@@ -18,7 +18,7 @@ from ..errors import InvalidInput
 from ..live.model import Model
 from ..tensors import Array
 from ..v2.checks import WantedOutput
-from ..v2.datatypes import DATATYPES, datatype_of
+from ..v2.datatypes import BYTES, DATATYPES, datatype_of
 from ..v2.repeated import RepeatedReader
 from ..v2.request import InferRequest, RequestReader, is_quick
 from ..v2.response import BINARY_TYPE, JSON_TYPE, format_response
@@ -175,9 +175,11 @@ class Infer:
 
 
 def can_take(model: Model) -> bool:
-    """Return whether the numbers of all outputs can be written by the row, as numbers."""
+    """Return whether all inputs lie in bytes, and the numbers of all outputs can be written by the row, as numbers."""
     outputs = model.engine.outputs
-    return all(spec.datatype in DATATYPES and spec.datatype not in ("BOOL", "FP16") for spec in outputs) and all(
+    if any(spec.datatype == BYTES for spec in model.engine.inputs):
+        return False
+    return all(spec.datatype in DATATYPES and spec.datatype not in ("BOOL", "FP16", BYTES) for spec in outputs) and all(
         spec.row_bytes for spec in outputs
     )
 

@@ -14,9 +14,10 @@ import numpy as np
 from foldserve.format.tensors import DATATYPE_OF, DTYPES, LITTLE_ENDIAN
 
 from ..errors import InvalidInput
-from ..tensors import Array
+from ..tensors import BYTES, Array
 
-BYTES = "BYTES"  # elements of any length, each behind its own length in four bytes
+__all__ = ["BYTES", "DATATYPES", "bytes_tensor", "datatype_of", "tensor_from_bytes", "tensor_to_bytes"]
+
 DATATYPES = (*DTYPES, BYTES)
 _LENGTH = struct.Struct("<I")
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 PLATFORM = "onnxruntime_onnx"  # what Triton calls it
 BACKEND = "onnxruntime"
+_CONFIGURED = {"BYTES": "STRING"}  # where a configuration has a name of its own
 
 # Only what is honoured: clients choose their way by this list.
 EXTENSIONS = ("classification", "binary_tensor_data", "model_repository", "model_configuration", "statistics")
@@ -92,4 +93,8 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
 
 
 def _configured(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "data_type": f"TYPE_{spec.datatype}", "dims": list(spec.row_shape)}
+    return {
+        "name": spec.name,
+        "data_type": f"TYPE_{_CONFIGURED.get(spec.datatype, spec.datatype)}",
+        "dims": list(spec.row_shape),
+    }

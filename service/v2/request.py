@@ -184,6 +184,10 @@ class RequestReader:
                 f"body: bare tensor bytes (header length 0), but the model has {len(self._inputs)} inputs"
             )
         spec = self._inputs[0]
+        if spec.datatype == BYTES:
+            raise InvalidInput(
+                f"body: bare tensor bytes (header length 0), which do not say where a text of {spec.name!r} ends"
+            )
         rows, rest = divmod(len(body), spec.row_bytes)
         if rest or not rows:
             raise InvalidInput(f"body: {len(body)} bytes, expected a multiple of {spec.row_bytes} for {spec.name!r}")

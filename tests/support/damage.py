@@ -199,7 +199,7 @@ BAD_VERSIONS = {
     "another model": (another_graph, "is off by"),
     "a wrong input name": (changed(rename_input), "golden inputs|states input"),
     "a wrong output name": (changed(rename_output), "golden outputs"),
-    "a wrong datatype": (changed(float_input), "golden inputs|cannot be loaded"),
+    "a wrong datatype": (changed(float_input), "golden inputs|cannot be loaded|states input"),
     "a batch of fixed size": (changed(fixed_batch), "batches of exactly 3 rows|cannot be loaded"),
     "a wrong shape": (changed(widen_input), "cannot be loaded|states input"),
     "a huge dimension": (changed(huge_input), "cannot be loaded|states input"),

@@ -170,15 +170,13 @@ def test_the_list_that_an_operator_types_marks_it(service, capsys):
     assert [line.split()[0] for line in lines if UNVERIFIED in line] == ["sum", "theirs"]
 
 
-def test_predict_says_what_the_model_takes_and_where_to_ask(service):
-    """Its body is an image, which is not what such a model takes."""
-    answer = service.post("/predict?model=sum", json={"instances": [[1, 2, 3]]})
-    assert answer.status_code == 501
-    assert answer.json()["error"] == (
-        "model 'sum' takes 'left' (FP32 of ['rows', 3]), 'right' (FP32 of ['rows', 3]) and gives 'sum' (FP32 of "
-        "['rows', 3]), expected one that says how an image becomes its input and gives class_id and probabilities "
-        "with labels: use /v2/models/sum/infer for it"
-    )
+def test_predict_takes_the_inputs_by_name(service):
+    """A model of two inputs wants both in each instance, and says so."""
+    answer = service.post("/predict?model=sum", json={"instances": [{"left": [1, 2, 3], "right": [4, 5, 6]}]})
+    assert answer.json()["predictions"] == [{"outputs": {"sum": [5, 7, 9]}}]
+    refused = service.post("/predict?model=sum", json={"instances": [[1, 2, 3]]})
+    assert refused.status_code == 400
+    assert "expected an object of 'left', 'right'" in refused.json()["error"]
 
 
 def test_the_log_says_it_once(models, caplog):
