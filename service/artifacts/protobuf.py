@@ -146,10 +146,10 @@ def _unpacked(data: bytes | memoryview) -> Iterator[int]:
 
 
 def _encoded(number: int, kind: int, value: Value) -> tuple[bytes | memoryview, ...]:
-    key = _varint_bytes(number << 3 | kind)
+    key = varint_bytes(number << 3 | kind)
     if isinstance(value, int):
-        return key, _varint_bytes(value)
-    return (key, _varint_bytes(len(value)), value) if kind == BYTES else (key, value)
+        return key, varint_bytes(value)
+    return (key, varint_bytes(len(value)), value) if kind == BYTES else (key, value)
 
 
 def _varint(data: bytes | memoryview, position: int) -> tuple[int, int]:
@@ -165,7 +165,8 @@ def _varint(data: bytes | memoryview, position: int) -> tuple[int, int]:
     raise ValueError(f"a number is cut off or longer than 64 bits before byte {position}")
 
 
-def _varint_bytes(value: int) -> bytes:
+def varint_bytes(value: int) -> bytes:
+    """Encode a base-128 number."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)

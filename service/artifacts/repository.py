@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from .onnx_file import opened
 from .operators import refuse_operators
 from .sealed import SealedFile
 from .unverified import refuse_ours, refuse_unsound_weights
+from .weights_beside import with_weights_inside
 from .zipmap import without_zipmaps
 
 _log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Artifact:
     """One version folder; `sha256` is that of model.onnx and names the answers it gives.
 
     `sealed` holds the content that was hashed until the engine is made; None where that is done.
+    `side_files` are those that weights were read from, with their SHA-256.
     `is_verified` is False where the folder holds no manifest: then that is empty, and so are the golden answers.
     """
 
@@ -54,6 +56,7 @@ class Artifact:
     golden: Golden
     is_verified: bool = True
     sealed: SealedFile | None = None
+    side_files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def source(self) -> Path:
@@ -135,14 +138,17 @@ class Repository:
     def change_of(self, artifact: Artifact) -> str | None:
         """Return how the folder of a version differs from what was read from it; None where its model is the same."""
         kept = "what was proved answers on, and what is there now is not served under this number"
-        try:
-            with artifact.model_path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as err:
-            return f"{artifact.model_path} cannot be read any more: {err.strerror or err}; {kept}"
-        if digest == artifact.sha256:
-            return None
-        return f"{artifact.model_path} has SHA-256 {digest[:12]}, expected {artifact.sha256[:12]}; {kept}"
+        files = {artifact.model_path: artifact.sha256}
+        files |= {artifact.path / name: sha256 for name, sha256 in artifact.side_files.items()}
+        for path, expected in files.items():
+            try:
+                with path.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as err:
+                return f"{path} cannot be read any more: {err.strerror or err}; {kept}"
+            if digest != expected:
+                return f"{path} has SHA-256 {digest[:12]}, expected {expected[:12]}; {kept}"
+        return None
 
     def _versions(self, name: str) -> list[int]:
         """Return the versions of one model, oldest first; none where there is no such model."""
@@ -196,8 +202,12 @@ def _open(name: str, version: int, path: Path, root: Path) -> Artifact:
         raise ArtifactInvalid(str(err)) from err
     if sealed.sha256 != digests[MODEL_FILE]:
         raise ArtifactInvalid(f"{model_path} changed while it was read")
+    digest = sealed.sha256
+    sealed, side_files = _whole(model_path, sealed, root)
+    if changed := [name for name, sha256 in side_files.items() if sha256 != digests.get(name)]:
+        raise ArtifactInvalid(f"{path / changed[0]} changed while it was read")
     _look_through(model_path, sealed, (refuse_external_data, refuse_operators))
-    return Artifact(name, version, path, model_path, sealed.sha256, manifest, golden, sealed=sealed)
+    return Artifact(name, version, path, model_path, digest, manifest, golden, sealed=sealed, side_files=side_files)
 
 
 def _open_unverified(name: str, version: int, path: Path, root: Path) -> Artifact:
@@ -208,13 +218,26 @@ def _open_unverified(name: str, version: int, path: Path, root: Path) -> Artifac
     except FormatError as err:
         raise ArtifactInvalid(str(err)) from err
     checks = (refuse_external_data, refuse_operators, refuse_ours, refuse_unsound_weights)
-    _look_through(model_path, sealed, checks)
     golden, digest = Golden({}, {}, {}), sealed.sha256
+    sealed, side_files = _whole(model_path, sealed, root)
+    _look_through(model_path, sealed, checks)
     with opened(sealed.path) as data:
         servable = without_zipmaps(data)
     if servable is not None:
-        sealed = SealedFile.of(servable)
-    return Artifact(name, version, path, model_path, digest, {}, golden, is_verified=False, sealed=sealed)
+        sealed = SealedFile.of([servable])
+    return Artifact(
+        name, version, path, model_path, digest, {}, golden, is_verified=False, sealed=sealed, side_files=side_files
+    )
+
+
+def _whole(model_path: Path, sealed: SealedFile, root: Path) -> tuple[SealedFile, dict[str, str]]:
+    """Return the model with the weights that lie beside it, and the digests of their files."""
+    try:
+        return with_weights_inside(sealed, model_path.parent, root)
+    except ValueError as err:
+        raise ArtifactInvalid(f"{model_path} is not an ONNX model: {err}") from err
+    except ArtifactInvalid as err:
+        raise ArtifactInvalid(str(err).replace(str(sealed.path), str(model_path))) from err
 
 
 def _sealed(model_path: Path, root: Path) -> SealedFile:

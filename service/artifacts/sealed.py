@@ -5,10 +5,9 @@ The copy is in memory and has no name; it goes when it is closed, once a session
 
 import fcntl
 import hashlib
-import io
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
 
 _PIECE_BYTES = 1024 * 1024
 
@@ -28,20 +27,20 @@ class SealedFile:
 
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
-            self._fill(file)
+            self._fill(iter(lambda: file.read(_PIECE_BYTES), b""))
 
     @classmethod
-    def of(cls, content: bytes) -> "SealedFile":
-        """Return bytes as such a file."""
+    def of(cls, parts: Iterable[bytes | memoryview]) -> "SealedFile":
+        """Return the content that the parts make together as such a file."""
         sealed = cls.__new__(cls)
-        sealed._fill(io.BytesIO(content))
+        sealed._fill(parts)
         return sealed
 
-    def _fill(self, file: IO[bytes]) -> None:
-        """Copy a file into memory, and seal that."""
+    def _fill(self, pieces: Iterable[bytes | memoryview]) -> None:
+        """Copy content into memory, and seal that."""
         self.descriptor = os.memfd_create("model", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         digest = hashlib.sha256()
-        while piece := file.read(_PIECE_BYTES):
+        for piece in pieces:
             digest.update(piece)
             self._write(piece)
         fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
@@ -63,7 +62,7 @@ class SealedFile:
         if hasattr(self, "descriptor"):
             self.close()
 
-    def _write(self, piece: bytes) -> None:
+    def _write(self, piece: bytes | memoryview) -> None:
         left = memoryview(piece)
         while left:
             left = left[os.write(self.descriptor, left) :]

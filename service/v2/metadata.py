@@ -74,6 +74,8 @@ def _properties(model: "Model") -> dict[str, str]:
         "batch_invariant": str(engine.batch_invariant).lower(),
         "verified": str(model.is_verified).lower(),
     }
+    if model.artifact.side_files:
+        properties["side_files"] = orjson.dumps(model.artifact.side_files).decode()
     if model.image is not None:
         properties["image"] = orjson.dumps(model.image.as_dict()).decode()
         properties["layout"] = model.image.layout
