@@ -168,7 +168,11 @@ def run_workers(settings: Settings, listener: socket.socket, grpc_listener: sock
     import_libraries()
     gc.freeze()  # workers share the pages that none of them writes to
     gc.enable()
-    workers = Workers.create()
+    try:
+        workers = Workers.create()
+    except OSError as err:
+        logger.error("no folder can be made for what workers share: %s", err)
+        return START_FAILED
     try:
         config = server_config(settings, workers, grpc_listener)
         supervisor = Supervisor(config, listener, workers, settings.drain_seconds)

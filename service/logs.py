@@ -5,16 +5,20 @@ Formatters and a configuration for `logging`, which every module and uvicorn use
 the log with its traceback either.
 """
 
+import contextlib
 import json
 import logging
+import logging.handlers
 import math
 import sys
+import time
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 _TRACEBACK_SECONDS = 1.0  # between two tracebacks of the same exception
+_LOST_SECONDS = 60.0  # between two lines that say that lines are missing
 _KNOWN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
@@ -84,6 +88,25 @@ class WithoutChatter(logging.Filter):
         return record.msg != "Application startup failed. Exiting."
 
 
+class LogFile(logging.handlers.WatchedFileHandler):
+    """A file that may be on a full disk: lines that cannot be written are left out, and standard error says so."""
+
+    _said_at = -math.inf
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
+        """Say, once a minute, that lines are lost; Python would write a traceback for each."""
+        now = time.monotonic()
+        if now - self._said_at >= _LOST_SECONDS:
+            self._said_at = now
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.write(f"foldserve: lines are missing in the log {self.baseFilename}: {sys.exc_info()[1]}\n")
+
+    def close(self) -> None:
+        """Close the file, without the lines that do not fit."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 def log_config(level: str, human: bool | None = None, file: Path | None = None) -> dict[str, Any]:
     """Return the configuration for `logging.config.dictConfig`, and so for uvicorn's `log_config`.
 
@@ -94,7 +117,7 @@ def log_config(level: str, human: bool | None = None, file: Path | None = None) 
     """
     where = {"class": "logging.StreamHandler"}
     if file is not None:
-        where, human = {"class": "logging.handlers.WatchedFileHandler", "filename": str(file)}, bool(human)
+        where, human = {"class": f"{__name__}.{LogFile.__name__}", "filename": str(file)}, bool(human)
     formatter = HumanFormatter if (sys.stderr.isatty() if human is None else human) else JsonFormatter
     return {
         "version": 1,

@@ -3,11 +3,14 @@
 Knows neither keys nor requests.
 """
 
+import contextlib
 import fcntl
 import os
 import struct
 import time
 from pathlib import Path
+
+from .processes.room import say_once
 
 _STATE = struct.Struct("<dd")  # tokens, and when they were counted
 
@@ -46,6 +49,10 @@ class SharedTokenBucket(TokenBucket):
     def __init__(self, rate: float, path: Path) -> None:
         super().__init__(rate)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(self._file, 0, _STATE.size)
+        except OSError as err:  # each process has a bucket of its own then
+            say_once(path, err)
 
     def __del__(self) -> None:
         os.close(self._file)
@@ -55,10 +62,11 @@ class SharedTokenBucket(TokenBucket):
         fcntl.flock(self._file, fcntl.LOCK_EX)  # held for a microsecond or two
         try:
             data = os.pread(self._file, _STATE.size, 0)
-            if len(data) == _STATE.size:
+            if len(data) == _STATE.size and any(data):
                 self._tokens, self._counted_at = _STATE.unpack(data)
             wait = super().take()
-            os.pwrite(self._file, _STATE.pack(self._tokens, self._counted_at), 0)
+            with contextlib.suppress(OSError):
+                os.pwrite(self._file, _STATE.pack(self._tokens, self._counted_at), 0)
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)
         return wait

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from foldserve.format.names import is_version
 
+from ..processes.room import say_once
+
 _LATEST = "latest"
 
 
@@ -37,15 +39,18 @@ class ServedVersions:
         if self._folder is None:
             return self._own.setdefault((name, version), sha256)
         place = self._folder / name / str(version)
-        place.parent.mkdir(parents=True, exist_ok=True)
         whole = place.with_name(f".{version}-{os.getpid()}")
-        whole.write_text(sha256)
         try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            whole.write_text(sha256)
             with contextlib.suppress(FileExistsError):
                 os.link(whole, place)  # unlike a rename, it never replaces what another worker has written
+        except OSError as err:
+            say_once(place.parent, err)
         finally:
-            whole.unlink()
-        return self.digest(name, version) or sha256
+            with contextlib.suppress(OSError):
+                whole.unlink()
+        return self.digest(name, version) or self._own.setdefault((name, version), sha256)
 
     def models(self) -> list[str]:
         """Return the models that other workers serve, in alphabetical order."""
@@ -69,7 +74,11 @@ class ServedVersions:
         if version is None:
             place.unlink(missing_ok=True)
             return
-        place.parent.mkdir(parents=True, exist_ok=True)
         whole = place.with_name(f".{_LATEST}-{os.getpid()}")
-        whole.write_text(str(version))
-        whole.replace(place)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            whole.write_text(str(version))
+            whole.replace(place)
+        except OSError as err:
+            whole.unlink(missing_ok=True)
+            say_once(place.parent, err)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .room import say_once
+
 
 class Counters:
     """Some numbers, zero at first.
@@ -17,13 +19,11 @@ class Counters:
     Args:
         size: how many.
         folder: of these numbers alone, shared by the processes that count them; None where there is only this one.
+            Without room in it they are this process's alone.
         maxima: places whose total is the largest number instead of the sum.
 
     Attributes:
         own: what this process has counted: float64, to be added to in place.
-
-    Raises:
-        OSError: the folder cannot be written.
     """
 
     def __init__(self, size: int, folder: Path | None = None, maxima: Sequence[int] = ()) -> None:
@@ -32,9 +32,15 @@ class Counters:
         self._maxima = list(maxima)
         numbers = np.zeros(size)
         if self._file is not None:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            numbers.tofile(self._file)
-            numbers = np.memmap(self._file, np.float64, "r+")
+            try:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                self._file.write_bytes(
+                    numbers.tobytes()
+                )  # which takes its space: a hole could not be filled once there is none
+                numbers = np.memmap(self._file, np.float64, "r+")
+            except OSError as err:
+                self._file.unlink(missing_ok=True)
+                say_once(self._file, err)
         self.own = numbers.data.cast("B").cast("d")  # in which counting is faster than in the array
 
     def add(self, numbers: Iterable[float]) -> None:

@@ -13,6 +13,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from .allocated import AllocatedDict
+
 
 def count_in(folder: Path, place: int) -> None:
     """Let this process keep every metric that it makes from now on in the files of a place.
@@ -22,6 +24,7 @@ def count_in(folder: Path, place: int) -> None:
         place: from 0.
     """
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+    values.MmapedDict = AllocatedDict  # type: ignore[attr-defined]
     values.ValueClass = values.MultiProcessValue(lambda: place)  # type: ignore[no-untyped-call]
 
 

@@ -20,12 +20,15 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .room import say_once
+
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 logger = logging.getLogger(__name__)
 
 _IN_MEMORY = Path("/dev/shm")  # noqa: S108 - the folder within it is made by mkdtemp, for this user alone
+_LEAST_BYTES = 4 * 1024 * 1024  # for the metrics of some workers
 GRACE_SECONDS = 5.0  # over the time to drain, until a process is ended by force
 _POLL_SECONDS = 0.5
 
@@ -42,8 +45,12 @@ class Workers:
 
     @classmethod
     def create(cls) -> "Workers":
-        """Make an empty folder."""
-        return cls(private_folder())
+        """Make an empty folder, in memory where that has room.
+
+        Raises:
+            OSError: it cannot be made anywhere.
+        """
+        return cls(private_folder(_place_with_room()))
 
     def remove(self) -> None:
         """Remove the folder and all that is in it."""
@@ -93,8 +100,16 @@ class Workers:
     def decide(self, question: str, answer: Callable[[], str]) -> str:
         """Return what the first worker answered; the others wait for it.
 
-        What is measured can come out differently each time, and all workers have to give the same bytes.
+        What is measured can come out differently each time, and all workers have to give the same bytes. Where the
+        answer cannot be kept it is an empty text, in every worker.
         """
+        try:
+            return self._decided(question, answer)
+        except OSError as err:
+            say_once(self.folder / question, err)
+            return ""
+
+    def _decided(self, question: str, answer: Callable[[], str]) -> str:
         with (self.folder / f"decided-{question}").open("a+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
@@ -103,6 +118,7 @@ class Workers:
                 file.truncate(0)
                 decided = answer() + "\n"
                 file.write(decided)
+                file.flush()
         return decided.removesuffix("\n")
 
     def is_first(self, event: str) -> bool:
@@ -111,6 +127,8 @@ class Workers:
             (self.folder / f"event-{event}").touch(exist_ok=False)
         except FileExistsError:
             return False
+        except OSError as err:
+            say_once(self.folder / event, err)
         return True
 
     def _take_place(self) -> tuple[int, int]:
@@ -139,6 +157,29 @@ class Workers:
         self.remove()
         time.sleep(drain_seconds + GRACE_SECONDS)
         os._exit(1)
+
+
+def _place_with_room() -> Path:
+    """Return where workers share files: memory, else the place for temporary files, else whichever has more room."""
+    places = [place for place in (_IN_MEMORY, Path(tempfile.gettempdir())) if os.access(place, os.W_OK)]
+    free = {place: _free_bytes(place) for place in places}
+    enough = [place for place in places if free[place] >= _LEAST_BYTES]
+    if not enough:
+        least = _LEAST_BYTES >> 20
+        logger.error("no place has %d MiB of room for what workers share: %s", least, _listed(free))
+        return max(places, key=free.__getitem__, default=Path(tempfile.gettempdir()))
+    if enough[0] != places[0]:
+        logger.warning("workers share files in %s, since there is no room: %s", enough[0], _listed(free))
+    return enough[0]
+
+
+def _free_bytes(place: Path) -> int:
+    status = os.statvfs(place)
+    return status.f_bavail * status.f_frsize
+
+
+def _listed(free: dict[Path, int]) -> str:
+    return ", ".join(f"{place} has {room >> 10} KiB" for place, room in free.items())
 
 
 def private_folder(parent: Path | None = None) -> Path:

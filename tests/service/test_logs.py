@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from foldserve.service.logs import HumanFormatter, JsonFormatter, log_config
+from foldserve.service.logs import HumanFormatter, JsonFormatter, LogFile, log_config
 
 HOSTILE = 'a\nb\r\x1b[31m"\u2028\ud800'
 
@@ -84,3 +84,14 @@ def test_the_configuration_chooses_the_form_and_the_level():
     assert config["loggers"]["foldserve"]["level"] == "DEBUG"
     assert log_config("info", human=True)["formatters"]["line"]["()"].endswith("HumanFormatter")
     logging.config.DictConfigurator(config)  # type: ignore[attr-defined]
+
+
+def test_a_full_disk_loses_lines_and_says_so_once(capsys):
+    """One line on standard error in place of a traceback for each line that is lost; nothing is raised."""
+    handler = LogFile("/dev/full")
+    for number in range(3):
+        handler.handle(logging.makeLogRecord({"msg": f"event {number}"}))
+    handler.close()
+    assert capsys.readouterr().err == (
+        "foldserve: lines are missing in the log /dev/full: [Errno 28] No space left on device\n"
+    )
