@@ -7,13 +7,12 @@ import sys
 
 from foldserve.command import main
 
-from .ranks import ranks_of
+from .ranks import is_launched
 
 
 def words(given: list[str]) -> list[str]:
     """Return the words of the command line, with `train` before flags alone where torchrun started the process."""
-    is_launched = ranks_of().world_size > 1
-    return ["train", *given] if is_launched and (not given or given[0].startswith("-")) else given
+    return ["train", *given] if is_launched() and (not given or given[0].startswith("-")) else given
 
 
 if __name__ == "__main__":

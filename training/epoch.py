@@ -181,14 +181,14 @@ class EpochLoop:
         self.ranks = ranks
         self.captures = captures
         threads = WorkerThreads()
-        is_fused = images.device.type == "cpu" and not compiles and ranks.world_size == 1
-        forward = fused(model, threads) if is_fused else model
+        forward = fused(model, threads, ranks) if images.device.type == "cpu" and not compiles else model
         # Layer by layer, a small network takes one thread: PyTorch's own wait for each other after every operation, and
         # on a machine that does other things as well that takes longer than the operations. Large operations, and what
         # is compiled, keep them.
         is_one_thread = recipe.network in SMALL_NETWORKS and images.device.type == "cpu" and not compiles
         self.threads = threads if forward is not model else WorkerThreads(1) if is_one_thread else None
-        forwards = dict.fromkeys(self.sizes, forward) | ({recipe.batch_size: compiled(model)} if compiles else {})
+        forwards = {rows: forward if rows >= ranks.world_size else model for rows in self.sizes}
+        forwards |= {recipe.batch_size: compiled(model)} if compiles else {}
         self.steps: dict[int, Callable[[], None]] = {
             rows: TrainingStep(forwards[rows], optimizer, images, labels, self.state, rows, ranks)
             for rows in dict.fromkeys(self.sizes)

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .conv_pool import BLOCK, ConvPool, conv_pool
+from .ranks import ALONE, Ranks
 from .worker_threads import WorkerThreads
 
 _norm_backward = torch.ops.aten.native_batch_norm_backward
 _sigmoid_backward = torch.ops.aten.sigmoid_backward
 
 
-def fused(model: nn.Module, threads: WorkerThreads | None = None) -> Callable[[Tensor], Tensor]:
+def fused(model: nn.Module, threads: WorkerThreads | None = None, ranks: Ranks = ALONE) -> Callable[[Tensor], Tensor]:
     """Return a function that computes `model(x)` in training mode, gradients and running statistics included.
 
     Each sequence of Conv2d, BatchNorm2d, Sigmoid and AvgPool2d(2) becomes one `FusedBlock`; every other layer is called
@@ -30,6 +31,7 @@ def fused(model: nn.Module, threads: WorkerThreads | None = None) -> Callable[[T
     Args:
         model: on the CPU. Its parameters and buffers are the ones that are read and updated.
         threads: the threads that share out a batch; by default the calling one alone.
+        ranks: the processes that share it out before; each has a row of it at least.
     """
     if type(model) is not nn.Sequential or _is_watched(model):
         return model
@@ -37,7 +39,7 @@ def fused(model: nn.Module, threads: WorkerThreads | None = None) -> Callable[[T
     steps: list[Callable[[Tensor], Tensor]] = []
     layers = list(model)
     while layers:
-        block = _fused_block(layers[:4], threads)
+        block = _fused_block(layers[:4], threads, ranks)
         steps.append(block or layers[0])
         del layers[: 4 if block else 1]
     return _chain(steps) if any(isinstance(step, FusedBlock) for step in steps) else model
@@ -51,6 +53,7 @@ class FusedBlock:
     norm: nn.BatchNorm2d
     layers: tuple[nn.Module, ...]  # all four, for images whose last row or column no window takes
     threads: WorkerThreads
+    ranks: Ranks
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return (N, C_out, H_out / 2, W_out / 2) for `x` (N, C, H, W); the running statistics step as in training."""
@@ -58,10 +61,9 @@ class FusedBlock:
         if any((size - kernel + 1) % BLOCK for size, kernel in zip(x.shape[2:], self.conv.kernel_size, strict=True)):
             return _chain(list(self.layers))(x)
         pooled: Tensor
-        pooled, mean, variance = _FusedFunction.apply(
-            x, self.conv.weight, self.conv.bias, norm.weight, norm.bias, norm.eps, self.threads
+        pooled, mean, variance, count = _FusedFunction.apply(
+            x, self.conv.weight, self.conv.bias, norm.weight, norm.bias, norm.eps, self.threads, self.ranks
         )  # type: ignore[no-untyped-call]
-        count = 4 * pooled.numel() // pooled.shape[1]
         _step_statistics(norm, mean, variance, count)
         return pooled
 
@@ -82,7 +84,8 @@ class _FusedFunction(torch.autograd.Function):
         beta: Tensor,
         eps: float,
         threads: WorkerThreads,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        ranks: Ranks,
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
         height, width = (size - kernel + 1 for size, kernel in zip(x.shape[2:], weight.shape[2:], strict=True))
         form = conv_pool(weight, height, width)
 
@@ -93,6 +96,7 @@ class _FusedFunction(torch.autograd.Function):
         parts = x.chunk(threads.count)
         values, means, variances = zip(*threads.map(convolve, parts), strict=True)
         mean, variance = _joined(means, variances, [len(part) / len(x) for part in parts])
+        mean, variance, rows = _of_all_ranks(mean, variance, len(x), ranks)
 
         def activate(values: Tensor) -> tuple[Tensor, Tensor]:
             active = torch.native_batch_norm(values, gamma, beta, mean, variance, False, 0.0, eps)[0].sigmoid_()
@@ -100,9 +104,9 @@ class _FusedFunction(torch.autograd.Function):
 
         actives, pooled = zip(*threads.map(activate, values), strict=True)
         ctx.save_for_backward(gamma, mean, variance, *parts, *values, *actives)
-        ctx.form, ctx.eps, ctx.threads = form, eps, threads
+        ctx.form, ctx.eps, ctx.threads, ctx.ranks, ctx.count = form, eps, threads, ranks, rows * height * width
         ctx.mark_non_differentiable(mean, variance)
-        return torch.cat(pooled), mean, variance
+        return torch.cat(pooled), mean, variance, ctx.count
 
     @staticmethod
     @once_differentiable
@@ -125,7 +129,11 @@ class _FusedFunction(torch.autograd.Function):
             *threads.map(to_norm, list(zip(grads, values, actives, strict=True))), strict=True
         )
         of_gamma, of_beta = sum(of_gammas), sum(of_betas)
-        scale, slope, shift = _norm_gradient(gamma, mean, variance, ctx.eps, of_gamma, of_beta, 4 * grad[:, 0].numel())
+        of_all = of_gamma, of_beta
+        if ctx.ranks.world_size > 1:
+            of_all = of_gamma.clone(), of_beta.clone()
+            ctx.ranks.sum_in_place(of_all)
+        scale, slope, shift = _norm_gradient(gamma, mean, variance, ctx.eps, *of_all, ctx.count)
 
         def to_convolution(part: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor | None, Tensor]:
             x, inner, values = part
@@ -138,7 +146,7 @@ class _FusedFunction(torch.autograd.Function):
         )
         of_x = torch.cat(of_xs) if ctx.needs_input_grad[0] else None
         # A norm takes away whatever is added to a channel: the bias has no gradient but what rounding leaves.
-        return of_x, sum(of_weights), torch.zeros_like(gamma), of_gamma, of_beta, None, None
+        return of_x, sum(of_weights), torch.zeros_like(gamma), of_gamma, of_beta, None, None, None
 
 
 def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,6 +166,18 @@ def _joined(means: Sequence[Tensor], variances: Sequence[Tensor], shares: Sequen
     mean = (weights * torch.stack(list(means))).sum(0)
     between = (torch.stack(list(means)) - mean).square_()
     return mean, (weights * between.add_(torch.stack(list(variances)))).sum(0)
+
+
+def _of_all_ranks(mean: Tensor, variance: Tensor, rows: int, ranks: Ranks) -> tuple[Tensor, Tensor, int]:
+    """Return mean, variance and number of rows of every rank's rows together."""
+    if ranks.world_size == 1:
+        return mean, variance, rows
+    channels = len(mean)
+    parts = ranks.gathered(torch.cat([mean, variance, mean.new_full((1,), rows)]))
+    counts = [int(part[-1]) for part in parts]
+    shares = [count / sum(counts) for count in counts]
+    mean, variance = _joined([part[:channels] for part in parts], [part[channels:-1] for part in parts], shares)
+    return mean, variance, sum(counts)
 
 
 def _norm_gradient(
@@ -185,12 +205,14 @@ def _step_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count
     norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
 
 
-def _fused_block(layers: list[nn.Module], threads: WorkerThreads) -> FusedBlock | None:
+def _fused_block(layers: list[nn.Module], threads: WorkerThreads, ranks: Ranks) -> FusedBlock | None:
     """Return a fused block for four layers that are one, as this module computes it."""
     match layers:
         case [nn.Conv2d() as conv, nn.BatchNorm2d() as norm, nn.Sigmoid(), nn.AvgPool2d() as pool]:
             kinds = [type(layer) for layer in layers] == [nn.Conv2d, nn.BatchNorm2d, nn.Sigmoid, nn.AvgPool2d]
-            return FusedBlock(conv, norm, tuple(layers), threads) if kinds and _is_plain(conv, norm, pool) else None
+            return (
+                FusedBlock(conv, norm, tuple(layers), threads, ranks) if kinds and _is_plain(conv, norm, pool) else None
+            )
     return None
 
 

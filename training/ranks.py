@@ -100,9 +100,14 @@ class Ranks:
 ALONE = Ranks()
 
 
+def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether torchrun started this process, as torch.distributed.is_torchelastic_launched() tells it."""
+    return "TORCHELASTIC_RUN_ID" in environment
+
+
 def ranks_of(environment: Mapping[str, str] = os.environ) -> Ranks:
     """Return what torchrun says of this process; a process that it did not start is alone."""
-    if "TORCHELASTIC_RUN_ID" not in environment:  # as in torch.distributed.is_torchelastic_launched()
+    if not is_launched(environment):
         return ALONE
     return Ranks(*(int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
 

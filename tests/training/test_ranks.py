@@ -136,6 +136,7 @@ def test_torchrun_starts_train_alone(monkeypatch, capsys):
         monkeypatch.setenv(name, value)
     assert words(["--epochs", "2"]) == ["train", "--epochs", "2"]
     assert words(["train", "--epochs", "2"]) == ["train", "--epochs", "2"]
+    assert words([]) == ["train"]
     assert command.main(["best"]) == 2
     assert "torchrun starts train alone" in capsys.readouterr().err
 
