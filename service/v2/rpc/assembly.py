@@ -37,5 +37,7 @@ def grpc_server(parts: Any, name: str, version: str) -> GrpcServer:
     folder = private_folder(None if parts.workers is None else parts.workers.folder)
     gate = Gate(folder, guard, parts.body_budget, settings.max_body_bytes + AROUND_BYTES, parts.error_log)
     inference = InferenceService(parts.registry, parts.control, settings, parts.error_log, name, version)
-    calls = CallHandler(parts.access, settings, parts.metrics, parts.error_log, parts.body_budget, gate.address)
+    calls = CallHandler(
+        parts.access, settings, parts.metrics, parts.error_log, parts.body_budget, gate.address, limits.proxies
+    )
     return GrpcServer(inference, HealthService(parts.registry), calls, gate, settings)

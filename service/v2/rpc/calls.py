@@ -23,6 +23,7 @@ from ...keys import ADMIN, INFER, OPEN, READ
 from ...metrics import Metrics
 from ...request_context import Caller, RequestContext
 from ...settings import Settings
+from ...transport.proxies import FORWARDED_FOR, TrustedProxies
 from .descriptors import Method, Proto
 from .wire import read_small, split_request
 
@@ -31,6 +32,7 @@ Metadata: TypeAlias = Mapping[str, str]
 
 DETAIL_CHARACTERS = 1_024  # of a status message, as in HTTP's error answers; clients refuse long trailers
 
+_FORWARDED_FOR = FORWARDED_FOR.decode()
 # What is not named here reads.
 _SCOPES = {
     "ServerLive": OPEN, "ServerReady": OPEN, "Check": OPEN, "Watch": OPEN, "ModelInfer": INFER,
@@ -88,7 +90,8 @@ class CallHandler:
         metrics: where calls are counted.
         error_log: told of every error that ends a call.
         budget: of the bytes of all requests, those of HTTP included.
-        address: gives the address of a client by the name that the library has for its connection.
+        address: gives the address of a connection by the name that the library has for it.
+        proxies: whose word on a client's address is taken.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class CallHandler:
         error_log: ErrorLog,
         budget: BodyBudget,
         address: Callable[[str], str],
+        proxies: TrustedProxies,
     ) -> None:
         self._access = access
         self._settings = settings
@@ -106,6 +110,7 @@ class CallHandler:
         self._error_log = error_log
         self._budget = budget
         self._address = address
+        self._proxies = proxies
 
     def handlers(self, proto: Proto, service: Any) -> grpc.GenericRpcHandler:
         """Return the handlers of those methods of `proto` that `service` has."""
@@ -209,7 +214,8 @@ class CallHandler:
 
     def _check_access(self, call: Call, rpc: Rpc, metadata: Metadata) -> Caller:
         authorization, api_key = metadata.get("authorization"), metadata.get("x-api-key")
-        address = self._address(rpc.peer())
+        forwarded = (value.encode() for name, value in rpc.invocation_metadata() or () if name == _FORWARDED_FOR)
+        address = self._proxies.client(self._address(rpc.peer()), forwarded)
         return Caller(self._access.check(call.scope, authorization, api_key, call.route, address), address)
 
     async def _abort(self, call: Call, err: Exception, rpc: Rpc, context: RequestContext) -> None:

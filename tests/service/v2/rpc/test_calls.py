@@ -18,6 +18,7 @@ from tests.support.live import serve
 grpc = pytest.importorskip("grpc", reason="needs the extra grpc")
 
 from foldserve.service.errors import ServiceError  # noqa: E402
+from foldserve.service.keys import new_key  # noqa: E402
 from foldserve.service.v2.rpc.descriptors import HEALTH  # noqa: E402
 from tests.support.error_classes import tree  # noqa: E402
 from tests.support.grpc_calls import CONTENTS, MESSAGES, PIXELS, request, stubs  # noqa: E402
@@ -319,3 +320,31 @@ def test_a_port_that_is_taken_ends_the_start(service, tmp_path):
     with pytest.raises(OSError, match="choose another --grpc-port"):
         asyncio.run(start())
     assert json.dumps(app.state.start_failure)
+
+
+@pytest.mark.parametrize(
+    ("proxies", "said", "expected"),
+    [
+        ((), ["203.0.113.9"], "127.0.0.1"),
+        (("127.0.0.1",), ["203.0.113.9"], "203.0.113.9"),
+        (("127.0.0.1",), ["198.51.100.1", "203.0.113.9"], "203.0.113.9"),
+        (("127.0.0.1", "203.0.113.0/24"), ["198.51.100.1, 203.0.113.9"], "198.51.100.1"),
+        (("127.0.0.1",), ["not an address"], "127.0.0.1"),
+        (("127.0.0.1",), [], "127.0.0.1"),
+    ],
+)
+def test_a_trusted_proxy_names_the_client(fashion, tmp_path, caplog, proxies, said, expected):
+    """As over HTTP: the last address that no trusted proxy has stands in the log; others may say what they like."""
+    keys = tmp_path / "keys"
+    keys.write_text(new_key("k", ["infer"])[1] + "\n")
+    settings = Settings(
+        models_dir=fashion, provider="cpu", buckets=(1,), grpc_port=0, keys_file=keys, trusted_proxies=proxies
+    )
+    app = create_app(settings)
+    caplog.set_level("INFO", "foldserve.audit")
+    with serve(app), grpc.insecure_channel(f"127.0.0.1:{app.state.grpc.port}") as channel:
+        metadata = [("x-api-key", "wrong"), *(("x-forwarded-for", value) for value in said)]
+        with pytest.raises(grpc.RpcError, match="UNAUTHENTICATED"):
+            stubs(channel).ModelInfer(request(), metadata=metadata)
+    (line,) = [record for record in caplog.records if record.getMessage() == "API key refused"]
+    assert line.address == expected
