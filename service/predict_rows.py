@@ -16,7 +16,7 @@ from .bodies.json_body import describe
 from .bodies.limits import Limits, check_rows
 from .bodies.long_json import LongText
 from .bodies.predict_body import EMPTY_BODY, media_type
-from .errors import InvalidInput, UnsupportedMediaType, clip
+from .errors import InvalidInput, Unsupported, UnsupportedMediaType, clip
 from .tensors import Array, TensorSpec
 from .v2.datatypes import BYTES, tensor_from_bytes
 from .v2.json_tensor import tensor_from_json
@@ -37,10 +37,15 @@ def read_rows(
         limits: how many rows one request may hold.
 
     Raises:
+        Unsupported: the model takes rows of several shapes.
         UnsupportedMediaType: it is neither JSON nor bytes, or bytes for a model of several inputs.
         InvalidInput: the body is not what its media type says, or does not fit the model.
         TooManyRows: more than `limits.rows` rows.
     """
+    if free := [spec.name for spec in specs if spec.is_free]:
+        raise Unsupported(
+            f"input {free[0]!r} takes rows of several shapes: use /v2/models/{{name}}/infer, which states them"
+        )
     kind = media_type(content_type)
     if not body:
         raise InvalidInput(EMPTY_BODY)

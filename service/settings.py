@@ -119,6 +119,9 @@ class Settings(BaseModel):
         1.0, ge=0, description="batches expected to run shorter than this many ms run on the event loop itself"
     )
 
+    max_free_axis: int = Field(
+        4_096, ge=1, description="largest size of an axis behind the batch that a graph leaves free"
+    )
     max_rows: int = Field(10_000, ge=1, description="rows in one request; more are answered 413")
     max_body_bytes: int = Field(64 * MEBIBYTE, ge=1, description="bytes in one body; more are answered 413")
     max_image_pixels: int = Field(

@@ -18,11 +18,32 @@ BYTES = "BYTES"  # elements of any length: texts, as arrays of `bytes` objects
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Name, datatype and shape of one input or output; the first axis is the batch, None stands for any size."""
+    """Name, datatype and shape of one input or output; the first axis is the batch, None stands for any size.
+
+    `largest` is how large an axis behind the batch may be where the graph leaves it free.
+    """
 
     name: str
     datatype: str
     shape: tuple[int | None, ...]
+    largest: int = 1
+
+    @property
+    def is_free(self) -> bool:
+        """Whether rows of different requests may differ in their shape."""
+        return None in self.shape[1:]
+
+    @property
+    def declared_row_shape(self) -> tuple[int, ...]:
+        """The shape of one row as the protocol writes it: -1 for a free axis."""
+        return tuple(-1 if size is None else size for size in self.shape[1:])
+
+    def takes(self, row_shape: tuple[int, ...]) -> bool:
+        """Return whether a row may have this shape."""
+        return len(row_shape) == len(self.shape) - 1 and all(
+            1 <= size <= self.largest if stated is None else size == stated
+            for size, stated in zip(row_shape, self.shape[1:], strict=True)
+        )
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -31,8 +52,8 @@ class TensorSpec:
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """The shape of one row, without the batch axis."""
-        return tuple(size for size in self.shape[1:] if size is not None)
+        """The shape of one row, without the batch axis; of the largest one where axes are free."""
+        return tuple(self.largest if size is None else size for size in self.shape[1:])
 
     @property
     def row_bytes(self) -> int:

@@ -55,7 +55,7 @@ def refuse_unsound_weights(path: Path) -> None:
                 raise ArtifactInvalid(f"{path}: tensor {name!r} holds NaN; the weights are damaged")
 
 
-def made_inputs(specs: Sequence[TensorSpec]) -> dict[str, Array]:
+def made_inputs(specs: Sequence[TensorSpec], free_size: int = 1) -> dict[str, Array]:
     """Return the same rows each time for inputs of which nothing but name, type and shape is known.
 
     Floats lie between 0 and 1, where a root and a logarithm exist; bytes are any, as pixels are; wider integers are 0
@@ -63,10 +63,12 @@ def made_inputs(specs: Sequence[TensorSpec]) -> dict[str, Array]:
 
     Args:
         specs: of the inputs; a first axis of fixed size gives the number of rows.
+        free_size: of every axis behind the batch that the graph leaves free.
     """
     generator = np.random.default_rng(0)
     rows = specs[0].shape[0] or _ROWS
-    return {spec.name: _made(generator, (rows, *spec.row_shape), spec.dtype) for spec in specs}
+    shapes = [tuple(free_size if size is None else size for size in spec.shape[1:]) for spec in specs]
+    return {spec.name: _made(generator, (rows, *shape), spec.dtype) for spec, shape in zip(specs, shapes, strict=True)}
 
 
 def _made(generator: "np.random.Generator", shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:

@@ -81,9 +81,14 @@ class NullObserver:
 
 
 class BufferPool:
-    """Input arrays of each bucket, used again and again: one allocation for many batches."""
+    """Input arrays of each bucket, used again and again: one allocation for many batches.
 
-    def __init__(self) -> None:
+    Args:
+        keeps: whether they are; not where each batch may have another shape.
+    """
+
+    def __init__(self, *, keeps: bool = True) -> None:
+        self._keeps = keeps
         self._free: dict[int, list[dict[str, Array]]] = {}
 
     def borrow(self, bucket: int, example: Mapping[str, Array]) -> dict[str, Array]:
@@ -98,7 +103,8 @@ class BufferPool:
 
     def give_back(self, bucket: int, arrays: dict[str, Array]) -> None:
         """Let another batch have the arrays."""
-        self._free[bucket].append(arrays)
+        if self._keeps:
+            self._free[bucket].append(arrays)
 
 
 class Batch:

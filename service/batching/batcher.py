@@ -41,6 +41,7 @@ class Batcher:
         executor: a pool of exactly one thread that the engine has to run in; None makes one when it is needed.
         observer: counts batches and refusals.
         lost: called when the engine has lost its device.
+        is_free: rows of different requests may differ in their shape: only equal ones share a batch.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Batcher:
         executor: Executor | None = None,
         observer: Observer | None = None,
         lost: Callable[[DeviceLost], None] | None = None,
+        is_free: bool = False,
     ) -> None:
         self._engine = engine
         self._largest = engine.buckets[-1]
@@ -62,8 +64,8 @@ class Batcher:
         self._observer = observer or NullObserver()
         self._lost = lost
         self._latency = LatencyModel(engine.bucket_seconds, inline_seconds)
-        self._queue = Queue(self._latency, self._largest, self._observer)
-        self._buffers = BufferPool()
+        self._queue = Queue(self._latency, self._largest, self._observer, is_free=is_free)
+        self._buffers = BufferPool(keeps=not is_free)
         self._prepared: deque[Batch] = deque()  # at most one; the worker thread takes it when it is free
         self._in_flight: list[Batch] = []  # prepared or running in the worker thread
         self._is_running = False

@@ -21,13 +21,15 @@ class Queue:
         latency: how long runs take.
         largest: rows that one batch may have.
         observer: counts requests that get no run.
+        is_free: rows of different requests may differ in their shape, and only equal ones share a batch.
 
     Attributes:
         rows: of all that wait.
     """
 
-    def __init__(self, latency: LatencyModel, largest: int, observer: Observer) -> None:
+    def __init__(self, latency: LatencyModel, largest: int, observer: Observer, *, is_free: bool = False) -> None:
         self.rows = 0
+        self._is_free = is_free
         self._latency = latency
         self._largest = largest
         self._observer = observer
@@ -61,7 +63,7 @@ class Queue:
             if request.is_over:
                 if not request.is_expired and request.source == CLIENT:
                     self._observer.refused("cancelled")
-            elif rows + request.rows > limit and requests:
+            elif requests and (rows + request.rows > limit or (self._is_free and not _are_alike(request, requests[0]))):
                 break
             else:
                 requests.append(request)
@@ -91,3 +93,8 @@ class Queue:
             self.expire(request)
             return self._largest
         return max(request.rows, self._latency.safe_rows(request.deadline - start))
+
+
+def _are_alike(one: Request, other: Request) -> bool:
+    """Return whether the rows of two requests have the same shapes."""
+    return all(array.shape[1:] == other.inputs[name].shape[1:] for name, array in one.inputs.items())

@@ -1,14 +1,19 @@
 """What must hold of a loaded model before it is measured: buckets, golden inputs and a first run that fit the graph."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..artifacts.repository import Artifact
+from ..artifacts.unverified import made_inputs
 from ..errors import ArtifactInvalid, BucketsInvalid
 from ..settings import check_buckets
+from ..tensors import Array
 from .buckets import golden_batch
 from .providers import first_line
 from .runners import Runner
 from .signature import Signature
+
+# Sizes of a free axis that are tried: long enough for several reductions by two, and what networks were trained with.
+_FREE_SIZES = (32, 64, 16, 224, 320, 640, 8, 4, 2, 1)
 
 
 def fitting_buckets(buckets: Sequence[int], fixed_rows: int | None) -> tuple[int, ...]:
@@ -23,6 +28,8 @@ def fitting_buckets(buckets: Sequence[int], fixed_rows: int | None) -> tuple[int
         raise BucketsInvalid(f"buckets: got {list(buckets)}, {err}") from err
     if fixed_rows is None:
         return candidates
+    if fixed_rows == 1:  # one by one, as many exporters have it
+        return (1,)
     if fixed_rows not in candidates:
         raise BucketsInvalid(
             f"the graph takes batches of exactly {fixed_rows} rows; put {fixed_rows} among the buckets"
@@ -36,9 +43,12 @@ def check_golden_inputs(artifact: Artifact, signature: Signature) -> None:
     Raises:
         ArtifactInvalid: they differ.
     """
-    expected = {spec.name: (str(spec.dtype), spec.shape[1:]) for spec in signature.inputs}
+    specs = {spec.name: spec for spec in signature.inputs}
+    expected = {name: (str(spec.dtype), spec.shape[1:]) for name, spec in specs.items()}
     stated = {name: (str(array.dtype), array.shape[1:]) for name, array in artifact.golden.inputs.items()}
-    if stated != expected:
+    if set(stated) != set(specs) or not all(
+        dtype == str(specs[name].dtype) and specs[name].takes(shape) for name, (dtype, shape) in stated.items()
+    ):
         raise ArtifactInvalid(f"golden inputs in {artifact.path} are {stated}, the graph takes {expected}")
     if set(artifact.golden.outputs) != {spec.name for spec in signature.outputs}:
         raise ArtifactInvalid(
@@ -58,3 +68,24 @@ def refuse_failing(runner: Runner, artifact: Artifact, rows: int) -> None:
     except Exception as err:  # onnxruntime's classes share no base below Exception
         inputs = "its golden inputs" if artifact.is_verified else "inputs made for it (floats 0 to 1, integers 0 or 1)"
         raise ArtifactInvalid(f"{artifact.model_path} fails on {inputs}: {first_line(err)}") from err
+
+
+def workable_inputs(runner: Runner, signature: Signature) -> dict[str, Array]:
+    """Return made inputs for a model of which nothing else is known, free axes in a size that it runs with.
+
+    Where none of the usual sizes does, those of the first; `refuse_failing` then says what the graph says.
+    """
+    if not signature.is_free:
+        return made_inputs(signature.inputs)
+    sizes = [size for size in _FREE_SIZES if size <= signature.inputs[0].largest]
+    made = (made_inputs(signature.inputs, size) for size in sizes)
+    rows = signature.fixed_rows or 1
+    return next((inputs for inputs in made if _runs(runner, inputs, rows)), made_inputs(signature.inputs, sizes[0]))
+
+
+def _runs(runner: Runner, inputs: Mapping[str, Array], rows: int) -> bool:
+    try:
+        runner.run(golden_batch(inputs, rows))
+    except Exception:  # onnxruntime's classes share no base below Exception
+        return False
+    return True

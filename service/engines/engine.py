@@ -19,14 +19,14 @@ from foldserve.format.task import Task
 
 from ..artifacts.golden import check_golden, decode_golden, with_tf32
 from ..artifacts.repository import Artifact
-from ..artifacts.unverified import check_rows, made_inputs
+from ..artifacts.unverified import check_rows
 from ..cores import available_cores
 from ..errors import ArtifactInvalid, DeviceLost, EngineError, InvalidInput, ProviderUnavailable
 from ..settings import DEFAULT_BUCKETS
 from ..tensors import Array, TensorSpec
 from .autotune import REWRITES, Decide, autotune, decide_alone, reuse_choice
 from .buckets import Profile, answers_agree, golden_batch, profile_buckets
-from .checks import check_golden_inputs, fitting_buckets, refuse_failing
+from .checks import check_golden_inputs, fitting_buckets, refuse_failing, workable_inputs
 from .providers import Device, Source, cpu_session, does_not_run, fall_back, first_line, open_session
 from .runners import GraphRunner, PlainRunner, Runner, ThreadedRunner
 from .signature import Signature, read_signature
@@ -83,6 +83,7 @@ class Engine:
         device_id: int = 0,
         tf32: bool = False,
         is_autotuned: bool = True,
+        max_free_axis: int = 1,
         decide: Decide = decide_alone,
         references: "Mapping[str, Engine] | None" = None,
     ) -> "Engine":
@@ -98,6 +99,7 @@ class Engine:
             device_id: which GPU.
             tf32: let CUDA round products to TF32.
             is_autotuned: on the CPU, run a rewritten graph where that is exact and measured to pay.
+            max_free_axis: how large an axis behind the batch may be where the graph leaves it free.
             decide: has the graph chosen once for all processes that have to give the same bytes.
             references: engines that serve, by structure; what was measured for one whose graph differs in nothing but
                 weights holds here too, and only the answers are checked: a measurement beside requests would be
@@ -109,12 +111,14 @@ class Engine:
             BucketsInvalid: `buckets` is empty or not rising, or does not hold the model's fixed batch size.
         """
         session, device = open_session(artifact.source, provider, threads=threads or 1, device_id=device_id, tf32=tf32)
-        signature = read_signature(session)
+        signature = read_signature(session, max_free_axis)
+        if device.provider == "cuda" and signature.is_free:
+            session, device = _off_cuda(artifact, provider, threads or 1)
         if artifact.is_verified:
             artifact = replace(artifact, golden=decode_golden(artifact.golden, signature.image, artifact.name))
             check_golden_inputs(artifact, signature)
         else:
-            artifact = replace(artifact, golden=Golden(made_inputs(signature.inputs), {}, {}))
+            artifact = replace(artifact, golden=Golden(workable_inputs(PlainRunner(session), signature), {}, {}))
         fitting = fitting_buckets(buckets, signature.fixed_rows)
         if device.provider == "cuda":
             try:
@@ -223,6 +227,11 @@ class Engine:
         return self._signature.outputs
 
     @property
+    def is_free(self) -> bool:
+        """Whether rows of different requests may differ in their shape."""
+        return self._signature.is_free
+
+    @property
     def class_names(self) -> tuple[str, ...] | None:
         """Class names, index = class id; None for a model that states none."""
         return self._signature.class_names
@@ -325,6 +334,18 @@ class Engine:
         except Exception:
             return False
         return True
+
+
+def _off_cuda(artifact: Artifact, provider: str, threads: int) -> tuple[onnxruntime.InferenceSession, Device]:
+    """Return a session on the CPU for a graph with free axes: a CUDA graph is recorded for one shape.
+
+    Raises:
+        ProviderUnavailable: "cuda" is required.
+    """
+    reason = f"{artifact.name} leaves axes behind the batch free, which recorded CUDA graphs cannot"
+    if provider == "cuda":
+        raise ProviderUnavailable(f"{reason}; serve it with FOLDSERVE_PROVIDER=cpu, or export it with fixed sizes")
+    return fall_back(artifact.source, threads, reason)
 
 
 def _pad(array: Array, rows: int) -> Array:

@@ -39,21 +39,30 @@ class Signature:
     task: Task
 
     @property
+    def is_free(self) -> bool:
+        """Whether rows of different requests may differ in their shape."""
+        return any(spec.is_free for spec in self.inputs)
+
+    @property
     def fixed_rows(self) -> int | None:
         """The only batch size that the graph takes, or None when its first axis is free."""
         return self.inputs[0].shape[0]
 
 
-def read_signature(session: onnxruntime.InferenceSession) -> Signature:
+def read_signature(session: onnxruntime.InferenceSession, max_free_axis: int = 1) -> Signature:
     """Read the signature of a session.
 
+    Args:
+        session: of the model.
+        max_free_axis: how large an axis behind the batch may be where the graph leaves it free.
+
     Raises:
-        ArtifactInvalid: a tensor has no batch axis, another variable axis or a type that HTTP cannot carry, or the
-            metadata contradicts the graph. What an output declares for its batch is no reason: exporters write 1 there
+        ArtifactInvalid: a tensor has no batch axis or a type that HTTP cannot carry, or the metadata contradicts the
+            graph. What an output declares for its batch is no reason: exporters write 1 there
             for graphs that take any number, and every answer is compared with the number of rows.
     """
-    inputs = tuple(_spec("input", node) for node in session.get_inputs())
-    outputs = tuple(_spec("output", node) for node in session.get_outputs())
+    inputs = tuple(_spec("input", node, max_free_axis) for node in session.get_inputs())
+    outputs = tuple(_spec("output", node, max_free_axis) for node in session.get_outputs())
     if not inputs:
         raise ArtifactInvalid("the model takes no input; there is nothing to batch")
     rows = {spec.shape[0] for spec in inputs}
@@ -71,15 +80,14 @@ def read_signature(session: onnxruntime.InferenceSession) -> Signature:
         raise ArtifactInvalid(str(err)) from err
 
 
-def _spec(kind: str, node: Any) -> TensorSpec:
-    shape = tuple(size if isinstance(size, int) else None for size in node.shape or ())
+def _spec(kind: str, node: Any, max_free_axis: int) -> TensorSpec:
+    # paddle2onnx writes -1 for what others leave out.
+    shape = tuple(size if isinstance(size, int) and size >= 0 else None for size in node.shape or ())
     if node.type not in _ORT_DATATYPES:
         raise ArtifactInvalid(f"{kind} {node.name!r} is a {node.type}, expected one of {sorted(_ORT_DATATYPES)}")
-    if not shape or None in shape[1:]:
-        raise ArtifactInvalid(
-            f"{kind} {node.name!r} has shape {node.shape}, expected a batch axis and fixed sizes after it"
-        )
-    return TensorSpec(node.name, _ORT_DATATYPES[node.type], shape)
+    if not shape:
+        raise ArtifactInvalid(f"{kind} {node.name!r} has shape {node.shape}, expected the batch as its first axis")
+    return TensorSpec(node.name, _ORT_DATATYPES[node.type], shape, max_free_axis)
 
 
 def _class_names(metadata: Mapping[str, str], outputs: tuple[TensorSpec, ...]) -> tuple[str, ...] | None:

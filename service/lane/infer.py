@@ -177,7 +177,9 @@ class Infer:
 def can_take(model: Model) -> bool:
     """Return whether all inputs lie in bytes, and the numbers of all outputs can be written by the row, as numbers."""
     outputs = model.engine.outputs
-    if any(spec.datatype == BYTES for spec in model.engine.inputs):
+    if any(spec.datatype == BYTES or spec.is_free for spec in model.engine.inputs):
+        return False
+    if any(spec.is_free for spec in outputs):
         return False
     return all(spec.datatype in DATATYPES and spec.datatype not in ("BOOL", "FP16", BYTES) for spec in outputs) and all(
         spec.row_bytes for spec in outputs

@@ -244,6 +244,7 @@ class Loader:
             "threads": settings.threads,
             "cores": max(1, available_cores() // settings.workers),
             "buckets": settings.buckets,
+            "max_free_axis": settings.max_free_axis,
         }
 
     def _engine_of(self, artifact: Artifact, like: Model | None) -> Engine:
@@ -267,10 +268,11 @@ class Loader:
         return Batcher(
             engine,
             max_queue_rows=self._settings.max_queue_rows,
-            inline_seconds=0.0 if is_bound_to_thread else self._settings.inline_below_ms / 1000,
+            inline_seconds=0.0 if is_bound_to_thread or engine.is_free else self._settings.inline_below_ms / 1000,
             executor=executor,
             observer=statistics,
             lost=self._lost,
+            is_free=engine.is_free,
         )
 
     def _count_waiting(self) -> None:

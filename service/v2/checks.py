@@ -112,8 +112,10 @@ def _check_datatype(tensor: DeclaredTensor, spec: TensorSpec) -> None:
 
 
 def _check_shape(tensor: DeclaredTensor, spec: TensorSpec) -> None:
-    shape, row_shape = tensor.shape, spec.row_shape
-    if len(shape) != len(row_shape) + 1 or shape[1:] != row_shape or shape[0] < 1:
-        expected = ", ".join(["N", *map(str, row_shape)])
-        rows = " with N at least 1" if shape[1:] == row_shape else ""
+    shape = tensor.shape
+    is_taken = spec.takes(shape[1:]) if spec.is_free else shape[1:] == spec.row_shape
+    if not is_taken or len(shape) != len(spec.shape) or shape[0] < 1:
+        sizes = [f"1 to {spec.largest}" if size is None else str(size) for size in spec.shape[1:]]
+        expected = ", ".join(["N", *sizes])
+        rows = " with N at least 1" if is_taken else ""
         raise InvalidInput(f"input {tensor.name!r}: shape {clip(list(shape[:16]))}, expected [{expected}]{rows}")

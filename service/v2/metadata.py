@@ -91,12 +91,12 @@ def _format(model: "Model", spec: TensorSpec) -> str:
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "datatype": spec.datatype, "shape": [-1, *spec.row_shape]}
+    return {"name": spec.name, "datatype": spec.datatype, "shape": [-1, *spec.declared_row_shape]}
 
 
 def _configured(spec: TensorSpec) -> dict[str, Any]:
     return {
         "name": spec.name,
         "data_type": f"TYPE_{_CONFIGURED.get(spec.datatype, spec.datatype)}",
-        "dims": list(spec.row_shape),
+        "dims": list(spec.declared_row_shape),
     }

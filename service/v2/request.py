@@ -31,6 +31,7 @@ from .parameters import Parameter, check_parameters, class_count, timeout_second
 
 # Clients repeat their JSON byte for byte and change only the tensors behind it: JSON up to this size is remembered.
 REMEMBERED_JSON_BYTES = 1024
+_SHORT_AXIS = 16  # values of the shortest free axis that is expected in a long body
 QUICK_BINARY_BYTES = 4_194_304  # copied, or searched for what is no BOOL, within a millisecond or two
 _REMEMBERED_PARTS = 64
 _LONGEST_AROUND = 1_048_576  # bytes around long lists
@@ -98,6 +99,9 @@ class RequestReader:
         self._outputs = tuple(outputs)
         self._max_rows = max_rows
         guard = SizeGuard([spec.row_shape for spec in inputs], max_rows, _SPARE_VALUES)
+        if any(spec.is_free for spec in inputs):  # short rows need more lists for as many values
+            shapes = [[_SHORT_AXIS if size is None else size for size in spec.shape[1:]] for spec in inputs]
+            guard = SizeGuard(shapes, max_rows * _SHORT_AXIS**2, _SPARE_VALUES)
         holds_texts = any(spec.datatype == BYTES for spec in inputs)  # which may hold commas and brackets of their own
         self._size_guard = None if holds_texts else guard
         self._known: BoundedDict[bytes, _JsonPart] = BoundedDict(_REMEMBERED_PARTS)
@@ -184,6 +188,8 @@ class RequestReader:
                 f"body: bare tensor bytes (header length 0), but the model has {len(self._inputs)} inputs"
             )
         spec = self._inputs[0]
+        if spec.is_free:
+            raise InvalidInput(f"body: bare tensor bytes (header length 0) do not say how large {spec.name!r} is")
         if spec.datatype == BYTES:
             raise InvalidInput(
                 f"body: bare tensor bytes (header length 0), which do not say where a text of {spec.name!r} ends"

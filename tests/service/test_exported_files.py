@@ -1,6 +1,7 @@
 """Files as other exporters write them, served as they are: asked over HTTP, compared with the file in onnxruntime."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -14,10 +15,16 @@ from tests.support.live import serve
 
 X = np.random.default_rng(1).normal(size=(5, 4)).astype(np.float32)
 CLASSES = {"forest": ["rose", "tulip", "iris"], "numbered": [3, 5], "lightgbm": [0, 1, 2]}
+FREE = {
+    "free": exported.free_axes(),
+    "named": exported.free_axes("N", written="w"),
+    "paddle": exported.free_axes(-1, written=-1),
+    "alone": exported.free_axes(1),
+}
 MODELS = {
     name: exported.zipmap(classes, label_rows=1 if name == "lightgbm" else None) for name, classes in CLASSES.items()
 }
-MODELS["texts"] = exported.texts()
+MODELS |= {"texts": exported.texts(), **FREE}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +32,7 @@ def service(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     for name, model in MODELS.items():
         exported.save(root, name, model)
-    app = create_app(Settings(models_dir=root, provider="cpu", buckets=(1, 8), allow_unverified=True))
+    app = create_app(Settings(models_dir=root, provider="cpu", buckets=(1, 8), allow_unverified=True, max_free_axis=50))
     with serve(app) as url, httpx.Client(base_url=url, timeout=60) as http:
         yield http
 
@@ -80,3 +87,36 @@ def test_a_text_that_is_none_is_the_senders_mistake(service):
     refused = service.post("/v2/models/texts/infer", content=body, headers=headers)
     assert refused.status_code == 400, refused.text
     assert "input 'c': an element is not UTF-8" in refused.json()["error"]
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_free_axes_are_served_in_any_size(service, name):
+    """One after the other and many at once, each with the answer of its own shape."""
+    session = onnxruntime.InferenceSession(FREE["free"].SerializeToString(), providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(2)
+    arrays = [rng.normal(size=(rows, 3, height, width)).astype(np.float32)
+              for rows in (1, 3, 9) for height, width in ((1, 1), (7, 50), (32, 5), (7, 50))]  # fmt: skip
+    with ThreadPoolExecutor(8) as pool:
+        given = list(pool.map(lambda array: infer(service, name, x=("FP32", array))["y"], arrays))
+    for array, answer in zip(arrays, given, strict=True):
+        expected = session.run(None, {"x": array})[0]
+        np.testing.assert_allclose(np.reshape(answer, expected.shape), expected, atol=1e-5)
+
+
+def test_a_size_beyond_the_declared_largest_is_refused(service):
+    """The metadata says -1, the refusal what is allowed; the fixed axis stays fixed."""
+    assert service.get("/v2/models/free").json()["inputs"][0]["shape"] == [-1, 3, -1, -1]
+    assert service.get("/v2/models/free/config").json()["input"][0]["dims"] == [3, -1, -1]
+    for shape in ([1, 3, 51, 5], [1, 3, 0, 5], [1, 4, 5, 5], [1, 3, 5]):
+        values = [0] * int(np.prod(shape))
+        body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": shape, "data": values}]}
+        refused = service.post("/v2/models/free/infer", json=body)
+        assert refused.status_code == 400
+        assert "expected [N, 3, 1 to 50, 1 to 50]" in refused.json()["error"]
+
+
+def test_predict_sends_free_axes_to_the_route_that_states_shapes(service):
+    """It has no place for a shape."""
+    refused = service.post("/predict?model=free", json={"instances": [[[[1]], [[1]], [[1]]]]})
+    assert refused.status_code == 501
+    assert "takes rows of several shapes" in refused.json()["error"]

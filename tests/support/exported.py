@@ -58,6 +58,28 @@ def texts() -> onnx.ModelProto:
     )
 
 
+def free_axes(batch: int | str | None = None, *, written: int | str | None = None) -> onnx.ModelProto:
+    """float `x` [batch, 3, ?, ?] -> a convolution and the mean of each column, `y` [batch, 2, ?]: OCR-like.
+
+    Args:
+        batch: the first axis.
+        written: how a free axis is written; paddle2onnx writes -1.
+    """
+    weight = np.random.default_rng(3).normal(size=(2, 3, 3, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["conv"], pads=[1, 1, 1, 1]),
+        helper.make_node("ReduceMean", ["conv"], ["y"], axes=[2], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "free",
+        [INFO("x", TensorProto.FLOAT, [batch, 3, written, written])],
+        [INFO("y", TensorProto.FLOAT, [batch, 2, written])],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
 def save(root: Path, name: str, model: onnx.ModelProto, version: int = 1) -> Path:
     """Put a model where a folder of models has it, without a manifest."""
     folder = root / name / str(version)

@@ -237,10 +237,10 @@ def publish_tensor(models, shape, kind=TensorProto.FLOAT, rows=16):
 
 
 def test_what_cannot_be_batched_is_refused_with_the_reason(models):
-    """A free axis after the batch, or complex numbers: refused at the start, not at the first request."""
-    publish_tensor(models / "free", ["batch", "width"])
-    with pytest.raises(ArtifactInvalid, match="expected a batch axis and fixed sizes after it"):
-        load(models / "free", "tensor")
+    """No axis at all, or a type without a name here: refused at the start, not at the first request."""
+    publish_tensor(models / "scalar", [])
+    with pytest.raises(ArtifactInvalid, match="expected the batch as its first axis"):
+        load(models / "scalar", "tensor")
     publish_tensor(models / "narrow", ["batch", 3], TensorProto.BFLOAT16)
     with pytest.raises(ArtifactInvalid, match=r"is a tensor\(bfloat16\)"):
         load(models / "narrow", "tensor")
