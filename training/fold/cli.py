@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..user_model.factory import is_factory
+from .patience import limited_to, shown
 from .report import Report
 
 _DESCRIPTION = """\
@@ -54,6 +55,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help='"any" for a factory\'s network that is meant to be used in other ways than its forward as traced',
     )
     parser.add_argument("--strict", action="store_true", help="fail when any norm has to stay")
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after this long (default: never)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
     parser.set_defaults(run=run)
     return parser
@@ -67,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
         FoldError: the model cannot be read, folded or proved (exit code 1).
     """
     is_module = is_factory(args.source) or Path(args.source).suffix == ".pt2"
-    report = _fold_module(args) if is_module else _fold_file(args)
+    with limited_to(args.timeout), shown():
+        report = _fold_module(args) if is_module else _fold_file(args)
     sys.stdout.write((report.to_json() if args.json else report.table()) + "\n")
     return 0
 

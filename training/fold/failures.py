@@ -9,6 +9,12 @@ from contextlib import contextmanager
 from ..errors import FoldError, TrainingError
 
 _LONGEST = 400
+_steps: list[str] = []
+
+
+def current_step() -> str:
+    """Return what the innermost `during` of this process is about, "folding" outside of all."""
+    return _steps[-1] if _steps else "folding"
 
 
 @contextmanager
@@ -18,12 +24,15 @@ def during(step: str) -> Iterator[None]:
     Args:
         step: what is being done, with the node where there is one: "proving the site of 'features.1'".
     """
+    _steps.append(step)
     try:
         yield
     except TrainingError:
         raise
     except Exception as err:
         raise FoldError(failure(step, err)) from err
+    finally:
+        _steps.pop()
 
 
 def failure(step: str, err: Exception) -> str:

@@ -1,0 +1,53 @@
+"""The command may be given a time limit, and shows what it does only on a terminal and only when it takes long."""
+
+import contextlib
+import time
+from pathlib import Path
+
+import pytest
+
+from foldserve.training.errors import ConfigError, FoldError
+from foldserve.training.fold.cli import add_parser, run
+from foldserve.training.fold.failures import during
+from foldserve.training.fold.patience import limited_to, shown
+
+
+def never_ends() -> None:
+    """Catch every Exception, as code that tries things does."""
+    while True:
+        with contextlib.suppress(Exception):
+            time.sleep(1)
+
+
+def test_a_limit_ends_what_swallows_exceptions() -> None:
+    """The error names the step; code that catches every Exception does not keep it."""
+    start = time.monotonic()
+    sentence = r"not folded within 0\.2 s, while proving; nothing was written"
+    with pytest.raises(FoldError, match=sentence), limited_to(0.2), during("proving"):
+        never_ends()
+    assert time.monotonic() - start < 5
+
+
+def test_within_the_limit_nothing_happens() -> None:
+    """The alarm is off again afterwards."""
+    with limited_to(0.1):
+        pass
+    time.sleep(0.2)
+    with pytest.raises(ConfigError, match="positive"), limited_to(0):
+        pass
+
+
+def test_progress_is_quiet_in_a_pipe(capfd: pytest.CaptureFixture[str]) -> None:
+    """Where the output is no terminal, nothing is drawn, however long it takes."""
+    with shown(after=0.01), during("reading the model"):
+        time.sleep(0.1)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_command_knows_the_limit(tmp_path: Path) -> None:
+    """A limit that is none is refused before anything is read."""
+    import argparse
+
+    parser = add_parser(argparse.ArgumentParser().add_subparsers())
+    with pytest.raises(ConfigError, match="--timeout -1"):
+        run(parser.parse_args([str(tmp_path / "no.onnx"), "--timeout", "-1"]))
