@@ -206,9 +206,15 @@ def fold_network(network: nn.Module, images: NDArray[np.uint8]) -> tuple[nn.Modu
 
 
 def package(
-    trained: Trained, dataset: Dataset, *, revision: str, environment: Mapping[str, Any], created: datetime
+    trained: Trained,
+    dataset: Dataset,
+    *,
+    revision: str,
+    environment: Mapping[str, Any],
+    created: datetime,
+    split: Mapping[str, Any] | None = None,
 ) -> Package:
-    """Return the folded, exported and verified form of `trained`.
+    """Return the folded, exported and verified form of `trained`; `split` says what was held out of one's own data.
 
     Raises:
         FoldError, ExportError, VerifyError: a step did not give what it must; there is nothing to publish then.
@@ -225,7 +231,7 @@ def package(
         "accuracy": accuracy_of(trained, parity) | held_out_accuracy(model, dataset),
         "parity": parity.as_dict(),
         "fold": report.as_dict(),
-        "training": training_of(trained, len(dataset.train_labels)),
+        "training": training_of(trained, len(dataset.train_labels), split),
         "environment": dict(environment),
     }
     return Package(model=model, manifest=manifest, report=report, parity=parity)
@@ -317,9 +323,10 @@ def held_out_accuracy(model: bytes, dataset: Dataset) -> dict[str, Any]:
     return {"val": float((predicted == dataset.val_labels).mean()), "val_images": len(predicted)}
 
 
-def training_of(trained: Trained, train_images: int) -> dict[str, Any]:
-    """Return the manifest's `training`: how it went; the recipe stands in the graph."""
+def training_of(trained: Trained, train_images: int, split: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the manifest's `training`: how it went, and what was held out of data of one's own."""
     return {
+        **({} if split is None else {"split": dict(split)}),
         "device": trained.device,
         "seconds": round(trained.seconds, 3),
         "parameters": count_parameters(trained.network),

@@ -11,13 +11,14 @@ import io
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
 from .checkpoint import CHECKPOINT_NAME
 from .config import Recipe
+from .data.request import DataRequest
 from .disk import TEMPORARY, FolderLock, write_file
 from .errors import ArtifactError, CheckpointError, ConfigError
 from .fit import EpochRecord
@@ -42,6 +43,7 @@ class RunConfig:
         compiled: whether its full batches go through PyTorch's compiler; it rounds otherwise, so a run keeps to it.
         data_source: of the data, in words.
         digests: file name -> SHA-256 of the data.
+        request: which data those are, and how they were split.
         revision: of the code that started it.
         environment: the machine and the versions, as `provenance.environment` has them.
     """
@@ -57,11 +59,14 @@ class RunConfig:
     digests: Mapping[str, str]
     revision: str
     environment: Mapping[str, Any]
+    request: DataRequest = field(default_factory=DataRequest)
 
     def to_bytes(self) -> bytes:
         """Return the content of config.json."""
         values = vars(self) | {"recipe": self.recipe.as_dict()}
+        request = values.pop("request")
         data = {"source": values.pop("data_source"), "sha256": dict(values.pop("digests"))}
+        data["request"] = request.as_dict()
         return (json.dumps({**values, "data": data}, indent=2, ensure_ascii=False) + "\n").encode()
 
     @classmethod
@@ -75,7 +80,8 @@ class RunConfig:
             values = {"models_dir": "models", "min_accuracy": None} | json.loads(path.read_bytes())
             data = values.pop("data")
             recipe = Recipe(**values.pop("recipe"))
-            config = cls(recipe=recipe, data_source=data["source"], digests=data["sha256"], **values)
+            request = DataRequest.read(data.get("request", {}))
+            config = cls(recipe=recipe, data_source=data["source"], digests=data["sha256"], request=request, **values)
             int(config.environment["threads"])
         except (OSError, KeyError, TypeError, ValueError) as err:
             raise CheckpointError(f"{path} is not the configuration of a run ({err!r}); start a new run") from err

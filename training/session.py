@@ -117,7 +117,9 @@ def resume(
     try:
         config = RunConfig.read(path / CONFIG_NAME)
         if config.digests != dict(dataset.digests):
-            raise CheckpointError(f"{path} was started with other data than {dataset.source}; give the same --data-dir")
+            raise CheckpointError(
+                f"{path} was started with other data than {dataset.source}; bring them back, or give --data-dir"
+            )
         chosen = resolve_device(device or config.device)
         has_checkpoint = run.checkpoint.exists()
         resumed = read_checkpoint(run.checkpoint, config.recipe, config.digests) if has_checkpoint else None

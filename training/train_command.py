@@ -18,6 +18,10 @@ from . import plots, provenance
 from .artifact import check_publishable, publish
 from .card import model_card
 from .config import CHOICES, NETWORKS, PRESETS, Recipe
+from .data.assemble import share_out
+from .data.flags import add_flags, add_picture_flags, model_name, request_of
+from .data.opening import open_data
+from .data.request import DataRequest
 from .dataset import CLASS_NAMES, Dataset, load
 from .device import resolve_device
 from .errors import ConfigError, DatasetError, DivergenceError, RankError
@@ -30,7 +34,7 @@ from .pipeline import PROOF_ROWS, Package, Trained, check_worth, package, train
 from .progress import Progress
 from .ranks import Ranks, launched
 from .rehearsal import rehearse
-from .run_folder import CARD_NAME, RunConfig, RunFolder
+from .run_folder import CARD_NAME, CONFIG_NAME, RunConfig, RunFolder
 from .session import Session, lost, resume, start
 
 STATISTICS_TEXT = {
@@ -60,7 +64,7 @@ def add_parser(subparsers: Any) -> None:
         help="train, fold, export, verify and publish as the next version",
     )
     recipe = parser.add_argument_group("recipe (what is left out comes from the preset)")
-    recipe.add_argument("--preset", choices=sorted(PRESETS), help="a named set of good values (book)")
+    recipe.add_argument("--preset", choices=sorted(PRESETS), help="good values (book; with --data own-data)")
     recipe.add_argument(
         "--network", help="lenet-bn, mlp, resnet-small, or package.module:factory for a network of your own (lenet-bn)"
     )
@@ -77,6 +81,8 @@ def add_parser(subparsers: Any) -> None:
     for name, choices in CHOICES.items():
         given = tuple(choice for choice in choices if (name, choice) != ("statistics", "none"))
         recipe.add_argument(f"--{name}", choices=given, help=HELP[name])
+    add_flags(parser)
+    add_picture_flags(parser)
     places = parser.add_argument_group("places")
     places.add_argument("--device", metavar="DEVICE", help="where it trains: auto, cpu, cuda or cuda:1 (auto)")
     places.add_argument(
@@ -87,11 +93,12 @@ def add_parser(subparsers: Any) -> None:
     )
     places.add_argument("--data-dir", type=Path, help="folder with Fashion-MNIST's four files")
     places.add_argument("--models-dir", type=Path, help="where the version appears (models)")
-    places.add_argument("--name", help="of the model (lenet-bn)")
+    places.add_argument("--name", help="of the model (lenet-bn; with --data that of the folder or file)")
     places.add_argument(
         "--min-accuracy",
         type=float,
-        help="publish nothing below this test accuracy (clearly above always naming the most frequent class)",
+        help="publish nothing below this accuracy on the images held out, else on the test images (clearly above "
+        "always naming the most frequent class)",
     )
     places.add_argument("--out", type=Path, help="the run's own folder (runs/NAME-TIME-seedSEED)")
     places.add_argument("--resume", type=Path, metavar="RUN", help="continue a stopped run where it publishes to")
@@ -118,8 +125,10 @@ class _Order:
 
     recipe: Recipe
     device: str
+    request: DataRequest
     digests: Mapping[str, str]
     resumed: Snapshot | None
+    initial: Mapping[str, Tensor] | None
     run: Path
 
 
@@ -129,11 +138,11 @@ def _follow(arguments: argparse.Namespace, ranks: Ranks) -> None:
     if order is None:  # it has said why
         return
     try:
-        dataset = load(arguments.data_dir)
+        dataset = _data(order.request, arguments.data_dir)
         if dict(dataset.digests) != dict(order.digests):
             raise DatasetError(f"rank {ranks.rank} has other data ({dataset.source}) than rank 0; give both the same")
         device = ranks.device(torch.device(order.device))
-        train(order.recipe, dataset, device, resumed=order.resumed, ranks=ranks)
+        train(order.recipe, dataset, device, resumed=order.resumed, initial=order.initial, ranks=ranks)
     except RankError as err:
         raise lost(err, order.run) from err
     except DivergenceError:  # the first rank says it
@@ -148,14 +157,16 @@ def _lead(arguments: argparse.Namespace, ranks: Ranks) -> None:
         order = _Order(
             recipe=config.recipe,
             device=session.device.type,
+            request=config.request,
             digests=dict(config.digests),
             resumed=session.resumed,
+            initial=_initial(session, dataset),
             run=session.run.path,
         )
     finally:
         ranks.told_by_first(order)
     with contextlib.closing(session.run):
-        _train_and_publish(session, dataset, arguments, revision, environment, ranks)
+        _train_and_publish(session, dataset, order, arguments.tensorboard, (revision, environment), ranks)
 
 
 def _begin(arguments: argparse.Namespace, ranks: Ranks) -> tuple[Session, Dataset, str, Mapping[str, Any]]:
@@ -173,17 +184,17 @@ def _begin(arguments: argparse.Namespace, ranks: Ranks) -> tuple[Session, Datase
 def _train_and_publish(
     session: Session,
     dataset: Dataset,
-    arguments: argparse.Namespace,
-    revision: str,
-    environment: Mapping[str, Any],
+    order: _Order,
+    has_tensorboard: bool,
+    made_by: tuple[str, Mapping[str, Any]],
     ranks: Ranks,
 ) -> None:
-    run, config, resumed = session.run, session.config, session.resumed
+    (revision, environment), run, config, resumed = made_by, session.run, session.config, session.resumed
     done = len(resumed.epochs) if resumed else 0
     where = f", epoch {done} done" if done else ""
     on = f"{session.device.type}, {ranks.world_size} ranks" if ranks.world_size > 1 else session.device.type
     print(f"data {dataset.source}, device {on}, run {run.path}{where}")
-    events = Events(run.path, done + 1) if arguments.tensorboard else None
+    events = Events(run.path, done + 1) if has_tensorboard else None
     progress = Progress(len(dataset.train_labels), done, config.recipe.epochs)
     with session.resumable(), contextlib.closing(progress):
         trained = train(
@@ -195,12 +206,19 @@ def _train_and_publish(
             on_snapshot=session.save,
             on_step=progress.step,
             compiles=config.compiled,
-            initial=_initial(session, dataset),
+            initial=order.initial,
             ranks=ranks,
         )
         weights = run.write_weights(trained.weights)
         print(_accuracies(trained))
-        packaged = package(trained, dataset, revision=revision, environment=environment, created=datetime.now(UTC))
+        packaged = package(
+            trained,
+            dataset,
+            revision=revision,
+            environment=environment,
+            created=datetime.now(UTC),
+            split=config.request.split,
+        )
         print(f"\n{packaged.report.table()}\n\n{packaged.parity.table()}\n")
         card = _write_pictures(session, trained, packaged, revision, dataset)
         check_worth(packaged.manifest, dataset, config.min_accuracy, run.path)
@@ -215,7 +233,7 @@ def _session(
     """Return the session that the flags describe, new or resumed, and its data."""
     if arguments.resume is not None:
         _refuse_with_resume(arguments)
-        dataset = load(arguments.data_dir)
+        dataset = _data(_request_of_run(arguments.resume), arguments.data_dir)
         session = resume(
             arguments.resume,
             dataset,
@@ -225,13 +243,18 @@ def _session(
             ranks=ranks,
         )
         return session, dataset
-    name = "lenet-bn" if arguments.name is None else arguments.name
+    request = request_of(arguments)
+    name = arguments.name
+    if name is None:
+        name = model_name(request.data) if request.data else "lenet-bn"
     models_dir = Path("models") if arguments.models_dir is None else arguments.models_dir
-    check_publishable(models_dir, name, CLASS_NAMES)
+    if not request.data:
+        check_publishable(models_dir, name, CLASS_NAMES)
     recipe = recipe_of(arguments)
     check_ranks(recipe, ranks, compiles=bool(arguments.compile))
     device = resolve_device(arguments.device or "auto")
-    dataset = load(arguments.data_dir)
+    dataset = _data(request, arguments.data_dir)
+    check_publishable(models_dir, name, dataset.class_names)
     recipe = _checked(recipe, dataset, arguments.init)
     config = RunConfig(
         name=name,
@@ -243,10 +266,27 @@ def _session(
         compiled=bool(arguments.compile),
         data_source=dataset.source,
         digests=dataset.digests,
+        request=dataclasses.replace(request, image=dataset.picture.as_dict() if request.data else None),
         revision=revision,
         environment=environment,
     )
     return start(arguments.out, config, device), dataset
+
+
+def _data(request: DataRequest, data_dir: Path | None) -> Dataset:
+    if request.data:
+        if data_dir is not None:
+            raise ConfigError("--data-dir with --data: the one is for Fashion-MNIST; leave one out")
+        return open_data(request)
+    dataset = load(data_dir)
+    share = request.shares[0]
+    return share_out(dataset, share, request.split_seed) if share else dataset
+
+
+def _request_of_run(run: Path) -> DataRequest:
+    """Return which data a run was started with; what is wrong with the run is said when it is opened."""
+    config = run / CONFIG_NAME
+    return RunConfig.read(config).request if config.is_file() else DataRequest()
 
 
 def _checked(recipe: Recipe, dataset: Dataset, init: str) -> Recipe:
@@ -279,7 +319,8 @@ def _initial(session: Session, dataset: Dataset) -> Mapping[str, Tensor] | None:
 
 def _refuse_with_resume(arguments: argparse.Namespace) -> None:
     recipe = [field.name for field in dataclasses.fields(Recipe) if field.name not in ("epochs", "init")]
-    for option in ("name", "models_dir", "out", "compile", "init", *recipe):
+    data = ("data", "val", "test", "split_seed", "size", "resize", "colour", "image")
+    for option in ("name", "models_dir", "out", "compile", "init", *data, *recipe):
         if getattr(arguments, option) not in (None, ""):
             flag = "--lr" if option == "learning_rate" else f"--{option.replace('_', '-')}"
             raise ConfigError(f"{flag} with --resume: a run continues with the flags of its start; leave {flag} out")
@@ -296,7 +337,10 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
         if getattr(arguments, flag) is not None and network not in networks:
             raise ConfigError(f"--{flag} with --network {network}: the network says it; leave --{flag} out")
     options = {field.name for field in dataclasses.fields(Recipe)} - {"preset", "init"}
-    return Recipe.from_preset(arguments.preset or "book", **{option: getattr(arguments, option) for option in options})
+    return Recipe.from_preset(
+        arguments.preset or ("own-data" if arguments.data else "book"),
+        **{option: getattr(arguments, option) for option in options},
+    )
 
 
 def _on_epoch(run: RunFolder, events: Events | None, progress: Progress, record: EpochRecord) -> None:
