@@ -11,8 +11,10 @@ from typing import Any
 
 from foldserve.exit_codes import DONE, INTERRUPTED
 
-from . import train_command
-from .dataset import load
+from . import artifact, train_command
+from .data.again import same_data
+from .data.flags import add_flags, request_of
+from .dataset import Dataset, load
 from .errors import ConfigError, TrainingError, VerifyError
 from .fold import cli as fold_command
 from .ranks import ranks_of
@@ -60,15 +62,26 @@ def _add_verify(subparsers: Any) -> None:
         help="version folder such as models/lenet-bn/1, model.onnx in one, or models/lenet-bn: its newest version",
     )
     parser.add_argument("--weights", type=Path, default=None, help="model.safetensors of the run, for the whole chain")
+    parser.add_argument(
+        "--network", metavar="package.module:factory", help="with --weights of a network of your own: what made it"
+    )
     parser.add_argument("--data-dir", type=Path, default=None, help="folder with Fashion-MNIST's four files")
+    add_flags(parser)
     parser.set_defaults(run=_run_verify)
 
 
 def _run_verify(arguments: argparse.Namespace) -> None:
     folder = version_folder(arguments.model)
-    checks = reverify(folder, lambda: load(arguments.data_dir), arguments.weights, print)
+    checks = reverify(folder, lambda: _data_of(folder, arguments), arguments.weights, print, network=arguments.network)
     failed = [check.what for check in checks if check.outcome is Outcome.FAILED]
     if failed:
         raise VerifyError(f"{folder}: {len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")
     passed = sum(check.outcome is Outcome.PASSED for check in checks)
     print(f"{folder}: {passed} of {len(checks)} checks passed, {len(checks) - passed} not checked")
+
+
+def _data_of(folder: Path, arguments: argparse.Namespace) -> Dataset:
+    """Return the data that a version was made from: those that --data names, or Fashion-MNIST."""
+    model, manifest = artifact.read(folder)
+    own = same_data(model, manifest, request_of(arguments))
+    return load(arguments.data_dir) if own is None else own

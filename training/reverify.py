@@ -4,6 +4,7 @@ The command line's `verify`. It trusts nothing but the bytes before it: digests 
 accuracy on the real test images and, where the run's weights are given, the whole chain from the unfolded network.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -19,6 +20,7 @@ from foldserve.format.golden import read_golden
 from foldserve.format.manifest import MANIFEST_FILE, MODEL_FILE
 
 from . import artifact, golden, model_file
+from .config import NETWORKS
 from .dataset import Dataset
 from .errors import ArtifactError, ExportError, TrainingError, VerifyError
 from .parity import RUNTIME_LEVELS, TOLERANCE, check_parity, run_model
@@ -82,6 +84,8 @@ def reverify(
     load_dataset: Callable[[], Dataset],
     weights: Path | None = None,
     on_check: Callable[[Check], None] = lambda _: None,
+    *,
+    network: str | None = None,
 ) -> list[Check]:
     """Return one `Check` for each part of the proof, calling `on_check` as each ends; a failure does not end the rest.
 
@@ -90,6 +94,8 @@ def reverify(
         load_dataset: gives the real data; a TrainingError from it means that it is missing.
         weights: the run's model.safetensors, for the whole chain.
         on_check: gets each check as it ends.
+        network: the factory of a network of the user's. It is run only when it is named here: a file that named it
+            would have its reader run whatever it says.
 
     Raises:
         ArtifactError: the version cannot be read, or its digests are wrong: then there is nothing to check.
@@ -97,7 +103,7 @@ def reverify(
     model, manifest = artifact.read(path)
     version = Version(model, _parsed(model), manifest)
     data, missing = _dataset_for(version, load_dataset)
-    no_weights = None if weights else "the unfolded weights were not given; add --weights RUN/model.safetensors"
+    no_weights = _obstacle(version, weights, network)
     parts: dict[str, tuple[str | None, Callable[[], str]]] = {
         "digests": (None, lambda: f"{MODEL_FILE}, {len(model)} bytes, is the file that the manifest was written for"),
         "graph": (None, lambda: _check_graph(version)),
@@ -110,6 +116,16 @@ def reverify(
         checks.append(Check(what, Outcome.NOT_CHECKED, obstacle) if obstacle else _outcome(what, check))
         on_check(checks[-1])
     return checks
+
+
+def _obstacle(version: Version, weights: Path | None, network: str | None) -> str | None:
+    """Return why the whole chain cannot be checked, None when it can."""
+    if weights is None:
+        return "the unfolded weights were not given; add --weights RUN/model.safetensors"
+    stated = json.loads(version.metadata.get(metadata.RECIPE, "{}")).get("network", "lenet-bn")
+    if stated not in NETWORKS and stated != network:
+        return f"the network was made by {stated}, which would run; add --network {stated} if you trust it"
+    return None
 
 
 def _outcome(what: str, check: Callable[[], str]) -> Check:
@@ -177,6 +193,9 @@ def _check_chain(version: Version, dataset: Dataset | None, path: Path | None) -
     assert dataset is not None
     assert path is not None
     weights = read_weights(path)
+    stated = json.loads(version.metadata[metadata.RECIPE]).get("network", weights.recipe.network)
+    if weights.recipe.network != stated:
+        raise VerifyError(f"{path} is of the network {weights.recipe.network}, the version of {stated}")
     network = weights.network(version.metadata[metadata.STATISTICS])
     folded, report = fold_network(network, dataset.test_images[:PROOF_ROWS])
     _check_same_weights(version, folded.state_dict(), weights, path)

@@ -46,6 +46,13 @@ def _reconstruct(*_: Any) -> _Array:
     return _Array()
 
 
+def _from_buffer(content: Any, kind: Any, shape: Any, order: Any, *_: Any) -> _Array:
+    """Stand in for what newer pickles make an array with, from the same four things."""
+    array = _Array()
+    array.__setstate__((1, shape, kind, order != "C", bytes(content)))
+    return array
+
+
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     """Stand in for `codecs.encode`, which pickles of protocol 2 use for bytes."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
@@ -58,6 +65,8 @@ _STAND_INS = {
     ("numpy", "ndarray"): _Array,
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+    ("numpy._core.numeric", "_frombuffer"): _from_buffer,
     ("_codecs", "encode"): _encode,
 }
 

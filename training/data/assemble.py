@@ -38,13 +38,14 @@ def assemble(parts: Parts, *, val_share: float, test_share: float, seed: int = 0
     class_names, labels = _named([part.labels for part in given], parts.train.class_names)
     places = _places(parts, labels[0], val_share, test_share, seed)
     rows = np.concatenate(labels)
+    _check_classes(class_names, rows[places == 0])
     order = np.argsort(places, kind="stable")  # training rows first, then validation, then test
     images = _pixels(parts, given, order, cache)
     sizes = [int((places == place).sum()) for place in range(3)]
     starts = np.cumsum([0, *sizes])
     train, val, test = (slice(starts[place], starts[place + 1]) for place in range(3))
     sorted_labels = rows[order]
-    dataset = Dataset(
+    return Dataset(
         images[train],
         sorted_labels[train],
         images[test],
@@ -56,8 +57,6 @@ def assemble(parts: Parts, *, val_share: float, test_share: float, seed: int = 0
         val_labels=sorted_labels[val] if sizes[1] else None,
         image=parts.train.image,
     )
-    _check_classes(dataset)
-    return dataset
 
 
 def share_out(dataset: Dataset, val_share: float, seed: int = 0) -> Dataset:
@@ -151,9 +150,8 @@ def _digests(given: Sequence[Part]) -> Mapping[str, str]:
     return {name: digest for part in given for name, digest in part.digests.items()}
 
 
-def _check_classes(dataset: Dataset) -> None:
+def _check_classes(names: tuple[str, ...], train_labels: NDArray[np.int64]) -> None:
     """Raise DatasetError when there is nothing to tell apart, or a name that cannot stand on a line."""
-    names = dataset.class_names
     if len(names) < 2:
         raise DatasetError(f"there is one class only, {names[0]!r}; expected two or more")
     bad = [name for name in names if not name.strip() or any(ord(letter) < 32 for letter in name)]
@@ -161,7 +159,7 @@ def _check_classes(dataset: Dataset) -> None:
         raise DatasetError(
             f"class names {', '.join(map(repr, bad or names))}: expected different ones of one line each"
         )
-    absent = sorted({*range(len(names))} - set(np.unique(dataset.train_labels).tolist()))
+    absent = sorted({*range(len(names))} - set(np.unique(train_labels).tolist()))
     if absent:
         raise DatasetError(
             f"no image to train on for {', '.join(names[number] for number in absent[:20])}; expected one of each class"

@@ -83,12 +83,13 @@ class DataRequest:
 
     def absolute(self) -> Self:
         """Return the request with paths that hold in any folder."""
-        paths = {
-            name: str(Path(text).expanduser().absolute())
-            for name, text, share in zip(("val", "test"), (self.val, self.test), self.shares, strict=True)
-            if text and share is None
-        }
-        return replace(self, data=str(Path(self.data).expanduser().absolute()) if self.data else "", **paths)
+        val_share, test_share = self.shares
+        return replace(
+            self,
+            data=_absolute(self.data),
+            val=_absolute(self.val) if val_share is None else self.val,
+            test=_absolute(self.test) if test_share is None else self.test,
+        )
 
     @property
     def split(self) -> dict[str, Any] | None:
@@ -161,6 +162,10 @@ def _stated(stated: Mapping[str, Any]) -> ImageRecipe:
     if recipe.layout != "CHW" or recipe.input != "image":
         raise ConfigError("--image: a training takes the layout CHW, and its input is named image")
     return recipe
+
+
+def _absolute(text: str) -> str:
+    return str(Path(text).expanduser().absolute()) if text else ""
 
 
 def _size(text: str) -> tuple[int, int]:

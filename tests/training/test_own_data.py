@@ -1,0 +1,167 @@
+"""Data of one's own, from the command line to answers over HTTP in the words of that data, and proved again later."""
+
+import json
+import re
+from pathlib import Path
+
+import httpx
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from foldserve.format.metadata import read_image, read_labels
+from foldserve.pictures import decode
+from foldserve.service.app import create_app
+from foldserve.service.settings import Settings
+from foldserve.training import command as command_line
+from foldserve.training.parity import run_model
+from foldserve.training.weights import read_weights
+from tests.support.class_folders import FRUIT, save_classes
+from tests.support.live import serve
+
+OWN = f"{__name__}:own_network"
+
+
+def own_network(image_shape, classes):
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(image_shape[0], 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.LazyLinear(classes)
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory):
+    """A folder with pictures of fruit, a version trained on it, and the run; with a cache of its own."""
+    folder = tmp_path_factory.mktemp("own")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setenv("FASHION_MNIST_DIR", str(folder / "nowhere"))  # nothing here may ask for it
+        patch.chdir(folder)
+        torch.set_num_threads(1)
+        save_classes(folder / "fruit", 20)
+        options = ["--size", "24x20", "--epochs", "6", "--batch-size", "16", "--keep", "best", "--out", "run"]
+        assert command_line.main(["train", "--data", "fruit", *options]) == 0
+        yield folder
+
+
+def test_a_service_answers_in_the_words_of_the_folder(place: Path) -> None:
+    """A JPEG of the folder over HTTP has the class of its folder, as the graph has for the pixels of the recipe."""
+    version = place / "models/fruit/1"
+    model = (version / "model.onnx").read_bytes()
+    stated = {entry.key: entry.value for entry in onnx.load_from_string(model).metadata_props}
+    assert read_labels(stated) == FRUIT
+    recipe = read_image(stated)
+    assert recipe.shape == (3, 24, 20)
+    settings = Settings(models_dir=place / "models", provider="cpu", buckets=(1, 8))
+    with serve(create_app(settings)) as url, httpx.Client(base_url=url, timeout=60) as http:
+        for name in FRUIT:
+            for file in sorted((place / "fruit" / name).iterdir())[:4]:
+                kind = "image/jpeg" if file.suffix == ".jpg" else "image/png"
+                answer = http.post("/predict", content=file.read_bytes(), headers={"content-type": kind})
+                assert answer.status_code == 200, answer.text
+                expected = run_model(model, decode(file.read_bytes(), recipe)[np.newaxis])
+                found = answer.json()["predictions"][0]
+                assert found["label"] == name == FRUIT[int(expected["class_id"][0, 0])]
+                np.testing.assert_allclose(found["confidence"], expected["probabilities"].max(), atol=1e-5)
+
+
+def test_the_manifest_says_how_it_was_judged_and_names_no_path(place: Path) -> None:
+    """Shares and seed of the split, accuracy on both sets; where the folder lies is its owner's business."""
+    manifest = json.loads((place / "models/fruit/1/manifest.json").read_text())
+    assert manifest["training"]["split"] == {"val": "", "test": "", "seed": 0}
+    assert manifest["accuracy"]["images"] == manifest["accuracy"]["val_images"] == 6
+    assert manifest["golden"]["inputs"]["image"]["shape"] == [6, 3, 24, 20]
+    for file in ("manifest.json", "model.onnx"):
+        assert str(place).encode() not in (place / "models/fruit/1" / file).read_bytes()
+    card = (place / "run/MODEL_CARD.md").read_text()
+    assert "one of 3 classes" in card
+    assert "apple, leaf, sky" in card
+    assert "Fashion" not in card
+
+
+def verify(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = command_line.main(["verify", "models/fruit/1", *arguments])
+    printed = capsys.readouterr()
+    return code, printed.out + printed.err
+
+
+def test_the_version_can_be_proved_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the folder and the run's weights every check passes, and without them nobody asks for Fashion-MNIST."""
+    code, printed = verify(capsys, "--data", "fruit", "--weights", "run/model.safetensors")
+    assert code == 0, printed
+    assert "5 of 5 checks passed" in printed
+    code, printed = verify(capsys)
+    assert code == 0
+    assert "3 of 5 checks passed, 2 not checked" in printed
+    assert "name them by --data" in printed
+    assert "Fashion" not in printed
+
+
+def test_other_pictures_are_noticed_when_it_is_proved_again(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder with the same classes and other pictures is not what the version was made from."""
+    code, printed = verify(capsys, "--data", str(save_classes(tmp_path / "fruit", 20, seed=9)))
+    assert code == 0
+    assert "is not what the model was trained on" in printed
+
+
+def test_a_run_on_own_data_is_trained_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Resumed by its folder alone, it finds its data again, keeps their split and publishes the next version."""
+    assert command_line.main(["train", "--resume", "run", "--epochs", "7"]) == 0
+    assert (place / "models/fruit/2/manifest.json").is_file()
+    first, second = (json.loads((place / f"models/fruit/{n}/manifest.json").read_text()) for n in (1, 2))
+    assert second["training"]["split"] == first["training"]["split"]
+    assert len(second["training"]["epochs"]) == 7
+    assert "train-and" not in capsys.readouterr().out
+
+
+def test_another_number_of_classes_is_started_from_its_weights(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fine-tuned on two of the classes: what was left out is printed, and the version has its two names."""
+    root = save_classes(tmp_path / "pair", 20, seed=3)
+    for file in (root / "sky").iterdir():
+        file.unlink()
+    (root / "sky").rmdir()
+    places = [
+        "--data",
+        str(root),
+        "--size",
+        "24x20",
+        "--epochs",
+        "2",
+        "--out",
+        str(tmp_path / "run"),
+        "--batch-size",
+        "16",
+    ]
+    assert command_line.main(["train", *places, "--init", "run/model.safetensors"]) == 0
+    assert "left out: dense3.weight (3, 84), the network has (2, 84)" in capsys.readouterr().out
+    assert (place / "models/pair/labels.txt").read_text().splitlines() == ["apple", "leaf"]
+    assert re.fullmatch("[0-9a-f]{64}", read_weights(tmp_path / "run/model.safetensors").recipe.init)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "fruit"], "give --size"),
+        (["--data", "fruit", "--size", "8x8"], "16 x 16"),
+        (["--data", "fruit", "--size", "24x20", "--network", "vgg"], "package.module:factory"),
+        (["--data", "fruit", "--size", "24x20", "--network", OWN, "--norm", "torch"], "leave --norm out"),
+        (["--data", "fruit", "--size", "24x20", "--data-dir", "x"], "leave one out"),
+        (["--data", "missing", "--size", "24x20"], "no such file"),
+        (["--test", "0.2"], "--test without --data"),
+        (["--val", "fruit"], "expected a share"),
+        (["--data", "fruit", "--size", "24x20", "--val", "1.5"], "above 0 and below 1"),
+        (["--data", "fruit", "--size", "24x20", "--keep", "best", "--val", "0"], "--keep best"),
+        (["--data", "fruit", "--size", "24x20", "--name", "pair2", "--init", "run/config.json"], "not a readable"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_a_folder_is_made(
+    place: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    """With exit code 2 and what to do; no run is left behind."""
+    assert command_line.main(["train", *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (place / "runs").exists()
