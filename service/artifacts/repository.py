@@ -31,9 +31,10 @@ from .external_data import refuse_external_data
 from .onnx_file import opened
 from .operators import refuse_operators
 from .sealed import SealedFile
+from .triton_config import read_config
 from .unverified import refuse_ours, refuse_unsound_weights
 from .weights_beside import with_weights_inside
-from .zipmap import without_zipmaps
+from .zipmap import with_labels, without_zipmaps
 
 _log = logging.getLogger(__name__)
 
@@ -212,7 +213,8 @@ def _open(name: str, version: int, path: Path, root: Path) -> Artifact:
 
 def _open_unverified(name: str, version: int, path: Path, root: Path) -> Artifact:
     """Return a version without a manifest, as other exporters and model repositories have it."""
-    model_path = path / MODEL_FILE
+    config = read_config(root / name, root)
+    model_path = path / config.model_file
     try:
         sealed = _sealed(model_path, root)
     except FormatError as err:
@@ -225,6 +227,10 @@ def _open_unverified(name: str, version: int, path: Path, root: Path) -> Artifac
         servable = without_zipmaps(data)
     if servable is not None:
         sealed = SealedFile.of([servable])
+    if config.labels:
+        with opened(sealed.path) as data:
+            labelled = with_labels(data, config.labels)
+        sealed = sealed if labelled is None else SealedFile.of([labelled])
     return Artifact(
         name, version, path, model_path, digest, {}, golden, is_verified=False, sealed=sealed, side_files=side_files
     )

@@ -5,6 +5,7 @@ same numbers: the node becomes an Identity of the same output, and its classes b
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from foldserve.format.metadata import LABELS
@@ -100,5 +101,22 @@ def _add_labels(model: Message, cuts: dict[str, _Cut]) -> None:
     if len(cuts) > 1 or any(entry.text(_ENTRY_KEY, "replace") == LABELS for entry in entries):
         return
     (cut,) = cuts.values()
-    labels = Message.of({_ENTRY_KEY: [LABELS], _ENTRY_VALUE: [json.dumps(cut.classes)]}).encode()
-    model.replace(_MODEL_METADATA, [*model.all_bytes(_MODEL_METADATA), labels])
+    _append_labels(model, cut.classes)
+
+
+def with_labels(data: bytes | memoryview, labels: Sequence[str]) -> bytes | None:
+    """Return a model with these class names in its metadata; None where it has some of its own.
+
+    Raises:
+        ValueError: the bytes are not a model.
+    """
+    model = Message.parse(data)
+    if any(entry.text(_ENTRY_KEY, "replace") == LABELS for entry in model.messages(_MODEL_METADATA)):
+        return None
+    _append_labels(model, labels)
+    return model.encode()
+
+
+def _append_labels(model: Message, labels: Sequence[str]) -> None:
+    entry = Message.of({_ENTRY_KEY: [LABELS], _ENTRY_VALUE: [json.dumps(labels)]}).encode()
+    model.replace(_MODEL_METADATA, [*model.all_bytes(_MODEL_METADATA), entry])
