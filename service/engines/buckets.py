@@ -22,6 +22,9 @@ Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 # A batch that runs longer than this gains no throughput worth its wait; larger buckets are not tried.
 LONGEST_RUN_SECONDS = 0.25
+# Above this length a larger bucket has to make a row cheaper by so much: to try it costs time, and memory for good.
+SHORT_RUN_SECONDS = 0.03
+_LEAST_GAIN = 0.1
 _SHIFTS = 3
 # A bucket is timed at least and at most so often, and not for longer than this once it has been timed often enough.
 _FEWEST_RUNS, _MOST_RUNS, _TIMED_SECONDS = 3, 7, 0.005
@@ -49,9 +52,9 @@ def profile_buckets(
 ) -> Profile:
     """Run every candidate on the golden inputs and choose those that agree byte for byte.
 
-    The buckets that agree with the first (bucket 1, usually) are served; if that one stands alone, the largest set
-    that agrees among itself is, and smaller batches are padded up to it. When not even one bucket gives the same
-    answer twice, all are served and the profile says that answers vary.
+    The buckets that agree with the first (bucket 1, usually) are served; if that one stands alone and is short, the
+    largest set that agrees among itself is, and smaller batches are padded up to it. When not even one bucket gives
+    the same answer twice, all are served and the profile says that answers vary.
 
     Args:
         run: exactly one batch of the given size, with no padding of its own.
@@ -67,13 +70,18 @@ def profile_buckets(
         if shortest > LONGEST_RUN_SECONDS:
             _log.info("buckets from %d on left out: a run of fewer rows takes %.2f s", bucket, LONGEST_RUN_SECONDS)
             break
-        answers[bucket], is_steady = _answers(run, inputs, bucket)
         known = (known_seconds or {}).get(bucket)
         times = _times(run, inputs, bucket) if known is None else [known]
-        seconds[bucket], shortest = float(np.median(times)), min(times)
+        taken, shortest = float(np.median(times)), min(times)
+        if not is_worth(seconds, bucket, taken):
+            _log.info("buckets from %d on left out: a row is not cheaper in them", bucket)
+            break
+        seconds[bucket] = taken
+        answers[bucket], is_steady = _answers(run, inputs, bucket, is_short=taken <= SHORT_RUN_SECONDS)
         if is_steady:
             steady.append(bucket)
-    served = _agreeing(answers, steady) or tuple(answers)
+    is_first_short = seconds[candidates[0]] <= SHORT_RUN_SECONDS
+    served = _agreeing(answers, steady, may_pad=is_first_short) or tuple(answers)
     return Profile(
         buckets=served,
         batch_invariant=bool(steady),
@@ -84,7 +92,19 @@ def profile_buckets(
     )
 
 
-def _answers(run: Run, inputs: Mapping[str, Array], bucket: int) -> tuple[dict[str, Array], bool]:
+def is_worth(seconds: Mapping[int, float], bucket: int, taken: float) -> bool:
+    """Return whether a bucket is worth having beside smaller ones: its run is short, or a row in it is cheaper.
+
+    Args:
+        seconds: of one run of each smaller bucket.
+        bucket: rows.
+        taken: seconds of one run of it.
+    """
+    cheapest = min((each / rows for rows, each in seconds.items()), default=float("inf"))
+    return taken <= SHORT_RUN_SECONDS or taken / bucket <= (1 - _LEAST_GAIN) * cheapest
+
+
+def _answers(run: Run, inputs: Mapping[str, Array], bucket: int, *, is_short: bool) -> tuple[dict[str, Array], bool]:
     """Golden answers of one bucket, and whether every position and every neighbour gave the same bytes.
 
     Each run takes the golden rows in a circle from another start, so that every position of the bucket is used and
@@ -93,7 +113,7 @@ def _answers(run: Run, inputs: Mapping[str, Array], bucket: int) -> tuple[dict[s
     rows = len(next(iter(inputs.values())))
     answers: dict[str, Array] = {}
     is_known, is_steady = np.zeros(rows, np.bool_), True
-    for shift in _shifts(bucket, rows):
+    for shift in _shifts(bucket, rows, is_short=is_short):
         order = (np.arange(bucket) + shift) % rows
         started = time.perf_counter()
         outputs = run({name: np.ascontiguousarray(array[order]) for name, array in inputs.items()})
@@ -113,24 +133,28 @@ def _nothing(array: Array) -> Any:
     return b"" if array.dtype == object else 0
 
 
-def _shifts(bucket: int, rows: int) -> Sequence[int]:
-    """Where the runs of a bucket start in the golden rows."""
-    if bucket == 1:
-        return range(2 * rows)  # each row twice, or an engine that never repeats itself looks steady
-    if bucket < rows:
-        return range(rows)
-    return [shift * rows // _SHIFTS for shift in range(_SHIFTS)]
+def _shifts(bucket: int, rows: int, *, is_short: bool) -> Sequence[int]:
+    """Where the runs of a bucket start in the golden rows; of long runs each row is in one, and a few are in two."""
+    if bucket >= rows:
+        return [shift * rows // _SHIFTS for shift in range(_SHIFTS)]
+    if not is_short:
+        return [*range(0, rows, bucket), 0 if bucket == 1 else 1]
+    # Of one row each runs twice, or an engine that never repeats itself would look steady.
+    return range(2 * rows if bucket == 1 else rows)
 
 
-def _agreeing(answers: Mapping[int, Mapping[str, Array]], steady: Sequence[int]) -> tuple[int, ...]:
-    """The set with the first bucket if it has others in it, else the largest set (of the largest buckets on a tie)."""
+def _agreeing(answers: Mapping[int, Mapping[str, Array]], steady: Sequence[int], *, may_pad: bool) -> tuple[int, ...]:
+    """The set with the first bucket if it has others in it, else the largest set (of the largest buckets on a tie).
+
+    Where lone rows may not be padded, since a run is long, it is the set with the first bucket in any case.
+    """
     sets: dict[bytes, list[int]] = {}
     for bucket in steady:
         sets.setdefault(b"".join(content(array) for array in answers[bucket].values()), []).append(bucket)
     if not sets:
         return ()
     first = next(iter(sets.values()))
-    if len(first) > 1 and first[0] == next(iter(answers)):
+    if first[0] == next(iter(answers)) and (len(first) > 1 or not may_pad):
         return tuple(first)
     largest = max(sets.values(), key=lambda agreeing: (len(agreeing), agreeing[-1]))
     return tuple(largest)

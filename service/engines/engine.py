@@ -51,6 +51,7 @@ class Engine:
         rewrite: how the graph that runs differs from the published one; None when it does not.
         structure: equal for two graphs that differ in nothing but weights; empty where that is not known.
         golden: what it was proven with; of a model without a manifest, made inputs and no answers.
+        threaded_from: the smallest bucket that runs on all threads; None where all run on one.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Engine:
         self.rewrite = rewrite
         self.golden = Golden({}, {}, {})
         self.deviations: dict[str, float] = {}
+        self.threaded_from: int | None = None
         self._runner = runner
         self._signature = signature
         self._profile: Profile = Profile(tuple(buckets), False, 0.0, {}, {})
@@ -188,7 +190,8 @@ class Engine:
         if sibling is not None and sibling.rewrite == self.rewrite:
             seconds = sibling.bucket_seconds
         run = self._run_exactly if artifact.is_verified else self._run_row_for_row
-        self._profile = profile_buckets(run, golden.inputs, self.buckets, seconds)
+        worth = [bucket for bucket in self.buckets if not seconds or bucket <= max(seconds)]
+        self._profile = profile_buckets(run, golden.inputs, worth, seconds)
         for answers in self._profile.answers.values():
             deviations = check_golden(golden, answers, self.device.provider)
             self.deviations = {name: max(new, self.deviations.get(name, 0.0)) for name, new in deviations.items()}
@@ -212,8 +215,9 @@ class Engine:
             large = [bucket for bucket in sibling.buckets if first is not None and bucket >= first]
             if not all(answers_agree(single.run, threaded.run, inputs, bucket) for bucket in large):
                 first = None
-        if first is not None:
-            self._runner = ThreadedRunner(single, threaded, first)
+        if first is not None:  # where all runs take all threads, the session for one thread gives its memory back
+            self._runner = threaded if first == self.buckets[0] else ThreadedRunner(single, threaded, first)
+            self.threaded_from = first
         return seconds
 
     @property
@@ -265,11 +269,6 @@ class Engine:
     def largest_deviation(self) -> float:
         """Largest relative difference between any two buckets that were tried, served or not."""
         return self._profile.largest_deviation
-
-    @property
-    def threaded_from(self) -> int | None:
-        """The smallest bucket that runs on all threads; None where all run on one."""
-        return self._runner.threaded_from if isinstance(self._runner, ThreadedRunner) else None
 
     @property
     def bucket_seconds(self) -> Mapping[int, float]:

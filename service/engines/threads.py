@@ -7,7 +7,7 @@ convolutional network: 36 against 68 microseconds for one row, 5.6 against 2.9 m
 from collections.abc import Mapping, Sequence
 
 from ..tensors import Array
-from .buckets import LONGEST_RUN_SECONDS, Run, answers_agree, median_seconds
+from .buckets import LONGEST_RUN_SECONDS, Run, answers_agree, is_worth, median_seconds
 
 # More threads are worth their wake-ups in runs of this length that they shorten by this factor.
 _LEAST_SECONDS = 0.001
@@ -26,22 +26,29 @@ def first_threaded_bucket(
         buckets: batch sizes in rows, rising.
 
     Returns:
-        None where one thread is better for all; the median seconds of those buckets that had to be timed, each run
-        as it is going to be.
+        None where one thread is better for all; the median seconds of those buckets that had to be timed and are
+        worth having, each run as it is going to be.
     """
     on_one: dict[int, float] = {}
     on_all: dict[int, float] = {}
     for bucket in buckets:
+        alone = None
         if not on_all:  # once it pays it pays for larger batches too
-            on_one[bucket] = median_seconds(single, inputs, bucket)
-            if on_one[bucket] < _LEAST_SECONDS:
+            alone = median_seconds(single, inputs, bucket)
+            if alone < _LEAST_SECONDS:
+                on_one[bucket] = alone
                 continue
         seconds = median_seconds(threaded, inputs, bucket)
+        if not is_worth(on_one | on_all, bucket, seconds if alone is None else min(alone, seconds)):
+            break
+        if alone is not None:
+            on_one[bucket] = alone
         does_pay = bool(on_all) or on_one[bucket] >= _LEAST_GAIN * seconds
         if does_pay and answers_agree(single, threaded, inputs, bucket):
             on_all[bucket] = seconds
         else:
             on_all.clear()
+            on_one[bucket] = median_seconds(single, inputs, bucket) if alone is None else alone
         if max(seconds, on_one.get(bucket, 0.0)) > LONGEST_RUN_SECONDS:
             break
     return min(on_all, default=None), on_one | on_all

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import numpy as np
+import pytest
 
 from foldserve.service.engines.buckets import answers_agree, profile_buckets
 
@@ -88,3 +89,51 @@ def test_two_ways_to_run_are_compared_byte_for_byte():
     alike, other = ({"y": INPUTS["x"] * 2}, {"y": np.nextafter(INPUTS["x"] * 2, np.float32(1e9))})
     assert answers_agree(lambda batch: alike, lambda batch: dict(alike), INPUTS, 4)
     assert not answers_agree(lambda batch: alike, lambda batch: other, INPUTS, 4)
+
+
+def measured(answer, seconds: Mapping[int, float]) -> tuple[tuple[int, ...], list[int]]:
+    """The buckets that are served where runs take so many seconds, and the sizes of all runs."""
+    sizes = []
+
+    def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        sizes.append(len(inputs["x"]))
+        return {"y": answer(inputs["x"].copy())}
+
+    return profile_buckets(run, INPUTS, BUCKETS, dict(zip(BUCKETS, seconds, strict=True))).buckets, sizes
+
+
+def same(rows: np.ndarray) -> np.ndarray:
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ((0.05, 0.10, 0.20, 0.40, 0.80, 1.60), (1,)),  # a row costs the same in any batch: a large convolution
+        ((0.05, 0.08, 0.12, 0.23, 0.40, 0.80), (1, 2, 4)),  # cheaper by a tenth up to 4
+        ((0.001, 0.002, 0.004, 0.008, 0.016, 0.029), BUCKETS),  # short: all are served as before
+        ((0.02, 0.029, 0.06, 0.12, 0.24, 0.48), (1, 2)),
+    ],
+)
+def test_long_buckets_are_left_out_unless_a_row_is_cheaper_in_them(seconds, expected):
+    """What is left out is not run even once: it would take its time and its memory."""
+    buckets, sizes = measured(same, seconds)
+    assert buckets == expected
+    assert max(sizes) == expected[-1]
+
+
+def test_a_long_lone_run_is_never_padded():
+    """Another kernel for one row costs a short model a padded batch, and a long one nothing."""
+    lone = with_last_bit_where(lambda rows: rows == 1)
+    assert measured(lone, (0.05, 0.06, 0.08, 0.11, 0.16, 0.24))[0] == (1,)
+    assert measured(lone, (0.001, 0.002, 0.004, 0.008, 0.016, 0.029))[0] == (2, 4, 8, 16, 32)
+
+
+def test_every_golden_row_is_in_a_long_run_and_some_are_in_two():
+    """The proof is as whole as for short runs; only the repetitions are fewer."""
+    buckets, sizes = measured(same, (0.05, 0.08, 0.12, 0.23, 0.40, 0.80))
+    assert buckets == (1, 2, 4)
+    assert [sizes.count(bucket) for bucket in buckets] == [17, 9, 5]
+    calls = iter(range(10**6))
+    varying = profile_buckets(lambda inputs: {"y": inputs["x"] + np.float32(next(calls))}, INPUTS, (1, 2), {1: 1, 2: 1})
+    assert not varying.batch_invariant

@@ -9,12 +9,18 @@ from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
 from foldserve.service.artifacts.repository import Repository
-from foldserve.service.engines import threads
+from foldserve.service.engines import buckets, threads
 from foldserve.service.engines.engine import Engine
 from foldserve.service.errors import ArtifactInvalid, BucketsInvalid, EngineError
 from foldserve.service.settings import Settings
 from foldserve.service.tensors import TensorSpec
 from tests.support import artifacts
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch):
+    """On a busy machine the runs of a small model take long, too: no bucket is left out for that here."""
+    monkeypatch.setattr(buckets, "SHORT_RUN_SECONDS", 10.0)
 
 
 def load(root, name="fashion", **options):
