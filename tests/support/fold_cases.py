@@ -885,3 +885,170 @@ for name, (folds, permute) in PERMUTATIONS.items():
     case(f"norm before a permutation, {name}", (2, 8, 9, 9), folds, code)(
         lambda build=build_permuted: build(before=True)  # type: ignore[misc]
     )
+
+
+# Constants that vary along more than the channels -------------------------------------------------------------------
+def with_map(*shape: int) -> Callable[[], nn.Module]:
+    forward = lambda m, x: m.bn(m.conv(x) + m.position)
+    return lambda: randomise(Forward(forward, conv=C(3, 5, 3), position=nn.Parameter(torch.randn(shape)), bn=BN(5)))
+
+
+case("constant map added", IMAGE, 1)(with_map(1, 5, 7, 7))
+case("constant map without the batch axis added", IMAGE, 1)(with_map(5, 7, 7))
+case("constant map of one channel added", IMAGE, 1, form="graph")(with_map(1, 1, 7, 7))
+case("constant map of rows added", IMAGE, 1, form="graph")(with_map(7, 1))
+
+
+@case("constant map subtracted, computed", IMAGE, 1, form="graph")
+def _() -> nn.Module:
+    forward = lambda m, x: m.bn(m.conv(x) - m.position.exp())
+    return randomise(Forward(forward, conv=C(3, 5, 3), position=nn.Parameter(torch.randn(1, 5, 7, 7)), bn=BN(5)))
+
+
+@case("constant map that something else reads", IMAGE, 0, "shared")
+def _() -> nn.Module:
+    forward = lambda m, x: m.bn(m.conv(x) + m.position) * m.position
+    return randomise(Forward(forward, conv=C(3, 5, 3), position=nn.Parameter(torch.randn(1, 5, 7, 7)), bn=BN(5)))
+
+
+@case("constant map minus the value", IMAGE, 0, "axis")
+def _() -> nn.Module:
+    forward = lambda m, x: m.bn(m.position - m.conv(x))
+    return randomise(Forward(forward, conv=C(3, 5, 3), position=nn.Parameter(torch.randn(1, 5, 7, 7)), bn=BN(5)))
+
+
+@case("positions added to tokens", (2, 7, 4), 1)
+def _() -> nn.Module:
+    forward = lambda m, x: m.bn((m.fc(x) + m.position).transpose(1, 2))
+    position = nn.Parameter(torch.randn(1, 7, 5))
+    return randomise(Forward(forward, fc=nn.Linear(4, 5), position=position, bn=nn.BatchNorm1d(5)))
+
+
+# One parameter in parts ---------------------------------------------------------------------------------------------
+class Octave(nn.Module):
+    """An octave convolution: four convolutions by slices of one weight, a norm for each frequency."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 6, 3, 3))
+        self.high, self.low = BN(5), BN(3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        high, low = x[:, :4], F.avg_pool2d(x[:, 4:], 2)
+        w, up = self.weight, F.interpolate
+        to_high = F.conv2d(high, w[:5, :4], padding=1) + up(F.conv2d(low, w[:5, 4:], padding=1), scale_factor=2)
+        to_low = F.conv2d(F.avg_pool2d(high, 2), w[5:, :4], padding=1) + F.conv2d(low, w[5:, 4:], padding=1)
+        return self.high(to_high), self.low(to_low)
+
+
+case("slices of one weight", (2, 6, 8, 8), 2, form="graph")(lambda: randomise(Octave()))
+
+
+@case("a weight and a slice of it", IMAGE, 1, "shared", form="graph")
+def _() -> nn.Module:
+    forward = lambda m, x: (m.bn(F.conv2d(x, m.w[:3])), m.other(F.conv2d(x, m.w)) + F.conv2d(x, m.w))
+    return randomise(Forward(forward, w=nn.Parameter(torch.randn(5, 3, 3, 3)), bn=BN(3), other=BN(5)))
+
+
+@case("a weight and a slice of it, both folded", IMAGE, 2, form="graph")
+def _() -> nn.Module:
+    forward = lambda m, x: (m.bn(F.conv2d(x, m.w[:3])), m.other(F.conv2d(x, m.w)))
+    return randomise(Forward(forward, w=nn.Parameter(torch.randn(5, 3, 3, 3)), bn=BN(3), other=BN(5)))
+
+
+@case("a computed weight with two norms", IMAGE, 2, form="graph")
+def _() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        w = m.w.tanh()
+        return m.one(F.conv2d(x, w)), m.other(F.conv2d(x + 1, w))
+
+    return randomise(Forward(forward, w=nn.Parameter(torch.randn(5, 3, 3, 3)), one=BN(5), other=BN(5)))
+
+
+# Norms of chunks ----------------------------------------------------------------------------------------------------
+class Ghost(nn.Module):
+    """A ghost batch norm, as TabNet has it: each virtual batch is normalised by itself."""
+
+    def __init__(self, channels: int, size: int, dim: int = 0, is_reversed: bool = False) -> None:
+        super().__init__()
+        self.bn, self.size, self.dim, self.is_reversed = nn.BatchNorm1d(channels), size, dim, is_reversed
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.chunk(-(-x.shape[0] // self.size), self.dim)
+        return torch.cat([self.bn(part) for part in parts[:: -1 if self.is_reversed else 1]], self.dim)
+
+
+for name, folds, ghost in [
+    ("ghost norm", 1, {"size": 2}),
+    ("ghost norm, one chunk", 1, {"size": 8}),
+    ("ghost norm, chunks in another order", 0, {"size": 2, "is_reversed": True}),
+]:
+    plain(name, (4, 5), folds, () if folds else ("unknown-op",) * 2, make(nn.Linear, 5, 6), make(Ghost, 6, **ghost))
+
+
+@case("ghost norm of split, with other chunks' norm", (4, 5), 0, ("unknown-op",) * 2)
+def _() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        a, b = m.fc(x).split(2)
+        return torch.cat([m.bn(a), m.other(b)])
+
+    return randomise(Forward(forward, fc=nn.Linear(5, 6), bn=nn.BatchNorm1d(6), other=nn.BatchNorm1d(6)))
+
+
+# Layers that are computed twice, for a norm and for something else ----------------------------------------------------
+TWICE = {"form": "graph", "duplicate": "allow"}
+
+
+@case("conv output read twice, duplicated", IMAGE, 1, **TWICE)
+def _() -> nn.Module:
+    return randomise(Forward(lambda m, x: m.bn(y := m.conv(x)) + y, conv=C(3, 5, 3), bn=BN(5)))
+
+
+@case("conv output returned, duplicated", IMAGE, 1, **TWICE)
+def _() -> nn.Module:
+    return randomise(Forward(lambda m, x: (m.bn(y := m.conv(x)), y), conv=C(3, 5, 3), bn=BN(5)))
+
+
+@case("densely connected layers, duplicated", IMAGE, 3, **TWICE)
+def _() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        a = m.first(x)
+        b = m.second(F.relu(m.bn1(a)))
+        c = m.third(F.relu(m.bn2(torch.cat([a, b], 1))))
+        return F.relu(m.bn3(torch.cat([a, b, c], 1)))
+
+    convs = {"first": C(3, 4, 3), "second": C(4, 2, 3, padding=1), "third": C(6, 2, 3, padding=1)}
+    return randomise(Forward(forward, **convs, bn1=BN(4), bn2=BN(6), bn3=BN(8)))
+
+
+@case("pooled conv read by two norms, duplicated", IMAGE, 2, **TWICE)
+def _() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = F.avg_pool2d(m.conv(x), 2)
+        return m.bn(y).relu(), m.other(y).sigmoid()
+
+    return randomise(Forward(forward, conv=C(3, 5, 3), bn=BN(5), other=BN(5)))
+
+
+@case("product read twice, duplicated", (4, 5), 1, **TWICE)
+def _() -> nn.Module:
+    forward = lambda m, x: m.bn(y := x @ m.w.t()) + y
+    return randomise(Forward(forward, w=nn.Parameter(torch.randn(6, 5)), bn=nn.BatchNorm1d(6)))
+
+
+@case("activation between, nothing to duplicate", IMAGE, 0, "multi-use", duplicate="allow")
+def _() -> nn.Module:
+    return randomise(Forward(lambda m, x: m.bn(y := m.conv(x).relu()) + y, conv=C(3, 5, 3), bn=BN(5)))
+
+
+@case("read twice and written in place, not duplicated", IMAGE, 0, "multi-use", duplicate="allow")
+def _() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.conv(x)
+        z = y.relu_()
+        return m.bn(y) + z
+
+    return randomise(Forward(forward, conv=C(3, 5, 3), bn=BN(5)))
+
+
+plain("nothing read twice, duplicate allowed", IMAGE, 1, (), make(C, 3, 5, 3), make(BN, 5), duplicate="allow")

@@ -51,6 +51,7 @@ def fold(
     dynamic: Any = True,
     padding: str = "refuse",
     entrances: str = "traced",
+    duplicate: str = "refuse",
     input_scale: Numbers | None = None,
     input_mean: Numbers | None = None,
     input_std: Numbers | None = None,
@@ -70,6 +71,8 @@ def fold(
         entrances: "traced" lets the result raise FoldError where it would give other numbers without a word: in
             training mode, for other flags of its forward or tensors of other ranks than in `example_inputs`, and in
             other methods that read a changed weight. "any" leaves these ways open. The report names them.
+        duplicate: "allow" computes a layer twice where a norm and something else read its output: exact, at a cost
+            that the report states. "refuse" leaves such a norm alone.
         input_scale: with mean and std, fold (x * scale - mean) / std of the first input too: the result takes raw
             values. Each is a number, or one for each channel. `example_inputs` stay what `model` itself takes.
         input_mean: see `input_scale`.
@@ -83,16 +86,23 @@ def fold(
     wanted = (input_scale, input_mean, input_std)
     normalisation = None if all(value is None for value in wanted) else _normalisation(*wanted)
     module, notes = unwrapped(model)
-    plan = make_fold_plan(module, example_inputs, dynamic, padding, normalisation)
+    plan = make_fold_plan(module, example_inputs, dynamic, padding, normalisation, duplicate=duplicate)
     folded = _folded(module, example_inputs, plan, notes, entrances)
     if strict:
         folded.report.require_all_folded()
     return folded
 
 
-def explain(model: nn.Module, example_inputs: Inputs, *, dynamic: Any = True, padding: str = "refuse") -> Report:
+def explain(
+    model: nn.Module,
+    example_inputs: Inputs,
+    *,
+    dynamic: Any = True,
+    padding: str = "refuse",
+    duplicate: str = "refuse",
+) -> Report:
     """Return the report that `fold` returns, proofs included, and keep no model."""
-    return fold(model, example_inputs, dynamic=dynamic, padding=padding).report
+    return fold(model, example_inputs, dynamic=dynamic, padding=padding, duplicate=duplicate).report
 
 
 @undisturbed()
@@ -180,4 +190,4 @@ def _folded(model: nn.Module, example_inputs: Inputs, plan: FoldPlan, notes: tup
         report = replace(report, entrances=other_entrances(folded, way))
         folded = guarded(folded, way) if entrances == "traced" else folded
     _ORIGINS[folded] = _Origin(example_inputs, exact)
-    return Folded(folded, replace(report, notes=notes), exact)
+    return Folded(folded, replace(report, notes=(*notes, *report.notes)), exact)

@@ -54,6 +54,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         default="traced",
         help='"any" for a factory\'s network that is meant to be used in other ways than its forward as traced',
     )
+    parser.add_argument(
+        "--duplicate",
+        choices=("refuse", "allow"),
+        default="refuse",
+        help='"allow" computes layers of a factory\'s network twice for norms beside other readers',
+    )
     parser.add_argument("--strict", action="store_true", help="fail when any norm has to stay")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after this long (default: never)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
@@ -120,7 +126,7 @@ def _fold_module(args: argparse.Namespace) -> Report:
     if not inputs:
         raise ConfigError("a PyTorch network needs --input, such as --input 1,3,224,224")
     options = {"strict": args.strict, "padding": args.padding}
-    folded = fold(source.module, inputs, entrances=args.entrances, **options)
+    folded = fold(source.module, inputs, entrances=args.entrances, duplicate=args.duplicate, **options)
     if args.export is not None:
         _export(folded, inputs, args.export)
     return replace(folded.report, notes=(*source.notes, *folded.report.notes))

@@ -46,7 +46,8 @@ REMEDIES: dict[RefusalCode, str] = {
     RefusalCode.LAZY: "run one batch through the model so that its lazy modules get their shapes",
     RefusalCode.UNTRACKED: "store the statistics as tensors of the module, so that they are constants of the graph",
     RefusalCode.AXIS: "let the norm run over the axis that the layer before it produces",
-    RefusalCode.MULTI_USE: "give the norm a value of its own: nothing else may read what is rescaled",
+    RefusalCode.MULTI_USE: "give the norm a value of its own: nothing else may read what is rescaled; in PyTorch "
+    'duplicate="allow" computes it twice where it is a layer\'s',
     RefusalCode.GRAPH_OUTPUT: "do not return the value between layer and norm",
     RefusalCode.SHARED: "give each use a layer of its own (untie the weights)",
     RefusalCode.ACTIVATION_BETWEEN: "put the norm before the activation",

@@ -22,6 +22,8 @@ RESHAPES = {
     "aten::view_as",
     "aten::reshape_as",
 }
+SPLITS = {"aten::split", "aten::split_with_sizes", "aten::chunk", "aten::unsafe_split", "aten::unsafe_chunk"}
+SPLITS |= {"aten::tensor_split", "aten::unsafe_split_with_sizes"}
 _MOVES = {"aten::permute", "aten::transpose", "aten::swapaxes", "aten::swapdims", "aten::t", "aten::numpy_T"}
 _MOVES |= {"aten::movedim", "aten::moveaxis"}
 _RESIZES = {"aten::unsqueeze", "aten::squeeze", "aten::select", "aten::expand", "aten::expand_as"}

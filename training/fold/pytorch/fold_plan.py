@@ -5,8 +5,8 @@ model, which `explain` relies on.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -19,6 +19,7 @@ from ..refusals import Refusal, RefusalCode
 from ..registry import state_registered
 from ..report import Report, Site
 from .all_sizes import norms_of_one_size
+from .duplicates import Duplicate, duplicate_producers, note_of
 from .float64 import Inputs, named_tensors, sharing_copy
 from .graph import TorchGraph, hooked_modules, module_path, read
 from .input_normalisation import InputNormalisation
@@ -43,6 +44,7 @@ class Reading:
         others: graphs of those sizes at which the model computes in another way, each with its norms.
         exact_padding: norms may go into zero-padded convolutions, with a correction at the border.
         normalisation: of the input, to be folded as well; None for none.
+        duplicates: what was copied in the graph for norms that could not fold otherwise.
     """
 
     graph: TorchGraph
@@ -52,6 +54,7 @@ class Reading:
     others: list[tuple[TorchGraph, list[Norm]]]
     exact_padding: bool
     normalisation: InputNormalisation | None
+    duplicates: list[Duplicate] = field(default_factory=list)
 
 
 @dataclass
@@ -92,6 +95,7 @@ def make_fold_plan(
     normalisation: InputNormalisation | None = None,
     exact: Mapping[str, Array] | None = None,
     input_only: bool = False,
+    duplicate: str = "refuse",
 ) -> FoldPlan:
     """Return what is to be folded, and into what, for arguments as `api.fold` and `api.fold_input` take them.
 
@@ -99,18 +103,48 @@ def make_fold_plan(
         FoldError: the arguments do not fit, the model cannot be read, or the input's normalisation has to stay.
     """
     _require_arguments(example_inputs, padding)
+    require_choice("duplicate", duplicate, ("refuse", "allow"))
     require_foldable(model)
-    graph = _graph(model, example_inputs, dynamic, exact or {})
+    options = (dynamic, padding == "exact", normalisation, exact or {}, input_only)
+    plan = _plan(model, example_inputs, *options, None)
+    excluded: set[str] = set()
+    while duplicate == "allow":
+        copied = _plan(model, example_inputs, *options, excluded)
+        stayed = {norm.path for norm in copied.placement.refused} & {one.path for one in copied.reading.duplicates}
+        if not stayed:
+            return copied if copied.reading.duplicates else plan
+        excluded |= stayed
+    return plan
+
+
+def _plan(
+    model: nn.Module,
+    example_inputs: Inputs,
+    dynamic: Any,
+    exact_padding: bool,
+    normalisation: InputNormalisation | None,
+    exact: Mapping[str, Array],
+    input_only: bool,
+    excluded: Collection[str] | None,
+) -> FoldPlan:
+    """Return the plan; layers are copied where that helps, unless `excluded` is None, not for the norms in it."""
+    graph = _graph(model, example_inputs, dynamic, exact)
     norms, unreadable = ([], []) if input_only else _norms(model, graph)
+    duplicates: list[Duplicate] = []
+    if excluded is not None:
+        graph, duplicates = _with_copies(graph, norms, excluded)
+        norms, unreadable = _norms(model, graph)
     if normalisation is not None:
         norms = [normalisation.norm(graph), *norms]
     sizes = variants(sharing_copy(model), example_inputs) if norms and dynamic is not False else []
     others = []
     for inputs in other_computations(sizes, example_inputs):
-        other = _graph(model, inputs, False, exact or {})
+        other = _graph(model, inputs, False, exact)
+        if excluded is not None:
+            other = _with_copies(other, find_norms(other)[0], excluded)[0]
         its_norms = [] if input_only else find_norms(other)[0]
         others.append((other, its_norms if normalisation is None else [normalisation.norm(other), *its_norms]))
-    reading = Reading(graph, norms, unreadable, sizes, others, padding == "exact", normalisation)
+    reading = Reading(graph, norms, unreadable, sizes, others, exact_padding, normalisation, duplicates)
     quantised = _quantised(model)
     return _placed(reading, dict.fromkeys(norms, quantised) if quantised else {})
 
@@ -125,6 +159,13 @@ def without(plan: FoldPlan, doubt: CannotJudge) -> FoldPlan:
     reaching = [norm for norm in folded if plan.graph.outputs_of(norm.output) & outputs] or folded
     refusal = Refusal(RefusalCode.UNJUDGED, str(doubt))
     return _placed(plan.reading, {**plan.banned, **dict.fromkeys(reaching, refusal)})
+
+
+def _with_copies(graph: TorchGraph, norms: list[Norm], excluded: Collection[str]) -> tuple[TorchGraph, list[Duplicate]]:
+    """Return the graph with copied layers, and what was copied."""
+    with during("copying layers for norms"):
+        duplicates = duplicate_producers(graph, norms, excluded)
+        return TorchGraph(graph.program, graph.exact, graph.hooked), duplicates
 
 
 def _graph(model: nn.Module, inputs: Inputs, dynamic: Any, exact: Mapping[str, Array]) -> TorchGraph:
@@ -227,7 +268,7 @@ def report_of(plan: FoldPlan) -> Report:
     stayed = [Site.refused(n.path, n.output.name, n.kind, r, channels=n.affine.channels) for n, r in refused]
     order = {node.name: position for node, position in plan.graph.order.items()}
     stayed = sorted([*stayed, *plan.reading.unreadable], key=lambda site: order.get(site.node, len(order)))
-    return Report(folded, tuple(stayed))
+    return Report(folded, tuple(stayed), notes=note_of(plan.reading.duplicates))
 
 
 def _site(norm: Norm, plan: FoldPlan, by_node: Mapping[Any, Change]) -> Site:

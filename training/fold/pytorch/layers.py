@@ -68,6 +68,26 @@ def read_vector(graph: TorchGraph, node: Node, axis: int | None, channels: int) 
     return Layer(node, values[0], Layout.LINEAR, 1, None, parameters[0], axis, axis, False)  # type: ignore[arg-type]
 
 
+def read_map(graph: TorchGraph, node: Node, axis: int | None) -> Layer | None:
+    """Return value + constant, or value - constant, as a layer with a bias alone, when it varies along other axes too.
+
+    What the constant adds is rescaled with the value: s (x + m) + t = (s x + t) + s m.
+    """
+    if operation(node).removesuffix("_") not in {"aten::add", "aten::sub"} or node.kwargs.get("alpha", 1) != 1:
+        return None
+    value, constant = [*node.args, None][:2]
+    if is_tensor(value) and graph.is_constant(value) and operation(node).startswith("aten::add"):  # type: ignore[arg-type]
+        value, constant = constant, value
+    if not isinstance(value, Node) or not isinstance(constant, Node) or not graph.is_constant(constant):
+        return None
+    offset = len(shape(node)) - len(shape(constant))
+    others = [offset + place for place, size in enumerate(shape(constant)) if size != 1 and offset + place != axis]
+    if not others or graph.is_constant(value) or not is_tensor(value) or not same_shape(value, node):
+        return None
+    channels = len(shape(node)) - 1 if axis is None else axis
+    return Layer(node, value, Layout.LINEAR, 1, None, constant, channels, channels, False)
+
+
 def _convolution(node: Node) -> Layer | None:
     given = arguments(node)
     transposed = "transpose" in operation(node) or bool(given.get("transposed"))

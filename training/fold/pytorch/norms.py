@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Node
@@ -17,7 +18,7 @@ from ..core import Affine, Array
 from ..failures import during
 from ..refusals import Refusal, RefusalCode
 from ..report import Site
-from .axes import RESHAPES, axis_before
+from .axes import RESHAPES, SPLITS, axis_before
 from .graph import (
     TorchGraph,
     arguments,
@@ -78,7 +79,43 @@ def find_norms(graph: TorchGraph) -> tuple[list[Norm], list[Site]]:
         if norm is not None:
             norms.append(norm)
             claimed.update(norm.nodes)
-    return norms, refused
+    return _joined_chunks(graph, norms), refused
+
+
+def _joined_chunks(graph: TorchGraph, norms: list[Norm]) -> list[Norm]:
+    """Return the norms, where those of all chunks of a value are one: a ghost batch norm, in eval mode, is a norm."""
+    by_output = {norm.output: norm for norm in norms}
+    for node in graph.nodes:
+        parts: Any = node.args[0] if operation(node) == "aten::cat" else ()
+        chunks = [by_output[part] for part in parts if part in by_output]
+        joined = _of_all_chunks(graph, node, chunks) if chunks and len(chunks) == len(parts) else None
+        if joined is not None:
+            norms = [norm for norm in norms if norm not in chunks[:-1]]
+            norms[norms.index(chunks[-1])] = joined
+    return norms
+
+
+def _of_all_chunks(graph: TorchGraph, joining: Node, chunks: list[Norm]) -> Norm | None:
+    """Return the one norm of the value whose chunks are normalised alike and joined again in their order."""
+    pieces, first = [norm.source for norm in chunks], chunks[0]
+    split = pieces[0].args[0] if operation(pieces[0]) == "getitem" else None
+    if not isinstance(split, Node) or operation(split) not in SPLITS:
+        return None
+    in_order = [piece.args for piece in pieces] == [(split, number) for number in range(len(split.meta["val"]))]
+    dims = {int(arguments(node).get("dim", 0)) % len(shape(joining)) for node in (split, joining)}
+    inside = {*pieces, *(norm.output for norm in chunks)}
+    alone = all(graph.readers(n.output) == [joining] and set(graph.readers(n.source)) <= set(n.nodes) for n in chunks)
+    alone = alone and not inside & graph.outputs
+    alike = all(
+        (n.kind, n.axis) == (first.kind, first.axis)
+        and np.array_equal(n.affine.scale, first.affine.scale)
+        and np.array_equal(n.affine.shift, first.affine.shift)
+        for n in chunks
+    )
+    if not in_order or len(dims) > 1 or first.axis in dims or not alone or not alike or len(split.users) > len(pieces):
+        return None
+    nodes = (split, *pieces, *(node for norm in chunks for node in norm.nodes), joining)
+    return replace(first, source=split.all_input_nodes[0], output=joining, nodes=nodes)
 
 
 def _batch_norm(graph: TorchGraph, node: Node) -> Norm:

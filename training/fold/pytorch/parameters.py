@@ -22,7 +22,7 @@ from ..core import (
 from ..failures import during
 from ..refusals import Refusal
 from ..rounding import max_ulp, round_once
-from .graph import TorchGraph, dtype
+from .graph import TorchGraph, dtype, shape
 from .layers import Layer
 from .norms import Norm
 from .placement import LayerAffines, Placement
@@ -81,12 +81,13 @@ def compute_changes(graph: TorchGraph, placement: Placement) -> tuple[list[Chang
     Returns:
         The parameters, and the norms that must stay because theirs do not fit the layer's dtype, with the reason.
     """
-    made: dict[tuple[Node | None, Node | None], Change] = {}
+    made: dict[tuple[Node | None, ...], Change] = {}
     misfits: dict[Norm, Refusal] = {}
     for affines in placement.affines.values():
-        key = (affines.layer.weight, affines.layer.bias)
+        own = () if _is_plain(affines.layer) else (affines.layer.node,)
+        key = (affines.layer.weight, affines.layer.bias, *own)
         try:
-            if key in made and _is_plain(affines.layer):
+            if key in made:
                 made[key].layers.append(affines.layer)
             else:
                 with during(f"computing the weights of '{affines.layer.node.name}'"):
@@ -101,14 +102,16 @@ def _norms_in(placement: Placement, layer: Layer) -> list[Norm]:
 
 
 def _is_plain(layer: Layer) -> bool:
-    return layer.weight is None or layer.weight.op == "placeholder"
+    """True when the layer's tensors are the model's own; those that it computes are written anew for each call."""
+    return all(tensor is None or tensor.op == "placeholder" for tensor in (layer.weight, layer.bias))
 
 
 def _change(graph: TorchGraph, affines: LayerAffines) -> Change:
     layer = affines.layer
-    bias = None if layer.bias is None else graph.constant(layer.bias).numpy().reshape(-1)
+    bias = None if layer.bias is None else graph.constant(layer.bias).numpy()
     if layer.weight is None:
-        return _vector(affines, bias)
+        return _addend(affines, bias)
+    bias = None if bias is None else bias.reshape(-1)
     weight = graph.constant(layer.weight).numpy()
     kind = str(dtype(layer.weight)).removeprefix("torch.")
     new_weight, new_bias, border = _folded(affines, weight, bias)
@@ -122,14 +125,19 @@ def _change(graph: TorchGraph, affines: LayerAffines) -> Change:
     )
 
 
-def _vector(affines: LayerAffines, bias: Array | None) -> Change:
-    """Return the new values of a vector that is added: s v + t."""
-    assert bias is not None
-    assert affines.layer.bias is not None
-    assert affines.after is not None
-    kind = str(dtype(affines.layer.bias)).removeprefix("torch.")
-    moved = affines.after.scale * bias + affines.after.shift
-    return Change([affines.layer], None, Value(moved, kind), None, _cancellation(affines, bias, moved))
+def _addend(affines: LayerAffines, addend: Array | None) -> Change:
+    """Return the new values of a vector or map that is added: s v + t, along the channel axis of the sum."""
+    layer, after = affines.layer, affines.after
+    assert addend is not None
+    assert layer.bias is not None
+    assert after is not None
+    kind = str(dtype(layer.bias)).removeprefix("torch.")
+    sizes = [-1] + [1] * (len(shape(layer.node)) - 1 - layer.out_axis)
+    scale, shift = after.scale.reshape(sizes), after.shift.reshape(sizes)
+    moved = scale * addend + shift
+    ratio = (abs(scale * addend) + abs(shift)) / np.where(moved == 0, np.inf, abs(moved))
+    moved = moved.reshape(addend.shape) if moved.size == addend.size else moved
+    return Change([layer], None, Value(moved, kind), None, float(np.max(ratio, initial=1.0)))
 
 
 def _folded(affines: LayerAffines, weight: Array, bias: Array | None) -> tuple[Array, Array, Array | None]:

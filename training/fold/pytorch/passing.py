@@ -16,7 +16,7 @@ from torch.fx import Node
 
 from ..core import Affine, concatenate
 from ..refusals import Refusal, RefusalCode
-from .axes import MOVES_AXES, axis_after, axis_before, merged
+from .axes import MOVES_AXES, SPLITS, axis_after, axis_before, merged
 from .graph import TorchGraph, arguments, dtype, is_tensor, operation, same_shape, shape
 from .norms import AffineNode, read_affine_node
 from .permutations import permutation_from, permutation_to
@@ -34,8 +34,6 @@ _MAXIMA |= {f"aten::max_pool{n}d_with_indices" for n in (1, 2, 3)}
 _COPIES = {f"aten::{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)}
 _REDUCTIONS = {"aten::mean", "aten::amax", "aten::amin"}
 _SELECTIONS = {"aten::slice", "aten::narrow", "aten::index_select", "aten::flip", "aten::roll"}
-_SPLITS = {"aten::split", "aten::split_with_sizes", "aten::chunk", "aten::unsafe_split", "aten::unsafe_chunk"}
-_SPLITS |= {"aten::tensor_split", "aten::unsafe_split_with_sizes"}
 _SUMS = {"aten::add", "aten::sub"}
 # fmt: off
 _ACTIVATIONS = {
@@ -233,7 +231,7 @@ def _getitem_backward(node: Node, axis: int | None, affine: Affine) -> list[Flow
     if index == 0 and name in _MAXIMA and len(split.users) == 1:
         require_passing(split, axis, affine)
         return [Flow(_source(split), axis, affine, (split,))]
-    if name not in _SPLITS or axis is None or _dim(split) != axis:
+    if name not in SPLITS or axis is None or _dim(split) != axis:
         raise _unknown(split)
     if sum(user.args[1:] == node.args[1:] for user in split.users) > 1:
         raise Refusal(RefusalCode.MULTI_USE, f"part {index} of '{split.name}' is taken twice")

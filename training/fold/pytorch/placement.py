@@ -210,11 +210,13 @@ def _objections(
     graph: TorchGraph, affines: LayerAffines, placement: Placement, removed: set[Node]
 ) -> Iterator[Refusal]:
     for name, tensor in (("weight", affines.layer.weight), ("bias", affines.layer.bias)):
-        if tensor is None:
-            continue
+        if tensor is None or tensor.op != "placeholder":
+            continue  # what a layer computes, such as a slice of a parameter, is written anew for each call
         for reader in _other_readers(graph, tensor, affines.layer.node, removed):
             other = placement.affines.get(reader)
             shared = None if other is None else getattr(other.layer, name)
+            if other is not None and tensor not in (other.layer.weight, other.layer.bias):
+                continue  # it computes its own from this one, and gets that anew
             same = shared is not None and graph.roots(shared) == graph.roots(tensor)
             if other is None or not same or not other.agrees_with(affines):
                 reason = f"the {name} of '{affines.layer.node.name}' also serves '{reader.name}'"

@@ -228,7 +228,7 @@ class _Evaluation:
             value = new.get(source)
             if absolute and value is None and layer is None and source is not mean:
                 return self._graph.magnitude(source, self._size_dtype)
-            tensor = self._constant(source, layer, change) if value is None else _exact(value).reshape(shape(source))
+            tensor = self._constant(source, layer, change) if value is None else _like(source, _exact(value))
             if not absolute:
                 return tensor
             return -self._absolute(tensor) if source is mean else self._absolute(tensor)
@@ -283,6 +283,11 @@ def _target(node: Node, *, absolute: bool) -> Any:
 
 def _exact(value: Value) -> Tensor:
     return torch.from_numpy(value.exact)
+
+
+def _like(source: Node, value: Tensor) -> Tensor:
+    """Return the value in the shape of the constant that it replaces; a map may have got channels."""
+    return value.reshape(shape(source)) if value.numel() == source.meta["val"].numel() else value
 
 
 def _apply(norm: Norm, affine: Any, value: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch.fx import Node
 from ..core import Affine, Layout, in_channels, out_channels
 from ..refusals import Refusal, RefusalCode
 from .graph import TorchGraph, is_in_place, operation
-from .layers import Layer, read_layer, read_vector, require_axis
+from .layers import Layer, read_layer, read_map, read_vector, require_axis
 from .norms import Norm
 from .parallel_branch import covers
 from .passing import Flow, backward, forward, is_plain_sum
@@ -35,8 +35,10 @@ class Walk:
     identities: list[tuple[Layer, Affine]] = field(default_factory=list)
 
 
-def walk_back(graph: TorchGraph, norm: Norm, folded: Mapping[Norm, object]) -> Walk:
+def walk_back(graph: TorchGraph, norm: Norm, folded: Mapping[Norm, object], *, is_shared: bool = False) -> Walk:
     """Return the walk to the producers of the norm, past norms that are `folded` already.
+
+    With `is_shared` it passes values that others read as well; see `duplicates`.
 
     Raises:
         Refusal: a value on the walk has another reader, or no layer stands at the end of it.
@@ -48,11 +50,12 @@ def walk_back(graph: TorchGraph, norm: Norm, folded: Mapping[Norm, object]) -> W
     pending = [(Flow(norm.source, norm.axis, norm.affine), norm.nodes[0])]
     while pending:
         flow, reader = pending.pop()
-        layer = _layer_beside(graph, flow, reader, folded_at)
-        if layer is not None:
-            walk.identities.append((layer, flow.affine))
-            continue
-        graph.require_single_reader(flow.value, reader)
+        if not is_shared:
+            layer = _layer_beside(graph, flow, reader, folded_at)
+            if layer is not None:
+                walk.identities.append((layer, flow.affine))
+                continue
+            graph.require_single_reader(flow.value, reader)
         if flow.value in folded_at:
             inner = folded_at[flow.value]
             walk.passed.extend(inner.nodes)
@@ -66,6 +69,11 @@ def walk_back(graph: TorchGraph, norm: Norm, folded: Mapping[Norm, object]) -> W
         if vector is not None:
             walk.takes.append((vector, flow.affine))
             pending.append((Flow(vector.source, flow.axis, flow.affine.without_shift()), vector.node))
+            continue
+        added = read_map(graph, flow.value, flow.axis)
+        if added is not None:
+            walk.takes.append((added, flow.affine.without_shift()))
+            pending.append((Flow(added.source, flow.axis, flow.affine), added.node))
             continue
         for source in backward(graph, flow.value, flow.axis, flow.affine):
             pending.append((source, (*source.through, flow.value)[0]))

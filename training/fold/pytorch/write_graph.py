@@ -102,8 +102,10 @@ class GraphWriter(Writer):
     def _put(self, graph: TorchGraph, call: Node, old: Node, value: Value, fresh: str) -> None:
         """Store a value where the constant `old` was: in its own tensor, or in a new one when it was computed."""
         name = graph.target(old)
-        if name is None:
-            call.replace_input_with(self._nodes[old.name], self._new(call, value, fresh))
+        if name is None or old.meta["val"].numel() != value.exact.size:
+            computed = self._nodes.get(old.name)
+            mine = computed or next(one for one in call.all_input_nodes if one.op == "get_attr" and one.target == name)
+            call.replace_input_with(mine, self._new(call, value, fresh))
         else:
             self.store(name, value)
 

@@ -39,6 +39,8 @@ class ModuleWriter(Writer):
         path, _, attribute = name.rpartition(".")
         if not hasattr(self.model.get_submodule(path), attribute):
             raise CannotExpress(f"the tensor '{name}' is of a layer that is no registered submodule")
+        if getattr(self.model.get_submodule(path), attribute).numel() != value.exact.size:
+            raise CannotExpress(f"the tensor '{name}' would need another shape")
         super().store(name, value)
 
     def write(self, graph: TorchGraph, placement: Placement, changes: Iterable[Change]) -> None:
