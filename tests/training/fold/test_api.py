@@ -67,12 +67,12 @@ def test_explain_is_the_report_of_fold() -> None:
 
 
 def test_the_cost_of_layers_that_are_computed_twice_is_stated() -> None:
-    """5 x 3 x 3 x 3 numbers, and one multiplication with each of the 27 of a channel for each of 2 x 5 x 7 x 7 outputs."""
+    """5 x 27 numbers, and for each of 2 x 5 x 7 x 7 outputs a multiplication with the 27 of its channel."""
     model = randomise(Forward(lambda m, x: m.bn(y := m.conv(x)) + y, conv=nn.Conv2d(3, 5, 3), bn=nn.BatchNorm2d(5)))
     report = fold(model, (IMAGES,), duplicate="allow").report
     assert report.notes == (
-        "1 layers are computed twice for 1 norms: 135 more parameters and 13,230 more multiplications for inputs of the "
-        "example's sizes",
+        "1 layers are computed twice for 1 norms: 135 more parameters and 13,230 more multiplications for inputs of "
+        "the example's sizes",
     )
     assert explain(model, (IMAGES,), duplicate="allow").folded == report.folded
     assert explain(model, (IMAGES,)).refused[0].code is RefusalCode.MULTI_USE
