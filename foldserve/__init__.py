@@ -22,6 +22,7 @@ __all__ = [
     "Folded",
     "FoldedOnnx",
     "Proof",
+    "Published",
     "RefusalCode",
     "Refused",
     "Report",
@@ -38,6 +39,7 @@ __all__ = [
     "fold_input",
     "fold_onnx",
     "fold_pair",
+    "publish",
     "register_norm",
     "verify",
     "verify_onnx",
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
         verify,
         verify_onnx,
     )
+    from .training.publish import Published, publish
 else:  # a type checker that saw `__getattr__` would believe in every misspelt name
     from .lazy import load
 

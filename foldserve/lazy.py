@@ -19,6 +19,7 @@ HOMES = (
     ("foldserve.client", "client", _CLIENT),
     ("foldserve.training.errors", "training", _ERRORS),
     ("foldserve.training.fold", "training", _FOLD),
+    ("foldserve.training.publish", "training", ("Published", "publish")),
 )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 
 from foldserve.format.errors import FormatError
-from foldserve.format.manifest import MANIFEST_FILE, MODEL_FILE, check_files, read_manifest, write_manifest
+from foldserve.format.manifest import MANIFEST_FILE, MODEL_FILE, check_files, held_back, read_manifest, write_manifest
 from foldserve.format.names import MODEL_NAME_RULE, VERSION_RULE, is_model_name, is_version
 
 from .disk import TEMPORARY, FolderLock, permissions, sync_folder, write_whole
@@ -68,14 +68,18 @@ def check_name(name: str) -> None:
         raise ArtifactError(f"model name {name!r}: expected {MODEL_NAME_RULE}")
 
 
-def check_publishable(models_dir: Path, name: str, class_names: Sequence[str]) -> None:
+def check_publishable(models_dir: Path, name: str, class_names: Sequence[str] | None) -> None:
     """Raise ConfigError for what `publish` would refuse, as far as it can be known before a network is trained."""
     try:
         check_name(name)
     except ArtifactError as err:
         raise ConfigError(f"--name: {err}") from err
     labels = models_dir / name / LABELS_NAME
-    if labels.is_file() and labels.read_text(encoding="utf-8").splitlines() != list(class_names):
+    if (
+        class_names is not None
+        and labels.is_file()
+        and labels.read_text(encoding="utf-8").splitlines() != list(class_names)
+    ):
         raise ConfigError(f"--name {name}: {labels} names other classes; publish under another --name")
     existing = next(
         folder for folder in (models_dir / name, *(models_dir / name).absolute().parents) if folder.exists()
@@ -84,9 +88,24 @@ def check_publishable(models_dir: Path, name: str, class_names: Sequence[str]) -
         raise ConfigError(f"--models-dir {models_dir}: {existing} is no folder that can be written; choose another")
 
 
+def check_companions(models_dir: Path, name: str, model: bytes) -> None:
+    """Raise ArtifactError when the versions of `name` that are there have another interface than `model`."""
+    _check_companions(models_dir / name, companion_files(name, onnx.ModelProto.FromString(model)))
+
+
 def versions(folder: Path) -> list[int]:
     """Return the version numbers in a model's `folder`, ascending."""
     return sorted(int(entry.name) for entry in folder.iterdir() if is_version(entry.name))
+
+
+def newest_promoted(folder: Path) -> Path | None:
+    """Return the newest version of a model's `folder` that its publisher did not hold back; None: there is none."""
+    for number in reversed(versions(folder) if folder.is_dir() else []):
+        version = folder / str(number)
+        with contextlib.suppress(FormatError):
+            if held_back(read_manifest(version)) is None:
+                return version
+    return None
 
 
 def read(folder: Path) -> tuple[bytes, dict[str, Any]]:
@@ -150,6 +169,10 @@ def _remove_left_behind(folder: Path) -> None:
 
 
 def _check_companions(folder: Path, companions: Mapping[str, str]) -> None:
+    if LABELS_NAME not in companions and (folder / LABELS_NAME).exists():
+        raise ArtifactError(
+            f"{folder / LABELS_NAME} names classes and this model has none; publish under another --name"
+        )
     for name, content in companions.items():
         path = folder / name
         if path.exists() and path.read_text(encoding="utf-8") != content:

@@ -17,6 +17,7 @@ from .data.flags import add_flags, request_of
 from .dataset import Dataset, load
 from .errors import ConfigError, TrainingError, VerifyError
 from .fold import cli as fold_command
+from .publish import cli as publish_command
 from .ranks import ranks_of
 from .reverify import Outcome, reverify, version_folder
 from .studies import best, circles_report, compare, inspection
@@ -43,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     train_command.add_parser(subparsers)
     _add_verify(subparsers)
-    for command in (fold_command, inspection, circles_report, compare, best):
+    for command in (fold_command, publish_command, inspection, circles_report, compare, best):
         command.add_parser(subparsers)
     return parser
 

@@ -283,9 +283,13 @@ def test_triton_reads_the_same_folder(tmp_path: Path) -> None:
     ]
 
 
-def test_a_graph_without_labels_is_refused(tmp_path: Path) -> None:
-    """Without class names the folder would not be complete."""
+def test_a_graph_without_labels_has_no_labels_file(tmp_path: Path) -> None:
+    """What names no classes is published without them, and not beside versions that do."""
     model = onnx.ModelProto.FromString(model_bytes())
     del model.metadata_props[:]
-    with pytest.raises(ArtifactError, match=r"foldserve\.labels"):
+    folder = publish(tmp_path, "plain", model.SerializeToString(), {})
+    assert not (folder.parent / "labels.txt").exists()
+    assert "label_filename" not in (folder.parent / "config.pbtxt").read_text()
+    publish(tmp_path, "lenet", model_bytes(), {})
+    with pytest.raises(ArtifactError, match="this model has none"):
         publish(tmp_path, "lenet", model.SerializeToString(), {})

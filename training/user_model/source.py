@@ -69,6 +69,29 @@ def open_source(spec: str, weights: Path | None = None, factory_args: str | None
     return Source(name=spec, model=load_onnx(Path(spec)))
 
 
+def as_source(model: Any, weights: Path | None = None, factory_args: str | None = None) -> Source:
+    """Return a network that was given in Python as a source: a module, an exported program, an ONNX model, or text.
+
+    Raises:
+        ConfigError: it is none of these, or a module in training mode.
+    """
+    if isinstance(model, str | Path):
+        return open_source(str(model), weights, factory_args)
+    if weights is not None or factory_args is not None:
+        raise ConfigError(f"weights or factory_args with a {type(model).__name__}; they are for package.module:factory")
+    if isinstance(model, ExportedProgram):
+        return from_program(model, "exported program")
+    if isinstance(model, onnx.ModelProto):
+        return Source(name="ONNX model", model=model)
+    from ..fold.pytorch.wrappers import is_exported, unwrapped
+
+    module, notes = unwrapped(model)
+    training = [name or "the model" for name, part in module.named_modules() if part.training]
+    if training and not is_exported(module):
+        raise ConfigError(f"{training[0]} is in training mode; call .eval() on the network before it is published")
+    return Source(name=type(module).__name__, model=module, notes=notes)
+
+
 def from_program(program: ExportedProgram, name: str) -> Source:
     """Return the network of an exported program, with the example inputs that it keeps."""
     example, keywords = program.example_inputs or ((), {})

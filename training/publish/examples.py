@@ -1,0 +1,297 @@
+"""The user's examples: pictures, or rows of numbers, with their true classes where one folder stands for each.
+
+From paths and arrays to what the served graph takes and what the unfolded network takes. Where there are none, inputs
+are made up from a fixed seed, and every listing says so.
+"""
+
+import hashlib
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from foldserve import pictures
+from foldserve.format.image import ImageRecipe
+from foldserve.format.image_options import Normalisation
+
+from ..errors import ConfigError
+from .network import Array
+from .pixels import normalised
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
+MADE_ROWS = 16
+_CHECKED = 64  # float64 examples at most; the rest of a labelled set goes through both forms in float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """What the proof runs on.
+
+    Attributes:
+        kind: `pictures`, `rows` or `made`.
+        rows: how many.
+        take: indices -> what the served graph takes, by its input names.
+        take_original: indices -> what the unfolded network takes, by its input names, through the user's transforms.
+        files: the encoded picture of each row, None where they are no files.
+        truth: (N,) class ids, None where they are not known.
+        digest: SHA-256 over content and classes: two models were measured on the same data where it is equal.
+    """
+
+    kind: str
+    rows: int
+    take: Callable[[Array], dict[str, Array]]
+    take_original: Callable[[Array], dict[str, Array]]
+    files: Sequence[bytes] | None = None
+    truth: Array | None = None
+    digest: str | None = None
+
+    @property
+    def checked(self) -> Array:
+        """Indices of the rows that the float64 oracle answers, spread over all."""
+        return np.unique(np.linspace(0, self.rows - 1, min(self.rows, _CHECKED)).astype(int))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureInput:
+    """How pictures become the input of one network.
+
+    Attributes:
+        recipe: what the service does with a picture.
+        normalisation: what the network expects of the pixels.
+        name: of the network's own input.
+        transforms: the user's own, from a PIL picture to a float tensor; None: the recipe and the normalisation.
+    """
+
+    recipe: ImageRecipe
+    normalisation: Normalisation
+    name: str
+    transforms: Callable[[Any], Any] | None = None
+
+    def original(self, pixels: Array) -> Array:
+        """Return pixels (N, ...) as the unfolded network takes them, float64."""
+        return normalised(pixels, self.normalisation, 1 if self.recipe.layout == "CHW" else pixels.ndim - 1)
+
+    def of_file(self, data: bytes) -> Array:
+        """Return what the user's own transforms make of an encoded picture, as one row."""
+        assert self.transforms is not None
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        return np.asarray(self.transforms(image.convert("RGB")))
+
+
+def picture_examples(given: Any, images: PictureInput, labels: Sequence[str] | None) -> Examples:
+    """Return pictures as examples.
+
+    Args:
+        given: a folder (of pictures, or of one folder for each class), paths, or uint8 pixels (N, ...) of the recipe's
+            own shape.
+        images: how they become an input.
+        labels: class names, to find the classes of folders.
+
+    Raises:
+        ConfigError: there are none, one is no picture, or a folder's name is no class.
+    """
+    if isinstance(given, np.ndarray) or (not isinstance(given, str | Path) and _are_arrays(given)):
+        return _arrays_as_pictures(np.asarray(given), images)
+    paths, truth = _paths(given, labels)
+    files = [_read_picture(path, images.recipe) for path in paths]
+
+    def take(rows: Array) -> dict[str, Array]:
+        return {images.recipe.input: np.stack([pictures.decode(files[row], images.recipe) for row in rows])}
+
+    def take_original(rows: Array) -> dict[str, Array]:
+        if images.transforms is None:
+            return {images.name: images.original(take(rows)[images.recipe.input])}
+        return {images.name: np.stack([images.of_file(files[row]) for row in rows])}
+
+    digest = _digest([*files, b"" if truth is None else truth.tobytes()])
+    return Examples(
+        kind="pictures",
+        rows=len(files),
+        take=take,
+        take_original=take_original,
+        files=files,
+        truth=truth,
+        digest=digest,
+    )
+
+
+def row_examples(given: Any, inputs: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> Examples:
+    """Return rows of numbers as examples.
+
+    Args:
+        given: an array for the one input, a mapping or a tuple of one array for each; or the path of a .npy, .npz or
+            .csv file, whose first line may name the columns.
+        inputs: name -> shape of a row and type.
+
+    Raises:
+        ConfigError: they do not fit the inputs.
+    """
+    arrays = _row_arrays(_read_rows(Path(given)) if isinstance(given, str | Path) else given, list(inputs))
+    lengths = {len(array) for array in arrays.values()}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ConfigError(f"examples: the inputs have {sorted(lengths)} rows, expected one number above 0")
+    for name, (shape, dtype) in inputs.items():
+        if len(arrays[name].shape[1:]) != len(shape) or any(
+            size and size != got for size, got in zip(shape, arrays[name].shape[1:], strict=True)
+        ):
+            raise ConfigError(f"examples: input {name!r} has rows of {arrays[name].shape[1:]}, expected {shape}")
+        arrays[name] = arrays[name].astype(dtype)
+    return _plain("rows", arrays, _digest([array.tobytes() for array in arrays.values()]))
+
+
+def made_rows(inputs: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], rows: int = MADE_ROWS) -> Examples:
+    """Return made-up rows: normal floats, zeros and ones for integers."""
+    generator = np.random.default_rng(0)
+
+    def made(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        whole = (rows, *shape)
+        if dtype.kind == "f":
+            return generator.normal(size=whole).astype(dtype)
+        return generator.integers(0, 256 if dtype == np.uint8 else 2, whole).astype(dtype)
+
+    return _plain("made", {name: made(*form) for name, form in inputs.items()})
+
+
+def made_pictures(images: PictureInput, rows: int = MADE_ROWS) -> Examples:
+    """Return made-up pixels of several kinds: noise of every contrast and smooth shades, all of the recipe's shape."""
+    generator = np.random.default_rng(0)
+    shape = images.recipe.shape
+    pixels = np.empty((rows, *shape), np.uint8)
+    for row in range(rows):
+        middle, spread = generator.uniform(40, 215, 3 if 3 in shape else 1), generator.uniform(5, 80)
+        level = middle.reshape((-1, 1, 1) if images.recipe.layout == "CHW" else (1, 1, -1))
+        pixels[row] = np.clip(level + spread * generator.normal(size=shape), 0, 255)
+    made = _arrays_as_pictures(pixels, images)
+    return Examples(kind="made", rows=rows, take=made.take, take_original=made.take_original)
+
+
+def _plain(kind: str, arrays: Mapping[str, Array], digest: str | None = None) -> Examples:
+    def take(rows: Array) -> dict[str, Array]:
+        return {name: array[rows] for name, array in arrays.items()}
+
+    return Examples(kind=kind, rows=len(next(iter(arrays.values()))), take=take, take_original=take, digest=digest)
+
+
+def _arrays_as_pictures(pixels: Array, images: PictureInput) -> Examples:
+    recipe = images.recipe
+    pixels = pixels[np.newaxis] if pixels.ndim == len(recipe.shape) else pixels
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != recipe.shape:
+        raise ConfigError(
+            f"examples: {pixels.dtype} {pixels.shape}, expected uint8 pixels (N, {', '.join(map(str, recipe.shape))}), "
+            "or paths of pictures"
+        )
+
+    def take(rows: Array) -> dict[str, Array]:
+        return {recipe.input: pixels[rows]}
+
+    def take_original(rows: Array) -> dict[str, Array]:
+        return {images.name: images.original(pixels[rows])}
+
+    return Examples(
+        kind="pictures", rows=len(pixels), take=take, take_original=take_original, digest=_digest([pixels.tobytes()])
+    )
+
+
+def _are_arrays(given: Iterable[Any]) -> bool:
+    return all(hasattr(item, "__array__") and not isinstance(item, str | Path) for item in given)
+
+
+def _paths(given: Any, labels: Sequence[str] | None) -> tuple[list[Path], Array | None]:
+    if not isinstance(given, str | Path):
+        paths = [Path(path) for path in given]
+        if paths:
+            return paths, None
+        raise _none("the list of examples is empty")
+    root = Path(given)
+    if root.is_file():
+        return [root], None
+    if not root.is_dir():
+        raise _none(f"{root} does not exist")
+    flat = _pictures_in(root)
+    if flat:
+        return flat, None
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and _pictures_in(entry))
+    if not folders:
+        raise _none(f"{root} holds no picture that ends in {', '.join(ENDINGS[:3])}, nor folders of them")
+    names = list(labels or [folder.name for folder in folders])
+    unknown = [folder.name for folder in folders if folder.name not in names]
+    if unknown:
+        raise ConfigError(f"{root}: folder {unknown[0]!r} is no class; the labels are {', '.join(names[:10])}")
+    pairs = [(path, names.index(folder.name)) for folder in folders for path in _pictures_in(folder)]
+    return [path for path, _ in pairs], np.array([class_id for _, class_id in pairs], np.int64)
+
+
+def class_folders(given: Any) -> list[str] | None:
+    """Return the names of a labelled set's folders, sorted as torchvision's ImageFolder; None for anything else."""
+    if not isinstance(given, str | Path) or not Path(given).is_dir() or _pictures_in(Path(given)):
+        return None
+    return sorted(entry.name for entry in Path(given).iterdir() if entry.is_dir() and _pictures_in(entry)) or None
+
+
+def _none(why: str) -> ConfigError:
+    return ConfigError(f"examples: {why}; expected pictures (PNG, JPEG), or one folder of them for each class")
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix in ENDINGS and path.is_file())
+
+
+def _read_picture(path: Path, recipe: ImageRecipe) -> bytes:
+    try:
+        data = path.read_bytes()
+        pictures.decode(data, recipe)
+    except (pictures.PictureError, UnidentifiedImageError) as err:
+        raise ConfigError(f"examples: {path}: {err}") from err
+    except OSError as err:
+        raise ConfigError(f"examples: {path} cannot be read: {err.strerror or err}") from err
+    return data
+
+
+def _read_rows(path: Path) -> Any:
+    if not path.is_file():
+        raise ConfigError(f"examples: {path} is no file; expected rows as .npy, .npz or .csv")
+    try:
+        if path.suffix == ".csv":
+            return np.genfromtxt(path, delimiter=",", skip_header=column_names(path) is not None, ndmin=2)
+        loaded = np.load(path, allow_pickle=False)
+        return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+    except (OSError, ValueError) as err:
+        raise ConfigError(f"examples: {path} cannot be read as .npy, .npz or .csv: {err}") from err
+
+
+def column_names(path: Any) -> tuple[str, ...] | None:
+    """Return the names in the first line of a .csv file, None where it holds numbers or is another kind of file."""
+    if not isinstance(path, str | Path) or Path(path).suffix != ".csv" or not Path(path).is_file():
+        return None
+    with Path(path).open(encoding="utf-8") as file:
+        cells = [cell.strip() for cell in file.readline().rstrip("\n").split(",")]
+    try:
+        [float(cell) for cell in cells]
+    except ValueError:
+        return tuple(cells)
+    return None
+
+
+def _row_arrays(given: Any, names: list[str]) -> dict[str, Array]:
+    if isinstance(given, Mapping):
+        missing = [name for name in names if name not in given]
+        if missing:
+            raise ConfigError(f"examples: no rows for input {missing[0]!r}; expected {', '.join(names)}")
+        return {name: np.asarray(given[name]) for name in names}
+    if isinstance(given, tuple) and len(given) == len(names):
+        return {name: np.asarray(array) for name, array in zip(names, given, strict=True)}
+    if len(names) != 1:
+        raise ConfigError(f"examples: one array for {len(names)} inputs; expected one for each of {', '.join(names)}")
+    return {names[0]: np.asarray(given)}
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(hashlib.sha256(part).digest())
+    return whole.hexdigest()

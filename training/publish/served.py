@@ -1,0 +1,234 @@
+"""An opened network -> the served graph and its proof: folded, exported, completed, and compared with the oracle.
+
+The second half of publishing, and what `verify` repeats. It writes nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from foldserve.format.golden import Golden
+from foldserve.format.metadata import FIRST, FORMAT_KEY, LABELS, REVISION, WEIGHTS, canonical_json, describe_image
+from foldserve.format.task import CLASSIFY, MULTILABEL, Task
+
+from .. import provenance
+from ..errors import ConfigError
+from ..fold.onnx.exporter import require_valid
+from ..fold.report import Report
+from ..model_file import to_bytes, weights_digest
+from .golden_rows import choose
+from .network import Array, OnnxNetwork, TorchNetwork
+from .network_graph import NetworkGraph, graph_of_module, graph_of_onnx
+from .opened import Opened
+from .pixels import factors, is_identity
+from .proof import Proof, check_served, golden_of, tolerance_of, undecided_rows
+from .served_graph import add_preprocessing, add_task, producer_of, rename_inputs, set_metadata
+from .tasks import are_probabilities, expected_outputs, scores_of
+from .wanted import checked_labels
+
+_FOLD_ROWS = 4  # examples that the fold proves each norm on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A graph that was proved.
+
+    Attributes:
+        model: content of model.onnx.
+        golden: answers for the manifest.
+        golden_indices: which examples they are of.
+        proof: what was measured.
+        report: of the fold; None where nothing was folded.
+        is_probability: the network's own output, without softmax or sigmoid.
+        scores: the network's output that the task is about.
+        notes: for people.
+    """
+
+    model: bytes
+    golden: Golden
+    golden_indices: Array
+    proof: Proof
+    report: Report | None
+    is_probability: bool
+    scores: str | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What the unfolded network says to some examples, in float64 and in its own precision."""
+
+    rows: Array
+    oracle: dict[str, Array]
+    deployed: dict[str, Array]
+
+
+def ask(opened: Opened) -> Answers:
+    """Return what the unfolded network says to the examples that are checked, after seeing that it says it twice."""
+    rows = opened.examples.checked
+    feeds = opened.examples.take_original(rows)
+    opened.network.require_reproducible(feeds)
+    return Answers(rows=rows, oracle=opened.network.oracle(feeds), deployed=opened.network.deployed(feeds))
+
+
+def serve(opened: Opened) -> Served:
+    """Return the served graph of a network, proved on its examples.
+
+    Raises:
+        ConfigError: task, labels or recipe do not fit the network.
+        ExportError: the network cannot be exported.
+        VerifyError: the graph does not answer as the unfolded network.
+    """
+    answers = ask(opened)
+    task = opened.wanted.chosen_task
+    scores = scores_of(answers.oracle, task, opened.wanted.scores)
+    _check_labels(opened, answers, scores)
+    graph = _network_graph(opened)
+    own = _own_name(opened, graph, scores)
+    is_probability = scores is not None and are_probabilities(
+        answers.oracle[scores], task, "" if own is None else producer_of(graph.model, own)
+    )
+    expected = expected_outputs(answers.oracle, task, scores, is_probability)
+    deployed = expected_outputs(answers.deployed, task, scores, is_probability)
+    model = _completed(opened, graph, expected, own, is_probability)
+    tolerance = tolerance_of(expected, deployed)
+    unsure = undecided_rows(expected, deployed, tolerance)
+    feeds = opened.examples.take(answers.rows)
+    deviations, got = check_served(model, feeds, expected, unsure, tolerance)
+    agreement = _agreement(got, expected)
+    chosen, golden_notes = choose(expected, unsure, feeds, answers.rows)
+    if golden_notes:
+        expected = {name: value for name, value in expected.items() if value.dtype.kind == "f"}
+    return Served(
+        model=model,
+        golden=golden_of(feeds, expected, got, chosen, tolerance),
+        golden_indices=answers.rows[chosen],
+        proof=Proof(
+            oracle=opened.network.oracle_kind,
+            examples=opened.examples.kind,
+            rows=len(answers.rows),
+            deviations=deviations,
+            probability_difference=_difference(got, expected),
+            agreement=agreement,
+            undecided=int(unsure.sum()),
+            tolerance=tolerance,
+        ),
+        report=graph.report,
+        is_probability=is_probability,
+        scores=scores,
+        notes=(*graph.notes, *_notes(opened, answers, scores, is_probability), *golden_notes),
+    )
+
+
+def _network_graph(opened: Opened) -> NetworkGraph:
+    network, images = opened.network, opened.images
+    if isinstance(network, TorchNetwork):
+        wanted = None if images is None or images.recipe.layout != "CHW" else images.normalisation
+        return graph_of_module(network, _fold_example(opened, network), wanted)
+    assert isinstance(network, OnnxNetwork)
+    model = onnx.ModelProto()
+    model.CopyFrom(network.model)
+    shapes = {name: value.shape for name, value in opened.examples.take(opened.examples.checked[:2]).items()}
+    if network.fixed_rows is not None:
+        shapes = {name: (network.fixed_rows, *shape[1:]) for name, shape in shapes.items()}
+    if images is not None:
+        add_preprocessing(model, images.recipe, _factors(opened))
+    return graph_of_onnx(network, model, shapes)
+
+
+def _fold_example(opened: Opened, network: TorchNetwork) -> tuple[Tensor, ...]:
+    size = network.fixed_rows
+    rows = opened.examples.checked[: size or _FOLD_ROWS]
+    rows = np.resize(rows, size or max(2, len(rows)))  # one example alone would be taken for a fixed batch
+    feeds = opened.examples.take_original(rows)
+    pairs = zip(network.inputs, network.example, strict=True)
+    return tuple(torch.from_numpy(np.ascontiguousarray(feeds[name])).to(like.dtype) for name, like in pairs)
+
+
+def _factors(opened: Opened) -> Any:
+    assert opened.images is not None
+    wanted = opened.images.normalisation
+    return None if is_identity(wanted) else factors(wanted)
+
+
+def _own_name(opened: Opened, graph: NetworkGraph, scores: str | None) -> str | None:
+    """Return what the graph calls the output that the task is about."""
+    if scores is None:
+        return None
+    return str(graph.model.graph.output[opened.network.outputs.index(scores)].name)
+
+
+def _completed(
+    opened: Opened, graph: NetworkGraph, expected: dict[str, Array], own: str | None, is_probability: bool
+) -> bytes:
+    model, images, task = graph.model, opened.images, opened.wanted.chosen_task
+    if isinstance(opened.network, TorchNetwork) and images is not None:
+        add_preprocessing(model, images.recipe, None if graph.takes_pixels else _factors(opened))
+    elif images is None:
+        rename_inputs(model, dict(zip((v.name for v in model.graph.input), opened.names, strict=False)))
+    names = {
+        str(value.name): name
+        for value, name in zip(model.graph.output, opened.network.outputs, strict=True)
+        if name in expected
+    }
+    columns = 0 if own is None else next(iter(expected.values())).shape[1]
+    add_task(model, task, own, is_probability, columns, names)
+    set_metadata(model, {**_metadata(opened), WEIGHTS: weights_digest(model)})
+    model.producer_name, model.producer_version, model.domain = "foldserve", "", ""
+    require_valid(model)
+    return to_bytes(model)
+
+
+def _metadata(opened: Opened) -> dict[str, str]:
+    wanted = opened.wanted
+    columns = None if wanted.columns is None else tuple(wanted.columns)
+    entries = {FORMAT_KEY: FIRST, REVISION: provenance.revision()}
+    if opened.images is not None:
+        entries |= describe_image(opened.images.recipe)
+    if wanted.labels is not None:
+        entries[LABELS] = canonical_json(list(wanted.labels))
+    return entries | Task(wanted.chosen_task, wanted.threshold, columns).as_metadata()
+
+
+def _check_labels(opened: Opened, answers: Answers, scores: str | None) -> None:
+    labels = opened.wanted.labels
+    if labels is None or scores is None:
+        return
+    checked_labels(labels)
+    outputs = answers.oracle[scores].reshape(len(answers.rows), -1).shape[1]
+    if len(labels) != outputs:
+        raise ConfigError(
+            f"{len(labels)} labels for {outputs} outputs ({scores!r}); expected one label for each, in the order of "
+            "the classes: is a line missing, or is the background a class?"
+        )
+
+
+def _notes(opened: Opened, answers: Answers, scores: str | None, is_probability: bool) -> tuple[str, ...]:
+    notes = []
+    if is_probability:
+        notes.append(f"output {scores!r} holds probabilities already; nothing is added to it")
+    if scores is not None and len(answers.oracle) > 1:
+        others = ", ".join(name for name in answers.oracle if name != scores)
+        notes.append(f"the task is about output {scores!r}; not served: {others}")
+    dropped = [name for name, value in answers.oracle.items() if value.dtype.kind not in "fiub"]
+    if scores is None and dropped:
+        notes.append(f"outputs {', '.join(dropped)} hold no numbers and are not served")
+    if opened.wanted.chosen_task in (CLASSIFY, MULTILABEL) and opened.wanted.labels is None:
+        notes.append("no labels: classes are numbers in the answers")
+    return tuple(notes)
+
+
+def _difference(got: dict[str, Array], expected: dict[str, Array]) -> float | None:
+    if "probabilities" not in expected:
+        return None
+    return float(np.abs(got["probabilities"] - expected["probabilities"]).max())
+
+
+def _agreement(got: dict[str, Array], expected: dict[str, Array]) -> float | None:
+    if "class_id" not in expected:
+        return None
+    return float((got["class_id"] == expected["class_id"]).mean())

@@ -1,0 +1,93 @@
+"""What a user wants published, as typed or as given in Python: one object for the commands and the function."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foldserve.format.task import CLASSIFY, OUTPUTS, TENSORS
+
+from ..errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """A network's surroundings.
+
+    Attributes:
+        labels: class names, index = class id.
+        image: how pictures become its input, in any form that `recipes.read_image` takes; None: it takes no pictures.
+        examples: pictures or rows, in any form that `examples` takes; None: made up.
+        task: of `foldserve.format.task`; None: `classify` where there are labels, else `tensors`.
+        scores: the output that the task is about, where there are several.
+        threshold: of `multilabel`.
+        columns: names of the values of a row.
+        inputs: `[NAME=][DTYPE:]D,D,...` for each input, batch first, or example tensors.
+        outputs: names of the outputs, in order; empty: the network's own.
+    """
+
+    labels: Sequence[str] | None = None
+    image: Any = None
+    examples: Any = None
+    task: str | None = None
+    scores: str | None = None
+    threshold: float = 0.5
+    columns: Sequence[str] | None = None
+    inputs: Sequence[Any] = ()
+    outputs: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.task is not None and self.task not in OUTPUTS:
+            raise ConfigError(f"task {self.task!r}: expected one of {', '.join(OUTPUTS)}")
+        if not 0 <= self.threshold <= 1:
+            raise ConfigError(f"threshold {self.threshold}: expected a probability, 0 to 1")
+        if self.labels is not None and self.chosen_task not in (CLASSIFY, "multilabel"):
+            raise ConfigError(f"labels with task {self.task}: expected classify or multilabel; leave one of both out")
+
+    @property
+    def chosen_task(self) -> str:
+        """The task, by default what the labels suggest."""
+        return self.task or (TENSORS if self.labels is None else CLASSIFY)
+
+
+def read_labels_file(path: Path) -> tuple[str, ...]:
+    """Return the class names of a file, one on each line, or of a JSON array or object of them by class id.
+
+    Raises:
+        ConfigError: it cannot be read, or a name is empty or stands there twice.
+    """
+    import json
+
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as err:
+        raise ConfigError(f"--labels {path} cannot be read: {err}; expected one class name on each line") from err
+    if path.suffix == ".json":
+        try:
+            stated = json.loads(text)
+            names = [stated[str(i)] for i in range(len(stated))] if isinstance(stated, dict) else list(stated)
+        except (ValueError, KeyError, TypeError) as err:
+            raise ConfigError(f"--labels {path}: {err!r}; expected an array of names, or names by class id") from err
+        names = [str(name[-1] if isinstance(name, list) else name) for name in names]
+    else:
+        names = [line.strip() for line in text.splitlines()]
+        while names and not names[-1]:
+            names.pop()
+    return checked_labels(names, f"--labels {path}")
+
+
+def checked_labels(names: Sequence[str], what: str = "labels") -> tuple[str, ...]:
+    """Return class names that can stand one on a line each.
+
+    Raises:
+        ConfigError: one is empty, holds a line break, or stands there twice; or there are none.
+    """
+    if not names:
+        raise ConfigError(f"{what}: no class name; expected one for each class")
+    for number, name in enumerate(names):
+        if not isinstance(name, str) or not name or "\n" in name or "\r" in name:
+            raise ConfigError(f"{what}: class {number} is {name!r}; expected one line of text for each class")
+    twice = sorted({name for name in names if list(names).count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice and len(names) < 100:
+        raise ConfigError(f"{what}: {twice[0]!r} stands there twice; expected a name of its own for each class")
+    return tuple(names)
