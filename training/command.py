@@ -21,6 +21,7 @@ from .publish import cli as publish_command
 from .ranks import ranks_of
 from .reverify import Outcome, reverify, version_folder
 from .studies import best, circles_report, compare, inspection
+from .user_model.source import open_source
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,10 +63,15 @@ def _add_verify(subparsers: Any) -> None:
         type=Path,
         help="version folder such as models/lenet-bn/1, model.onnx in one, or models/lenet-bn: its newest version",
     )
-    parser.add_argument("--weights", type=Path, default=None, help="model.safetensors of the run, for the whole chain")
+    parser.add_argument(
+        "--weights", type=Path, default=None, help="model.safetensors of the run, or the weights of --source's factory"
+    )
     parser.add_argument(
         "--network", metavar="package.module:factory", help="with --weights of a network of your own: what made it"
     )
+    parser.add_argument("--source", help="the network that a version of your own was made from, as publish takes it")
+    parser.add_argument("--factory-args", metavar="JSON", help="keyword arguments of the factory, a JSON object")
+    parser.add_argument("--examples", metavar="PATH", help="pictures or rows for --source (made up)")
     parser.add_argument("--data-dir", type=Path, default=None, help="folder with Fashion-MNIST's four files")
     add_flags(parser)
     parser.set_defaults(run=_run_verify)
@@ -73,7 +79,16 @@ def _add_verify(subparsers: Any) -> None:
 
 def _run_verify(arguments: argparse.Namespace) -> None:
     folder = version_folder(arguments.model)
-    checks = reverify(folder, lambda: _data_of(folder, arguments), arguments.weights, print, network=arguments.network)
+    words = (arguments.source, arguments.weights, arguments.factory_args)
+    checks = reverify(
+        folder,
+        lambda: _data_of(folder, arguments),
+        arguments.weights,
+        print,
+        network=arguments.network,
+        open_original=None if arguments.source is None else lambda: open_source(*words),
+        examples=arguments.examples,
+    )
     failed = [check.what for check in checks if check.outcome is Outcome.FAILED]
     if failed:
         raise VerifyError(f"{folder}: {len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")

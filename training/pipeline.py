@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -21,15 +22,16 @@ from torch import nn
 from foldserve.format import metadata
 from foldserve.format.golden import Golden
 
-from . import golden, model_file
+from . import artifact, golden, model_file
 from .config import Recipe
 from .dataset import PIXEL_SCALE, Dataset, scale_pixels
-from .errors import ConfigError, GateError
+from .errors import ArtifactError, ConfigError, GateError, VerifyError
 from .fit import EpochRecord, History, Snapshot, evaluate, fit
 from .fold import fold, fold_input
 from .fold.report import Report
 from .model import build, count_parameters
 from .parity import Parity, check_parity, oracle_logits, run_model
+from .promotion import Change, compare
 from .ranks import ALONE, Ranks
 from .statistics import population_statistics
 from .weights import Weights, buffers_of, parameters_of
@@ -262,6 +264,29 @@ def check_worth(manifest: Mapping[str, Any], dataset: Dataset, min_accuracy: flo
             f"{name} accuracy {accuracy:.4f}: expected at least {least:.4f}{why}; nothing is published. Train it on "
             f"with --resume {run} --epochs N, or publish it with --resume {run} --min-accuracy 0"
         )
+
+
+def change_since_newest(folder: Path, model: bytes, dataset: Dataset) -> Change | None:
+    """Return how `model` compares with the newest promoted version in `folder` that was trained on the same data.
+
+    Args:
+        folder: of the model.
+        model: content of the new model.onnx.
+        dataset: both answer its test images.
+    """
+    version = artifact.newest_promoted(folder)
+    if version is None:
+        return None
+    try:
+        older, _ = artifact.read(version)
+        graph = onnx.ModelProto.FromString(older)
+        stated = {entry.key: entry.value for entry in graph.metadata_props}
+        if stated.get(metadata.DATA) != metadata.canonical_json(dataset.digests):
+            return None
+        before, after = (run_model(content, dataset.test_images)["class_id"][:, 0] for content in (older, model))
+    except (ArtifactError, VerifyError, KeyError):  # what cannot be asked is no measure
+        return None
+    return compare(int(version.name), before == dataset.test_labels, after == dataset.test_labels)
 
 
 def describe(recipe: Recipe, dataset: Dataset, revision: str) -> dict[str, str]:

@@ -23,8 +23,11 @@ from . import artifact, golden, model_file
 from .config import NETWORKS
 from .dataset import Dataset
 from .errors import ArtifactError, ExportError, TrainingError, VerifyError
+from .fold.onnx.exporter import require_valid
 from .parity import RUNTIME_LEVELS, TOLERANCE, check_parity, run_model
 from .pipeline import PROOF_ROWS, algebra_of, fold_network
+from .publish import again
+from .user_model.source import Source
 from .weights import Weights, read_weights
 
 
@@ -61,6 +64,14 @@ class Version:
         """The graph's `metadata_props`."""
         return {entry.key: entry.value for entry in self.graph.metadata_props}
 
+    @property
+    def is_trained_here(self) -> bool:
+        """True for what `foldserve train` made: it names its data."""
+        return metadata.DATA in self.metadata
+
+
+Parts = dict[str, tuple[str | None, Callable[[], str]]]  # what -> why it cannot be checked, and the check
+
 
 def version_folder(path: Path) -> Path:
     """Return the version folder that `path` means: itself, the one that model.onnx lies in, or a model's newest.
@@ -86,6 +97,8 @@ def reverify(
     on_check: Callable[[Check], None] = lambda _: None,
     *,
     network: str | None = None,
+    open_original: Callable[[], Source] | None = None,
+    examples: Any = None,
 ) -> list[Check]:
     """Return one `Check` for each part of the proof, calling `on_check` as each ends; a failure does not end the rest.
 
@@ -96,21 +109,22 @@ def reverify(
         on_check: gets each check as it ends.
         network: the factory of a network of the user's. It is run only when it is named here: a file that named it
             would have its reader run whatever it says.
+        open_original: gives the network that a version of one's own was made from; None: it was not given.
+        examples: for that network, as `publish` takes them.
 
     Raises:
         ArtifactError: the version cannot be read, or its digests are wrong: then there is nothing to check.
     """
     model, manifest = artifact.read(path)
     version = Version(model, _parsed(model), manifest)
-    data, missing = _dataset_for(version, load_dataset)
-    no_weights = _obstacle(version, weights, network)
-    parts: dict[str, tuple[str | None, Callable[[], str]]] = {
+    parts: Parts = {
         "digests": (None, lambda: f"{MODEL_FILE}, {len(model)} bytes, is the file that the manifest was written for"),
         "graph": (None, lambda: _check_graph(version)),
-        "golden answers": (None, lambda: _check_golden(version)),
-        "test accuracy": (missing, lambda: _check_accuracy(version, data)),
-        "whole chain": (no_weights or missing, lambda: _check_chain(version, data, weights)),
     }
+    if version.is_trained_here:
+        parts |= _trained_parts(version, load_dataset, weights, network)
+    else:
+        parts |= _brought_parts(version, open_original, examples)
     checks = []
     for what, (obstacle, check) in parts.items():
         checks.append(Check(what, Outcome.NOT_CHECKED, obstacle) if obstacle else _outcome(what, check))
@@ -126,6 +140,36 @@ def _obstacle(version: Version, weights: Path | None, network: str | None) -> st
     if stated not in NETWORKS and stated != network:
         return f"the network was made by {stated}, which would run; add --network {stated} if you trust it"
     return None
+
+
+def _trained_parts(
+    version: Version, load_dataset: Callable[[], Dataset], weights: Path | None, network: str | None
+) -> Parts:
+    """Return what is checked of a version that `foldserve train` made: its data and its run are known."""
+    data, missing = _dataset_for(version, load_dataset)
+    no_weights = _obstacle(version, weights, network)
+    return {
+        "golden answers": (None, lambda: _check_golden(version)),
+        "test accuracy": (missing, lambda: _check_accuracy(version, data)),
+        "whole chain": (no_weights or missing, lambda: _check_chain(version, data, weights)),
+    }
+
+
+def _brought_parts(version: Version, open_original: Callable[[], Source] | None, examples: Any) -> Parts:
+    """Return what is checked of a version that `foldserve publish` made: its network is brought along again."""
+    no_source = None if open_original else "the unfolded network was not given; add --source and --examples"
+
+    def against_original() -> str:
+        assert open_original is not None
+        return again.check_against(version.model, version.metadata, version.manifest, open_original(), examples)
+
+    return {
+        "golden answers": (
+            None,
+            lambda: again.check_golden(version.model, version.metadata, version.manifest["golden"]),
+        ),
+        "unfolded network": (no_source, against_original),
+    }
 
 
 def _outcome(what: str, check: Callable[[], str]) -> Check:
@@ -157,11 +201,16 @@ def _dataset_for(version: Version, load_dataset: Callable[[], Dataset]) -> tuple
 
 
 def _check_graph(version: Version) -> str:
-    model_file.check_graph(version.graph)
+    if version.is_trained_here:
+        model_file.check_graph(version.graph)
+    else:
+        require_valid(version.graph)  # norms may stay in a network that was brought, and are proved with it
     digest, stated = model_file.weights_digest(version.graph), version.metadata.get(metadata.WEIGHTS)
     if digest != stated:
         raise ExportError(f"the weights' digest is {digest}, the graph's metadata says {stated}")
-    return f"valid ONNX, {len(version.graph.graph.node)} nodes, no norm, weights {digest[:12]}"
+    norms = sum(node.op_type == "BatchNormalization" for node in version.graph.graph.node)
+    kept = f"{norms} of them norms" if norms else "no norm"
+    return f"valid ONNX, {len(version.graph.graph.node)} nodes, {kept}, weights {digest[:12]}"
 
 
 def _check_golden(version: Version) -> str:

@@ -30,8 +30,9 @@ from .fit import EpochRecord, Snapshot, check_batches, check_ranks
 from .initial import read_initial
 from .model import build, with_norms_of
 from .parity import run_model
-from .pipeline import PROOF_ROWS, Package, Trained, check_worth, package, train
+from .pipeline import PROOF_ROWS, Package, Trained, change_since_newest, check_worth, package, train
 from .progress import Progress
+from .promotion import promotion_of
 from .ranks import Ranks, launched
 from .rehearsal import rehearse
 from .run_folder import CARD_NAME, CONFIG_NAME, RunConfig, RunFolder
@@ -100,6 +101,9 @@ def add_parser(subparsers: Any) -> None:
         help="publish nothing below this accuracy on the images held out, else on the test images (clearly above "
         "always naming the most frequent class)",
     )
+    places.add_argument(
+        "--promote", action="store_true", help="let it go live although it is worse than the version before"
+    )
     places.add_argument("--out", type=Path, help="the run's own folder (runs/NAME-TIME-seedSEED)")
     places.add_argument("--resume", type=Path, metavar="RUN", help="continue a stopped run where it publishes to")
     places.add_argument("--tensorboard", action="store_true", help="write TensorBoard events into the run's folder too")
@@ -166,7 +170,7 @@ def _lead(arguments: argparse.Namespace, ranks: Ranks) -> None:
     finally:
         ranks.told_by_first(order)
     with contextlib.closing(session.run):
-        _train_and_publish(session, dataset, order, arguments.tensorboard, (revision, environment), ranks)
+        _train_and_publish(session, dataset, order, arguments, (revision, environment), ranks)
 
 
 def _begin(arguments: argparse.Namespace, ranks: Ranks) -> tuple[Session, Dataset, str, Mapping[str, Any]]:
@@ -185,7 +189,7 @@ def _train_and_publish(
     session: Session,
     dataset: Dataset,
     order: _Order,
-    has_tensorboard: bool,
+    arguments: argparse.Namespace,
     made_by: tuple[str, Mapping[str, Any]],
     ranks: Ranks,
 ) -> None:
@@ -194,7 +198,7 @@ def _train_and_publish(
     where = f", epoch {done} done" if done else ""
     on = f"{session.device.type}, {ranks.world_size} ranks" if ranks.world_size > 1 else session.device.type
     print(f"data {dataset.source}, device {on}, run {run.path}{where}")
-    events = Events(run.path, done + 1) if has_tensorboard else None
+    events = Events(run.path, done + 1) if arguments.tensorboard else None
     progress = Progress(len(dataset.train_labels), done, config.recipe.epochs)
     with session.resumable(), contextlib.closing(progress):
         trained = train(
@@ -222,7 +226,13 @@ def _train_and_publish(
         print(f"\n{packaged.report.table()}\n\n{packaged.parity.table()}\n")
         card = _write_pictures(session, trained, packaged, revision, dataset)
         check_worth(packaged.manifest, dataset, config.min_accuracy, run.path)
-        folder = publish(Path(config.models_dir), config.name, packaged.model, packaged.manifest)
+        change = change_since_newest(Path(config.models_dir) / config.name, packaged.model, dataset)
+        manifest = {**packaged.manifest, **promotion_of(change, is_wanted=arguments.promote)}
+        folder = publish(Path(config.models_dir), config.name, packaged.model, manifest)
+        if change is not None:
+            print(change)
+        if manifest.get("promotion", {}).get("promoted") is False:
+            print("NOT promoted: it does not go live by itself; `foldserve models promote` lets it")
         run.write(CARD_NAME, card.encode())  # the run is finished: resumed once more, it would publish once more
     print(f"published {folder} ({len(packaged.model):,} bytes); weights {weights}")
 

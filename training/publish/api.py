@@ -123,20 +123,21 @@ def _manifest(opened: Opened, served: Served, source: Source, measured: Accuracy
         "golden": served.golden.as_dict(),
         "proof": served.proof.as_dict(),
         "fold": None if served.report is None else served.report.as_dict(),
-        "source": _source(opened, source),
+        "source": _source(opened, served, source),
         "environment": provenance.environment(),
     }
     return manifest if measured is None else {**manifest, "accuracy": measured.as_dict()}
 
 
-def _source(opened: Opened, source: Source) -> dict[str, Any]:
+def _source(opened: Opened, served: Served, source: Source) -> dict[str, Any]:
     """Return what is kept of where a version comes from: names, never paths of this machine."""
     images = opened.images
     arithmetic = None
     if images is not None:
         wanted = images.normalisation
         arithmetic = {"scale": wanted.scale, "mean": list(wanted.mean), "std": list(wanted.std)}
-    kept = {"network": Path(source.name).name, "notes": list(source.notes), "normalisation": arithmetic}
+    kept: dict[str, Any] = {"network": Path(source.name).name, "notes": list(source.notes), "normalisation": arithmetic}
+    kept["scores"] = served.scores
     return {key: value for key, value in kept.items() if value}
 
 

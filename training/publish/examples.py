@@ -87,18 +87,23 @@ def picture_examples(given: Any, images: PictureInput, labels: Sequence[str] | N
     """Return pictures as examples.
 
     Args:
-        given: a folder (of pictures, or of one folder for each class), paths, or uint8 pixels (N, ...) of the recipe's
-            own shape.
+        given: a folder (of pictures, or of one folder for each class); a list of paths, of PIL pictures or of uint8
+            arrays (H, W, 3) or (H, W) of any size; or uint8 pixels (N, ...) of the recipe's own shape.
         images: how they become an input.
         labels: class names, to find the classes of folders.
 
     Raises:
         ConfigError: there are none, one is no picture, or a folder's name is no class.
     """
-    if isinstance(given, np.ndarray) or (not isinstance(given, str | Path) and _are_arrays(given)):
+    if hasattr(given, "shape") and tuple(given.shape)[-3:] == images.recipe.shape:
         return _arrays_as_pictures(np.asarray(given), images)
-    paths, truth = _paths(given, labels)
-    files = [_read_picture(path, images.recipe) for path in paths]
+    if hasattr(given, "shape"):
+        given = [np.asarray(given)] if len(given.shape) < 4 else list(np.asarray(given))
+    if not isinstance(given, str | Path) and any(not isinstance(item, str | Path) for item in given):
+        files, truth = [_encoded(item, images.recipe) for item in given], None
+    else:
+        paths, truth = _paths(given, labels)
+        files = [_read_picture(path, images.recipe) for path in paths]
 
     def take(rows: Array) -> dict[str, Array]:
         return {images.recipe.input: np.stack([pictures.decode(files[row], images.recipe) for row in rows])}
@@ -131,7 +136,7 @@ def row_examples(given: Any, inputs: Mapping[str, tuple[tuple[int, ...], np.dtyp
     Raises:
         ConfigError: they do not fit the inputs.
     """
-    arrays = _row_arrays(_read_rows(Path(given)) if isinstance(given, str | Path) else given, list(inputs))
+    arrays = _row_arrays(read_rows(given), list(inputs))
     lengths = {len(array) for array in arrays.values()}
     if len(lengths) != 1 or 0 in lengths:
         raise ConfigError(f"examples: the inputs have {sorted(lengths)} rows, expected one number above 0")
@@ -197,8 +202,18 @@ def _arrays_as_pictures(pixels: Array, images: PictureInput) -> Examples:
     )
 
 
-def _are_arrays(given: Iterable[Any]) -> bool:
-    return all(hasattr(item, "__array__") and not isinstance(item, str | Path) for item in given)
+def _encoded(item: Any, recipe: ImageRecipe) -> bytes:
+    """Return a picture in memory as the PNG that somebody would send; a path as its content."""
+    if isinstance(item, str | Path):
+        return _read_picture(Path(item), recipe)
+    if not isinstance(item, Image.Image):
+        array = np.asarray(item)
+        if array.dtype != np.uint8 or array.shape[2:] not in ((), (3,), (4,)) or array.ndim < 2:
+            raise ConfigError(f"examples: an array {array.dtype} {array.shape}; expected uint8 (H, W, 3) or (H, W)")
+        item = Image.fromarray(array)
+    content = io.BytesIO()
+    item.save(content, "PNG")
+    return content.getvalue()
 
 
 def _paths(given: Any, labels: Sequence[str] | None) -> tuple[list[Path], Array | None]:
@@ -252,12 +267,21 @@ def _read_picture(path: Path, recipe: ImageRecipe) -> bytes:
     return data
 
 
-def _read_rows(path: Path) -> Any:
+def read_rows(given: Any) -> Any:
+    """Return rows as they were given, or those of a .npy, .npz or .csv file.
+
+    Raises:
+        ConfigError: the file cannot be read so.
+    """
+    if not isinstance(given, str | Path):
+        return given
+    path = Path(given)
     if not path.is_file():
         raise ConfigError(f"examples: {path} is no file; expected rows as .npy, .npz or .csv")
     try:
         if path.suffix == ".csv":
-            return np.genfromtxt(path, delimiter=",", skip_header=column_names(path) is not None, ndmin=2)
+            names = column_names(path)
+            return np.genfromtxt(path, np.float32, delimiter=",", skip_header=int(names is not None), ndmin=2)
         loaded = np.load(path, allow_pickle=False)
         return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
     except (OSError, ValueError) as err:

@@ -16,7 +16,7 @@ def choose(expected: Mapping[str, Array], unsure: Array, feeds: Feeds, rows: Arr
     Args:
         expected: outputs of the oracle.
         unsure: rows whose integers rounding might change, (N,) bool.
-        feeds: what the served graph takes, each (N, ...).
+        feeds: what the manifest has to hold of the inputs, each (N, ...); nothing for pictures that are files.
         rows: indices of the examples.
     """
     clear = np.flatnonzero(~unsure)

@@ -25,7 +25,7 @@ from ..fold.pytorch.reproducible import first_difference
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]
 
-_ELEMENTS_AT_ONCE = 2**21  # of the inputs of one run: some twelve pictures of 224 x 224
+_ELEMENTS_AT_ONCE = 2**19  # of the inputs of one run: three pictures of 224 x 224, for the sake of memory
 
 
 class Network(Protocol):

@@ -18,6 +18,7 @@ from foldserve.format.image_options import Normalisation
 from ..errors import ConfigError, ExportError, FoldError
 from ..fold import Folded, fold, fold_onnx
 from ..fold.onnx.exporter import export_module
+from ..fold.pytorch.float64 import full_copy
 from ..fold.report import Report
 from ..fold.rounding import round_once
 from .network import Array, OnnxNetwork, TorchNetwork
@@ -56,10 +57,14 @@ def graph_of_module(network: TorchNetwork, example: tuple[Tensor, ...], wanted: 
         ExportError: torch.export cannot read the network; the message says where, and names the other way.
     """
     folded, takes_pixels, notes = _folded(network, example, wanted)
-    module, report = (network.module, None) if folded is None else (folded.model, folded.report)
+    if folded is None:
+        module, report = network.module, None
+    else:
+        _require_same_weights(network.module, folded.model, folded.exact)
+        module, report = full_copy(folded.model), folded.report  # of which no float64 values are kept
+        del folded
     has_norms = report is None or bool(report.refused)
     model = _exported(network, module, example, optimize=not has_norms)
-    _require_same_weights(network.module, module, {} if folded is None else folded.exact)
     _require_weights_in(model, module)
     return NetworkGraph(model=model, report=report, takes_pixels=takes_pixels, notes=notes)
 

@@ -5,6 +5,7 @@ The first half of publishing, before anything is folded; `verify` starts here as
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from .examples import (
     made_pictures,
     made_rows,
     picture_examples,
+    read_rows,
     row_examples,
 )
 from .network import Network, OnnxNetwork, TorchNetwork, as_float32
@@ -60,6 +62,8 @@ def open_network(source: Source, wanted: Wanted) -> Opened:
     Raises:
         ConfigError: what is wanted does not fit it.
     """
+    if isinstance(wanted.image, partial):  # `weights.transforms` of torchvision, not called
+        wanted = replace(wanted, image=wanted.image())
     folders = class_folders(wanted.examples)
     notes = source.notes
     if folders is not None and wanted.labels is None and wanted.task in (None, "classify"):
@@ -149,8 +153,8 @@ def _example(source: Source, wanted: Wanted) -> tuple[Tensor, ...]:
         return tuple(_from_spec(spec) for spec in wanted.inputs)
     if source.example is not None:
         return source.example
-    given = wanted.examples
-    if given is None or isinstance(given, str):
+    given = read_rows(wanted.examples)
+    if given is None:
         raise ConfigError("the shapes of the inputs are not known; say them with --input, such as --input 1,3,224,224")
     arrays = (
         list(given.values()) if isinstance(given, Mapping) else list(given) if isinstance(given, tuple) else [given]

@@ -20,17 +20,18 @@ from ..errors import ConfigError
 from ..fold.onnx.exporter import require_valid
 from ..fold.report import Report
 from ..model_file import to_bytes, weights_digest
+from .golden_pictures import Meaning, with_files
 from .golden_rows import choose
 from .network import Array, OnnxNetwork, TorchNetwork
 from .network_graph import NetworkGraph, graph_of_module, graph_of_onnx
 from .opened import Opened
 from .pixels import factors, is_identity
-from .proof import Proof, check_served, golden_of, tolerance_of, undecided_rows
+from .proof import Proof, Session, check_served, golden_of, tolerance_of, undecided_rows
 from .served_graph import add_preprocessing, add_task, producer_of, rename_inputs, set_metadata
 from .tasks import are_probabilities, expected_outputs, scores_of
 from .wanted import checked_labels
 
-_FOLD_ROWS = 4  # examples that the fold proves each norm on
+_FOLD_ROWS = 2  # examples that the fold proves each norm on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,17 +96,33 @@ def serve(opened: Opened) -> Served:
     expected = expected_outputs(answers.oracle, task, scores, is_probability)
     deployed = expected_outputs(answers.deployed, task, scores, is_probability)
     model = _completed(opened, graph, expected, own, is_probability)
+    report, graph_notes = graph.report, graph.notes
+    del graph  # its weights are in `model` as well
     tolerance = tolerance_of(expected, deployed)
     unsure = undecided_rows(expected, deployed, tolerance)
     feeds = opened.examples.take(answers.rows)
     deviations, got = check_served(model, feeds, expected, unsure, tolerance)
     agreement = _agreement(got, expected)
-    chosen, golden_notes = choose(expected, unsure, feeds, answers.rows)
+    are_files = opened.examples.files is not None
+    chosen, golden_notes = choose(expected, unsure, {} if are_files else feeds, answers.rows)
     if golden_notes:
         expected = {name: value for name, value in expected.items() if value.dtype.kind == "f"}
+    golden = golden_of(feeds, expected, got, chosen, tolerance)
+    if opened.images is not None:
+        meaning = Meaning(task=task, scores=scores, is_probability=is_probability)
+        golden = with_files(
+            golden,
+            answers.rows[chosen],
+            opened.examples,
+            opened.images,
+            opened.network,
+            meaning,
+            Session(model),
+            tolerance,
+        )
     return Served(
         model=model,
-        golden=golden_of(feeds, expected, got, chosen, tolerance),
+        golden=golden,
         golden_indices=answers.rows[chosen],
         proof=Proof(
             oracle=opened.network.oracle_kind,
@@ -117,10 +134,10 @@ def serve(opened: Opened) -> Served:
             undecided=int(unsure.sum()),
             tolerance=tolerance,
         ),
-        report=graph.report,
+        report=report,
         is_probability=is_probability,
         scores=scores,
-        notes=(*graph.notes, *_notes(opened, answers, scores, is_probability), *golden_notes),
+        notes=(*graph_notes, *_notes(opened, answers, scores, is_probability), *golden_notes),
     )
 
 

@@ -18,7 +18,10 @@ from torch import nn
 from foldserve import publish
 from foldserve.service.app import create_app
 from foldserve.service.settings import Settings
+from foldserve.training.command import main
 from foldserve.training.errors import ArtifactError, ConfigError, ExportError, GateError, VerifyError
+from foldserve.training.reverify import reverify, version_folder
+from foldserve.training.user_model.source import as_source
 from tests.support.live import serve
 from tests.support.vision import library
 
@@ -460,3 +463,79 @@ def test_half_precision_is_widened_exactly_and_said(tmp_path: Path) -> None:
     graph = onnx.load(tmp_path / "half/1/model.onnx").graph
     found = next(numpy_helper.to_array(tensor) for tensor in graph.initializer if len(tensor.dims) == 2)
     assert np.array_equal(found.reshape(2, 5), network.weight.detach().float().numpy())
+
+
+def test_pictures_are_golden_as_files(models: Path) -> None:
+    """What proves a version each time is encoded pictures: decoding and recipe are proved with the graph."""
+    section = manifest(models, "flowers")["golden"]
+    assert section["inputs"] == {}
+    assert 0 < len(section["files"]) <= 12
+    assert len(section["outputs"]["class_id"]["shape"]) == 2
+
+
+def test_large_pictures_are_kept_small_and_still_proved(tmp_path: Path, transforms: Any) -> None:
+    """Photographs beyond their share of the manifest are kept at the model's size; the oracle answers for those."""
+    generator = np.random.default_rng(4)
+    (tmp_path / "val").mkdir()
+    for number in range(3):
+        noise = generator.integers(0, 256, (600, 700, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"val/{number}.png")
+    to = {"labels": CLASSES, "image": transforms, "models_dir": tmp_path / "models"}
+    publish(small_cnn(), name="flowers", examples=tmp_path / "val", **to)
+    assert (tmp_path / "models/flowers/1/manifest.json").stat().st_size < 2**20 + 50_000
+    settings = Settings(models_dir=tmp_path / "models", provider="cpu", buckets=(1, 8), canary_seconds=0)
+    with serve(create_app(settings)) as url:
+        assert httpx.get(f"{url}/v2/models/flowers/ready").status_code == 200
+
+
+def test_pictures_in_memory_are_examples_as_files_are(tmp_path: Path, transforms: Any, pictures: Path) -> None:
+    """Arrays of any size, PIL pictures and paths side by side prove the same as the files do."""
+    paths = sorted(pictures.glob("*/*"))[:3]
+    mixed = [np.asarray(Image.open(paths[0]).convert("RGB")), Image.open(paths[1]).convert("RGB"), paths[2]]
+    to = {"name": "flowers", "labels": CLASSES, "image": transforms, "models_dir": tmp_path, "dry_run": True}
+    published = publish(small_cnn(), examples=mixed, **to)
+    assert (published.proof.examples, published.proof.rows) == ("pictures", 3)
+    with pytest.raises(ConfigError, match="expected uint8"):
+        publish(small_cnn(), examples=[np.zeros((40, 40, 3))], **to)
+
+
+def outcomes(path: Path, **options: Any) -> dict[str, str]:
+    def no_data() -> Any:
+        raise AssertionError("Fashion-MNIST has no business here")
+
+    return {check.what: str(check.outcome) for check in reverify(path, no_data, **options)}
+
+
+def test_verify_repeats_the_proof_of_any_version(models: Path, pictures: Path, rows: np.ndarray) -> None:
+    """Digests, graph, golden answers and, with the network, the comparison; another network is found out."""
+    passed = {"digests": "passed", "graph": "passed", "golden answers": "passed"}
+    for name in ("flowers", "forest", "two", "mlp", "regress"):
+        assert outcomes(version_folder(models / name)) == {**passed, "unfolded network": "not checked"}
+    brought = (("flowers", small_cnn(), pictures), ("mlp", mlp(), rows), ("two", two_inputs(), None))
+    for name, network, examples in brought:
+        again = outcomes(models / name / "1", open_original=lambda n=network: as_source(n), examples=examples)
+        assert again == {**passed, "unfolded network": "passed"}
+    other = outcomes(models / "flowers/1", open_original=lambda: as_source(small_cnn(3)), examples=pictures)
+    assert other["unfolded network"] == "FAILED"
+
+
+def test_the_command_says_what_was_done_and_how_to_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`foldserve publish` and then `foldserve verify`, as typed; exit codes as for every command."""
+    monkeypatch.chdir(tmp_path)
+    onnx.save(linear(), tmp_path / "linear.onnx")
+    np.save(tmp_path / "rows.npy", np.ones((3, 5), np.float32))
+    (tmp_path / "labels.txt").write_text("a\nb\nc\n")
+    words = ["publish", "linear.onnx", "--name", "linear", "--labels", "labels.txt", "--examples", "rows.npy"]
+    assert main([*words, "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["folder"] is None
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "published models/linear/1" in said
+    assert "localhost:8000/predict?model=linear" in said
+    assert main(["verify", "models/linear", "--source", "linear.onnx", "--examples", "rows.npy"]) == 0
+    assert "4 of 4 checks passed" in capsys.readouterr().out
+    (tmp_path / "labels.txt").write_text("a\nb\n")
+    assert main([*words[:2], "--name", "other", *words[4:]]) == 2
+    assert "2 labels for 3 outputs" in capsys.readouterr().err
