@@ -36,9 +36,17 @@ def during(step: str) -> Iterator[None]:
 
 
 def failure(step: str, err: Exception) -> str:
-    """Return the sentence for an exception in a step; memory that ran out is named as that."""
+    """Return the sentence for an exception in a step; memory that ran out and errors of CUDA are named as that."""
     text = " ".join(str(err).split())[:_LONGEST]
-    kind = type(err).__name__
-    if isinstance(err, MemoryError) or kind == "OutOfMemoryError":
-        return f"out of memory while {step}: {kind}: {text or 'no more is known'}"
-    return f"{step} failed: {kind}: {text}"
+    kind, machine = type(err).__name__, machine_failure(err)
+    return (
+        f"{machine} while {step}: {kind}: {text or 'no more is known'}" if machine else f"{step} failed: {kind}: {text}"
+    )
+
+
+def machine_failure(err: Exception) -> str:
+    """Return what the machine could not do, such as "out of memory"; "" when the exception is of another kind."""
+    kind, text = type(err).__name__, str(err)
+    if isinstance(err, MemoryError) or kind == "OutOfMemoryError" or "DefaultCPUAllocator" in text:
+        return "out of memory"
+    return "CUDA failed" if kind == "AcceleratorError" or "CUDA error" in text or "CUBLAS_STATUS" in text else ""

@@ -20,7 +20,7 @@ from torch.utils._pytree import SUPPORTED_NODES, tree_leaves
 
 from ...errors import FoldError
 from ..core import Array
-from ..failures import failure
+from ..failures import failure, machine_failure
 from ..refusals import Refusal, RefusalCode
 from .float64 import Inputs, run_in_float64
 from .process_state import quiet
@@ -320,7 +320,7 @@ def _batch_of_two(inputs: Inputs) -> Inputs:
 
 def _unreadable(err: Exception) -> FoldError:
     kind, message = type(err).__name__, " ".join(str(err).split())[:400]
-    if isinstance(err, MemoryError) or kind == "OutOfMemoryError":
+    if machine_failure(err):
         return FoldError(failure("reading the model with torch.export", err))
     signs = ("DataDependent", "data-dependent", "GuardOn", "bool(", "dynamic control flow")
     if any(sign in kind + message for sign in signs):

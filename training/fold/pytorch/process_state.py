@@ -16,9 +16,9 @@ import torch
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Put random states, grad mode, threads, default dtype and warning filters back as they were, also after errors."""
+    """Put random states, grad mode, threads, default dtype, log levels and warning filters back, also after errors."""
     dtype, threads, has_grad = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
-    with _random_states_kept(), warnings.catch_warnings():
+    with _random_states_kept(), _log_levels_kept(), warnings.catch_warnings():
         try:
             yield
         finally:
@@ -56,14 +56,21 @@ def _random_states_kept() -> Iterator[list[int]]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence what torch.export logs, warns of and prints to sys.stderr; errors still come through as exceptions."""
-    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "torch"]
-    levels = {logging.getLogger(name): logging.getLogger(name).level for name in {"torch", *names}}
-    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()), _log_levels_kept() as loggers:
         warnings.simplefilter("ignore")
-        for logger in levels:
-            logger.setLevel(logging.CRITICAL + 1)
-        try:
-            yield
-        finally:
-            for logger, level in levels.items():
-                logger.setLevel(level)
+        for logger in loggers:
+            if logger.name.partition(".")[0] == "torch":
+                logger.setLevel(logging.CRITICAL + 1)
+        yield
+
+
+@contextmanager
+def _log_levels_kept() -> Iterator[list[logging.Logger]]:
+    """Put the levels of all loggers back; gives the loggers."""
+    known = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
+    levels = {logger: logger.level for logger in [logging.root, logging.getLogger("torch"), *known]}
+    try:
+        yield list(levels)
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
