@@ -44,10 +44,10 @@ regnetx_002 regnety_002 repvgg_a0 mobileone_s0 fastvit_t8 repvit_m1 repghostnet_
 selecsls42
 ese_vovnet19b_dw cspresnet50 cspdarknet53 darknet53 inception_v3 inception_v4 xception41 legacy_xception dpn68
 resnetv2_50
-starnet_s1 convmixer_768_32 hgnetv2_b0 botnet26t_256 visformer_tiny mobilevitv2_050 swiftformer_xs"""
+starnet_s1 convmixer_768_32 hgnetv2_b0 mobilevitv2_050 swiftformer_xs"""
 TIMM_FIXED = """
 levit_128s tiny_vit_5m_224 efficientvit_m0 efficientvit_b0 xcit_nano_12_p16_224 efficientformer_l1
-efficientformerv2_s0 shvit_s1 halonet26t"""
+efficientformerv2_s0 shvit_s1 halonet26t visformer_tiny"""
 TORCHVISION = """resnet18 resnext50_32x4d vgg11_bn densenet121 mobilenet_v2 mobilenet_v3_small efficientnet_b0
 efficientnet_v2_s inception_v3 googlenet shufflenet_v2_x0_5 mnasnet0_5 regnet_y_400mf lraspp_mobilenet_v3_large
 deeplabv3_mobilenet_v3_large fcn_resnet50"""

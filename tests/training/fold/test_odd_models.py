@@ -304,3 +304,23 @@ def test_the_process_is_left_as_it_was(fails: bool, capfd: pytest.CaptureFixture
     assert state() == before
     assert model_hooks == [len(module._forward_hooks) for module in model.modules()]
     assert capfd.readouterr() == ("", "")
+
+
+class TriesArguments(nn.Module):
+    """Calls a part with an argument that it may not take, and without it when that raises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            return self.part(x, lengths=None)
+        except TypeError:
+            return self.part(x)
+
+
+def test_a_call_that_raised_and_was_repeated_is_refused_with_a_remedy() -> None:
+    """torch.export loses its way there (speechbrain's Xvector); the refusal says what to do instead."""
+    with pytest.raises(FoldError, match=r"control-flow: .*fold_onnx"):
+        fold(randomise(TriesArguments()), (torch.randn(2, 3, 8, 8),))

@@ -322,7 +322,15 @@ def _unreadable(err: Exception) -> FoldError:
     kind, message = type(err).__name__, " ".join(str(err).split())[:400]
     if machine_failure(err):
         return FoldError(failure("reading the model with torch.export", err))
-    signs = ("DataDependent", "data-dependent", "GuardOn", "bool(", "dynamic control flow")
+    # the last sign: a module raised when it was called, and its caller went on, which torch.export cannot follow
+    signs = (
+        "DataDependent",
+        "data-dependent",
+        "GuardOn",
+        "bool(",
+        "dynamic control flow",
+        "Unexpected key _export_root",
+    )
     if any(sign in kind + message for sign in signs):
         return Refusal(
             RefusalCode.CONTROL_FLOW,
