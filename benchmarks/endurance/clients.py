@@ -34,12 +34,13 @@ _ESTABLISHED = "01"
 _ONE_AFTER_ANOTHER = threading.Lock()
 
 
-def measure_leaving(models: Path, seconds: float) -> Found:
+def measure_leaving(models: Path, seconds: float, changes: str = "slowed,noting") -> Found:
     """Half of the clients close at a random moment after they have asked, with a reset and then without one.
 
     Args:
         models: folder of models.
         seconds: of each of the two loads.
+        changes: to the service, see `service.py`.
     """
     rate = LEAVE_SHARE * ROWS_PER_SECOND
     recipe = (
@@ -48,7 +49,7 @@ def measure_leaving(models: Path, seconds: float) -> Found:
         f"reset, {seconds:g} s as a system closes for a program (which reads like a client that will send no more)"
     )
     found = Found("R12", recipe)
-    with serving(models, "--buckets 1,2,4,8,16,32,64", "slowed,noting") as service, beside() as begin:
+    with serving(models, "--buckets 1,2,4,8,16,32,64", changes) as service, beside() as begin:
         before = service.open_files()
         for is_rude in (True, False):
             noted = notes(service)
@@ -83,14 +84,15 @@ def judge_leaving(found: Found, way: str, run: dict[str, Any], gone: dict[str, f
     found.details[way] = {"run": run, "gone": gone, "back_seconds": back}
 
 
-def measure_slow_readers(models: Path, seconds: float) -> Found:
+def measure_slow_readers(models: Path, seconds: float, flags: str = "") -> Found:
     """Clients that read a byte a second of an answer of a megabyte, and a little load beside them.
 
     Args:
         models: folder of models.
         seconds: of the load before they come; beside them it lasts as long as they may.
+        flags: further ones of the service.
     """
-    with serving(models, f"--write-seconds {WRITE_SECONDS}") as service, beside() as begin:
+    with serving(models, f"--write-seconds {WRITE_SECONDS} {flags}") as service, beside() as begin:
         load = (service.port, requests_for("/predict", service.bodies, None), service.alone, None, READERS)
         alone = begin(Load, load, BESIDE_RATE, seconds).result()
         before, rows = service.rss_kib(), service.total("foldserve_rows_total") + READERS * ANSWER_ROWS

@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -101,23 +101,30 @@ class Service:
 
 
 @contextmanager
-def serving(models: Path, flags: str = "", changes: str = "", workers: int = 1) -> Iterator[Service]:
+def serving(
+    models: Path,
+    flags: str = "",
+    changes: str = "",
+    workers: int = 1,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Service]:
     """Start a service on the newest version in a folder; end it afterwards.
 
     Args:
         models: folder of models.
         flags: of `foldserve serve`.
-        changes: as `service.py` knows them.
+        changes: as `service.py` and `benchmarks.trust.weakened` know them.
         workers: processes.
+        environment: further variables.
     """
     model = newest_model(models)
     images = golden(model, "inputs", "image")
     images = images.reshape(len(images), -1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        command = "{python} -m benchmarks.endurance.service --port {port} --models-dir {models} --workers {workers}"
+        command = "{python} -m benchmarks.trust.weakened --port {port} --models-dir {models} --workers {workers}"
         env = {"FOLDSERVE_LOG_LEVEL": "info", "FOLDSERVE_PROVIDER": "cpu", "BENCH_CHANGE": changes}
-        env["BENCH_NOTES"] = str(folder / "notes")
+        env |= {"BENCH_NOTES": str(folder / "notes"), **(environment or {})}
         peer = Peer("endurance", f"{command} {flags}", {"binary": BINARY}, env=env)
         with start(peer, workers, models.resolve(), folder, images[0].tobytes(), folder / "log") as running:
             class_ids = golden(model, "outputs", "class_id").ravel()

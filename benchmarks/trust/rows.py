@@ -1,0 +1,17 @@
+"""All rows of the table, in the order of the reference."""
+
+import re
+
+from benchmarks.trust import at_the_door, operating, security, under_load
+from benchmarks.trust.row import Row
+
+EXPECTED = {f"R{number}" for number in range(1, 34)} | {f"S{number}" for number in range(1, 26)}
+
+
+def _place(row: Row) -> tuple[int, int]:
+    letter, number = re.fullmatch(r"([RSK])(\d+)", row.id).groups()  # type: ignore[union-attr]
+    return "RSK".index(letter), int(number)
+
+
+ROWS: list[Row] = sorted([*under_load.ROWS, *at_the_door.ROWS, *operating.ROWS, *security.ROWS], key=_place)
+PARTS = sorted({row.part for row in ROWS})

@@ -1,0 +1,400 @@
+"""The service with one of its guards taken out, so that the control of a promise has something to find.
+
+    BENCH_CHANGE=open-access python -m benchmarks.trust.weakened --port 8000 --models-dir models
+
+The same module, as a plugin of pytest (`-p benchmarks.trust.weakened`), takes the guard out under a test. What
+`benchmarks.endurance.service` changes can be named here too. Workers read this file again when they start.
+"""
+
+import asyncio
+import json
+import logging
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import benchmarks.endurance.service  # noqa: F401 - makes its own changes
+
+CHANGES: dict[str, Callable[[], None]] = {}
+
+
+def change(take_out: Callable[[], None]) -> Callable[[], None]:
+    """Give a change the name of its function."""
+    CHANGES[take_out.__name__.replace("_", "-")] = take_out
+    return take_out
+
+
+def put(owner: Any, **parts: Any) -> None:
+    """Put other parts in the place of an owner's."""
+    for name, part in parts.items():
+        setattr(owner, name, part)
+
+
+@change
+def wall_clock() -> None:
+    """Deadlines by a clock that can be set."""
+    put(time, perf_counter=time.time, monotonic=time.time)
+
+
+@change
+def sluggish() -> None:
+    """A worker needs ten seconds before it does anything."""
+    if multiprocessing.parent_process() is not None:
+        time.sleep(10)
+
+
+@change
+def no_admission() -> None:
+    """Everything is taken in, and nothing is thrown out while it waits."""
+    from foldserve.service.batching.batcher import Batcher
+    from foldserve.service.batching.queue import Queue
+
+    put(Batcher, _admit=lambda *_: None)
+    put(Queue, expire=lambda *_: None)
+
+
+@change
+def noisy() -> None:
+    """Answers depend on how many rows share a batch."""
+    from foldserve.service.engines.runners import PlainRunner
+
+    plain = PlainRunner.run
+
+    def run(self: Any, inputs: Any) -> Any:
+        rows = len(next(iter(inputs.values())))
+        outputs = plain(self, inputs)
+        return {name: array + array.dtype.type(rows // 8) * array.dtype.type(1) for name, array in outputs.items()}
+
+    put(PlainRunner, run=run)
+
+
+def _on_marker(value: int, then: Callable[[], None]) -> None:
+    from foldserve.service.engines.runners import PlainRunner
+
+    plain = PlainRunner.run
+
+    def run(self: Any, inputs: Any) -> Any:
+        first = next(iter(inputs.values()))
+        if any((row == value).all() for row in first.reshape(len(first), -1)):
+            then()
+        return plain(self, inputs)
+
+    put(PlainRunner, run=run)
+
+
+def _fail() -> None:
+    raise RuntimeError("/secret/path/model.onnx: node Conv_7 failed in libonnxruntime.so.1.31.1")
+
+
+@change
+def hanging() -> None:
+    """A batch with an image of sevens never ends."""
+    _on_marker(7, lambda: time.sleep(600))
+
+
+@change
+def failing() -> None:
+    """A batch with an image of nines fails, and says where."""
+    _on_marker(9, _fail)
+
+
+@change
+def contagious() -> None:
+    """A request that was refused spoils the next batch."""
+    from foldserve.service.engines.runners import PlainRunner
+    from foldserve.service.errors import InvalidInput
+
+    spoilt, plain, plain_error = [], PlainRunner.run, InvalidInput.__init__
+
+    def refused(self: Any, *given: Any) -> None:
+        spoilt.append(True)
+        plain_error(self, *given)
+
+    def run(self: Any, inputs: Any) -> Any:
+        if spoilt:
+            spoilt.clear()
+            _fail()
+        return plain(self, inputs)
+
+    put(InvalidInput, __init__=refused)
+    put(PlainRunner, run=run)
+
+
+@change
+def cold() -> None:
+    """The first run after ready takes a second."""
+    from foldserve.service import app
+    from foldserve.service.engines.runners import PlainRunner
+
+    plain, plain_info, due = PlainRunner.run, app.logger.info, []
+
+    def info(event: str, *given: Any, **named: Any) -> None:
+        if event == "ready":
+            due.append(True)
+        plain_info(event, *given, **named)
+
+    def run(self: Any, inputs: Any) -> Any:
+        if due:
+            due.clear()
+            time.sleep(1.0)
+        return plain(self, inputs)
+
+    put(app.logger, info=info)
+    put(PlainRunner, run=run)
+
+
+@change
+def mislabelled() -> None:
+    """Every answer says that version 1 gave it."""
+    from foldserve.service.live.model import Model
+
+    put(Model, headers=property(lambda _: ((b"x-model-version", b"1"),)))
+    put(Model, header_lines=property(lambda _: b"x-model-version: 1\r\n"))
+
+
+@change
+def unheeding() -> None:
+    """Nobody notices that a client has gone while it waits."""
+    from foldserve.service.batching.request import Request
+
+    put(Request, cancel=lambda _: None)
+
+
+@change
+def uncounted() -> None:
+    """Answers are not counted."""
+    from foldserve.service.metrics import Metrics
+
+    put(Metrics, observe_requests=lambda *_: None)
+    put(Metrics, observe_request=lambda *_: None)
+
+
+@change
+def any_descriptors() -> None:
+    """As many connections are taken as the settings say, whatever the system allows."""
+    from foldserve.service.transport import descriptors
+
+    descriptors.allowed_connections = lambda limit: 10**6
+
+
+@change
+def orphans() -> None:
+    """Workers go on without their supervisor."""
+    from foldserve.service.processes import worker
+
+    put(worker, end_if_abandoned=lambda *_: None)
+    put(os, getppid=lambda: 2)
+
+
+@change
+def open_access() -> None:
+    """No key is ever asked for."""
+    from foldserve.service.access import Access
+
+    put(Access, check=lambda *_, **__: None)
+
+
+@change
+def lenient_json() -> None:
+    """JSON is read as Python reads it, whatever it weighs."""
+    import orjson
+
+    from foldserve.service.bodies.json_body import SizeGuard
+
+    put(orjson, loads=json.loads)
+    put(SizeGuard, check=lambda *_: None)
+
+
+@change
+def echoing() -> None:
+    """Refusals repeat at length what they got."""
+    from foldserve.service import error_answers
+
+    error_answers.error_json = lambda message: json.dumps({"error": message * 100}).encode()
+
+
+@change
+def talkative() -> None:
+    """Failures of the service are told in full."""
+    from foldserve.service import error_answers
+
+    plain = error_answers.error_answer
+
+    def told(error: Exception, request_id: str) -> Any:
+        answer = plain(error, request_id)
+        cause = error.__cause__ or error
+        return error_answers.ErrorAnswer(answer.status, answer.grpc_status, f"{cause!r}", answer.headers)
+
+    error_answers.error_answer = told
+
+
+@change
+def path_labels() -> None:
+    """Metrics have the path of a request as a label."""
+    from foldserve.service.request_middleware import RequestMiddleware
+
+    def record(self: Any, scope: Any, method: str, status: int, context: Any) -> None:
+        self.metrics.observe_request(scope["path"], method, status, 0.0)
+
+    put(RequestMiddleware, _record=record)
+
+
+@change
+def bare_docs() -> None:
+    """The page has no policy."""
+    from foldserve.service import routes
+
+    routes.DOCS_HEADERS.clear()
+
+
+@change
+def telling_log() -> None:
+    """Keys are logged, and paths are printed as they are."""
+    from foldserve.service import access_middleware
+
+    plain = access_middleware.check_http
+
+    def told(access: Any, scope: Any) -> Any:
+        logging.getLogger("foldserve").warning("asked %s", dict(scope["headers"]).get(b"authorization"))
+        print(scope["path"], file=sys.stderr)
+        return plain(access, scope)
+
+    access_middleware.check_http = told
+
+
+@change
+def lenient_http() -> None:
+    """What two parsers could read differently is read somehow."""
+    from foldserve.service.transport.parser import RequestParser
+
+    plain = RequestParser.feed
+
+    def feed(self: Any, data: bytes) -> None:
+        head, end, _ = data.partition(b"\r\n\r\n")
+        kept = [line for line in head.split(b"\r\n")[:2] if b":" not in line or line.lower().startswith(b"host")]
+        plain(self, b"\r\n".join(kept) + end if end else data)
+
+    put(RequestParser, feed=feed)
+
+
+@change
+def early_compare() -> None:
+    """Keys are compared until they differ."""
+    from foldserve.service import access
+
+    plain = access._find
+
+    def find(keys: Any, given: str) -> Any:
+        if given.startswith("fs"):
+            time.sleep(0.01)
+        return plain(keys, given)
+
+    access._find = find
+
+
+@change
+def unproved() -> None:
+    """A version may hold any operation and lead to any file."""
+    from foldserve.service.artifacts import repository
+
+    put(repository, refuse_operators=lambda *_, **__: None, refuse_external_data=lambda *_, **__: None)
+
+
+@change
+def slow_loads() -> None:
+    """A call that loads takes eleven seconds."""
+    from foldserve.service.live.control import ModelControl
+
+    _delay(ModelControl, "load", 11.0)
+
+
+@change
+def slow_moves() -> None:
+    """A pointer moves after a second."""
+    from foldserve.service.live.control import ModelControl
+
+    _delay(ModelControl, "_move", 1.0)
+
+
+def _delay(owner: Any, name: str, seconds: float) -> None:
+    plain = getattr(owner, name)
+
+    async def late(*given: Any, **named: Any) -> Any:
+        await asyncio.sleep(seconds)
+        return await plain(*given, **named)
+
+    setattr(owner, name, late)
+
+
+@change
+def forgetful_state() -> None:
+    """Nothing is remembered once the state folder is gone."""
+    from foldserve.service.live import state_dir
+    from foldserve.service.live.state import ModelState
+
+    put(state_dir.StateDir, of=lambda self, name: ModelState())
+    put(state_dir.StateDir, read=lambda self: {})
+
+
+@change
+def failing_log() -> None:
+    """A line that cannot be written ends what wrote it."""
+
+    def fail(*_: Any) -> None:
+        os._exit(1)
+
+    put(logging.Handler, handleError=fail)
+
+
+@change
+def hasty_publish() -> None:
+    """A version is written where it will be read, file by file."""
+    from training import artifact, disk
+
+    def write(path: Any, content: bytes, *_: Any, **__: Any) -> Any:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content[: len(content) // 2])
+        return path
+
+    disk.write_whole = write
+    for name in ("write_file", "write_whole"):
+        if hasattr(artifact, name):
+            setattr(artifact, name, write)
+
+
+@change
+def forgetful_checkpoint() -> None:
+    """What a checkpoint says of random numbers is not read."""
+    import torch
+
+    put(torch, set_rng_state=lambda _: None)
+    put(torch.Generator, set_state=lambda self, _: self)
+
+
+@change
+def crashing_parser() -> None:
+    """What is no HTTP ends in an error that nobody expected."""
+    from foldserve.service import errors
+
+    def refuse(*_: Any) -> None:
+        raise KeyError("parser")
+
+    put(errors.InvalidInput, __init__=refuse)
+
+
+def apply(names: str) -> None:
+    """Make the changes that are ours; those of `endurance.service` it has made itself."""
+    for name in filter(None, names.split(",")):
+        if name in CHANGES:
+            CHANGES[name]()
+
+
+apply(os.environ.get("BENCH_CHANGE", ""))
+
+if __name__ == "__main__":
+    from foldserve.service.command import main
+
+    sys.exit(main())
