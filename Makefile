@@ -9,7 +9,7 @@ JOBS    ?= auto
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: bench-training bench-start bench-engine bench-peers bench-serving bench-overload bench-folding bench-folding-zoo bench-endurance gates gpu-check help install demo train verify serve test lint format typecheck unit clients-test contract-test container-test protos image constraints clean
+.PHONY: bench-training bench-start bench-engine bench-peers bench-serving bench-overload bench-folding bench-folding-zoo bench-endurance trust gates gpu-check help install demo train verify serve test lint format typecheck unit clients-test contract-test container-test protos image constraints clean
 
 help:            ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -118,6 +118,9 @@ $(ZOO)/.installed: benchmarks/folding/zoo-requirements.txt
 
 bench-endurance: install ## kills, leaks, hostile and slow clients, starvation (16 minutes; needs wrk)
 	$(PYTHON) -m benchmarks.endurance $(ARGS)
+
+trust: install   ## every promise of the reliability reference on a real service, each with a negative control (an hour)
+	$(PYTHON) -m benchmarks.trust $(ARGS)
 
 gates: install   ## train the seeds that are not measured yet; fail when a figure is outside the published range
 	$(PYTHON) -m foldserve compare $(ARGS)

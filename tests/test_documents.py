@@ -1,5 +1,6 @@
 """The pages under docs/ as a reader uses them: every block is run as it stands, against a real service."""
 
+import json
 import os
 import re
 import shutil
@@ -114,3 +115,17 @@ def test_the_operators_page_works_from_top_to_bottom(reader):
     assert '"stable": 1' in labelled
     assert '"version": 1,\n    "since"' in compared
     assert '"shadow": null' in compared
+
+
+@pytest.mark.parametrize("page", ["docs/operations.md", "SECURITY.md", "README.md"])
+def test_pages_name_metrics_and_flags_that_exist(page):
+    """An operator who looks for what a page names finds it."""
+    text = (ROOT / page).read_text()
+    metrics = json.loads((ROOT / "tests/surface.json").read_text())["metrics"]
+    known = {name + ("_total" if kind == "counter" else "") for name, (kind, _) in metrics.items()}
+    named = set(re.findall(r"`(foldserve_\w+)", text))
+    assert named <= known, sorted(named - known)
+    if page != "README.md":  # which shows the other commands too
+        flags = set(re.findall(r"`(--[a-z-]+)", text))
+        settings = {f"--{name.replace('_', '-')}" for name in Settings.model_fields}
+        assert flags <= settings | {"--no-promote-new"}, sorted(flags - settings)

@@ -74,7 +74,7 @@ def drain(bench: Bench) -> Measured:
         stuck.sendall(request("POST", "/predict", b"", {"Content-Length": "784", "Content-Type": "image/png"}) + b"x")
         idle.sendall(request("GET", "/v2/health/live"))
         with ThreadPoolExecutor(8) as pool:
-            running = [pool.submit(post, service.port, b"".join(service.bodies) * 60) for _ in range(4)]
+            running = [pool.submit(post, service.port, b"".join(service.bodies) * 60) for _ in range(4 * bench.workers)]
             time.sleep(0.3)
             began = time.perf_counter()
             service.running.process.send_signal(signal.SIGTERM)
@@ -83,7 +83,7 @@ def drain(bench: Bench) -> Measured:
         seconds = time.perf_counter() - began
         stuck.close()
         idle.close()
-    is_kept = answered == [200] * 4 and code == 0 and seconds <= 30
+    is_kept = answered == [200] * len(running) and code == 0 and seconds <= 30
     return Measured(f"in flight {answered}, exit code {code} after {seconds:.1f} s", is_kept)
 
 
@@ -114,7 +114,7 @@ def reload_storm(bench: Bench) -> Measured:
 
 
 def clocks(bench: Bench) -> Measured:
-    """R20: the clock of the day jumps by an hour to and fro under load."""
+    """R20: the clock of the day jumps by an hour back and forth under load."""
     with tempfile.TemporaryDirectory() as name:
         stamp = Path(name) / "time"
         stamp.write_text("+0")
@@ -136,7 +136,7 @@ def clocks(bench: Bench) -> Measured:
 
 def full_log_disk(bench: Bench) -> Measured:
     """R21: nothing can be written to the log's disk."""
-    with bench.serve("--log-file /dev/full", lives=False) as service:
+    with bench.serve("--log-file /dev/full --log-level debug", lives=False) as service:
         found = [post(service.port, service.bodies[0]).status for _ in range(50)]
         found += [get(service.port, "/nothing").status]
     return Measured(f"{found.count(200)} of 50 answered", found == [200] * 50 + [404])
@@ -162,7 +162,7 @@ def gpu_truth(bench: Bench) -> Measured:
     """R24: asked for CUDA where there is none."""
     provider = "auto" if bench.change else "cuda"
     code, seconds, said = start("--provider", provider, "--models-dir", str(bench.models))
-    is_kept = code > 0 and seconds <= 10 and "onnxruntime-gpu" in said
+    is_kept = code > 0 and seconds <= 10 and "foldserve[gpu]" in said.replace("\\", "")
     return Measured(f"exit code {code} after {seconds:.1f} s: {said[-120:]}", is_kept)
 
 
@@ -183,25 +183,19 @@ def bad_starts(bench: Bench) -> Measured:
 def first_request(bench: Bench) -> Measured:
     """R27: the first request after ready is like the others."""
     with tempfile.TemporaryDirectory() as name:
-        flags, _ = "", artifacts.publish_classifier(Path(name))
-        with processes_started(bench, name) as (address, _):
+        artifacts.publish_classifier(Path(name))
+        with Unasked(bench, name) as (address, _):
             port = int(address.rsplit(":", 1)[1])
             times = [post(port, bytes(784)).seconds for _ in range(40 * bench.workers)]
-    usual = sorted(times)[int(0.99 * len(times)) - 1]
-    return Measured(
-        f"first {times[0] * 1e3:.1f} ms, p99 {usual * 1e3:.1f} ms{flags}", times[0] <= max(1.5 * usual, 0.05)
-    )
+    usual, worst = sorted(times)[int(0.9 * len(times))], max(times)
+    words = f"first {times[0] * 1e3:.1f} ms, worst {worst * 1e3:.1f} ms, nine of ten within {usual * 1e3:.1f} ms"
+    return Measured(words, worst <= max(1.5 * usual, 0.05))
 
 
-def processes_started(bench: Bench, models: str, shell: str = ":") -> "processes_context":
-    """Start a weakened service without a warm-up request."""
-    return processes_context(bench, models, shell)
+class Unasked:
+    """A service that has said that it is ready, and was asked nothing; `shell` is run before it."""
 
-
-class processes_context:  # noqa: N801 - a context manager
-    """A service in a shell of its own, which has said that it is ready."""
-
-    def __init__(self, bench: Bench, models: str, shell: str) -> None:
+    def __init__(self, bench: Bench, models: str, shell: str = ":") -> None:
         self.bench, self.models, self.shell = bench, models, shell
 
     def __enter__(self) -> tuple[str, subprocess.Popen[str]]:
@@ -229,11 +223,13 @@ class processes_context:  # noqa: N801 - a context manager
             self.process.kill()
         self.drain.kill()
         self.drain.wait()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
 
 
 def few_descriptors(bench: Bench) -> Measured:
     """R29: five hundred clients where a process may open 128 files."""
-    with processes_started(bench, str(bench.models), "ulimit -n 128") as (address, process):
+    with Unasked(bench, str(bench.models), "ulimit -n 128") as (address, process):
         port = int(address.rsplit(":", 1)[1])
         held = [socket.create_connection(("127.0.0.1", port)) for _ in range(500)]
         beside = answers_within(port, 2)
@@ -371,7 +367,7 @@ ROWS = [
     Row(
         "R27",
         "ready is honest",
-        "the first request <= 1.5 x p99, or 50 ms",
+        "the first requests <= 1.5 x the usual ones, or 50 ms",
         first_request,
         change="cold",
         part=8,

@@ -9,7 +9,6 @@ The same module, as a plugin of pytest (`-p benchmarks.trust.weakened`), takes t
 import asyncio
 import json
 import logging
-import multiprocessing
 import os
 import sys
 import time
@@ -41,9 +40,16 @@ def wall_clock() -> None:
 
 @change
 def sluggish() -> None:
-    """A worker needs ten seconds before it does anything."""
-    if multiprocessing.parent_process() is not None:
+    """A worker needs ten seconds before it loads anything."""
+    from foldserve.service.processes.workers import Workers
+
+    plain = Workers.join
+
+    def join(self: Any, *given: Any) -> Any:
         time.sleep(10)
+        return plain(self, *given)
+
+    put(Workers, join=join)
 
 
 @change
@@ -58,16 +64,31 @@ def no_admission() -> None:
 
 @change
 def noisy() -> None:
-    """Answers depend on how many rows share a batch."""
+    """Answers depend on how many rows share a batch, once the golden answers were given."""
+
+    def spoil(run: Any, self: Any, inputs: Any) -> Any:
+        rows = len(next(iter(inputs.values())))
+        return {name: array + array.dtype.type(rows // 8) for name, array in run(self, inputs).items()}
+
+    _once_ready(spoil)
+
+
+def _once_ready(spoil: Callable[[Any, Any, Any], Any]) -> None:
+    """Run batches through `spoil` from the moment on at which the service says that it is ready."""
+    from foldserve.service import app
     from foldserve.service.engines.runners import PlainRunner
 
-    plain = PlainRunner.run
+    plain, plain_info, ready = PlainRunner.run, app.logger.info, []
+
+    def info(event: str, *given: Any, **named: Any) -> None:
+        if event == "ready":
+            ready.append(True)
+        plain_info(event, *given, **named)
 
     def run(self: Any, inputs: Any) -> Any:
-        rows = len(next(iter(inputs.values())))
-        outputs = plain(self, inputs)
-        return {name: array + array.dtype.type(rows // 8) * array.dtype.type(1) for name, array in outputs.items()}
+        return spoil(plain, self, inputs) if ready else plain(self, inputs)
 
+    put(app.logger, info=info)
     put(PlainRunner, run=run)
 
 
@@ -126,24 +147,15 @@ def contagious() -> None:
 @change
 def cold() -> None:
     """The first run after ready takes a second."""
-    from foldserve.service import app
-    from foldserve.service.engines.runners import PlainRunner
+    seen: list[bool] = []
 
-    plain, plain_info, due = PlainRunner.run, app.logger.info, []
-
-    def info(event: str, *given: Any, **named: Any) -> None:
-        if event == "ready":
-            due.append(True)
-        plain_info(event, *given, **named)
-
-    def run(self: Any, inputs: Any) -> Any:
-        if due:
-            due.clear()
+    def spoil(run: Any, self: Any, inputs: Any) -> Any:
+        if not seen:
+            seen.append(True)
             time.sleep(1.0)
-        return plain(self, inputs)
+        return run(self, inputs)
 
-    put(app.logger, info=info)
-    put(PlainRunner, run=run)
+    _once_ready(spoil)
 
 
 @change
@@ -183,10 +195,9 @@ def any_descriptors() -> None:
 @change
 def orphans() -> None:
     """Workers go on without their supervisor."""
-    from foldserve.service.processes import worker
+    from foldserve.service.processes.workers import Workers
 
-    put(worker, end_if_abandoned=lambda *_: None)
-    put(os, getppid=lambda: 2)
+    put(Workers, _end_with=lambda *_: None)
 
 
 @change
@@ -342,11 +353,16 @@ def forgetful_state() -> None:
 @change
 def failing_log() -> None:
     """A line that cannot be written ends what wrote it."""
+    from foldserve.service import app
 
-    def fail(*_: Any) -> None:
-        os._exit(1)
+    plain = app.logger.info
 
-    put(logging.Handler, handleError=fail)
+    def info(event: str, *given: Any, **named: Any) -> None:
+        plain(event, *given, **named)
+        if event == "ready":
+            put(logging.Handler, handleError=lambda *_: os._exit(1))
+
+    put(app.logger, info=info)
 
 
 @change
@@ -372,6 +388,27 @@ def forgetful_checkpoint() -> None:
 
     put(torch, set_rng_state=lambda _: None)
     put(torch.Generator, set_state=lambda self, _: self)
+
+
+@change
+def any_name() -> None:
+    """Whatever a model is called, the one that is served answers."""
+    from foldserve.service.live.registry import Registry
+
+    plain = Registry.get
+
+    def get(self: Any, name: str | None = None, *given: Any) -> Any:
+        return plain(self, name if name in self.tables else None, *given)
+
+    put(Registry, get=get)
+
+
+@change
+def credulous_shapes() -> None:
+    """A shape is believed."""
+    from foldserve.service.v2 import checks
+
+    put(checks, _check_shape=lambda *_: None)
 
 
 @change
