@@ -67,8 +67,9 @@ def noisy() -> None:
     """Answers depend on how many rows share a batch, once the golden answers were given."""
 
     def spoil(run: Any, self: Any, inputs: Any) -> Any:
-        rows = len(next(iter(inputs.values())))
-        return {name: array + array.dtype.type(rows // 8) for name, array in run(self, inputs).items()}
+        more = len(next(iter(inputs.values()))) // 8
+        outputs = run(self, inputs).items()
+        return {name: array + array.dtype.type(more) if array.dtype.kind == "f" else array for name, array in outputs}
 
     _once_ready(spoil)
 
