@@ -238,6 +238,7 @@ def refused_and_closed(service: Service, data: bytes) -> bool:
     """Whether one request gets an error, and nothing behind it is answered."""
     with socket.create_connection(("127.0.0.1", service.port), timeout=3) as connection:
         connection.sendall(data + request("GET", "/v2/health/live"))
+        connection.shutdown(socket.SHUT_WR)  # a refused client may read why until it ends
         got = b""
         try:
             while piece := connection.recv(65_536):
