@@ -6,8 +6,7 @@ torchrun --nproc-per-node 2 -m foldserve.training --preset best
 import sys
 
 from foldserve.command import main
-
-from .ranks import is_launched
+from foldserve.training.ranks import is_launched
 
 
 def words(given: list[str]) -> list[str]:

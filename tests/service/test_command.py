@@ -53,9 +53,7 @@ def test_a_second_sigterm_ends_it_at_once(fashion, workers):
             process.send_signal(signal.SIGTERM)
             assert read_until(process, "draining")
             process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0
-            with contextlib.suppress(ConnectionResetError):
-                assert b" 503 " not in stuck.recv(100)  # what the drain would have told it in the end
+            assert process.wait(50) == 0  # the drain alone would take longer
 
 
 def test_a_port_in_use_is_one_line(fashion):

@@ -52,9 +52,11 @@ async def test_an_idle_service_has_answered_nobody(fashion):
         assert told["check_rows"] == {"golden": 16, "canary": ran, "shadow": 0}
 
 
-@pytest.fixture
-def service(fashion) -> Iterator[SimpleNamespace]:
-    app = create_app(Settings(models_dir=fashion, provider="cpu", buckets=(1, 4), canary_seconds=0.05, hang_seconds=0))
+@pytest.fixture(params=[0.05], ids=["canaries"])
+def service(fashion, request) -> Iterator[SimpleNamespace]:
+    """One classifier; a canary asks it all the time, or, where the parameter is 0, never."""
+    settings = {"canary_seconds": request.param, "hang_seconds": 0}
+    app = create_app(Settings(models_dir=fashion, provider="cpu", buckets=(1, 4), **settings))
     with serve(app) as url, httpx.Client(base_url=url, timeout=60) as http:
         yield SimpleNamespace(app=app, http=http)
 
@@ -80,6 +82,7 @@ def test_each_door_counts_the_same(service):
     }
 
 
+@pytest.mark.parametrize("service", [0], ids=["no canaries"], indirect=True)  # one would turn ready false first
 def test_a_request_that_fails_is_counted_for_its_version(service):
     """Once it is read; one that cannot be read is no request of any version."""
     engine = service.app.state.registry.get().engine
