@@ -4,6 +4,7 @@ Every graph is run at the example's size, and at another size and batch.
 """
 
 import copy
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +78,9 @@ def _compared(seed: int, network: nn.Module, result: Folded, inputs: list[Tensor
 
 def in_float64(result: Folded) -> nn.Module:
     """Return the folded network in float64, its changed parameters as they were before their rounding."""
-    wide = copy.deepcopy(result.model).double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # copying a GraphModule warns about pytrees of torch's own
+        wide = copy.deepcopy(result.model).double()
     for name, values in result.exact.items():
         path, _, attribute = name.rpartition(".")
         getattr(wide.get_submodule(path), attribute).data.copy_(torch.from_numpy(values))
