@@ -39,6 +39,9 @@ _HEADERS = {
 
 _BINARY = {"type": "string", "format": "binary"}
 
+# Pictures or rows in JSON.
+INSTANCES = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("PredictRequest", "RowsRequest")]}
+
 PREDICT: dict[str, Any] = {
     "summary": "Ask a model about pictures or rows",
     "parameters": [
@@ -71,14 +74,7 @@ PREDICT: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {
-                "schema": {
-                    "anyOf": [
-                        {"$ref": "#/components/schemas/PredictRequest"},
-                        {"$ref": "#/components/schemas/RowsRequest"},
-                    ]
-                }
-            },
+            "application/json": {"schema": INSTANCES},
             "image/png": {"schema": _BINARY},
             "image/jpeg": {"schema": _BINARY},
             "multipart/form-data": {
@@ -148,7 +144,7 @@ def describe(app: FastAPI, models: Sequence[tuple[str, ImageRecipe]]) -> dict[st
 
 def operation_id(route: APIRoute) -> str:
     """Return the name of a route in generated clients: its function, and what else its path names."""
-    chosen = [name for name in ("version", "label") if f"/{{{name}}}" in route.path]
+    chosen = [name for name in ("version", "label") if f"/{{{name}}}" in route.path_format]
     name = f"put_{route.name}" if "PUT" in (route.methods or ()) else route.name
     return "_of_".join([name, *chosen])
 

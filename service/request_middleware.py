@@ -78,7 +78,8 @@ class RequestMiddleware:
     def _record(self, scope: Scope, method: str, status: int, context: RequestContext) -> None:
         """Count the request and write its line."""
         seconds = time.perf_counter() - context.started
-        route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
+        found = scope.get("route")
+        route: str = getattr(found, "path_format", getattr(found, "path", UNKNOWN_ROUTE))
         self.metrics.observe_request(route, method, status, seconds)
         if logger.isEnabledFor(logging.DEBUG):
             fields = {"request_id": context.request_id, "method": method, "path": scope["path"], "status": status}

@@ -73,7 +73,7 @@ def read_image_options(text: str) -> dict[str, Any]:
         FormatError: a key is unknown or written twice, a value cannot be read, or the file cannot.
     """
     if text.startswith("@"):
-        return _checked_keys(_json_object(Path(text[1:])))
+        return _checked_keys(json_object(Path(text[1:])))
     options: dict[str, Any] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
         if item == "imagenet":
@@ -112,7 +112,12 @@ def build_image(
     return recipe, _normalisation(arithmetic, recipe.channels)
 
 
-def _json_object(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file that `--image` names.
+
+    Raises:
+        FormatError: it cannot be read, or holds something else.
+    """
     try:
         stated = json.loads(path.read_bytes())
     except (OSError, ValueError) as err:

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from starlette.convertors import StringConvertor, register_url_convertor
 
 from foldserve.format.task import TENSORS, Task
 
@@ -19,8 +20,17 @@ from ..bodies.answers import predictions_of
 from ..inference import served_model
 from ..live.model import Model
 from ..live.registry import Registry
-from ..schemas import RowsRequest
+from ..openapi import INSTANCES
 from ..tensors import Array
+
+
+class _NameConvertor(StringConvertor):
+    """A name or number in a path, which ends before the verb of a call: `{name}:predict` is no name."""
+
+    regex = "[^/:]+"
+
+
+register_url_convertor("name", _NameConvertor())
 
 router = APIRouter(prefix="/v1/models", tags=["V1 protocol"])
 
@@ -30,14 +40,7 @@ _PREDICT: dict[str, Any] = {
         "requestBody": {
             "required": True,
             "content": {
-                "application/json": {
-                    "schema": {
-                        "anyOf": [
-                            {"$ref": "#/components/schemas/PredictRequest"},
-                            {"$ref": f"#/components/schemas/{RowsRequest.__name__}"},
-                        ]
-                    }
-                }
+                "application/json": {"schema": INSTANCES},
             },
         }
     },
@@ -60,8 +63,8 @@ async def v1_models(request: Request) -> dict[str, list[str]]:
     return {"models": [model.name for model in _registry(request).models()]}
 
 
-@router.get("/{model}", summary="Whether a model answers")
-@router.get("/{model}/versions/{version}")
+@router.get("/{model:name}", summary="Whether a model answers")
+@router.get("/{model}/versions/{version:name}")
 async def v1_status(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
     """Say that a model is ready, as KServe does, and in which versions, as TensorFlow Serving does."""
     served = served_model(_registry(request), model, version)

@@ -16,4 +16,4 @@ def _walk(routes: Iterable[Any]) -> Iterator[tuple[str, str]]:
         inner = getattr(getattr(route, "original_router", None), "routes", ())
         yield from _walk(inner)
         for method in getattr(route, "methods", None) or ():
-            yield method, route.path
+            yield method, getattr(route, "path_format", route.path)

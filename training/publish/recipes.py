@@ -4,7 +4,6 @@ The front door to `transform_recipes` (objects of torchvision and timm) and `con
 write down). What cannot be expressed is refused by name: a step left out in silence gives other answers in silence.
 """
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from foldserve.format.errors import FormatError
 from foldserve.format.image import ImageRecipe
-from foldserve.format.image_options import Normalisation, build_image, read_image_options
+from foldserve.format.image_options import Normalisation, build_image, json_object, read_image_options
 
 from ..errors import ConfigError
 from .config_recipes import is_huggingface, is_timm, options_of_huggingface, options_of_timm
@@ -67,9 +66,6 @@ def _options(source: object) -> Mapping[str, Any]:
 
 def _json(path: Path) -> Any:
     try:
-        stated = json.loads(path.read_bytes())
-    except (OSError, ValueError) as err:
-        raise ConfigError(f"--image: {path} cannot be read as JSON: {err}") from err
-    if not isinstance(stated, dict):
-        raise ConfigError(f"--image: {path} holds a {type(stated).__name__}, expected an object")
-    return stated
+        return json_object(path)
+    except FormatError as err:
+        raise ConfigError(str(err)) from err

@@ -152,7 +152,7 @@ def test_ping_tells_the_truth(service, models):
         ("/v1/models/fashion:predict", b"", 400, "0 bytes"),
         ("/v1/models/fashion:predict", b"{", 400, "not JSON"),
         ("/v1/models/fashion:predict", b'{"inputs": [1]}', 400, "unknown key 'inputs'"),
-        ("/v1/models/fashion:classify", b"{}", 405, ""),
+        ("/v1/models/fashion:classify", b"{}", 404, "nothing is served"),
         ("/v1/models/prices:predict", b'{"instances": [[1]]}', 400, "instances[0]: 1 values, expected 4"),
         ("/predictions/nowhere", b"{}", 404, "'nowhere' is not served"),
         ("/predictions/fashion", b"", 400, "0 bytes"),
@@ -169,3 +169,10 @@ def test_bad_requests_get_the_sentences_of_every_route(service, path, content, s
     assert answer.status_code == status, answer.text
     assert list(answer.json()) == ["error"]
     assert expected in answer.json()["error"]
+
+
+@pytest.mark.parametrize("path", ["fashion:predict", "fashion/versions/2:predict", "fashion/labels/latest:predict"])
+def test_a_call_is_no_name(service, path):
+    """Only POST asks a model; what reads a status takes no verb for a part of the name, and allows no GET there."""
+    answer = service.get(f"/v1/models/{path}")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
