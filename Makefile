@@ -9,7 +9,7 @@ JOBS    ?= auto
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: bench-training bench-start bench-engine bench-peers bench-serving bench-overload bench-folding bench-folding-zoo bench-endurance trust gates gpu-check help install demo train verify serve test lint format typecheck unit clients-test contract-test container-test protos image constraints clean
+.PHONY: bench-training bench-start bench-engine bench-peers bench-serving bench-overload bench-folding bench-folding-zoo bench-endurance trust gates gpu-check help install demo train verify serve test lint format typecheck unit clients-test contract-test container-test reference protos image constraints clean
 
 help:            ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -127,6 +127,9 @@ gates: install   ## train the seeds that are not measured yet; fail when a figur
 
 gpu-check: install ## everything that needs a GPU, in one call
 	$(PYTHON) -m benchmarks.training.gpu_check
+
+reference: install ## write the pages that are made from the code: docs/settings.md
+	$(PYTHON) -m tests.test_reference
 
 protos: install  ## compile the .proto files of the gRPC protocol into the descriptor set that the service loads
 	$(PYTHON) -m grpc_tools.protoc -I service/v2/rpc --descriptor_set_out=service/v2/rpc/protos.binpb inference.proto health.proto

@@ -1,23 +1,10 @@
-"""What the README says of settings, targets and files is so."""
+"""What the README says of targets and files is so."""
 
 import re
 from pathlib import Path
 
-from foldserve.service.settings import Settings
-
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-
-
-def test_every_setting_stands_in_the_readme_with_its_default() -> None:
-    """The table has one row for each setting, and no other."""
-    rows = dict(re.findall(r"^\| `(FOLDSERVE_\w+)` \|\s*`?([^`|]*?)`? \|", README, re.MULTILINE))
-    expected = {}
-    for name, field in Settings.model_fields.items():
-        default = "" if field.default is None else field.default
-        text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
-        expected[f"FOLDSERVE_{name.upper()}"] = text
-    assert rows == expected
 
 
 def test_every_target_that_the_readme_names_exists() -> None:
