@@ -42,6 +42,8 @@ from .live.registry import Registry
 from .live.shadow import Shadows
 from .metrics import Metrics
 from .openapi import describe, operation_id
+from .page.routes import router as page_router
+from .page.samples import SampleBook
 from .processes.signals import reloading
 from .processes.watchdog import Watchdog
 from .processes.workers import Workers
@@ -125,8 +127,10 @@ def create_app(
     app.state.grpc_listener = grpc_listener
     app.state.readers = Readers(settings.max_rows)
     app.state.error_log = ErrorLog()
+    app.state.samples = SampleBook()
     app.include_router(router)
     app.include_router(v2_router)
+    app.include_router(page_router)
     app.include_router(repository_router)
     app.include_router(v1_router)
     app.include_router(torchserve_router)

@@ -52,7 +52,7 @@ async def ask(
     deadline = context.deadline()
     budget: BodyBudget = request.app.state.body_budget
     with budget.hold(context.caller.address or "") as share, model.in_use():
-        inputs = await _read_inputs(request, model, share, deadline, guess_type)
+        inputs = await read_inputs(request, model, share, deadline, guess_type)
         result = await answer(request.app.state.registry, model, inputs, deadline, context)
     if len(next(iter(inputs.values()))) <= QUICK_ROWS:
         body = write(result.outputs)
@@ -62,10 +62,21 @@ async def ask(
     return Response(body, media_type="application/json")
 
 
-async def _read_inputs(
-    request: Request, model: Model, share: Share, deadline: float, guess_type: GuessType | None
+async def read_inputs(
+    request: Request, model: Model, share: Share, deadline: float, guess_type: GuessType | None = None
 ) -> dict[str, Array]:
-    """Return the inputs in the body by name; what would hold up the event loop is read in a thread."""
+    """Return the inputs in a request's body by name; what would hold up the event loop is read in a thread.
+
+    Args:
+        request: its body is read here.
+        model: that they are for.
+        share: of the bytes that all bodies may take; held until the inputs are needed no more.
+        deadline: after which they are of no use, on the clock of `time.perf_counter`.
+        guess_type: for clients that do not say what they send.
+
+    Raises:
+        ServiceError: the body does not fit, or a picture cannot be decoded in time.
+    """
     settings: Settings = request.app.state.settings
     content_type = request.headers.get("content-type")
     if guess_type is None and content_type is not None:

@@ -22,6 +22,7 @@ from foldserve.format.golden_files import (
 from foldserve.format.image import ImageRecipe
 
 from .decode import decode, in_layout
+from .encode import as_image, encoded
 from .geometry import PictureError
 
 _ORIGINAL_BYTES = 200_000  # of a picture that is kept as it came, whatever its share
@@ -142,35 +143,21 @@ def _from_png(file: GoldenFile, recipe: ImageRecipe) -> Pixels:
     return row
 
 
-def _as_image(row: Pixels, recipe: ImageRecipe) -> Image.Image:
-    """Return a row as a picture, grey or RGB: what `in_layout` undone gives."""
-    pixels = row.transpose(1, 2, 0) if recipe.layout == "CHW" else row
-    if recipe.is_grey:
-        return Image.fromarray(np.ascontiguousarray(pixels[..., 0]))
-    return Image.fromarray(np.ascontiguousarray(pixels[..., ::-1] if recipe.colour == "BGR" else pixels))
-
-
 def _at_the_models_size(data: bytes, recipe: ImageRecipe, share: int) -> bytes:
     """Return a large picture as a file of the model's size: PNG, or JPEG where that is larger than its share."""
-    image = _as_image(decode(data, recipe), recipe)
-    png = _encoded(image, "PNG", optimize=True)
-    return png if len(png) <= share else _encoded(image, "JPEG", quality=_QUALITY)
+    image = as_image(decode(data, recipe), recipe)
+    png = encoded(image, "PNG", optimize=True)
+    return png if len(png) <= share else encoded(image, "JPEG", quality=_QUALITY)
 
 
 def _with_room_used(files: list[GoldenFile], recipe: ImageRecipe) -> tuple[GoldenFile, ...]:
     """Return the files, with the pixels of as many of them as fit."""
     left = MOST_BYTES - sum(file.size for file in files)
     for index, file in enumerate(files):
-        png = _encoded(_as_image(decode(file.content, recipe), recipe), "PNG", optimize=True)
+        png = encoded(as_image(decode(file.content, recipe), recipe), "PNG", optimize=True)
         larger = replace(file, pixels=png)
         if larger.size - file.size <= left:
             left -= larger.size - file.size
             files[index] = larger
     check_amount(files)
     return tuple(files)
-
-
-def _encoded(image: Image.Image, kind: str, **options: bool | int) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
