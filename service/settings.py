@@ -1,14 +1,15 @@
 """Every setting of the service: name, unit, default and what it does.
 
 Each one is read from `FOLDSERVE_<NAME>` and can be given as a flag (`--models-dir`), which wins. A `FOLDSERVE_`
-variable that is not listed here ends the start, since a misspelt limit is a limit that is not there. Knows no other
-part of the service.
+variable that is not listed here ends the start, since a misspelt limit is a limit that is not there; what a cluster
+sets for every Service whose name begins with foldserve is none of ours. Knows no other part of the service.
 """
 
 import argparse
 import ipaddress
 import itertools
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -20,6 +21,10 @@ from foldserve.bundled import bundled_models
 ENV_PREFIX = "FOLDSERVE_"
 MEBIBYTE = 1024 * 1024
 _NAME_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789-_.*"
+# What Kubernetes sets in every pod for each Service, in the form of Docker's links: neither a setting nor misspelt.
+# Source: kubernetes.io, "Service", environment variables; pkg/kubelet/envvars/envvars.go.
+_LINK_NAME = re.compile(r"\w+_SERVICE_(HOST|PORT(_\w+)?)|\w+_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?")
+_LINK_VALUE = re.compile(r"(tcp|udp|sctp)://.*")
 DEFAULT_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -216,6 +221,7 @@ class Settings(BaseModel):
     def _add_environment(cls, given: dict[str, Any]) -> dict[str, Any]:
         names = {f"{ENV_PREFIX}{name}".upper(): name for name in cls.model_fields}
         environment = {name: value for name, value in os.environ.items() if name.upper().startswith(ENV_PREFIX)}
+        environment = {name: value for name, value in environment.items() if not _is_service_link(name, value)}
         unknown = sorted(variable for variable in environment if variable.upper() not in names)
         if unknown:
             raise ValueError(
@@ -255,6 +261,13 @@ class Settings(BaseModel):
             return cls(**given)
         except ValidationError as error:
             parser.error("; ".join(_sentence(mistake) for mistake in error.errors()))
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    """Whether a cluster set a variable to say where a Service is, whose name happens to begin as our settings do."""
+    if _LINK_NAME.fullmatch(name.upper()):
+        return True
+    return name.upper().endswith("_PORT") and _LINK_VALUE.fullmatch(value) is not None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -47,6 +47,45 @@ def test_an_unknown_variable_ends_the_start_and_is_named(monkeypatch, capsys):
     assert "FOLDSERVE_MAX_ROW" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("service", ["FOLDSERVE", "FOLDSERVE_GRPC", "FOLDSERVE_HOST", "FOLDSERVE_A_B2"])
+@pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
+def test_what_a_cluster_sets_for_a_service_is_no_setting(monkeypatch, service, protocol):
+    """A Service called foldserve, or foldserve-anything, must not stop a container that is told of it."""
+    for name, value in links(service, protocol).items():
+        monkeypatch.setenv(name, value)
+    settings = Settings()
+    assert (settings.port, settings.grpc_port, settings.host) == (8000, None, "127.0.0.1")
+    monkeypatch.setenv("FOLDSERVE_WORKRES", "2")
+    with pytest.raises(ValidationError, match="FOLDSERVE_WORKRES, which is no setting"):
+        Settings()
+
+
+def links(service, protocol):
+    """The variables of one Service with two ports, as the kubelet names them."""
+    address, port = f"{protocol}://10.96.0.7:8000", f"{service}_PORT_8000_{protocol.upper()}"
+    return {
+        f"{service}_SERVICE_HOST": "10.96.0.7",
+        f"{service}_SERVICE_PORT": "8000",
+        f"{service}_SERVICE_PORT_HTTP": "8000",
+        f"{service}_SERVICE_PORT_GRPC_WEB": "8001",
+        f"{service}_PORT": address,
+        port: address,
+        f"{port}_PROTO": protocol,
+        f"{port}_PORT": "8000",
+        f"{port}_ADDR": "10.96.0.7",
+    }
+
+
+@pytest.mark.parametrize(
+    "variable", ["FOLDSERVE_SERVICE", "FOLDSERVE_PORT_X_TCP", "FOLDSERVE_GRPC_PORTS", "FOLDSERVE_GRCP_PORT"]
+)
+def test_a_name_that_only_resembles_those_of_a_service_is_refused(monkeypatch, variable):
+    """No more is let through than a cluster sets."""
+    monkeypatch.setenv(variable, "8001")
+    with pytest.raises(ValidationError, match=variable):
+        Settings()
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
