@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from foldserve.bundled import bundled_models
+from foldserve.format.names import MODEL_NAME_RULE, is_model_name
 
 ENV_PREFIX = "FOLDSERVE_"
 MEBIBYTE = 1024 * 1024
@@ -49,7 +50,15 @@ class Settings(BaseModel):
     grpc_port: int | None = Field(
         None, ge=0, le=65535, description="TCP port for gRPC; 0 takes a free one; unset: none"
     )
-    models_dir: Path = Field(Path("models"), description="folder that holds <model>/<version>/model.onnx")
+    models_dir: Path = Field(
+        Path("models"),
+        description="folder that holds <model>/<version>/model.onnx, or one model alone: 1/model.onnx or model.onnx",
+    )
+    model_name: str | None = Field(
+        None,
+        description="name of a model that is in the models folder by itself; unset: that of its manifest, else that of "
+        "the folder",
+    )
     state_dir: Path | None = Field(
         None,
         description="writable folder for labels, rollbacks and shadows; unset: latest is always the newest version",
@@ -188,6 +197,13 @@ class Settings(BaseModel):
     grpc_max_streams: int = Field(
         256, ge=1, description="calls that one connection of gRPC may have at once; clients keep the others back"
     )
+
+    @field_validator("model_name")
+    @classmethod
+    def _is_model_name(cls, name: str | None) -> str | None:
+        if name is not None and not is_model_name(name):
+            raise ValueError(f"expected {MODEL_NAME_RULE}")
+        return name
 
     @field_validator("closed_scopes")
     @classmethod

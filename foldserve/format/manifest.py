@@ -71,7 +71,9 @@ def check_key(folder: Path, manifest: Mapping[str, Any], key: str, expected: obj
         raise FormatError(f"{folder / MANIFEST_FILE}: {key} is {actual!r}, expected {expected!r}")
 
 
-def check_files(folder: Path, manifest: Mapping[str, Any], root: Path | None = None) -> dict[str, str]:
+def check_files(
+    folder: Path, manifest: Mapping[str, Any], root: Path | None = None, *, among_others: bool = False
+) -> dict[str, str]:
     """Compare a version folder with its manifest's list, name by name and byte by byte; returns the SHA-256 of each.
 
     Args:
@@ -79,6 +81,7 @@ def check_files(folder: Path, manifest: Mapping[str, Any], root: Path | None = N
         manifest: of the version.
         root: folder within which links may lead, whose entries that begin with `..` are those of a cluster's mount;
             None: no links are followed.
+        among_others: whether other files may lie there, as in a folder that somebody else made; nothing reads them.
 
     Raises:
         FormatError: a file is missing, is not listed, is a link, cannot be read, or is not what the manifest says.
@@ -89,7 +92,7 @@ def check_files(folder: Path, manifest: Mapping[str, Any], root: Path | None = N
     present = set(os.listdir(folder)) - {MANIFEST_FILE}
     if root is not None:
         present = {name for name in present if not name.startswith("..")}
-    if present != set(listed):
+    if present != set(listed) and not (among_others and present > set(listed)):
         raise FormatError(f"{folder} holds {sorted(present)}, its manifest lists {sorted(listed)}")
     return {name: _check_file(folder / name, entry, root) for name, entry in listed.items()}
 

@@ -28,6 +28,7 @@ from foldserve.format.names import MODEL_NAME_RULE, VERSION_RULE, is_model_name,
 
 from ..errors import ArtifactInvalid, ModelNotFound
 from .external_data import refuse_external_data
+from .layouts import MountedModel, link_boundary
 from .onnx_file import opened
 from .operators import refuse_operators
 from .sealed import SealedFile
@@ -74,12 +75,19 @@ class Repository:
     """A folder of models, read again at each call.
 
     Args:
-        root: holds `<name>/<version>/model.onnx`.
+        root: holds `<name>/<version>/model.onnx`, or one model by itself, see `layouts`.
         allow_unverified: also open folders without a manifest, and so without golden answers.
+        model_name: of a model that is there by itself; None takes that of its manifest, else that of the folder.
+
+    Attributes:
+        root: as given.
+        links: folder within which links may lead.
     """
 
-    def __init__(self, root: Path, *, allow_unverified: bool = False) -> None:
+    def __init__(self, root: Path, *, allow_unverified: bool = False, model_name: str | None = None) -> None:
         self.root = root
+        self.links = link_boundary(root)
+        self._mounted = MountedModel(root, self.links, model_name)
         self._allow_unverified = allow_unverified
         self._named: set[Path] = set()  # folders that a warning has named
         self._held: dict[Path, tuple[tuple[int, ...], str | None]] = {}  # manifest -> its identity, and what it says
@@ -93,16 +101,23 @@ class Repository:
         Raises:
             ArtifactInvalid: the root is not a folder that can be read.
         """
-        models = {name: self._versions(name) for name in self._folders(self.root, is_model_name, MODEL_NAME_RULE)}
+        names = set(self._folders(self.root, is_model_name, MODEL_NAME_RULE))
+        if mounted := self._mounted.versions():
+            names.add(self._mounted.name(mounted))
+        models = {name: sorted(self._places(name)) for name in sorted(names)}
         return {name: versions for name, versions in models.items() if versions}
+
+    def folder(self, name: str, version: int) -> Path:
+        """Return where a version is, or would be."""
+        return self._places(name).get(version, self.root / name / str(version))
 
     def held_back(self, models: Mapping[str, Iterable[int]]) -> dict[tuple[str, int], str]:
         """Return why versions are not to be `latest` by themselves; a manifest is read when it is new or changed."""
         before, self._held, reasons = self._held, {}, {}
         for name, versions in models.items():
             for version in versions:
-                path = self.root / name / str(version) / MANIFEST_FILE
-                known = self._held[path] = _held_back(path, self.root, before.get(path))
+                path = self.folder(name, version) / MANIFEST_FILE
+                known = self._held[path] = _held_back(path, self.links, before.get(path))
                 if known[1] is not None:
                     reasons[name, version] = known[1]
         return reasons
@@ -118,19 +133,21 @@ class Repository:
             ModelNotFound: there is no such model or version.
             ArtifactInvalid: the folder does not match its manifest, or has none and needs one.
         """
-        versions = self._versions(name)
-        if not versions:
+        places = self._places(name)
+        if not places:
             raise ModelNotFound(f"model {name!r} is not in {self.root}; there are {sorted(self.models())}")
-        version = versions[-1] if version is None else version
-        if version not in versions:
-            raise ModelNotFound(f"model {name!r} has no version {version}; there are {versions}")
-        path = self.root / name / str(version)
-        if not path.resolve().is_relative_to(self.root.resolve()):
-            raise ArtifactInvalid(f"{path} is a link out of {self.root}; a link may only lead to a place within it")
+        version = max(places) if version is None else version
+        if version not in places:
+            raise ModelNotFound(f"model {name!r} has no version {version}; there are {sorted(places)}")
+        path = places[version]
+        if not path.resolve().is_relative_to(self.links.resolve()):
+            raise ArtifactInvalid(f"{path} is a link out of {self.links}; a link may only lead to a place within it")
         if os.path.lexists(path / MANIFEST_FILE):
-            return _open(name, version, path, self.root)
+            is_mounted = path in (self.root, self.root / str(version))
+            return _open(name, version, path, self.links, is_mounted=is_mounted, is_root=path == self.root)
         if self._allow_unverified:
-            return _open_unverified(name, version, path, self.root)
+            folder = path if path == self.root else path.parent
+            return _open_unverified(name, version, path, folder, self.links)
         raise ArtifactInvalid(
             f"{path} holds no {MANIFEST_FILE}, so its answers cannot be verified: export it with its "
             "manifest, or serve it unverified with --allow-unverified"
@@ -151,12 +168,14 @@ class Repository:
                 return f"{path} has SHA-256 {digest[:12]}, expected {expected[:12]}; {kept}"
         return None
 
-    def _versions(self, name: str) -> list[int]:
-        """Return the versions of one model, oldest first; none where there is no such model."""
+    def _places(self, name: str) -> dict[int, Path]:
+        """Return the folder of each version of one model; none where there is no such model."""
+        if (mounted := self._mounted.versions()) and self._mounted.name(mounted) == name:
+            return mounted
         folder = self.root / name
-        if not is_model_name(name) or not folder.is_dir():
-            return []
-        return sorted(map(int, self._folders(folder, is_version, VERSION_RULE)))
+        if not is_model_name(name) or not folder.is_dir() or folder in mounted.values():
+            return {}
+        return {int(number): folder / number for number in self._folders(folder, is_version, VERSION_RULE)}
 
     def _folders(self, parent: Path, keeps_rule: Callable[[str], bool], rule: str) -> list[str]:
         """Return the names of the folders that keep a rule, in alphabetical order.
@@ -190,13 +209,15 @@ def _held_back(
         return (), None
 
 
-def _open(name: str, version: int, path: Path, root: Path) -> Artifact:
+def _open(name: str, version: int, path: Path, root: Path, *, is_mounted: bool, is_root: bool) -> Artifact:
+    """Return a version with its manifest, which names the model too unless that is mounted by itself."""
     model_path = path / MODEL_FILE
     try:
         manifest = read_manifest(path, root)
-        check_key(path, manifest, "name", name)
+        if not is_mounted:
+            check_key(path, manifest, "name", name)
         check_key(path, manifest, "version", version)
-        digests = check_files(path, manifest, root)
+        digests = check_files(path, manifest, root, among_others=is_root)
         sealed = _sealed(model_path, root)
         golden = read_golden(manifest.get("golden"))
     except FormatError as err:
@@ -205,15 +226,17 @@ def _open(name: str, version: int, path: Path, root: Path) -> Artifact:
         raise ArtifactInvalid(f"{model_path} changed while it was read")
     digest = sealed.sha256
     sealed, side_files = _whole(model_path, sealed, root)
-    if changed := [name for name, sha256 in side_files.items() if sha256 != digests.get(name)]:
+    if unlisted := sorted(side_files.keys() - digests.keys()):
+        raise ArtifactInvalid(f"{path} keeps weights in {unlisted[0]!r}, which its manifest does not list")
+    if changed := [name for name, sha256 in side_files.items() if sha256 != digests[name]]:
         raise ArtifactInvalid(f"{path / changed[0]} changed while it was read")
     _look_through(model_path, sealed, (refuse_external_data, refuse_operators))
     return Artifact(name, version, path, model_path, digest, manifest, golden, sealed=sealed, side_files=side_files)
 
 
-def _open_unverified(name: str, version: int, path: Path, root: Path) -> Artifact:
+def _open_unverified(name: str, version: int, path: Path, folder: Path, root: Path) -> Artifact:
     """Return a version without a manifest, as other exporters and model repositories have it."""
-    config = read_config(root / name, root)
+    config = read_config(folder, root)
     model_path = path / config.model_file
     try:
         sealed = _sealed(model_path, root)

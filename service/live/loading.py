@@ -235,7 +235,7 @@ class Loader:
             if not is_beside or structure_of(artifact.source) in known:
                 return
         options = {**self._options(), "is_autotuned": False}
-        self._proving.prove(artifact, settings.models_dir, options, settings.load_seconds, is_beside=is_beside)
+        self._proving.prove(artifact, self._repository.links, options, settings.load_seconds, is_beside=is_beside)
 
     def _options(self) -> dict[str, Any]:
         """How much of the processor a version may use, and in which batches."""

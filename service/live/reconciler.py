@@ -61,7 +61,9 @@ class Reconciler:
     def __init__(
         self, registry: Registry, settings: Settings, metrics: Metrics, workers: Workers | None = None
     ) -> None:
-        self.repository = Repository(settings.models_dir, allow_unverified=settings.allow_unverified)
+        self.repository = Repository(
+            settings.models_dir, allow_unverified=settings.allow_unverified, model_name=settings.model_name
+        )
         spare = None if workers is None else workers.folder
         self.state = StateDir(settings.state_dir, metrics, settings.state_lock_seconds, spare)
         self.refusals: dict[tuple[str, int], Refusal] = {}
@@ -196,8 +198,8 @@ class Reconciler:
         await self.look()
         if not self._on_disk:
             raise ArtifactInvalid(
-                f"{self.repository.root} holds no <model>/<version>/model.onnx; export a model there, "
-                "or set --models-dir"
+                f"{self.repository.root} holds no <model>/<version>/model.onnx, nor a model.onnx; export a model "
+                "there, or set --models-dir"
             )
         broken: list[ServiceError] = []
         for name in dict.fromkeys([*self._served.models(), *self._on_disk]):
@@ -219,7 +221,7 @@ class Reconciler:
         if not held:
             return None
         reason = self.held_back[name, held[-1]]
-        return ArtifactInvalid(f"{self.repository.root / name / str(held[-1])} is not promoted: {reason}")
+        return ArtifactInvalid(f"{self.repository.folder(name, held[-1])} is not promoted: {reason}")
 
     async def _poll(self) -> None:
         while True:
@@ -397,7 +399,7 @@ class Reconciler:
 
     def _fingerprint(self, name: str, version: int) -> Fingerprint:
         """Names, identities, sizes and times of a version's files, by which a change is noticed."""
-        folder = self.repository.root / name / str(version)
+        folder = self.repository.folder(name, version)
         try:
             files = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
         except OSError:

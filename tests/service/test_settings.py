@@ -93,6 +93,7 @@ def test_a_name_that_only_resembles_those_of_a_service_is_refused(monkeypatch, v
         (["--port", "65536"], "--port (FOLDSERVE_PORT)"),
         (["--workers", "0"], "--workers (FOLDSERVE_WORKERS)"),
         (["--provider", "tpu"], "--provider (FOLDSERVE_PROVIDER)"),
+        (["--model-name", "../x"], "--model-name (FOLDSERVE_MODEL_NAME)"),
         (["--buckets", ""], "expected rising batch sizes"),
         (["--buckets", "4,2"], "expected rising batch sizes"),
         (["--buckets", "0,1"], "expected rising batch sizes"),
