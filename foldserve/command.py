@@ -86,6 +86,7 @@ COMMANDS = {
     "compare": Command("with and without norms, over seeds, rates, batch sizes: a report", _training, _TRAINING),
     "best": Command("choose and measure the preset `best` over many seeds", _training, _TRAINING),
     "circles": Command("two circles with and without norms: tables and pictures", _training, _TRAINING),
+    "learn": Command("what the book says of batch normalization, shown by running it", _training, _TRAINING),
     "inspect": Command("gamma, beta, mean and variance of every norm of a run", _training, _TRAINING),
     "fold": Command("fold the norms of an ONNX file or a PyTorch network into its weights", _training, _TRAINING),
     "publish": Command("publish a network of your own, proven from its examples", _training, _TRAINING),

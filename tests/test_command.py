@@ -14,7 +14,7 @@ from foldserve.command import COMMANDS, main
 from foldserve.extras import MODULES
 
 ROOT = Path(__file__).parents[1]
-TRAINING = ("demo", "train", "compare", "best", "circles", "inspect", "fold", "verify")
+TRAINING = ("demo", "train", "compare", "best", "circles", "learn", "inspect", "fold", "verify")
 WITHOUT = "import sys; sys.modules.update(dict.fromkeys({absent!r})); from foldserve.command import main; "
 
 

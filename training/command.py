@@ -21,6 +21,7 @@ from .publish import cli as publish_command
 from .ranks import ranks_of
 from .reverify import Outcome, reverify, version_folder
 from .studies import best, circles_report, compare, inspection
+from .studies.learn import command as learn_command
 from .user_model.source import open_source
 
 
@@ -45,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     train_command.add_parser(subparsers)
     _add_verify(subparsers)
-    for command in (fold_command, publish_command, inspection, circles_report, compare, best):
+    for command in (fold_command, publish_command, inspection, circles_report, compare, best, learn_command):
         command.add_parser(subparsers)
     return parser
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..config import Recipe
 from ..errors import ConfigError
-from ..model import lenet, lenet_plain
+from ..model import lenet, lenet_plain, mlp
 from . import variants
 
 
@@ -24,8 +24,17 @@ def _lenet(recipe: Recipe) -> nn.Sequential:
 NETWORKS: Mapping[str, Callable[[Recipe], nn.Sequential]] = {
     "lenet": _lenet,
     "lenet-plain": lambda recipe: lenet_plain(pool=recipe.pool),
+    "mlp": lambda recipe: mlp(norm=recipe.norm, variance=recipe.variance),
     "norm-after": lambda recipe: variants.norms_after_activations(_lenet(recipe)),
     "noisy-norm": lambda recipe: variants.noise_after_norms(_lenet(recipe)),
+    "norm-inputs": lambda recipe: variants.norms_on_inputs(_lenet(recipe)),
+    "norm-fixed": lambda recipe: variants.fixed_affines(_lenet(recipe)),
+    "no-bias": lambda recipe: variants.without_redundant_biases(_lenet(recipe)),
+    "norms-1-2": lambda recipe: variants.only_norms(_lenet(recipe), "12"),
+    "norms-3-4": lambda recipe: variants.only_norms(_lenet(recipe), "34"),
+    "norms-1-3": lambda recipe: variants.only_norms(_lenet(recipe), "13"),
+    "norms-2-4": lambda recipe: variants.only_norms(_lenet(recipe), "24"),
+    "layer-norm": lambda recipe: variants.layer_norms(_lenet(recipe)),
     "dropout": lambda recipe: variants.dropout_in_classifier(_lenet(recipe)),
 }
 
@@ -41,6 +50,7 @@ class Arm:
         preset: the recipe to start from.
         is_selection: whether it is tested on training images held out, and not on the test set.
         train_rows: how many training images it takes, from the first; None takes all.
+        epoch_rows: training images for the population statistics after each epoch; the last figures take them all.
     """
 
     name: str
@@ -49,6 +59,7 @@ class Arm:
     preset: str = "book"
     is_selection: bool = False
     train_rows: int | None = None
+    epoch_rows: int = 5_000
 
     def recipe(self, seed: int) -> Recipe:
         """Return the recipe of this arm for `seed`.

@@ -19,7 +19,6 @@ from ..statistics import population_statistics
 from .arms import Case
 from .selection import first_rows, held_out
 
-EPOCH_ROWS = 5_000  # training images for the population statistics of every epoch; the last figures take them all
 SATURATION_ROWS = 2_000  # test images on which saturation is measured
 SATURATED_SLOPE = 0.025  # a tenth of a sigmoid's steepest slope, 1/4; |x| > 3.6
 
@@ -69,7 +68,7 @@ def measure(case: Case, dataset: FashionMNIST, device: torch.device, *, compiled
                 dataset,
                 recipe,
                 device,
-                lambda record: epochs.append(_record(record, network, data, mirrored)),
+                lambda record: epochs.append(_record(record, network, data, mirrored, case.arm.epoch_rows)),
                 compiles=measured["compiled"],
             )
         except DivergenceError as err:
@@ -131,11 +130,11 @@ def _rows_of(case: Case, dataset: FashionMNIST) -> FashionMNIST:
     return dataset if case.arm.train_rows is None else first_rows(dataset, case.arm.train_rows)
 
 
-def _record(record: EpochRecord, network: nn.Module, data: Tensors, mirrored: bool) -> dict[str, Any]:
-    """Return `record` with the test accuracy of a copy of `network` that has population statistics."""
+def _record(record: EpochRecord, network: nn.Module, data: Tensors, mirrored: bool, rows: int) -> dict[str, Any]:
+    """Return `record` with the test accuracy of a copy of `network` that has population statistics of `rows` images."""
     values = record.as_dict()
     if has_norms(network):
         twin = copy.deepcopy(network)
-        population_statistics(twin, data.train_images[:EPOCH_ROWS], mirrored=mirrored)
+        population_statistics(twin, data.train_images[:rows], mirrored=mirrored)
         values["population_accuracy"] = evaluate(twin, data.test_images, data.test_labels)
     return values

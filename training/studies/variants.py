@@ -1,13 +1,16 @@
 """Networks that differ from BN-LeNet in one thing each, made by rearranging its layers.
 
-They exist for `compare` alone: nothing here is exported or served.
+They exist for `compare` and `learn` alone: nothing here is exported or served.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+
+from ..batchnorm import BatchNormLayer
 
 DROPOUT = 0.5  # share of the classifier's hidden units; what the book and its readers put in a norm's place
 
@@ -55,6 +58,63 @@ def dropout_in_classifier(model: nn.Sequential) -> nn.Sequential:
     """Return `model` with dropout after the two sigmoids between linear layers."""
     sigmoids = ("sigmoid3", "sigmoid4")
     return _with_added(model, sigmoids, "dropout", lambda: nn.Dropout(DROPOUT))
+
+
+def norms_on_inputs(model: nn.Sequential) -> nn.Sequential:
+    """Return `model`, which has none, with a norm of PyTorch's on the input of each convolution and linear layer."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for name, layer in model.named_children():
+        if isinstance(layer, nn.Conv2d):
+            layers[f"norm_{name}"] = nn.BatchNorm2d(layer.in_channels)
+        elif isinstance(layer, nn.Linear):
+            layers[f"norm_{name}"] = nn.BatchNorm1d(layer.in_features)
+        layers[name] = layer
+    return nn.Sequential(layers)
+
+
+def layer_norms(model: nn.Sequential) -> nn.Sequential:
+    """Return `model`, which has none, with Layer Normalization before each sigmoid.
+
+    Statistics are those of one image over all channels and positions; gamma and beta are one for each channel, so that
+    it has as many parameters as with batch normalization.
+
+    Source: Ba, Kiros, Hinton 2016 (arXiv:1607.06450); for convolutions Wu and He 2018 (arXiv:1803.08494), one group.
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    channels = 0
+    for name, layer in model.named_children():
+        if isinstance(layer, nn.Sigmoid):
+            layers[f"norm{name[-1]}"] = nn.GroupNorm(1, channels)
+        layers[name] = layer
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            channels = layer.weight.shape[0]
+    return nn.Sequential(layers)
+
+
+def only_norms(model: nn.Sequential, kept: str) -> nn.Sequential:
+    """Return `model` with those norms alone whose number stands in `kept`, such as `13`."""
+    return nn.Sequential(
+        OrderedDict(
+            (name, layer) for name, layer in model.named_children() if not name.startswith("norm") or name[-1] in kept
+        )
+    )
+
+
+def fixed_affines(model: nn.Sequential) -> nn.Sequential:
+    """Return `model` whose norms learn neither gamma nor beta: they stay 1 and 0."""
+    for name, layer in model.named_children():
+        if name.startswith("norm"):
+            layer.requires_grad_(False)
+    return model
+
+
+def without_redundant_biases(model: nn.Sequential) -> nn.Sequential:
+    """Return `model` whose convolutions and linear layers before a norm have no bias: the norm takes it off anyway."""
+    layers = list(model.children())
+    for layer, following in pairwise(layers):
+        if isinstance(layer, nn.Conv2d | nn.Linear) and isinstance(following, BatchNormLayer):
+            layer.bias = None
+    return model
 
 
 def _with_added(
