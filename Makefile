@@ -9,7 +9,7 @@ JOBS    ?= auto
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: bench-training bench-start bench-engine bench-peers bench-serving bench-overload bench-folding bench-folding-zoo bench-endurance trust gates gpu-check help install demo train verify serve test lint format typecheck unit clients-test contract-test container-test reference protos image constraints clean
+.PHONY: bench-training bench-start bench-engine bench-peers bench-serving bench-overload bench-folding bench-folding-zoo bench-endurance trust gates gpu-check help install demo train verify serve test lint format typecheck unit clients-test contract-test container-test docs reference protos image constraints clean
 
 help:            ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -134,12 +134,28 @@ reference: install ## write the pages that are made from the code: docs/settings
 protos: install  ## compile the .proto files of the gRPC protocol into the descriptor set that the service loads
 	$(PYTHON) -m grpc_tools.protoc -I service/v2/rpc --descriptor_set_out=service/v2/rpc/protos.binpb inference.proto health.proto
 
+DOCS_TOOLS ?= .venv-docs
+docs: $(DOCS_TOOLS)/.installed docs/assets/mermaid.min.js ## build the documentation site into site/; a broken link fails
+	$(DOCS_TOOLS)/bin/zensical build --clean --strict
+
+$(DOCS_TOOLS)/.installed: constraints.txt
+	python3 -m venv $(DOCS_TOOLS)
+	$(DOCS_TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'zensical>=0.0.70'
+	@touch $@
+
+# What draws the diagrams, served by the site itself; npm checks its digest.
+docs/assets/mermaid.min.js:
+	mkdir -p $(@D) .npm-pack
+	npm pack --silent --pack-destination .npm-pack mermaid@11.17.2
+	tar -xzOf .npm-pack/mermaid-11.17.2.tgz package/dist/mermaid.min.js > $@.new && mv $@.new $@
+	rm -r .npm-pack
+
 image:           ## build the CPU image
 	docker build --target cpu -t foldserve:cpu .
 
 constraints:     ## write today's newest versions that fit pyproject.toml into constraints.txt
 	rm -rf .venv-constraints && python3 -m venv .venv-constraints
-	.venv-constraints/bin/python -m pip install --quiet -e '.[training,grpc,cpu,dev]'
+	.venv-constraints/bin/python -m pip install --quiet -e '.[training,grpc,cpu,dev,docs]'
 	{ sed -n '/^#/p' constraints.txt; .venv-constraints/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; grep -E '^(onnxruntime-gpu|nvidia-.*)==' constraints.txt; } > constraints.new
 	mv constraints.new constraints.txt && rm -rf .venv-constraints
 

@@ -1,4 +1,4 @@
-"""How every command of foldserve ends; README.md has the same table."""
+"""How every command of foldserve ends; docs/commands.md has the same table."""
 
 DONE = 0  # also a service that was told to end and has drained
 FAILED = 1  # a proof, a check or a write failed, or the running service refused

@@ -113,17 +113,17 @@ def test_a_package_of_somebody_else_is_no_extra_of_ours() -> None:
     assert "Traceback" in done.stderr
 
 
-def test_the_readme_tables_every_exit_code() -> None:
+def test_the_page_tables_every_exit_code() -> None:
     """One table for all commands."""
-    rows = re.findall(r"^\| (\d+) \| ", (ROOT / "README.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| (\d+) \| ", (ROOT / "docs/commands.md").read_text(), re.MULTILINE)
     codes = {value for name, value in vars(exit_codes).items() if name.isupper()}
     assert sorted(map(int, rows)) == sorted(codes)
 
 
-def test_the_readme_names_every_command() -> None:
+def test_the_page_names_every_command() -> None:
     """Somebody who reads the page has seen what there is."""
-    readme = (ROOT / "README.md").read_text()
-    assert [name for name in COMMANDS if f"foldserve {name}" not in readme and f"`{name}`" not in readme] == []
+    page = (ROOT / "docs/commands.md").read_text()
+    assert [name for name in COMMANDS if f"`{name}`" not in page] == []
 
 
 def test_verify_tells_the_two_apart(capsys: pytest.CaptureFixture[str]) -> None:

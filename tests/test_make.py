@@ -1,4 +1,4 @@
-"""Every `make` target that the README names does what it says: the quick ones run, the long ones get right commands."""
+"""Every `make` target that a page names does what it says: the quick ones run, the long ones get right commands."""
 
 import re
 import shlex
@@ -9,10 +9,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
-NAMED = sorted(
-    {name for line in re.findall(r"(?:`|^    )make ([a-z -]+)", README, re.MULTILINE) for name in line.split()}
-)
+PAGES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+_NAME = re.compile(r"(?:`|^ {0,4})make ([a-z][a-z -]+)", re.MULTILINE)
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+NAMED = sorted({name for page in PAGES for line in _NAME.findall(page.read_text()) for name in line.split()})
+
+
+def test_every_target_that_a_page_names_exists() -> None:
+    """`make X` is a target of the Makefile."""
+    assert "demo" in NAMED
+    assert set(NAMED) <= TARGETS
 
 
 def make(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
