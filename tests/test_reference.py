@@ -14,7 +14,8 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 SETTINGS_HEAD = """# Settings of the service
 
 Each is an environment variable and a flag of `foldserve serve` (`FOLDSERVE_MAX_ROWS` is `--max-rows`); flags win. An
-unknown `FOLDSERVE_` variable ends the start: a misspelt limit is a limit that is not there. Made from the code by
+unknown `FOLDSERVE_` variable ends the start: a misspelt limit is a limit that is not there. What Kubernetes sets for a
+Service whose name begins with foldserve (`FOLDSERVE_PORT=tcp://…`) is passed over. Made from the code by
 `make reference`.
 
 | variable | default | meaning |
