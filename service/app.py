@@ -15,11 +15,9 @@ from typing import Any, NoReturn
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.staticfiles import StaticFiles
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Mount
-from starlette.types import Receive, Scope, Send
 
 from foldserve import __version__
 
@@ -44,6 +42,7 @@ from .metrics import Metrics
 from .openapi import describe, operation_id
 from .page.routes import router as page_router
 from .page.samples import SampleBook
+from .page.site import PREFIX, PageFiles, WholeFiles
 from .processes.signals import reloading
 from .processes.watchdog import Watchdog
 from .processes.workers import Workers
@@ -134,7 +133,9 @@ def create_app(
     app.include_router(repository_router)
     app.include_router(v1_router)
     app.include_router(torchserve_router)
-    app.mount("/static", _WholeFiles(directory=STATIC), name="static")
+    if settings.page:
+        app.mount(PREFIX, PageFiles(), name="page")
+    app.mount("/static", WholeFiles(directory=STATIC), name="static")
     app.add_middleware(AccessMiddleware, access=app.state.access)
     app.add_middleware(  # added last, so outermost
         RequestMiddleware,
@@ -203,15 +204,6 @@ async def _doubt_a_still_decoder(registry: Registry, decoding: WorkQueue, settin
         if decoding.stands_still(limit) != is_still:
             is_still = not is_still
             registry.doubt(_DECODER, f"a picture has been decoded for {limit:g} s" if is_still else None)
-
-
-class _WholeFiles(StaticFiles):
-    """Starlette's, without ranges, as HTTP allows: what it says of a wrong one is no error of ours in form."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with a whole file."""
-        headers = [header for header in scope["headers"] if header[0] not in (b"range", b"if-range")]
-        await super().__call__({**scope, "headers": headers}, receive, send)
 
 
 def _reload(app: FastAPI) -> None:

@@ -21,6 +21,7 @@ from .inference import served_model
 from .live.model import Model
 from .metrics import Metrics
 from .openapi import PREDICT, PREDICT_DESCRIPTION
+from .page.site import page
 from .tensors import Array
 from .v2.metadata import EXTENSIONS
 
@@ -96,9 +97,9 @@ async def metrics(request: Request) -> Response:
 
 
 @router.get("/", include_in_schema=False)
-async def index() -> Response:
-    """Lead a browser to the page where the service can be tried."""
-    return RedirectResponse("docs")
+async def index(request: Request) -> Response:
+    """Show the page where the service can be tried; without it, lead a browser to the description."""
+    return page() if request.app.state.settings.page else RedirectResponse("docs")
 
 
 @router.get("/docs", include_in_schema=False)

@@ -108,6 +108,9 @@ class Settings(BaseModel):
     trusted_proxies: tuple[str, ...] = Field(
         (), description="addresses or networks of proxies whose X-Forwarded-For names the client; unset: none"
     )
+    page: bool = Field(
+        True, description="show a page at / where people can try the models; without it / leads to /docs"
+    )
     workers: int = Field(1, ge=1, le=256, description="processes that share the port")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line written")
     log_file: Path | None = Field(

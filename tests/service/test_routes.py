@@ -330,11 +330,6 @@ def test_health_answers_get_and_head(service):
     assert (answer.status_code, answer.content) == (200, b"")
 
 
-def test_a_browser_at_the_root_is_led_to_the_docs(service):
-    """The bare address shows something to try."""
-    assert service.get("/", follow_redirects=True).url.path == "/docs"
-
-
 def test_requests_are_counted_by_route_and_never_by_path(service):
     """A thousand made-up paths make no series; a prediction makes one more in its own."""
 
