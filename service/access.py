@@ -6,6 +6,7 @@ Where the keys are and what they look like is known to `keys`. Nothing here ever
 import hashlib
 import hmac
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,19 @@ if TYPE_CHECKING:
     from .metrics import Metrics
 
 _MAX_KEY_LENGTH = 256  # characters that are compared; no key that was given out is longer
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """A request that may pass, as long as the keys are the same.
+
+    Attributes:
+        keys: all of them, as they were when its own was found.
+        payer: the key that is to `spend` for each request; None where nothing is counted.
+    """
+
+    keys: tuple[Key, ...]
+    payer: Key | None
 
 
 class Access:
@@ -68,6 +82,28 @@ class Access:
         if self.file is not None:
             self.file.close()
 
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """All keys that are known now; another tuple after each change."""
+        return self.file.keys if self.file is not None else ()
+
+    def passed(self, scope: str, authorization: bytes | None, api_key: bytes | None) -> Passed | None:
+        """Return why a request may pass, for whoever remembers it; None where `check` would refuse it, which says why.
+
+        Args:
+            scope: what it needs; not `admin`.
+            authorization: the header of that name.
+            api_key: the header X-API-Key.
+        """
+        keys = self.keys
+        if scope not in self._closed:
+            return Passed(keys, None)
+        given = _key_in(_text(authorization), _text(api_key))
+        key = _find(keys, given) if given is not None else None
+        if key is None or scope not in key.scopes:
+            return None
+        return Passed(keys, key if self._rate else None)
+
     def check(
         self,
         scope: str,
@@ -93,7 +129,7 @@ class Access:
         """
         if scope == OPEN:
             return None
-        keys = self.file.keys if self.file is not None else ()
+        keys = self.keys
         if scope == ADMIN and not any(ADMIN in key.scopes for key in keys):
             raise self._no_admin(target)
         if scope not in self._closed:
@@ -110,7 +146,7 @@ class Access:
             message = f"key {key.name!r} lacks the scope {scope}, which {target} needs"
             raise self._refuse("scope", Forbidden(message), Caller(key.name, address), target)
         if self._rate:
-            self._spend(key)
+            self.spend(key)
         return key.name
 
     def needs_key(self, scope: str) -> bool:
@@ -135,7 +171,12 @@ class Access:
         if self._metrics is not None:
             self._metrics.refused_keys.labels(reason).inc()
 
-    def _spend(self, key: Key) -> None:
+    def spend(self, key: Key) -> None:
+        """Take one request from a key's share.
+
+        Raises:
+            TooManyRequests: it is used up.
+        """
         if key.name not in self._buckets:
             shared = self._shared
             self._buckets[key.name] = (
@@ -172,6 +213,10 @@ def _key_in(authorization: str | None, api_key: str | None) -> str | None:
     """Return the key in either of its headers; None where there is none."""
     scheme, _, token = (authorization or "").partition(" ")
     return (token.strip() if scheme.lower() == "bearer" and token.strip() else (api_key or "").strip()) or None
+
+
+def _text(header: bytes | None) -> str | None:
+    return None if header is None else header.decode("latin-1")
 
 
 def _find(keys: Iterable[Key], given: str) -> Key | None:

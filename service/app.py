@@ -31,7 +31,6 @@ from .compat.v1 import router as v1_router
 from .cores import available_cores
 from .error_answers import ErrorLog
 from .errors import InvalidInput, MethodNotAllowed, ProviderUnavailable, ServiceError, nothing_served
-from .keys import INFER
 from .lane.fast_lane import LANE, FastLane
 from .live.canary import Canary
 from .live.control import ModelControl
@@ -173,10 +172,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     decoder_watch = asyncio.create_task(_doubt_a_still_decoder(registry, decoding, settings))
     async with Watchdog(settings.hang_seconds, lambda: registry.running_batches() | decoding.running()).watch():
         try:
-            is_open = not app.state.access.needs_key(INFER)
             parts = app.state
             lane = FastLane(
-                registry, settings, metrics, parts.body_budget, parts.readers, parts.error_log, is_open=is_open
+                registry, settings, metrics, parts.body_budget, parts.readers, parts.error_log, parts.access
             )
             lane.decoding = decoding
             refused = functools.partial(metrics.observe_request, UNKNOWN_ROUTE, "unknown")

@@ -1,5 +1,6 @@
 -- Bodies from a file of fixed-size or line-separated bodies, written beforehand; the load itself only sends.
--- WRK_BODIES: file; WRK_SIZE: bytes of each body, 0 for one a line; WRK_TYPE: content type; WRK_HEADER: "Name: value".
+-- WRK_BODIES: file; WRK_SIZE: bytes of each body, 0 for one a line; WRK_TYPE: content type; WRK_HEADER: "Name: value";
+-- WRK_NEW: a header that is new with each of 40,000 requests, "Name: value" with %s for 32 hexadecimal digits.
 local requests, at = {}, 0
 
 function init()
@@ -15,7 +16,11 @@ function init()
   else
     for line in data:gmatch("[^\n]+") do bodies[#bodies + 1] = line end
   end
-  for i, body in ipairs(bodies) do requests[i] = wrk.format("POST", nil, headers, body) end
+  name, value = (os.getenv("WRK_NEW") or ""):match("^([^:]+): (.*)$")
+  for i = 1, name and 40000 or #bodies do
+    if name then headers[name] = value:format(string.format("%032x", i * 2654435761)) end
+    requests[i] = wrk.format("POST", nil, headers, bodies[(i - 1) % #bodies + 1])
+  end
 end
 
 function request()

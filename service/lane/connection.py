@@ -23,6 +23,7 @@ from ..transport.parser import ParsedHead
 from ..transport.probe import abort_if_gone
 from .exchange import Exchange, RequestHead
 from .fast_lane import LANE, FastLane
+from .known_head import KnownHead
 
 IDLE = Phase.IDLE  # on each request's way, where looking a member up in its class would cost a tenth of a microsecond
 _HEAD_END = b"\r\n\r\n"
@@ -56,10 +57,12 @@ class ConnectionLane:
         self._outbox = connection.outbox
         self._deadlines = connection.deadlines
         self._share = Share(lane.budget, connection.address)
-        self._usual: RequestHead | None = None  # of the last request, if nothing was received since but such requests
+        self._usual: KnownHead | None = None  # of the last request, if nothing was received since but such requests
+        self._repeated: KnownHead | None = None  # of the last head with an id that is new each time
         self._started = 0.0  # when the first byte of the newest request was read
         self._raw_head: bytes | None = None  # of the next request that the parser reads, where it is all there
         self._head: RequestHead | None = None  # of the request whose body is being received
+        self._request_id: bytes | None = None  # of the same
         self._pieces: list[bytes] = []
         self._missing = 0  # bytes of a body whose head was known
 
@@ -70,32 +73,40 @@ class ConnectionLane:
             Overloaded: the bodies of all connections together are over the budget.
         """
         usual, deadlines = self._usual, self._deadlines
-        if usual is not None and not self._outbox.due and deadlines.phase is IDLE and data.startswith(usual.raw):
-            start = len(usual.raw)
-            if len(data) == start + usual.length and usual.endpoint.is_current and self.shared.registry.ready:
+        if usual is not None and not self._outbox.due and deadlines.phase is IDLE and data.startswith(usual.prefix):
+            start, head = usual.length, usual.head
+            if (
+                len(data) == start + head.length
+                and (usual.is_exact or usual.fits(data))
+                and self.shared.still_holds(head)
+                and self.shared.registry.ready
+            ):
                 self._started = time.perf_counter()
-                self._take(usual, data[start:], is_whole=True)
+                request_id = head.request_id if usual.is_exact else usual.request_id(data)
+                self._take(head, data[start:], request_id, usual)
                 return b""
         self._usual = None
         while data and deadlines.phase < Phase.MUST_CLOSE:
             if self._missing:
                 data = self._fill(data)
-            elif (head := self._known_head(data)) is not None:
-                data = self._begin(head, data)
+            elif (known := self._known_head(data)) is not None:
+                data = self._begin(known, data)
             else:
                 break
         return data
 
-    def _known_head(self, data: bytes) -> RequestHead | None:
+    def _known_head(self, data: bytes) -> KnownHead | None:
         """Return the head with which a request begins here, if its bytes are known."""
         self._raw_head = None
         if self._deadlines.phase is not Phase.IDLE and self._deadlines.phase is not Phase.NEW:
             return None
         self._started = time.perf_counter()
         raw = data[: data.find(_HEAD_END) + len(_HEAD_END)]
-        head = self.shared.heads.get(raw)
-        if head is not None and self._is_free():
-            return head
+        known = self.shared.heads.get(raw)
+        if known is None and self._repeated is not None and self._repeated.begins(raw):
+            known = self._repeated
+        if known is not None and self._is_free() and self.shared.still_holds(known.head):
+            return known
         if raw.startswith(_POST):  # then the parser ends the head at the first empty line too
             self._raw_head = raw
         return None
@@ -105,14 +116,14 @@ class ConnectionLane:
         due = self._outbox.due
         return self.shared.registry.ready and (not due or isinstance(due[-1], Exchange))
 
-    def _begin(self, head: RequestHead, data: bytes) -> bytes:
+    def _begin(self, known: KnownHead, data: bytes) -> bytes:
         """Take what was received of a request whose head is known; returns what follows it."""
-        start = len(head.raw)
+        head, start, request_id = known.head, known.length, known.request_id(data)
         stop = start + head.length
         if len(data) >= stop:
-            self._take(head, data[start:stop], is_whole=len(data) == stop)
+            self._take(head, data[start:stop], request_id, known if len(data) == stop else None)
             return data[stop:]
-        self._await_body(head)
+        self._await_body(head, request_id)
         self._missing = head.length
         self._connection.start_body(self, is_last=not head.keep_alive)
         return self._fill(data[start:])
@@ -134,13 +145,13 @@ class ConnectionLane:
         if self._head is None:
             return None
         if raw is not None:
-            self.shared.remember(raw, self._head)
-        self._await_body(self._head)
+            self._repeated = self.shared.remember(raw, self._head) or self._repeated
+        self._await_body(self._head, self._head.request_id)
         return self
 
-    def _await_body(self, head: RequestHead) -> None:
+    def _await_body(self, head: RequestHead, request_id: bytes | None) -> None:
         """Begin to hold a body, as long as others do not need the room more."""
-        self._head = head
+        self._head, self._request_id = head, request_id
         if head.forwarded:
             self._share.address = self._guard.limits.proxies.client(self._connection.address, (head.forwarded,))
         else:
@@ -164,7 +175,7 @@ class ConnectionLane:
         assert self._head is not None
         head, body = self._head, b"".join(self._pieces)
         self.abandon()
-        self._take(head, body)
+        self._take(head, body, self._request_id)
 
     def abandon(self) -> bool:
         """Drop what was received of a body."""
@@ -184,26 +195,27 @@ class ConnectionLane:
         due = self._outbox.due
         return bool(due) and isinstance(due[0], Exchange)
 
-    def _take(self, head: RequestHead, body: bytes, *, is_whole: bool = False) -> None:
+    def _take(self, head: RequestHead, body: bytes, request_id: bytes | None, usual: KnownHead | None = None) -> None:
         """Put a whole request before the batcher.
 
         Args:
             head: of it.
             body: all of it.
-            is_whole: it was received in one piece with nothing behind it, and so may the next be.
+            request_id: the client's own; None has one made.
+            usual: known head of a request that was received in one piece with nothing behind it; so may the next be.
         """
-        exchange = Exchange(self._connection, head, self._started)
+        exchange = Exchange(self._connection, head, self._started, request_id)
         if self._guard.draining_since is not None:
             exchange.is_last = True
         if exchange.is_last:
             self._deadlines.phase = Phase.MUST_CLOSE
         else:
             self._deadlines.phase = IDLE
-            if is_whole and head.raw:
-                self._usual = head
+            if usual is not None:
+                self._usual = usual
         self._outbox.add(exchange)
         try:
-            self._submit(exchange, body, is_whole=is_whole)
+            self._submit(exchange, body, is_whole=usual is not None)
         except ServiceError as err:
             self.shared.fail_soon(exchange, err)
 
@@ -214,6 +226,8 @@ class ConnectionLane:
             ServiceError: it cannot be read, or nothing on the lane answers it any more, or it is refused.
         """
         head = exchange.head
+        if head.payer is not None:
+            self.shared.access.spend(head.payer)
         if not head.endpoint.is_current:
             head = exchange.head = self.shared.renew(head)
             exchange.receiver, exchange.options = head.endpoint, head.options

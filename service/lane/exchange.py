@@ -12,9 +12,11 @@ from typing import Any
 
 from ..batching.request import Answer, BatchAnswer, Request, RowLayout
 from ..error_answers import ErrorLog
-from ..errors import EngineError, ServiceError
+from ..errors import EngineError, ServiceError, TooManyRequests
+from ..keys import Key
 from ..live.shadow import Shadows
 from ..request_context import Headers, answer_timing, new_request_id, shortest_timeout
+from ..request_middleware import UNKNOWN_ROUTE
 from ..transport.connection import Connection
 from ..transport.wire import error_bytes
 from .counts import AnswerCounts
@@ -69,10 +71,12 @@ class Endpoint:
     def fail(self, exchange: "Exchange", error: ServiceError) -> None:
         """Write an error."""
         total = time.perf_counter() - exchange.arrived
-        self._counts.note(self.route.label, (total,), error.status)
+        # The application asks for the key before it looks for a route.
+        label = UNKNOWN_ROUTE if isinstance(error, TooManyRequests) else self.route.label
+        self._counts.note(label, (total,), error.status)
         if exchange.rows:
             self.route.model.statistics.failed(total)
-        request_id = exchange.head.request_id or new_request_id()
+        request_id = exchange.request_id or new_request_id()
         self._error_log.note(error, request_id.decode(), self.route.label)
         server = exchange.connection.server.state
         server.total_requests += 1
@@ -111,7 +115,7 @@ class Endpoint:
             arrived, parsed = exchange.arrived, exchange.parsed
             parts = (
                 first,
-                exchange.head.request_id or new_request_id(),
+                exchange.request_id or new_request_id(),
                 b"\r\ncontent-length: %d\r\n" % len(body),
                 lines,
                 b"server-timing: ",
@@ -172,7 +176,8 @@ class RequestHead:
         rows: of a body that holds nothing else, so that any bytes of this length will do; 0 for one to be read.
         options: what such a request says of its answer.
         forwarded: what a proxy says of the client's address; empty where there is none.
-        raw: the very bytes; empty where they are not remembered.
+        keys: all that were known when this head's was found among them; with others it is to be read again.
+        payer: the key whose share of requests a second it takes from; None where there is no such limit.
     """
 
     path: bytes
@@ -187,7 +192,8 @@ class RequestHead:
     rows: int
     options: Any
     forwarded: bytes = b""
-    raw: bytes = b""
+    keys: tuple[Key, ...] = ()
+    payer: Key | None = None
 
 
 class Exchange(Request):
@@ -197,6 +203,7 @@ class Exchange(Request):
         connection: by which it was received.
         head: of the request.
         arrived: when its first byte was read, on the clock of `time.perf_counter`.
+        request_id: the client's own; None has one made.
 
     Attributes:
         answer: the whole answer, while it waits for its turn.
@@ -206,14 +213,15 @@ class Exchange(Request):
         first_stage: what happens until then, as Server-Timing names it.
     """
 
-    __slots__ = ("answer", "connection", "first_stage", "head", "is_last", "options", "parsed")
+    __slots__ = ("answer", "connection", "first_stage", "head", "is_last", "options", "parsed", "request_id")
 
     receiver: Endpoint
 
-    def __init__(self, connection: Connection, head: RequestHead, arrived: float) -> None:
+    def __init__(self, connection: Connection, head: RequestHead, arrived: float, request_id: bytes | None) -> None:
         super().__init__(head.endpoint, deadline=arrived + head.timeout, arrived=arrived)
         self.connection = connection
         self.head = head
+        self.request_id = request_id
         self.is_last = not head.keep_alive
         self.parsed = arrived
         self.first_stage = b"parse"

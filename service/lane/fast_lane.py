@@ -9,6 +9,7 @@ import asyncio
 import re
 from dataclasses import replace
 
+from ..access import Access
 from ..batching.request import Request
 from ..bodies.budget import BodyBudget
 from ..bodies.limits import Limits
@@ -16,6 +17,7 @@ from ..bodies.work_queue import WorkQueue
 from ..bounded_dict import BoundedDict
 from ..error_answers import ErrorLog
 from ..errors import InvalidInput, NotReady, ServiceError, Unsupported
+from ..keys import INFER
 from ..live.registry import Registry
 from ..metrics import Metrics
 from ..request_context import read_timeout, safe_request_id, shortest_timeout
@@ -25,6 +27,7 @@ from ..v2.readers import Readers
 from .counts import AnswerCounts
 from .exchange import Endpoint, RequestHead, Route
 from .infer import Infer, can_take
+from .known_head import KnownHead
 from .predict import Predict
 
 INFER_ROUTE = "/v2/models/{model}/infer"
@@ -37,7 +40,7 @@ _MAX_HEAD_BYTES = 2_048
 
 # Headers that change how a request is to be read or answered; such requests, and those in which a header stands twice,
 # are left to the application.
-_UNUSUAL = {b"content-encoding", b"transfer-encoding", b"expect", b"upgrade", b"authorization", b"x-api-key"}
+_UNUSUAL = {b"content-encoding", b"transfer-encoding", b"expect", b"upgrade"}
 _REFUSES = re.compile(rb"[qQ]\s*=\s*0")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
@@ -52,7 +55,7 @@ class FastLane:
         budget: bytes of bodies that may be held while they arrive; those that wait are bounded by their rows.
         readers: read the requests of the infer route.
         error_log: told of every request that gets an error.
-        is_open: whether a request may predict without a key; if not, all go by the application, which asks for it.
+        access: knows the keys; a request whose key it would refuse is left to the application, which says why.
     """
 
     def __init__(
@@ -63,19 +66,18 @@ class FastLane:
         budget: BodyBudget,
         readers: Readers,
         error_log: ErrorLog,
-        *,
-        is_open: bool = True,
+        access: Access,
     ) -> None:
         self.registry = registry
         self.budget = budget
-        self.heads: BoundedDict[bytes, RequestHead] = BoundedDict(_MAX_HEADS)
+        self.access = access
+        self.heads: BoundedDict[bytes, KnownHead] = BoundedDict(_MAX_HEADS)
         self.endpoints: dict[bytes, Endpoint] = {}
         self._counts = AnswerCounts(metrics)
         self._error_log = error_log
         self._default_timeout = settings.default_timeout_seconds
         self._limits = Limits(settings.max_rows, settings.max_image_pixels, settings.max_image_scans)
         self.decoding: WorkQueue | None = None  # before pictures; None decodes them in any thread
-        self._is_open = is_open
         self._readers = readers
         self._failed: list[tuple[Request, ServiceError]] = []
         self.renew_endpoints()
@@ -86,10 +88,9 @@ class FastLane:
         for endpoint in self.endpoints.values():
             endpoint.is_current = False
         self.heads.clear()
-        routes = _routes(self.registry, self._limits, self._readers) if self._is_open else {}
         self.endpoints = {
             path: Endpoint(route, self._counts, self._error_log, self.registry.shadows)
-            for path, route in routes.items()
+            for path, route in _routes(self.registry, self._limits, self._readers).items()
         }
 
     def read_head(self, path: bytes, headers: list[tuple[bytes, bytes]], *, keep_alive: bool) -> RequestHead | None:
@@ -105,6 +106,9 @@ class FastLane:
         if endpoint is None or len(by_name) != len(headers) or not _UNUSUAL.isdisjoint(by_name):
             return None
         if _REFUSES.search(by_name.get(b"accept-encoding", b"")):  # it may refuse answers that are not compressed
+            return None
+        passed = self.access.passed(INFER, by_name.get(b"authorization"), by_name.get(b"x-api-key"))
+        if passed is None:
             return None
         try:
             stated_timeout = read_timeout(by_name.get(b"x-deadline-ms"))
@@ -132,13 +136,23 @@ class FastLane:
             rows=rows,
             options=options,
             forwarded=by_name.get(FORWARDED_FOR, b""),
+            keys=passed.keys,
+            payer=passed.payer,
         )
 
-    def remember(self, raw: bytes, head: RequestHead) -> None:
-        """Know these very bytes again."""
-        if len(raw) <= _MAX_HEAD_BYTES:
-            head.raw = raw
-            self.heads[raw] = head
+    def still_holds(self, head: RequestHead) -> bool:
+        """Return whether neither models nor keys have changed since a head was read."""
+        return head.endpoint.is_current and head.keys is self.access.keys
+
+    def remember(self, raw: bytes, head: RequestHead) -> KnownHead | None:
+        """Know these very bytes again; returns a head with an id in it, which only its connection will see again."""
+        if len(raw) > _MAX_HEAD_BYTES:
+            return None
+        known = KnownHead(raw, head)
+        if not known.is_exact:
+            return known
+        self.heads[raw] = known
+        return None
 
     def renew(self, head: RequestHead) -> RequestHead:
         """Return what a head means now that the models have changed since it was read.
@@ -150,7 +164,7 @@ class FastLane:
         if endpoint is None:
             raise NotReady("the models changed while the request arrived; send it again")
         rows, options = endpoint.route.plain(head.media_type, head.length, head.header_length)
-        return replace(head, endpoint=endpoint, rows=rows, options=options, raw=b"")
+        return replace(head, endpoint=endpoint, rows=rows, options=options)
 
     def fail_soon(self, request: Request, error: ServiceError) -> None:
         """Tell a request at the end of this turn of the loop that it failed.

@@ -68,6 +68,7 @@ async def test_a_trusted_proxy_tells_its_clients_apart(fashion: Path) -> None:
             await stalled.send(head + bytes(7_000))
             await until(lambda: budget.held_bytes == 7_000)
             assert set(budget.by_address) == {"192.0.2.7"}
-            request = ask(ONE, b"application/octet-stream", b"X-Forwarded-For: 192.0.2.8", b"X-API-Key: none")
+            headers = (b"X-Forwarded-For: 192.0.2.8", b"Content-Encoding: identity")
+            request = ask(ONE, b"application/octet-stream", *headers)
             assert (await answer_to(server.port, request, "127.0.0.1")).status == 200
             assert (await stalled.answer()).status == 503

@@ -24,7 +24,7 @@ DOORS = {
     "file": (png(PICTURE), {"Content-Type": "image/png"}),
     "form": (FORM[0], {"Content-Type": FORM[1]}),
     "JSON on the lane": (JSON, {"Content-Type": "application/json"}),
-    "JSON at the application": (JSON, {"Content-Type": "application/json", "X-API-Key": "none"}),
+    "JSON at the application": (JSON, {"Content-Type": "application/json", "Content-Encoding": "identity"}),
     "long JSON": (json.dumps({"instances": [b64(PICTURE)] * 3}).encode(), {"Content-Type": "application/json"}),
 }
 

@@ -24,7 +24,7 @@ grpc = pytest.importorskip("grpc", reason="needs the extra grpc")
 from tests.support.grpc_calls import request, stubs  # noqa: E402
 
 ONE = artifacts.images(1, seed=5)
-NOT_FOR_THE_LANE = {"X-API-Key": "none"}  # every header of this kind leads through the application
+NOT_FOR_THE_LANE = {"Content-Encoding": "identity"}  # every header of this kind leads through the application
 DEFAULT_DEADLINE_MS = 2_000
 FAILURE = "the service failed on request my-id; its log has the reason under this id"
 

@@ -17,7 +17,7 @@ from tests.support.wire import on_loop
 
 ONE = artifacts.images(1, seed=5).tobytes()
 INFER = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "0"}
-NOT_FOR_THE_LANE = {"X-API-Key": "none"}
+NOT_FOR_THE_LANE = {"Content-Encoding": "identity"}
 
 
 def samples(http: httpx.Client, name: str) -> dict[str, float]:
