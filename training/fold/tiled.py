@@ -4,14 +4,15 @@ Used by `float64` and by the ONNX kernels. PyTorch has no double convolution tha
 once for every place of the kernel, for the whole batch, which is more than the rest of a proof takes together.
 """
 
+import ctypes
+import sys
 from collections.abc import Callable, Sequence
 from math import prod
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_LARGEST = 2**23  # numbers in the copies of one stretch: 64 MB
+_LARGEST = 2**20  # numbers in the copies of one stretch: 8 MB
 
 Convolution = Callable[[Tensor, Sequence[int]], Tensor]  # of an input with what it is padded by on each axis
 
@@ -41,10 +42,22 @@ def convolve(
     if weight[0, 0].numel() == 1 or x.shape[0] * rows <= step:
         return convolution(x, padding)
     stretches = [range(rows)[at : at + step] for at in range(0, rows, step)]
-    return torch.cat([
-        torch.cat([_tile(convolution, x[n : n + 1], one, stride[0], padding, extent) for one in stretches], 2)
-        for n in range(x.shape[0])
-    ])  # fmt: skip
+    result = x.new_empty(0)
+    for n in range(x.shape[0]):
+        for one in stretches:
+            tile = _tile(convolution, x[n : n + 1], one, stride[0], padding, extent)
+            if not result.numel():
+                result = tile.new_empty((x.shape[0], tile.shape[1], rows, *tile.shape[3:]))
+            result[n : n + 1, :, one[0] : one[-1] + 1] = tile
+    return result
+
+
+def give_memory_back() -> None:
+    """Return freed memory to the system where the C library keeps it, as glibc does with pieces below 32 MB."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)
 
 
 def _tile(convolution: Convolution, x: Tensor, rows: range, stride: int, padding: Sequence[int], extent: int) -> Tensor:

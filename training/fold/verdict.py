@@ -30,24 +30,24 @@ Deviations = Sequence[Sequence[Tensor]]  # for each of them a number for every c
 
 @dataclass(frozen=True)
 class Runs:
-    """What two models gave for the same inputs and the same random state.
+    """What two models give for the same inputs and the same random state, one after the other, to hold no two at once.
 
     Attributes:
         oracle: the original in float64.
-        moved: the same for inputs of which every number is changed by `STEP` of itself, up or down.
-        folded: the folded model in float64, with the exact parameters where they are known.
-        deployed_original: the original in its own dtype.
-        deployed_folded: the folded model in its own dtype.
+        moved: gives the same for inputs of which every number is changed by `STEP` of itself, up or down.
+        folded: gives the folded model in float64, with the exact parameters where they are known.
+        deployed_original: gives the original in its own dtype.
+        deployed_folded: gives the folded model in its own dtype.
         is_moved: False when no input holds a number that could be changed.
         changed: gives the original in float64 with every parameter changed a little. It is run when no output moves
             with the input: where biases outweigh it, an output still tells of the network.
     """
 
     oracle: Outputs
-    moved: Outputs
-    folded: Outputs
-    deployed_original: Outputs
-    deployed_folded: Outputs
+    moved: Callable[[], Outputs]
+    folded: Callable[[], Outputs]
+    deployed_original: Callable[[], Outputs]
+    deployed_folded: Callable[[], Outputs]
     is_moved: bool = True
     changed: Callable[[], Outputs] | None = None
 
@@ -87,20 +87,20 @@ def judge(
     """
     unit = ALGEBRA_LIMIT if is_exact else DEPLOYED_FACTOR * roundoff
     cap = max(CAP, _CAP_ROUNDINGS * roundoff)
-    moved = _deviations(runs.oracle, runs.moved)
+    moved = _deviations(runs.oracle, runs.moved())
     growth = [[(of / STEP).clamp(min=1.0) for of in tensors] for tensors in moved]
     flaws = [[flaw(tensor, unit) for tensor in tensors] for tensors in runs.oracle]
     verdict = _Judge(runs.oracle, names, flaws, runs.still(moved), concerned, require_reproducible)
-    errors = _deviations(runs.oracle, runs.folded)
+    errors = _deviations(runs.oracle, runs.folded())
     limits = [[unit * of for of in tensors] for tensors in growth]
     algebra = verdict.nearest("in float64", errors, limits, CAP if is_exact else cap)
     noise = _ROUNDINGS_TO_ZERO * roundoff
-    unfolded = _deviations(runs.oracle, runs.deployed_original, noise)
+    unfolded = _deviations(runs.oracle, runs.deployed_original(), noise)
     limits = [
         [DEPLOYED_FACTOR * torch.maximum(one, roundoff * other) for one, other in zip(*tensors, strict=False)]
         for tensors in zip(unfolded, growth, strict=True)
     ]
-    errors = _deviations(runs.oracle, runs.deployed_folded, noise)
+    errors = _deviations(runs.oracle, runs.deployed_folded(), noise)
     deployed = verdict.nearest("with stored parameters", errors, limits, cap, without_integers=True)
     original_error = deployed.at(unfolded)
     return Proof(algebra.error, algebra.limit, algebra.at(growth), deployed.error, original_error, deployed.limit)

@@ -1,13 +1,18 @@
 """The proof costs no more than it has to: sites on crops, double convolutions in stretches; and it is as strong."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from foldserve.training.fold import tiled
+from foldserve.training.errors import FoldError
+from foldserve.training.fold import tiled, verify
+from foldserve.training.fold.pytorch import tails
 from foldserve.training.fold.pytorch.float64 import run_in_float64
 from foldserve.training.fold.pytorch.fold_plan import FoldPlan, make_fold_plan
+from foldserve.training.fold.pytorch.model_proof import Runnable
 from foldserve.training.fold.pytorch.parameters import Value
 from foldserve.training.fold.pytorch.site_crops import cropped_shapes
 from foldserve.training.fold.pytorch.site_proof import prove_sites
@@ -69,3 +74,60 @@ def test_one_wrong_weight_is_caught_on_a_crop(place: tuple[int, ...]) -> None:
     weight[place] *= 1 + 1e-8
     change.weight = Value(weight, "float32")
     assert prove_sites(plan.graph, plan.placement, plan.changes)[1]
+
+
+TAILS = {
+    "none": nn.Identity,
+    "sigmoid": nn.Sigmoid,
+    "relu, in place": lambda: nn.ReLU(inplace=True),
+    "two of them": lambda: nn.Sequential(nn.Hardtanh(), nn.Flatten(), nn.Softmax(1)),
+}
+
+
+def network_with_tail(name: str, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)]
+    return randomise(nn.Sequential(*layers, TAILS[name]()))
+
+
+@pytest.mark.parametrize("name", TAILS)
+def test_the_values_before_a_tail_are_found_without_keeping_all(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network whose activations are too large to be kept is run again, and gives the very same values."""
+    inputs = (torch.randn(2, 3, 9, 9),)
+    kept = Runnable("kept", network_with_tail(name, 0)).in_float64(inputs)
+    monkeypatch.setattr(tails, "_MOST", 0)
+    model = Runnable("not kept", network_with_tail(name, 0))
+    for _ in range(2):  # the second time it is known what to keep
+        again = model.in_float64(inputs)
+        assert [len(group) for group in again] == [len(group) for group in kept]
+        assert all(torch.equal(*pair) for groups in zip(again, kept, strict=True) for pair in zip(*groups, strict=True))
+    assert len(kept[0]) > 1 or name == "none"
+
+
+def test_large_networks_that_saturate_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a sigmoid that came to one two networks are equal; what was before it is compared."""
+    monkeypatch.setattr(tails, "_MOST", 0)
+    one, other = network_with_tail("sigmoid", 0), network_with_tail("sigmoid", 1)
+    with torch.no_grad():
+        for model in (one, other):
+            model[4].weight.mul_(0.01)
+            model[4].bias.fill_(60.0)
+    with pytest.raises(FoldError, match="does not compute"):
+        verify(one, other, (torch.randn(2, 3, 9, 9),))
+
+
+def test_nothing_but_the_operand_of_a_tail_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a network runs, no activation outlives its last reader."""
+    monkeypatch.setattr(tails, "_MOST", 0)
+    alive: list[int] = []
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def watch(_: nn.Module, __: object, output: torch.Tensor) -> None:
+        held.append(weakref.ref(output))
+        alive.append(sum(one() is not None for one in held))
+
+    model = nn.Sequential(*[nn.ReLU() for _ in range(12)], nn.Conv2d(3, 3, 1)).eval()
+    for layer in model:
+        layer.register_forward_hook(watch)
+    Runnable("deep", model).in_float64((torch.randn(2, 3, 9, 9),))
+    assert max(alive) <= 3

@@ -108,10 +108,10 @@ class Pair:
     def _verdict(self, rows: list[_Row], names: Sequence[str], probe: Probe, stored: _Stored) -> Proof:
         runs = Runs(
             oracle=_tensors(row.oracle for row in rows),
-            moved=_tensors(row.moved for row in rows),
-            folded=_tensors(row.folded for row in rows),
-            deployed_original=_tensors(row.deployed_original for row in rows),
-            deployed_folded=_tensors(row.deployed_folded for row in rows),
+            moved=lambda: _tensors(row.moved for row in rows),
+            folded=lambda: _tensors(row.folded for row in rows),
+            deployed_original=lambda: _tensors(row.deployed_original for row in rows),
+            deployed_folded=lambda: _tensors(row.deployed_folded for row in rows),
             is_moved=any(value.dtype.kind == "f" and bool(value.any()) for value in probe.feeds.values()),
             changed=lambda: self._changed(rows, probe),
         )

@@ -17,9 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from ...errors import FoldError
-from ..tiled import convolve
+from ..tiled import convolve, give_memory_back
 
 Inputs = tuple[Any, ...] | Mapping[str, Any]
+_LARGE, _GIVEN_BACK_EVERY = 2**20, 2**26  # bytes
 NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -53,6 +54,8 @@ class _Functions(_Widening, TorchFunctionMode):
 class _Operations(_Widening, TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Widens what operations make by themselves: new tensors, and casts on the way down."""
 
+    _made = 0  # bytes of large results since memory was given back
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -62,8 +65,18 @@ class _Operations(_Widening, TorchDispatchMode):  # type: ignore[no-untyped-call
         if next(written, None) is not None:
             _refuse_narrow_writes(str(func), args[:1])
         if func is torch.ops.aten.convolution.default and not kwargs and not args[6]:
-            return _convolution(*tree_map(self.widened, args))
-        return tree_map(widen, func(*tree_map(self.widened, args), **tree_map(self.widened, kwargs or {})))
+            return self._counted(_convolution(*tree_map(self.widened, args)))
+        result = func(*tree_map(self.widened, args), **tree_map(self.widened, kwargs or {}))
+        return self._counted(tree_map(widen, result))
+
+    def _counted(self, result: Any) -> Any:
+        """Return the result; freed memory goes back to the system now and then, where results are large."""
+        if type(result) is Tensor and result.nbytes > _LARGE:  # a tensor without values may have no size either
+            self._made += result.nbytes
+            if self._made > _GIVEN_BACK_EVERY:
+                self._made = 0
+                give_memory_back()
+        return result
 
     def _draw(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Draw random numbers in float32, as the deployed model does: in float64 they would be others."""

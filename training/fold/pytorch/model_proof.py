@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ...errors import CannotJudge, FoldError
 from ..failures import during
 from ..report import Proof
+from ..tiled import give_memory_back
 from ..verdict import STEP, Runs, judge, require_close
 from .float64 import Inputs, call, named_tensors, needs_no_mode, run_model_in_float64, sharing_copy, tensors_in, widen
 from .process_state import same_random_state
@@ -34,29 +35,40 @@ class Runnable:
         module: in eval mode.
         exact: float64 values of its rounded tensors, by `id`.
         prepare: what happens to the inputs first, for a model whose counterpart takes in the normalisation of them.
+        tails: found by earlier runs: the operations whose operands are what the outputs were before their tails.
     """
 
     name: str
     module: nn.Module
     exact: Mapping[int, Tensor] = field(default_factory=dict)
     prepare: Callable[[Inputs], Inputs] = lambda inputs: inputs
+    tails: dict[str, frozenset[int]] = field(default_factory=dict, repr=False)
 
     def in_float64(self, inputs: Inputs) -> Outputs:
         """Return the outputs, evaluated in float64."""
         given = self.prepare(tree_map(widen, _detached(inputs)))
         return self._outputs(
-            f"the {self.name} in float64", lambda: run_model_in_float64(self.module, given, self.exact)
+            f"the {self.name} in float64", lambda: run_model_in_float64(self.module, given, self.exact), given
         )
 
     def deployed(self, inputs: Inputs) -> Outputs:
         """Return the outputs in the model's own dtype."""
         given = self.prepare(_detached(inputs))
-        return self._outputs(f"the {self.name}", lambda: call(sharing_copy(self.module), given))
+        return self._outputs(f"the {self.name}", lambda: call(sharing_copy(self.module), given), given)
 
-    def _outputs(self, what: str, run: Callable[[], Any]) -> Outputs:
-        recorder = TailRecorder()
+    def _outputs(self, what: str, run: Callable[[], Any], given: Inputs) -> Outputs:
+        """Return each output with what it was before its tail; a second run keeps that where all would be too much."""
+        give_memory_back()
+        key = f"{what} for {shapes_of(given)}"
+        wanted = self.tails.get(key)
         with during(f"running {what} on the inputs"):
+            recorder = TailRecorder(wanted)
             outputs = tensors_in(_recorded(run, recorder))
+            numbers = frozenset(number for output in outputs for number in recorder.numbers(output))
+            if recorder.has_overflown or (wanted is not None and wanted != numbers):
+                self.tails[key] = numbers
+                recorder = TailRecorder(numbers)
+                outputs = tensors_in(_recorded(run, recorder)) if numbers else outputs
         if not outputs:
             raise FoldError(f"{what} returned no tensor; expected one or more to compare")
         return [[output, *recorder.before(output)] for output in outputs]
@@ -96,13 +108,12 @@ def prove_model(
         FoldError: outputs differ in number, shape or value by more than the stated limits.
         CannotJudge: an output says nothing, or rounding could explain a difference that is too large to pass.
     """
-    nudged = _nudged(inputs)
     runs = Runs(
         oracle=original.in_float64(inputs),
-        moved=original.in_float64(nudged),
-        folded=folded.in_float64(inputs),
-        deployed_original=original.deployed(inputs),
-        deployed_folded=folded.deployed(inputs),
+        moved=lambda: original.in_float64(_nudged(inputs)),
+        folded=lambda: folded.in_float64(inputs),
+        deployed_original=lambda: original.deployed(inputs),
+        deployed_folded=lambda: folded.deployed(inputs),
         is_moved=_is_nudged(inputs),
         changed=lambda: _with_other_parameters(original).in_float64(inputs),
     )

@@ -34,21 +34,24 @@ class Value:
 
     Attributes:
         exact: float64.
-        stored: the same rounded once, in `dtype` (float32 for bfloat16).
         dtype: name without "torch.", such as "float32".
+        max_ulp: largest rounding error in units in the last place, at most 0.5.
+
+    Raises:
+        Refusal: a value does not fit the dtype.
     """
 
     exact: Array
     dtype: str
-    stored: npt.NDArray[Any] = field(init=False)
+    max_ulp: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.stored = round_once(self.exact, self.dtype)
+        self.max_ulp = max_ulp(self.stored, self.exact, self.dtype)
 
     @property
-    def max_ulp(self) -> float:
-        """Largest rounding error in units in the last place, at most 0.5."""
-        return max_ulp(self.stored, self.exact, self.dtype)
+    def stored(self) -> npt.NDArray[Any]:
+        """The values rounded once, in `dtype` (float32 for bfloat16); computed anew, for the model holds them too."""
+        return round_once(self.exact, self.dtype)
 
 
 @dataclass

@@ -1,12 +1,15 @@
 """What the outputs of a network were before the saturating operations at its end.
 
 Used by `model_proof`. Behind a sigmoid that has come to 1, or a ReLU that has come to 0, different networks are
-equal; so the values before are compared as well. They are recorded while the network runs, whatever its form.
+equal; so the values before are compared as well. They are recorded while the network runs, whatever its form. Which of
+its operations are at its end is known only when it has run. So large values are not kept on suspicion: the run is then
+repeated, and the few that are wanted are kept.
 """
 
-from collections.abc import MutableMapping
+from collections.abc import Collection, MutableMapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -14,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 _LONGEST = 8  # operations at the end of a network that are looked back over
+_MOST = 2**24  # bytes that are kept on suspicion
 # fmt: off
 _SATURATES = {
     "sigmoid", "hardsigmoid", "tanh", "hardtanh", "relu", "relu6", "clamp", "clamp_min", "clamp_max", "_softmax",
@@ -33,21 +37,44 @@ _PASSES = _SHIFTS | {
 # fmt: on
 
 
-@dataclass
+@dataclass(eq=False)
 class _Origin:
-    """What made a tensor: the operands, and whether the operation saturates, or shifts a single operand."""
+    """What made a tensor.
 
-    operands: tuple[Tensor, ...]
+    Attributes:
+        number: of the operation, among those that saturate or pass values on.
+        parents: origins of the operands, None for those that another kind of operation made.
+        operand: the first operand, when it is kept.
+        saturates: the operation does.
+        shifts: it shifts or scales a single operand.
+    """
+
+    number: int
+    parents: tuple["_Origin | None", ...]
+    operand: Tensor | None
     saturates: bool
     shifts: bool
 
 
 class TailRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Remembers, for each tensor that lives, the last few saturating operations that led to it."""
+    """Remembers, for each tensor that lives, the last few saturating operations that led to it.
 
-    def __init__(self) -> None:
+    Args:
+        wanted: the numbers of the operations whose first operand is kept; None for all, as long as they are small.
+
+    Attributes:
+        count: operations that were looked at.
+        has_overflown: the operands were too large to keep them all.
+    """
+
+    def __init__(self, wanted: Collection[int] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._wanted = wanted
         self._origins: MutableMapping[Tensor, _Origin] = WeakIdKeyDictionary()
+        self._keeping: WeakSet[_Origin] = WeakSet()
+        self._kept = 0  # bytes, at most
+        self.count = 0
+        self.has_overflown = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -58,13 +85,15 @@ class TailRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         saturates = name in _SATURATES
         if not saturates and name not in _PASSES:
             return func(*args, **(kwargs or {}))
+        self.count += 1
         operands = [value for value in torch.utils._pytree.tree_leaves(args) if isinstance(value, Tensor)]
-        if is_in_place:
-            origin = self._origins.get(operands[0])
-            operands[0] = operands[0].clone()
-            self._note(operands[0], origin)
+        parents = tuple(self._origins.get(operand) for operand in operands)
+        shifts = name in _SHIFTS and len(operands) == 1
+        origin = _Origin(self.count, parents, None, saturates, shifts)
+        if operands and (saturates or shifts) and self._is_kept(operands[0]):
+            origin.operand = operands[0].clone() if is_in_place else operands[0]
+            self._keeping.add(origin)
         results = func(*args, **(kwargs or {}))
-        origin = _Origin(tuple(operands), saturates, name in _SHIFTS and len(operands) == 1)
         for result in torch.utils._pytree.tree_leaves(results):
             if isinstance(result, Tensor):
                 self._note(result, origin)
@@ -76,28 +105,46 @@ class TailRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         A shift or a factor just before hides differences as well, so the value before that is among them; what lies
         before any other operation may have been changed by a fold.
         """
-        tails: dict[int, Tensor] = {}
-        pending, visited = [(output, False)], set()
-        while pending:
-            tensor, is_tail = pending.pop(0)
-            origin = self._origins.get(tensor)
-            if origin is None or id(tensor) in visited:
-                continue
-            visited.add(id(tensor))
-            if origin.saturates or (is_tail and origin.shifts):
-                tails.update((id(operand), operand) for operand in origin.operands[:1])
-                pending.extend((operand, True) for operand in origin.operands[:1])
-            elif not is_tail:
-                pending.extend((operand, False) for operand in origin.operands)
-        return list(tails.values())
+        operands = [origin.operand for origin in self._tail(output)]
+        return list({id(operand): operand for operand in operands if operand is not None}.values())
 
-    def _note(self, tensor: Tensor, origin: _Origin | None) -> None:
-        if origin is None:
-            return
+    def numbers(self, output: Tensor) -> list[int]:
+        """Return the numbers of the operations whose operands `before` returns, kept or not."""
+        return [origin.number for origin in self._tail(output)]
+
+    def _tail(self, output: Tensor) -> list[_Origin]:
+        tail: dict[int, _Origin] = {}
+        pending, visited = [(self._origins.get(output), False)], set()
+        while pending:
+            origin, is_tail = pending.pop(0)
+            if origin is None or id(origin) in visited:
+                continue
+            visited.add(id(origin))
+            if origin.saturates or (is_tail and origin.shifts):
+                tail[origin.number] = origin
+                pending.extend((parent, True) for parent in origin.parents[:1])
+            elif not is_tail:
+                pending.extend((parent, False) for parent in origin.parents)
+        return list(tail.values())
+
+    def _is_kept(self, operand: Tensor) -> bool:
+        """True when the operand of the operation at hand is kept; lets all go when that would be too much."""
+        if self._wanted is not None:
+            return self.count in self._wanted
+        self._kept += operand.nbytes
+        if self._kept > _MOST:
+            self._kept = operand.nbytes + sum(one.operand.nbytes for one in self._keeping if one.operand is not None)
+        if self._kept > _MOST and not self.has_overflown:
+            self.has_overflown = True
+            for origin in list(self._keeping):
+                origin.operand = None
+        return not self.has_overflown
+
+    def _note(self, tensor: Tensor, origin: _Origin) -> None:
         self._origins[tensor] = origin
         oldest = [origin]
         for _ in range(_LONGEST):
-            known = (self._origins.get(operand) for one in oldest for operand in one.operands)
-            oldest = [one for one in known if one is not None]
+            known = {id(parent): parent for one in oldest for parent in one.parents if parent is not None}
+            oldest = list(known.values())
         for one in oldest:  # what lies further back is let go, with the memory that it holds
-            one.operands = ()
+            one.operand, one.parents = None, ()
