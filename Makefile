@@ -128,7 +128,7 @@ gates: install   ## train the seeds that are not measured yet; fail when a figur
 gpu-check: install ## everything that needs a GPU, in one call
 	$(PYTHON) -m benchmarks.training.gpu_check
 
-reference: install ## write the pages that are made from the code: docs/settings.md
+reference: install ## write the pages of docs/ that are made from the code
 	$(PYTHON) -m tests.test_reference
 
 protos: install  ## compile the .proto files of the gRPC protocol into the descriptor set that the service loads

@@ -21,7 +21,7 @@ SECURITY_SCHEMES = {
     "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key by itself."},
 }
 
-_REASONS = {
+REASONS = {
     400: "The request cannot be read as what is expected; the sentence names the place.",
     401: "No API key was given, or it is not known.",
     403: "The API key lacks the scope that this needs.",
@@ -70,7 +70,7 @@ def error_statuses(method: str, path: str, *, has_body: bool) -> set[int]:
 def error_responses(method: str, path: str, *, has_body: bool) -> dict[str, Any]:
     """Return the same as the `responses` of an operation."""
     return {
-        str(status): {"description": _REASONS[status], "content": ERROR, "headers": dict(_HEADERS.get(status, {}))}
+        str(status): {"description": REASONS[status], "content": ERROR, "headers": dict(_HEADERS.get(status, {}))}
         for status in sorted(error_statuses(method, path, has_body=has_body))
     }
 

@@ -64,7 +64,7 @@ async def v1_models(request: Request) -> dict[str, list[str]]:
 
 
 @router.get("/{model:name}", summary="Whether a model answers")
-@router.get("/{model}/versions/{version:name}")
+@router.get("/{model}/versions/{version:name}", summary="Whether a version answers")
 async def v1_status(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
     """Say that a model is ready, as KServe does, and in which versions, as TensorFlow Serving does."""
     served = served_model(_registry(request), model, version)

@@ -79,8 +79,8 @@ async def statistics_of_all(request: Request) -> dict[str, Any]:
 
 
 @router.get("/{model}", summary="What a model takes and gives")
-@router.get("/{model}/versions/{version}")
-@router.get("/{model}/labels/{label}")
+@router.get("/{model}/versions/{version}", summary="What a version takes and gives")
+@router.get("/{model}/labels/{label}", summary="What the version under a label takes and gives")
 async def metadata_of_model(
     request: Request, model: str, version: str | None = None, label: str | None = None
 ) -> schemas.ModelMetadata:
@@ -90,8 +90,8 @@ async def metadata_of_model(
 
 
 @router.get("/{model}/ready", summary="Whether a model answers")
-@router.get("/{model}/versions/{version}/ready")
-@router.get("/{model}/labels/{label}/ready")
+@router.get("/{model}/versions/{version}/ready", summary="Whether a version answers")
+@router.get("/{model}/labels/{label}/ready", summary="Whether the version under a label answers")
 async def model_ready(
     request: Request, model: str, version: str | None = None, label: str | None = None
 ) -> schemas.ModelReady:
@@ -100,7 +100,7 @@ async def model_ready(
 
 
 @router.get("/{model}/config", summary="Configuration in Triton's form")
-@router.get("/{model}/versions/{version}/config")
+@router.get("/{model}/versions/{version}/config", summary="Configuration of a version in Triton's form")
 async def config_of_model(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
     """Describe how a model is batched and where it runs."""
     settings: Settings = request.app.state.settings
@@ -108,7 +108,7 @@ async def config_of_model(request: Request, model: str, version: str | None = No
 
 
 @router.get("/{model}/stats", summary="Statistics of a model")
-@router.get("/{model}/versions/{version}/stats")
+@router.get("/{model}/versions/{version}/stats", summary="Statistics of a version")
 async def statistics_of_model(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
     """Count requests, rows and batches of one model, and the time they took."""
     served = _model(request, model, version)
