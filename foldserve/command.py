@@ -6,6 +6,7 @@ The first word chooses; what follows is parsed by the command itself. Exit codes
 import argparse
 import gc
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import __version__
-from .exit_codes import INTERRUPTED, USAGE
+from .exit_codes import DONE, INTERRUPTED, USAGE
 from .extras import what_to_install
 
 ALIASES = {"train-and-export": "train"}
@@ -36,6 +37,12 @@ def _training(words: Sequence[str]) -> int:
 
 def _serve(words: Sequence[str]) -> int:
     gc.disable()  # until all is imported, see `foldserve.service.factory`
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(DONE))  # until the service drains, there is nothing to drain
+    from .service.floors import below_floors
+
+    if (reason := below_floors()) is not None:
+        sys.stderr.write(f"foldserve serve: {reason}\n")
+        return USAGE
     from .service import command
 
     return command.main(words[1:])

@@ -53,7 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             reason = err.strerror or err
             sys.stderr.write(f"foldserve serve: log file {settings.log_file} cannot be written: {reason}\n")
             return START_FAILED
-    wanted, settings = settings, fit_to_descriptors(settings)
+    try:
+        wanted, settings = settings, fit_to_descriptors(settings)
+    except OSError as err:
+        sys.stderr.write(f"foldserve serve: {err}\n")
+        return START_FAILED
     server_config(settings)  # logging, before there is anything to say
     for name in ("max_connections", "grpc_max_connections"):
         before, now, flag = getattr(wanted, name), getattr(settings, name), f"--{name.replace('_', '-')}"

@@ -64,17 +64,17 @@ def kill_at_random(service: Service, kills: int, seconds: float) -> list[dict[st
         victim = chance.choice(service.workers())
         killed_at = time.perf_counter()
         os.kill(victim, signal.SIGKILL)
-        fallen.append({"at": killed_at, "ready_again_seconds": until_whole(service, victim) - killed_at})
+        starts = WORKERS + len(fallen) + 1
+        fallen.append({"at": killed_at, "ready_again_seconds": until_whole(service, victim, starts) - killed_at})
     return fallen
 
 
-def until_whole(service: Service, victim: int) -> float:
-    """Return when the victim was replaced and all workers said that they are ready."""
+def until_whole(service: Service, victim: int, starts: int) -> float:
+    """Return when the victim was replaced and so many workers had said that they are ready; a gauge outlives them."""
 
     def is_whole() -> bool:
         workers = service.workers()
-        is_replaced = victim not in workers and len(workers) == WORKERS
-        return is_replaced and service.total("foldserve_ready") == WORKERS
+        return victim not in workers and len(workers) == WORKERS and len(service.events("ready")) >= starts
 
     if wait_until(is_whole, 60) is None:
         raise RuntimeError(f"worker {victim} was not replaced within a minute; its service: {service.events()[-3:]}")

@@ -28,17 +28,17 @@ BACK_SHARE = 0.9
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def measure(models: Path, seconds: float, level: float = 1.0, flags: str = "") -> Found:
+def measure(models: Path, seconds: float, level: float = 1.0, changes: str = "slowed") -> Found:
     """Load for four spans: as it is, on half a core, on a tenth of one, and as it is again.
 
     Args:
         models: folder of models.
         seconds: of each span.
         level: of capacity, in all of them.
-        flags: further ones of the service.
+        changes: to the service, see `service.py`.
     """
     rate, spans = level * ROWS_PER_SECOND, {}
-    with serving(models, f"--buckets 1,2,4,8,16,32,64 {flags}", "slowed") as service, beside() as begin:
+    with serving(models, "--buckets 1,2,4,8,16,32,64", changes) as service, beside() as begin:
         requests = requests_for("/predict", service.bodies, DEADLINE_MS)
         load = (service.port, requests, service.alone, DEADLINE_MS / 1e3, CONNECTIONS)
 

@@ -126,9 +126,9 @@ def page(rows: list[Row], rounds: int) -> str:
         + (": " + ", ".join(row.name for row in late) if late else "")
         + ".",
         "",
-        "A body that deflate has squeezed does not say how large it was (gzip does): only inflating up to the limit on "
-        "a body, 64 MiB, shows that it is too large. That is done in a thread and without the interpreter's lock, so "
-        "that others are answered meanwhile.",
+        "A body that deflate has squeezed does not say how large it was (gzip does): only inflating it, up to 200 "
+        "times what was sent, shows that it is too large. That is done in a thread and without the interpreter's lock, "
+        "so that others are answered meanwhile.",
         "",
         "| over | request | bytes | status | median, ms | worst, ms |",
         "|---|---|---:|---|---:|---:|",

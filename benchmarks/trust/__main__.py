@@ -25,9 +25,10 @@ from benchmarks.trust.rows import PARTS, ROWS
 def main() -> int:
     """Read the arguments, measure, write."""
     given = arguments()
+    stamp = report.stamp()  # before anything is written: the figures are of the revision as it is now
     for row in [] if given.page else chosen(given):
         measured = run(row, given)
-        everything = report.keep(given.out.with_suffix(".json"), {row.id: {**report.stamp(), "runs": measured}})
+        everything = report.keep(given.out.with_suffix(".json"), {row.id: {**stamp, "runs": measured}})
         given.out.write_text(report.page(ROWS, everything))
     everything = report.keep(given.out.with_suffix(".json"), {})
     given.out.write_text(report.page(ROWS, everything))

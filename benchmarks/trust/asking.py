@@ -22,14 +22,13 @@ class Answer:
 
 def raw(port: int, *parts: bytes, timeout: float = 10.0, ends: bool = False) -> Answer:
     """Send bytes as they are and read the first answer; `ends` says that no more will be sent."""
-    began = time.perf_counter()
-    with socket.create_connection(("127.0.0.1", port), timeout=timeout) as connection:
-        with contextlib.suppress(OSError):
+    began, data = time.perf_counter(), b""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=timeout) as connection:
+        with contextlib.suppress(OSError):  # it may be answered before it is read to its end
             for part in parts:
                 connection.sendall(part)
             if ends:
                 connection.shutdown(socket.SHUT_WR)
-        data = b""
         with contextlib.suppress(OSError):
             while not is_whole(data) and (piece := connection.recv(65_536)):
                 data += piece

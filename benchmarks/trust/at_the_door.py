@@ -106,7 +106,7 @@ def hostile_json(bench: Bench, table: Sequence[BadRequest] = ALL) -> Measured:
     late = [name for name, (one, _) in answers.items() if one.seconds > 0.1]
     words = f"{len(answers) - len(passed)} of {len(answers)} refused; slowest {slow[0] * 1e3:.0f} ms ({slow[1]})"
     words = f"{words}, {len(late)} over 100 ms"
-    return Measured(words, not passed and len(late) <= 1)
+    return Measured(words, not passed and not late)
 
 
 def send(service: Service, bad: BadRequest) -> Answer:
@@ -258,18 +258,18 @@ def string_bomb(bench: Bench) -> Measured:
         "keys": b'{"instances": [{' + b",".join(b'"k%d":0' % number for number in range(500_000)) + b"}]}",
     }
     with bench.serve() as service:
-        before, lags, found = service.rss_kib(), [], {}
+        before, beside, found = service.rss_kib(), [], {}
         for name, body in bodies.items():
             with ThreadPoolExecutor(1) as pool:
                 sent = pool.submit(ask, service.port, "POST", "/predict", body, JSON)
                 while not sent.done():
-                    lags.append(get(service.port, "/v2/health/live").seconds)
+                    beside.append(get(service.port, "/v2/health/live"))
                 found[name] = sent.result()
         grew = (service.rss_kib() - before) / 1024
     refused = all(one.status in (400, 413) for one in found.values())
-    worst = max(lags)
+    worst = max(one.seconds for one in beside)
     words = f"{statuses(found.values())}; liveness beside them {worst * 1e3:.0f} ms at most; {grew:+.0f} MiB"
-    return Measured(words, refused and worst <= 0.1 and grew <= 60)
+    return Measured(words, refused and {one.status for one in beside} == {200} and worst <= 0.1 and grew <= 60)
 
 
 def stalled_uploads(bench: Bench) -> Measured:
@@ -315,7 +315,7 @@ ROWS = [
     Row(
         "R18",
         "hostile JSON",
-        "refused, within 100 ms but for one that inflates, liveness 200 after each",
+        "refused within 100 ms, liveness 200 after each",
         hostile_json,
         change="lenient-json",
         part=4,
@@ -368,7 +368,7 @@ ROWS = [
         "memory by amplification",
         "refused; liveness <= 100 ms meanwhile, memory <= 60 MiB",
         string_bomb,
-        change="lenient-json",
+        change="credulous-json",
         part=6,
     ),
     Row(

@@ -44,9 +44,10 @@ def by_tests(*tests: str) -> Callable[[Bench], Measured]:
         done = subprocess.run([*words, *tests], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
         last = (done.stdout.strip().splitlines() or ["nothing ran"])[-1]
         passed = int(found[1]) if (found := re.search(r"(\d+) passed", last)) else 0
-        return Measured(
-            f"{passed} tests passed" if not done.returncode else last[:120], done.returncode == 0 and passed > 0
-        )
+        is_kept = done.returncode == 0 and passed > 0
+        has_run = re.search(r"\d+ (passed|failed|error)", last) is not None
+        words = f"{passed} tests passed" if is_kept else last[:120]
+        return Measured(words, is_kept, is_broken=not has_run)
 
     return measure
 
@@ -135,26 +136,38 @@ def clocks(bench: Bench) -> Measured:
 
 
 def full_log_disk(bench: Bench) -> Measured:
-    """R21: nothing can be written to the log's disk."""
-    with bench.serve("--log-file /dev/full --log-level debug", lives=False) as service:
-        found = [post(service.port, service.bodies[0]).status for _ in range(50)]
-        found += [get(service.port, "/nothing").status]
-    return Measured(f"{found.count(200)} of 50 answered", found == [200] * 50 + [404])
+    """R21: while it serves, the log's disk fills up: nothing more can be written to it."""
+    with tempfile.TemporaryDirectory() as name:
+        log = Path(name) / "log"
+        with bench.serve(f"--log-file {log} --log-level debug", lives=False) as service:
+            log.unlink()
+            log.symlink_to("/dev/full")
+            found = [get(service.port, "/nothing").status for _ in range(25)]
+            found += [post(service.port, service.bodies[0]).status for _ in range(25)]
+    answered = found.count(200) + found.count(404)
+    return Measured(f"{answered} of 50 answered", answered == 50)
 
 
-def start(*flags: str, env: dict[str, str] | None = None) -> tuple[int, float, str]:
-    """Start a service that should not; return its exit code (-1 where it runs), seconds and last line."""
+def start(
+    *flags: str, env: dict[str, str] | None = None, module: str = "service", patience: float = 12
+) -> tuple[int, float, str]:
+    """Start a service that should not; return its exit code (-1 where it still runs), seconds and last line."""
     began = time.perf_counter()
+    argv = [sys.executable, "-m", module, *processes.command(*flags)[3:]]
     process = subprocess.Popen(
-        processes.command(*flags), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         env=processes.environment() | (env or {}),
     )  # fmt: skip
     try:
-        _, said = process.communicate(timeout=12)
+        _, said = process.communicate(timeout=patience)
         return process.returncode, time.perf_counter() - began, (said.strip().splitlines() or [""])[-1]
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
+        process.terminate()
+        try:
+            process.communicate(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
         return -1, time.perf_counter() - began, "it runs"
 
 
@@ -163,7 +176,7 @@ def gpu_truth(bench: Bench) -> Measured:
     provider = "auto" if bench.change else "cuda"
     code, seconds, said = start("--provider", provider, "--models-dir", str(bench.models))
     is_kept = code > 0 and seconds <= 10 and "foldserve[gpu]" in said.replace("\\", "")
-    return Measured(f"exit code {code} after {seconds:.1f} s: {said[-120:]}", is_kept)
+    return Measured(f"{'still up' if code < 0 else f'exit code {code}'} after {seconds:.1f} s: {said[-120:]}", is_kept)
 
 
 def bad_starts(bench: Bench) -> Measured:

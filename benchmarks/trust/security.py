@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import ROOT
-from benchmarks.endurance.setup import read
+from benchmarks.endurance.setup import Service, read
 from benchmarks.trust.asking import ask, get, post, raw, request
-from benchmarks.trust.operating import admin, by_tests
+from benchmarks.trust.operating import admin, by_tests, start
 from benchmarks.trust.row import Bench, Measured, Row
 from foldserve.service.keys import new_key
 
@@ -102,7 +102,9 @@ def log_lines(bench: Bench) -> Measured:
     evil = ["/%0a%7b%22event%22:%22forged%22%7d", "/%1b[31m", '/"},{"event":"forged', "/v2/models/%0d%0aforged"]
     with bench.serve("--log-level debug") as service:
         for path in evil:
-            get(service.port, path, {"X-Request-ID": 'a"\x1b[31mforged', "User-Agent": "\x1b[2J"})
+            get(service.port, path)
+            get(service.port, path, {"X-Request-ID": 'a"}\t{"event":"forged', "User-Agent": '"'})
+            get(service.port, path, {"X-Request-ID": "a\x1b[31mforged", "User-Agent": "\x1b[2J"})
         time.sleep(0.3)
         lines = (service.folder / "log").read_text(errors="replace").splitlines()
     bad = [line for line in lines if not is_event(line)]
@@ -121,16 +123,22 @@ def is_event(line: str) -> bool:
 def series(bench: Bench) -> Measured:
     """S16: random paths and names make no series."""
     with bench.serve() as service:
-        for number in range(3):
-            get(service.port, f"/warm-{number}")
-            get(service.port, f"/v2/models/warm-{number}")
+        ask_strangely(service, 20)
+        time.sleep(1.0)
+        get(service.port, "/metrics")  # its own series are there from now on
         before = get(service.port, "/metrics").body.count(b"\n")
-        for number in range(500):
-            get(service.port, f"/random-{number}")
-            get(service.port, f"/v2/models/random-{number}")
+        ask_strangely(service, 500)
         time.sleep(1.0)
         grew = get(service.port, "/metrics").body.count(b"\n") - before
-    return Measured(f"{grew:+d} lines after 1,000 paths", grew <= 40)
+    return Measured(f"{grew:+d} lines after 1,000 paths", grew <= 0)
+
+
+def ask_strangely(service: Service, times: int) -> None:
+    """Ask for paths, models and methods that are not there."""
+    for number in range(times):
+        method = ("GET", "POST", "PURGE", "LOCK", "PUT")[number % 5]
+        ask(service.port, method, f"/random-{times}-{number}")
+        ask(service.port, method, f"/v2/models/random-{times}-{number}")
 
 
 def page(bench: Bench) -> Measured:
@@ -196,6 +204,28 @@ def timing(bench: Bench) -> Measured:
                     spent.append(ask(service.port, "POST", LOAD, b"", {"X-API-Key": given}).seconds)
     first, second = (sorted(spent)[100] * 1e3 for spent in times.values())
     return Measured(f"medians {first:.2f} and {second:.2f} ms", abs(first - second) <= 0.25 * max(first, second))
+
+
+OLD = {
+    "onnxruntime": "1.27.0",
+    "uvicorn": "0.50.0",
+    "starlette": "1.0.0",
+    "pillow": "12.2.0",
+    "python_multipart": "0.0.30",
+}
+
+
+def old_packages(bench: Bench) -> Measured:
+    """S25: each of some packages is older than the service was tested with, as its folder in site-packages says."""
+    found = []
+    for name, version in OLD.items():
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / f"{name}-{version}.dist-info").mkdir()
+            path = {"PYTHONPATH": f"{folder}:{ROOT}", "BENCH_CHANGE": bench.change}
+            flags = ("--models-dir", str(bench.models), "--workers", str(bench.workers))
+            code, seconds, said = start(*flags, env=path, module="benchmarks.trust.weakened", patience=5)
+            found.append(code == 2 and seconds <= 5 and f"{name.replace('_', '-')} {version}" in said)
+    return Measured(f"{sum(found)} of {len(found)} refused by name", all(found))
 
 
 FORBIDDEN = {"pickle", "marshal", "shelve", "torch", "yaml", "eval", "exec", "os.system", "os.popen"}
@@ -269,7 +299,7 @@ ROWS = [
         part=10,
     ),
     Row("S13", "names never touch paths", "400 or 404", names, change="any-name", part=10),
-    Row("S15", "log injection", "each line one event as JSON", log_lines, change="telling-log", part=11),
+    Row("S15", "log injection", "each line one event as JSON", log_lines, change="plain-log", part=11),
     Row("S16", "no series from clients", "none", series, change="path-labels", part=11),
     Row(
         "S17",
@@ -324,8 +354,10 @@ ROWS = [
     Row(
         "S25",
         "dependencies have a floor at start",
-        "a start with older ones is refused",
-        None,
-        why_not="the floors are in pyproject.toml alone; nothing asserts them at start",
+        "a start with older ones is refused in a sentence that names them, within 5 s",
+        old_packages,
+        change="any-package",
+        part=11,
+        is_quick=True,
     ),
 ]

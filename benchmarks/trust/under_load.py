@@ -190,7 +190,8 @@ def counters(bench: Bench) -> Measured:
 
 def little_cpu(bench: Bench) -> Measured:
     """R31: half a core, and a tenth of one, in mid-run."""
-    return figures(starved.measure(bench.models, bench.seconds, flags=bench.flags))
+    changes = ",".join(name for name in ("slowed", bench.change) if name)
+    return figures(starved.measure(bench.models, bench.seconds, changes=changes))
 
 
 def soak(bench: Bench) -> Measured:
@@ -277,7 +278,7 @@ ROWS = [
         "a starved processor",
         "sheds more, accepted p99 <= 3x, no watchdog",
         little_cpu,
-        flags="--default-deadline-ms 60000 --hang-seconds 1",
+        change="no-admission",
         workers=ONE,
         part=3,
     ),

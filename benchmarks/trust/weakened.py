@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -186,6 +187,14 @@ def uncounted() -> None:
 
 
 @change
+def any_package() -> None:
+    """Packages may be as old as they like."""
+    from foldserve.service import floors
+
+    floors.FLOORS.clear()
+
+
+@change
 def any_descriptors() -> None:
     """As many connections are taken as the settings say, whatever the system allows."""
     from foldserve.service.transport import descriptors
@@ -218,6 +227,25 @@ def lenient_json() -> None:
 
     put(orjson, loads=json.loads)
     put(SizeGuard, check=lambda *_: None)
+
+
+@change
+def credulous_json() -> None:
+    """A body of /predict becomes one array as it is, whatever stands in it and however much."""
+    import numpy as np
+
+    from foldserve.service.bodies import instances
+    from foldserve.service.errors import InvalidInput
+    from foldserve.service.lane import predict
+
+    def read(body: bytes, *_: Any) -> bytes:
+        pixels = np.array(json.loads(body)["instances"])
+        if pixels.dtype.kind not in "iuf":
+            raise InvalidInput("instances: expected numbers")
+        return pixels.astype(np.uint8).tobytes()
+
+    for module in (instances, predict):
+        module.pixels_from_json = read
 
 
 @change
@@ -278,18 +306,30 @@ def telling_log() -> None:
 
 
 @change
+def plain_log() -> None:
+    """Lines of the log are put together as text, with whatever stands in their fields."""
+    from foldserve.service import logs
+
+    def line(self: Any, record: logging.LogRecord) -> str:
+        fields = {"level": record.levelname.lower(), "event": record.getMessage(), **logs._fields(record)}
+        return "{" + ", ".join(f'"{name}": "{value}"' for name, value in fields.items()) + "}"
+
+    put(logs.JsonFormatter, format=line)
+
+
+@change
 def lenient_http() -> None:
-    """What two parsers could read differently is read somehow."""
+    """What two parsers could read differently is read somehow, as the library can be told to."""
     from foldserve.service.transport.parser import RequestParser
 
-    plain = RequestParser.feed
+    plain = RequestParser.__init__
+    ways = ("headers", "chunked_length", "transfer_encoding", "optional_lf_after_cr", "optional_cr_before_lf")
 
-    def feed(self: Any, data: bytes) -> None:
-        head, end, _ = data.partition(b"\r\n\r\n")
-        kept = [line for line in head.split(b"\r\n")[:2] if b":" not in line or line.lower().startswith(b"host")]
-        plain(self, b"\r\n".join(kept) + end if end else data)
+    def init(self: Any, *given: Any) -> None:
+        plain(self, *given)
+        self._parser.set_dangerous_leniencies(**{f"lenient_{way}": True for way in ways})
 
-    put(RequestParser, feed=feed)
+    put(RequestParser, __init__=init)
 
 
 @change
@@ -354,41 +394,53 @@ def forgetful_state() -> None:
 @change
 def failing_log() -> None:
     """A line that cannot be written ends what wrote it."""
-    from foldserve.service import app
+    from foldserve.service.logs import LogFile
 
-    plain = app.logger.info
-
-    def info(event: str, *given: Any, **named: Any) -> None:
-        plain(event, *given, **named)
-        if event == "ready":
-            put(logging.Handler, handleError=lambda *_: os._exit(1))
-
-    put(app.logger, info=info)
+    put(LogFile, handleError=lambda *_: os._exit(1))
 
 
 @change
 def hasty_publish() -> None:
     """A version is written where it will be read, file by file."""
-    from training import artifact, disk
+    from foldserve.training import artifact
 
-    def write(path: Any, content: bytes, *_: Any, **__: Any) -> Any:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content[: len(content) // 2])
-        return path
+    def publish(target: Any, files: Any, companions: Any) -> None:
+        target.mkdir()
+        for name, content in files.items():
+            (target / name).write_bytes(content)
+        for name, text in companions.items():
+            (target.parent / name).write_text(text)
 
-    disk.write_whole = write
-    for name in ("write_file", "write_whole"):
-        if hasattr(artifact, name):
-            setattr(artifact, name, write)
+    put(artifact, _publish_as=publish)
+    _change_programs_of_tests()
+
+
+def _change_programs_of_tests() -> None:
+    """Make the change in a program too that a test runs with `python -c`."""
+    plain = subprocess.run
+
+    def run(command: Any, *given: Any, **named: Any) -> Any:
+        if "-c" in command:
+            place = command.index("-c") + 1
+            first = "import benchmarks.trust.weakened\n"
+            command = [*command[:place], first + command[place], *command[place + 1 :]]
+        return plain(command, *given, **named)
+
+    put(subprocess, run=run)
 
 
 @change
 def forgetful_checkpoint() -> None:
-    """What a checkpoint says of random numbers is not read."""
-    import torch
+    """What a checkpoint says of the optimizer is not read."""
+    from foldserve.training import fit
 
-    put(torch, set_rng_state=lambda _: None)
-    put(torch.Generator, set_state=lambda self, _: self)
+    plain = fit._restore
+
+    def restore(model: Any, optimizer: Any, snapshot: Any) -> None:
+        plain(model, optimizer, snapshot)
+        optimizer.state.clear()
+
+    put(fit, _restore=restore)
 
 
 @change
@@ -433,6 +485,6 @@ def apply(names: str) -> None:
 apply(os.environ.get("BENCH_CHANGE", ""))
 
 if __name__ == "__main__":
-    from foldserve.service.command import main
+    from foldserve.command import main
 
-    sys.exit(main())
+    sys.exit(main(["serve", *sys.argv[1:]]))

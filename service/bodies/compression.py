@@ -1,8 +1,8 @@
 """Compressed bodies, both ways: gzip and deflate as clients send them, and answers in a form that clients take.
 
-A kilobyte of gzip can hold a megabyte: the limit is on what comes out, and inflating stops there. Compressing is worth
-its time for long answers alone: short ones leave as they are, unless the client refuses that, and so does whatever the
-fast lane answers, which is one batch at most.
+A kilobyte of gzip can hold a megabyte: the limits are on what comes out, by itself and for what was sent, and inflating
+stops there. Compressing is worth its time for long answers alone: short ones leave as they are, unless the client
+refuses that, and so does whatever the fast lane answers, which is one batch at most.
 """
 
 import re
@@ -11,7 +11,9 @@ import zlib
 from ..errors import BodyTooLarge, InvalidInput, UnsupportedMediaType, clip
 
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib's way to name the two formats
-_BOMB_RATIO = (200, 1033)  # what no tensor reaches, and the most that deflate can: else the end is no size
+_MOST_RATIO = 200  # that a long body may inflate to: what no tensor of measurements reaches
+_ANY_RATIO_BYTES = 8 * 1024 * 1024  # inflated within some 20 ms, whatever the ratio: a batch of black pictures
+_DEFLATE_RATIO = 1033  # the most that deflate can: beyond it the last bytes are no size
 QUICK_COMPRESSED_BYTES = (
     1024  # a compressed body up to here inflates to a megabyte at most, within a millisecond or two
 )
@@ -46,18 +48,20 @@ def inflate(body: bytes, coding: str, max_bytes: int) -> bytes:
 
     Raises:
         InvalidInput: it is damaged, ends early or has something behind its end.
-        BodyTooLarge: more than `max_bytes` would come out.
+        BodyTooLarge: more than `max_bytes` would come out, or more than is worth believing for what was sent.
     """
+    most = min(max_bytes, max(_ANY_RATIO_BYTES, _MOST_RATIO * len(body)))
+    expected = f"expected at most {most}" + (f" for {len(body)} compressed ones: send it as it is" * (most < max_bytes))
     stated = _stated_bytes(body) if coding == "gzip" else 0
-    if stated > max_bytes and _BOMB_RATIO[0] < stated / len(body) < _BOMB_RATIO[1]:
-        raise BodyTooLarge(f"body: by its own account {stated} bytes when inflated, expected at most {max_bytes}")
+    if most < stated < _DEFLATE_RATIO * len(body):
+        raise BodyTooLarge(f"body: by its own account {stated} bytes when inflated, {expected}")
     decoder = zlib.decompressobj(_WINDOW_BITS[coding])
     try:
-        inflated = decoder.decompress(body, max_bytes + 1)
+        inflated = decoder.decompress(body, most + 1)
     except zlib.error as err:
         raise InvalidInput(f"body: not {coding}, though Content-Encoding says so") from err
-    if len(inflated) > max_bytes:
-        raise BodyTooLarge(f"body: more than {max_bytes} bytes when inflated, expected at most that many")
+    if len(inflated) > most:
+        raise BodyTooLarge(f"body: more than {most} bytes when inflated, {expected}")
     if not decoder.eof or decoder.unused_data:
         fault = "has bytes behind its end" if decoder.eof else "ends too early"
         raise InvalidInput(f"body: the {coding} data {fault}, send it whole")

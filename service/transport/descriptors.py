@@ -9,6 +9,7 @@ import resource
 from ..settings import Settings
 
 _KEPT_BACK = 256  # descriptors for everything but connections: models, metrics, workers, refusals on their way
+_LEAST = 64  # below it models, metrics and workers fail one by one, each with another error
 _OF_GRPC = 3  # descriptors of one of its connections: the client's, and both ends of the one to its library
 
 
@@ -16,8 +17,14 @@ def fit_to_descriptors(settings: Settings) -> Settings:
     """Raise the soft limit of descriptors to the hard one; return settings with no more connections than it can hold.
 
     Where connections are lowered, an address keeps its part of them. Processes that this one starts have its limit.
+
+    Raises:
+        OSError: there are too few to start with.
     """
-    allowed = allowed_connections(raise_limit())
+    limit = raise_limit()
+    if 0 <= limit < _LEAST:  # no limit is -1
+        raise OSError(f"this process may open {limit} files, expected at least {_LEAST}: raise ulimit -n")
+    allowed = allowed_connections(limit)
     if settings.grpc_port is not None:
         settings = _fit_grpc(settings, allowed // 4 // _OF_GRPC)
         allowed -= settings.grpc_max_connections * _OF_GRPC

@@ -4,6 +4,7 @@ import json
 import logging.config
 import os
 import signal
+import subprocess
 from collections import Counter
 
 import httpx
@@ -12,7 +13,7 @@ import pytest
 from foldserve.service.keys import new_key
 from foldserve.service.logs import log_config
 from tests.support import artifacts
-from tests.support.processes import OCTETS, children, started
+from tests.support.processes import OCTETS, children, command, environment, started
 
 PIXELS = artifacts.images(1).tobytes()
 HARMLESS = ("SIGUSR1", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO", "SIGPWR", "SIGPIPE", "SIGWINCH", "SIGCONT")
@@ -48,6 +49,17 @@ def test_signals_reload_or_do_nothing_and_never_kill(tmp_path, workers):
         assert children(process.pid) == before
         assert process.poll() is None
         process.send_signal(signal.SIGQUIT)
+        assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_service_that_still_starts_ends_at_once_with_0(fashion, workers):
+    """SIGTERM before anything serves, even before the server takes signals, is an orderly end and no crash."""
+    argv = command("--models-dir", str(fashion), "--workers", workers)
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=environment()) as process:
+        assert json.loads(process.stderr.readline())["event"] == "starting"
+        process.send_signal(signal.SIGTERM)
+        process.stderr.read()  # to its end: no worker is left that holds it
         assert process.wait(60) == 0
 
 

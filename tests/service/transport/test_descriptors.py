@@ -3,12 +3,13 @@
 import contextlib
 import resource
 import socket
+import subprocess
 
 import pytest
 
 from foldserve.service.settings import Settings
 from foldserve.service.transport import descriptors
-from tests.support.processes import started
+from tests.support.processes import command, environment, started
 
 HEALTH = b"GET /v2/health/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
@@ -35,6 +36,21 @@ def test_grpc_has_a_quarter_at_most_and_takes_three_for_each(monkeypatch: pytest
     fitted = descriptors.fit_to_descriptors(Settings(grpc_port=0))
     assert (fitted.grpc_max_connections, fitted.grpc_max_connections_per_address) == (64, 32)
     assert fitted.max_connections + 3 * fitted.grpc_max_connections == 768
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_too_few_to_start_with_are_one_line(fashion, workers: str) -> None:
+    """Below 64 nothing is tried that would fail half-way: exit code 3, and what to raise."""
+    argv = [
+        "/bin/sh",
+        "-c",
+        'ulimit -n 63; exec "$@"',
+        "sh",
+        *command("--models-dir", str(fashion), "--workers", workers),
+    ]
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment(), timeout=60)
+    expected = "foldserve serve: this process may open 63 files, expected at least 64: raise ulimit -n\n"
+    assert (done.returncode, done.stderr) == (3, expected)
 
 
 def test_the_soft_limit_is_raised(fashion) -> None:
