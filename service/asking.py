@@ -86,7 +86,7 @@ async def read_inputs(
         raise InvalidInput(EMPTY_BODY)
     if guess_type is not None:
         content_type = guess_type(content_type, body)
-    limits = Limits(settings.max_rows, settings.max_image_pixels, settings.max_image_scans)
+    limits = Limits.of(settings)
     if model.image is not None:
         return {model.image.input: await _read_images(request, body, content_type, model.image, limits, deadline)}
     context: RequestContext = request.state.context

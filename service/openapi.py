@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
+from foldserve.format.image import ANY_SIZE
+
 from .access import scope_of
 from .keys import INFER
 from .openapi_errors import SECURITY_SCHEMES, error_responses, security
@@ -36,6 +38,8 @@ _HEADERS = {
     "X-Image-Layout": "The order of the axes in raw pixels, `CHW` or `HWC`, where the model takes coloured pictures.",
     "X-Model-Verified": "`false` where the model has no manifest, so that its answers are not proved.",
 }
+
+_ANY_SIDE = 28  # of an example for a model that takes any
 
 _BINARY = {"type": "string", "format": "binary"}
 
@@ -160,19 +164,27 @@ def json_examples(spec: ImageRecipe) -> dict[str, Any]:
     pixels = np.stack([plane] * spec.channels, axis=0 if spec.layout == "CHW" else -1)
     flat, nested = pixels.ravel().tolist(), (plane if spec.channels == 1 else pixels).tolist()
     encoded = {"b64": base64.b64encode(file.getvalue()).decode()}
-    return {
+    rows = {
         "file": {"summary": "a PNG file in base64", "value": {"instances": [encoded]}},
-        "rows": {"summary": f"{spec.height} rows of {spec.width} values", "value": {"instances": [nested]}},
-        "flat": {"summary": f"two images, {len(flat)} values each", "value": {"instances": [flat, flat]}},
+        "rows": {"summary": f"{picture.height} rows of {picture.width} values", "value": {"instances": [nested]}},
     }
+    return (
+        rows
+        if spec.is_free
+        else rows
+        | {
+            "flat": {"summary": f"two images, {len(flat)} values each", "value": {"instances": [flat, flat]}},
+        }
+    )
 
 
 def example_picture(spec: ImageRecipe) -> Image.Image:
     """Return a shirt, light on dark as Fashion-MNIST has it, drawn at the model's size."""
     from PIL import Image, ImageDraw
 
-    unit = min(spec.width, spec.height) / 28
-    picture = Image.new("L", (spec.width, spec.height), spec.background[0])
+    width, height = (_ANY_SIDE if side == ANY_SIZE else side for side in (spec.width, spec.height))
+    unit = min(width, height) / 28
+    picture = Image.new("L", (width, height), spec.background[0])
     draw = ImageDraw.Draw(picture)
     draw.rectangle([8 * unit, 3 * unit, 19 * unit, 25 * unit], fill=200)
     draw.polygon([(x * unit, y * unit) for x, y in ((8, 3), (1, 9), (4, 13), (8, 10))], fill=170)

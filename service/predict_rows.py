@@ -6,17 +6,19 @@ the Open Inference Protocol's are; nothing after this point has to doubt the arr
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 import numpy as np
+import orjson
 
 from .bodies.instances import instance_lists
-from .bodies.json_body import describe
-from .bodies.limits import Limits, check_rows
-from .bodies.long_json import LongText
+from .bodies.json_body import describe, nesting_of, parse_json, shape_text
+from .bodies.limits import WHOLE_JSON_BYTES, Limits, check_rows
+from .bodies.long_json import LongText, cut_out_data, long_nesting
 from .bodies.predict_body import EMPTY_BODY, media_type
-from .errors import InvalidInput, Unsupported, UnsupportedMediaType, clip
+from .errors import InvalidInput, UnsupportedMediaType, clip
 from .tensors import Array, TensorSpec
 from .v2.datatypes import BYTES, tensor_from_bytes
 from .v2.json_tensor import tensor_from_json
@@ -37,15 +39,10 @@ def read_rows(
         limits: how many rows one request may hold.
 
     Raises:
-        Unsupported: the model takes rows of several shapes.
         UnsupportedMediaType: it is neither JSON nor bytes, or bytes for a model of several inputs.
         InvalidInput: the body is not what its media type says, or does not fit the model.
         TooManyRows: more than `limits.rows` rows.
     """
-    if free := [spec.name for spec in specs if spec.is_free]:
-        raise Unsupported(
-            f"input {free[0]!r} takes rows of several shapes: use /v2/models/{{name}}/infer, which states them"
-        )
     kind = media_type(content_type)
     if not body:
         raise InvalidInput(EMPTY_BODY)
@@ -58,6 +55,10 @@ def read_rows(
 
 
 def _from_bytes(body: bytes, spec: TensorSpec, limits: Limits) -> Array:
+    if spec.is_free:
+        raise InvalidInput(
+            f"body: bare bytes do not say how large a row of {spec.name!r} is, send nested lists as JSON"
+        )
     rows, rest = divmod(len(body), spec.row_bytes or 1)
     if rest or not rows:
         raise InvalidInput(
@@ -71,12 +72,46 @@ def _from_json(body: bytes, specs: Sequence[TensorSpec], columns: Sequence[str] 
     """Return the inputs of a JSON body; a long one is read and converted a slice at a time."""
     rows = 0
     parts: dict[str, list[Array]] = {spec.name: [] for spec in specs}
-    for instances in instance_lists(body):
-        check_rows(rows + len(instances), limits)
+    for listed in instance_lists(body):
+        check_rows(rows + len(listed), limits)
+        place = f"instances[{rows}]"  # one that is long is alone in its list
+        instances = [_opened(it, specs, place) if isinstance(it, LongText) else it for it in listed]
+        specs = [_sized(spec, instances[0], is_only=len(specs) == 1) if spec.is_free else spec for spec in specs]
         for name, array in _slice(instances, specs, columns, rows).items():
             parts[name].append(array)
         rows += len(instances)
     return {name: arrays[0] if len(arrays) == 1 else np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def _opened(text: LongText, specs: Sequence[TensorSpec], place: str) -> Any:
+    """Return a long instance; of an object the members, of which the long lists stay unparsed for now."""
+    if text.is_list:
+        return text
+    around: bytes = text.body[text.start : text.stop]
+    lists: dict[str, LongText] = {}
+    for spec in specs:
+        around, found = cut_out_data(around, orjson.dumps(spec.name))
+        lists |= found
+    if len(around) > WHOLE_JSON_BYTES:
+        raise InvalidInput(f"{place}: {len(around)} bytes besides lists of numbers, expected an object of inputs")
+    instance = parse_json(around)
+    if not isinstance(instance, dict):
+        return instance
+    return {name: lists.pop(value, value) if isinstance(value, str) else value for name, value in instance.items()}
+
+
+def _sized(spec: TensorSpec, first: Any, *, is_only: bool) -> TensorSpec:
+    """Return what an input takes in this request where rows may have several shapes: that of the first one for all."""
+    place = "instances[0]"
+    if isinstance(first, dict):
+        first, place = first.get(spec.name), f"{place}.{spec.name}"
+    elif not is_only:
+        return spec
+    nesting = long_nesting(first) if isinstance(first, LongText) else nesting_of(first)
+    if first is not None and not spec.takes(nesting):
+        sizes = [f"1 to {spec.largest}" if size is None else str(size) for size in spec.shape[1:]]
+        raise InvalidInput(f"{place}: lists nested as {shape_text(nesting)}, expected ({', '.join(sizes)})")
+    return replace(spec, shape=(spec.shape[0], *nesting)) if spec.takes(nesting) else spec
 
 
 def _slice(instances: list[Any], specs: Sequence[TensorSpec], columns: Sequence[str] | None, before: int) -> Inputs:
@@ -100,7 +135,7 @@ def _slice(instances: list[Any], specs: Sequence[TensorSpec], columns: Sequence[
 def _check_names(instance: Any, names: Sequence[str], place: str) -> None:
     """Refuse an instance that does not give each name once and no other."""
     if isinstance(instance, LongText):
-        raise InvalidInput(f"{place}: too long, expected an object of {_listed(names)}")
+        raise InvalidInput(f"{place}: a list, expected an object of {_listed(names)}")
     if not isinstance(instance, dict):
         raise InvalidInput(f"{place}: {describe(instance)}, expected an object of {_listed(names)}")
     if len(instance) == len(names) and all(name in instance for name in names):

@@ -81,12 +81,16 @@ def body_of_array(array: Array, inputs: Sequence[Mapping[str, Any]]) -> PredictB
         names = [entry["name"] for entry in inputs]
         raise ValueError(f"the model takes {names}, expected one input for an array: give rows by name, or call infer")
     row_shape, datatype = tuple(inputs[0]["shape"][1:]), inputs[0]["datatype"]
+    is_one = len(array.shape) == len(row_shape)
     if array.dtype.newbyteorder("=") != DTYPES.get(datatype):
         raise TypeError(f"got an array of {array.dtype}, the model takes {datatype}: .astype(np.{DTYPES[datatype]})")
-    if array.shape != row_shape and array.shape[1:] != row_shape:
+    given = array.shape if is_one else array.shape[1:]
+    if len(given) != len(row_shape) or any(size not in (-1, got) for size, got in zip(row_shape, given, strict=True)):
         raise ValueError(f"got an array of shape {array.shape}, the model takes {row_shape}, with or without a batch")
+    if -1 in row_shape:  # bare bytes do not say how large a row is
+        return PredictBody(_instances([array] if is_one else list(array)), "application/json", is_one)
     content = np.ascontiguousarray(array, LITTLE_ENDIAN[datatype]).tobytes()
-    return PredictBody(content, "application/octet-stream", is_one=array.shape == row_shape)
+    return PredictBody(content, "application/octet-stream", is_one)
 
 
 def _file(source: Picture) -> tuple[bytes, str]:

@@ -25,6 +25,7 @@ CHOICES = {
 
 _FIRST_FORMAT = ("input", "height", "width", "channels", "range", "polarity", "background", "grey")
 _MOST_PIXELS_A_SIDE = 65_536
+ANY_SIZE = -1  # height or width that the graph leaves open, as the protocol writes it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +34,8 @@ class ImageRecipe:
 
     Attributes:
         input: name of the graph's input, uint8, whose rows have the form `shape`.
-        height: of the result, in pixels.
-        width: of the result, in pixels.
+        height: of the result, in pixels; -1 where the graph takes any: it is what the rule makes of the picture.
+        width: of the result, in pixels, or -1.
         channels: 1 or 3 of the result; three of a grey picture are equal.
         colour: `RGB`, `BGR` (the same, last channel first) or `grey` (ITU-R 601: 0.299 R + 0.587 G + 0.114 B).
         layout: `CHW` or `HWC`, the order of the axes in a row of the input and in raw bytes.
@@ -97,7 +98,8 @@ class ImageRecipe:
             )
 
     def _check_sizes(self) -> None:
-        sizes = {"height": (self.height,), "width": (self.width,), "resize": self.resize, "crop": self.crop or ()}
+        stated = {name: () if size == ANY_SIZE else (size,) for name, size in self._sides().items()}
+        sizes = stated | {"resize": self.resize, "crop": self.crop or ()}
         for name, size in sizes.items():
             if not isinstance(size, tuple) or not all(_is_side(side) for side in size):
                 raise _refusal(name, size, f"whole numbers of pixels, 1 to {_MOST_PIXELS_A_SIDE}")
@@ -106,6 +108,9 @@ class ImageRecipe:
         numbers = {"none": 0, "shorter": 1}.get(self.rule, 2)
         if len(self.resize) != numbers:
             raise _refusal("resize", self.resize, f"{numbers} numbers for rule {self.rule}")
+
+    def _sides(self) -> dict[str, int]:
+        return {"height": self.height, "width": self.width}
 
     def _check_colours(self) -> None:
         if self.channels not in (1, 3) or isinstance(self.channels, bool) or (self.channels == 1) > self.is_grey:
@@ -123,7 +128,7 @@ class ImageRecipe:
             return self.crop
         if self.rule in ("exact", "letterbox"):
             return self.resize[0], self.resize[1]
-        if self.rule == "none":
+        if self.rule == "none" or self.is_free:
             return None
         raise FormatError(
             f"image recipe: rule {self.rule} without a crop leaves a size that depends on the picture; "
@@ -132,9 +137,20 @@ class ImageRecipe:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of a row of the graph's input, in its own layout."""
+        """Of a row of the graph's input, in its own layout; -1 for a side of any size."""
         size = (self.height, self.width)
         return (self.channels, *size) if self.layout == "CHW" else (*size, self.channels)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether height or width of the result depend on the picture."""
+        return ANY_SIZE in (self.height, self.width)
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Return whether a row of the graph's input may have this shape."""
+        return len(shape) == 3 and all(
+            stated in (ANY_SIZE, size) for stated, size in zip(self.shape, shape, strict=True)
+        )
 
     @property
     def is_grey(self) -> bool:

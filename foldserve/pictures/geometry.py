@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from PIL import Image
 
-from foldserve.format.image import ImageRecipe
+from foldserve.format.image import ANY_SIZE, ImageRecipe
 
 Admit = Callable[[int, int], None]  # gets width and height that a picture is about to be resized to; may refuse them
 
@@ -57,7 +57,7 @@ def fit(image: Image.Image, recipe: ImageRecipe, admit: Admit = admit_usual_size
     """Return the picture at the recipe's size.
 
     Raises:
-        PictureError: the recipe does not resize, and the picture has another size.
+        PictureError: the recipe does not bring the picture to the size that the model takes.
         Exception: what `admit` raises.
     """
     height, width = resized_size(recipe, image.height, image.width)
@@ -71,11 +71,12 @@ def fit(image: Image.Image, recipe: ImageRecipe, admit: Admit = admit_usual_size
         top = _middle(image.height, recipe.crop[0], recipe.rounding)
         left = _middle(image.width, recipe.crop[1], recipe.rounding)
         image = _window(image, top, left, recipe.crop, recipe)
-    if (image.height, image.width) != (recipe.height, recipe.width):
-        raise PictureError(
-            f"{image.width}x{image.height} pixels, expected {recipe.width}x{recipe.height} (width x height): "
-            "the model states no rule for resizing, send a picture of this size"
-        )
+    if recipe.height not in (ANY_SIZE, image.height) or recipe.width not in (ANY_SIZE, image.width):
+        wide, high = ("any" if side == ANY_SIZE else side for side in (recipe.width, recipe.height))
+        why = f"this is what its rule {recipe.rule!r} makes of the picture"
+        if recipe.rule == "none":
+            why = "the model states no rule for resizing, send a picture of this size"
+        raise PictureError(f"{image.width}x{image.height} pixels, expected {wide}x{high} (width x height): {why}")
     return image
 
 

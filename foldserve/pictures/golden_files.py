@@ -42,21 +42,24 @@ def pack(pictures: Iterable[tuple[str, bytes]], recipe: ImageRecipe) -> tuple[Go
         recipe: of the model.
 
     Returns:
-        As many files as fit, in the order of `pictures`; at least one, where there is one.
+        As many files as fit, in the order of `pictures`; at least one, where there is one. Where the recipe leaves
+        the size free, those that are as large as the first.
 
     Raises:
         PictureError: a picture cannot be decoded, or its recipe does not take it.
     """
     offered = list(pictures)[:MOST_FILES]
     share = MOST_BYTES // max(1, len(offered)) * 3 // 4 - 200
-    has_original = False
+    has_original, shape = False, None
     files: list[GoldenFile] = []
     for name, data in offered:
         is_kept = len(data) <= share or (not has_original and len(data) <= _ORIGINAL_BYTES)
         content = data if is_kept else _at_the_models_size(data, recipe, share)
         has_original = has_original or is_kept
-        file = GoldenFile(name, content, digest_of_pixels(decode(content, recipe)))
-        if sum(kept.size for kept in (*files, file)) <= MOST_BYTES:
+        pixels = decode(content, recipe)
+        shape = shape or pixels.shape
+        file = GoldenFile(name, content, digest_of_pixels(pixels))
+        if pixels.shape == shape and sum(kept.size for kept in (*files, file)) <= MOST_BYTES:
             files.append(file)
     return _with_room_used(files, recipe)
 
@@ -81,6 +84,8 @@ def with_pixels(golden: Golden, recipe: ImageRecipe) -> tuple[Golden, str | None
         return golden, None
     rows = [_row(file, recipe) for file in golden.files]
     kept = [index for index, (row, _) in enumerate(rows) if row is not None]
+    if len({row.shape for row, _ in rows if row is not None}) > 1:
+        raise GoldenError("golden pictures become rows of several sizes, expected one size for all")
     changed = [difference for _, difference in rows if difference is not None]
     if not kept:
         raise GoldenError(
@@ -136,7 +141,7 @@ def _from_png(file: GoldenFile, recipe: ImageRecipe) -> Pixels:
         row = in_layout(np.asarray(image, dtype=np.uint8), recipe)
     except Exception as err:  # a decoder raises nearly anything
         raise GoldenError(f"golden picture {file.name!r}: its pixels cannot be read: {err}") from err
-    if row.shape != recipe.shape or digest_of_pixels(row) != file.sha256_pixels:
+    if not recipe.takes(row.shape) or digest_of_pixels(row) != file.sha256_pixels:
         raise GoldenError(
             f"golden picture {file.name!r}: its pixels are not those of its digest: file or recipe was changed"
         )

@@ -43,14 +43,14 @@ def decode_image(data: bytes, spec: ImageRecipe, budget: PixelBudget, place: str
         place: how a message names this image, for example "instances[3]".
 
     Returns:
-        uint8 array of the form `spec.shape`.
+        uint8 array of the form `spec.shape`; its own size where that is free.
 
     Raises:
         InvalidInput: not a PNG or JPEG, too many pixels, truncated or damaged, or of a size that the recipe refuses.
         BodyTooLarge: too many pixels together with the images before it.
     """
     image = open_image(data, budget, place)
-    usual = spec.height * spec.width
+    usual = 0 if spec.is_free else spec.height * spec.width
 
     def admit(width: int, height: int) -> None:
         budget.take_resized(width, height, usual, place)

@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foldserve.format.image import ANY_SIZE
+
 from ..errors import InvalidInput, clip
 from .decoder import decode_image
-from .json_body import SizeGuard, describe, parse_json, uint8_bytes
+from .free_pictures import stacked, with_size
+from .json_body import FREE_SIDE, SizeGuard, describe, nesting_of, parse_json, shape_text, uint8_bytes
 from .limits import QUICK_BYTES, WHOLE_JSON_BYTES, Limits, PixelBudget, check_rows
-from .long_json import LongListReader, LongText, Pauses, check_room, element_slices, flatten, index_text
+from .long_json import LongListReader, LongText, Pauses, check_room, element_slices, flatten, index_text, long_nesting
 
 if TYPE_CHECKING:
     from foldserve.format.image import ImageRecipe
@@ -40,6 +43,8 @@ _BASE64_SLICE = 262_144
 
 def images_from_json(body: bytes, spec: ImageRecipe, limits: Limits) -> Images:
     """Return the images of `{"instances": [...]}`; what `pixels_from_json` says holds here too."""
+    if spec.is_free:
+        return _free_images(body, spec, limits)
     pixels = pixels_from_json(body, spec, limits)
     return np.frombuffer(pixels, np.uint8).reshape(-1, *spec.shape)
 
@@ -75,6 +80,46 @@ def pixels_from_json(body: bytes, spec: ImageRecipe, limits: Limits) -> bytes:
                 pixels = _quick_pixels(instance, spec) or _whole_floats(instance, spec)
             parts.append(pixels or _checked_pixels(instance, spec, place))
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _free_images(body: bytes, spec: ImageRecipe, limits: Limits) -> Images:
+    """Return the images for a recipe that leaves sides free: nested lists, whose sizes say how large they are."""
+    shape = tuple(FREE_SIDE if side == ANY_SIZE else side for side in spec.shape)
+    SizeGuard([shape], limits.rows * FREE_SIDE**2, spare=2 * limits.rows).check(body)
+    images: list[Images] = []
+    budget = limits.pixel_budget()
+    for instances in instance_lists(body):
+        check_rows(len(images) + len(instances), limits)
+        for instance in instances:
+            images.append(_free_image(instance, spec, budget, f"instances[{len(images)}]", limits))
+    return stacked(images, spec, limits, "instances[{}]".format)
+
+
+def _free_image(instance: Any, spec: ImageRecipe, budget: PixelBudget, place: str, limits: Limits) -> Images:
+    if isinstance(instance, LongText) and instance.is_list:
+        known = _of_nesting(long_nesting(instance), spec, place, limits)
+        return np.frombuffer(_long_instance(instance, known, budget, place), np.uint8).reshape(known.shape)
+    if isinstance(instance, LongText):
+        return _long_file(instance, spec, budget, place)
+    if isinstance(instance, dict):
+        return _from_b64(instance, spec, budget, place)
+    if not isinstance(instance, list):
+        raise InvalidInput(f'{place}: {describe(instance)}, expected nested lists or {{"b64": "<PNG or JPEG>"}}')
+    known = _of_nesting(nesting_of(instance), spec, place, limits)
+    pixels = None if _holds_boolean(instance) else _quick_pixels(instance, known) or _whole_floats(instance, known)
+    return np.frombuffer(pixels or _checked_pixels(instance, known, place), np.uint8).reshape(known.shape)
+
+
+def _of_nesting(nested: tuple[int, ...], spec: ImageRecipe, place: str, limits: Limits) -> ImageRecipe:
+    """Return the recipe for pixels nested like this, which the model may take."""
+    expected = _shapes(spec)[1]
+    sizes = tuple(f"1 to {limits.side}" if side == ANY_SIZE else str(side) for side in expected)
+    if len(nested) != len(expected) or not all(
+        1 <= size <= limits.side if side == ANY_SIZE else size == side
+        for size, side in zip(nested, expected, strict=True)
+    ):
+        raise InvalidInput(f"{place}: shape {shape_text(nested)}, expected nested lists ({', '.join(sizes)})")
+    return with_size(spec, nested)
 
 
 def instance_lists(body: bytes) -> Iterator[list[Any]]:
@@ -116,19 +161,24 @@ def _parsed_instances(body: bytes) -> list[Any]:
 
 def _long_instance(text: LongText, spec: ImageRecipe, budget: PixelBudget, place: str) -> bytes:
     """Return the pixels of an instance that is long by itself: numbers, or a file, both read in slices."""
-    body, start, stop = text.body, text.start, text.stop
     if not text.is_list:
-        begin, end = _FILE_BEGIN.match(body, start, stop), _FILE_END.search(body, stop - _LONGEST_END, stop)
-        if begin is None or end is None:
-            raise InvalidInput(f"{place}: expected {_FILE}")
-        return _decoded(body[begin.end() : end.start()].replace(b"\\/", b"/"), spec, budget, place).tobytes()
+        return _long_file(text, spec, budget, place).tobytes()
     flat, nested = _shapes(spec)
     check_room(text, flat[0], place)
     values = np.empty(flat, np.uint8)
     shape = LongListReader(values, len(nested), _slice_pixels, place).read(text)
     if shape not in (flat, nested):
-        raise InvalidInput(f"{place}: shape {_shape_text(shape)}, expected {nested} or {flat[0]} values")
+        raise InvalidInput(f"{place}: shape {shape_text(shape)}, expected {nested} or {flat[0]} values")
     return values.tobytes()
+
+
+def _long_file(text: LongText, spec: ImageRecipe, budget: PixelBudget, place: str) -> Images:
+    """Return the image in an instance that is a long file."""
+    body, start, stop = text.body, text.start, text.stop
+    begin, end = _FILE_BEGIN.match(body, start, stop), _FILE_END.search(body, stop - _LONGEST_END, stop)
+    if begin is None or end is None:
+        raise InvalidInput(f"{place}: expected {_FILE}")
+    return _decoded(body[begin.end() : end.start()].replace(b"\\/", b"/"), spec, budget, place)
 
 
 def _slice_pixels(items: list[Any], nesting: Sequence[int], before: int, place: str) -> Images:
@@ -215,10 +265,10 @@ def _checked_pixels(instance: Any, spec: ImageRecipe, place: str) -> bytes:
     expected = f"expected {nested} or {flat[0]} values"
     if not isinstance(instance, list):
         raise InvalidInput(f'{place}: {describe(instance)}, {expected} or {{"b64": "<PNG or JPEG>"}}')
-    shape = _shape(instance)
+    shape = nesting_of(instance)
     if shape not in (flat, nested):
         _refuse_pixels_before_shape(instance, shape, place)
-        raise InvalidInput(f"{place}: shape {_shape_text(shape)}, {expected}")
+        raise InvalidInput(f"{place}: shape {shape_text(shape)}, {expected}")
     out = bytearray()
     _collect(instance, shape, place, out)
     return bytes(out)
@@ -272,19 +322,3 @@ def _decoded(text: bytes, spec: ImageRecipe, budget: PixelBudget, place: str) ->
     except ValueError as err:
         raise InvalidInput(f"{place}.b64: not base64 (standard alphabet, padded, no line breaks)") from err
     return decode_image(b"".join(pieces), spec, budget, f"{place}.b64")
-
-
-def _shape(node: Any) -> tuple[int, ...]:
-    """Return the shape of a nested list, read along its first elements."""
-    shape = []
-    while isinstance(node, list):
-        shape.append(len(node))
-        if not node:
-            break
-        node = node[0]
-    return tuple(shape)
-
-
-def _shape_text(shape: tuple[int, ...]) -> str:
-    """Return a shape as text, cut where a list is nested a thousand times."""
-    return str(shape) if len(shape) <= 6 else f"({', '.join(map(str, shape[:6]))}, ...)"

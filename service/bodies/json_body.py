@@ -18,6 +18,7 @@ _DESCRIBED_CHARACTERS = 200  # more than a message quotes, and no more of a long
 _COUNTED_BYTES = 262_144
 _MARKS = {b",": "commas", b"[": "lists", b"{": "objects", b'"': "quotes"}
 _QUOTES = 4  # of a key and its value
+FREE_SIDE = 16  # values of the shortest free axis that is expected in a long body
 
 
 def parse_json(text: bytes, offset: int | None = None) -> Any:
@@ -46,6 +47,22 @@ def describe(value: Any) -> str:
     if isinstance(value, str):
         value = value[:_DESCRIBED_CHARACTERS]
     return clip(orjson.dumps(value).decode())
+
+
+def nesting_of(value: Any) -> tuple[int, ...]:
+    """Return the sizes of nested lists, read along their first elements; empty for what is no list."""
+    sizes = []
+    while isinstance(value, list):
+        sizes.append(len(value))
+        if not value:
+            break
+        value = value[0]
+    return tuple(sizes)
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """Return a shape as text, cut where a list is nested a thousand times."""
+    return str(shape) if len(shape) <= 6 else f"({', '.join(map(str, shape[:6]))}, ...)"
 
 
 def uint8_bytes(lists: Iterable[list[Any]]) -> bytes:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import BodyTooLarge, InvalidInput, TooManyRows
+from ..settings import Settings
 
 QUICK_BYTES = 65_536  # parsed within a millisecond or two: an event loop can afford to do it itself
 _USUAL_CROP = 4  # times as many pixels as are kept: a resize to that is as quick as reading the body
@@ -18,13 +19,20 @@ class Limits:
         rows: images in one body.
         pixels: width x height of one encoded image, checked before it is decoded; see `PixelBudget` for their sum.
         scans: of one JPEG file, each of which goes over all its pixels.
+        side: pixels of a height or width that the model leaves free.
         beat: called while files are decoded; raises when nobody waits for them any more.
     """
 
     rows: int
     pixels: int
     scans: int = 64
+    side: int = 4_096
     beat: Callable[[], None] | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Limits":
+        """Return the limits that the settings state."""
+        return cls(settings.max_rows, settings.max_image_pixels, settings.max_image_scans, side=settings.max_free_axis)
 
     def pixel_budget(self) -> "PixelBudget":
         """Return what one request may have decoded."""

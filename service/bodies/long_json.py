@@ -22,13 +22,14 @@ from .json_body import describe, parse_json
 from .limits import WHOLE_JSON_BYTES
 
 _SLICE_BYTES = 65_536
+_DEEPEST = 64  # lists within one another that are counted
 _PAUSE_SECONDS = 1e-5  # enough for a thread that waits for the interpreter to get it
 
 _COMMA, _OPEN_LIST, _CLOSE_LIST = b",[]"
 _STEPS = bytes({b"[": 1, b"{": 1, b"]": 255, b"}": 255}.get(bytes([byte]), 0) for byte in range(256))  # 255 is -1
 
 _DATA = b'"data"'
-_AFTER_DATA = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*(?=\[)")
+_AFTER_KEY = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*(?=\[)")
 _BLANK = b" \t\r\n"
 
 
@@ -86,22 +87,22 @@ class Pauses:
             self._next = ended + (ended - started)
 
 
-def cut_out_data(body: bytes) -> tuple[bytes, dict[str, LongText]]:
-    """Return a document with a word in the place of each long list under a key "data", and the lists by their words.
+def cut_out_data(body: bytes, key: bytes = _DATA) -> tuple[bytes, dict[str, LongText]]:
+    """Return a document with a word in the place of each long list under a key, and the lists by their words.
 
     Whoever reads the document has to meet each word once, where data may stand: then it is right exactly if the lists
     are. No sender knows the words.
     """
     pieces, lists = [], {}
-    copied, position = 0, body.find(_DATA)
+    copied, position = 0, body.find(key)
     while position >= 0:
-        match = _AFTER_DATA.match(body, position + len(_DATA))
+        match = _AFTER_KEY.match(body, position + len(key))
         if match is not None and (text := _plain_list(body, match.end())) is not None:
             word = secrets.token_hex(16)
             pieces.append(b'%b"%b"' % (body[copied : text.start], word.encode()))
             lists[word] = text
             copied = text.stop
-        position = body.find(_DATA, max(copied, position + 1))
+        position = body.find(key, max(copied, position + 1))
     return b"".join([*pieces, body[copied:]]), lists
 
 
@@ -133,6 +134,29 @@ def index_text(position: int, nesting: Sequence[int]) -> str:
     """
     indices = np.unravel_index(position, (position + 1, *nesting[1:]))
     return "".join(f"[{index}]" for index in indices)
+
+
+def long_nesting(text: LongText) -> tuple[int, ...]:
+    """Return the sizes of nested lists, read along their first elements as `nesting_of` does; () for what is no list.
+
+    What stands behind the first element of a list is only counted: whoever reads it all finds what does not fit.
+    """
+    commas: list[int] = []
+    ended, depth = 0, 0  # so many of the innermost lists have ended
+    for start in range(text.start, text.stop, _SLICE_BYTES):
+        piece = text.body[start : min(start + _SLICE_BYTES, text.stop)]
+        steps = np.frombuffer(piece.translate(_STEPS), np.int8)
+        depths = depth + np.cumsum(steps, dtype=np.int32)
+        is_comma = np.frombuffer(piece, np.uint8) == _COMMA
+        if not ended:
+            commas += [0] * (min(int(depths.max()), _DEEPEST) - len(commas))
+        for level in range(len(commas) - ended, 0, -1):
+            ends = np.flatnonzero((depths == level - 1) & (steps < 0))
+            stop = int(ends[0]) if len(ends) else len(piece)
+            commas[level - 1] += int(np.count_nonzero(is_comma[:stop] & (depths[:stop] == level)))
+            ended += len(ends) > 0
+        depth = int(depths[-1])
+    return tuple(count + 1 for count in commas)
 
 
 def check_room(text: LongText, expected: int, place: str) -> None:

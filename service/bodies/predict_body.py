@@ -17,6 +17,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from ..errors import InvalidInput, UnsupportedMediaType, clip
 from .decoder import decode_image, is_loaded
+from .free_pictures import stacked
 from .instances import Images, images_from_json
 from .limits import QUICK_BYTES, Limits, check_rows
 from .picture_header import picture_pixels
@@ -93,7 +94,7 @@ def read_images(body: bytes, content_type: str | None, spec: ImageRecipe, limits
 
     Returns:
         uint8 array (n, C, H, W), or (n, H, W, C) where the recipe says so, 1 <= n <= limits.rows, contiguous; it may
-        be a read-only view of `body`.
+        be a read-only view of `body`. Height and width are those of the images where the recipe leaves them free.
 
     Raises:
         UnsupportedMediaType: the media type is none of `MEDIA_TYPES`.
@@ -110,11 +111,16 @@ def read_images(body: bytes, content_type: str | None, spec: ImageRecipe, limits
         return images_from_bytes(body, spec, limits)
     if kind == "multipart/form-data":
         return images_from_form(body, content_type or "", spec, limits)
-    return decode_image(body, spec, limits.pixel_budget())[None]
+    return stacked([decode_image(body, spec, limits.pixel_budget())], spec, limits, lambda _: "image")
 
 
 def images_from_bytes(body: bytes, spec: ImageRecipe, limits: Limits) -> Images:
     """Return n x C*H*W bytes, in the model's layout, as images, without a copy. Raises as `read_images` does."""
+    if spec.is_free:
+        raise InvalidInput(
+            "body: bare bytes do not say how large a picture is, and this model takes any size: "
+            "send a PNG or JPEG file, or nested lists as JSON"
+        )
     values = math.prod(spec.shape)
     rows, rest = divmod(len(body), values)
     if rest or not rows:
@@ -130,7 +136,7 @@ def images_from_form(body: bytes, content_type: str, spec: ImageRecipe, limits: 
         raise InvalidInput("form: no parts, expected one or several PNG or JPEG files")
     budget = limits.pixel_budget()
     images = [decode_image(bytes(part), spec, budget, f"form file {index}") for index, part in enumerate(parts)]
-    return np.stack(images)
+    return stacked(images, spec, limits, "form file {}".format)
 
 
 def _form_parts(body: bytes, content_type: str, limits: Limits) -> list[bytearray]:

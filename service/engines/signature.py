@@ -108,7 +108,7 @@ def _task(metadata: Mapping[str, str], inputs: tuple[TensorSpec, ...], outputs: 
 
 def _image(metadata: Mapping[str, str], inputs: tuple[TensorSpec, ...]) -> ImageRecipe | None:
     image = read_image(metadata)
-    taken = {spec.name: (spec.datatype, spec.shape[1:]) for spec in inputs}
+    taken = {spec.name: (spec.datatype, spec.declared_row_shape) for spec in inputs}
     if image is not None and taken.get(image.input) != ("UINT8", image.shape):
         raise FormatError(
             f"{IMAGE} states input {image.input!r} of UINT8 {image.shape} ({image.layout}), the graph takes {taken}"

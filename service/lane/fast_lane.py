@@ -76,7 +76,7 @@ class FastLane:
         self._counts = AnswerCounts(metrics)
         self._error_log = error_log
         self._default_timeout = settings.default_timeout_seconds
-        self._limits = Limits(settings.max_rows, settings.max_image_pixels, settings.max_image_scans)
+        self._limits = Limits.of(settings)
         self.decoding: WorkQueue | None = None  # before pictures; None decodes them in any thread
         self._readers = readers
         self._failed: list[tuple[Request, ServiceError]] = []

@@ -35,7 +35,7 @@ class Predict:
         limits: how much one request may hold.
 
     Raises:
-        Unsupported: the model does not classify images.
+        Unsupported: the model does not classify images of one size.
     """
 
     label = "/predict"
@@ -43,6 +43,8 @@ class Predict:
     def __init__(self, model: Model, limits: Limits) -> None:
         if model.image is None or model.class_names is None or model.task.name != CLASSIFY:
             raise Unsupported(f"model {model.name!r} does not classify images, expected one that does and has labels")
+        if model.image.is_free:
+            raise Unsupported(f"model {model.name!r} takes images of any size, expected one size")
         self._spec, class_names = model.image, model.class_names
         self.model = model
         self._limits = limits

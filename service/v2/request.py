@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..bodies.json_body import SizeGuard, describe, parse_json
+from ..bodies.json_body import FREE_SIDE, SizeGuard, describe, parse_json
 from ..bodies.limits import QUICK_BYTES, WHOLE_JSON_BYTES
 from ..bodies.long_json import LongText, cut_out_data
 from ..bounded_dict import BoundedDict
@@ -31,7 +31,6 @@ from .parameters import Parameter, check_parameters, class_count, timeout_second
 
 # Clients repeat their JSON byte for byte and change only the tensors behind it: JSON up to this size is remembered.
 REMEMBERED_JSON_BYTES = 1024
-_SHORT_AXIS = 16  # values of the shortest free axis that is expected in a long body
 QUICK_BINARY_BYTES = 4_194_304  # copied, or searched for what is no BOOL, within a millisecond or two
 _REMEMBERED_PARTS = 64
 _LONGEST_AROUND = 1_048_576  # bytes around long lists
@@ -100,8 +99,8 @@ class RequestReader:
         self._max_rows = max_rows
         guard = SizeGuard([spec.row_shape for spec in inputs], max_rows, _SPARE_VALUES)
         if any(spec.is_free for spec in inputs):  # short rows need more lists for as many values
-            shapes = [[_SHORT_AXIS if size is None else size for size in spec.shape[1:]] for spec in inputs]
-            guard = SizeGuard(shapes, max_rows * _SHORT_AXIS**2, _SPARE_VALUES)
+            shapes = [[FREE_SIDE if size is None else size for size in spec.shape[1:]] for spec in inputs]
+            guard = SizeGuard(shapes, max_rows * FREE_SIDE**2, _SPARE_VALUES)
         holds_texts = any(spec.datatype == BYTES for spec in inputs)  # which may hold commas and brackets of their own
         self._size_guard = None if holds_texts else guard
         self._known: BoundedDict[bytes, _JsonPart] = BoundedDict(_REMEMBERED_PARTS)

@@ -113,10 +113,3 @@ def test_a_size_beyond_the_declared_largest_is_refused(service):
         refused = service.post("/v2/models/free/infer", json=body)
         assert refused.status_code == 400
         assert "expected [N, 3, 1 to 50, 1 to 50]" in refused.json()["error"]
-
-
-def test_predict_sends_free_axes_to_the_route_that_states_shapes(service):
-    """It has no place for a shape."""
-    refused = service.post("/predict?model=free", json={"instances": [[[[1]], [[1]], [[1]]]]})
-    assert refused.status_code == 501
-    assert "takes rows of several shapes" in refused.json()["error"]

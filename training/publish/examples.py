@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from foldserve import pictures
-from foldserve.format.image import ImageRecipe
+from foldserve.format.image import ANY_SIZE, ImageRecipe
 from foldserve.format.image_options import Normalisation
 
 from ..errors import ConfigError
@@ -24,6 +24,7 @@ from .pixels import normalised
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
 MADE_ROWS = 16
+_MADE_SIDE = 64  # of made-up pictures where the network takes any
 _CHECKED = 64  # float64 examples at most; the rest of a labelled set goes through both forms in float32
 
 
@@ -95,7 +96,7 @@ def picture_examples(given: Any, images: PictureInput, labels: Sequence[str] | N
     Raises:
         ConfigError: there are none, one is no picture, or a folder's name is no class.
     """
-    if hasattr(given, "shape") and tuple(given.shape)[-3:] == images.recipe.shape:
+    if hasattr(given, "shape") and images.recipe.takes(tuple(given.shape)[-3:]) and not images.recipe.is_free:
         return _arrays_as_pictures(np.asarray(given), images)
     if hasattr(given, "shape"):
         given = [np.asarray(given)] if len(given.shape) < 4 else list(np.asarray(given))
@@ -104,6 +105,9 @@ def picture_examples(given: Any, images: PictureInput, labels: Sequence[str] | N
     else:
         paths, truth = _paths(given, labels)
         files = [_read_picture(path, images.recipe) for path in paths]
+
+    if images.recipe.is_free:
+        _check_one_size(files, images.recipe)
 
     def take(rows: Array) -> dict[str, Array]:
         return {images.recipe.input: np.stack([pictures.decode(files[row], images.recipe) for row in rows])}
@@ -165,7 +169,7 @@ def made_rows(inputs: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], rows:
 def made_pictures(images: PictureInput, rows: int = MADE_ROWS) -> Examples:
     """Return made-up pixels of several kinds: noise of every contrast and smooth shades, all of the recipe's shape."""
     generator = np.random.default_rng(0)
-    shape = images.recipe.shape
+    shape = tuple(_MADE_SIDE if side == ANY_SIZE else side for side in images.recipe.shape)
     pixels = np.empty((rows, *shape), np.uint8)
     for row in range(rows):
         middle, spread = generator.uniform(40, 215, 3 if 3 in shape else 1), generator.uniform(5, 80)
@@ -185,7 +189,7 @@ def _plain(kind: str, arrays: Mapping[str, Array], digest: str | None = None) ->
 def _arrays_as_pictures(pixels: Array, images: PictureInput) -> Examples:
     recipe = images.recipe
     pixels = pixels[np.newaxis] if pixels.ndim == len(recipe.shape) else pixels
-    if pixels.dtype != np.uint8 or pixels.shape[1:] != recipe.shape:
+    if pixels.dtype != np.uint8 or not recipe.takes(pixels.shape[1:]):
         raise ConfigError(
             f"examples: {pixels.dtype} {pixels.shape}, expected uint8 pixels (N, {', '.join(map(str, recipe.shape))}), "
             "or paths of pictures"
@@ -200,6 +204,16 @@ def _arrays_as_pictures(pixels: Array, images: PictureInput) -> Examples:
     return Examples(
         kind="pictures", rows=len(pixels), take=take, take_original=take_original, digest=_digest([pixels.tobytes()])
     )
+
+
+def _check_one_size(files: Sequence[bytes], recipe: ImageRecipe) -> None:
+    """Refuse pictures that become rows of several sizes, which no batch can hold."""
+    shapes = {pictures.decode(file, recipe).shape for file in files}
+    if len(shapes) > 1:
+        raise ConfigError(
+            f"examples: they become rows of {len(shapes)} sizes, as {' and '.join(map(str, sorted(shapes)[:2]))}; "
+            "the network takes any, but the proof one: give pictures of one size"
+        )
 
 
 def _encoded(item: Any, recipe: ImageRecipe) -> bytes:

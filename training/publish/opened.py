@@ -13,7 +13,10 @@ import onnx
 import torch
 from torch import Tensor
 
+from foldserve.format.image import ANY_SIZE
+
 from ..errors import ConfigError
+from ..fold.onnx.protos import with_free_sizes
 from ..user_model.inputs import make_input, shape_of
 from ..user_model.source import Source
 from .examples import (
@@ -77,7 +80,7 @@ def open_network(source: Source, wanted: Wanted) -> Opened:
 
 
 def _open_onnx(model: onnx.ModelProto, wanted: Wanted) -> Opened:
-    model, classes = without_zipmaps(with_current_opset(model))
+    model, classes = without_zipmaps(with_current_opset(with_free_sizes(model)))
     notes: tuple[str, ...] = ()
     if classes is not None and wanted.labels is None and wanted.task in (None, "classify"):
         wanted = replace(wanted, labels=classes)
@@ -96,6 +99,8 @@ def _open_module(source: Source, wanted: Wanted) -> Opened:
     module, notes = as_float32(source.module)
     if isinstance(wanted.image, str | Mapping) or wanted.image is not None:
         recipe, _ = read_image(wanted.image, _row_shape(source, wanted))
+        if recipe.is_free:
+            raise ConfigError("--image: height or width -1, any size, is for ONNX files that leave it open")
         example: tuple[Tensor, ...] = (make_input([_ROWS, *recipe.shape], torch.float32, _generator()),)
         if source.example is not None:
             example = source.example
@@ -195,7 +200,7 @@ def _forms_of(model: onnx.ModelProto) -> dict[str, tuple[tuple[int, ...], np.dty
     for value in graph_inputs(model):
         tensor = value.type.tensor_type
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-        forms[value.name] = tuple(dim.dim_value for dim in tensor.shape.dim[1:]), dtype
+        forms[value.name] = _sizes(value), dtype
     return forms
 
 
@@ -213,16 +218,17 @@ def with_fixed_sizes(model: onnx.ModelProto, wanted: Wanted) -> onnx.ModelProto:
     for value, shape in zip(values, shapes, strict=False):
         dims = value.type.tensor_type.shape.dim[1:]
         if len(dims) != len(shape) or any(
-            d.dim_value and d.dim_value != size for d, size in zip(dims, shape, strict=True)
+            d.dim_value > 0 and size != d.dim_value for d, size in zip(dims, shape, strict=True)
         ):
             raise ConfigError(f"input {value.name!r}: rows of {tuple(shape)} do not fit {_sizes(value)}")
         for dim, size in zip(dims, shape, strict=True):
-            dim.dim_value = size
+            if size != ANY_SIZE:  # which stays as it is
+                dim.dim_value = size
     return changed
 
 
 def _sizes(value: onnx.ValueInfoProto) -> tuple[int, ...]:
-    return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim[1:])
+    return tuple(max(0, dim.dim_value) for dim in value.type.tensor_type.shape.dim[1:])
 
 
 def _is_open(value: onnx.ValueInfoProto) -> bool:

@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from foldserve.format.image import ImageRecipe
+from foldserve.format.image import ANY_SIZE, ImageRecipe
 from foldserve.format.task import CLASSIFY, MULTILABEL, TENSORS
 
 from ..errors import ConfigError, ExportError
@@ -82,7 +82,9 @@ def add_preprocessing(
     value = graph_inputs(model)[0]
     tensor = value.type.tensor_type
     shape = tuple(dim.dim_value for dim in tensor.shape.dim)
-    if len(shape) != 4 or any(size and size != wanted for size, wanted in zip(shape[1:], recipe.shape, strict=True)):
+    if len(shape) != 4 or any(
+        size > 0 and size != wanted for size, wanted in zip(shape[1:], recipe.shape, strict=True)
+    ):
         raise ConfigError(f"the image recipe gives rows of {recipe.shape}, the network takes {shape} with its batch")
     old, pixels = value.name, recipe.input
     inner = f"{PREFIX}pixels" if pixels == old else old
@@ -92,7 +94,8 @@ def add_preprocessing(
     nodes = [helper.make_node("Cast", [pixels], [last], f"{PREFIX}cast", to=tensor.elem_type)]
     if factors is not None:
         nodes += _arithmetic(model, last, inner, recipe, factors)
-    added = helper.make_tensor_value_info(pixels, TensorProto.UINT8, [_first_axis(value), *recipe.shape])
+    sizes = (None if size == ANY_SIZE else size for size in recipe.shape)
+    added = helper.make_tensor_value_info(pixels, TensorProto.UINT8, [_first_axis(value), *sizes])
     value.CopyFrom(added)
     _prepend(model, nodes)
 

@@ -1,5 +1,6 @@
 """Networks of one's own, published and asked over HTTP, each compared with the original in its own framework."""
 
+import io
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import httpx
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -80,6 +82,37 @@ def two_inputs() -> onnx.ModelProto:
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", s]) for n, s in (("a", 3), ("b", 2), ("y", 2))]
     graph = helper.make_graph(nodes, "two", values[:2], values[2:], [numpy_helper.from_array(weight, "w")])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def line_reader() -> onnx.ModelProto:
+    """Return float `x` [-1, 3, 48, -1] -> `softmax` [-1, -1, 5]: a step for every four columns, as PaddleOCR has it."""
+    rng = np.random.default_rng(7)
+
+    def weights(name: str, *shape: int) -> onnx.TensorProto:
+        return numpy_helper.from_array((rng.normal(size=shape) / 4).astype(np.float32), name)
+
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], strides=[4, 4], pads=[1, 1, 1, 1]),
+        helper.make_node("BatchNormalization", ["c", "s", "b", "m", "v"], ["n"]),
+        helper.make_node("Relu", ["n"], ["r"]),
+        helper.make_node("ReduceMean", ["r"], ["columns"], axes=[2], keepdims=0),
+        helper.make_node("Transpose", ["columns"], ["steps"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["steps", "head"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["softmax"], axis=2),
+    ]
+    constants = [weights("w", 8, 3, 4, 4), *(weights(name, 8) for name in "sbm"), weights("head", 8, 5)]
+    constants.append(numpy_helper.from_array(np.full(8, 0.7, np.float32), "v"))
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [-1, 3, 48, -1])
+    y = helper.make_tensor_value_info("softmax", TensorProto.FLOAT, [-1, -1, 5])
+    graph = helper.make_graph(nodes, "line", [x], [y], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+LINE_RECIPE = "height=48,width=-1,channels=3,mean=half,std=half,colour=BGR"
+
+
+def line(width: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(width).integers(0, 256, (48, width, 3), dtype=np.uint8))
 
 
 LINEAR = np.random.default_rng(5).normal(size=(5, 3)).astype(np.float32)
@@ -167,6 +200,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, pictures: Path, transforms:
     publish(TwoHeads().eval(), name="heads", inputs=["2,3", "2,3"], **to)
     publish(two_inputs(), name="two", **to)
     publish(forest(), name="forest", examples=np.random.default_rng(3).normal(size=(9, 2)).astype(np.float32), **to)
+    publish(line_reader(), name="line", image=LINE_RECIPE, examples=[line(96)] * 3, **to)
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(mlp(), (torch.randn(2, 5),), dynamic_shapes=({0: batch},))
     torch.export.save(program, root.parent / "mlp.pt2")
@@ -247,6 +281,27 @@ def test_a_two_input_graph_and_a_forest_answer_as_by_hand(http: httpx.Client) ->
     answers = asked(http, "forest", points.tolist())
     np.testing.assert_allclose([row["probabilities"] for row in answers], forest_by_hand(points), atol=1e-6)
     assert [row["label"] for row in answers] == [["no", "yes"][i] for i in forest_by_hand(points).argmax(1)]
+
+
+@pytest.mark.parametrize(("width", "kind"), [(8, "PNG"), (96, "PNG"), (320, "JPEG"), (1201, "PNG")])
+def test_lines_of_any_width_are_read_as_by_the_original(http: httpx.Client, width: int, kind: str) -> None:
+    """One graph with a free width, no rule for resizing: pictures keep their width, and give a step for each column."""
+    file = io.BytesIO()
+    line(width).save(file, kind, quality=95)
+    prediction = http.post("/predict?model=line", files={"file": file.getvalue()}).json()["predictions"][0]
+    pixels = np.asarray(Image.open(file).convert("RGB"))[..., ::-1].transpose(2, 0, 1)
+    taken = ((pixels / 255 - 0.5) / 0.5).astype(np.float32)[None]
+    session = onnxruntime.InferenceSession(line_reader().SerializeToString())
+    np.testing.assert_allclose(prediction["outputs"]["softmax"], session.run(None, {"x": taken})[0][0], atol=LIMIT)
+
+
+def test_free_sides_are_for_graphs_that_leave_them_open(tmp_path: Path) -> None:
+    """A module has its own size; examples of two sizes cannot be one batch."""
+    with pytest.raises(ConfigError, match="any size, is for ONNX files"):
+        publish(small_cnn(), name="any", image="height=-1,width=-1", models_dir=tmp_path)
+    with pytest.raises(ConfigError, match="they become rows of 2 sizes"):
+        publish(line_reader(), name="any", image=LINE_RECIPE, examples=[line(96), line(97)], models_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def manifest(models: Path, name: str, version: int = 1) -> dict[str, Any]:
