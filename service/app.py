@@ -25,6 +25,7 @@ from .access import Access
 from .access_middleware import AccessMiddleware
 from .bodies import decoder
 from .bodies.budget import BodyBudget
+from .bodies.limits import Limits
 from .bodies.work_queue import WorkQueue
 from .compat.torchserve import router as torchserve_router
 from .compat.v1 import router as v1_router
@@ -123,7 +124,7 @@ def create_app(
     app.state.control = ModelControl(app.state.registry, app.state.reconciler, promotes_new=settings.promote_new)
     app.state.grpc = None
     app.state.grpc_listener = grpc_listener
-    app.state.readers = Readers(settings.max_rows)
+    app.state.readers = Readers(Limits.of(settings))
     app.state.error_log = ErrorLog()
     app.state.samples = SampleBook()
     app.include_router(router)

@@ -5,7 +5,6 @@ are the same for all.
 """
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -19,7 +18,7 @@ from .bodies.instances import Images
 from .bodies.limits import QUICK_BYTES, Limits
 from .bodies.predict_body import EMPTY_BODY, expected_pixels, holds_files, is_quick, media_type, read_images
 from .bodies.receive import receive_body
-from .bodies.work_queue import WorkQueue
+from .decoding import decode
 from .errors import InvalidInput, UnsupportedMediaType, clip
 from .inference import answer, count
 from .live.model import Model
@@ -103,25 +102,13 @@ async def _read_images(
     is_quickly_read = is_quick(body, kind)
     if is_quickly_read or (kind == "application/json" and not holds_files(body)):
         return await context.parse(read_images, body, content_type, spec, limits, is_quick=is_quickly_read)
-    decoding: WorkQueue = request.app.state.decoding
-    started, leaving = time.perf_counter(), asyncio.create_task(_client_leaves(request))
-    try:
-        return await decoding.run(
-            lambda job: read_images(body, content_type, spec, replace(limits, beat=job.beat)),
-            pixels=expected_pixels(body, kind),
-            size=len(body),
-            deadline=deadline,
-            is_gone=leaving.done,
-        )
-    finally:
-        leaving.cancel()
-        context.stages["decode"] = time.perf_counter() - started
-
-
-async def _client_leaves(request: Request) -> None:
-    """Wait until the client of a request, whose whole body was received, has gone."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    return await decode(
+        request,
+        lambda job: read_images(body, content_type, spec, replace(limits, beat=job.beat)),
+        pixels=expected_pixels(body, kind),
+        size=len(body),
+        deadline=deadline,
+    )
 
 
 async def _read_body(request: Request, share: Share) -> bytes:

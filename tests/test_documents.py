@@ -85,7 +85,8 @@ def run_block(reader: Reader, language: str, text: str) -> str:
 
 EXPECTED = (
     '"inputs":[{"name":"image"', '"outputs":[{"name":"logits"', "", '{"error":"inputs[0].data: 28 values, expected 784',
-    '"predictions":[{"class_id"', "(2, 10)\n400 input 'image': datatype FP32, expected UINT8", "[{'class_id'",
+    '"outputs":[{"name":"logits"', '"predictions":[{"class_id"',
+    "(2, 10)\n400 input 'image': datatype FP32, expected UINT8", "[{'class_id'",
     "[", ":", "[[",
 )  # fmt: skip
 

@@ -178,7 +178,7 @@ def _long_file(text: LongText, spec: ImageRecipe, budget: PixelBudget, place: st
     begin, end = _FILE_BEGIN.match(body, start, stop), _FILE_END.search(body, stop - _LONGEST_END, stop)
     if begin is None or end is None:
         raise InvalidInput(f"{place}: expected {_FILE}")
-    return _decoded(body[begin.end() : end.start()].replace(b"\\/", b"/"), spec, budget, place)
+    return decode_base64(body[begin.end() : end.start()].replace(b"\\/", b"/"), spec, budget, f"{place}.b64")
 
 
 def _slice_pixels(items: list[Any], nesting: Sequence[int], before: int, place: str) -> Images:
@@ -305,11 +305,14 @@ def _from_b64(instance: dict[str, Any], spec: ImageRecipe, budget: PixelBudget, 
     """Return the image under "b64", uint8 (C, H, W)."""
     if list(instance) != ["b64"] or not isinstance(instance["b64"], str):
         raise InvalidInput(f"{place}: expected exactly {_FILE}")
-    return _decoded(instance["b64"].encode(), spec, budget, place)
+    return decode_base64(instance["b64"].encode(), spec, budget, f"{place}.b64")
 
 
-def _decoded(text: bytes, spec: ImageRecipe, budget: PixelBudget, place: str) -> Images:
-    """Return the image in base64 text, uint8 (C, H, W); long text is decoded in slices, as it holds the interpreter."""
+def decode_base64(text: bytes, spec: ImageRecipe, budget: PixelBudget, place: str) -> Images:
+    """Return the image in base64 text, uint8 of the form `spec.shape`; long text is decoded in slices.
+
+    The interpreter is held meanwhile. Raises what `decode_image` raises, and InvalidInput where it is no base64.
+    """
     last = max(0, len(text) - 1) // _BASE64_SLICE * _BASE64_SLICE
     pieces, pauses = [], Pauses()
     try:
@@ -320,5 +323,5 @@ def _decoded(text: bytes, spec: ImageRecipe, budget: PixelBudget, place: str) ->
             if last:
                 pauses.pause()
     except ValueError as err:
-        raise InvalidInput(f"{place}.b64: not base64 (standard alphabet, padded, no line breaks)") from err
-    return decode_image(b"".join(pieces), spec, budget, f"{place}.b64")
+        raise InvalidInput(f"{place}: not base64 (standard alphabet, padded, no line breaks)") from err
+    return decode_image(b"".join(pieces), spec, budget, place)

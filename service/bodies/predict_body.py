@@ -67,7 +67,12 @@ def holds_files(body: bytes) -> bool:
 def expected_pixels(body: bytes, kind: str) -> int:
     """Return about how many pixels the files of a body have: as one states it, else as many as photographs have."""
     stated = picture_pixels(body) if kind.startswith("image/") else None
-    return len(body) * _PHOTO_PIXELS if stated is None else stated
+    return pixels_of(len(body)) if stated is None else stated
+
+
+def pixels_of(size: int) -> int:
+    """Return about how many pixels photographs of so many bytes have."""
+    return size * _PHOTO_PIXELS
 
 
 def _stated_pixels(body: bytes, kind: str) -> float:

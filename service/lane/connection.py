@@ -245,13 +245,14 @@ class ConnectionLane:
 
 async def _read_slowly(exchange: Exchange, body: bytes, decoding: WorkQueue | None) -> None:
     """Read a body in a thread; files in it have to be admitted."""
-    if decoding is None or not exchange.receiver.route.holds_files(body, exchange.head.media_type):
+    head = exchange.head
+    if decoding is None or not exchange.receiver.route.holds_files(body, head.media_type, head.header_length):
         await asyncio.to_thread(exchange.read, body)
         return
     exchange.first_stage = b"decode"
     await decoding.run(
         lambda job: exchange.read(body, job.beat),
-        pixels=expected_pixels(body, exchange.head.media_type),
+        pixels=expected_pixels(body, head.media_type),
         size=len(body),
         deadline=exchange.deadline,
         is_gone=lambda: exchange.is_over,

@@ -57,16 +57,16 @@ class Infer:
 
     def is_quick(self, body: bytes, media_type: str, header_length: int | None) -> bool:
         """Return whether the event loop can afford to read the body itself."""
-        return is_quick(body, header_length)
+        return is_quick(body, header_length) and not self._reader.holds_pictures(body, header_length)
 
     def plain(self, media_type: str, length: int, header_length: int | None) -> tuple[int, InferRequest | None]:
         """Return the rows and the request of a body that holds nothing but rows; 0 rows where it has to be read."""
         request = self._reader.plain(length) if header_length == 0 else None
         return (0, None) if request is None or request.rows > self.max_batch_size else (request.rows, request)
 
-    def holds_files(self, body: bytes, media_type: str) -> bool:
-        """Return False: a tensor is no file."""
-        return False
+    def holds_files(self, body: bytes, media_type: str, header_length: int | None) -> bool:
+        """Return whether a body may hold files that have to be decoded."""
+        return self._reader.holds_pictures(body, header_length)
 
     def read(
         self, body: bytes, media_type: str, header_length: int | None, beat: Callable[[], None] | None = None
@@ -75,7 +75,7 @@ class Infer:
 
         Raises what `RequestReader.read` raises.
         """
-        raw_rows, request = self._reader.read(body, header_length)
+        raw_rows, request = self._reader.read(body, header_length, beat)
         if raw_rows is not None:
             return None, raw_rows, request.rows, request
         if len(request.inputs) == 1:

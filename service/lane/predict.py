@@ -77,7 +77,7 @@ class Predict:
         is_plain = media_type == OCTET_STREAM and not rest and rows <= min(self.max_batch_size, self._limits.rows)
         return (rows if is_plain else 0), None
 
-    def holds_files(self, body: bytes, media_type: str) -> bool:
+    def holds_files(self, body: bytes, media_type: str, header_length: int | None) -> bool:
         """Return whether a body may hold files that have to be decoded."""
         return media_type == JSON and holds_files(body)
 

@@ -17,6 +17,8 @@ PLATFORM = "onnxruntime_onnx"  # what Triton calls it
 BACKEND = "onnxruntime"
 _CONFIGURED = {"BYTES": "STRING"}  # where a configuration has a name of its own
 
+_PICTURES = "PNG or JPEG files as BYTES [N] in place of the pixels, in JSON as base64"
+
 # Only what is honoured: clients choose their way by this list.
 EXTENSIONS = ("classification", "binary_tensor_data", "model_repository", "model_configuration", "statistics")
 
@@ -79,6 +81,7 @@ def _properties(model: "Model") -> dict[str, str]:
     if model.image is not None:
         properties["image"] = orjson.dumps(model.image.as_dict()).decode()
         properties["layout"] = model.image.layout
+        properties["pictures"] = _PICTURES
     if model.class_names is not None:
         properties["labels"] = orjson.dumps(model.class_names).decode()
     return properties

@@ -6,6 +6,7 @@ to the reader, which also words every error.
 """
 
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,12 +53,20 @@ class RepeatedReader:
             return None
         return self._known[length]
 
-    def read(self, body: bytes, header_length: int | None) -> tuple[RawRows | None, InferRequest]:
+    def holds_pictures(self, body: bytes, header_length: int | None) -> bool:
+        """Return whether a body may hold pictures that have to be decoded."""
+        return self._reader.holds_pictures(body, header_length)
+
+    def read(
+        self, body: bytes, header_length: int | None, beat: Callable[[], None] | None = None
+    ) -> tuple[RawRows | None, InferRequest]:
         """Return the request that a body holds, and its numbers as bytes if they are not in it.
 
         Raises:
             ServiceError: what `RequestReader.read` raises.
         """
+        if self._reader.holds_pictures(body, header_length):
+            return None, self._reader.read(body, header_length, beat)
         around, start, stop = self._around(body, header_length)
         known = self._known.get(around) if around is not None else None
         if known is not None:

@@ -5,7 +5,7 @@ where they begin), or the bare bytes of a model's only input (header length 0). 
 made here or in the modules named below; nothing after this point has to doubt an array.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ from .json_members import (
 )
 from .json_tensor import tensor_from_json
 from .parameters import Parameter, check_parameters, class_count, timeout_seconds
+from .pictures import Pictures
 
 # Clients repeat their JSON byte for byte and change only the tensors behind it: JSON up to this size is remembered.
 REMEMBERED_JSON_BYTES = 1024
@@ -91,9 +92,17 @@ class RequestReader:
         inputs: what the model takes; the first axis of each is the batch.
         outputs: what it gives.
         max_rows: rows in one request.
+        pictures: what it takes in place of pixels; None where it states no recipe.
     """
 
-    def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], max_rows: int) -> None:
+    def __init__(
+        self,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        max_rows: int,
+        pictures: Pictures | None = None,
+    ) -> None:
+        self._pictures = pictures
         self._inputs = tuple(inputs)
         self._outputs = tuple(outputs)
         self._max_rows = max_rows
@@ -103,15 +112,26 @@ class RequestReader:
             guard = SizeGuard(shapes, max_rows * FREE_SIDE**2, _SPARE_VALUES)
         holds_texts = any(spec.datatype == BYTES for spec in inputs)  # which may hold commas and brackets of their own
         self._size_guard = None if holds_texts else guard
+        files = [(1,) if pictures and spec.name == pictures.input else spec.row_shape for spec in inputs]
+        self._file_guard = SizeGuard(files, max_rows, _SPARE_VALUES)
         self._known: BoundedDict[bytes, _JsonPart] = BoundedDict(_REMEMBERED_PARTS)
 
-    def read(self, body: bytes, header_length: int | None = None) -> InferRequest:
+    def holds_pictures(self, body: bytes, header_length: int | None) -> bool:
+        """Return whether a body may hold pictures that have to be decoded."""
+        if self._pictures is None or header_length == 0:
+            return False
+        return self._pictures.are_in(body if header_length is None else body[:header_length])
+
+    def read(
+        self, body: bytes, header_length: int | None = None, beat: Callable[[], None] | None = None
+    ) -> InferRequest:
         """Return the request that a body holds.
 
         Args:
             body: the whole body, inflated; its size was limited by who received it.
             header_length: bytes of JSON at its start, from `Inference-Header-Content-Length`; None when there was no
                 such header (all of it is JSON), 0 for the bare bytes of the only input.
+            beat: called while pictures are decoded; raises when nobody waits for them any more.
 
         Raises:
             InvalidInput: anything in it is not as the protocol or the model wants it; the message names the place.
@@ -126,7 +146,10 @@ class RequestReader:
             raise InvalidInput(
                 f"body: {len(rest)} bytes behind the JSON, expected {part.binary_bytes} (the sum of binary_data_size)"
             )
-        return InferRequest(_read_inputs(part, rest), part.outputs, part.id, part.timeout_seconds, part.parameters)
+        arrays = _read_inputs(part, rest)
+        if self._pictures is not None:
+            arrays = self._pictures.decoded(arrays, beat)
+        return InferRequest(arrays, part.outputs, part.id, part.timeout_seconds, part.parameters)
 
     def _json_part(self, data: bytes) -> _JsonPart:
         """Return the checked JSON, from memory where the same bytes were checked before."""
@@ -140,8 +163,9 @@ class RequestReader:
         return part
 
     def _check_json(self, data: bytes) -> _JsonPart:
-        if self._size_guard is not None:
-            self._size_guard.check(data)
+        guard = self._file_guard if self.holds_pictures(data, None) else self._size_guard
+        if guard is not None:
+            guard.check(data)
         document = read_object(self._parse(data), "body")
         parameters = read_parameters(document.get("parameters"), "parameters")
         check_parameters(parameters)
@@ -149,7 +173,9 @@ class RequestReader:
             _input(item, f"inputs[{position}]")
             for position, item in enumerate(read_list(document.get("inputs"), "inputs", len(self._inputs)))
         )
-        check_inputs([entry.declared for entry in inputs], self._inputs, self._max_rows)
+        declared = [entry.declared for entry in inputs]
+        specs = self._inputs if self._pictures is None else self._pictures.specs(declared, self._inputs)
+        check_inputs(declared, specs, self._max_rows)
         binary = read_boolean(parameters, "binary_data_output", "parameters")
         listed = document.get("outputs")
         outputs = [
@@ -167,8 +193,11 @@ class RequestReader:
         )
 
     def _parse(self, data: bytes) -> Any:
-        """Return the document; where it is long, the long lists of its inputs stay unparsed for now."""
-        if len(data) <= WHOLE_JSON_BYTES or self._size_guard is None:
+        """Return the document; where it is long, the long lists of its inputs stay unparsed for now.
+
+        Of texts and files there are few, however long they are.
+        """
+        if len(data) <= WHOLE_JSON_BYTES or self._size_guard is None or self.holds_pictures(data, None):
             return parse_json(data)
         around, lists = cut_out_data(data)
         if len(around) > _LONGEST_AROUND:

@@ -11,7 +11,9 @@ from fastapi.responses import Response
 
 from ..bodies.budget import BodyBudget, Share
 from ..bodies.compression import compress, wanted_coding
+from ..bodies.predict_body import expected_pixels
 from ..bodies.receive import receive_inflated
+from ..decoding import decode
 from ..inference import answer, count, served_model
 from ..live.model import Model
 from ..live.registry import Registry
@@ -165,7 +167,16 @@ async def _read(request: Request, model: Model, share: Share) -> InferRequest:
     length = header_length(request.headers.get(HEADER_LENGTH))
     body = await receive_inflated(request, share, request.app.state.settings.max_body_bytes)
     context: RequestContext = request.state.context
-    return await context.parse(readers.of(model).read, body, length, is_quick=is_quick(body, length))
+    reader = readers.of(model)
+    if not reader.holds_pictures(body, length):
+        return await context.parse(reader.read, body, length, is_quick=is_quick(body, length))
+    return await decode(
+        request,
+        lambda job: reader.read(body, length, job.beat),
+        pixels=expected_pixels(body, "application/json"),
+        size=len(body),
+        deadline=context.deadline(),
+    )
 
 
 async def _format(model: Model, request: InferRequest, outputs: Any) -> InferResponse:

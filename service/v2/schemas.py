@@ -15,7 +15,7 @@ class InputTensor(BaseModel):
 
     name: str
     shape: list[int] = Field(description="sizes of all axes, the batch first")
-    datatype: str = Field(description="as in the model's metadata; nothing is cast")
+    datatype: str = Field(description="as in the model's metadata, nothing is cast; BYTES for PNG or JPEG files")
     parameters: Parameters | None = Field(None, description="binary_data_size: bytes of this input behind the JSON")
     data: list[Any] | None = Field(None, description="row-major values, flat or nested; not together with binary data")
 

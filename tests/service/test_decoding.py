@@ -20,13 +20,18 @@ from tests.support.predict_bodies import b64, form, png
 PICTURE = np.random.default_rng(2).integers(0, 256, (300, 300), dtype=np.uint8)  # too much for the event loop
 FORM = form(png(PICTURE))
 JSON = json.dumps({"instances": [b64(PICTURE[:100, :100])]}).encode()
+ELEMENT = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [b64(PICTURE[:100, :100])["b64"]]}
+INFER = json.dumps({"inputs": [ELEMENT]}).encode()
 DOORS = {
     "file": (png(PICTURE), {"Content-Type": "image/png"}),
     "form": (FORM[0], {"Content-Type": FORM[1]}),
     "JSON on the lane": (JSON, {"Content-Type": "application/json"}),
     "JSON at the application": (JSON, {"Content-Type": "application/json", "Content-Encoding": "identity"}),
     "long JSON": (json.dumps({"instances": [b64(PICTURE)] * 3}).encode(), {"Content-Type": "application/json"}),
+    "infer on the lane": (INFER, {"Content-Type": "application/json"}),
+    "infer at the application": (INFER, {"Content-Type": "application/json", "X-API-Key": "none"}),
 }
+PATHS = {door: "/v2/models/fashion/infer" if door.startswith("infer") else "/predict" for door in DOORS}
 
 
 @pytest.fixture
@@ -53,19 +58,19 @@ def service(fashion, monkeypatch) -> Iterator[SimpleNamespace]:
 def test_a_deadline_holds_while_pictures_wait_for_a_decoder(service, door):
     """504 or 503 soon after it passes, as `{"error": ...}`; pixels and health are answered meanwhile."""
     body, headers = DOORS[door]
-    answer = service.http.post("/predict", content=body, headers=headers)
+    answer = service.http.post(PATHS[door], content=body, headers=headers)
     assert answer.status_code == 200
     stages = [stage.partition(";")[0] for stage in answer.headers["server-timing"].split(", ")]
     assert stages == ["decode", "queue", "infer", "total"]
     service.gate.clear()
     service.held.clear()
     first = threading.Thread(
-        target=service.http.post, args=("/predict",), kwargs={"content": body, "headers": headers}, daemon=True
+        target=service.http.post, args=(PATHS[door],), kwargs={"content": body, "headers": headers}, daemon=True
     )
     first.start()
     assert service.held.wait(60)
     started = time.perf_counter()
-    late = service.http.post("/predict", content=body, headers=headers | {"X-Deadline-Ms": "300"})
+    late = service.http.post(PATHS[door], content=body, headers=headers | {"X-Deadline-Ms": "300"})
     assert late.status_code in (503, 504)
     assert list(late.json()) == ["error"]
     assert time.perf_counter() - started < 4
@@ -74,7 +79,7 @@ def test_a_deadline_holds_while_pictures_wait_for_a_decoder(service, door):
     assert service.http.get("/v2/health/ready").status_code == 200
     service.gate.set()
     first.join()
-    assert service.http.post("/predict", content=body, headers=headers).status_code == 200
+    assert service.http.post(PATHS[door], content=body, headers=headers).status_code == 200
     refused = [line for line in service.http.get("/metrics").text.splitlines() if "refused_decodings_total{" in line]
     assert sum(float(line.split()[-1]) for line in refused) == 1
 
@@ -89,11 +94,14 @@ def test_requests_that_the_end_cuts_off_are_told_so(fashion, monkeypatch):
         raise InvalidInput("it was given up long ago")
 
     monkeypatch.setattr(images, "decode_image", stuck)
-    app = create_app(Settings(models_dir=fashion, provider="cpu", buckets=(1, 8), canary_seconds=0, decode_threads=5))
+    app = create_app(
+        Settings(models_dir=fashion, provider="cpu", buckets=(1, 8), canary_seconds=0, decode_threads=len(DOORS))
+    )
     answers: list[httpx.Response] = []
 
     def ask(url: str, body: bytes, headers: dict[str, str]) -> None:
-        answers.append(httpx.post(f"{url}/predict", content=body, headers=headers, timeout=60))
+        path = PATHS["infer on the lane"] if body is INFER else "/predict"
+        answers.append(httpx.post(f"{url}{path}", content=body, headers=headers, timeout=60))
 
     with serve(app, drain_seconds=1) as url:
         askers = [threading.Thread(target=ask, args=(url, *door)) for door in DOORS.values()]

@@ -36,7 +36,9 @@ def grpc_server(parts: Any, name: str, version: str) -> GrpcServer:
     guard = Guard(limits, functools.partial(parts.metrics.observe_request, ROUTE, "unknown"))
     folder = private_folder(None if parts.workers is None else parts.workers.folder)
     gate = Gate(folder, guard, parts.body_budget, settings.max_body_bytes + AROUND_BYTES, parts.error_log)
-    inference = InferenceService(parts.registry, parts.control, settings, parts.error_log, name, version)
+    inference = InferenceService(
+        parts.registry, parts.control, settings, parts.error_log, parts.decoding, name, version
+    )
     calls = CallHandler(
         parts.access, settings, parts.metrics, parts.error_log, parts.body_budget, gate.address, limits.proxies
     )

@@ -4,7 +4,7 @@ Tensors are raw (the bytes of each input) or typed (a list in the message). They
 typed where the parameters of HTTP say so. The checks are those of HTTP, made before any data is read.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from google.protobuf import json_format
@@ -15,6 +15,7 @@ from ...tensors import Array, TensorSpec
 from ..checks import DeclaredTensor, WantedOutput, check_inputs, refuse_shared_memory, wanted_outputs
 from ..datatypes import datatype_of, tensor_from_bytes, tensor_to_bytes
 from ..parameters import Parameter, check_parameters, class_count, timeout_seconds
+from ..pictures import Pictures
 from ..request import InferRequest
 from ..response import select_output
 from .descriptors import INFERENCE
@@ -26,13 +27,31 @@ def from_dict(name: str, value: Mapping[str, Any]) -> Any:
     return json_format.ParseDict(value, INFERENCE.messages[name](), ignore_unknown_fields=True)
 
 
+def declared_tensors(message: InferMessage) -> list[DeclaredTensor]:
+    """Return what a request says of its inputs."""
+    return [DeclaredTensor(item.name, item.datatype, tuple(item.shape)) for item in message.head.inputs]
+
+
 def read_request(
-    message: InferMessage, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], max_rows: int
+    message: InferMessage,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    max_rows: int,
+    pictures: Pictures | None = None,
+    beat: Callable[[], None] | None = None,
 ) -> InferRequest:
     """Return a `ModelInferRequest`, checked against the model it is for.
 
     The outputs it wants are marked binary where they go back raw: unless `binary_data_output` of the request, or
     `binary_data` of the output, is false.
+
+    Args:
+        message: of the request.
+        inputs: of the model.
+        outputs: of the model.
+        max_rows: in one request.
+        pictures: what the model takes in place of pixels; None where it states no recipe.
+        beat: called while pictures are decoded; raises when nobody waits for them any more.
 
     Raises:
         InvalidInput: anything in it is not as the protocol or the model wants it; the message names the place.
@@ -42,12 +61,13 @@ def read_request(
     head = message.head
     parameters = _parameters(head.parameters)
     check_parameters(parameters)
-    declared = [DeclaredTensor(item.name, item.datatype, tuple(item.shape)) for item in head.inputs]
+    declared = declared_tensors(message)
     for position, item in enumerate(head.inputs):
         refuse_shared_memory(item.parameters, f"inputs[{position}]")
-    check_inputs(declared, inputs, max_rows)
+    check_inputs(declared, inputs if pictures is None else pictures.specs(declared, inputs), max_rows)
     is_raw = bool(message.raw)
     arrays = _raw(message, declared) if is_raw else _typed(message, declared)
+    arrays = arrays if pictures is None else pictures.decoded(arrays, beat)
     binary = _boolean(parameters, "binary_data_output", True, "parameters")
     wanted = [_wanted_output(item, binary, f"outputs[{position}]") for position, item in enumerate(head.outputs)]
     timeout = timeout_seconds(parameters.get("timeout"))

@@ -5,10 +5,13 @@ status. Keeps no state.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from ...bodies.limits import QUICK_BYTES
+from ...bodies.limits import QUICK_BYTES, Limits
+from ...bodies.predict_body import pixels_of
+from ...bodies.work_queue import WorkQueue
 from ...error_answers import ErrorLog, error_answer
 from ...errors import ServiceError, Unsupported, clip
 from ...inference import answer, count, served_model
@@ -19,9 +22,11 @@ from ...request_context import RequestContext
 from ...settings import Settings
 from ..metadata import EXTENSIONS, model_config, model_metadata
 from ..parameters import FINAL_RESPONSE
+from ..pictures import Pictures
+from ..request import InferRequest
 from .calls import DETAIL_CHARACTERS, StreamedMessage
 from .descriptors import INFERENCE
-from .messages import from_dict, read_request, write_response
+from .messages import declared_tensors, from_dict, read_request, write_response
 from .wire import InferMessage
 
 _MESSAGES = INFERENCE.messages
@@ -37,6 +42,7 @@ class InferenceService:
         control: what an operator may do with them.
         settings: the limits.
         error_log: told of every error that a stream goes on after.
+        decoding: the work of decoding pictures.
         name: of the service, for its metadata.
         version: of the service.
     """
@@ -47,6 +53,7 @@ class InferenceService:
         control: ModelControl,
         settings: Settings,
         error_log: ErrorLog,
+        decoding: WorkQueue,
         name: str,
         version: str,
     ) -> None:
@@ -54,6 +61,7 @@ class InferenceService:
         self._control = control
         self._settings = settings
         self._error_log = error_log
+        self._decoding = decoding
         self._name = name
         self._version = version
 
@@ -99,14 +107,31 @@ class InferenceService:
         """Answer with the outputs, raw unless the request wants them typed."""
         model = self._model(request.head.model_name, request.head.model_version)
         with model.in_use():
-            arguments = (request, model.engine.inputs, model.engine.outputs, self._settings.max_rows)
-            is_quick = bool(request.raw) or request.size <= QUICK_BYTES
-            infer_request = await context.parse(read_request, *arguments, is_quick=is_quick)
+            infer_request = await self._read(request, model, context)
             deadline = context.deadline(infer_request.timeout_seconds)
             result = await answer(self._registry, model, infer_request.inputs, deadline, context)
         response = write_response(model.name, model.version, infer_request, result.outputs, model.class_names)
         count(model, result, context)
         return response
+
+    async def _read(self, request: InferMessage, model: Model, context: RequestContext) -> InferRequest:
+        """Return the request in a message; what would hold up the event loop is read in a thread."""
+        pictures = None if model.image is None else Pictures(model.image, Limits.of(self._settings))
+        arguments = (request, model.engine.inputs, model.engine.outputs, self._settings.max_rows, pictures)
+        if pictures is None or not pictures.are_declared(declared_tensors(request)):
+            is_quick = bool(request.raw) or request.size <= QUICK_BYTES
+            return await context.parse(read_request, *arguments, is_quick=is_quick)
+        started = time.perf_counter()
+        try:
+            return await self._decoding.run(
+                lambda job: read_request(*arguments, job.beat),
+                pixels=pixels_of(request.size),
+                size=request.size,
+                deadline=context.deadline(),
+                is_gone=lambda: False,  # then this call is cancelled, and its work with it
+            )
+        finally:
+            context.stages["decode"] = time.perf_counter() - started
 
     async def ModelStreamInfer(  # noqa: N802
         self, messages: AsyncIterator[StreamedMessage], context: RequestContext
