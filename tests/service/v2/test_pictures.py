@@ -105,7 +105,7 @@ def test_every_door_decodes_by_the_models_own_recipe(service, name):
     answers = {
         "lane": of_http(in_json(http, name, files, {})),
         "again": of_http(in_json(http, name, files, {})),
-        "application": of_http(in_json(http, name, files, {"X-API-Key": "none"})),
+        "application": of_http(in_json(http, name, files, {"Content-Encoding": "identity"})),
         "column": of_http(in_json(http, name, files, {}, shape=[n, 1])),
         "binary": of_http(behind_json(http, name, files, [n])),
         "binary base64": of_http(behind_json(http, name, texts, [n, 1])),
