@@ -97,6 +97,7 @@ COMMANDS = {
     "inspect": Command("gamma, beta, mean and variance of every norm of a run", _training, _TRAINING),
     "fold": Command("fold the norms of an ONNX file or a PyTorch network into its weights", _training, _TRAINING),
     "publish": Command("publish a network of your own, proven from its examples", _training, _TRAINING),
+    "import": Command("take over a TorchServe archive (.mar) as a published version", _training, _TRAINING),
     "verify": Command("repeat on a version folder what was proved when it was made", _training, _TRAINING),
     "serve": Command("serve the models of a folder over HTTP and gRPC (--demo: the one that comes along)", _serve),
     "predict": Command("ask a running service about pictures or rows", _predict, ("client",)),

@@ -22,6 +22,7 @@ from .ranks import ranks_of
 from .reverify import Outcome, reverify, version_folder
 from .studies import best, circles_report, compare, inspection
 from .studies.learn import command as learn_command
+from .torchserve import cli as import_command
 from .user_model.source import open_source
 
 
@@ -46,7 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     train_command.add_parser(subparsers)
     _add_verify(subparsers)
-    for command in (fold_command, publish_command, inspection, circles_report, compare, best, learn_command):
+    commands = (fold_command, publish_command, import_command, inspection, circles_report, compare, best, learn_command)
+    for command in commands:
         command.add_parser(subparsers)
     return parser
 

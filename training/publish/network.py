@@ -63,6 +63,7 @@ class TorchNetwork:
         example: one tensor for each input, batch first.
         input_names: instead of the names of the arguments of `forward`.
         output_names: instead of those of a returned dict or named tuple.
+        program: the TorchScript that `module` was converted from, which has to give the same bits; None for others.
     """
 
     oracle_kind = "float64 run of the unfolded network"
@@ -73,8 +74,10 @@ class TorchNetwork:
         example: tuple[Tensor, ...],
         input_names: Sequence[str] = (),
         output_names: Sequence[str] = (),
+        program: nn.Module | None = None,
     ) -> None:
         self.module = module
+        self._program = program
         self.example = example
         self.fixed_rows: int | None = None
         self.inputs = _given("input", input_names, _argument_names(module, len(example)))
@@ -112,7 +115,14 @@ class TorchNetwork:
 
     def deployed(self, feeds: Feeds) -> dict[str, Array]:
         """Return the same in the network's own precision."""
-        return self._outputs(feeds, self._run_plainly)
+        found = self._outputs(feeds, self._run_plainly)
+        if self._program is not None:
+            _require_same_bits(found, self._outputs(feeds, self._run_program))
+        return found
+
+    def _run_program(self, values: tuple[Tensor, ...]) -> Any:
+        assert self._program is not None
+        return self._program(*(value.float() if value.is_floating_point() else value for value in values))
 
     def require_reproducible(self, feeds: Feeds) -> None:
         """Raise VerifyError, naming the operation, when the same rows give two answers."""
@@ -284,6 +294,15 @@ def _arrays(value: Any) -> list[Array]:
 
 def _same(one: Sequence[Array], other: Sequence[Array]) -> bool:
     return all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(one, other, strict=True))
+
+
+def _require_same_bits(converted: Mapping[str, Array], program: Mapping[str, Array]) -> None:
+    for name, value in program.items():
+        if not _same([converted[name]], [value]):
+            raise VerifyError(
+                f"output {name!r} of the converted TorchScript is not that of the program; publish the network that it "
+                "was made from, or its export to ONNX"
+            )
 
 
 def _argument_names(module: nn.Module, count: int) -> tuple[str, ...]:

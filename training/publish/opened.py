@@ -19,6 +19,7 @@ from ..errors import ConfigError
 from ..fold.onnx.protos import with_free_sizes
 from ..user_model.inputs import make_input, shape_of
 from ..user_model.source import Source
+from ..user_model.torchscript import converted, is_script
 from .examples import (
     Examples,
     PictureInput,
@@ -96,23 +97,32 @@ def _open_onnx(model: onnx.ModelProto, wanted: Wanted) -> Opened:
 
 
 def _open_module(source: Source, wanted: Wanted) -> Opened:
-    module, notes = as_float32(source.module)
-    if isinstance(wanted.image, str | Mapping) or wanted.image is not None:
+    if wanted.image is not None:
         recipe, _ = read_image(wanted.image, _row_shape(source, wanted))
         if recipe.is_free:
             raise ConfigError("--image: height or width -1, any size, is for ONNX files that leave it open")
         example: tuple[Tensor, ...] = (make_input([_ROWS, *recipe.shape], torch.float32, _generator()),)
         if source.example is not None:
             example = source.example
-        network = TorchNetwork(module, example, _input_names(wanted), wanted.outputs)
+        network, notes = _network(source, wanted, example)
         return _with_pictures(network, wanted, _row_shape(source, wanted), notes)
     example = tuple(value.float() if value.is_floating_point() else value for value in _example(source, wanted))
-    network = TorchNetwork(module, example, _input_names(wanted), wanted.outputs)
+    network, notes = _network(source, wanted, example)
     forms = {
         name: (tuple(value.shape[1:]), _numpy_dtype(value)) for name, value in zip(network.inputs, example, strict=True)
     }
     found = _row_examples(wanted, forms, network.fixed_rows)
     return _with_rows(network, wanted, found, notes)
+
+
+def _network(source: Source, wanted: Wanted, example: tuple[Tensor, ...]) -> tuple[TorchNetwork, tuple[str, ...]]:
+    """Return the network in float32; a TorchScript program is converted, and has to give the same bits all along."""
+    module, notes = as_float32(source.module)
+    names = _input_names(wanted), wanted.outputs
+    if not is_script(module):
+        return TorchNetwork(module, example, *names), notes
+    network = TorchNetwork(converted(module, example), example, *names, program=module)
+    return network, (*notes, "TorchScript: its operations were converted, and give the same bits on every example")
 
 
 def _with_pictures(network: Network, wanted: Wanted, shape: Any, notes: tuple[str, ...]) -> Opened:

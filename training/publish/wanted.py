@@ -65,15 +65,36 @@ def read_labels_file(path: Path) -> tuple[str, ...]:
     if path.suffix == ".json":
         try:
             stated = json.loads(text)
-            names = [stated[str(i)] for i in range(len(stated))] if isinstance(stated, dict) else list(stated)
-        except (ValueError, KeyError, TypeError) as err:
-            raise ConfigError(f"--labels {path}: {err!r}; expected an array of names, or names by class id") from err
-        names = [str(name[-1] if isinstance(name, list) else name) for name in names]
-    else:
-        names = [line.strip() for line in text.splitlines()]
-        while names and not names[-1]:
-            names.pop()
+        except ValueError as err:
+            raise ConfigError(f"--labels {path} is not JSON: {err}; expected an array of names") from err
+        return labels_in_json(stated, f"--labels {path}")
+    names = [line.strip() for line in text.splitlines()]
+    while names and not names[-1]:
+        names.pop()
     return checked_labels(names, f"--labels {path}")
+
+
+def labels_in_json(stated: Any, what: str) -> tuple[str, ...]:
+    """Return the class names of a JSON array, or of an object of them by class id, as TorchServe's files are.
+
+    Args:
+        stated: names, or lists whose last entry is one; an object may hold them under `object_type_names`.
+        what: where it was read, for messages.
+
+    Raises:
+        ConfigError: it is neither, a class id is missing, or a name is empty or stands there twice.
+    """
+    if isinstance(stated, dict) and isinstance(stated.get("object_type_names"), list):
+        stated = stated["object_type_names"]
+    if isinstance(stated, dict):
+        ids = [str(number) for number in range(len(stated))]
+        missing = [key for key in ids if key not in stated]
+        if missing:
+            raise ConfigError(f"{what}: {len(stated)} names and none for class {missing[0]}; expected 0 and up")
+        stated = [stated[key] for key in ids]
+    if not isinstance(stated, list):
+        raise ConfigError(f"{what}: got {type(stated).__name__}, expected an array of names, or names by class id")
+    return checked_labels([name[-1] if isinstance(name, list) and name else name for name in stated], what)
 
 
 def checked_labels(names: Sequence[str], what: str = "labels") -> tuple[str, ...]:

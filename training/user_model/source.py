@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 
 from ..errors import ConfigError, FoldError
 from .factory import call_factory, is_factory, read_arguments
+from .torchscript import is_script
 from .weights_file import load_weights
 
 _KINDS = "package.module:factory, an exported program (.pt2) or an ONNX file (.onnx)"
@@ -85,7 +86,7 @@ def as_source(model: Any, weights: Path | None = None, factory_args: str | None 
         return Source(name="ONNX model", model=model)
     from ..fold.pytorch.wrappers import is_exported, unwrapped
 
-    module, notes = unwrapped(model)
+    module, notes = (model, ()) if is_script(model) else unwrapped(model)
     training = [name or "the model" for name, part in module.named_modules() if part.training]
     if training and not is_exported(module):
         raise ConfigError(f"{training[0]} is in training mode; call .eval() on the network before it is published")

@@ -1,0 +1,1 @@
+"""TorchServe's archives, taken over without running what they hold."""
