@@ -26,6 +26,7 @@ from foldserve.training.errors import VerifyError
 from foldserve.training.publish import opened
 from foldserve.training.torchserve import archive
 from foldserve.training.torchserve.stated import read_stated
+from tests.support.migration import archived
 from tests.support.vision import library
 
 NETWORK = """
@@ -83,13 +84,12 @@ def files(**model: Any) -> dict[str, bytes]:
         "modelName": "fish", "serializedFile": "w.pth", "handler": "image_classifier", "modelFile": "model.py",
         "modelVersion": "1.0",
     } | model  # fmt: skip
-    manifest = {"createdOn": "26/11/2026 13:46:20", "runtime": "python", "model": stated, "archiverVersion": "0.12.0"}
-    return {
+    content = {
         "model.py": b"raise SystemExit('the code of an archive was run')\n",
         "w.pth": weights(network()),
         "index_to_name.json": json.dumps(NAMES).encode(),
-        "MAR-INF/MANIFEST.json": json.dumps({**manifest, "model": {k: v for k, v in stated.items() if v}}).encode(),
     }
+    return archived(content, **{key: value for key, value in stated.items() if value})
 
 
 def mar(content: dict[str, bytes], path: Path) -> Path:
