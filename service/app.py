@@ -43,6 +43,7 @@ from .openapi import describe, operation_id
 from .page.routes import router as page_router
 from .page.samples import SampleBook
 from .page.site import PREFIX, PageFiles, WholeFiles
+from .processes.server import LEAVE
 from .processes.signals import reloading
 from .processes.watchdog import Watchdog
 from .processes.workers import Workers
@@ -180,7 +181,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
             lane.decoding = decoding
             refused = functools.partial(metrics.observe_request, UNKNOWN_ROUTE, "unknown")
             with reloading(functools.partial(_reload, app)):
-                yield {GUARD: Guard(connection_limits(settings), refused), LANE: lane}
+                yield {GUARD: Guard(connection_limits(settings), refused), LANE: lane, LEAVE: registry.leave}
         finally:
             canary.cancel()
             decoder_watch.cancel()

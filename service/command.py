@@ -13,7 +13,6 @@ import socket
 import sys
 from collections.abc import Sequence
 from importlib import metadata
-from types import FrameType
 
 import uvicorn
 
@@ -25,6 +24,7 @@ from .factory import PROTOCOL, build_app, import_libraries
 from .keys import read_keys
 from .logs import log_config
 from .processes.abandoned import end_if_abandoned
+from .processes.server import Server
 from .processes.signals import ignore_strays
 from .processes.supervisor import Supervisor
 from .processes.workers import Workers
@@ -140,26 +140,12 @@ def address(listener: socket.socket) -> str:
     return f"http://{host}:{port}"
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's, but a second signal of any kind ends it at once; uvicorn goes on waiting unless that is SIGINT."""
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Take a signal."""
-        self.force_exit = self.force_exit or self.should_exit
-        super().handle_exit(sig, frame)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Drain."""
-        logger.info("draining")
-        await super().shutdown(sockets)
-
-
 def run_alone(settings: Settings, listener: socket.socket, grpc_listener: socket.socket | None = None) -> int:
     """Serve in this process; SIGTERM and SIGINT drain it, a second one ends it at once, and it ends with 0."""
     # uvicorn drains and then raises the signal again for the handler before its own: the default one exits with -15.
     signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        _Server(server_config(settings, None, grpc_listener)).run(sockets=[listener])
+        Server(server_config(settings, None, grpc_listener), settings.leave_seconds).run(sockets=[listener])
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else START_FAILED
     except KeyboardInterrupt:  # the same for SIGINT
@@ -179,7 +165,7 @@ def run_workers(settings: Settings, listener: socket.socket, grpc_listener: sock
         return START_FAILED
     try:
         config = server_config(settings, workers, grpc_listener)
-        supervisor = Supervisor(config, listener, workers, settings.drain_seconds)
+        supervisor = Supervisor(config, listener, workers, settings.drain_seconds, settings.leave_seconds)
         supervisor.run()
     finally:
         workers.remove()

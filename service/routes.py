@@ -78,7 +78,7 @@ async def live() -> schemas.Live:
 @router.get("/v2/health/ready", tags=["health"], summary="Whether models answer rightly")
 async def ready(request: Request) -> schemas.Ready:
     """Answer 200 once every model has given its golden answers, else 503 with the reason."""
-    request.app.state.registry.check_ready()
+    request.app.state.registry.check_wanted()
     return schemas.Ready(ready=True)
 
 

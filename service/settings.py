@@ -164,6 +164,12 @@ class Settings(BaseModel):
         5_000, ge=1, description="ms within which a request is answered or refused, unless it states a deadline"
     )
     drain_seconds: float = Field(20.0, gt=0, description="seconds that running requests get when the service ends")
+    leave_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="seconds that requests are answered after the signal to end, while ready is 503, until balancers "
+        "send no more; a second signal ends them",
+    )
     hang_seconds: float = Field(
         10.0,
         ge=0,

@@ -46,7 +46,7 @@ async def torchserve_predictions(request: Request, model: str, version: str | No
 async def torchserve_ping(request: Request) -> dict[str, str]:
     """Say that every model answers; anything else is 503 with the reason."""
     registry: Registry = request.app.state.registry
-    registry.check_ready()
+    registry.check_wanted()
     return {"status": "Healthy"}
 
 

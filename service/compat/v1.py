@@ -59,7 +59,7 @@ async def v1_predict(request: Request, model: str, version: str | None = None, l
 @router.get("", summary="Names of the models")
 async def v1_models(request: Request) -> dict[str, list[str]]:
     """List what is served, as KServe does."""
-    _registry(request).check_ready()
+    _registry(request).check_wanted()
     return {"models": [model.name for model in _registry(request).models()]}
 
 
@@ -67,6 +67,7 @@ async def v1_models(request: Request) -> dict[str, list[str]]:
 @router.get("/{model}/versions/{version:name}", summary="Whether a version answers")
 async def v1_status(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
     """Say that a model is ready, as KServe does, and in which versions, as TensorFlow Serving does."""
+    _registry(request).check_wanted()
     served = served_model(_registry(request), model, version)
     loaded = _registry(request).tables[served.name].loaded
     numbers = [served.version] if version else sorted(loaded)

@@ -31,7 +31,8 @@ class Registry:
         end_process: ends this process, where only a new one can help.
 
     Attributes:
-        ready: whether every model gave its golden answers and still can.
+        ready: whether every model gave its golden answers and still can, so that requests are answered.
+        is_leaving: whether the service is about to end: it still answers requests, and shall be sent no more.
         reasons: why not, a sentence each.
         shadows: as given.
         changed: called after any label has moved, or any version was added or removed.
@@ -40,6 +41,7 @@ class Registry:
 
     def __init__(self, metrics: Metrics, shadows: Shadows, end_process: Callable[[], None] = _terminate) -> None:
         self.ready = False
+        self.is_leaving = False
         self.reasons: list[str] = ["the models are being loaded"]
         self.shadows = shadows
         self.changed: list[Callable[[], None]] = []
@@ -50,12 +52,23 @@ class Registry:
         self._doubts: dict[str, str] = {}
         self._is_closed = False
 
-    def check_ready(self) -> None:
-        """Let a request pass that needs a model.
+    @property
+    def wants_requests(self) -> bool:
+        """Whether requests shall be sent here: what ready says, at every door."""
+        return self.ready and not self.is_leaving
+
+    def check_wanted(self) -> None:
+        """Let the question pass whether this service, or a model of it, is ready.
 
         Raises:
             NotReady: with the reasons.
         """
+        self._check_ready()
+        if self.is_leaving:
+            raise NotReady("not ready: the service is ending, and answers only what is sent to it nevertheless")
+
+    def _check_ready(self) -> None:
+        """Let a request pass that needs a model."""
         if not self.ready:
             raise NotReady(f"not ready: {'; '.join(self.reasons)}")
 
@@ -73,7 +86,7 @@ class Registry:
             InvalidInput: no name was given and there are several models.
             ModelNotFound: there is no such model, version or label.
         """
-        self.check_ready()
+        self._check_ready()
         if not self._tables:
             raise NotReady("not ready: no model is loaded")
         if name is None:
@@ -130,6 +143,17 @@ class Registry:
             self._doubts[name] = reason
         self._set_reasons(self._doubts.values())
 
+    def leave(self) -> bool:
+        """Turn ready false for those who ask for it, and go on answering; returns whether there is anything to answer.
+
+        Where a process ends because it cannot answer any more, it has nothing to wait for.
+        """
+        if self._is_closed:
+            return False
+        self.is_leaving = True
+        self._metrics.ready.set(0)
+        return True
+
     def close(self, reason: str = "the service is shutting down") -> None:
         """Turn ready false for good; only the first reason counts."""
         if not self._is_closed:
@@ -145,7 +169,7 @@ class Registry:
     def _set_reasons(self, reasons: Iterable[str]) -> None:
         self.reasons = list(reasons)
         self.ready = not self.reasons
-        self._metrics.ready.set(int(self.ready))
+        self._metrics.ready.set(int(self.wants_requests))
 
     def running_batches(self) -> dict[str, int]:
         """The number of the batch that each version runs in its thread now; those whose thread is idle are left out."""

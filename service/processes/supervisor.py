@@ -35,13 +35,22 @@ class Supervisor(Multiprocess):
         listener: the socket that they share.
         workers: what else they share.
         drain_seconds: what running requests get when the service ends.
+        leave_seconds: how long new ones are answered before, while ready is 503.
     """
 
-    def __init__(self, config: uvicorn.Config, listener: socket.socket, workers: Workers, drain_seconds: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        listener: socket.socket,
+        workers: Workers,
+        drain_seconds: float,
+        leave_seconds: float,
+    ) -> None:
         super().__init__(config, sockets=[listener])
         self.has_failed = False
         self._workers = workers
         self._drain_seconds = drain_seconds
+        self._leave_seconds = leave_seconds
         self._has_served = False
         self._health: list[WorkerHealth] = []
         self._is_to_replace = threading.Event()
@@ -59,6 +68,8 @@ class Supervisor(Multiprocess):
                 self._is_to_replace.clear()
                 self.restart_all()
             self.keep_subprocess_alive()
+        if self._leave_seconds and not self.has_failed:
+            self._workers.leave()
         self.terminate_all()
         self.join_all()
 
@@ -116,8 +127,11 @@ class Supervisor(Multiprocess):
     def join_all(self) -> None:
         """Wait for the workers; those that drain for too long, or past a second signal, are killed."""
         self.signal_queue.clear()
-        logger.info("draining")
-        until = time.monotonic() + self._drain_seconds + GRACE_SECONDS
+        if self._workers.are_leaving():
+            logger.info("leaving", extra={"seconds": self._leave_seconds})
+        else:
+            logger.info("draining")
+        until = time.monotonic() + self._leave_seconds + self._drain_seconds + GRACE_SECONDS
         while left := [process for process in self.processes if process.exitcode is None]:
             is_urgent = any(number in (signal.SIGTERM, signal.SIGINT) for number in self.signal_queue)
             if is_urgent or time.monotonic() > until:
@@ -154,6 +168,6 @@ class Supervisor(Multiprocess):
         self._health[index] = WorkerHealth(process, health.short_runs)
 
     def _start(self) -> Worker:
-        process = Worker(self.config, self.sockets)
+        process = Worker(self.config, self.sockets, self._workers, self._leave_seconds)
         process.start()
         return process

@@ -19,19 +19,40 @@ from uvicorn.supervisors.multiprocess import SIGNALS, Process
 from foldserve.exit_codes import DONE
 
 from .abandoned import end_if_abandoned
+from .server import Server
 from .signals import ignore_strays
+from .workers import Workers
 
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
 class Worker(Process):
-    """uvicorn's, but forked rather than spawned where the system can do that."""
+    """uvicorn's, but forked rather than spawned where the system can do that.
 
-    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
+    Args:
+        config: of uvicorn.
+        sockets: that listen.
+        workers: what all of them share.
+        leave_seconds: how long requests are answered after ready has turned 503, when the whole service ends.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, sockets: list[socket.socket], workers: Workers, leave_seconds: float
+    ) -> None:
         super().__init__(config, sockets)
+        self._shared = workers
+        self._leave_seconds = leave_seconds
         if sys.platform == "linux":  # libraries of other systems do not survive a copy
             copied = multiprocessing.get_context("fork")
             self.process = copied.Process(target=_serve, args=(config, self.target, sockets))  # type: ignore[assignment]
+
+    @property
+    def server(self) -> Server:
+        """What serves in the copy; a worker that another one replaces leaves without a word, as the others stay."""
+        if self._server is None:
+            self._server = Server(self.config, self._leave_seconds, self._shared.are_leaving)
+        assert isinstance(self._server, Server)
+        return self._server
 
 
 def _serve(config: uvicorn.Config, target: Callable[..., None], sockets: list[socket.socket]) -> None:

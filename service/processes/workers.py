@@ -131,6 +131,21 @@ class Workers:
             say_once(self.folder / event, err)
         return True
 
+    def leave(self) -> None:
+        """Let every worker know that none of them is to stay: the whole service ends."""
+        try:
+            self._leaving.touch()
+        except OSError as err:
+            say_once(self._leaving, err)
+
+    def are_leaving(self) -> bool:
+        """Whether the whole service ends, rather than one worker of it."""
+        return self._leaving.exists()
+
+    @property
+    def _leaving(self) -> Path:
+        return self.folder / "leaving"
+
     def _take_place(self) -> tuple[int, int]:
         """Hold the first free place; returns it and the descriptor that holds it."""
         place = 0

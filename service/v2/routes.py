@@ -98,6 +98,7 @@ async def model_ready(
     request: Request, model: str, version: str | None = None, label: str | None = None
 ) -> schemas.ModelReady:
     """Answer 200 for a model that has given its golden answers."""
+    request.app.state.registry.check_wanted()
     return schemas.ModelReady(name=_model(request, model, version, label).name, ready=True)
 
 

@@ -26,7 +26,7 @@ class HealthService:
         """Answer with the status now; an empty name means the whole server."""
         if request.service not in ("", INFERENCE.service):
             raise NotFound(f"service {request.service[:80]!r} is not one of this server")
-        status = "SERVING" if self._registry.ready else "NOT_SERVING"
+        status = "SERVING" if self._registry.wants_requests else "NOT_SERVING"
         return HEALTH.messages["HealthCheckResponse"](status=status)
 
     async def Watch(self, request: Any, context: RequestContext) -> AsyncIterator[Any]:  # noqa: N802

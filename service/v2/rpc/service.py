@@ -71,7 +71,7 @@ class InferenceService:
 
     async def ServerReady(self, request: Any, context: RequestContext) -> Any:  # noqa: N802
         """Say whether every model gave its golden answers."""
-        return _MESSAGES["ServerReadyResponse"](ready=self._registry.ready)
+        return _MESSAGES["ServerReadyResponse"](ready=self._registry.wants_requests)
 
     async def ServerMetadata(self, request: Any, context: RequestContext) -> Any:  # noqa: N802
         """Name the service and the extensions that it honours."""
@@ -80,6 +80,7 @@ class InferenceService:
     async def ModelReady(self, request: Any, context: RequestContext) -> Any:  # noqa: N802
         """Say whether a model answers; one that does not exist is not ready."""
         try:
+            self._registry.check_wanted()
             self._model(request.name, request.version)
         except ServiceError:
             return _MESSAGES["ModelReadyResponse"](ready=False)
