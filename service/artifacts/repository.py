@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from .layouts import MountedModel, link_boundary
 from .onnx_file import opened
 from .operators import refuse_operators
 from .sealed import SealedFile
-from .triton_config import read_config
+from .triton_config import CONFIG_FILE, NEWEST, VersionPolicy, read_config, read_version_policy
 from .unverified import refuse_ours, refuse_unsound_weights
 from .weights_beside import with_weights_inside
 from .zipmap import with_labels, without_zipmaps
@@ -47,6 +47,8 @@ class Artifact:
     `sealed` holds the content that was hashed until the engine is made; None where that is done.
     `side_files` are those that weights were read from, with their SHA-256.
     `is_verified` is False where the folder holds no manifest: then that is empty, and so are the golden answers.
+    `max_batch_size` is what a Triton configuration beside such a version says: rows of one run, 0 for one by one.
+    `version_policy` says which versions of the model are served; by default the newest one.
     """
 
     name: str
@@ -59,6 +61,8 @@ class Artifact:
     is_verified: bool = True
     sealed: SealedFile | None = None
     side_files: Mapping[str, str] = field(default_factory=dict)
+    max_batch_size: int | None = None
+    version_policy: VersionPolicy = NEWEST
 
     @property
     def source(self) -> Path:
@@ -90,6 +94,7 @@ class Repository:
         self._mounted = MountedModel(root, self.links, model_name)
         self._allow_unverified = allow_unverified
         self._named: set[Path] = set()  # folders that a warning has named
+        self._policies: dict[Path, tuple[tuple[int, ...], VersionPolicy | None]] = {}  # of folders, by configuration
         self._held: dict[Path, tuple[tuple[int, ...], str | None]] = {}  # manifest -> its identity, and what it says
 
     def models(self) -> dict[str, list[int]]:
@@ -122,6 +127,20 @@ class Repository:
                     reasons[name, version] = known[1]
         return reasons
 
+    def version_policies(self, models: Mapping[str, Iterable[int]]) -> dict[str, VersionPolicy]:
+        """Return which versions are served of the models whose Triton configuration says so; read when it changes."""
+        before, self._policies, stated = self._policies, {}, {}
+        for name, versions in models.items():
+            folder = self._folder_of(self.folder(name, max(versions)))
+            identity = _identity(folder / CONFIG_FILE)
+            known = before.get(folder)
+            if known is None or known[0] != identity:
+                known = identity, read_version_policy(folder, self.links)
+            self._policies[folder] = known
+            if known[1] is not None:
+                stated[name] = known[1]
+        return stated
+
     def open(self, name: str, version: int | None = None) -> Artifact:
         """Return one version after checking each of its files against the manifest, where there is one.
 
@@ -144,10 +163,11 @@ class Repository:
             raise ArtifactInvalid(f"{path} is a link out of {self.links}; a link may only lead to a place within it")
         if os.path.lexists(path / MANIFEST_FILE):
             is_mounted = path in (self.root, self.root / str(version))
-            return _open(name, version, path, self.links, is_mounted=is_mounted, is_root=path == self.root)
+            artifact = _open(name, version, path, self.links, is_mounted=is_mounted, is_root=path == self.root)
+            policy = read_version_policy(self._folder_of(path), self.links)
+            return artifact if policy is None else replace(artifact, version_policy=policy)
         if self._allow_unverified:
-            folder = path if path == self.root else path.parent
-            return _open_unverified(name, version, path, folder, self.links)
+            return _open_unverified(name, version, path, self._folder_of(path), self.links)
         raise ArtifactInvalid(
             f"{path} holds no {MANIFEST_FILE}, so its answers cannot be verified: export it with its "
             "manifest, or serve it unverified with --allow-unverified"
@@ -167,6 +187,10 @@ class Repository:
             if digest != expected:
                 return f"{path} has SHA-256 {digest[:12]}, expected {expected[:12]}; {kept}"
         return None
+
+    def _folder_of(self, version: Path) -> Path:
+        """Return the folder of the model that a version's folder belongs to."""
+        return version if version == self.root else version.parent
 
     def _places(self, name: str) -> dict[int, Path]:
         """Return the folder of each version of one model; none where there is no such model."""
@@ -199,14 +223,22 @@ def _held_back(
     path: Path, root: Path, known: tuple[tuple[int, ...], str | None] | None
 ) -> tuple[tuple[int, ...], str | None]:
     """Return a manifest's identity, and why its version is held back; one that cannot be read will not be loaded."""
+    identity = _identity(path)
     try:
-        stat = path.stat()
-        identity = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         if known is not None and known[0] == identity:
             return known
         return identity, held_back(read_manifest(path.parent, root))
     except (OSError, FormatError):
         return (), None
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """Return what a change of a file changes; empty where there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return ()
+    return (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 def _open(name: str, version: int, path: Path, root: Path, *, is_mounted: bool, is_root: bool) -> Artifact:
@@ -255,7 +287,18 @@ def _open_unverified(name: str, version: int, path: Path, folder: Path, root: Pa
             labelled = with_labels(data, config.labels)
         sealed = sealed if labelled is None else SealedFile.of([labelled])
     return Artifact(
-        name, version, path, model_path, digest, {}, golden, is_verified=False, sealed=sealed, side_files=side_files
+        name,
+        version,
+        path,
+        model_path,
+        digest,
+        {},
+        golden,
+        is_verified=False,
+        sealed=sealed,
+        side_files=side_files,
+        max_batch_size=config.max_batch_size,
+        version_policy=config.version_policy or NEWEST,
     )
 
 

@@ -16,8 +16,15 @@ from .signature import Signature
 _FREE_SIZES = (32, 64, 16, 224, 320, 640, 8, 4, 2, 1)
 
 
-def fitting_buckets(buckets: Sequence[int], fixed_rows: int | None) -> tuple[int, ...]:
+def fitting_buckets(
+    buckets: Sequence[int], fixed_rows: int | None, max_batch_size: int | None = None
+) -> tuple[int, ...]:
     """Return the buckets that the graph can run; the only one of a graph whose batch size is fixed.
+
+    Args:
+        buckets: of the settings.
+        fixed_rows: the only batch size that the graph takes, None for any.
+        max_batch_size: rows of one run that its configuration allows, which is a bucket too; None for any number.
 
     Raises:
         BucketsInvalid: they are empty or not rising, or do not hold the fixed batch size.
@@ -26,6 +33,9 @@ def fitting_buckets(buckets: Sequence[int], fixed_rows: int | None) -> tuple[int
         candidates = check_buckets(buckets)
     except ValueError as err:
         raise BucketsInvalid(f"buckets: got {list(buckets)}, {err}") from err
+    if fixed_rows is None and max_batch_size is not None and max_batch_size < candidates[-1]:
+        largest = max(1, max_batch_size)
+        return (*(bucket for bucket in candidates if bucket < largest), largest)
     if fixed_rows is None:
         return candidates
     if fixed_rows == 1:  # one by one, as many exporters have it

@@ -121,7 +121,7 @@ class Engine:
             check_golden_inputs(artifact, signature)
         else:
             artifact = replace(artifact, golden=Golden(workable_inputs(PlainRunner(session), signature), {}, {}))
-        fitting = fitting_buckets(buckets, signature.fixed_rows)
+        fitting = fitting_buckets(buckets, signature.fixed_rows, artifact.max_batch_size)
         if device.provider == "cuda":
             try:
                 return cls._on_cuda(artifact, session, device, signature, fitting, device_id, tf32)

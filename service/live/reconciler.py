@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..artifacts.repository import Repository
+from ..artifacts.triton_config import CONFIG_FILE, VersionPolicy
 from ..errors import ArtifactInvalid, ServiceError, VersionLost
 from ..metrics import Metrics
 from ..processes.workers import Workers
@@ -28,6 +29,7 @@ from .versions import VersionTable
 
 _log = logging.getLogger(__name__)
 
+Key = tuple[str, int]  # name and version
 Fingerprint = tuple[tuple[str | int, ...], ...]
 
 
@@ -56,6 +58,7 @@ class Reconciler:
         changes: what became of the folder of a version in memory, by name and version.
         loading: the loads that are going on, by name and version.
         held_back: why a version does not become `latest` by itself, by name and version, at the last look.
+        policies: which versions are served, of the models whose Triton configuration says so, at the last look.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Reconciler:
         self.changes: dict[tuple[str, int], str] = {}
         self.loading: dict[tuple[str, int], asyncio.Task[None]] = {}
         self.held_back: Mapping[tuple[str, int], str] = {}
+        self.policies: Mapping[str, VersionPolicy] = {}
         self._registry = registry
         registry.why_not_served = self._why_not_served
         self._served = ServedVersions(None if workers is None else workers.folder / "served")
@@ -142,7 +146,7 @@ class Reconciler:
         Raises:
             ArtifactInvalid: the models folder is not one that can be read.
         """
-        on_disk, files, self.held_back = await self._disk.look()
+        on_disk, files, self.held_back, self.policies = await self._disk.look()
         self._on_disk = on_disk
         self._files.update(files)
         return on_disk
@@ -172,7 +176,7 @@ class Reconciler:
             if table is None or latest != table.latest:
                 self._note_move(name, latest, loaded.get(latest))
             self._registry.shadows.follow(name, state.shadow, loaded)
-            keep = _wanted(state) | {latest, *self._warm.get(name, [])}
+            keep = self._wanted(name, state) | {latest, *self._warm.get(name, [])}
             labels = {label: v for label, v in state.labels.items() if label != LATEST and (v in loaded or v in lost)}
             kept = {version: model for version, model in loaded.items() if version in keep}
             self._replace(name, VersionTable(name, latest, labels, kept, lost))
@@ -248,11 +252,12 @@ class Reconciler:
         if not task.cancelled() and task.exception() is not None:
             _log.error("following the models failed: %s", task.exception(), exc_info=task.exception())
 
-    def _look(self) -> tuple[dict[str, list[int]], dict[tuple[str, int], Fingerprint], dict[tuple[str, int], str]]:
-        """Look at the disk, in a thread: versions of each model, files of those refused, and those held back."""
+    def _look(self) -> tuple[dict[str, list[int]], dict[Key, Fingerprint], dict[Key, str], dict[str, VersionPolicy]]:
+        """Look at the disk, in a thread: versions of each model, files of those refused, those held back, policies."""
         models = self.repository.models()
         files = {key: self._fingerprint(*key) for key in list(self.refusals)}
-        return models, files, self.repository.held_back(models)
+        policies = self.repository.version_policies(models)
+        return models, files, _left_out(models, policies) | self.repository.held_back(models), policies
 
     def _changed(self) -> dict[Model, str | None]:
         """Look at the folders of versions in memory, in a thread; returns what became of those that changed."""
@@ -300,9 +305,15 @@ class Reconciler:
             before.append(version)
             if version in lost and version in now:  # nothing else may take its place until its files are back
                 break
-        wanted = sorted(_wanted(state) & set(self._on_disk.get(name, ())) - set(loaded))
+        wanted = sorted(self._wanted(name, state) & set(self._on_disk.get(name, ())) - set(loaded))
         versions = dict.fromkeys([*before, *wanted])
         return [v for v in versions if (only is None or v == only) and not self._is_refused(name, v)]
+
+    def _wanted(self, name: str, state: ModelState) -> set[int]:
+        """Return the versions that operators want in memory, and those that the model's own policy does."""
+        policy = self.policies.get(name)
+        served = policy.served(self._on_disk.get(name, ())) if policy is not None else set()
+        return served | {*state.labels.values(), *state.loaded, *([state.shadow.version] if state.shadow else [])}
 
     def _lost(self, name: str) -> dict[int, str]:
         """Return why versions that this service serves cannot be loaded by this process."""
@@ -324,6 +335,9 @@ class Reconciler:
         now = self._now(name)
         if LATEST in state.labels:
             return [state.labels[LATEST], *now, *newest_first]
+        policy = self.policies.get(name)
+        if now and policy is not None and not policy.served(now):  # it answers until another one can
+            return [*newest_first, *now]
         if now and not self._settings.promote_new:
             return [*now, *newest_first]
         return [version for version in newest_first if not now or version > now[0]] + now + newest_first
@@ -407,6 +421,11 @@ class Reconciler:
         return tuple((file, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns) for file, st in files)
 
 
-def _wanted(state: ModelState) -> set[int]:
-    """Return the versions that operators want in memory."""
-    return {*state.labels.values(), *state.loaded, *([state.shadow.version] if state.shadow else [])}
+def _left_out(models: Mapping[str, Sequence[int]], policies: Mapping[str, VersionPolicy]) -> dict[Key, str]:
+    """Return why versions that a policy does not name are no `latest`; the newest ones are, whatever their number."""
+    reasons: dict[Key, str] = {}
+    for name, policy in policies.items():
+        if policy.only is not None:
+            reason = f"{CONFIG_FILE} serves versions {', '.join(map(str, policy.only))} alone"
+            reasons |= {(name, version): reason for version in models[name] if version not in policy.only}
+    return reasons
