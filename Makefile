@@ -9,7 +9,7 @@ JOBS    ?= auto
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: bench-training bench-start bench-engine bench-peers bench-serving bench-overload bench-folding bench-folding-zoo bench-endurance trust gates gpu-check help install demo train verify serve test lint format typecheck unit clients-test contract-test container-test docs reference protos image constraints clean
+.PHONY: bench-training bench-start bench-engine bench-peers bench-serving bench-overload bench-folding bench-folding-zoo bench-endurance trust gates gpu-check help install demo train verify serve test lint format typecheck unit page-test screenshots clients-test contract-test container-test docs reference protos image constraints clean
 
 help:            ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,7 +50,13 @@ typecheck: install
 	$(PYTHON) -m mypy
 
 unit: install
-	$(PYTHON) -m pytest -n $(JOBS) -m 'not container' $(ARGS)
+	$(PYTHON) -m pytest -n $(JOBS) -m 'not container and not browser' $(ARGS)
+
+page-test: install ## the page at / in a real Chromium (apt-get install chromium; or CHROMIUM=path)
+	PAGE_TEST=1 $(PYTHON) -m pytest -n $(JOBS) -m browser tests/page $(ARGS)
+
+screenshots: install ## take the pictures of the page in docs/images (needs a Chromium)
+	$(PYTHON) -m tests.page.screenshots
 
 CLIENTS ?= .venv-clients
 clients-test: install $(CLIENTS)/.installed ## the service asked by tritonclient and the KServe client, from an environment of their own

@@ -46,7 +46,7 @@ function labels(given) {
 
 function values(row) {
   if (row.length === 1) return [headline(String(readable(row[0])), "")];
-  return [headline(`${row.length} values`, ""), element("p", { className: "numbers", textContent: row.slice(0, 64).map(readable).join("  ") })];
+  return [headline(`${row.length} values`, ""), element("p", { className: "numbers", textContent: row.slice(0, 64).map(readable).join(", ") })];
 }
 
 function embedding(row) {

@@ -11,7 +11,7 @@ import { ask, getJson, hasKey, predictPath, preview, Refused, useKey, versionPat
 const RETRY_SECONDS = 2; // while the service is not ready, where it does not say
 const MOST_FIELDS = 32; // of a row that is filled in field by field
 
-const state = { models: [], model: null, labels: {}, versions: [], proof: null, names: null, inputs: [], samples: [], question: null, turn: 0, retry: null };
+const state = { models: [], model: null, labels: {}, versions: [], proof: null, names: null, inputs: [], samples: [], question: null, turn: 0, running: 0, retry: null };
 const pad = new Pad(byId("pad"), byId("pen"), byId("brush"), byId("shade"), (blob) => askPicture(blob, "drawing.png", false));
 const camera = new Camera(byId("video"));
 const addresses = new Map(); // of blobs that an image shows, by its element
@@ -21,6 +21,7 @@ const addresses = new Map(); // of blobs that an image shows, by its element
 /** Run something that asks the service; what is refused is shown, and asked again where that helps. */
 async function attempt(action) {
   clearTimeout(state.retry);
+  busy(1);
   try {
     await action();
     return true;
@@ -30,7 +31,14 @@ async function attempt(action) {
     else showTrouble(error);
     if (error.status === 503 || error.status === 0 || error.status === 429) later(action, error.retryAfter);
     return false;
+  } finally {
+    busy(-1);
   }
+}
+
+function busy(change) {
+  state.running += change;
+  document.querySelector("main").ariaBusy = String(state.running > 0);
 }
 
 /** Load again what the page shows, once the service may be ready; questions are asked again by people alone. */
@@ -141,20 +149,17 @@ async function askNow() {
   const { question } = state;
   if (question === null) return;
   const turn = state.turn += 1;
-  byId("answer").ariaBusy = "true";
-  try {
-    const wanted = choice();
-    const other = byId("other").value ? { version: byId("other").value.split(":")[1] } : null;
-    const [one, two] = await Promise.all([send(question, wanted), other && send(question, other).catch((refused) => ({ refused, version: other.version }))]);
-    if (turn !== state.turn) return;
-    byId("trouble").hidden = true;
-    showAnswers(one, two);
-    await showCode();
-    if (one.version && one.version !== state.proof.version) await follow(one.version);
-    await showPreview(question, one.version ?? state.proof.version, turn);
-  } finally {
-    if (turn === state.turn) byId("answer").ariaBusy = "false";
-  }
+  const version = byId("other").value.split(":")[1];
+  const beside = version && send(question, { version }).catch((refused) => ({ refused, version }));
+  const answers = await Promise.all([send(question, choice()), beside]).catch((error) => error);
+  if (turn !== state.turn) return; // something else was asked meanwhile
+  if (answers instanceof Error) throw answers;
+  const [one, two] = answers;
+  byId("trouble").hidden = true;
+  showAnswers(one, two);
+  await showCode();
+  if (one.version && one.version !== state.proof.version) await follow(one.version);
+  await showPreview(question, one.version ?? state.proof.version, turn);
 }
 
 function send(question, wanted) {

@@ -1,5 +1,7 @@
 // Talks to the service that this page came from: relative addresses alone, so that a path prefix of a proxy holds.
 
+const MOST_TRIES = 10;
+
 let key = null; // in memory alone: no storage, no cookie
 
 /** What the service refused, in its own sentence. */
@@ -30,8 +32,16 @@ export function predictPath(model, choice, top) {
   return `predict?${query}`;
 }
 
+/** What the page shows by itself it may wait for: a key that is used too often is used again when it may be. */
 export async function getJson(path) {
-  return (await send(path)).json();
+  for (let tries = 1; ; tries += 1) {
+    try {
+      return await (await send(path)).json();
+    } catch (error) {
+      if (error.status !== 429 || tries === MOST_TRIES) throw error;
+      await new Promise((done) => setTimeout(done, 1000 * (error.retryAfter ?? 1)));
+    }
+  }
 }
 
 /** Ask; gives the answer, the version that gave it, and where the time went. */
