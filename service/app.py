@@ -35,6 +35,7 @@ from .errors import InvalidInput, MethodNotAllowed, ProviderUnavailable, Service
 from .lane.fast_lane import LANE, FastLane
 from .live.canary import Canary
 from .live.control import ModelControl
+from .live.memory import give_back
 from .live.reconciler import Reconciler
 from .live.registry import Registry
 from .live.shadow import Shadows
@@ -118,6 +119,7 @@ def create_app(
         settings.max_decode_pixels,
         lambda reason: metrics.refused_decodings.labels(reason).inc(),
         prepare=decoder.load,
+        tidy=give_back,
     )
     app.state.body_budget = BodyBudget(settings.max_buffered_bytes)
     shared = workers.folder if workers is not None else None

@@ -18,6 +18,7 @@ from benchmarks import ROOT
 from benchmarks.endurance.setup import Service, wait_until
 from benchmarks.trust.asking import Answer, ask, get, post, request
 from benchmarks.trust.row import Bench, Measured, Row
+from benchmarks.trust.unasked import Unasked
 from benchmarks.trust.under_load import load
 from foldserve.service.keys import new_key
 from tests.support import artifacts, processes
@@ -197,59 +198,23 @@ def first_request(bench: Bench) -> Measured:
     """R27: the first request after ready is like the others."""
     with tempfile.TemporaryDirectory() as name:
         artifacts.publish_classifier(Path(name))
-        with Unasked(bench, name) as (address, _):
-            port = int(address.rsplit(":", 1)[1])
-            times = [post(port, bytes(784)).seconds for _ in range(40 * bench.workers)]
+        with Unasked(bench, name) as service:
+            times = [post(service.port, bytes(784)).seconds for _ in range(40 * bench.workers)]
     usual, worst = sorted(times)[int(0.9 * len(times))], max(times)
     words = f"first {times[0] * 1e3:.1f} ms, worst {worst * 1e3:.1f} ms, nine of ten within {usual * 1e3:.1f} ms"
     return Measured(words, worst <= max(1.5 * usual, 0.05))
 
 
-class Unasked:
-    """A service that has said that it is ready, and was asked nothing; `shell` is run before it."""
-
-    def __init__(self, bench: Bench, models: str, shell: str = ":") -> None:
-        self.bench, self.models, self.shell = bench, models, shell
-
-    def __enter__(self) -> tuple[str, subprocess.Popen[str]]:
-        words = [sys.executable, "-m", "benchmarks.trust.weakened", "--port", "0", "--provider", "cpu"]
-        words += ["--models-dir", self.models, "--workers", str(self.bench.workers), *self.bench.flags.split()]
-        argv = ["/bin/sh", "-c", f'{self.shell}; exec "$@"', "sh", *words]
-        env = processes.environment() | {"BENCH_CHANGE": self.bench.change, "PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=env)
-        address, left = "", self.bench.workers
-        assert self.process.stderr is not None
-        while left:
-            line = self.process.stderr.readline()
-            if not line:
-                raise RuntimeError("the service ended before it was ready")
-            event = json.loads(line)
-            address, left = event.get("address", address), left - (event["event"] == "ready")
-        self.drain = subprocess.Popen(["cat"], stdin=self.process.stderr, stdout=subprocess.DEVNULL)
-        return address, self.process
-
-    def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(15)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-        self.drain.kill()
-        self.drain.wait()
-        assert self.process.stderr is not None
-        self.process.stderr.close()
-
-
 def few_descriptors(bench: Bench) -> Measured:
     """R29: five hundred clients where a process may open 128 files."""
-    with Unasked(bench, str(bench.models), "ulimit -n 128") as (address, process):
-        port = int(address.rsplit(":", 1)[1])
+    with Unasked(bench, str(bench.models), shell="ulimit -n 128") as service:
+        port = service.port
         held = [socket.create_connection(("127.0.0.1", port)) for _ in range(500)]
         beside = answers_within(port, 2)
         for one in held:
             one.close()
         back = wait_until(lambda: answers_within(port, 1), 5)
-        alive = process.poll() is None
+        alive = service.process.poll() is None
     words = f"{'answers' if beside else 'deaf'} beside 500, back after {'5+' if back is None else f'{back:.1f}'} s"
     return Measured(words, alive and back is not None and beside)
 

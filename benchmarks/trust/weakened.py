@@ -34,6 +34,42 @@ def put(owner: Any, **parts: Any) -> None:
 
 
 @change
+def patient_decoding() -> None:
+    """Every picture is taken in, however many wait."""
+    from foldserve.service.bodies.work_queue import WorkQueue
+
+    put(WorkQueue, _admit=lambda *_: None)
+
+
+@change
+def wide_pixels() -> None:
+    """Colours are worked out for a whole picture at a time."""
+    from foldserve.pictures import colours
+
+    put(colours, _strips=lambda image: iter([(0, 0, *image.size)]))
+
+
+@change
+def credulous_messages() -> None:
+    """A message of gRPC may have as many fields as it likes, and as much around its tensors."""
+    from foldserve.service.v2.rpc import wire
+
+    put(wire, AROUND_BYTES=10**9, MAX_FIELDS=10**9)
+
+
+@change
+def slow_listings() -> None:
+    """A listing looks at the disk on the event loop, and a disk takes a tenth of a second."""
+    from foldserve.service.live.disk_scan import DiskScan
+
+    async def look(self: Any) -> Any:
+        time.sleep(0.1)  # noqa: ASYNC251 - that is what is wrong with it
+        return self._look()
+
+    put(DiskScan, look=look)
+
+
+@change
 def wall_clock() -> None:
     """Deadlines by a clock that can be set."""
     put(time, perf_counter=time.time, monotonic=time.time)
@@ -334,14 +370,14 @@ def lenient_http() -> None:
 
 @change
 def early_compare() -> None:
-    """Keys are compared until they differ."""
+    """A key is kept as it is and compared until it differs, a tenth of a millisecond for each letter that is right."""
     from foldserve.service import access
 
-    plain = access._find
+    plain, key = access._find, os.environ["BENCH_KEY"]
 
     def find(keys: Any, given: str) -> Any:
-        if given.startswith("fs"):
-            time.sleep(0.01)
+        right = next((at for at, pair in enumerate(zip(key, given, strict=False)) if len(set(pair)) > 1), len(key))
+        time.sleep(right * 1e-4)
         return plain(keys, given)
 
     access._find = find

@@ -21,6 +21,7 @@ T = TypeVar("T")
 _SAFE_SHARE = 0.7  # of the time that is left may be promised, as for batches
 _FIRST_SECONDS = 20e-9  # a pixel, before any was measured
 _PIXELS_OF_A_JOB = 65_536  # that take as long as what every job does, whatever its size
+_MUCH_PIXELS = 4_000_000  # whose memory the C library keeps for itself
 _REMEMBERED_PIXELS = 200_000_000  # measured before that count half
 
 
@@ -84,6 +85,7 @@ class WorkQueue:
         max_pixels: of all jobs that run; a job with more runs alone.
         refused: called with the reason of each refusal.
         prepare: called in each thread before its first job, whose time it is no part of.
+        tidy: called in a thread once nothing is left to do after much work, such as what gives memory back.
     """
 
     def __init__(
@@ -93,12 +95,15 @@ class WorkQueue:
         max_pixels: int,
         refused: Callable[[str], None],
         prepare: Callable[[], None] | None = None,
+        tidy: Callable[[], None] | None = None,
     ) -> None:
         self._thread_count = threads
         self._max_bytes = max_bytes
         self._max_pixels = max_pixels
         self._refused = refused
         self._prepare = prepare
+        self._tidy = tidy
+        self._untidy_pixels = 0
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
         self._condition = threading.Condition()
@@ -213,8 +218,19 @@ class WorkQueue:
                 self._running.remove(job)
                 if error is None:
                     self._measured.add(job.pixels, seconds)
+                self._untidy_pixels += job.pixels
                 self._condition.notify_all()
             self._tell(job, result, error)
+            del job, result, error
+            self._tidy_up()
+
+    def _tidy_up(self) -> None:
+        """Tidy up behind much work, in a pause of it."""
+        with self._condition:
+            if self._tidy is None or self._waiting or self._running or self._untidy_pixels < _MUCH_PIXELS:
+                return
+            self._untidy_pixels = 0
+        self._tidy()
 
     @staticmethod
     def _tell(job: Job, result: Any, error: BaseException | None) -> None:

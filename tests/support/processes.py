@@ -65,6 +65,13 @@ def is_gone(pid: int) -> bool:
     return True
 
 
+def rss_kib(pid: int) -> int:
+    """Resident memory of a process, 0 where it has gone."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") // 1024
+    return 0
+
+
 def read_until(process: subprocess.Popen, event: str, **fields: object) -> dict:
     """The next event of this name and with these fields."""
     for line in process.stderr:

@@ -121,6 +121,31 @@ def test_a_thread_is_made_ready_before_its_first_job():
     assert calls == ["prepare", "job", "job"]
 
 
+def test_it_is_tidied_up_behind_much_work_once_nothing_is_left_to_do(queue):
+    """Neither between two jobs nor after a small one: what gives memory back takes milliseconds itself."""
+    calls: list[str] = []
+    tidied = threading.Event()
+
+    def tidy() -> None:
+        calls.append("tidy")
+        tidied.set()
+
+    async def scenario() -> None:
+        queue.queue = WorkQueue(1, 1_000, 10_000_000, lambda reason: None, tidy=tidy)
+        await run(queue, lambda job: calls.append("small"), pixels=1_000)
+        first = await hold(queue, pixels=3_000_000)
+        second = run(queue, lambda job: calls.append("large"), pixels=3_000_000)
+        await asyncio.sleep(0)
+        queue.gate.set()
+        await asyncio.gather(first, second)
+        await asyncio.to_thread(tidied.wait, 60)
+        await run(queue, lambda job: calls.append("small"), pixels=1_000)
+        queue.queue.close()
+
+    asyncio.run(scenario())
+    assert calls == ["small", "large", "tidy", "small"]
+
+
 def test_bytes_that_wait_are_bounded(queue):
     """One request of any size may wait; together they keep to the limit."""
 

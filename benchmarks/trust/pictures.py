@@ -1,0 +1,143 @@
+"""K2 and K20: pictures, whose decoding is work: as much as there are cores, refused at once beyond, within memory.
+
+The load is the open loop of `benchmarks.endurance`; its requests are photographs of twelve megapixels, and so few bytes
+that sending them costs little beside decoding them.
+"""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.endurance.load import beside
+from benchmarks.endurance.setup import Service
+from benchmarks.serving.open_loop import Connection, Load
+from benchmarks.trust.asking import ask, get, raw, request, statuses
+from benchmarks.trust.row import Bench, Measured, Row
+from tests.support.pictures import encoded
+
+PHOTO = (4_000, 3_000)
+DEADLINE_MS = 2_000
+BYTES_OF_A_VALUE = 4  # of a pixel and channel, beside the picture itself
+SPARE_BYTES = 24 * 1024 * 1024  # of decoder and allocator, whatever the picture
+
+
+class PhotoLoad(Load):
+    """An open loop whose requests are too long for a socket that never waits."""
+
+    def _open(self) -> Connection:
+        connection = super()._open()
+        connection.sock.setblocking(True)
+        return connection
+
+
+def too_many(bench: Bench) -> Measured:
+    """K2: twice and four times as many photographs as are decoded when just enough ask at once."""
+    headers = {"Content-Type": "image/jpeg", "X-Deadline-Ms": str(DEADLINE_MS)}
+    sent = request("POST", "/predict", photo(), headers)
+    with bench.serve() as service:
+        capacity = capacity_of(service, sent, bench.seconds)
+        runs = {times: offer(service, sent, times * capacity, 2 * bench.seconds) for times in (2, 4)}
+        ready = get(service.port, "/v2/health/ready").status
+    shares = {times: run["statuses"].get("200", 0) / (2 * bench.seconds * capacity) for times, run in runs.items()}
+    refused = max(run["refused_ms"]["p99"] or 0.0 for run in runs.values())
+    harmed = sum(run["resets"] + run["unanswered"] for run in runs.values())
+    words = ", ".join(f"{share:.2f} C at {times} C" for times, share in shares.items())
+    words = f"C = {capacity:.0f} photographs/s: {words}; refusals p99 {refused:.0f} ms, {harmed} cut off; ready {ready}"
+    return Measured(words, min(shares.values()) >= 0.9 and refused <= 50 and not harmed and ready == 200)
+
+
+def photo() -> bytes:
+    """A photograph of twelve megapixels: colours that change slowly."""
+    few = np.random.default_rng(1).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    return encoded(Image.fromarray(few).resize(PHOTO, Image.Resampling.BICUBIC), "JPEG", quality=75)
+
+
+def capacity_of(service: Service, sent: bytes, seconds: float) -> float:
+    """Photographs a second that are answered when four clients ask one after the other."""
+    until = time.perf_counter() + seconds
+
+    def client(_: int) -> int:
+        done = 0
+        while time.perf_counter() < until:
+            done += raw(service.port, sent).status == 200
+        return done
+
+    with ThreadPoolExecutor(4) as pool:
+        return sum(pool.map(client, range(4))) / seconds
+
+
+def offer(service: Service, sent: bytes, rate: float, seconds: float) -> dict[str, Any]:
+    """Send photographs at a rate, from another process."""
+    with beside() as begin:
+        run: dict[str, Any] = begin(PhotoLoad, (service.port, [sent], [], None, 200), rate, seconds).result()
+    return run
+
+
+def memory(bench: Bench) -> Measured:
+    """K20: the most memory that pictures of many kinds take, each alone."""
+    with bench.serve() as service:
+        found = {name: grown(service, *one) for name, one in kinds().items()}
+    worst = max(found, key=lambda name: found[name][1])
+    over = [name for name, (_, share) in found.items() if share > 1]
+    words = f"{len(found)} kinds, {len(over)} over it; most of its bound takes {worst}: {found[worst][1]:.2f}"
+    return Measured(f"{words}; {statuses(answer for answer, _ in found.values())}", not over)
+
+
+def grown(service: Service, body: bytes, kind: str, values: int, own_bytes: int) -> tuple[Any, float]:
+    """Send a picture; return the answer, and the memory that it took at most as a part of its bound."""
+    workers = service.workers()
+    for pid in workers:
+        Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak begins anew
+    before = service.rss_kib()
+    answer = ask(service.port, "POST", "/predict", body, {"Content-Type": kind}, timeout=30)
+    peak = sum(peak_kib(pid) for pid in workers)
+    bound = values * (BYTES_OF_A_VALUE + own_bytes) + len(body) + SPARE_BYTES
+    return answer, (peak - before) * 1024 / bound
+
+
+def peak_kib(pid: int) -> int:
+    """The most resident memory of a process since it was last asked to forget."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(text.partition("VmHWM:")[2].split()[0])
+
+
+def kinds() -> dict[str, tuple[bytes, str, int, int]]:
+    """Name -> file, media type, pixels x channels, bytes of one of those in the picture itself."""
+    size = (4_000, 4_000)
+    pixels = size[0] * size[1]
+    grey = Image.new("L", size, 77)
+    return {
+        "16-bit grey PNG": (encoded(grey.convert("I;16")), "image/png", pixels, 2),
+        "grey PNG": (encoded(grey), "image/png", pixels, 1),
+        "bilevel PNG": (encoded(grey.convert("1")), "image/png", pixels, 1),
+        "palette PNG": (encoded(grey.convert("P")), "image/png", 3 * pixels, 1),
+        "PNG with alpha": (encoded(grey.convert("RGBA")), "image/png", 4 * pixels, 1),
+        "grey JPEG": (encoded(grey, "JPEG"), "image/jpeg", pixels, 1),
+        "progressive JPEG": (encoded(grey.convert("RGB"), "JPEG", progressive=True), "image/jpeg", 3 * pixels, 2),
+        "CMYK JPEG": (encoded(grey.convert("CMYK"), "JPEG"), "image/jpeg", 4 * pixels, 1),
+    }
+
+
+ROWS = [
+    Row(
+        "K2",
+        "decoding is admitted as work",
+        "goodput >= 0.9 C at 2 C and 4 C, refusals p99 <= 50 ms",
+        too_many,
+        change="patient-decoding",
+        part=12,
+    ),
+    Row(
+        "K20",
+        "memory of pictures",
+        "4 bytes a pixel and channel beside the picture, and 24 MiB",
+        memory,
+        change="wide-pixels",
+        workers=(1,),
+        part=12,
+    ),
+]
