@@ -16,7 +16,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "pool": ("avg", "max"),
         "norm": ("torch", "scratch", "none"),
-        "statistics": ("population", "running", "none"),
+        "statistics": ("population", "running", "best", "none"),
         "tail": ("first", "last"),
         "optimizer": ("sgd", "adam", "muon"),
         "schedule": ("constant", "linear"),
@@ -53,7 +53,8 @@ class Recipe:
         keep: the weights of the `last` epoch, or those of the `best` one by the images held out (--val).
         init: SHA-256 of the safetensors file that the training starts from; empty: from weights by the seed.
         statistics: which mean and variance the norms serve with: `population` (recomputed over the training set with
-            the weights frozen), `running` (the exponential averages of training), or `none` without norms.
+            the weights frozen), `running` (the exponential averages of training), `best` (of the two by the images
+            held out; population where they are equal, or none are held out), or `none` without norms.
 
     Raises:
         ConfigError: a value is out of its range, or two options contradict each other; the message names the flag.
@@ -156,7 +157,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             {"optimizer": "muon", "learning_rate": 0.1, "schedule": "linear", "augment": "mirror"},
         ),
         "own-data": MappingProxyType(
-            {"optimizer": "adam", "learning_rate": 0.003, "schedule": "linear", "batch_size": 64},
+            {"optimizer": "adam", "learning_rate": 0.003, "schedule": "linear", "batch_size": 64, "statistics": "best"},
         ),
     }
 )

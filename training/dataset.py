@@ -67,6 +67,7 @@ class Dataset:
         val_images: likewise; what is chosen during a training is chosen by them. None: nothing is held out.
         val_labels: likewise.
         image: how a picture becomes an image; None: as format 1 has it, laid into the image on black.
+        test_files: the picture of each test image, where they are files.
     """
 
     train_images: NDArray[np.uint8]
@@ -79,6 +80,7 @@ class Dataset:
     val_images: NDArray[np.uint8] | None = field(default=None, kw_only=True)
     val_labels: NDArray[np.int64] | None = field(default=None, kw_only=True)
     image: ImageRecipe | None = field(default=None, kw_only=True)
+    test_files: Sequence[Path] = field(default=(), kw_only=True)
 
     @property
     def picture(self) -> ImageRecipe:

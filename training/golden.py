@@ -33,13 +33,19 @@ def choose(labels: NDArray[np.int64], logits: NDArray[np.float64], rows: int = R
     Raises:
         VerifyError: a class has no image with a clear answer.
     """
-    candidates = np.flatnonzero(margins(logits) > DECISIVE_MARGIN * np.abs(logits).max())
+    candidates = np.flatnonzero(are_clear(logits))
     first = [candidates[labels[candidates] == class_id][:1] for class_id in np.unique(labels)]
     if any(rows_of_class.size == 0 for rows_of_class in first):
         raise VerifyError(f"only {candidates.size} images have a clear answer, and not of every class; train longer")
     chosen = np.concatenate(first)[:rows]
     rest = np.setdiff1d(candidates, chosen)[: rows - chosen.size]
     return np.sort(np.concatenate([chosen, rest]))
+
+
+def are_clear(logits: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which rows of `logits` every machine names alike, (N,)."""
+    clear: NDArray[np.bool_] = margins(logits) > DECISIVE_MARGIN * np.abs(logits).max()
+    return clear
 
 
 def margins(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -21,11 +21,14 @@ from torch import nn
 
 from foldserve.format import metadata
 from foldserve.format.golden import Golden
+from foldserve.format.golden_files import GoldenFile
+from foldserve.pictures import decode
+from foldserve.pictures.golden_files import pack
 
 from . import artifact, golden, model_file
 from .config import Recipe
 from .dataset import PIXEL_SCALE, Dataset, scale_pixels
-from .errors import ArtifactError, ConfigError, GateError, VerifyError
+from .errors import ArtifactError, ConfigError, DatasetError, GateError, VerifyError
 from .fit import EpochRecord, History, Snapshot, evaluate, fit
 from .fold import fold, fold_input
 from .fold.report import Report
@@ -135,6 +138,7 @@ def train(
         accuracy[kind] = judge(data.test_images, data.test_labels) if measured is None else measured
         if data.val_images is not None and data.val_labels is not None:
             val_accuracy[kind] = judge(data.val_images, data.val_labels)
+    recipe = replace(recipe, statistics=exported_statistics(recipe, val_accuracy))
     weights = Weights(
         recipe=recipe, parameters=parameters_of(network), statistics=statistics, interface=dataset.interface
     )
@@ -148,6 +152,18 @@ def train(
         device=device.type,
         seconds=time.perf_counter() - start + (0.0 if resumed is None else resumed.seconds),
     )
+
+
+def exported_statistics(recipe: Recipe, val_accuracy: Mapping[str, float]) -> str:
+    """Return the kind of statistics that is exported: the recipe's, or the better one by the images held out.
+
+    Args:
+        recipe: that was trained.
+        val_accuracy: kind -> share of right answers on the images held out; empty where there are none.
+    """
+    if recipe.statistics != "best":
+        return recipe.statistics
+    return max(("population", "running"), key=lambda kind: val_accuracy.get(kind, 0.0))  # the first of equal ones
 
 
 class KeptEpoch:
@@ -229,8 +245,8 @@ def package(
     parity = check_parity(trained.network, folded, model, dataset, algebra=algebra_of(report), oracle=oracle)
     manifest = {
         "created": f"{created:%Y-%m-%dT%H:%M:%SZ}",
-        "golden": golden_answers(oracle, model, dataset).as_dict(),
-        "accuracy": accuracy_of(trained, parity) | held_out_accuracy(model, dataset),
+        "golden": golden_answers(oracle, model, dataset, trained.network).as_dict(),
+        "accuracy": accuracy_of(trained, parity) | held_out_accuracy(model, dataset, trained.val_accuracy),
         "parity": parity.as_dict(),
         "fold": report.as_dict(),
         "training": training_of(trained, len(dataset.train_labels), split),
@@ -308,23 +324,50 @@ def algebra_of(report: Report) -> dict[str, float | None]:
     return {site.path or site.node: site.proof_error for site in report.folded}
 
 
-def golden_answers(oracle: NDArray[np.float64], model: bytes, dataset: Dataset) -> Golden:
+def golden_answers(oracle: NDArray[np.float64], model: bytes, dataset: Dataset, network: nn.Module) -> Golden:
     """Return what goes into the manifest's `golden`, after seeing that `model` gives these answers here.
+
+    Where the test images are files, so are the questions: a start then proves decoding and recipe with the graph.
 
     Args:
         oracle: (N, classes), logits of the unfolded network in float64 for the test images.
         model: content of model.onnx.
         dataset: its test images are chosen from.
+        network: the unfolded one, for pictures that are kept at the model's size and so have other pixels.
 
     Raises:
         VerifyError: it does not, or too few examples are clear.
     """
     most = golden.MOST_BYTES // math.prod(dataset.test_images.shape[1:])
     rows = golden.choose(dataset.test_labels, oracle, max(1, min(golden.ROWS, most)))
+    files: tuple[GoldenFile, ...] = ()
     images = np.ascontiguousarray(dataset.test_images[rows])
-    known = Golden({model_file.INPUT_NAME: images}, golden.expected_outputs(oracle[rows]), golden.TOLERANCE)
+    logits = oracle[rows]
+    if dataset.test_files:
+        files = pack([(f"test picture {row}", _content(dataset.test_files[row])) for row in rows], dataset.picture)
+        images = np.stack([decode(file.content, dataset.picture) for file in files])
+        logits = oracle_logits(network, images)
+        clear = np.flatnonzero(golden.are_clear(logits))
+        if not clear.size:
+            raise VerifyError("no test picture has a clear answer at the model's size; train longer")
+        files, images, logits = tuple(files[row] for row in clear), images[clear], logits[clear]
+    known = Golden({model_file.INPUT_NAME: images}, golden.expected_outputs(logits), golden.TOLERANCE)
     golden.check(known, run_model(model, images))
-    return known
+    return replace(known, inputs={}, files=files) if files else known
+
+
+def _content(picture: Path) -> bytes:
+    """Return a picture that could be read when the training began.
+
+    Raises:
+        DatasetError: it has gone meanwhile.
+    """
+    try:
+        return picture.read_bytes()
+    except OSError as err:
+        raise DatasetError(
+            f"{picture}: cannot be read any more ({err.strerror or err}); put it back, and publish with --resume"
+        ) from err
 
 
 def accuracy_of(trained: Trained, parity: Parity) -> dict[str, Any]:
@@ -340,12 +383,16 @@ def accuracy_of(trained: Trained, parity: Parity) -> dict[str, Any]:
     }
 
 
-def held_out_accuracy(model: bytes, dataset: Dataset) -> dict[str, Any]:
+def held_out_accuracy(model: bytes, dataset: Dataset, by_statistics: Mapping[str, float]) -> dict[str, Any]:
     """Return the manifest's entries on the images held out, of the served form; nothing where there are none."""
     if dataset.val_images is None:
         return {}
     predicted = run_model(model, dataset.val_images)["class_id"][:, 0]
-    return {"val": float((predicted == dataset.val_labels).mean()), "val_images": len(predicted)}
+    return {
+        "val": float((predicted == dataset.val_labels).mean()),
+        "val_images": len(predicted),
+        "val_by_statistics": dict(by_statistics),
+    }
 
 
 def training_of(trained: Trained, train_images: int, split: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from foldserve.format import metadata
 from foldserve.format.errors import FormatError
 from foldserve.format.golden import read_golden
 from foldserve.format.manifest import MANIFEST_FILE, MODEL_FILE
+from foldserve.pictures.golden_files import with_pixels
 
 from . import artifact, golden, model_file
 from .config import NETWORKS
@@ -216,11 +217,15 @@ def _check_graph(version: Version) -> str:
 def _check_golden(version: Version) -> str:
     # Our own limit, whatever the manifest's is: one that lets everything pass would prove nothing.
     known = replace(read_golden(version.manifest["golden"]), tolerance=golden.TOLERANCE)
+    remark, recipe = None, metadata.read_image(version.metadata)
+    if recipe is not None:
+        known, remark = with_pixels(known, recipe)
     images = known.inputs[model_file.INPUT_NAME]
     worst = max(
         max(golden.check(known, run_model(version.model, images, level)).values()) for level in RUNTIME_LEVELS.values()
     )
-    return f"{len(images)} images, off by {worst:.1e} of the largest value, limit {golden.TOLERANCE['cpu']:.0e}"
+    said = f" ({remark})" if remark else ""
+    return f"{len(images)} images, off by {worst:.1e} of the largest value, limit {golden.TOLERANCE['cpu']:.0e}{said}"
 
 
 def _check_accuracy(version: Version, dataset: Dataset | None) -> str:

@@ -52,7 +52,7 @@ HELP = {
     "schedule": "constant, or up and down to 0",
     "augment": "mirror: half of each epoch's images",
     "variance": "which one hand-written norms average: unbiased as PyTorch, biased as the book (unbiased)",
-    "statistics": "which are exported (population)",
+    "statistics": "which are exported: population, running, or the best by the images held out (the best, with --data)",
     "keep": "whose weights are exported: the last epoch's, or those of the best one by the images held out (last)",
 }
 
@@ -266,6 +266,8 @@ def _session(
     dataset = _data(request, arguments.data_dir)
     check_publishable(models_dir, name, dataset.class_names)
     recipe = _checked(recipe, dataset, arguments.init)
+    if arguments.statistics == "best" and dataset.val_labels is None:
+        raise ConfigError("--statistics best: no images are held out to judge by; give --val FOLDER or --val 0.1")
     config = RunConfig(
         name=name,
         models_dir=str(models_dir.absolute()),

@@ -10,12 +10,15 @@ import onnx
 import pytest
 import torch
 
+from foldserve.format.golden import read_golden
 from foldserve.format.metadata import read_image, read_labels
 from foldserve.pictures import decode
 from foldserve.service.app import create_app
 from foldserve.service.settings import Settings
 from foldserve.training import command as command_line
+from foldserve.training.config import Recipe
 from foldserve.training.parity import run_model
+from foldserve.training.pipeline import exported_statistics
 from foldserve.training.weights import read_weights
 from tests.support.class_folders import FRUIT, save_classes
 from tests.support.live import serve
@@ -70,13 +73,50 @@ def test_the_manifest_says_how_it_was_judged_and_names_no_path(place: Path) -> N
     manifest = json.loads((place / "models/fruit/1/manifest.json").read_text())
     assert manifest["training"]["split"] == {"val": "", "test": "", "seed": 0}
     assert manifest["accuracy"]["images"] == manifest["accuracy"]["val_images"] == 6
-    assert manifest["golden"]["inputs"]["image"]["shape"] == [6, 3, 24, 20]
+    assert manifest["accuracy"]["val"] == max(manifest["accuracy"]["val_by_statistics"].values())
     for file in ("manifest.json", "model.onnx"):
         assert str(place).encode() not in (place / "models/fruit/1" / file).read_bytes()
     card = (place / "run/MODEL_CARD.md").read_text()
     assert "one of 3 classes" in card
     assert "apple, leaf, sky" in card
     assert "Fashion" not in card
+
+
+def test_golden_answers_are_pictures_of_the_folder(place: Path) -> None:
+    """Encoded test pictures of the folder stand in the manifest, and the graph answers them as the unfolded network."""
+    manifest = json.loads((place / "models/fruit/1/manifest.json").read_text())
+    known = read_golden(manifest["golden"])
+    assert len(known.files) == 6
+    assert known.inputs == {}
+    there = {file.read_bytes() for file in (place / "fruit").rglob("*.*")}
+    assert all(file.content in there for file in known.files)
+    model = (place / "models/fruit/1/model.onnx").read_bytes()
+    stated = {entry.key: entry.value for entry in onnx.load_from_string(model).metadata_props}
+    pixels = np.stack([decode(file.content, read_image(stated)) for file in known.files])
+    weights = read_weights(place / "run/model.safetensors")
+    network = weights.network(manifest["accuracy"]["statistics"]).double()
+    with torch.no_grad():
+        expected = network(torch.as_tensor(pixels).double() / 255).numpy()
+    np.testing.assert_allclose(known.outputs["logits"], expected, rtol=1e-5)
+
+
+def test_the_statistics_that_are_exported_did_better_on_the_images_held_out() -> None:
+    """Of equal ones population; nothing held out leaves population too; a recipe that names one gets that one."""
+    best = Recipe.from_preset("own-data")
+    assert best.statistics == "best"
+    assert exported_statistics(best, {"running": 0.9, "population": 0.8}) == "running"
+    assert exported_statistics(best, {"running": 0.9, "population": 0.9}) == "population"
+    assert exported_statistics(best, {}) == "population"
+    assert exported_statistics(Recipe(statistics="running"), {"running": 0.1, "population": 0.9}) == "running"
+    assert Recipe.from_preset("own-data", norm="none").statistics == "none"
+
+
+def test_the_better_statistics_need_images_to_judge_by(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Asked for by name, and nothing is held out: refused before anything is made."""
+    words = ["train", "--data", "fruit", "--size", "24x20", "--val", "0", "--statistics", "best", "--out", "none"]
+    assert command_line.main(words) == 2
+    assert "--statistics best: no images are held out" in capsys.readouterr().err
+    assert not (place / "none").exists()
 
 
 def verify(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:

@@ -56,6 +56,7 @@ def assemble(parts: Parts, *, val_share: float, test_share: float, seed: int = 0
         val_images=images[val] if sizes[1] else None,
         val_labels=sorted_labels[val] if sizes[1] else None,
         image=parts.train.image,
+        test_files=_files(given, order[test]),
     )
 
 
@@ -69,6 +70,12 @@ def share_out(dataset: Dataset, val_share: float, seed: int = 0) -> Dataset:
         val_images=dataset.train_images[chosen],
         val_labels=dataset.train_labels[chosen],
     )
+
+
+def _files(given: Sequence[Part], rows: NDArray[np.int64]) -> Sequence[Path]:
+    """Return the files of these rows of all parts; none where a part has none."""
+    files = [path for part in given for path in part.files]
+    return [files[row] for row in rows] if all(part.files for part in given) else ()
 
 
 def _check_alike(given: Sequence[Part]) -> None:

@@ -1,8 +1,9 @@
 """What a reader gives: one set of labelled images, with its pixels still where they are."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ class Part:
         digests: name of a file, or of the part -> SHA-256 of its decompressed bytes.
         class_names: index = class id, where the source has names; None: they follow from the labels.
         image: how a picture becomes an image; None: as format 1 has it.
+        files: the picture of each image, where they are files.
     """
 
     labels: NDArray[Any]
@@ -34,6 +36,7 @@ class Part:
     digests: Mapping[str, str] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
     image: ImageRecipe | None = None
+    files: Sequence[Path] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -166,7 +166,9 @@ def pictures_part(kind: str, folders: ClassFolders, image: ImageRecipe, problems
     def chunks() -> Iterator[NDArray[np.uint8]]:
         return decoded(folders.paths, image, problems)
 
-    return Part(folders.labels, shape, chunks, {kind: digest.hexdigest()}, tuple(folders.pictures), image)
+    return Part(
+        folders.labels, shape, chunks, {kind: digest.hexdigest()}, tuple(folders.pictures), image, folders.paths
+    )
 
 
 def decoded(paths: Sequence[Path], image: ImageRecipe, problems: Problems) -> Iterator[NDArray[np.uint8]]:
