@@ -41,6 +41,7 @@ __all__ = [
     "fold_pair",
     "publish",
     "register_norm",
+    "train",
     "verify",
     "verify_onnx",
 ]
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
         Unavailable,
         Unreachable,
     )
+    from .training.api import train
     from .training.errors import FoldError, TrainingError, VerifyError
     from .training.fold import (
         Affine,

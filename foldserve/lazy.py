@@ -17,6 +17,7 @@ _ERRORS = ("FoldError", "TrainingError", "VerifyError")
 # Module, the extra that it needs, and the public names that it holds.
 HOMES = (
     ("foldserve.client", "client", _CLIENT),
+    ("foldserve.training.api", "training", ("train",)),
     ("foldserve.training.errors", "training", _ERRORS),
     ("foldserve.training.fold", "training", _FOLD),
     ("foldserve.training.publish", "training", ("Published", "publish")),

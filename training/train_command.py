@@ -33,7 +33,7 @@ from .parity import run_model
 from .pipeline import PROOF_ROWS, Package, Trained, change_since_newest, check_worth, package, train
 from .progress import Progress
 from .promotion import promotion_of
-from .ranks import Ranks, launched
+from .ranks import ALONE, Ranks, launched
 from .rehearsal import rehearse
 from .run_folder import CARD_NAME, CONFIG_NAME, RunConfig, RunFolder
 from .session import Session, lost, resume, start
@@ -123,6 +123,15 @@ def run(arguments: argparse.Namespace) -> None:
             _follow(arguments, ranks)
 
 
+def train_alone(arguments: argparse.Namespace) -> Path:
+    """Do the same in this process alone, and return the folder of the version.
+
+    Raises:
+        TrainingError: likewise.
+    """
+    return _lead(arguments, ALONE)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Order:
     """What the first rank tells the others to train."""
@@ -153,7 +162,7 @@ def _follow(arguments: argparse.Namespace, ranks: Ranks) -> None:
         return
 
 
-def _lead(arguments: argparse.Namespace, ranks: Ranks) -> None:
+def _lead(arguments: argparse.Namespace, ranks: Ranks) -> Path:
     order = None
     try:
         session, dataset, revision, environment = _begin(arguments, ranks)
@@ -170,7 +179,7 @@ def _lead(arguments: argparse.Namespace, ranks: Ranks) -> None:
     finally:
         ranks.told_by_first(order)
     with contextlib.closing(session.run):
-        _train_and_publish(session, dataset, order, arguments, (revision, environment), ranks)
+        return _train_and_publish(session, dataset, order, arguments, (revision, environment), ranks)
 
 
 def _begin(arguments: argparse.Namespace, ranks: Ranks) -> tuple[Session, Dataset, str, Mapping[str, Any]]:
@@ -192,7 +201,7 @@ def _train_and_publish(
     arguments: argparse.Namespace,
     made_by: tuple[str, Mapping[str, Any]],
     ranks: Ranks,
-) -> None:
+) -> Path:
     (revision, environment), run, config, resumed = made_by, session.run, session.config, session.resumed
     done = len(resumed.epochs) if resumed else 0
     where = f", epoch {done} done" if done else ""
@@ -235,6 +244,7 @@ def _train_and_publish(
             print("NOT promoted: it does not go live by itself; `foldserve models promote` lets it")
         run.write(CARD_NAME, card.encode())  # the run is finished: resumed once more, it would publish once more
     print(f"published {folder} ({len(packaged.model):,} bytes); weights {weights}")
+    return folder
 
 
 def _session(

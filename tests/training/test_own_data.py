@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 
+import foldserve
 from foldserve.format.golden import read_golden
 from foldserve.format.metadata import read_image, read_labels
 from foldserve.pictures import decode
@@ -17,6 +18,7 @@ from foldserve.service.app import create_app
 from foldserve.service.settings import Settings
 from foldserve.training import command as command_line
 from foldserve.training.config import Recipe
+from foldserve.training.errors import TrainingError
 from foldserve.training.parity import run_model
 from foldserve.training.pipeline import exported_statistics
 from foldserve.training.weights import read_weights
@@ -117,6 +119,32 @@ def test_the_better_statistics_need_images_to_judge_by(place: Path, capsys: pyte
     assert command_line.main(words) == 2
     assert "--statistics best: no images are held out" in capsys.readouterr().err
     assert not (place / "none").exists()
+
+
+def test_a_function_does_what_the_command_does(place: Path, tmp_path: Path) -> None:
+    """The same flags as arguments give the same weights, bit for bit, and the folder of the version comes back."""
+    folder = foldserve.train(
+        "fruit", name="again", models_dir=tmp_path, out=tmp_path / "run", size=(24, 20), epochs=6, batch_size=16,
+        keep="best",
+    )  # fmt: skip
+    assert folder == tmp_path / "again/1"
+    mine, theirs = (read_weights(run / "model.safetensors").parameters for run in (tmp_path / "run", place / "run"))
+    assert all(torch.equal(mine[name], tensor) for name, tensor in theirs.items())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"epoch": 3}, "unrecognized arguments: --epoch=3"),
+        ({"optimizer": "adm"}, "invalid choice: 'adm'"),
+        ({"data": "nowhere"}, "nowhere"),
+        ({"min_accuracy": 7}, "--min-accuracy 7.0"),
+    ],
+)
+def test_a_function_raises_where_the_command_would_end(place: Path, wrong: dict[str, object], message: str) -> None:
+    """An error of ours, and the process of the caller goes on."""
+    with pytest.raises(TrainingError, match=message):
+        foldserve.train(**{"data": "fruit", "size": (24, 20), **wrong})
 
 
 def verify(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:

@@ -172,7 +172,7 @@ def draw(figures: Figures) -> Figure:
     first.set(xlabel="layer, from the input", ylabel="gradient by its output, before training", yscale="log")
     moved.set(xlabel="layer", ylabel="weights moved by, relative", yscale="log", ylim=(1e-6, 1e3))
     size.set(xlabel="layer", ylabel="deviation of its output, before training", yscale="log")
-    loss.set(xlabel="step", ylabel="loss", yscale="log")
+    loss.set(xlabel="step", ylabel="loss", yscale="log", ylim=(0.3, 30.0))
     first.legend(fontsize=6)
     return figure
 
