@@ -156,7 +156,7 @@ def test_each_rank_takes_a_gpu_of_its_own(monkeypatch):
 
 
 def test_a_collective_that_fails_is_a_lost_rank(monkeypatch):
-    """Gloo raises RuntimeError where the other end has gone (torch 2.13.0, gloo/transport/tcp/pair.cc)."""
+    """Gloo raises RuntimeError where the other end has gone (gloo/transport/tcp/pair.cc, by its message)."""
 
     def closed(*_):
         raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1\nmore")

@@ -18,8 +18,9 @@ BLOCKED_SECONDS = 0.2  # how long a thread that must wait is watched waiting
 class Gpu:
     """A device on which a graph is recorded in global mode.
 
-    onnxruntime 1.31.1, core/providers/cuda/cuda_graph.cc, CUDAGraphManager::CaptureBegin: cudaStreamBeginCapture with
-    cudaStreamCaptureModeGlobal. CUDA's reference, cudaThreadExchangeStreamCaptureMode: in that mode a call that may
+    onnxruntime, read at its commit 0281e570f9e3, core/providers/cuda/cuda_graph.cc, CUDAGraphManager::CaptureBegin:
+    cudaStreamBeginCapture with cudaStreamCaptureModeGlobal, since a graph "can only work with a single thread". From
+    CUDA's documentation, cudaThreadExchangeStreamCaptureMode: in that mode a call that may
     synchronise, such as a blocking copy, fails in every thread with cudaErrorStreamCaptureUnsupported (900), and the
     recording ends with cudaErrorStreamCaptureInvalidated (901).
     """
@@ -65,8 +66,9 @@ class Buffer:
 class Session:
     """Doubles its input; a run with a graph id that it does not know yet records.
 
-    onnxruntime 1.31.1, core/session/inference_session.cc, InferenceSession::Run: with `enable_cuda_graph` the first run
-    of each `gpu_graph_id` runs once to allocate and once more to record.
+    onnxruntime, read at its commit 003b97d3e334, core/session/inference_session.cc, InferenceSession::Run: with graphs
+    enabled one call runs again until a graph is recorded, as often as the provider needs to allocate and once more.
+    From its documentation: one graph for each `gpu_graph_id`.
     """
 
     def __init__(self, gpu):

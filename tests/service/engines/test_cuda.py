@@ -31,10 +31,10 @@ MISSING = "libcublasLt.so.13: cannot open shared object file: No such file or di
 class Session:
     """A session as onnxruntime makes it: `on_cpu` are the operators that it puts on the CPU.
 
-    onnxruntime 1.31.1: where the provider's libraries do not load, it makes a session without it and says so in its log
-    alone (python/onnxruntime_pybind_state.cc). `disable_cpu_ep_fallback` refuses any node on the CPU
-    (core/session/inference_session.cc, InferenceSession::Initialize), also those for shapes that
-    core/framework/fallback_cpu_capability.cc, GetCpuPreferredNodes, puts there on purpose.
+    From what onnxruntime prints where it runs: where the provider's libraries do not load, it makes a session without
+    it and says so in its log alone (onnxruntime_pybind_state.cc: Failed to create CUDAExecutionProvider), and
+    `disable_cpu_ep_fallback` refuses any node on the CPU. Those for shapes are put there on purpose: read at its commit
+    039e489f3ff5, core/framework/fallback_cpu_capability.cc, GetCpuPreferredNodes.
     """
 
     providers, on_cpu = (CUDA, "CPUExecutionProvider"), ()
