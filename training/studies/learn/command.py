@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from ...dataset import load
+from ...disk import write_file
 from ...errors import ConfigError
 from .. import best, circles_report, compare, inspection
 from . import catalogue
 from .lesson import Lesson, Setting
+from .page import PAGE, page
 from .report import report
 
 OUT = Path("docs/results/learn")
@@ -90,6 +92,7 @@ def _run(lesson: Lesson, arguments: argparse.Namespace) -> None:
     )
     torch.set_num_threads(1)  # the layers are too small to share
     report(lesson, setting, out)
+    write_file(out / PAGE, page(catalogue.LESSONS, out).encode(), "choose another --out")
 
 
 def _command(lesson: Lesson, arguments: argparse.Namespace) -> str:

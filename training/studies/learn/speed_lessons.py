@@ -13,7 +13,7 @@ from ..arms import Arm
 from .lesson import Figures, Finding, Lesson, Reading, Setting
 from .trained import SAME, compared, draw_arms, mean_of, measure_arms, measuring, table
 
-SWEEP_ROWS, SWEEP_EPOCHS = 4_096, 4
+SWEEP_ROWS, SWEEP_EPOCHS = 2_048, 4
 RATES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 SIZES = (2, 4, 8, 32, 128, 512)
 RATE_OF_64 = 0.05  # at other sizes in proportion, so that an epoch goes as far
@@ -28,16 +28,16 @@ def _converging(network: str, norm: str, epochs: int, rate: float) -> Arm:
         network=network,
         options={"norm": norm, "epochs": epochs, "batch_size": 64, "optimizer": "adam", "learning_rate": rate,
                  "schedule": "linear"},
-        train_rows=6_000,
+        train_rows=4_000,
         epoch_rows=1_000,
     )  # fmt: skip
 
 
 CONVERGING = {
-    MLP_BN: _converging("mlp", "torch", 20, 0.001),
-    MLP_NONE: _converging("mlp", "none", 20, 0.001),
-    BOOK_BN: _converging("lenet", "torch", 20, 0.01),
-    BOOK_NONE: _converging("lenet", "none", 20, 0.003),
+    MLP_BN: _converging("mlp", "torch", 15, 0.001),
+    MLP_NONE: _converging("mlp", "none", 15, 0.001),
+    BOOK_BN: _converging("lenet", "torch", 15, 0.01),
+    BOOK_NONE: _converging("lenet", "none", 15, 0.003),
 }
 
 

@@ -215,3 +215,21 @@ def test_layer_normalization_bends_and_batch_normalization_does_not():
     assert layer_norm.bend(layer) > 0.1
     assert layer_norm.company(layer) < 1e-12
     assert layer_norm.company(nn.BatchNorm2d(6, dtype=torch.float64)) > 0.01
+
+
+@pytest.mark.parametrize("rows", [2, 3, 16])
+def test_a_batch_bounds_what_is_left_of_a_row(rows):
+    """Of N rows none is further out than √(N − 1); of two only which one is larger is left, ±1."""
+    x = 5 * torch.randn(rows, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y = F.batch_norm(x, None, None, training=True, eps=1e-12)
+    assert y.abs().max() <= math.sqrt(rows - 1) + 1e-9
+    if rows == 2:
+        torch.testing.assert_close(y[0], torch.sign(x[0] - x[1]))
+
+
+def test_the_noise_of_a_batch_falls_with_the_root_of_its_size():
+    """A batch's mean scatters by σ / √N around the population's: what a norm adds to a row's answer."""
+    generator = torch.Generator().manual_seed(1)
+    population = 3 * torch.randn(2_000, 64, generator=generator, dtype=torch.float64)
+    for rows in (2, 8, 64):
+        assert population[:, :rows].mean(1).std().item() == pytest.approx(3 / math.sqrt(rows), rel=0.06)
