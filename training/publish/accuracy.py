@@ -17,7 +17,7 @@ from ..errors import TrainingError
 from .examples import Examples, PictureInput, picture_examples
 from .network import Array, Network
 from .proof import Session
-from .tasks import expected_outputs
+from .served import Served
 
 _AT_ONCE = 32
 
@@ -61,30 +61,32 @@ class Accuracy:
         )
 
 
-def measure(network: Network, examples: Examples, model: bytes, scores: str, is_probability: bool) -> Accuracy | None:
+def measure(network: Network, examples: Examples, served: Served) -> Accuracy | None:
     """Return how often the served form and the original are right, None where the true classes are not known.
 
     Args:
         network: unfolded.
         examples: with `truth`.
-        model: content of model.onnx, for the task `classify`.
-        scores: the network's output that holds them.
-        is_probability: they are probabilities already.
+        served: for the task `classify`; what was asked in its proof is not asked again.
     """
     if examples.truth is None:
         return None
-    session, parts = Session(model), []
-    for rows in _parts(examples.rows):
-        served = session.run(examples.take(rows))["probabilities"]
-        found = network.deployed(examples.take_original(rows))
-        original = expected_outputs(found, "classify", scores, is_probability)["probabilities"]
-        parts.append((served.argmax(axis=1), original.argmax(axis=1), np.abs(served - original).max(axis=1)))
-    classes, originals, differences = (np.concatenate(column) for column in zip(*parts, strict=True))
+    proved = served.reference.rows
+    parts = [(proved, served.answers["probabilities"], served.reference.deployed["probabilities"])]
+    rest = np.setdiff1d(np.arange(examples.rows), proved)
+    if rest.size:
+        session = Session(served.model)
+        for rows in _parts(rest):
+            found = served.meaning.expected(network.deployed(examples.take_original(rows)))
+            parts.append((rows, session.run(examples.take(rows))["probabilities"], found["probabilities"]))
+    classes, originals = np.empty((2, examples.rows), np.int64)
+    for rows, got, original in parts:
+        classes[rows], originals[rows] = got.argmax(axis=1), original.argmax(axis=1)
     return Accuracy(
         right=classes == examples.truth,
         original_right=originals == examples.truth,
         agreeing=int((classes == originals).sum()),
-        largest_difference=float(differences.max()),
+        largest_difference=max(float(np.abs(got - original).max()) for _, got, original in parts),
         data=examples.digest,
     )
 
@@ -122,7 +124,7 @@ def compare_with_newest(
     examples = picture_examples(given, older, labels)
     try:
         session = Session(model)
-        answers = [session.run(examples.take(rows))["class_id"][:, 0] for rows in _parts(examples.rows)]
+        answers = [session.run(examples.take(rows))["class_id"][:, 0] for rows in _parts(np.arange(examples.rows))]
     except (TrainingError, KeyError):
         return None
     return promotion.compare(int(version.name), np.concatenate(answers) == examples.truth, found.right)
@@ -133,6 +135,6 @@ def metadata_of(model: bytes) -> dict[str, str]:
     return {entry.key: entry.value for entry in onnx.ModelProto.FromString(model).metadata_props}
 
 
-def _parts(rows: int) -> Iterator[Array]:
-    for start in range(0, rows, _AT_ONCE):
-        yield np.arange(start, min(rows, start + _AT_ONCE))
+def _parts(rows: Array) -> Iterator[Array]:
+    for start in range(0, len(rows), _AT_ONCE):
+        yield rows[start : start + _AT_ONCE]

@@ -19,9 +19,9 @@ from ..errors import ConfigError
 from ..parity import RUNTIME_LEVELS
 from ..user_model.source import Source
 from .opened import Opened, open_network
-from .proof import CAP, Session, check_served, tolerance_of, undecided_rows
-from .served import ask
-from .tasks import expected_outputs, scores_of
+from .proof import CAP, Session, check_served
+from .reference import ask, reference_of
+from .tasks import Meaning, scores_of
 from .wanted import Wanted
 
 
@@ -78,14 +78,12 @@ def check_against(model: bytes, stated: dict[str, str], manifest: dict[str, Any]
     answers = ask(opened)
     scores = scores_of(answers.oracle, task.name, wanted.scores)
     is_probability = scores is not None and "probabilities" in names and "logits" not in names
-    expected = expected_outputs(answers.oracle, task.name, scores, is_probability)
-    deployed = expected_outputs(answers.deployed, task.name, scores, is_probability)
-    tolerance = tolerance_of(expected, deployed)
-    unsure = undecided_rows(expected, deployed, tolerance)
-    deviations, _ = check_served(model, opened.examples.take(answers.rows), expected, unsure, tolerance)
+    held = reference_of(answers, Meaning(task=task.name, scores=scores, is_probability=is_probability))
+    feeds = opened.examples.take(answers.rows)
+    deviations, _ = check_served(model, feeds, held.expected, held.unsure, held.tolerance)
     worst = max(deviations.values(), default=0.0)
     kind = "made inputs" if opened.examples.kind == "made" else opened.examples.kind
-    return f"{len(answers.rows)} {kind}, off by {worst:.1e} of the largest value, limit {tolerance.cpu:.0e}"
+    return f"{len(answers.rows)} {kind}, off by {worst:.1e} of the largest value, limit {held.tolerance.cpu:.0e}"
 
 
 def _image(stated: dict[str, str], origin: dict[str, Any]) -> Any:

@@ -4,6 +4,7 @@ The steps in order; each is a module of its own. Nothing is written before every
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -82,27 +83,34 @@ def publish(
     opened = open_network(source, wanted)
     served = serve(opened)
     artifact.check_companions(folder, name, served.model)
+    published = _compared(folder / name, source, opened, served, min_accuracy, promote)
+    if dry_run:
+        return published
+    return replace(published, folder=artifact.publish(folder, name, served.model, published.manifest))
+
+
+def _compared(
+    folder: Path, source: Source, opened: Opened, served: Served, min_accuracy: float | None, promote: bool
+) -> Published:
+    """Return what is to be published, with how it compares with the versions in the model's folder."""
     measured = _measured(opened, served, min_accuracy)
-    change = None if measured is None else _change(folder / name, measured, opened)
-    manifest = _manifest(opened, served, source, measured) | promotion.promotion_of(change, is_wanted=promote)
-    notes = (*opened.notes, *served.notes, *_recipe_notes(folder / name, served), *_accuracy_notes(measured, change))
-    target = None if dry_run else artifact.publish(folder, name, served.model, manifest)
+    change = None if measured is None else _change(folder, measured, opened)
     return Published(
-        folder=target,
-        name=name,
+        folder=None,
+        name=folder.name,
         task=opened.wanted.chosen_task,
         report=served.report,
         proof=served.proof,
-        manifest=manifest,
-        notes=notes,
-        question=question_for(name, opened),
+        manifest=_manifest(opened, served, source, measured) | promotion.promotion_of(change, is_wanted=promote),
+        notes=(*opened.notes, *served.notes, *_recipe_notes(folder, served), *_accuracy_notes(measured, change)),
+        question=question_for(folder.name, opened),
     )
 
 
 def _measured(opened: Opened, served: Served, min_accuracy: float | None) -> Accuracy | None:
     measured = None
-    if opened.wanted.chosen_task == CLASSIFY and served.scores is not None:
-        measured = measure(opened.network, opened.examples, served.model, served.scores, served.is_probability)
+    if opened.wanted.chosen_task == CLASSIFY and served.meaning.scores is not None:
+        measured = measure(opened.network, opened.examples, served)
     if min_accuracy is None:
         return measured
     if measured is None:
@@ -137,7 +145,7 @@ def _source(opened: Opened, served: Served, source: Source) -> dict[str, Any]:
         wanted = images.normalisation
         arithmetic = {"scale": wanted.scale, "mean": list(wanted.mean), "std": list(wanted.std)}
     kept: dict[str, Any] = {"network": Path(source.name).name, "notes": list(source.notes), "normalisation": arithmetic}
-    kept["scores"] = served.scores
+    kept["scores"] = served.meaning.scores
     return {key: value for key, value in kept.items() if value}
 
 

@@ -8,6 +8,7 @@ import hashlib
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,12 @@ def picture_examples(given: Any, images: PictureInput, labels: Sequence[str] | N
     if images.recipe.is_free:
         _check_one_size(files, images.recipe)
 
+    @lru_cache(_CHECKED)  # those that are checked are asked for again and again
+    def pixels(row: int) -> Array:
+        return pictures.decode(files[row], images.recipe)
+
     def take(rows: Array) -> dict[str, Array]:
-        return {images.recipe.input: np.stack([pictures.decode(files[row], images.recipe) for row in rows])}
+        return {images.recipe.input: np.stack([pixels(int(row)) for row in rows])}
 
     def take_original(rows: Array) -> dict[str, Array]:
         if images.transforms is None:

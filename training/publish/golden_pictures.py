@@ -4,7 +4,7 @@ A picture that is larger than its share of the manifest is kept at the model's s
 kept file decodes to, whatever that is.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,16 +16,8 @@ from ..errors import VerifyError
 from .examples import Examples, PictureInput
 from .network import Array, Network
 from .proof import Session, Tolerance, distance, undecided_rows
-from .tasks import expected_outputs
-
-
-@dataclass(frozen=True, kw_only=True)
-class Meaning:
-    """What a network's outputs are for the task that is served."""
-
-    task: str
-    scores: str | None
-    is_probability: bool
+from .reference import answers_of
+from .tasks import Meaning
 
 
 def with_files(
@@ -35,17 +27,17 @@ def with_files(
     images: PictureInput,
     network: Network,
     meaning: Meaning,
-    served: Session,
+    served: bytes,
     tolerance: Tolerance,
 ) -> Golden:
     """Return golden answers whose picture input is files, where the examples are files.
 
     Args:
-        golden: of pixels.
+        golden: of pixels, proved.
         rows: indices of their examples.
         examples: as the user gave them.
         images: how pictures become an input.
-        network: the oracle.
+        network: the oracle, which is asked only for files that decode to other pixels than their examples.
         meaning: of its outputs.
         served: the served graph, which has to give the new answers.
         tolerance: how closely.
@@ -57,21 +49,42 @@ def with_files(
         return golden
     files = pack([(f"example {row}", examples.files[row]) for row in rows], images.recipe)
     pixels = np.stack([pictures.decode(file.content, images.recipe) for file in files])
-    feeds = {images.name: images.original(pixels)}
-    oracle = expected_outputs(network.oracle(feeds), meaning.task, meaning.scores, meaning.is_probability)
-    deployed = expected_outputs(network.deployed(feeds), meaning.task, meaning.scores, meaning.is_probability)
-    clear = ~undecided_rows(oracle, deployed, tolerance)
-    kept = np.flatnonzero(clear) if "class_id" in golden.outputs else np.arange(len(files))
-    if not kept.size:
+    known = golden.inputs[images.recipe.input][: len(files)]
+    others = np.flatnonzero((pixels != known).reshape(len(files), -1).any(axis=1))
+    outputs = {name: values[: len(files)].copy() for name, values in golden.outputs.items()}
+    kept = np.ones(len(files), bool)
+    if others.size:
+        kept[others] = _answer(outputs, others, pixels[others], images, network, meaning, served, tolerance)
+    if not kept.any():
         return golden
-    got = served.run({images.recipe.input: pixels})
-    outputs = {name: oracle[name][kept].astype(values.dtype) for name, values in golden.outputs.items()}
-    for name, expected in outputs.items():
-        error = (
-            distance(got[name][kept], expected)
-            if expected.dtype.kind == "f"
-            else float((got[name][kept] != expected).any())
-        )
-        if not error <= (tolerance.cpu if expected.dtype.kind == "f" else 0):
-            raise VerifyError(f"output {name!r} of the golden pictures is off by {error:.1e}; nothing is published")
-    return replace(golden, inputs={}, outputs=outputs, files=tuple(files[row] for row in kept))
+    chosen = np.flatnonzero(kept)
+    outputs = {name: values[chosen] for name, values in outputs.items()}
+    return replace(golden, inputs={}, outputs=outputs, files=tuple(files[row] for row in chosen))
+
+
+def _answer(
+    outputs: dict[str, Array],
+    places: Array,
+    pixels: Array,
+    images: PictureInput,
+    network: Network,
+    meaning: Meaning,
+    served: bytes,
+    tolerance: Tolerance,
+) -> Array:
+    """Write the oracle's answers for other pixels into `outputs` and return for each whether its class is clear."""
+    answers = answers_of(network, places, {images.name: images.original(pixels)})
+    oracle, deployed = meaning.expected(answers.oracle), meaning.expected(answers.deployed)
+    clear = ~undecided_rows(oracle, deployed, tolerance) if "class_id" in outputs else np.ones(len(places), bool)
+    got = Session(served).run({images.recipe.input: pixels})
+    for name, values in outputs.items():
+        values[places] = oracle[name].astype(values.dtype)
+        _require_equal(name, got[name][clear], values[places][clear], tolerance)
+    return clear
+
+
+def _require_equal(name: str, got: Array, expected: Array, tolerance: Tolerance) -> None:
+    is_float = expected.dtype.kind == "f"
+    error = distance(got, expected) if is_float else float((got != expected).any())
+    if not error <= (tolerance.cpu if is_float else 0):
+        raise VerifyError(f"output {name!r} of the golden pictures is off by {error:.1e}; nothing is published")

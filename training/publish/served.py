@@ -3,6 +3,7 @@
 The second half of publishing, and what `verify` repeats. It writes nothing.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +21,16 @@ from ..errors import ConfigError
 from ..fold.onnx.exporter import require_valid
 from ..fold.report import Report
 from ..model_file import to_bytes, weights_digest
-from .golden_pictures import Meaning, with_files
+from .golden_pictures import with_files
 from .golden_rows import choose
-from .network import Array, OnnxNetwork, TorchNetwork
+from .network import Array, Feeds, OnnxNetwork, TorchNetwork
 from .network_graph import NetworkGraph, graph_of_module, graph_of_onnx
 from .opened import Opened
 from .pixels import factors, is_identity
-from .proof import Proof, Session, check_served, golden_of, tolerance_of, undecided_rows
+from .proof import Proof, check_served, golden_of
+from .reference import Answers, Reference, ask, reference_of
 from .served_graph import add_preprocessing, add_task, producer_of, rename_inputs, set_metadata
-from .tasks import are_probabilities, expected_outputs, scores_of
+from .tasks import Meaning, are_probabilities, scores_of
 from .wanted import checked_labels
 
 _FOLD_ROWS = 2  # examples that the fold proves each norm on
@@ -44,8 +46,9 @@ class Served:
         golden_indices: which examples they are of.
         proof: what was measured.
         report: of the fold; None where nothing was folded.
-        is_probability: the network's own output, without softmax or sigmoid.
-        scores: the network's output that the task is about.
+        meaning: of the network's outputs.
+        reference: what the graph was held to.
+        answers: what it gave, in the default form of the runtime.
         notes: for people.
     """
 
@@ -54,26 +57,10 @@ class Served:
     golden_indices: Array
     proof: Proof
     report: Report | None
-    is_probability: bool
-    scores: str | None
+    meaning: Meaning
+    reference: Reference
+    answers: Mapping[str, Array]
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answers:
-    """What the unfolded network says to some examples, in float64 and in its own precision."""
-
-    rows: Array
-    oracle: dict[str, Array]
-    deployed: dict[str, Array]
-
-
-def ask(opened: Opened) -> Answers:
-    """Return what the unfolded network says to the examples that are checked, after seeing that it says it twice."""
-    rows = opened.examples.checked
-    feeds = opened.examples.take_original(rows)
-    opened.network.require_reproducible(feeds)
-    return Answers(rows=rows, oracle=opened.network.oracle(feeds), deployed=opened.network.deployed(feeds))
 
 
 def serve(opened: Opened) -> Served:
@@ -85,60 +72,74 @@ def serve(opened: Opened) -> Served:
         VerifyError: the graph does not answer as the unfolded network.
     """
     answers = ask(opened)
-    task = opened.wanted.chosen_task
-    scores = scores_of(answers.oracle, task, opened.wanted.scores)
+    scores = scores_of(answers.oracle, opened.wanted.chosen_task, opened.wanted.scores)
     _check_labels(opened, answers, scores)
     graph = _network_graph(opened)
-    own = _own_name(opened, graph, scores)
-    is_probability = scores is not None and are_probabilities(
-        answers.oracle[scores], task, "" if own is None else producer_of(graph.model, own)
-    )
-    expected = expected_outputs(answers.oracle, task, scores, is_probability)
-    deployed = expected_outputs(answers.deployed, task, scores, is_probability)
-    model = _completed(opened, graph, expected, own, is_probability)
-    report, graph_notes = graph.report, graph.notes
+    meaning = _meaning(opened, answers, graph, scores)
+    reference = reference_of(answers, meaning)
+    model = _completed(opened, graph, reference.expected, meaning)
+    report, notes = graph.report, (*graph.notes, *_notes(opened, answers, meaning))
     del graph  # its weights are in `model` as well
-    tolerance = tolerance_of(expected, deployed)
-    unsure = undecided_rows(expected, deployed, tolerance)
-    feeds = opened.examples.take(answers.rows)
-    deviations, got = check_served(model, feeds, expected, unsure, tolerance)
-    agreement = _agreement(got, expected)
-    are_files = opened.examples.files is not None
-    chosen, golden_notes = choose(expected, unsure, {} if are_files else feeds, answers.rows)
-    if golden_notes:
-        expected = {name: value for name, value in expected.items() if value.dtype.kind == "f"}
-    golden = golden_of(feeds, expected, got, chosen, tolerance)
-    if opened.images is not None:
-        meaning = Meaning(task=task, scores=scores, is_probability=is_probability)
-        golden = with_files(
-            golden,
-            answers.rows[chosen],
-            opened.examples,
-            opened.images,
-            opened.network,
-            meaning,
-            Session(model),
-            tolerance,
-        )
+    return _proved(opened, model, reference, meaning, report, notes)
+
+
+def _proved(
+    opened: Opened,
+    model: bytes,
+    reference: Reference,
+    meaning: Meaning,
+    report: Report | None,
+    notes: tuple[str, ...],
+) -> Served:
+    feeds = opened.examples.take(reference.rows)
+    deviations, got = check_served(model, feeds, reference.expected, reference.unsure, reference.tolerance)
+    golden, rows, golden_notes = _golden(opened, model, reference, meaning, feeds, got)
     return Served(
         model=model,
         golden=golden,
-        golden_indices=answers.rows[chosen],
-        proof=Proof(
-            oracle=opened.network.oracle_kind,
-            examples=opened.examples.kind,
-            rows=len(answers.rows),
-            deviations=deviations,
-            probability_difference=_difference(got, expected),
-            agreement=agreement,
-            undecided=int(unsure.sum()),
-            tolerance=tolerance,
-        ),
+        golden_indices=rows,
+        proof=_proof(opened, reference, deviations, got),
         report=report,
-        is_probability=is_probability,
-        scores=scores,
-        notes=(*graph_notes, *_notes(opened, answers, scores, is_probability), *golden_notes),
+        meaning=meaning,
+        reference=reference,
+        answers=got,
+        notes=(*notes, *golden_notes),
     )
+
+
+def _proof(opened: Opened, reference: Reference, deviations: Mapping[str, float], got: Mapping[str, Array]) -> Proof:
+    return Proof(
+        oracle=opened.network.oracle_kind,
+        examples=opened.examples.kind,
+        rows=len(reference.rows),
+        deviations=deviations,
+        probability_difference=_difference(got, reference.expected),
+        agreement=_agreement(got, reference.expected),
+        undecided=int(reference.unsure.sum()),
+        tolerance=reference.tolerance,
+    )
+
+
+def _golden(
+    opened: Opened, model: bytes, reference: Reference, meaning: Meaning, feeds: Feeds, got: Mapping[str, Array]
+) -> tuple[Golden, Array, tuple[str, ...]]:
+    """Return the golden answers, the examples that they are of, and a note where none of them has a clear class."""
+    examples, expected = opened.examples, reference.expected
+    chosen, notes = choose(expected, reference.unsure, {} if examples.files is not None else feeds, reference.rows)
+    if notes:
+        expected = {name: value for name, value in expected.items() if value.dtype.kind == "f"}
+    golden, rows = golden_of(feeds, expected, got, chosen, reference.tolerance), reference.rows[chosen]
+    if opened.images is not None:
+        golden = with_files(golden, rows, examples, opened.images, opened.network, meaning, model, reference.tolerance)
+    return golden, rows, notes
+
+
+def _meaning(opened: Opened, answers: Answers, graph: NetworkGraph, scores: str | None) -> Meaning:
+    task = opened.wanted.chosen_task
+    own = _own_name(opened, graph, scores)
+    producer = "" if own is None else producer_of(graph.model, own)
+    is_probability = scores is not None and are_probabilities(answers.oracle[scores], task, producer)
+    return Meaning(task=task, scores=scores, is_probability=is_probability)
 
 
 def _network_graph(opened: Opened) -> NetworkGraph:
@@ -179,10 +180,8 @@ def _own_name(opened: Opened, graph: NetworkGraph, scores: str | None) -> str | 
     return str(graph.model.graph.output[opened.network.outputs.index(scores)].name)
 
 
-def _completed(
-    opened: Opened, graph: NetworkGraph, expected: dict[str, Array], own: str | None, is_probability: bool
-) -> bytes:
-    model, images, task = graph.model, opened.images, opened.wanted.chosen_task
+def _completed(opened: Opened, graph: NetworkGraph, expected: Mapping[str, Array], meaning: Meaning) -> bytes:
+    model, images, own = graph.model, opened.images, _own_name(opened, graph, meaning.scores)
     if isinstance(opened.network, TorchNetwork) and images is not None:
         add_preprocessing(model, images.recipe, None if graph.takes_pixels else _factors(opened))
     elif images is None:
@@ -193,7 +192,7 @@ def _completed(
         if name in expected
     }
     columns = 0 if own is None else next(iter(expected.values())).shape[1]
-    add_task(model, task, own, is_probability, columns, names)
+    add_task(model, meaning.task, own, meaning.is_probability, columns, names)
     set_metadata(model, {**_metadata(opened), WEIGHTS: weights_digest(model)})
     model.producer_name, model.producer_version, model.domain = "foldserve", "", ""
     require_valid(model)
@@ -224,9 +223,9 @@ def _check_labels(opened: Opened, answers: Answers, scores: str | None) -> None:
         )
 
 
-def _notes(opened: Opened, answers: Answers, scores: str | None, is_probability: bool) -> tuple[str, ...]:
-    notes = []
-    if is_probability:
+def _notes(opened: Opened, answers: Answers, meaning: Meaning) -> tuple[str, ...]:
+    notes, scores = [], meaning.scores
+    if meaning.is_probability:
         notes.append(f"output {scores!r} holds probabilities already; nothing is added to it")
     if scores is not None and len(answers.oracle) > 1:
         others = ", ".join(name for name in answers.oracle if name != scores)
@@ -239,13 +238,13 @@ def _notes(opened: Opened, answers: Answers, scores: str | None, is_probability:
     return tuple(notes)
 
 
-def _difference(got: dict[str, Array], expected: dict[str, Array]) -> float | None:
+def _difference(got: Mapping[str, Array], expected: Mapping[str, Array]) -> float | None:
     if "probabilities" not in expected:
         return None
     return float(np.abs(got["probabilities"] - expected["probabilities"]).max())
 
 
-def _agreement(got: dict[str, Array], expected: dict[str, Array]) -> float | None:
+def _agreement(got: Mapping[str, Array], expected: Mapping[str, Array]) -> float | None:
     if "class_id" not in expected:
         return None
     return float((got["class_id"] == expected["class_id"]).mean())

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -67,23 +68,35 @@ def are_probabilities(scores: Array, task: str, producer: str) -> bool:
     return within and producer in ("Sigmoid", "HardSigmoid", "Softmax")
 
 
-def expected_outputs(
-    outputs: Mapping[str, Array], task: str, scores: str | None, is_probability: bool
-) -> dict[str, Array]:
-    """Return what the served graph has to answer, from the float64 outputs of the unfolded network.
+@dataclass(frozen=True, kw_only=True)
+class Meaning:
+    """What a network's outputs are for the task that is served.
 
-    Raises:
-        VerifyError: a value is NaN or infinite.
+    Attributes:
+        task: one of `foldserve.format.task`.
+        scores: the output that the task is about; None for `tensors`.
+        is_probability: it holds probabilities already, so that nothing is added.
     """
-    if task == TENSORS or scores is None:
-        found = {name: array for name, array in outputs.items() if array.dtype.kind in "fiub"}
-    else:
-        values = outputs[scores].astype(np.float64).reshape(len(outputs[scores]), -1)
-        found = _of_task(values, task, is_probability)
-    for name, array in found.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise VerifyError(f"output {name!r} of the unfolded network holds NaN or infinity on the examples")
-    return found
+
+    task: str
+    scores: str | None
+    is_probability: bool
+
+    def expected(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return what the served graph has to answer, from the outputs of the unfolded network.
+
+        Raises:
+            VerifyError: a value is NaN or infinite.
+        """
+        if self.task == TENSORS or self.scores is None:
+            found = {name: array for name, array in outputs.items() if array.dtype.kind in "fiub"}
+        else:
+            values = outputs[self.scores].astype(np.float64).reshape(len(outputs[self.scores]), -1)
+            found = _of_task(values, self.task, self.is_probability)
+        for name, array in found.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise VerifyError(f"output {name!r} of the unfolded network holds NaN or infinity on the examples")
+        return found
 
 
 def _of_task(values: Array, task: str, is_probability: bool) -> dict[str, Array]:

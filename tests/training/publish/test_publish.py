@@ -543,6 +543,27 @@ def test_large_pictures_are_kept_small_and_still_proved(tmp_path: Path, transfor
         assert httpx.get(f"{url}/v2/models/flowers/ready").status_code == 200
 
 
+def test_no_example_is_asked_twice(
+    tmp_path: Path, transforms: Any, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Proof, golden files and accuracy use one answer of the oracle: in float64 it is what publishing costs."""
+    from foldserve.training.publish.network import TorchNetwork
+
+    rows = {"oracle": 0, "deployed": 0}
+    for kind in rows:
+        original = getattr(TorchNetwork, kind)
+
+        def counted(self: Any, feeds: Any, kind: str = kind, original: Any = original) -> Any:
+            rows[kind] += len(next(iter(feeds.values())))
+            return original(self, feeds)
+
+        monkeypatch.setattr(TorchNetwork, kind, counted)
+    published = publish(small_cnn(), name="flowers", image=transforms, examples=pictures, models_dir=tmp_path)
+    examples = published.manifest["accuracy"]["images"]
+    assert rows == {"oracle": examples, "deployed": examples}
+    assert published.manifest["golden"]["files"]
+
+
 def test_pictures_in_memory_are_examples_as_files_are(tmp_path: Path, transforms: Any, pictures: Path) -> None:
     """Arrays of any size, PIL pictures and paths side by side prove the same as the files do."""
     paths = sorted(pictures.glob("*/*"))[:3]
