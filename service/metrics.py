@@ -7,12 +7,20 @@ members, where the sum is the same; no label holds what a client sent.
 import asyncio
 import functools
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -21,6 +29,7 @@ from .batching.request import CHECKS
 Floats = npt.NDArray[np.float64]
 
 _SECONDS = (50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 500e-3, 1, 2.5, 5)
+_CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 # How old the counts may be that one of several workers shows the others. Each count costs about 80 microseconds: done
@@ -60,6 +69,17 @@ class Metrics:
             ["model", "version", "outcome"],
         )
         self.rows = counter("rows", "Rows of clients answered.", model)
+        self.predicted_classes = counter(
+            "predicted_classes",
+            "Rows of clients by the class that they were given; of models with up to 200 classes.",
+            ["model", "version", "class"],
+        )
+        self.confidence = histogram(
+            "confidence",
+            "Largest probability of each row of clients, of models that classify.",
+            ["model", "version"],
+            buckets=_CONFIDENCES,
+        )
         self.check_rows = counter(
             "check_rows",
             "Rows that the service ran for itself: golden answers of a load, canaries, shadows.",
@@ -128,6 +148,8 @@ class Metrics:
             "bucket_seconds", "Seconds of one run of each bucket, measured at load.", ["model", "bucket"]
         )
         self.load_seconds = gauge("load_seconds", "Seconds to load and prove a model.", model)
+        if totals is None:
+            ProcessCollector(registry=self.registry)
         self.ready.set(0)
         gauge("build_info", "1; the Python that runs the service.", ["python"]).labels(platform.python_version()).set(1)
 
@@ -227,6 +249,8 @@ class VersionMetrics:
         self._queue_seconds = metrics.queue_seconds.labels(name)
         self._infer_seconds = metrics.infer_seconds.labels(name)
         self._batch_failures = metrics.batch_failures.labels(name)
+        for seldom in (metrics.refused_versions, metrics.abandoned_loads, metrics.changed_versions):
+            seldom.labels(name)  # a series that begins with 1 would show no increase
         self._refused = {reason: metrics.refused.labels(name, reason) for reason in REASONS}
 
     def requests(self, answered: int, failed: int) -> None:
@@ -253,6 +277,30 @@ class VersionMetrics:
     def refused(self, reason: str) -> None:
         """Count a request that cost no run."""
         self._refused[reason].inc()
+
+
+class PredictionMetrics:
+    """What one version of a model predicted.
+
+    Args:
+        metrics: which.
+        name: of the model.
+        version: of it.
+    """
+
+    def __init__(self, metrics: Metrics, name: str, version: int) -> None:
+        self._classes = metrics.predicted_classes
+        self._identity = name, str(version)
+        self._confidence = metrics.confidence.labels(*self._identity)
+
+    def classes(self, rows: Mapping[str, int]) -> None:
+        """Count rows by the class that they were given."""
+        for name, count in rows.items():
+            self._classes.labels(*self._identity, name).inc(count)
+
+    def confidences(self, values: Floats) -> None:
+        """Count the largest probability of each row."""
+        _observe_many(self._confidence, values)
 
 
 def _observe_many(histogram: Any, values: Sequence[float] | Floats) -> None:

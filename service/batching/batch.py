@@ -60,6 +60,14 @@ class Observer(Protocol):
             check_rows: rows that the service asked itself, by source.
         """
 
+    def outputs(self, outputs: Mapping[str, Array], rows: int) -> None:
+        """What a batch of clients alone was answered.
+
+        Args:
+            outputs: by name, not to be kept.
+            rows: that clients asked for; those behind them fill the bucket.
+        """
+
     def batch_failed(self) -> None:
         """A batch failed, and its members ran alone."""
 
@@ -71,6 +79,9 @@ class NullObserver:
     """An observer that counts nothing."""
 
     def batch(self, *counted: Any) -> None:
+        """Count nothing."""
+
+    def outputs(self, outputs: Mapping[str, Array], rows: int) -> None:
         """Count nothing."""
 
     def batch_failed(self) -> None:

@@ -311,6 +311,8 @@ class Batcher:
             time.perf_counter() - started,
             checks,
         )
+        if not checks:
+            self._observer.outputs(answer.outputs, batch.rows)
 
     def _tell_if_drained(self) -> None:
         if self._drained is not None and not self._queue and not self._is_running:

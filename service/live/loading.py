@@ -16,6 +16,8 @@ from typing import Any
 
 import onnxruntime
 
+from foldserve.format.task import CLASSIFY
+
 from ..artifacts.golden import check_golden
 from ..artifacts.repository import Artifact, Repository
 from ..batching.batcher import Batcher
@@ -29,12 +31,13 @@ from ..engines.runners import stoppable
 from ..engines.structure import structure_of
 from ..engines.throttle import throttled
 from ..errors import ArtifactInvalid, DeviceLost, ServiceError, VersionLost
-from ..metrics import Metrics
+from ..metrics import Metrics, PredictionMetrics
 from ..processes.abandoned import abandon
 from ..processes.workers import Workers
 from ..settings import Settings
 from .memory import give_back
 from .model import UNVERIFIED, Model
+from .predictions import Predictions, is_countable
 from .served import ServedVersions
 from .statistics import Statistics
 
@@ -165,7 +168,8 @@ class Loader:
         name = artifact.name
         folder = self._folder and self._folder / name / str(artifact.version)
         metrics = self._metrics.for_version(name, artifact.version)
-        statistics = Statistics(engine.buckets[-1], metrics, folder)
+        predictions = self._predictions(name, artifact.version, engine)
+        statistics = Statistics(engine.buckets[-1], metrics, folder, predictions)
         try:
             model = Model(artifact, engine, self._batcher(engine, executor, statistics), executor, statistics)
             await _prove(model)
@@ -261,6 +265,14 @@ class Loader:
             decide=self._decide,
             references=references,
         )
+
+    def _predictions(self, name: str, version: int, engine: Engine) -> Predictions | None:
+        """What counts the classes and confidences of a version that classifies; None where it does not."""
+        outputs = {spec.name: spec for spec in engine.outputs}
+        if engine.task.name != CLASSIFY or not is_countable(outputs):
+            return None
+        classes = outputs["probabilities"].shape[1]
+        return Predictions(PredictionMetrics(self._metrics, name, version), engine.class_names, classes or 0)
 
     def _batcher(self, engine: Engine, executor: ThreadPoolExecutor, statistics: Statistics) -> Batcher:
         """A batcher that stays in the engine's own thread where the device demands it."""

@@ -16,6 +16,8 @@ import numpy as np
 from ..batching.request import CHECKS
 from ..metrics import Floats, VersionMetrics
 from ..processes.counters import Counters
+from ..tensors import Array
+from .predictions import Predictions
 
 _STAGES = ("queue", "compute_input", "compute_infer", "compute_output")
 
@@ -41,15 +43,23 @@ class Statistics:
         most_rows: of one batch.
         metrics: show the same.
         folder: where the workers keep the counters of this version; None when there is only this process.
+        predictions: counts classes and confidences too; None for a model that does not classify.
     """
 
-    def __init__(self, most_rows: int, metrics: VersionMetrics, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        most_rows: int,
+        metrics: VersionMetrics,
+        folder: Path | None = None,
+        predictions: Predictions | None = None,
+    ) -> None:
         self._most_rows = most_rows
         self._metrics = metrics
         self._counters = Counters(_FIRST_BATCH + _BATCH_PLACES * (most_rows + 1), folder, maxima=[_LAST_MS])
         self._last_ms = 0
         self._answers = array("d")  # one after the other, `_ANSWER` numbers each
         self._runs = array("d")  # the same with `_RUN` numbers
+        self._predictions = predictions
         # A failure or a refusal is no load of its own, and is counted at once.
         self.batch_failed = metrics.batch_failed
         self.refused = metrics.refused
@@ -99,8 +109,15 @@ class Statistics:
         if len(self._runs) >= _MOST_NOTED * _RUN:
             self.count()
 
+    def outputs(self, outputs: Mapping[str, Array], rows: int) -> None:
+        """Note what clients were answered."""
+        if self._predictions is not None:
+            self._predictions.note(outputs, rows)
+
     def count(self) -> None:
         """Count what was noted."""
+        if self._predictions is not None:
+            self._predictions.count()
         if self._runs:
             runs, self._runs = np.frombuffer(self._runs).reshape(-1, _RUN).T, array("d")
             self._count_runs(*runs)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, values
+from prometheus_client import CollectorRegistry, ProcessCollector, values
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
@@ -39,6 +39,7 @@ class _Totals(Collector):
     """The sums over all places; the library calls the place of a gauge "pid"."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._files = MultiProcessCollector(None, str(folder))  # type: ignore[no-untyped-call]
 
     def collect(self) -> Iterable[Metric]:
@@ -49,3 +50,27 @@ class _Totals(Collector):
                     for sample in metric.samples
                 ]
             yield metric
+        yield from self._processes()
+
+    def _processes(self) -> Iterable[Metric]:
+        """Time, memory and descriptors of each worker, under its place."""
+        families: dict[str, Metric] = {}
+        for lock in sorted(self._folder.glob("place-*")):
+            if (pid := _worker_at(lock)) is None:
+                continue
+            place = {"worker": lock.name.removeprefix("place-")}
+            for metric in ProcessCollector(pid=lambda pid=pid: pid, registry=None).collect():  # type: ignore[misc]
+                family = families.setdefault(metric.name, metric)
+                samples = [sample._replace(labels=place) for sample in metric.samples]
+                family.samples = samples if family is metric else [*family.samples, *samples]
+        yield from families.values()
+
+
+def _worker_at(lock: Path) -> int | None:
+    """Return the process that took a place, while it is a child of the supervisor; None once it has ended."""
+    try:
+        pid = int(lock.read_text())
+        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pid if parent == os.getppid() else None

@@ -5,6 +5,7 @@ that was killed leaves its counts to the one that replaces it. Holds no requests
 sessions of its own.
 """
 
+import contextlib
 import fcntl
 import logging
 import multiprocessing
@@ -90,7 +91,7 @@ class Workers:
     def forget_gone(self) -> None:
         """Take the gauges of free places out of the metrics; counts stay."""
         for lock in self.folder.glob("place-*"):
-            with lock.open("w") as file:
+            with lock.open("r+") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -157,6 +158,9 @@ class Workers:
                 os.close(descriptor)
                 place += 1
             else:
+                with contextlib.suppress(OSError):  # a full disk: the metrics lack this process, and nothing else
+                    os.truncate(descriptor, 0)
+                    os.write(descriptor, str(os.getpid()).encode())
                 return place, descriptor
 
     def _forget_gauges(self, place: int) -> None:

@@ -12,6 +12,7 @@ from foldserve.service.access import scope_of
 from foldserve.service.app import create_app
 from foldserve.service.openapi_errors import REASONS
 from foldserve.service.settings import ENV_PREFIX, Settings
+from tests.support.metrics_page import metrics
 
 MADE = "Made from the code by `make reference`."
 
@@ -117,4 +118,4 @@ def _as_markdown(docstring: str) -> str:
     return html.escape("\n".join(line.rstrip() for line in lines), False)
 
 
-PAGES = {"settings.md": settings, "http.md": routes, "python.md": python}
+PAGES = {"settings.md": settings, "http.md": routes, "python.md": python, "metrics.md": metrics}

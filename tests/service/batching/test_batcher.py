@@ -63,6 +63,7 @@ class Counted:
         self.checks: list[dict[str, int]] = []
         self.batches: list[tuple[int, int]] = []
         self.failures = 0
+        self.rows_answered = 0
         self.reasons: list[str] = []
 
     def batch(self, rows, padded_rows, queue_seconds, infer_seconds, input_seconds, output_seconds, check_rows) -> None:
@@ -71,6 +72,9 @@ class Counted:
         assert output_seconds > 0
         self.checks.append(dict(check_rows))
         self.batches.append((rows, rows + padded_rows))
+
+    def outputs(self, outputs, rows) -> None:
+        self.rows_answered += rows
 
     def batch_failed(self) -> None:
         self.failures += 1
