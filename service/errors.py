@@ -9,6 +9,7 @@
     │   │   └── ModelNotFound      404
     │   ├── MethodNotAllowed       405
     │   ├── RequestTimeout         408
+    │   ├── Conflict               409
     │   ├── BodyTooLarge           413
     │   │   └── TooManyRows        413
     │   ├── UnsupportedMediaType   415
@@ -116,6 +117,13 @@ class RequestTimeout(RequestError):
 
     status = 408
     grpc_status = "DEADLINE_EXCEEDED"
+
+
+class Conflict(RequestError):
+    """What is asked for contradicts what is declared elsewhere, and has to be changed there."""
+
+    status = 409
+    grpc_status = "FAILED_PRECONDITION"
 
 
 class BodyTooLarge(RequestError):

@@ -130,6 +130,9 @@ class Metrics:
         self.state_lost = gauge(
             "state_lost", "1 while decisions about models are those of an earlier moment, since their file is lost."
         )
+        self.declared_lost = gauge(
+            "declared_lost", "1 while the deployment file cannot be used, and what it declared before holds."
+        )
         self.device_fallback = gauge(
             "device_fallback", "1 when a model runs on the CPU because no GPU was available.", model
         )

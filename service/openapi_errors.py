@@ -27,6 +27,7 @@ REASONS = {
     403: "The API key lacks the scope that this needs.",
     404: "There is no such path, no such model, or no key with the scope admin.",
     408: "Headers or body did not arrive in time.",
+    409: "Pins or labels are declared that this contradicts; the sentence says where.",
     413: "More bytes or more rows than one request may hold.",
     415: "The content type or the content encoding is none that the route reads.",
     429: "The API key has used up its share; Retry-After says when to try again.",
@@ -62,6 +63,8 @@ def error_statuses(method: str, path: str, *, has_body: bool) -> set[int]:
         statuses |= {404}
     if has_body:
         statuses |= {415}
+    if scope == ADMIN:
+        statuses |= {409}
     if asks:
         statuses |= {504}
     return statuses

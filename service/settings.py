@@ -14,14 +14,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from foldserve.bundled import bundled_models
-from foldserve.format.names import MODEL_NAME_RULE, is_model_name
+from foldserve.format.names import MODEL_NAME_RULE, is_model_name, is_version
 
 ENV_PREFIX = "FOLDSERVE_"
 MEBIBYTE = 1024 * 1024
 _NAME_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789-_.*"
+_LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 # What Kubernetes sets in every pod for each Service, in the form of Docker's links: neither a setting nor misspelt.
 # Source: kubernetes.io, "Service", environment variables; pkg/kubelet/envvars/envvars.go.
 _LINK_NAME = re.compile(r"\w+_SERVICE_(HOST|PORT(_\w+)?)|\w+_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?")
@@ -86,6 +96,15 @@ class Settings(BaseModel):
     )
     strict_start: bool = Field(
         False, description="end the start when any model has no version that can be served, not only when all have none"
+    )
+    pin: tuple[str, ...] = Field(
+        (), description="versions that are latest whatever operators call for, name=version each; unset: none"
+    )
+    label: tuple[str, ...] = Field(
+        (), description="labels that point at a version whatever operators call for, name:label=version each"
+    )
+    deployment_file: Path | None = Field(
+        None, description="TOML file of such pins and labels, followed while it changes; unset: none"
     )
     keep_warm: int = Field(
         1, ge=0, le=16, description="versions that were latest before and stay loaded for a rollback"
@@ -236,7 +255,23 @@ class Settings(BaseModel):
             ipaddress.ip_network(network.strip(), strict=False)
         return tuple(network.strip() for network in networks)
 
-    @field_validator("buckets", "closed_scopes", "allowed_hosts", "trusted_proxies", mode="before")
+    @field_validator("pin", "label")
+    @classmethod
+    def _are_declarations(cls, entries: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        entries = tuple(entry.strip() for entry in entries)
+        expected, example = (2, "lenet-bn:canary=7") if info.field_name == "label" else (1, "lenet-bn=2")
+        places: dict[str, str] = {}
+        for entry in entries:
+            place, _, version = entry.rpartition("=")
+            name, *label = place.split(":")
+            is_label = all(_LABEL.fullmatch(text) and text != "latest" for text in label)
+            if not (is_model_name(name) and is_version(version) and is_label and len(label) == expected - 1):
+                raise ValueError(f"expected model and version, such as {example}")
+            if places.setdefault(place, version) != version:
+                raise ValueError(f"{place} is given twice, as {places[place]} and as {version}")
+        return entries
+
+    @field_validator("buckets", "closed_scopes", "allowed_hosts", "trusted_proxies", "pin", "label", mode="before")
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -279,7 +314,7 @@ class Settings(BaseModel):
             SystemExit: code 0 after `--help`; code 2, with one line per mistake, when a value cannot be used.
         """
         parser = _parser()
-        given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+        given = {name: _typed(value) for name, value in vars(parser.parse_args(argv)).items() if value is not None}
         if given.pop("demo"):
             given["models_dir"] = _bundled(parser, given)
         try:
@@ -305,10 +340,16 @@ def _parser() -> argparse.ArgumentParser:
     for name, field in Settings.model_fields.items():
         default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         explained = f"{field.description} (default: {default})".replace("%", "%%")
-        action = argparse.BooleanOptionalAction if field.annotation is bool else "store"
+        is_list = isinstance(field.default, tuple)  # such a flag may be given several times
+        action = argparse.BooleanOptionalAction if field.annotation is bool else "append" if is_list else "store"
         parser.add_argument(f"--{name.replace('_', '-')}", action=action, default=None, help=explained)
     parser.add_argument("--demo", action="store_true", help="serve the model that is part of foldserve")
     return parser
+
+
+def _typed(value: Any) -> Any:
+    """The text of one flag; those of a list that was given in parts are one."""
+    return ",".join(value) if isinstance(value, list) else value
 
 
 def _bundled(parser: argparse.ArgumentParser, given: dict[str, Any]) -> Path:

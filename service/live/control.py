@@ -53,7 +53,8 @@ class ModelControl:
             ModelNotFound: it is neither on disk nor in memory.
         """
         on_disk = await self._on_disk(name)
-        state, table = self._state.of(name), self._registry.tables.get(name)
+        state, table = self._reconciler.state_of(name), self._registry.tables.get(name)
+        declared = self._reconciler.declared
         return {
             "name": name,
             "latest": table.latest if table else None,
@@ -62,6 +63,8 @@ class ModelControl:
             "versions": self._versions(name, on_disk),
             "shadow": self.shadow_report(name),
             "history": [asdict(move) for move in state.history],
+            **({"declared": dict(declared.of(name))} if declared.of(name) else {}),
+            **({"declared_lost": declared.loss} if declared.loss else {}),
             **({"state_lost": self._state.loss} if self._state.loss else {}),
         }
 
@@ -81,10 +84,12 @@ class ModelControl:
 
         Raises:
             ModelNotFound: there is no such model.
+            Conflict: versions of it are declared.
             NotReady: there is no state folder.
         """
         with audited("unload", caller, name):
             await self._on_disk(name)
+            self._reconciler.declared.check_unload(name)
             self._state.check()
             await self._decide(name, lambda state: replace(state, is_unloaded=True, loaded=(), shadow=None))
             self._reconciler.follow(name)
@@ -98,6 +103,7 @@ class ModelControl:
         Raises:
             ModelNotFound: the version is not on disk.
             InvalidInput: it was refused, or no version is named for another label.
+            Conflict: the label is declared to point at another version.
             NotReady: there is no state folder.
         """
         with audited(PROMOTE, caller, name, version=version, label=clip(label)):
@@ -105,6 +111,7 @@ class ModelControl:
             on_disk = await self._on_disk(name)
             if version is None and label != LATEST:
                 raise InvalidInput(f"promote: no version, expected the one that {label!r} shall point at")
+            self._reconciler.declared.check_move(name, label, version)
             self._state.check()
             target = version
             if version is not None:
@@ -124,6 +131,7 @@ class ModelControl:
         Raises:
             ModelNotFound: there is no such model or label.
             InvalidInput: there is nothing to go back to, that version was refused, or this is no label.
+            Conflict: the label is declared.
             NotReady: there is no state folder.
         """
         with audited(ROLLBACK, caller, name, label=clip(label)):
@@ -132,6 +140,7 @@ class ModelControl:
             source = self._target(name, label)
             if source is None:
                 raise ModelNotFound(f"model {name!r} has no label {label!r} to roll back")
+            self._reconciler.declared.check_move(name, label, None)
             self._state.check()
             target = self._reconciler.previous(name) if label == LATEST else self._state.of(name).before(label)
             if target is None:
@@ -175,7 +184,7 @@ class ModelControl:
         on_disk = await self._on_disk(name, version)
         if version is not None:
             await self._decide(name, lambda state: replace(_with(state, version), is_unloaded=False))
-        elif self._state.of(name).is_unloaded:
+        elif self._reconciler.state_of(name).is_unloaded:
             await self._decide(name, lambda state: replace(state, is_unloaded=False))
         await self._reconciler.reconcile(name, version, again=True)
         try:
@@ -258,7 +267,7 @@ class ModelControl:
         table = self._registry.tables.get(name)
         if label == LATEST:
             return table.latest if table else None
-        return self._state.of(name).labels.get(label)
+        return self._reconciler.state_of(name).labels.get(label)
 
     def _raise_refusal(self, name: str, version: int) -> None:
         refusal = self._reconciler.refusals.get((name, version))

@@ -18,6 +18,7 @@ from ..errors import ArtifactInvalid, ServiceError, VersionLost
 from ..metrics import Metrics
 from ..processes.workers import Workers
 from ..settings import Settings
+from .declared import Declared
 from .disk_scan import DiskScan
 from .loading import Loader
 from .model import Model
@@ -54,6 +55,7 @@ class Reconciler:
     Attributes:
         repository: the models on disk, as they are read in a thread.
         state: what operators decided.
+        declared: what is declared, and wins over that.
         refusals: why a version is not served, by name and version.
         changes: what became of the folder of a version in memory, by name and version.
         loading: the loads that are going on, by name and version.
@@ -69,6 +71,7 @@ class Reconciler:
         )
         spare = None if workers is None else workers.folder
         self.state = StateDir(settings.state_dir, metrics, settings.state_lock_seconds, spare)
+        self.declared = Declared(settings.pin, settings.label, settings.deployment_file, metrics)
         self.refusals: dict[tuple[str, int], Refusal] = {}
         self.changes: dict[tuple[str, int], str] = {}
         self.loading: dict[tuple[str, int], asyncio.Task[None]] = {}
@@ -101,6 +104,7 @@ class Reconciler:
             StartError: no model can be served, or one cannot and the start is strict.
         """
         try:
+            await asyncio.to_thread(self.declared.start)
             self.state.make()
             await self._load_all()
         except BaseException as err:
@@ -112,6 +116,10 @@ class Reconciler:
             self._log_refusal(name, version)
         self._registry.open()
         self._polling = asyncio.create_task(self._poll())
+
+    def state_of(self, name: str) -> ModelState:
+        """Return what holds for a model: what was decided about it, and what is declared in its place."""
+        return self.declared.applied(name, self.state.of(name))
 
     def poll_now(self) -> None:
         """Look at the disk and at what was decided soon, whenever the next poll would be."""
@@ -160,7 +168,7 @@ class Reconciler:
             name: the model.
             fresh: a version that has just been loaded.
         """
-        state, table = self.state.of(name), self._registry.tables.get(name)
+        state, table = self.state_of(name), self._registry.tables.get(name)
         loaded = dict(table.loaded) if table else {}
         if fresh is not None:
             loaded[fresh.version] = fresh
@@ -176,8 +184,8 @@ class Reconciler:
             if table is None or latest != table.latest:
                 self._note_move(name, latest, loaded.get(latest))
             self._registry.shadows.follow(name, state.shadow, loaded)
-            keep = self._wanted(name, state) | {latest, *self._warm.get(name, [])}
-            labels = {label: v for label, v in state.labels.items() if label != LATEST and (v in loaded or v in lost)}
+            labels = _labels(state, table, loaded, lost)
+            keep = self._wanted(name, state) | {latest, *labels.values(), *self._warm.get(name, [])}
             kept = {version: model for version, model in loaded.items() if version in keep}
             self._replace(name, VersionTable(name, latest, labels, kept, lost))
         table = self._registry.tables.get(name)
@@ -190,7 +198,7 @@ class Reconciler:
         Versions rolled back since the last promote are passed over: a second rollback goes a step further back.
         """
         table = self._registry.tables.get(name)
-        left = self.state.of(name).left_behind(LATEST)
+        left = self.state_of(name).left_behind(LATEST)
         warm = [version for version in self._warm.get(name, []) if version not in left]
         if table is None or warm:
             return warm[-1] if warm else None
@@ -215,12 +223,15 @@ class Reconciler:
 
     def _why_not_served(self, name: str) -> ServiceError | None:
         """Return what keeps a model on disk from answering in any version; None for any other name."""
-        if name in self._registry.tables or self.state.of(name).is_unloaded:
+        if name in self._registry.tables or self.state_of(name).is_unloaded:
             return None
         versions = self._on_disk.get(name, ())
         refused = [version for version in versions if (name, version) in self.refusals]
         if refused:
             return self.refusals[name, refused[-1]].error
+        pin = self.declared.of(name).get(LATEST)
+        if pin is not None and pin not in versions:
+            return ArtifactInvalid(f"version {pin}, which is declared, is not there; there are {list(versions)}")
         held = [version for version in versions if (name, version) in self.held_back]
         if not held:
             return None
@@ -233,6 +244,7 @@ class Reconciler:
                 await asyncio.wait_for(self._wake.wait(), self._settings.poll_seconds or None)
             self._wake.clear()
             try:
+                await asyncio.to_thread(self.declared.look)
                 for name in list(self._registry.tables):
                     self.follow(name)
                 await self.look()
@@ -294,7 +306,7 @@ class Reconciler:
 
     def _missing(self, name: str, only: int | None = None) -> list[int]:
         """Return the versions that are to be loaded, best first: those that `latest` shall point at, then others."""
-        state, table = self.state.of(name), self._registry.tables.get(name)
+        state, table = self.state_of(name), self._registry.tables.get(name)
         if state.is_unloaded:
             return []
         loaded, lost, now = table.loaded if table else {}, self._lost(name), self._now(name)
@@ -333,6 +345,8 @@ class Reconciler:
         offered = (version for version in self._on_disk.get(name, ()) if (name, version) not in self.held_back)
         newest_first = sorted(offered, reverse=True)
         now = self._now(name)
+        if LATEST in self.declared.of(name):  # nothing else answers, but for what does until that is there
+            return [state.labels[LATEST], *now]
         if LATEST in state.labels:
             return [state.labels[LATEST], *now, *newest_first]
         policy = self.policies.get(name)
@@ -429,3 +443,19 @@ def _left_out(models: Mapping[str, Sequence[int]], policies: Mapping[str, Versio
             reason = f"{CONFIG_FILE} serves versions {', '.join(map(str, policy.only))} alone"
             reasons |= {(name, version): reason for version in models[name] if version not in policy.only}
     return reasons
+
+
+def _labels(
+    state: ModelState, table: VersionTable | None, loaded: Mapping[int, Model], lost: Mapping[int, str]
+) -> dict[str, int]:
+    """Return where labels besides `latest` point: at what is wanted, until that is loaded at what they pointed at."""
+    labels = {}
+    for label, version in state.labels.items():
+        before = table.labels.get(label) if table else None
+        if label == LATEST:
+            continue
+        if version in loaded or version in lost:
+            labels[label] = version
+        elif before is not None and before in loaded:
+            labels[label] = before
+    return labels

@@ -17,7 +17,7 @@ from foldserve.service.errors import (
 )
 from tests.support.error_classes import tree
 
-SPOKEN = {400, 401, 403, 404, 405, 408, 413, 415, 429, 431, 500, 501, 503, 504}
+SPOKEN = {400, 401, 403, 404, 405, 408, 409, 413, 415, 429, 431, 500, 501, 503, 504}
 
 
 def test_every_error_has_one_of_the_services_statuses():
