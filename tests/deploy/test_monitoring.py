@@ -98,7 +98,7 @@ def test_compose_mounts_what_is_there():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not TYPES, reason="GRAFANA_TYPES names no folder with @grafana/schema and typescript")
-@pytest.mark.parametrize("misspelt", [None, ("gridPos", "girdPos"), ("unit", "unti"), ("refresh", "refesh")])
+@pytest.mark.parametrize("misspelt", [None, ("gridPos", "girdPos"), ("unit", "unti"), ("targets", "xargets")])
 def test_the_dashboard_is_one_by_the_types_of_grafana(tmp_path, misspelt):
     """The compiler takes it as it is, and no member that the schema does not know."""
     text = json.dumps(DASHBOARD)
