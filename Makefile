@@ -9,7 +9,8 @@ JOBS    ?= auto
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: bench-training bench-start bench-engine bench-peers bench-serving bench-overload bench-folding bench-folding-zoo bench-endurance trust gates gpu-check help install demo train verify serve test lint format typecheck unit page-test screenshots clients-test contract-test container-test docs reference protos image constraints clean
+# Every target without a file name is a task.
+.PHONY: $(shell sed -n 's/^\([a-z][a-z-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help:            ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -155,6 +156,15 @@ docs/assets/mermaid.min.js:
 	npm pack --silent --pack-destination .npm-pack mermaid@11.17.2
 	tar -xzOf .npm-pack/mermaid-11.17.2.tgz package/dist/mermaid.min.js > $@.new && mv $@.new $@
 	rm -r .npm-pack
+
+RELEASE ?= .venv-release
+release-check: $(RELEASE)/.installed ## build wheel and source distribution, check both, and serve from fresh environments
+	$(RELEASE)/bin/python -m tests.release
+
+$(RELEASE)/.installed: tests/release/requirements.txt
+	python3 -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
 
 image:           ## build the CPU image
 	docker build --target cpu -t foldserve:cpu .

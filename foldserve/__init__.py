@@ -10,7 +10,7 @@ packages, unless `ORT_DISABLE_TELEMETRY=1` was set before. The commands set it t
 
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Affine",
