@@ -106,6 +106,7 @@ FOLD_TOOLS ?= .venv-folding
 bench-folding: install $(FOLD_TOOLS)/.installed ## the folding scoreboard beside ten other tools, and what a fold costs
 	$(PYTHON) -m benchmarks.folding --python $(FOLD_TOOLS)/bin/python
 	$(PYTHON) -m benchmarks.folding.cost
+	$(PYTHON) -m benchmarks.folding.mutants
 
 $(FOLD_TOOLS)/.installed: benchmarks/folding/requirements.txt
 	python3 -m venv $(FOLD_TOOLS)
