@@ -47,7 +47,7 @@ def convolve(
         for one in stretches:
             tile = _tile(convolution, x[n : n + 1], one, stride[0], padding, extent)
             if not result.numel():
-                result = tile.new_empty((x.shape[0], tile.shape[1], rows, *tile.shape[3:]))
+                result = tile.new_zeros((x.shape[0], tile.shape[1], rows, *tile.shape[3:]))
             result[n : n + 1, :, one[0] : one[-1] + 1] = tile
     return result
 

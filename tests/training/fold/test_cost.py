@@ -14,6 +14,7 @@ from foldserve.training.fold.pytorch.float64 import run_in_float64
 from foldserve.training.fold.pytorch.fold_plan import FoldPlan, make_fold_plan
 from foldserve.training.fold.pytorch.model_proof import Runnable
 from foldserve.training.fold.pytorch.parameters import Value
+from foldserve.training.fold.pytorch.reproducible import first_difference
 from foldserve.training.fold.pytorch.site_crops import cropped_shapes
 from foldserve.training.fold.pytorch.site_proof import prove_sites
 from tests.support.fold_cases import randomise
@@ -39,6 +40,14 @@ def test_a_convolution_in_stretches_gives_the_same_numbers(
     conv, x = CONVOLUTIONS[name](), torch.randn(3, 4, 19, 12)
     got = run_in_float64(conv, (x,))
     torch.testing.assert_close(got, conv.double()(x.double()), rtol=1e-13, atol=1e-13)
+
+
+def test_a_convolution_in_stretches_gives_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it read what nobody wrote, which would be taken for a network that is no function of its input."""
+    monkeypatch.setattr(tiled, "_LARGEST", 1)
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 64, 64)
+    assert first_difference(lambda: run_in_float64(conv, (x,))) == ""
 
 
 def plan_of(*layers: nn.Module, size: int = 200) -> FoldPlan:

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from foldserve.training.errors import CannotJudge, FoldError, VerifyError
 from foldserve.training.fold import fold, verify
+from foldserve.training.fold.pytorch.fold_plan import make_fold_plan
+from foldserve.training.fold.pytorch.parameters import Value
+from foldserve.training.fold.pytorch.site_proof import prove_stored
 from tests.support.fold_cases import randomise
 
 IMAGES = torch.randn((2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
@@ -117,6 +120,25 @@ def test_only_the_norms_of_the_doubtful_output_stay() -> None:
     report = fold(randomise(TwoHeads()), (IMAGES,)).report
     assert [site.path for site in report.folded] == ["left_norm"]
     assert [(site.path, str(site.code)) for site in report.refused] == [("right_norm", "unjudged")]
+
+
+def test_an_output_that_magnifies_rounding_is_judged_at_the_layers() -> None:
+    """In float32 the outputs are off by more than a thousandth, folded or not; each layer by itself is not."""
+    report = fold(Behind(0, lambda y: torch.sin(1e5 * y)).eval(), (IMAGES,)).report
+    assert [site.path for site in report.folded] == ["layers.1"]
+    assert report.proof.amplification > 1e4
+    assert report.proof.algebra_error <= report.proof.algebra_limit <= 1e-3
+    assert 0 < report.proof.deployed_error < report.proof.deployed_limit < 1e-4
+
+
+def test_a_stored_parameter_that_is_off_is_seen_at_its_layer() -> None:
+    """The layers in their own dtype are compared with the unfolded ones in float64."""
+    plan = make_fold_plan(Behind(0, SHOW["argmax"]).eval(), (IMAGES,), True, "refuse")
+    error, unfolded, limit = prove_stored(plan.graph, plan.placement, plan.changes)
+    assert 0 < max(error, unfolded) < limit
+    plan.changes[0].weight = Value(plan.changes[0].weight.exact * (1 + 1e-4), "float32")
+    with pytest.raises(CannotJudge, match="stored parameters are off by"):
+        prove_stored(plan.graph, plan.placement, plan.changes)
 
 
 STAYING = {

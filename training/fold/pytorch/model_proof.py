@@ -93,6 +93,7 @@ def prove_model(
     *,
     is_exact: bool = True,
     concerned: Collection[int] | None = None,
+    at_sites: Callable[[], tuple[float, float, float]] | None = None,
 ) -> Proof:
     """Return the measured agreement of two models; raise when they are not the same function.
 
@@ -103,6 +104,7 @@ def prove_model(
         is_exact: the float64 values of the folded parameters are known; otherwise the comparison can be no sharper
             than the rounding of the parameters, and the limit is that of their dtype.
         concerned: the numbers of the outputs that have to be judged; None for all.
+        at_sites: see `verdict.judge`.
 
     Raises:
         FoldError: outputs differ in number, shape or value by more than the stated limits.
@@ -124,6 +126,7 @@ def prove_model(
         names=[f"output {number}" for number in range(len(runs.oracle))],
         concerned=concerned,
         require_reproducible=lambda: _require_reproducible(original, inputs, len(runs.oracle)),
+        at_sites=at_sites,
     )
 
 

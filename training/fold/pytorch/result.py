@@ -18,6 +18,7 @@ from .float64 import Inputs, full_copy, named_tensors, tensor_named
 from .fold_plan import FoldPlan, report_of, without
 from .model_proof import Runnable, prove_model, proved_sizes, shapes_of
 from .parameters import Value
+from .site_proof import prove_stored
 from .sizes import second_sizes
 from .write_graph import GraphWriter
 from .write_module import ModuleWriter
@@ -66,7 +67,13 @@ def _written(
     def raw(inputs: Inputs) -> Inputs:
         return inputs if normalisation is None else normalisation.invert(inputs)
 
-    proof = prove_model(before, after, raw(example_inputs), concerned=plan.concerned_outputs)
+    proof = prove_model(
+        before,
+        after,
+        raw(example_inputs),
+        concerned=plan.concerned_outputs,
+        at_sites=lambda: prove_stored(plan.graph, plan.placement, plan.changes),
+    )
     others = (raw(inputs) for inputs in second_sizes(plan.reading.sizes, example_inputs))
     second = next(filter(None, (proved_sizes(before, after, inputs, proof.amplification) for inputs in others)), "")
     sizes = (shapes_of(example_inputs), second)
