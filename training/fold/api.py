@@ -70,7 +70,8 @@ def fold(
             correction at the border that this takes.
         entrances: "traced" lets the result raise FoldError where it would give other numbers without a word: in
             training mode, for other flags of its forward or tensors of other ranks than in `example_inputs`, and in
-            other methods that read a changed weight. "any" leaves these ways open. The report names them.
+            other methods, its own or of modules in it, that read a changed weight. "any" leaves these ways open. The
+            report names them.
         duplicate: "allow" computes a layer twice where a norm and something else read its output: exact, at a cost
             that the report states. "refuse" leaves such a norm alone.
         input_scale: with mean and std, fold (x * scale - mean) / std of the first input too: the result takes raw

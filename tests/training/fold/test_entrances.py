@@ -177,6 +177,60 @@ def test_guards_survive(copied: Callable[[nn.Module], nn.Module]) -> None:
             way()
 
 
+class Around(nn.Module):
+    """Calls a method of a module in it, which others may call as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([network(), network()])
+        self.last = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(sum(block.normalise(block.embed(x)).relu() for block in self.blocks))
+
+
+def around() -> nn.Module:
+    torch.manual_seed(0)
+    return Around().eval()
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        pytest.param(lambda m: m, id="as it is"),
+        pytest.param(lambda m: pickle.loads(pickle.dumps(m)), id="pickle"),
+        pytest.param(copy.deepcopy, id="deepcopy"),
+        pytest.param(saved, id="torch.save"),
+        pytest.param(lambda m: copy.deepcopy(m).half().float(), id="half"),
+        pytest.param(lambda m: torch.compile(m, backend="eager", fullgraph=True), id="compile"),
+    ],
+)
+def test_methods_of_inner_modules_raise_too(copied: Callable[[nn.Module], Any]) -> None:
+    """They are open within the traced forward of the network, and nowhere else."""
+    result = fold(around(), (X,))
+    assert len(result.report.folded) == 2
+    assert {"blocks.0.embed()", "blocks.1.normalise()"} <= set(result.report.entrances)
+    model = copied(result.model)
+    assert torch.allclose(model(X), around()(X), atol=2e-2)
+    for block in model.blocks:
+        assert isinstance(block, Network)
+        assert torch.allclose(block.head(torch.ones(1, 6)), around().blocks[0].head(torch.ones(1, 6)), atol=1e-2)
+        for method in (block.embed, block.by_hand):
+            with pytest.raises(FoldError, match="of a folded network"):
+                method(X)
+    assert not model.eval().training
+
+
+def test_inner_methods_export_and_stay_open_when_that_is_meant() -> None:
+    """torch.export goes through them; entrances="any" leaves the classes of the user."""
+    model = fold(around(), (X,)).model
+    assert torch.allclose(torch.export.export(model, (X,)).module()(X), model(X))
+    left_open = fold(around(), (X,), entrances="any").model
+    assert type(left_open.blocks[0]) is Network
+    left_open.blocks[0].embed(X)
+    assert fold(model, (X,)).report.folded == ()
+
+
 @pytest.mark.parametrize("is_strict", [True, False])
 def test_a_guarded_network_exports(is_strict: bool) -> None:
     """torch.export sees the arguments by their names."""

@@ -57,18 +57,39 @@ def other_entrances(model: nn.Module, way: TracedWay) -> tuple[str, ...]:
 
     Found by the names that the methods use, so that a method which comes to a weight in a roundabout way is missed.
     """
-    paths = [*way.changed, *way.removed]
-    found = []
-    for path, module in model.named_modules():
-        inside = [name[len(path) + 1 if path else 0 :] for name in paths if not path or name.startswith(f"{path}.")]
-        heads = {name.split(".")[0] for name in inside}
-        methods = methods_of(unguarded_class(type(module)))
-        reading = {name for name, method in methods.items() if attributes_used(method.__code__) & heads}
-        while more := {n for n, m in methods.items() if n not in reading and attributes_used(m.__code__) & reading}:
-            reading |= more
-        found += [f"{path}.{name}()" if path else f"{name}()" for name in sorted(reading)]
+    ways = ways_of_modules(model, way)
+    found = [
+        f"{path}.{name}()" if path else f"{name}()"
+        for path, module in model.named_modules()
+        for name in sorted(_reading_methods(module, ways.get(path)))
+    ]
     constants = [name for name, form in way.arguments.items() if isinstance(form, _CONSTANTS) and name]
     return tuple([f"forward({name}=...)" for name in constants] + found)
+
+
+def ways_of_modules(model: nn.Module, way: TracedWay) -> dict[str, TracedWay]:
+    """Return what a fold changed and removed inside each module that has methods which read it, by path."""
+    ways = {}
+    for path, module in model.named_modules():
+        start = f"{path}." if path else ""
+        changed, removed = (
+            tuple(name.removeprefix(start) for name in names if name.startswith(start))
+            for names in (way.changed, way.removed)
+        )
+        inner = TracedWay({}, changed, removed)
+        if _reading_methods(module, inner):
+            ways[path] = inner
+    return ways
+
+
+def _reading_methods(module: nn.Module, way: TracedWay | None) -> set[str]:
+    """Return the methods of the user's class that use what a fold changed or removed, or such a method."""
+    heads = set() if way is None else {name.split(".")[0] for name in (*way.changed, *way.removed)}
+    methods = methods_of(unguarded_class(type(module)))
+    reading = {name for name, method in methods.items() if attributes_used(method.__code__) & heads}
+    while more := {n for n, m in methods.items() if n not in reading and attributes_used(m.__code__) & reading}:
+        reading |= more
+    return reading
 
 
 def methods_of(cls: type[nn.Module]) -> dict[str, FunctionType]:

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from ...errors import FoldError
-from .entrances import TracedWay, attributes_used, methods_of, require_form, unguarded_class
+from .entrances import TracedWay, attributes_used, methods_of, require_form, unguarded_class, ways_of_modules
 from .float64 import named_tensors
 
 _M = TypeVar("_M", bound=nn.Module)
@@ -31,9 +31,16 @@ def guarded(model: _M, way: TracedWay) -> _M:
         graph = _GuardedGraph(model, model.graph)
         graph._tracer_cls = None
         return graph.eval()  # type: ignore[return-value]
-    model.__class__ = _class_with_guards(unguarded_class(type(model)))  # type: ignore[assignment]
-    model.__dict__["_traced_way"] = way
+    for path, inner in ways_of_modules(model, way).items():
+        if path:
+            _guard(model.get_submodule(path), inner, _GuardedInner)
+    _guard(model, way, _GuardedModule)
     return model
+
+
+def _guard(module: nn.Module, way: TracedWay, kind: type) -> None:
+    module.__class__ = _class_with_guards(unguarded_class(type(module)), kind)
+    module.__dict__["_traced_way"] = way
 
 
 class _Guard:
@@ -62,16 +69,17 @@ def _new_graph(make: Callable[..., GraphModule], arguments: tuple[Any, ...]) -> 
     return guarded(graph, TracedWay({}, (), ()))
 
 
-class _GuardedModule(_Guard):
-    """Before the user's class in the class of a guarded network."""
+class _GuardedInner:
+    """Before the user's class in the class of a module of a guarded network, whose methods read changed weights."""
 
     unguarded: type[nn.Module]
+    kind: type
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
         make, arguments, *rest = reduced
         is_usual = make is copyreg.__newobj__  # type: ignore[attr-defined]
-        return (_new_module, (self.unguarded, *arguments[1:]), *rest) if is_usual else reduced
+        return (_new_module, (self.unguarded, self.kind, *arguments[1:]), *rest) if is_usual else reduced
 
     def __prepare_scriptable__(self) -> Any:
         """Return the same network without guards: torch.jit.script cannot read them."""
@@ -80,34 +88,55 @@ class _GuardedModule(_Guard):
         return plain
 
 
-def _new_module(base: type[nn.Module], *arguments: Any) -> nn.Module:
-    cls: Any = _class_with_guards(base)
+class _GuardedModule(_Guard, _GuardedInner):
+    """Before the user's class in the class of a guarded network."""
+
+
+def _new_module(base: type[nn.Module], kind: type, *arguments: Any) -> nn.Module:
+    cls: Any = _class_with_guards(base, kind)
     module: nn.Module = cls.__new__(cls, *arguments)
     return module
 
 
-def _class_with_guards(base: type[nn.Module]) -> type[nn.Module]:
+def _class_with_guards(base: type[nn.Module], kind: type) -> type[nn.Module]:
     """Return the subclass of `base` that raises away from the traced way; it has the name of its base."""
-    if base in _classes:
-        return _classes[base]
+    if (base, kind) in _classes:
+        return _classes[base, kind]
     guards: dict[str, Any] = {name: _watched(method) for name, method in methods_of(base).items()}
-    guards |= {"forward": _only_traced(base.forward), "unguarded": base}
+    guards |= {"unguarded": base, "kind": kind}
+    if kind is _GuardedModule:
+        guards["forward"] = _only_traced(base.forward)
     guards |= {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
     metaclass: Any = type(base)
-    _classes[base] = metaclass(base.__name__, (_GuardedModule, base), guards)
-    return _classes[base]
+    _classes[base, kind] = metaclass(base.__name__, (kind, base), guards)
+    return _classes[base, kind]
 
 
-_classes: dict[type[nn.Module], type[nn.Module]] = {}
+_classes: dict[tuple[type[nn.Module], type], type[nn.Module]] = {}
 
 
 _active = threading.local()  # which networks are inside their traced way, in this thread
 
 
+class _Entered:
+    """A network inside its traced way."""
+
+    def __init__(self, network: nn.Module):
+        self._network = network
+
+    @functools.cached_property
+    def parts(self) -> set[int]:
+        """The `id` of the network and of all modules in it."""
+        return {id(module) for module in self._network.modules()}
+
+    def has(self, module: nn.Module) -> bool:
+        return module is self._network or id(module) in self.parts
+
+
 @contextmanager
 def _inside(model: nn.Module) -> Iterator[None]:
-    networks: list[int] = vars(_active).setdefault("networks", [])
-    networks.append(id(model))
+    networks: list[_Entered] = vars(_active).setdefault("networks", [])
+    networks.append(_Entered(model))
     try:
         yield
     finally:
@@ -115,7 +144,8 @@ def _inside(model: nn.Module) -> Iterator[None]:
 
 
 def _is_inside(model: nn.Module) -> bool:
-    return id(model) in vars(_active).get("networks", ())
+    """True when the model, or a network that it is a part of, is inside its traced way."""
+    return any(network.has(model) for network in vars(_active).get("networks", ()))
 
 
 def _only_traced(forward: Any) -> Any:
