@@ -24,8 +24,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[training,grpc,$(ORT),dev]'
 	@touch $@
 
-demo: install    ## data, train, verify, serve on :8000 and print one real prediction
-	$(PYTHON) -m foldserve demo
+demo: install    ## data, train, verify, serve on :8000 with a page, and print one real prediction
+	$(PYTHON) -m foldserve demo --train
 
 train: install   ## train the book recipe and publish it as the next version of models/lenet-bn
 	$(PYTHON) -m foldserve train $(ARGS)

@@ -88,7 +88,7 @@ class Command:
 
 _TRAINING = ("training", "cpu")
 COMMANDS = {
-    "demo": Command("train, verify, serve and print one real prediction", _demo, _TRAINING),
+    "demo": Command("serve the model that comes along, with a page to try it on", _demo, _TRAINING),
     "train": Command("train, fold, export, verify and publish as the next version", _training, _TRAINING),
     "compare": Command("with and without norms, over seeds, rates, batch sizes: a report", _training, _TRAINING),
     "best": Command("choose and measure the preset `best` over many seeds", _training, _TRAINING),

@@ -1,141 +1,161 @@
-"""The whole way once: train (or reuse), verify, serve, and ask for one real test image over HTTP.
+"""`foldserve demo`: the model that comes along, served with its page in seconds; `--train` trains one first.
 
-The command `foldserve demo`. A version that an earlier demo trained is reused; the version that comes with foldserve is
-left alone. The service stays up until Ctrl-C.
+Prints three lines: where the page is, a question that can be pasted, how to stop. The service is a process of its own
+and stays up until Ctrl-C.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from .bundled import is_bundled
 from .exit_codes import DONE, FAILED
-from .format.names import is_version
-from .training.dataset import CLASS_NAMES, load
 
-SHADES = " .:-=+*#%@"
-
-
-def newest_local_version(model_dir: Path) -> Path | None:
-    """Return the newest version that was trained here, or None; the one that comes with foldserve does not count."""
-    versions = [path for path in model_dir.glob("[0-9]*") if is_version(path.name) and not is_bundled(path)]
-    return max(versions, key=lambda path: int(path.name), default=None)
-
-
-def train_or_reuse(models_dir: Path, name: str, extra: Sequence[str]) -> Path:
-    """Return a version folder: the newest that was trained here, else a new one trained by the book's recipe."""
-    newest = newest_local_version(models_dir / name)
-    if newest is not None:
-        print(f"Reusing {newest} (remove the folder to train again).")
-        return newest
-    run("train", "--models-dir", str(models_dir), "--name", name, *extra)
-    trained = newest_local_version(models_dir / name)
-    if trained is None:
-        raise SystemExit(f"training published no new version under {models_dir / name}")
-    return trained
-
-
-def run(*words: str) -> None:
-    """Run another command of foldserve; when it fails, the demo ends with its exit code."""
-    code = subprocess.call([sys.executable, "-m", "foldserve", *words])
-    if code != DONE:
-        raise SystemExit(code)
-
-
-def wait_until_ready(service: subprocess.Popen[bytes], url: str, timeout_seconds: float = 30.0) -> None:
-    """Return when the service answers ready; end the demo with the reason when it stops or stays silent."""
-    deadline = time.monotonic() + timeout_seconds
-    while time.monotonic() < deadline:
-        if service.poll() is not None:
-            raise SystemExit(f"the service ended with exit code {service.returncode} (its message stands above)")
-        try:
-            with urllib.request.urlopen(f"{url}/v2/health/ready", timeout=1):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.05)
-    raise SystemExit(f"the service was not ready after {timeout_seconds:.0f} s")
-
-
-def picture(image: NDArray[np.uint8]) -> str:
-    """Return the 28x28 uint8 image as text, two characters a pixel so that it looks square."""
-    return "\n".join("".join(SHADES[int(pixel) * len(SHADES) // 256] * 2 for pixel in row) for row in image)
-
-
-def ask(url: str, name: str, image: NDArray[np.uint8]) -> dict[str, Any]:
-    """Return the prediction for one 28x28 uint8 image, sent as 784 raw bytes."""
-    request = urllib.request.Request(
-        f"{url}/predict?model={name}", data=image.tobytes(), headers={"Content-Type": "application/octet-stream"}
-    )
-    with urllib.request.urlopen(request, timeout=10) as response:
-        answer: dict[str, Any] = json.load(response)
-    return answer
-
-
-def show(url: str, name: str, index: int) -> bool:
-    """Print one test image and what the service says of it; return whether it is right."""
-    dataset = load()
-    image, label = dataset.test_images[index].reshape(28, 28), CLASS_NAMES[int(dataset.test_labels[index])]
-    answer = ask(url, name, image)
-    prediction = answer["predictions"][0]
-    print(picture(image))
-    print(f"\ntest image {index}: labelled {label!r}")
-    print(
-        f"{answer['model']} version {answer['version']} says {prediction['label']!r} "
-        f"with confidence {prediction['confidence']:.3f}"
-    )
-    return bool(prediction["label"] == label)
-
-
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Return the demo's own arguments and those meant for `foldserve train`."""
-    parser = argparse.ArgumentParser(
-        prog="foldserve demo",
-        description="Train (or reuse), verify, serve, and ask for one real test image over HTTP.",
-        epilog="Other arguments go to `foldserve train`, such as --epochs 2.",
-    )
-    parser.add_argument("--name", default="lenet-bn", help="of the model (lenet-bn)")
-    parser.add_argument("--models-dir", type=Path, default=Path("models"), help="where versions are (models)")
-    parser.add_argument("--port", type=int, default=int(os.environ.get("FOLDSERVE_PORT", "8000")), help="(8000)")
-    parser.add_argument("--image", type=int, default=0, help="index of the test image to ask for (0 to 9999)")
-    parser.add_argument("--once", action="store_true", help="stop after the prediction instead of at Ctrl-C")
-    return parser.parse_known_args(argv)
+NAME = "lenet-bn"
+# Two legs and a waist, 28 x 28 in black and white.
+TROUSER = (
+    "iVBORw0KGgoAAAANSUhEUgAAABwAAAAcAQAAAABaduI5AAAAIElEQVR42mNgQID/HxiYGBgY8BG/GAgqIYtgYGBgYAAAXqUDGqOQkvQAAAAASUVORK5C"
+    "YII="
+)
+_PORTS = 100  # that are tried, one after the other
+_READY_SECONDS = 30.0
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the demo; returns 0 when the prediction was right, 1 when it was wrong."""
+    """Run the demo; returns 0 after Ctrl-C, or with `--once` when the answer was right, else 1."""
     options, extra = parse(argv)
-    version = train_or_reuse(options.models_dir, options.name, extra)
-    run("verify", str(version))
-    url = f"http://127.0.0.1:{options.port}"
-    words = ["serve", "--models-dir", str(options.models_dir), "--port", str(options.port)]
-    service = subprocess.Popen([sys.executable, "-m", "foldserve", *words])
+    models = train(options, extra) if options.train else ["--demo"]
+    port = free_port(options.port)
+    url = f"http://127.0.0.1:{port}"
+    quiet = ["--log-level", "warning"] if sys.stderr.isatty() else []  # elsewhere its log is what a machine reads
+    words = [sys.executable, "-m", "foldserve", "serve", *models, "--port", str(port), *quiet]
+    service = subprocess.Popen(words)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(DONE))
     try:
         wait_until_ready(service, url)
-        right = show(url, options.name, options.image)
+        is_right = show(options, url)
         if not options.once:
-            print(f"\nServing on {url} (try {url}/docs). Ctrl-C ends it.", flush=True)
+            present(url, options)
             service.wait()
-        return DONE if right else FAILED
+        return DONE if is_right else FAILED
     except KeyboardInterrupt:
         return DONE
     finally:
         stop(service)
 
 
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Return the demo's own arguments and, with `--train`, those meant for `foldserve train`."""
+    parser = argparse.ArgumentParser(
+        prog="foldserve demo",
+        description="Serve the model that comes along, with a page to try it on. Ctrl-C ends it.",
+        epilog="With --train other arguments go to `foldserve train`, such as --epochs 2.",
+    )
+    port = int(os.environ.get("FOLDSERVE_PORT", "8000"))
+    parser.add_argument("--port", type=int, default=port, help="where it serves; the next free one if taken (8000)")
+    parser.add_argument("--no-open", dest="opens", action="store_false", help="do not open the page in a browser")
+    parser.add_argument("--once", action="store_true", help="ask once, print the answer and stop")
+    parser.add_argument("--train", action="store_true", help="train a model first (or reuse it) and verify it")
+    parser.add_argument("--name", default=NAME, help=f"with --train: of the model ({NAME})")
+    parser.add_argument("--models-dir", type=Path, default=Path("models"), help="with --train: of versions (models)")
+    parser.add_argument("--image", type=int, default=0, help="with --train: which test image is asked (0 to 9999)")
+    options, extra = parser.parse_known_args(argv)
+    if extra and not options.train:
+        parser.error(f"unknown argument {extra[0]}; arguments for a training need --train")
+    return options, extra
+
+
+def train(options: argparse.Namespace, extra: Sequence[str]) -> list[str]:
+    """Train a version or reuse one, verify it, and return the flags that serve it."""
+    from . import trained_demo
+
+    version = trained_demo.train_or_reuse(options.models_dir, options.name, extra)
+    trained_demo.run("verify", str(version))
+    return ["--models-dir", str(options.models_dir)]
+
+
+def show(options: argparse.Namespace, url: str) -> bool:
+    """Print what is to be seen before the three lines; returns whether the answer is right."""
+    if options.train:
+        from . import trained_demo
+
+        return trained_demo.show(url, options.name, options.image)
+    if not options.once:
+        return True
+    request = urllib.request.Request(question(url), body().encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10) as response:
+        answer = json.load(response)
+    print(json.dumps(answer))
+    return bool(answer["predictions"][0]["label"] == "Trouser")
+
+
+def present(url: str, options: argparse.Namespace) -> None:
+    """Print the three lines, and open the page where somebody can see it."""
+    print(f"Open {url}/ in a browser, or paste the next line:")
+    print(f"curl -s '{question(url, options.name)}' -H 'Content-Type: application/json' -d '{body()}'")
+    print("Ctrl-C stops it.", flush=True)
+    if options.opens and has_display():
+        with contextlib.suppress(webbrowser.Error):
+            webbrowser.open(f"{url}/")
+
+
+def question(url: str, name: str = NAME) -> str:
+    """Return the address that answers."""
+    return f"{url}/predict?model={name}&top=3"
+
+
+def body() -> str:
+    """Return a question: a picture of a trouser."""
+    return json.dumps({"instances": [{"b64": TROUSER}]})
+
+
+def has_display() -> bool:
+    """Return whether a window can be opened here."""
+    return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def free_port(first: int) -> int:
+    """Return the first port from this one on that nobody listens on.
+
+    Raises:
+        SystemExit: all that were tried are taken.
+    """
+    for port in range(first, min(first + _PORTS, 65_536)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise SystemExit(f"no port from {first} on is free; name one with --port")
+
+
+def wait_until_ready(service: subprocess.Popen[bytes], url: str) -> None:
+    """Return when the service answers ready; end the demo with the reason when it stops or stays silent."""
+    deadline = time.monotonic() + _READY_SECONDS
+    while time.monotonic() < deadline:
+        if service.poll() is not None:
+            raise SystemExit(service.returncode)  # it has said why
+        try:
+            with urllib.request.urlopen(f"{url}/v2/health/ready", timeout=1):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.05)
+    raise SystemExit(f"the service was not ready after {_READY_SECONDS:.0f} s")
+
+
 def stop(service: subprocess.Popen[bytes]) -> None:
-    """Ask the service to drain and wait for it."""
+    """Let the service drain and wait for it; a terminal's Ctrl-C reaches it by itself."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        service.wait(timeout=0.5)
     if service.poll() is None:
         service.send_signal(signal.SIGTERM)
         service.wait(timeout=40)

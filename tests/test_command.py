@@ -14,7 +14,7 @@ from foldserve.command import COMMANDS, main
 from foldserve.extras import MODULES
 
 ROOT = Path(__file__).parents[1]
-TRAINING = ("demo", "train", "compare", "best", "circles", "learn", "inspect", "fold", "verify")
+TRAINING = ("train", "compare", "best", "circles", "learn", "inspect", "fold", "verify")
 WITHOUT = "import sys; sys.modules.update(dict.fromkeys({absent!r})); from foldserve.command import main; "
 
 
@@ -150,7 +150,7 @@ def test_ctrl_c_has_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_demo_does_not_take_the_bundled_version_for_its_own(tmp_path: Path) -> None:
     """In the checkout version 1 is left alone; elsewhere the first version trained has that number."""
-    from foldserve.demo import newest_local_version
+    from foldserve.trained_demo import newest_local_version
 
     newest = newest_local_version(ROOT / "models/lenet-bn")
     assert newest is None or newest.name != "1"
