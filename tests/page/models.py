@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from foldserve.format.image import ImageRecipe
+from foldserve.format.image import ANY_SIZE, ImageRecipe
 from foldserve.format.task import OUTPUTS, Task
 from foldserve.pictures.golden_files import pack
 from tests.support import artifacts, picture_models
 
 COLUMNS = ("length", "width", "height", "weight")
+ANY = ImageRecipe(height=ANY_SIZE, width=ANY_SIZE, channels=1, colour="grey")
 FLOWERS = ImageRecipe(height=24, width=32, rule="shorter", resize=(26,), crop=(24, 32), filter="bilinear")
 
 
@@ -35,6 +36,7 @@ def publish_all(root: Path) -> Path:
         artifacts.publish_classifier(root, version=version, seed=version)
     files = pack([(f"flower-{seed}.png", photo(seed)) for seed in range(4)], FLOWERS)
     picture_models.publish(root, "flowers", FLOWERS, files)
+    picture_models.publish(root, "any", ANY, pack([("any.png", photo(5))], ANY))
     for name in ("multilabel", "regress", "embed", "tensors"):
         stated = Task(name, 0.6, COLUMNS if name == "regress" else None).as_metadata()
         labels = {"foldserve.labels": json.dumps(["red", "green", "blue", "grey"])} if name == "multilabel" else {}

@@ -54,6 +54,14 @@ def test_what_the_model_saw_is_the_row_that_it_got(visit, url):
     assert "32 × 24 pixels, RGB" in visit.text("#recipe")
 
 
+def test_a_model_of_any_size_sees_a_picture_at_its_own(visit, url):
+    """Nothing is drawn for it; a picture keeps its size, and its preview has that one."""
+    visit.go(url, "any").drop(photo(9, (50, 20)))
+    visit.settled().page.wait_for_selector("#preview[alt*='50 by 20']")
+    assert visit.page.locator("input[name=way][value=draw]").is_hidden()
+    assert "any number of pixels, grey. A picture keeps its size." in visit.text("#recipe")
+
+
 def test_a_drawn_trouser_is_a_trouser(visit, url):
     """Light on dark as the network was trained, sent at its size; the service inverts nothing, and says Trouser."""
     visit.go(url, "lenet-bn").way("draw")

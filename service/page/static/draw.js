@@ -5,7 +5,10 @@ const PAUSE = 120; // ms after a stroke until it is asked about
 const UNDONE = 30; // strokes that can be taken back
 
 /** Whether a model with this recipe is drawn for. */
-export const canDraw = (recipe) => recipe !== null && recipe.colour === "grey" && Math.max(recipe.height, recipe.width) <= 64;
+export function canDraw(recipe) {
+  const sides = recipe === null ? [] : [recipe.height, recipe.width];
+  return recipe?.colour === "grey" && sides.every((side) => side > 0 && side <= 64); // one below 0 may be any
+}
 
 export class Pad {
   /**

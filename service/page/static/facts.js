@@ -54,9 +54,9 @@ function shadowOf(shadow) {
 
 /** A recipe in words. */
 export function recipeText(recipe) {
-  const size = ([height, width]) => `${width} × ${height}`;
+  const size = ([height, width]) => (height > 0 && width > 0 ? `${width} × ${height}` : "any number of");
   const rules = {
-    none: () => "A picture has to have this size.",
+    none: () => (recipe.height > 0 && recipe.width > 0 ? "A picture has to have this size." : "A picture keeps its size."),
     shorter: () => `The shorter side becomes ${recipe.resize[0]}, the aspect is kept (${recipe.filter}).`,
     exact: () => `A picture is resized to ${size(recipe.resize)} (${recipe.filter}).`,
     letterbox: () => `A picture is fitted into ${size(recipe.resize)}, its aspect kept (${recipe.filter}).`,

@@ -211,7 +211,9 @@ async function showPreview(question, version, turn) {
   const seen = await preview(state.model, version, question.blob, question.type);
   if (turn !== state.turn) return;
   showBlob(byId("preview"), seen);
-  byId("preview").alt = `Your picture as the model gets it, ${state.proof.recipe.width} by ${state.proof.recipe.height} pixels`;
+  await byId("preview").decode();
+  const { naturalWidth, naturalHeight } = byId("preview");
+  byId("preview").alt = `Your picture as the model gets it, ${naturalWidth} by ${naturalHeight} pixels`;
 }
 
 async function showCode() {
@@ -270,24 +272,12 @@ function takeSample(sample) {
 
 /** Put a sample into the fields of a row and into the body. */
 function fillIn({ instance }) {
-  byId("body").value = bodyOf(instance);
+  byId("body").value = JSON.stringify({ instances: [instance] });
   const names = fieldNames();
   const values = Array.isArray(instance) ? instance : Object.values(instance);
   byId("fields").replaceChildren(...names.map((name, index) => element("label", {}, name, " ",
     element("input", { type: "number", step: "any", value: String(values[index]), required: true, name: `field-${index}` }))));
 }
-
-/** The body that asks about one instance; an input whose size is free states its shape, as the protocol wants it. */
-function bodyOf(instance) {
-  if (!state.inputs.some(({ shape }) => shape.slice(1).includes(-1))) return JSON.stringify({ instances: [instance] });
-  const inputs = state.inputs.map(({ name, datatype }) => {
-    const data = state.inputs.length > 1 ? instance[name] : instance;
-    return { name, datatype, shape: [1, ...shapeOf(data)], data: [data].flat(Infinity) };
-  });
-  return JSON.stringify({ inputs });
-}
-
-const shapeOf = (value) => (Array.isArray(value) ? [value.length, ...shapeOf(value[0])] : []);
 
 /** Names of the values of a row, where it is worth a field for each. */
 function fieldNames() {
