@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import __version__
+from .arguments import Parser
 from .exit_codes import DONE, INTERRUPTED, USAGE
 from .extras import what_to_install
 
@@ -136,7 +137,7 @@ def train_and_export() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="foldserve",
         description="Train a BatchNorm network, fold it exactly, export it with its proof, and serve it.",
         epilog="`foldserve COMMAND --help` explains a command. Exit codes: 0 done, 1 failed, 2 a mistake that you can "

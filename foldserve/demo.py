@@ -19,6 +19,7 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
+from .arguments import Parser
 from .exit_codes import DONE, FAILED
 
 NAME = "lenet-bn"
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Return the demo's own arguments and, with `--train`, those meant for `foldserve train`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="foldserve demo",
         description="Serve the model that comes along, with a page to try it on. Ctrl-C ends it.",
         epilog="With --train other arguments go to `foldserve train`, such as --epochs 2.",

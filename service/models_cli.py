@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from foldserve.arguments import Parser
 from foldserve.exit_codes import DONE, FAILED
 
 from .errors import ServiceError
@@ -119,7 +120,7 @@ def _text(answer: Any) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="foldserve")
+    parser = Parser(prog="foldserve")
     groups = parser.add_subparsers(required=True)
     models = groups.add_parser("models", help="list, load, promote, roll back and compare models of a running service")
     models.add_argument("--url", default="http://127.0.0.1:8000", help="where the service is (default: %(default)s)")

@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from foldserve.arguments import Parser
 from foldserve.bundled import bundled_models
 from foldserve.format.names import MODEL_NAME_RULE, is_model_name, is_version
 
@@ -332,7 +333,7 @@ def _is_service_link(name: str, value: str) -> bool:
 
 def _parser() -> argparse.ArgumentParser:
     """One flag for each setting; values stay text, since the settings themselves check them."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="foldserve serve",
         description="Serve the newest version of every model in a folder over HTTP.",
         epilog=f"Each flag can also be set in the environment: --models-dir is {ENV_PREFIX}MODELS_DIR. Flags win.",

@@ -60,6 +60,24 @@ def test_a_word_that_is_no_command_is_a_mistake(words: list[str], capsys: pytest
     assert "COMMAND" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "", "fly", "serve --bogus", "serve --port x", "serve --buckets 3,2", "models promote", "models fly", "keys new",
+        "predict", "fold", "train --epochs x", "publish", "learn --fly", "demo --fly",
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of every command and its own commands: what is wrong and where the rest stands, in a line, and no usage."""
+    try:
+        code = main(words.split())
+    except SystemExit as end:
+        code = end.code
+    printed = capsys.readouterr()
+    assert (code, printed.out) == (exit_codes.USAGE, "")
+    assert re.fullmatch(r"foldserve[a-z ]*: .+; `foldserve[a-z ]* --help` explains it\n", printed.err), printed.err
+
+
 @pytest.mark.parametrize("entrance", ["service", "training", "foldserve"])
 def test_every_entrance_is_the_same_command(entrance: str) -> None:
     """`python -m service` and `python -m training` go on working."""

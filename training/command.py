@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from foldserve.arguments import Parser
 from foldserve.exit_codes import DONE, INTERRUPTED
 
 from . import artifact, train_command
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="foldserve", description="From data to a proved model file.")
+    parser = Parser(prog="foldserve", description="From data to a proved model file.")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     train_command.add_parser(subparsers)
     _add_verify(subparsers)

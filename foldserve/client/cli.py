@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from foldserve.arguments import Parser
 from foldserve.exit_codes import DONE, FAILED, USAGE
 
 from .errors import ClientError
@@ -56,7 +57,7 @@ def _named(entry: dict[str, Any]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="foldserve predict", description="Ask a running service about files.")
+    parser = Parser(prog="foldserve predict", description="Ask a running service about files.")
     parser.add_argument("files", nargs="+", help='pictures (PNG, JPEG), or JSON files with {"instances": [...]}')
     parser.add_argument("--model", help="which model; needed only where several are served")
     parser.add_argument("--version", type=int, help="which version of it; the latest where none is named")
