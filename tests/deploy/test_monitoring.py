@@ -1,14 +1,12 @@
 """Rules and dashboard, on Debian's Prometheus and a real service: each panel shows something once something happens.
 
 Grafana itself cannot be had here, so that its provisioning is not started: the dashboard is held to the types of its
-schema (`GRAFANA_TYPES` names a folder with them and a compiler, `make cluster-test` makes it), and its queries are
-asked of a Prometheus that scrapes the service.
+schema, which `make cluster-test` installs, and its queries are asked of a Prometheus that scrapes the service.
 """
 
 import contextlib
 import io
 import json
-import os
 import re
 import shutil
 import signal
@@ -29,12 +27,13 @@ from PIL import Image
 
 from foldserve.service.keys import new_key
 from tests.support import artifacts, processes
+from tests.support.manifests import TOOLS
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "deploy/monitoring"
 DASHBOARD = json.loads((MONITORING / "grafana/dashboards/foldserve.json").read_text())
 SURFACE = json.loads((ROOT / "tests/surface.json").read_text())["metrics"]
-TYPES = os.environ.get("GRAFANA_TYPES")
+TYPES = TOOLS / "npm/node_modules"
 NEVER = "abandoned_loads"  # would take a load that never ends; the series is there, and its rate is asked for
 
 needs_prometheus = pytest.mark.skipif(not shutil.which("promtool"), reason="needs apt-get install prometheus")
@@ -97,18 +96,18 @@ def test_compose_mounts_what_is_there():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not TYPES, reason="GRAFANA_TYPES names no folder with @grafana/schema and typescript")
+@pytest.mark.skipif(not TYPES.exists(), reason="needs npm and make cluster-test, for the types of Grafana")
 @pytest.mark.parametrize("misspelt", [None, ("gridPos", "girdPos"), ("unit", "unti"), ("targets", "xargets")])
 def test_the_dashboard_is_one_by_the_types_of_grafana(tmp_path, misspelt):
     """The compiler takes it as it is, and no member that the schema does not know."""
     text = json.dumps(DASHBOARD)
     if misspelt is not None:
         text = text.replace(f'"{misspelt[0]}"', f'"{misspelt[1]}"')
-    types = Path(str(TYPES)) / "node_modules/@grafana/schema/dist/types/raw/dashboard/x/types.gen"
+    types = TYPES / "@grafana/schema/dist/types/raw/dashboard/x/types.gen"
     imported = f'import type {{ Dashboard }} from "{types}";'
     (tmp_path / "d.ts").write_text(f"{imported}\nexport const d: Dashboard = {text};\n")
     flags = ["--noEmit", "--strict", "--skipLibCheck", "--moduleResolution", "node", "d.ts"]
-    compiler = Path(str(TYPES)) / "node_modules/.bin/tsc"
+    compiler = TYPES / ".bin/tsc"
     done = subprocess.run([str(compiler), *flags], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode == 0) is (misspelt is None), done.stdout
 
