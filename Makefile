@@ -59,6 +59,9 @@ page-test: install ## the page at / in a real Chromium (apt-get install chromium
 screenshots: install ## take the pictures of the page in docs/images (needs a Chromium)
 	$(PYTHON) -m tests.page.screenshots
 
+large-test: install ## a model of more than 2 GiB, published beside its graph and served (12 GB of memory)
+	LARGE_TESTS=1 $(PYTHON) -m pytest -v tests/service/artifacts/test_weights_beside.py -k gibibytes
+
 CLIENTS ?= .venv-clients
 clients-test: install $(CLIENTS)/.installed ## the service asked by tritonclient and the KServe client, from an environment of their own
 	CLIENTS_PYTHON=$(abspath $(CLIENTS))/bin/python $(PYTHON) -m pytest tests/service/v2/test_clients.py tests/test_documents.py

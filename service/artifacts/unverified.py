@@ -17,12 +17,14 @@ from ..errors import ArtifactInvalid
 from ..tensors import Array, TensorSpec
 from .onnx_file import find_all, opened
 from .protobuf import Message
+from .weights_beside import split, weights_of
 
 _MODEL_METADATA, _ENTRY_KEY = 14, 1
 _TENSOR_TYPE, _TENSOR_FLOATS, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_DOUBLES = 2, 4, 8, 9, 10
 # Number of a tensor's type in onnx.proto -> numpy's.
 _FLOATS: Mapping[int, np.dtype[Any]] = {1: np.dtype("<f4"), 10: np.dtype("<f2"), 11: np.dtype("<f8")}
 _ROWS = 16
+_PIECE_BYTES = 1 << 26
 
 
 def refuse_ours(path: Path) -> None:
@@ -49,8 +51,9 @@ def refuse_unsound_weights(path: Path) -> None:
         ArtifactInvalid: such a tensor exists; the message names it.
     """
     with opened(path) as data:
+        _, apart = split(data) or (b"", memoryview(b""))
         for tensor in map(Message.parse, find_all("Tensor", data)):
-            if any(np.isnan(values).any() for values in _floats(tensor)):
+            if any(np.isnan(values).any() for values in _floats(tensor, weights_of(tensor, apart))):
                 name = tensor.text(_TENSOR_NAME, "replace")[:80]
                 raise ArtifactInvalid(f"{path}: tensor {name!r} holds NaN; the weights are damaged")
 
@@ -97,10 +100,12 @@ def check_rows(answers: Mapping[str, Array], rows: int) -> None:
             )
 
 
-def _floats(tensor: Message) -> Iterator[Array]:
-    """Yield the values of a tensor, where they are floats, as they lie in the file."""
+def _floats(tensor: Message, apart: memoryview) -> Iterator[Array]:
+    """Yield the values of a tensor, where they are floats, as they lie in the file; large ones piece by piece."""
     dtype = _FLOATS.get(tensor.integer(_TENSOR_TYPE) % (1 << 32))  # it is an int32, of which protobuf keeps 32 bits
     if dtype is not None:
         for number, stored in ((_TENSOR_RAW, dtype), (_TENSOR_FLOATS, _FLOATS[1]), (_TENSOR_DOUBLES, _FLOATS[11])):
             for data in tensor.all_bytes(number):
                 yield np.frombuffer(data, stored)
+        for start in range(0, len(apart), _PIECE_BYTES):
+            yield np.frombuffer(apart[start : start + _PIECE_BYTES], dtype)

@@ -16,6 +16,8 @@ from typing import Any
 
 import onnxruntime
 
+from ..artifacts.onnx_file import opened
+from ..artifacts.weights_beside import WEIGHTS_NAME, large_tensors, split
 from ..errors import ArtifactInvalid, ProviderUnavailable
 from .capture_lock import DEVICE
 
@@ -227,9 +229,23 @@ def _options() -> onnxruntime.SessionOptions:
 
 def _create(source: Source, options: onnxruntime.SessionOptions, providers: list[Any]) -> onnxruntime.InferenceSession:
     """Create a session that never changes its provider, neither now nor when a run fails."""
+    if isinstance(source, Path):
+        with opened(source) as data:
+            parts = split(data)
+            if parts is not None:  # more than one file of protobuf may hold
+                _hand_over(*parts, options)
+                return _create(parts[0], options, providers)
     return onnxruntime.InferenceSession(
         source, options, providers=providers, enable_fallback=0, disabled_optimizers=_DISABLED_OPTIMIZERS
     )
+
+
+def _hand_over(graph: bytes, weights: memoryview, options: onnxruntime.SessionOptions) -> None:
+    """Give a session the weights of a graph; what is large as it lies there, since no message may hold 2 GiB of it."""
+    tensors = list(large_tensors(graph, weights))
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, kind) for _, kind, array in tensors]
+    options.add_external_initializers([name for name, _, _ in tensors], values)
+    options.add_external_initializers_from_files_in_memory([WEIGHTS_NAME], [weights], [len(weights)])
 
 
 def first_line(err: Exception) -> str:

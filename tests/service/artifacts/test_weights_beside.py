@@ -11,6 +11,8 @@ import onnx
 import pytest
 
 from foldserve.service.app import create_app
+from foldserve.service.artifacts import onnx_file, weights_beside
+from foldserve.service.artifacts.protobuf import Message
 from foldserve.service.artifacts.repository import Artifact, Repository
 from foldserve.service.engines.engine import Engine
 from foldserve.service.errors import ArtifactInvalid
@@ -142,3 +144,94 @@ def test_a_file_that_is_cut_off_is_refused(folder):
     (folder / "manifest.json").unlink()
     with pytest.raises(ArtifactInvalid, match="the file is cut off"):
         opened(folder, allow_unverified=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"all_tensors_to_one_file": False, "location": None}])
+@pytest.mark.parametrize("is_verified", [True, False])
+@pytest.mark.parametrize("large", [1, 1 << 20])
+def test_weights_of_more_than_one_message_are_handed_over_apart(tmp_path, monkeypatch, options, is_verified, large):
+    """As for a model over 2 GiB, here from a smaller limit on: the answers are those of the file in one piece."""
+    monkeypatch.setattr(weights_beside, "_LARGE_TENSOR", large)
+    monkeypatch.setattr(weights_beside, "_LARGEST_MODEL", 1000)
+    folder = artifacts.publish_classifier(tmp_path / "models", "flowers")
+    if not is_verified:
+        exported = artifacts.classifier_model(metadata={})
+        (folder / "model.onnx").write_bytes(exported.SerializeToString())
+    split(folder, **options)
+    if not is_verified:
+        (folder / "manifest.json").unlink()
+    artifact = opened(folder, allow_unverified=True)
+    with onnx_file.opened(artifact.source) as data:
+        assert weights_beside.split(data) is not None
+    engine = Engine.load(artifact, provider="cpu", buckets=(1, 4))
+    images = artifacts.images(4)
+    expected = artifacts.classify(images)["probabilities"]
+    np.testing.assert_allclose(engine.run({"image": images})["probabilities"], expected, atol=1e-5)
+
+
+def test_a_large_model_is_proved_in_a_process_of_its_own(tmp_path, monkeypatch):
+    """One descriptor holds graph and weights."""
+    monkeypatch.setattr(weights_beside, "_LARGEST_MODEL", 1000)
+    folder = artifacts.publish_classifier(tmp_path / "models", "flowers")
+    split(folder)
+    settings = Settings(models_dir=tmp_path / "models", provider="cpu", buckets=(1, 4), prove_above_bytes=1)
+    with serve(create_app(settings)) as url:
+        answer = httpx.post(f"{url}/predict", json={"instances": artifacts.images(1).reshape(1, -1).tolist()})
+    assert answer.status_code == 200
+
+
+def test_damaged_weights_are_found_apart_too(tmp_path, monkeypatch):
+    """NaN in the weights of a model without a manifest, wherever they are."""
+    monkeypatch.setattr(weights_beside, "_LARGEST_MODEL", 1000)
+    folder = artifacts.publish_classifier(tmp_path / "models", "flowers")
+    (folder / "model.onnx").write_bytes(artifacts.classifier_model(metadata={}).SerializeToString())
+    data = split(folder)
+    (folder / "manifest.json").unlink()
+    content = bytearray(data.read_bytes())
+    content[-4:] = np.float32(np.nan).tobytes()
+    data.write_bytes(content)
+    with pytest.raises(ArtifactInvalid, match="holds NaN; the weights are damaged"):
+        opened(folder, allow_unverified=True)
+
+
+def test_a_strangers_file_cannot_say_that_its_weights_lie_apart(folder):
+    """The form is for sealed files alone."""
+    field = Message.of({weights_beside._WEIGHTS: [b"1234"]}).encode()
+    with (folder / "model.onnx").open("ab") as file:
+        file.write(field)
+    artifacts.rewrite_manifest(
+        folder, files={name: artifacts.file_entry(folder / name) for name in ("model.onnx", DATA)}
+    )
+    with pytest.raises(ArtifactInvalid, match="which is no part of ONNX"):
+        opened(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("LARGE_TESTS"), reason="needs 12 GB of memory: make large-test")
+def test_a_model_over_two_gibibytes_is_served(tmp_path):
+    """A table of 2.2 GB, most of it a hole in its file: rows at both ends are found, and its end is checked."""
+    rows, width = 550_000, 1024
+    folder = tmp_path / "models/table/1"
+    folder.mkdir(parents=True)
+    tensor = onnx.TensorProto(name="table", data_type=onnx.TensorProto.FLOAT, dims=[rows, width])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=DATA)
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Gather", ["table", "row"], ["y"])],
+        "table",
+        [info("row", onnx.TensorProto.INT64, ["N"])],
+        [info("y", onnx.TensorProto.FLOAT, ["N", width])],
+        [tensor],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    last = np.arange(width, dtype=np.float32)
+    with (folder / DATA).open("wb") as file:
+        file.truncate(rows * width * 4)
+        file.seek((rows - 1) * width * 4)
+        file.write(last.tobytes())
+    artifact = Repository(tmp_path / "models", allow_unverified=True).open("table")
+    engine = Engine.load(artifact, provider="cpu", threads=1, buckets=(1, 4))
+    answer = engine.run({"row": np.array([0, rows - 1])})["y"]
+    assert answer[:, -1].tolist() == [0, width - 1]
