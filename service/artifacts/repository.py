@@ -27,6 +27,7 @@ from foldserve.format.manifest import (
 from foldserve.format.names import MODEL_NAME_RULE, VERSION_RULE, is_model_name, is_version
 
 from ..errors import ArtifactInvalid, ModelNotFound
+from .dead_statistics import without_dead_statistics
 from .external_data import refuse_external_data
 from .layouts import MountedModel, link_boundary
 from .onnx_file import opened
@@ -277,15 +278,11 @@ def _open_unverified(name: str, version: int, path: Path, folder: Path, root: Pa
     checks = (refuse_external_data, refuse_operators, refuse_ours, refuse_unsound_weights)
     golden, digest = Golden({}, {}, {}), sealed.sha256
     sealed, side_files = _whole(model_path, sealed, root)
+    sealed = _changed(sealed, without_dead_statistics)
     _look_through(model_path, sealed, checks)
-    with opened(sealed.path) as data:
-        servable = without_zipmaps(data)
-    if servable is not None:
-        sealed = SealedFile.of([servable])
+    sealed = _changed(sealed, without_zipmaps)
     if config.labels:
-        with opened(sealed.path) as data:
-            labelled = with_labels(data, config.labels)
-        sealed = sealed if labelled is None else SealedFile.of([labelled])
+        sealed = _changed(sealed, lambda data: with_labels(data, config.labels or ()))
     return Artifact(
         name,
         version,
@@ -310,6 +307,16 @@ def _whole(model_path: Path, sealed: SealedFile, root: Path) -> tuple[SealedFile
         raise ArtifactInvalid(f"{model_path} is not an ONNX model: {err}") from err
     except ArtifactInvalid as err:
         raise ArtifactInvalid(str(err).replace(str(sealed.path), str(model_path))) from err
+
+
+def _changed(sealed: SealedFile, change: Callable[[memoryview], bytes | None]) -> SealedFile:
+    """Return the model as a change leaves it, which may find nothing to do."""
+    with opened(sealed.path) as data:
+        changed = change(data)
+    if changed is None:
+        return sealed
+    sealed.close()
+    return SealedFile.of([changed])
 
 
 def _sealed(model_path: Path, root: Path) -> SealedFile:

@@ -46,7 +46,7 @@ class Signature:
     @property
     def fixed_rows(self) -> int | None:
         """The only batch size that the graph takes, or None when its first axis is free."""
-        return self.inputs[0].shape[0]
+        return next((spec.shape[0] for spec in self.inputs if spec.shape[0] is not None), None)
 
 
 def read_signature(session: onnxruntime.InferenceSession, max_free_axis: int = 1) -> Signature:
@@ -66,7 +66,7 @@ def read_signature(session: onnxruntime.InferenceSession, max_free_axis: int = 1
     if not inputs:
         raise ArtifactInvalid("the model takes no input; there is nothing to batch")
     rows = {spec.shape[0] for spec in inputs}
-    if len(rows) != 1:
+    if len(rows - {None}) > 1:
         raise ArtifactInvalid(f"inputs differ in their first axis ({rows}), expected the batch in all")
     if None not in rows and (other := {spec.shape[0] for spec in outputs} - rows - {None}):
         raise ArtifactInvalid(

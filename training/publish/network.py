@@ -223,8 +223,8 @@ class OnnxNetwork:
     @property
     def fixed_rows(self) -> int | None:
         """The one batch size that the graph takes, None where it takes any."""
-        first = next(iter(self._values.values())).type.tensor_type.shape.dim
-        return first[0].dim_value or None if len(first) else None
+        shapes = [value.type.tensor_type.shape.dim for value in self._values.values()]
+        return next((shape[0].dim_value for shape in shapes if len(shape) and shape[0].dim_value > 0), None)
 
 
 def as_float32(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:

@@ -33,7 +33,7 @@ from .examples import (
 )
 from .network import Network, OnnxNetwork, TorchNetwork, as_float32
 from .recipes import read_image
-from .served_graph import graph_inputs, with_current_opset, without_zipmaps
+from .served_graph import graph_inputs, with_current_opset, without_dead_statistics, without_zipmaps
 from .wanted import Wanted
 
 _ROWS = 2  # of what is only looked at
@@ -81,11 +81,14 @@ def open_network(source: Source, wanted: Wanted) -> Opened:
 
 
 def _open_onnx(model: onnx.ModelProto, wanted: Wanted) -> Opened:
-    model, classes = without_zipmaps(with_current_opset(with_free_sizes(model)))
+    model, dead = without_dead_statistics(model)
     notes: tuple[str, ...] = ()
+    if dead:
+        notes = (f"{dead} norms name statistics of a batch that nothing reads: they take their own, as at rest",)
+    model, classes = without_zipmaps(with_current_opset(with_free_sizes(model)))
     if classes is not None and wanted.labels is None and wanted.task in (None, "classify"):
         wanted = replace(wanted, labels=classes)
-        notes = (f"class names from the model's ZipMap: {', '.join(classes[:5])}",)
+        notes = (*notes, f"class names from the model's ZipMap: {', '.join(classes[:5])}")
     model = with_fixed_sizes(model, wanted)
     network = OnnxNetwork(model, wanted.outputs)
     forms = _forms_of(model)

@@ -93,8 +93,8 @@ class Session:
             )
         except Exception as err:  # onnxruntime's errors share no base below Exception
             raise VerifyError(f"onnxruntime cannot load the graph: {_first_line(err)}") from err
-        first = self._session.get_inputs()[0].shape[0]
-        self.fixed_rows = first if isinstance(first, int) else None
+        firsts = [given.shape[0] for given in self._session.get_inputs() if given.shape]
+        self.fixed_rows = next((rows for rows in firsts if isinstance(rows, int) and rows > 0), None)
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Return every output by name; the rows go through in parts, of the one size that a fixed batch takes."""

@@ -16,10 +16,13 @@ from foldserve.format.image import ANY_SIZE, ImageRecipe
 from foldserve.format.task import CLASSIFY, MULTILABEL, TENSORS
 
 from ..errors import ConfigError, ExportError
+from ..fold.onnx.protos import captures
 from .tasks import RESULTS
 
 PREFIX = "foldserve/"  # of the names of what is added
 _LEAST_OPSET = 13  # from here on Softmax, Unsqueeze and the others are what they are today
+_LEAST_IR = 8  # of a file of that opset
+_STATED_MODE = 14  # opset from which on an attribute says whether a norm trains
 _BATCH = "batch"
 
 
@@ -29,15 +32,48 @@ def with_current_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         ExportError: ONNX cannot convert it.
     """
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None)
+    opset = _opset(model)
     if opset is None:
         model.opset_import.append(helper.make_opsetid("", _LEAST_OPSET))
     if opset is None or opset >= _LEAST_OPSET:
         return model
     try:
-        return onnx.version_converter.convert_version(model, _LEAST_OPSET)
+        converted = onnx.version_converter.convert_version(model, _LEAST_OPSET)
     except Exception as err:  # the converter's errors share no base
         raise ExportError(f"opset {opset} cannot be brought to {_LEAST_OPSET}: {str(err).splitlines()[0]}") from err
+    return _with_weights_as_constants(converted)
+
+
+def _opset(model: onnx.ModelProto) -> int | None:
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None)
+
+
+def _with_weights_as_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model in a version of ONNX's format in which weights need not be listed among the inputs, unlisted."""
+    model.ir_version = max(model.ir_version, _LEAST_IR)
+    own = graph_inputs(model)
+    del model.graph.input[:]
+    model.graph.input.extend(own)
+    return model
+
+
+def without_dead_statistics(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
+    """Return the model whose norms give out no statistics that nothing reads, and how many did.
+
+    Before opset 14 a norm with such outputs computes the statistics of each batch. Exporters wrote them for networks
+    at rest, which take those that they were trained to.
+    """
+    if (_opset(model) or _STATED_MODE) >= _STATED_MODE:
+        return model, 0
+    read = {name for node in model.graph.node for name in (*node.input, *captures(node))}
+    read |= {value.name for value in model.graph.output}
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    norms = [node for node in changed.graph.node if node.op_type == "BatchNormalization" and len(node.output) > 1]
+    dead = [node for node in norms if not read & {name for name in node.output[1:] if name}]
+    for node in dead:
+        del node.output[1:]
+    return (changed, len(dead)) if dead else (model, 0)
 
 
 def without_zipmaps(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str] | None]:
