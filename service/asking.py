@@ -79,7 +79,7 @@ async def read_inputs(
     settings: Settings = request.app.state.settings
     content_type = request.headers.get("content-type")
     if guess_type is None and content_type is not None:
-        media_type(content_type)  # refused before its body is received
+        media_type(content_type, settings.image_formats)  # refused before its body is received
     body = await _read_body(request, share)
     if not body and (content_type is None or guess_type is not None):
         raise InvalidInput(EMPTY_BODY)
@@ -97,7 +97,7 @@ async def _read_images(
     request: Request, body: bytes, content_type: str | None, spec: ImageRecipe, limits: Limits, deadline: float
 ) -> Images:
     """Return the images of a body; files are admitted as work, since to decode one can take seconds."""
-    kind = media_type(content_type)
+    kind = media_type(content_type, limits.formats)
     context: RequestContext = request.state.context
     is_quickly_read = is_quick(body, kind)
     if is_quickly_read or (kind == "application/json" and not holds_files(body)):

@@ -14,6 +14,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from foldserve.format.image import ANY_SIZE
+from foldserve.format.picture_types import USUAL_FORMATS
 
 from .access import scope_of
 from .keys import INFER
@@ -136,6 +137,7 @@ def describe(app: FastAPI, models: Sequence[tuple[str, ImageRecipe]]) -> dict[st
         predict["parameters"][0] |= {"required": True, "example": models[0][0]}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
+            _list_formats(operation, app.state.settings.image_formats)
             operation["responses"].pop("422", None)  # declared for every path with a parameter; we answer 400
             operation["responses"] |= error_responses(method.upper(), path, has_body="requestBody" in operation)
             for given in operation.get("parameters", ()):
@@ -144,6 +146,15 @@ def describe(app: FastAPI, models: Sequence[tuple[str, ImageRecipe]]) -> dict[st
             operation["security"] = security(method.upper(), path, app.state.access)
             _add_headers(operation, answered_by_model=scope_of(method.upper(), path) == INFER)
     return document
+
+
+def _list_formats(operation: dict[str, Any], formats: Sequence[str]) -> None:
+    """State the files of pictures that are decoded here, where an operation takes files."""
+    content = operation.get("requestBody", {}).get("content", {})
+    if "image/png" in content:
+        for name in USUAL_FORMATS:
+            del content[f"image/{name}"]
+        content.update({f"image/{name}": {"schema": _BINARY} for name in formats})
 
 
 def operation_id(route: APIRoute) -> str:

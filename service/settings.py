@@ -28,6 +28,7 @@ from pydantic import (
 from foldserve.arguments import Parser
 from foldserve.bundled import bundled_models
 from foldserve.format.names import MODEL_NAME_RULE, is_model_name, is_version
+from foldserve.format.picture_types import PICTURE_FORMATS, USUAL_FORMATS
 
 ENV_PREFIX = "FOLDSERVE_"
 MEBIBYTE = 1024 * 1024
@@ -165,6 +166,11 @@ class Settings(BaseModel):
         50_000_000, ge=1, description="pixels in one encoded image; more are refused undecoded"
     )
     max_image_scans: int = Field(64, ge=1, description="scans in one JPEG file; more are refused undecoded")
+    image_formats: tuple[str, ...] = Field(
+        USUAL_FORMATS,
+        description="files of pictures that are decoded: png, jpeg, and where you accept a decoder more that strangers "
+        "reach, webp, gif (its first frame), bmp, tiff (its first page)",
+    )
     decode_threads: int = Field(
         0, ge=0, le=256, description="threads of one worker that decode pictures; 0 takes its share of the cores"
     )
@@ -234,6 +240,13 @@ class Settings(BaseModel):
             raise ValueError(f"expected {MODEL_NAME_RULE}")
         return name
 
+    @field_validator("image_formats")
+    @classmethod
+    def _formats_exist(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
+        if not formats or not set(formats) <= set(PICTURE_FORMATS):
+            raise ValueError(f"expected formats among {', '.join(PICTURE_FORMATS)}, such as png,jpeg,webp")
+        return tuple(name for name in PICTURE_FORMATS if name in formats)
+
     @field_validator("closed_scopes")
     @classmethod
     def _scopes_exist(cls, scopes: tuple[str, ...]) -> tuple[str, ...]:
@@ -272,7 +285,9 @@ class Settings(BaseModel):
                 raise ValueError(f"{place} is given twice, as {places[place]} and as {version}")
         return entries
 
-    @field_validator("buckets", "closed_scopes", "allowed_hosts", "trusted_proxies", "pin", "label", mode="before")
+    @field_validator(
+        "buckets", "image_formats", "closed_scopes", "allowed_hosts", "trusted_proxies", "pin", "label", mode="before"
+    )
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value

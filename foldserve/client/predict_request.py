@@ -11,13 +11,12 @@ from urllib.parse import urlencode
 
 import numpy as np
 
+from foldserve.format.picture_types import picture_type
 from foldserve.format.tensors import DTYPES, LITTLE_ENDIAN, Array
 
 # A picture is a path or its bytes; several pictures, rows, or arrays of pixels or rows are a list or an array.
 Picture = str | os.PathLike[str] | bytes
 Source = Picture | Array | Mapping[str, Any] | Sequence[Any]
-
-_MAGIC = {b"\x89PNG": "image/png", b"\xff\xd8": "image/jpeg"}
 
 
 @dataclass(frozen=True)
@@ -95,9 +94,9 @@ def body_of_array(array: Array, inputs: Sequence[Mapping[str, Any]]) -> PredictB
 
 def _file(source: Picture) -> tuple[bytes, str]:
     content = source if isinstance(source, bytes) else Path(source).read_bytes()
-    for magic, content_type in _MAGIC.items():
-        if content.startswith(magic):
-            return content, content_type
+    content_type = picture_type(content)
+    if content_type is not None:
+        return content, content_type
     if content.lstrip()[:1] == b"{":
         return content, "application/json"
     named = f"{len(source)} bytes" if isinstance(source, bytes) else os.fspath(source)

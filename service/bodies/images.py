@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 from PIL.ImageFile import ImageFile
 
-from foldserve.pictures import FORMATS, PictureError, prepare
+from foldserve.format.picture_types import listed
+from foldserve.pictures import PictureError, prepare
 
 from ..errors import InvalidInput, ServiceError
 from .limits import PixelBudget
@@ -25,6 +26,8 @@ from .picture_header import has_more_scans
 if TYPE_CHECKING:
     from foldserve.format.image import ImageRecipe
 
+_TIFF_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16")
+_TIFF_PACKINGS = ("raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate")
 _BLOCK_BYTES = 8_192  # of a file that its decoder gets at one time
 
 PngImagePlugin.MAX_TEXT_MEMORY = PngImagePlugin.MAX_TEXT_CHUNK  # of inflated texts; 64 times as much else
@@ -37,7 +40,7 @@ def decode_image(data: bytes, spec: ImageRecipe, budget: PixelBudget, place: str
     """Return the pixels of an image file, brought to what the model takes.
 
     Args:
-        data: the file, PNG or JPEG; the content decides, not a name.
+        data: the file, of a format that the budget names; the content decides, not a name.
         spec: the model's picture recipe.
         budget: the pixels that the request may still have decoded.
         place: how a message names this image, for example "instances[3]".
@@ -46,7 +49,7 @@ def decode_image(data: bytes, spec: ImageRecipe, budget: PixelBudget, place: str
         uint8 array of the form `spec.shape`; its own size where that is free.
 
     Raises:
-        InvalidInput: not a PNG or JPEG, too many pixels, truncated or damaged, or of a size that the recipe refuses.
+        InvalidInput: not of such a format, too many pixels, truncated or damaged, or of a size that the recipe refuses.
         BodyTooLarge: too many pixels together with the images before it.
     """
     image = open_image(data, budget, place)
@@ -70,26 +73,40 @@ def open_image(data: bytes, budget: PixelBudget, place: str = "image") -> ImageF
     """Return the opened file with only its header read, once its format and its size are acceptable.
 
     Raises:
-        InvalidInput: empty, not a PNG or JPEG, or too many pixels.
+        InvalidInput: empty, not of a format that is decoded, or too many pixels.
         BodyTooLarge: too many pixels together with the images before it.
     """
+    expected = listed(budget.formats)
     if not data:
-        raise InvalidInput(f"{place}: 0 bytes, expected a PNG or JPEG file")
+        raise InvalidInput(f"{place}: 0 bytes, expected a {expected} file")
     try:
-        image = Image.open(_Watched(data, budget.beat), formats=FORMATS)
+        image = Image.open(_Watched(data, budget.beat), formats=[name.upper() for name in budget.formats])
     except ServiceError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
         raise InvalidInput(f"{place}: more than 89 million pixels, {budget.expected}") from err
     except Exception as err:
-        raise InvalidInput(f"{place}: not a PNG or JPEG image, expected the bytes of one") from err
+        raise InvalidInput(f"{place}: not a {expected} image, expected the bytes of one") from err
     budget.take(image.width, image.height, place)
-    if image.format != "PNG" and has_more_scans(data, budget.scans):
+    _refuse_unusual_tiff(image, place)
+    if data.startswith(b"\xff\xd8") and has_more_scans(data, budget.scans):
         raise InvalidInput(
             f"{place}: more than {budget.scans} scans, expected a baseline or progressive JPEG with fewer"
         )
     image.decodermaxblock = _BLOCK_BYTES
     return image
+
+
+def _refuse_unusual_tiff(image: ImageFile, place: str) -> None:
+    """Refuse what a TIFF file may be beside a picture of 8 or 16 bits: floats, other colour spaces, a JPEG inside."""
+    if image.format != "TIFF":
+        return
+    if image.mode not in _TIFF_MODES:
+        raise InvalidInput(f"{place}: a TIFF file of mode {image.mode}, expected one of {', '.join(_TIFF_MODES)}")
+    packing = str(image.info.get("compression", "raw"))
+    if packing not in _TIFF_PACKINGS:
+        expected = ", ".join(_TIFF_PACKINGS)
+        raise InvalidInput(f"{place}: a TIFF file packed by {packing[:40]}, expected one of {expected}")
 
 
 class _Watched(io.BytesIO):

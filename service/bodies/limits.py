@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from foldserve.format.picture_types import USUAL_FORMATS
+
 from ..errors import BodyTooLarge, InvalidInput, TooManyRows
 from ..settings import Settings
 
@@ -21,6 +23,7 @@ class Limits:
         scans: of one JPEG file, each of which goes over all its pixels.
         side: pixels of a height or width that the model leaves free.
         beat: called while files are decoded; raises when nobody waits for them any more.
+        formats: of files that are decoded.
     """
 
     rows: int
@@ -28,15 +31,22 @@ class Limits:
     scans: int = 64
     side: int = 4_096
     beat: Callable[[], None] | None = None
+    formats: tuple[str, ...] = USUAL_FORMATS
 
     @classmethod
     def of(cls, settings: Settings) -> "Limits":
         """Return the limits that the settings state."""
-        return cls(settings.max_rows, settings.max_image_pixels, settings.max_image_scans, side=settings.max_free_axis)
+        return cls(
+            settings.max_rows,
+            settings.max_image_pixels,
+            settings.max_image_scans,
+            side=settings.max_free_axis,
+            formats=settings.image_formats,
+        )
 
     def pixel_budget(self) -> "PixelBudget":
         """Return what one request may have decoded."""
-        return PixelBudget(self.pixels, self.scans, self.beat)
+        return PixelBudget(self.pixels, self.scans, self.beat, self.formats)
 
 
 class PixelBudget:
@@ -46,13 +56,21 @@ class PixelBudget:
         per_image: width x height of one image; all images of a request together may have `IMAGES` times as many.
         scans: of one JPEG file.
         beat: called from time to time while a file is decoded.
+        formats: of files that are decoded.
     """
 
     IMAGES = 8
 
-    def __init__(self, per_image: int, scans: int = 64, beat: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        per_image: int,
+        scans: int = 64,
+        beat: Callable[[], None] | None = None,
+        formats: tuple[str, ...] = USUAL_FORMATS,
+    ) -> None:
         self.per_image = per_image
         self.scans = scans
+        self.formats = formats
         self.beat = beat or _no_beat
         self.left = per_image * self.IMAGES
 

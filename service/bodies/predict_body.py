@@ -15,6 +15,8 @@ import numpy as np
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from foldserve.format.picture_types import USUAL_FORMATS, listed
+
 from ..errors import InvalidInput, UnsupportedMediaType, clip
 from .decoder import decode_image, is_loaded
 from .free_pictures import stacked
@@ -25,7 +27,7 @@ from .picture_header import picture_pixels
 if TYPE_CHECKING:
     from foldserve.format.image import ImageRecipe
 
-MEDIA_TYPES = ("application/json", "application/octet-stream", "image/png", "image/jpeg", "multipart/form-data")
+FORM = "multipart/form-data"
 
 EMPTY_BODY = "body: 0 bytes, expected at least one instance"
 
@@ -35,16 +37,25 @@ _PHOTO_PIXELS = 8  # a byte
 _FILE_HEADS = re.compile(rb'"b64"[ \t\r\n]*:[ \t\r\n]*"([A-Za-z0-9+/]{32})')  # 24 bytes: up to the height of a PNG
 
 
-def media_type(content_type: str | None) -> str:
+def media_types(formats: tuple[str, ...] = USUAL_FORMATS) -> tuple[str, ...]:
+    """Return the media types of bodies, with those of the picture files that are decoded."""
+    return ("application/json", "application/octet-stream", *(f"image/{name}" for name in formats), FORM)
+
+
+def media_type(content_type: str | None, formats: tuple[str, ...] = USUAL_FORMATS) -> str:
     """Return the media type of a Content-Type header, in lower case and without its parameters.
 
+    Args:
+        content_type: the header as it was sent; None where there is none.
+        formats: of picture files that are decoded.
+
     Raises:
-        UnsupportedMediaType: it is none of `MEDIA_TYPES`, or there is no header.
+        UnsupportedMediaType: it is none of `media_types`, or there is no header.
     """
-    kind = (content_type or "").partition(";")[0].strip().lower()
-    if kind not in MEDIA_TYPES:
+    kind, known = (content_type or "").partition(";")[0].strip().lower(), media_types(formats)
+    if kind not in known:
         got = f"{clip(kind)!r}" if kind else "none"
-        raise UnsupportedMediaType(f"Content-Type: {got}, expected one of {', '.join(MEDIA_TYPES)}")
+        raise UnsupportedMediaType(f"Content-Type: {got}, expected one of {', '.join(known)}")
     return kind
 
 
@@ -102,12 +113,12 @@ def read_images(body: bytes, content_type: str | None, spec: ImageRecipe, limits
         be a read-only view of `body`. Height and width are those of the images where the recipe leaves them free.
 
     Raises:
-        UnsupportedMediaType: the media type is none of `MEDIA_TYPES`.
+        UnsupportedMediaType: the media type is none of `media_types`.
         InvalidInput: the body is not what its media type says, or does not fit the model.
         TooManyRows: more than `limits.rows` images.
         BodyTooLarge: more pixels in all its files than one request may have decoded.
     """
-    kind = media_type(content_type)
+    kind = media_type(content_type, limits.formats)
     if not body:
         raise InvalidInput(EMPTY_BODY)
     if kind == "application/json":
@@ -138,7 +149,7 @@ def images_from_form(body: bytes, content_type: str, spec: ImageRecipe, limits: 
     """Return one image for each part of a multipart form, in their order. Raises as `read_images` does."""
     parts = _form_parts(body, content_type, limits)
     if not parts:
-        raise InvalidInput("form: no parts, expected one or several PNG or JPEG files")
+        raise InvalidInput(f"form: no parts, expected one or several {listed(limits.formats)} files")
     budget = limits.pixel_budget()
     images = [decode_image(bytes(part), spec, budget, f"form file {index}") for index, part in enumerate(parts)]
     return stacked(images, spec, limits, "form file {}".format)

@@ -13,6 +13,7 @@ import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from foldserve.format.picture_types import picture_type
 from foldserve.format.task import CLASSIFY
 
 from ..asking import ask
@@ -54,11 +55,9 @@ def guess_type(content_type: str | None, body: bytes) -> str:
     """Return what a body is, by its bytes; only a form has to say so, since its boundary stands in the header."""
     if (content_type or "").lower().startswith("multipart/form-data"):
         return str(content_type)
-    if body.startswith(b"\x89PNG"):
-        return "image/png"
-    if body.startswith(b"\xff\xd8"):
-        return "image/jpeg"
-    return "application/json" if body.lstrip()[:1] == b"{" else "application/octet-stream"
+    if body.lstrip()[:1] == b"{":
+        return "application/json"
+    return picture_type(body) or "application/octet-stream"
 
 
 def _write(model: Model, outputs: Mapping[str, Array]) -> bytes:

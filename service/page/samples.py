@@ -8,6 +8,8 @@ from weakref import WeakKeyDictionary
 
 import orjson
 
+from foldserve.format.picture_types import picture_type
+
 from ..bodies.answers import predictions_of
 from ..live.model import Model
 from ..tensors import Array
@@ -67,7 +69,7 @@ def _samples(model: Model) -> Iterator[dict[str, Any]]:
 
 def _picture(name: str, content: bytes) -> dict[str, Any]:
     """Return a picture as a file, and as an instance."""
-    kind = "image/png" if content.startswith(b"\x89PNG") else "image/jpeg"
+    kind = picture_type(content)
     text = base64.b64encode(content).decode()
     return {"name": name, "media_type": kind, "b64": text, "instance": {"b64": text}}
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from foldserve.service.app import create_app
-from foldserve.service.bodies.predict_body import MEDIA_TYPES
+from foldserve.service.bodies.predict_body import media_types
 from foldserve.service.errors import RequestError, ServerError
 from foldserve.service.settings import Settings
 from foldserve.service.v2.repository_schemas import IndexRow, ModelState
@@ -185,7 +185,7 @@ def test_every_reference_leads_somewhere(document):
 def test_the_body_lists_every_form(document):
     """The media types in the description are those that the service reads."""
     body = document["paths"]["/predict"]["post"]["requestBody"]
-    assert set(body["content"]) == set(MEDIA_TYPES)
+    assert set(body["content"]) == set(media_types())
 
 
 def test_with_several_models_the_name_is_required(fashion_and_echo):

@@ -1,0 +1,134 @@
+"""`--image-formats`: what is switched on is read pixel for pixel at every door, what is not is refused as before."""
+
+import base64
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from foldserve.format.picture_types import PICTURE_FORMATS, picture_type
+from foldserve.service.app import create_app
+from foldserve.service.settings import Settings
+from tests.support import artifacts
+from tests.support.live import serve
+
+MORE = PICTURE_FORMATS[2:]
+PIXELS = (artifacts.images(1, seed=4)[0, 0] // 4 * 4).astype(np.uint8)  # 64 greys: a palette holds them
+PREVIEW = "/v2/models/fashion/versions/1/preview"
+
+
+def file(kind: str, pixels: np.ndarray = PIXELS, **options: object) -> bytes:
+    """A picture as a file that loses nothing."""
+    lossless = {"webp": {"lossless": True}, "tiff": {"compression": "tiff_lzw"}}.get(kind, {})
+    image, held = Image.fromarray(pixels), io.BytesIO()
+    image.convert("RGB" if kind == "webp" else image.mode).save(held, kind.upper(), **lossless | options)
+    return held.getvalue()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    artifacts.publish_classifier(root)
+    return root
+
+
+def asking(models: Path, **settings: object) -> Iterator[httpx.Client]:
+    app = create_app(Settings(models_dir=models, provider="cpu", buckets=(1, 4), **settings))
+    with serve(app) as url, httpx.Client(base_url=url, trust_env=False) as http:
+        yield http
+
+
+@pytest.fixture(scope="module")
+def every(models: Path) -> Iterator[httpx.Client]:
+    """A service that decodes all it can."""
+    yield from asking(models, image_formats=PICTURE_FORMATS, max_image_pixels=10_000)
+
+
+@pytest.fixture(scope="module")
+def usual(models: Path) -> Iterator[httpx.Client]:
+    """A service as it comes."""
+    yield from asking(models)
+
+
+def shown(answer: httpx.Response) -> np.ndarray:
+    assert answer.status_code == 200, answer.text
+    return np.asarray(Image.open(io.BytesIO(answer.content)))
+
+
+@pytest.mark.parametrize("kind", PICTURE_FORMATS)
+def test_every_format_is_read_pixel_for_pixel(every, kind):
+    """By its media type, in a form, as base64 and on TorchServe's route: what the model sees is what was written."""
+    data = file(kind) if kind != "jpeg" else file("jpeg", quality=100, subsampling=0)
+    expected = PIXELS if kind != "jpeg" else np.asarray(Image.open(io.BytesIO(data)))
+    headers = {"Content-Type": f"image/{kind}"}
+    assert picture_type(data) == f"image/{kind}"
+    assert np.array_equal(shown(every.post(PREVIEW, content=data, headers=headers)), expected)
+    assert np.array_equal(shown(every.post(PREVIEW, files={"file": data})), expected)
+    body = {"instances": [{"b64": base64.b64encode(data).decode()}]}
+    assert np.array_equal(shown(every.post(PREVIEW, json=body)), expected)
+    said = every.post("/predict", content=data, headers=headers).json()["predictions"]
+    raw = every.post("/predict", content=expected.tobytes(), headers={"Content-Type": "application/octet-stream"})
+    assert said == raw.json()["predictions"]
+    assert every.put("/predictions/fashion", content=data).status_code == 200
+
+
+@pytest.mark.parametrize("kind", MORE)
+def test_what_is_not_switched_on_is_refused(usual, kind):
+    """415 by its media type, 400 by its content; the sentences are those of a service that knows no others."""
+    by_type = usual.post("/predict", content=file(kind), headers={"Content-Type": f"image/{kind}"})
+    assert by_type.status_code == 415
+    assert by_type.json()["error"].startswith(f"Content-Type: 'image/{kind}', expected one of application/json, ")
+    by_content = usual.post("/predict", content=file(kind), headers={"Content-Type": "image/png"})
+    assert by_content.json() == {"error": "image: not a PNG or JPEG image, expected the bytes of one"}
+    assert by_content.status_code == 400
+
+
+@pytest.mark.parametrize("kind", MORE)
+def test_limits_hold_for_every_format(every, kind):
+    """Too many pixels are refused before they are decoded; a cut file is named as damaged."""
+    large = file(kind, np.zeros((120, 120), np.uint8))
+    answer = every.post("/predict", content=large, headers={"Content-Type": f"image/{kind}"})
+    assert (answer.status_code, "120x120 pixels" in answer.json()["error"]) == (400, True)
+    data = file(kind)
+    answer = every.post("/predict", content=data[: len(data) // 2], headers={"Content-Type": f"image/{kind}"})
+    assert answer.status_code == 400, answer.text
+
+
+def test_the_first_frame_of_an_animation_counts(every):
+    """Of a GIF and of a WebP; the frames behind it change nothing."""
+    frames = [Image.fromarray(pixels).convert("P") for pixels in (PIXELS, 255 - PIXELS)]
+    held = io.BytesIO()
+    frames[0].save(held, "GIF", save_all=True, append_images=frames[1:])
+    answer = every.post(PREVIEW, content=held.getvalue(), headers={"Content-Type": "image/gif"})
+    assert np.array_equal(shown(answer), PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options", "sentence"),
+    [
+        (PIXELS.astype(np.float32), {}, "image: a TIFF file of mode F, expected one of 1, L, LA"),
+        (np.stack([PIXELS] * 3, -1), {"compression": "jpeg"}, "image: a TIFF file packed by jpeg, expected one of raw"),
+    ],
+)
+def test_what_a_tiff_may_be_beside_a_picture_is_refused(every, pixels, options, sentence):
+    """Floats have no range, and a JPEG inside would pass its own limits by."""
+    answer = every.post("/predict", content=file("tiff", pixels, **options), headers={"Content-Type": "image/tiff"})
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith(sentence)
+
+
+def test_the_description_lists_what_is_decoded(every, usual):
+    """And the setting refuses what there is no decoder for."""
+
+    def listed(http: httpx.Client) -> set[str]:
+        content = http.get("/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]["content"]
+        return {kind for kind in content if kind.startswith("image/")}
+
+    assert listed(every) == {f"image/{name}" for name in PICTURE_FORMATS}
+    assert listed(usual) == {"image/png", "image/jpeg"}
+    with pytest.raises(ValueError, match="expected formats among png, jpeg, webp"):
+        Settings(image_formats=("png", "svg"))
