@@ -61,6 +61,18 @@ def _predict(words: Sequence[str]) -> int:
     return cli.main(words[1:])
 
 
+def _bench(words: Sequence[str]) -> int:
+    from . import bench
+
+    return bench.main(words[1:])
+
+
+def _completion(words: Sequence[str]) -> int:
+    from . import completion
+
+    return completion.main(words[1:], {name: command.help for name, command in COMMANDS.items()})
+
+
 def _gpu_check(words: Sequence[str]) -> int:
     checkout = Path(__file__).resolve().parents[1]
     if not (checkout / "benchmarks/training/gpu_check.py").is_file():
@@ -104,6 +116,8 @@ COMMANDS = {
     "predict": Command("ask a running service about pictures or rows", _predict, ("client",)),
     "models": Command("list, load, promote, roll back and compare models of a running service", _operator),
     "keys": Command("make API keys", _operator),
+    "bench": Command("ask a service of this machine for some seconds, and say how fast it answers", _bench),
+    "completion": Command("print what makes a shell complete commands and flags", _completion),
     "gpu-check": Command("run everything that needs a GPU (in a checkout)", _gpu_check, _TRAINING),
 }
 
