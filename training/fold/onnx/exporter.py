@@ -56,7 +56,9 @@ def export_module(
         "external_data": False,
         "verbose": False,
     }
-    model = _without_traces_of_the_machine(_captured(module, inputs, options))
+    program = _captured(module, inputs, options)
+    model = _without_traces_of_the_machine(program)
+    _release_weights(program)
     require_valid(model)
     return model
 
@@ -125,6 +127,12 @@ def _without_traces_of_the_machine(program: Any) -> onnx.ModelProto:
     model.producer_name, model.producer_version, model.domain = "foldserve", "", ""
     graph.name = "network"
     return model
+
+
+def _release_weights(program: Any) -> None:
+    """Let go of the program's tensors: rules of the exporter's optimizer keep the last graph that they have seen."""
+    for value in program.model.graph.initializers.values():
+        value.const_value = None
 
 
 def _require_same_outputs(module: nn.Module, model: onnx.ModelProto, inputs: tuple[Tensor, ...]) -> None:
