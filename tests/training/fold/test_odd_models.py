@@ -324,3 +324,55 @@ def test_a_call_that_raised_and_was_repeated_is_refused_with_a_remedy() -> None:
     """torch.export loses its way there (speechbrain's Xvector); the refusal says what to do instead."""
     with pytest.raises(FoldError, match=r"control-flow: .*fold_onnx"):
         fold(randomise(TriesArguments()), (torch.randn(2, 3, 8, 8),))
+
+
+class AnyArguments(nn.Module):
+    """Takes what it is given, and normalises by a function, which only a graph can express."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, *args: Tensor) -> Tensor:
+        n = self.norm
+        return nn.functional.batch_norm(self.layer(sum(args)), n.running_mean, n.running_var, n.weight, n.bias)
+
+
+def test_a_forward_of_any_arguments_takes_any_batch() -> None:
+    """torch.export wants their free axes nested as they are."""
+    model = randomise(AnyArguments())
+    result = fold(model, tuple(torch.randn(2, 2, 3, 6, 6)))
+    assert result.report.form == "graph"
+    for rows in (1, 5):
+        images = torch.randn(2, rows, 3, 6, 6)
+        torch.testing.assert_close(model(*images), result.model(*images), rtol=0, atol=1e-5)
+
+
+class Overwritten(nn.Module):
+    """Writes into what a layer gave, before the norm reads it: in place, or into a part of it."""
+
+    def __init__(self, write: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.layer, self.norm, self.write = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), write
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        self.write(y)
+        return self.norm(y)
+
+
+WRITES: dict[str, Callable[[Tensor], object]] = {
+    "part": lambda y: y[:, 0].fill_(0),
+    "index": lambda y: y.__setitem__((slice(None), 1), 2.0),
+    "view": lambda y: y.view(-1).mul_(y.sum()),
+    "reshaped": lambda y: y.flatten(1).clamp_(0),
+    "whole": lambda y: y.relu_(),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_what_is_written_into_is_not_computed_twice(name: str) -> None:
+    """A copy of the layer would not have been written into: the norm stays, and nothing else is lost."""
+    report = fold(randomise(Overwritten(WRITES[name])), (torch.randn(2, 3, 6, 6),), duplicate="allow").report
+    assert [site.path for site in report.refused] == ["norm"]
+    assert not report.folded

@@ -121,6 +121,35 @@ def _gemm(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | N
     return np.asarray(result if c is None else result + fields.get("beta", 1.0) * c)
 
 
+def _group_norm(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
+    """Return the normalisation over each group; ONNX's reference does not run the one of opset 21."""
+    x, scale, shift = (np.asarray(v) for v in inputs)
+    groups, channels = int(fields["num_groups"]), x.shape[1]
+    rows = x.reshape(x.shape[0], groups, -1)
+    deviation = np.sqrt(rows.var(-1, keepdims=True) + fields.get("epsilon", float(np.float32(1e-5))))
+    normalised = ((rows - rows.mean(-1, keepdims=True)) / deviation).reshape(x.shape)
+    per_channel = (1, channels) + (1,) * (x.ndim - 2)
+    factor, addend = (np.repeat(v, channels // v.size).reshape(per_channel) for v in (scale, shift))
+    return np.asarray(normalised * factor + addend)
+
+
+def _local_response(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
+    """Return x over a power of the squares nearby; ONNX's reference sums the channels of the first rows only."""
+    x, size = np.asarray(inputs[0]), int(fields["size"])
+    before, squares = (size - 1) // 2, np.square(x)
+    padded = np.pad(squares, [(0, 0), (before, size - 1 - before)] + [(0, 0)] * (x.ndim - 2))
+    total = sum(padded[:, i : i + x.shape[1]] for i in range(size))
+    alpha, beta = fields.get("alpha", float(np.float32(1e-4))), fields.get("beta", 0.75)
+    return np.asarray(x / (fields.get("bias", 1.0) + alpha / size * total) ** beta)
+
+
+def _mean_variance(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
+    """Return the values less their mean, over their deviation; ONNX spells it out with numbers in float32."""
+    x, axes = np.asarray(inputs[0]), tuple(fields.get("axes", (0, 2, 3)))
+    deviation = x.std(axes, keepdims=True) + float(np.float32(1e-9))
+    return np.asarray((x - x.mean(axes, keepdims=True)) / deviation)
+
+
 class _Window:
     """Kernel, strides, dilations and pads of a convolution or pool, as PyTorch wants them."""
 
@@ -170,7 +199,10 @@ KERNELS: dict[str, Kernel] = {
     "ConvTranspose": _conv_transpose,
     "Gemm": _gemm,
     "GlobalAveragePool": _global_average_pool,
+    "GroupNormalization": _group_norm,
+    "LRN": _local_response,
     "MatMul": _matmul,
     "MaxPool": _max_pool,
+    "MeanVarianceNormalization": _mean_variance,
     "Pad": _pad,
 }

@@ -20,7 +20,7 @@ from .graph import OnnxGraph
 from .model_proof import prove_onnx
 from .norms import Norm, ends_a_normalisation, find_norms
 from .probe import Shapes
-from .protos import check, label, subgraphs
+from .protos import check_folded, label, subgraphs
 from .rewrite import WEAK, FoldedNorm, fold_norm
 
 
@@ -81,7 +81,7 @@ def fold_graph(
         folded = graph.finish()
         if not outcome.folds and not outcome.proved:
             return FoldedGraph(graph, folded, [], outcome.refused, None)
-        check(folded, "the folded model")
+        check_folded(folded, model)
         verdicts, proof = prove_onnx(model, folded, graph.exact, [fold.segments for fold in outcome.folds], shapes)
         proved = [(fold, v) for fold, v in zip(outcome.folds, verdicts, strict=True) if not isinstance(v, Refusal)]
         if len(proved) == len(verdicts):

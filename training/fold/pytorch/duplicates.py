@@ -13,11 +13,13 @@ import torch
 from torch.fx import Node
 
 from ..refusals import Refusal
-from .graph import TorchGraph, is_in_place, is_tensor, shape
+from .graph import TorchGraph, is_in_place, is_tensor, operation, shape
 from .layers import Layer
 from .norms import Norm
 from .placement import place_norms
 from .walk import Walk, walk_back
+
+_SOMETIMES_VIEWS = {"reshape", "reshape_as", "flatten", "contiguous", "to", "type_as", "dropout"}
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,7 @@ def duplicate_producers(graph: TorchGraph, norms: list[Norm], excluded: Collecti
         except Refusal:
             continue
         cone = _cone(graph, norm, walk)
-        written = any(is_in_place(user) for node in cone for user in node.users if user.op == "call_function")
-        if not written and not claimed & set(cone):
+        if not any(map(_is_written, cone)) and not claimed & set(cone):
             made.append(_duplicate(graph, norm, walk, cone))
     return made
 
@@ -87,6 +88,19 @@ def _cone(graph: TorchGraph, norm: Norm, walk: Walk) -> list[Node]:
         cone.add(node)
         pending.extend(() if node in ends else node.all_input_nodes)
     return sorted(cone, key=lambda node: graph.order[node])
+
+
+def _is_written(node: Node) -> bool:
+    """True when an operation writes into the value, or into a view of it, such as `y[:, 0] = 0`."""
+    users = [user for user in node.users if user.op == "call_function"]
+    return any(is_in_place(user) or (_may_be_view(user) and _is_written(user)) for user in users)
+
+
+def _may_be_view(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    returns = [] if schema is None else schema.returns
+    shares = any(value.alias_info is not None for value in returns)
+    return shares or operation(node).removeprefix("aten::") in _SOMETIMES_VIEWS
 
 
 def _holds_tensors(node: Node) -> bool:

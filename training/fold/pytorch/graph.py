@@ -5,8 +5,10 @@ it, whether it is a constant and which, which module it belongs to) and decides 
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -261,7 +263,7 @@ def read(model: nn.Module, example_inputs: Inputs, dynamic: Any) -> ExportedProg
     attempts: list[tuple[Inputs, Any]] = [(given, dynamic or None)]
     if dynamic is True:
         inputs = _batch_of_two(given)
-        attempts = [(inputs, _dynamic_batch(inputs)), (given, None)]
+        attempts = [(inputs, _dynamic_batch(model, inputs)), (given, None)]
     model.register_forward_hook(_plain_outputs)
     for number, (sample, shapes) in enumerate(attempts, start=1):
         try:
@@ -298,11 +300,18 @@ def _plain_outputs(_: nn.Module, __: Any, output: Any) -> Any:
     return {one.name: getattr(output, one.name) for one in fields(output)} if unknown else output
 
 
-def _dynamic_batch(inputs: Inputs) -> Any:
+def _dynamic_batch(model: nn.Module, inputs: Inputs) -> Any:
+    """Return `torch.export`'s dynamic_shapes for a dynamic first axis; a forward(*args) takes them as one argument."""
+
     def spec(value: Any) -> Any:
         return {0: Dim.AUTO} if isinstance(value, Tensor) and value.ndim > 1 else None
 
-    return torch.utils._pytree.tree_map(spec, inputs)
+    expected, (args, kwargs) = signature(model.forward), _split(inputs)
+    given: Any = inputs
+    if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in expected.parameters.values()):
+        with suppress(TypeError):  # they do not fit, which torch.export says
+            given = dict(expected.bind(*args, **kwargs).arguments)
+    return torch.utils._pytree.tree_map(spec, given)
 
 
 def _batch_of_two(inputs: Inputs) -> Inputs:
