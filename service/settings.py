@@ -84,11 +84,12 @@ class Settings(BaseModel):
         gt=0,
         description="seconds in which a version has to be loaded and proved; then it is given up and refused",
     )
-    prove_above_bytes: int = Field(
-        16 * MEBIBYTE,
+    prove_above_bytes: int | None = Field(
+        None,
         ge=0,
         description="bytes of a model file from which on it is first loaded in a process of its own, which a lack of "
-        "memory ends in place of this one; once the service runs, every new kind of model is; on the CPU only",
+        "memory ends in place of this one; unset: an eighth of the memory that is free; once the service runs, every "
+        "new kind of model is; on the CPU only",
     )
     allow_unverified: bool = Field(
         False, description="also serve ONNX files without a manifest, whose answers are not verified, marked as such"

@@ -77,6 +77,12 @@ class Batcher:
         self._is_closed = False
         self._drained: asyncio.Event | None = None
 
+    def take_buckets(self) -> None:
+        """Take batch sizes into use that the engine has proved since; what waits may leave in them."""
+        self._latency.measure(self._engine.bucket_seconds)
+        self._largest = self._queue.largest = max(self._engine.bucket_seconds)
+        self._easy_rows = min(self._largest, self._max_queue_rows)
+
     @property
     def queued_rows(self) -> int:
         """Rows that wait for their batch."""

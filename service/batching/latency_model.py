@@ -32,17 +32,23 @@ class LatencyModel:
     """
 
     def __init__(self, measured: Mapping[int, float], short_seconds: float = 0.0) -> None:
+        self._short_seconds = short_seconds
+        self._expected: dict[int, float] = {}
+        self._slow: set[int] = set()
+        self._busy_until = 0.0
+        self.measure(measured)
+
+    def measure(self, measured: Mapping[int, float]) -> None:
+        """Take over the seconds of one run of each bucket; what is expected of those that were known stays."""
         self._measured = dict(measured)
-        self._expected = dict(measured)
+        self._expected = {bucket: self._expected.get(bucket, seconds) for bucket, seconds in measured.items()}
         self._buckets = sorted(measured)
         self._largest = self._buckets[-1]
         # An idle engine can promise any one batch to a request that has this long, without a closer look.
         self.easy_seconds = max(measured.values()) / _SAFE_SHARE
-        self._short = frozenset(bucket for bucket, seconds in measured.items() if seconds < short_seconds)
+        self._short = frozenset(bucket for bucket, seconds in measured.items() if seconds < self._short_seconds)
         self._first_rows = _first_rows(measured)
         self._most_rows = _most_rows(measured, self._short)
-        self._slow: set[int] = set()
-        self._busy_until = 0.0
 
     def bucket_seconds(self, bucket: int) -> float:
         """Expected seconds of one run of `bucket`."""

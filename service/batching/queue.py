@@ -25,13 +25,14 @@ class Queue:
 
     Attributes:
         rows: of all that wait.
+        largest: as given.
     """
 
     def __init__(self, latency: LatencyModel, largest: int, observer: Observer, *, is_free: bool = False) -> None:
         self.rows = 0
         self._is_free = is_free
         self._latency = latency
-        self._largest = largest
+        self.largest = largest
         self._observer = observer
         self._waiting: deque[Request] = deque()
 
@@ -88,10 +89,10 @@ class Queue:
         """
         start = time.perf_counter() + self._latency.busy_seconds()
         if request.deadline >= start + self._latency.run_seconds(rows):
-            return self._largest
+            return self.largest
         if start + self._latency.run_seconds(request.rows) > request.deadline:
             self.expire(request)
-            return self._largest
+            return self.largest
         return max(request.rows, self._latency.safe_rows(request.deadline - start))
 
 

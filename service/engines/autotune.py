@@ -79,6 +79,11 @@ def autotune(
     return Choice(candidates[name], name) if name in candidates else Choice(artifact.model_path)
 
 
+def may_pay(artifact: Artifact, lone_seconds: float, rewrites: Mapping[str, Rewrite]) -> bool:
+    """Return whether `autotune` would compare anything, for a model whose lone rows take so long."""
+    return lone_seconds * artifact.golden.rows <= _LONGEST_RUN_SECONDS and bool(_candidates(artifact, rewrites))
+
+
 def reuse_choice(artifact: Artifact, name: str | None, rewrites: Mapping[str, Rewrite], decide: Decide) -> Choice:
     """Return the graph that another model of the same structure runs, if it is right for this one too.
 

@@ -8,7 +8,7 @@ for byte are served. Knows arrays and a function that runs them; no sessions.
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ LONGEST_RUN_SECONDS = 0.25
 # Above this length a larger bucket has to make a row cheaper by so much: to try it costs time, and memory for good.
 SHORT_RUN_SECONDS = 0.03
 _LEAST_GAIN = 0.1
+# What a shorter one has to gain where each costs memory and is tried beside requests; what one batch costs beside.
+_LEAST_SHORT_GAIN, _HAND_OVER_SECONDS = 0.05, 100e-6
 _SHIFTS = 3
 # A bucket is timed at least and at most so often, and not for longer than this once it has been timed often enough.
 _FEWEST_RUNS, _MOST_RUNS, _TIMED_SECONDS = 3, 7, 0.005
@@ -36,7 +38,8 @@ class Profile:
 
     `buckets` of those that were `tried` are served; `answers` holds the golden answers of each of them, rows in golden
     order. `seconds` is the median time of one run. `largest_deviation` compares all buckets that were tried with the
-    first: the largest |difference| of a float output relative to its largest |value|.
+    first: the largest |difference| of a float output relative to its largest |value|. Those that are `pending` may be
+    tried while this one answers; what they may cost goes by `cpu_seconds` of one run of those that were tried.
     """
 
     buckets: tuple[int, ...]
@@ -45,6 +48,24 @@ class Profile:
     seconds: Mapping[int, float]
     answers: Mapping[int, Mapping[str, Array]]
     tried: tuple[int, ...] = ()
+    pending: tuple[int, ...] = ()
+    cpu_seconds: Mapping[int, float] = field(default_factory=dict)
+
+
+def first_profile(run: Run, inputs: Mapping[str, Array], candidates: Sequence[int]) -> Profile:
+    """Run the smallest candidate alone on every golden row; the others are left pending.
+
+    For models whose run is long: their proof is the measurement too.
+
+    Args:
+        run: exactly one batch of the given size, with no padding of its own.
+        inputs: golden inputs, the same number of rows in each.
+        candidates: rising batch sizes.
+    """
+    bucket, times = candidates[0], Times()
+    answers, is_steady = _answers(times.of(run), inputs, bucket, is_short=False)
+    seconds, cpu_seconds = {bucket: times.median()}, {bucket: times.least_cpu()}
+    return Profile((bucket,), is_steady, 0.0, seconds, {bucket: answers}, (bucket,), tuple(candidates[1:]), cpu_seconds)
 
 
 def profile_buckets(
@@ -90,6 +111,89 @@ def profile_buckets(
         answers={bucket: answers[bucket] for bucket in served},
         tried=tuple(answers),
     )
+
+
+def with_bucket(profile: Profile, run: Run, inputs: Mapping[str, Array], taken: float | None = None) -> Profile:
+    """Try the first bucket that is pending; returns the profile with it, or without it.
+
+    It is served if it gives the very bytes that are served now. The sizes behind it are pending no more once a row is
+    not cheaper in it, or its run is long.
+
+    Args:
+        profile: of what answers now, with a bucket pending.
+        run: exactly one batch of the given size.
+        inputs: golden inputs, the same number of rows in each.
+        taken: seconds of one run of the bucket, known to be worth having; None has it timed.
+    """
+    bucket, others = profile.pending[0], profile.pending[1:]
+    if taken is None:
+        times = Times()
+        _times(times.of(run), inputs, bucket)
+        taken, cpu_seconds = times.median(), {**profile.cpu_seconds, bucket: times.least_cpu()}
+        least = min(times.seconds)
+        does_gain = is_cheaper(cpu_seconds, bucket) or is_cheaper({**profile.seconds, bucket: least}, bucket)
+        if least > LONGEST_RUN_SECONDS or not does_gain:
+            _log.info("buckets from %d on left out: a row is not cheaper in them", bucket)
+            return replace(profile, pending=())
+        profile = replace(profile, cpu_seconds=cpu_seconds)
+    answers, is_steady = _answers(run, inputs, bucket, is_short=False)
+    first = profile.answers[profile.buckets[0]]
+    deviation = max(profile.largest_deviation, _deviation(first, answers))
+    profile = replace(profile, pending=others, tried=(*profile.tried, bucket), largest_deviation=deviation)
+    if not is_steady or any(content(answers[name]) != content(array) for name, array in first.items()):
+        _log.info("bucket %d left out: it gives other bytes", bucket)
+        return profile
+    return replace(
+        profile,
+        buckets=(*profile.buckets, bucket),
+        seconds={**profile.seconds, bucket: taken},
+        answers={**profile.answers, bucket: answers},
+    )
+
+
+def is_cheaper(seconds: Mapping[int, float], bucket: int) -> bool:
+    """Return whether a row takes less time in a bucket than in any smaller one.
+
+    Args:
+        seconds: of one run of each: by the clock, which sees threads that wait for one another, or of the processor,
+            which does not see neighbours on the same cores.
+        bucket: rows.
+    """
+    cheapest = min(_row_seconds(rows, each) for rows, each in seconds.items() if rows < bucket)
+    least = _LEAST_GAIN if seconds[bucket] > SHORT_RUN_SECONDS else _LEAST_SHORT_GAIN
+    return _row_seconds(bucket, seconds[bucket]) <= (1 - least) * cheapest
+
+
+class Times:
+    """How long the runs of a function took, by the clock and in CPU time of the whole process."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
+
+    def of(self, run: Run) -> Run:
+        """Return the function with its times taken."""
+
+        def timed(batch: Mapping[str, Array]) -> dict[str, Array]:
+            started, cpu = time.perf_counter(), time.process_time()
+            outputs = run(batch)
+            self.cpu_seconds.append(time.process_time() - cpu)
+            self.seconds.append(time.perf_counter() - started)
+            return outputs
+
+        return timed
+
+    def median(self) -> float:
+        """Return the usual seconds of a run."""
+        return float(np.median(self.seconds))
+
+    def least_cpu(self) -> float:
+        """Return the CPU seconds of the run that took the fewest: what disturbs a run can only add to them."""
+        return min(self.cpu_seconds)
+
+
+def _row_seconds(rows: int, run_seconds: float) -> float:
+    return (run_seconds + _HAND_OVER_SECONDS) / rows
 
 
 def is_worth(seconds: Mapping[int, float], bucket: int, taken: float) -> bool:

@@ -21,17 +21,27 @@ from ..artifacts.golden import check_golden, decode_golden, with_tf32
 from ..artifacts.repository import Artifact
 from ..artifacts.unverified import check_rows
 from ..cores import available_cores
-from ..errors import ArtifactInvalid, DeviceLost, EngineError, InvalidInput, ProviderUnavailable
+from ..errors import ArtifactInvalid, DeviceLost, EngineError, InvalidInput, ProviderUnavailable, ServiceError
 from ..settings import DEFAULT_BUCKETS
 from ..tensors import Array, TensorSpec
-from .autotune import REWRITES, Decide, autotune, decide_alone, reuse_choice
-from .buckets import Profile, answers_agree, golden_batch, profile_buckets
+from .autotune import REWRITES, Decide, autotune, decide_alone, may_pay, reuse_choice
+from .buckets import (
+    SHORT_RUN_SECONDS,
+    Profile,
+    Run,
+    answers_agree,
+    first_profile,
+    golden_batch,
+    profile_buckets,
+    with_bucket,
+)
 from .checks import check_golden_inputs, fitting_buckets, refuse_failing, workable_inputs
+from .measured import Measured
 from .providers import Device, Source, cpu_session, does_not_run, fall_back, first_line, open_session
 from .runners import GraphRunner, PlainRunner, Runner, ThreadedRunner
 from .signature import Signature, read_signature
 from .structure import structure_of
-from .threads import first_threaded_bucket
+from .threads import does_pay, first_threaded_bucket, thread_gain
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +52,11 @@ _NODE_FAILED = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (?=Non-zero stat
 _NOT_THE_INPUTS = re.compile(r"alloc|out of memory|cuda|cudnn|cublas", re.IGNORECASE)
 
 
+# From this size of a file on loading takes long enough that it is opened for all threads at once, which large networks
+# gain by; a small file is opened a second time without being noticed.
+_LARGE_BYTES = 1024 * 1024
+
+
 class Engine:
     """A proven session; make one with `Engine.load`.
 
@@ -49,7 +64,7 @@ class Engine:
         device: the provider requested, the one that runs, and why they differ.
         deviations: largest relative difference from the golden answers, for each float output.
         rewrite: how the graph that runs differs from the published one; None when it does not.
-        structure: equal for two graphs that differ in nothing but weights; empty where that is not known.
+        structure: equal for two graphs that differ in nothing but weights; empty where that is not known, or not yet.
         golden: what it was proven with; of a model without a manifest, made inputs and no answers.
         threaded_from: the smallest bucket that runs on all threads; None where all run on one.
     """
@@ -72,6 +87,8 @@ class Engine:
         self._runner = runner
         self._signature = signature
         self._profile: Profile = Profile(tuple(buckets), False, 0.0, {}, {})
+        self._known_seconds: Mapping[int, float] = {}  # of buckets that are pending
+        self._run_to_prove: Run = self._run_exactly
 
     @classmethod
     def load(
@@ -87,7 +104,9 @@ class Engine:
         is_autotuned: bool = True,
         max_free_axis: int = 1,
         decide: Decide = decide_alone,
-        references: "Mapping[str, Engine] | None" = None,
+        references: Mapping[str, Measured] | None = None,
+        known: Measured | None = None,
+        is_deferring: bool = False,
     ) -> "Engine":
         """Load, warm and prove a model; nothing is served that did not give its golden answers, where it has any.
 
@@ -103,16 +122,21 @@ class Engine:
             is_autotuned: on the CPU, run a rewritten graph where that is exact and measured to pay.
             max_free_axis: how large an axis behind the batch may be where the graph leaves it free.
             decide: has the graph chosen once for all processes that have to give the same bytes.
-            references: engines that serve, by structure; what was measured for one whose graph differs in nothing but
-                weights holds here too, and only the answers are checked: a measurement beside requests would be
+            references: of engines that serve, by structure; what was measured for one whose graph differs in nothing
+                but weights holds here too, and only the answers are checked: a measurement beside requests would be
                 wrong, and in their way.
+            known: what was measured of this very model before.
+            is_deferring: whether of a model whose runs are long only the smallest bucket is proved now; `prove_next`
+                proves those that are `pending`, while this one answers.
 
         Raises:
             ProviderUnavailable: "cuda" is required and cannot be had.
             ArtifactInvalid: the model cannot be loaded, cannot be batched, or does not give its golden answers.
             BucketsInvalid: `buckets` is empty or not rising, or does not hold the model's fixed batch size.
         """
-        session, device = open_session(artifact.source, provider, threads=threads or 1, device_id=device_id, tf32=tf32)
+        cores = 1 if threads else (cores or available_cores())
+        opened = threads or (_threads_to_try(artifact, cores, known) if is_deferring else 1)
+        session, device = open_session(artifact.source, provider, threads=opened, device_id=device_id, tf32=tf32)
         signature = read_signature(session, max_free_axis)
         if device.provider == "cuda" and signature.is_free:
             session, device = _off_cuda(artifact, provider, threads or 1)
@@ -131,10 +155,15 @@ class Engine:
                 session, device = fall_back(artifact.source, threads or 1, str(err))
         published = PlainRunner(session)
         refuse_failing(published, artifact, fitting[0])
-        cores = 1 if threads else (cores or available_cores())
-        structure = structure_of(artifact.source)
-        sibling = (references or {}).get(structure) if structure else None
+        # Of a large file it is found later, by whoever defers: reading it once more would hold up the start.
+        is_large = artifact.source.stat().st_size >= _LARGE_BYTES
+        structure = "" if is_deferring and is_large else structure_of(artifact.source)
+        sibling = ((references or {}).get(structure) if structure else None) or known
         engine = cls(published, device, signature, fitting, structure=structure)
+        if is_deferring and engine._defer(artifact, opened, known, decide, is_autotuned=is_autotuned):
+            return engine
+        if opened > 1 and not threads:
+            engine._runner = PlainRunner(cpu_session(artifact.source, 1))
         if is_autotuned and signature.fixed_rows is None and artifact.is_verified:
             rewritten = engine._rewritten(artifact, threads, cores, decide, sibling)
             if rewritten is not None:
@@ -163,8 +192,90 @@ class Engine:
             raise does_not_run(artifact.name, device_id, reason) from err
         return engine
 
+    def _defer(
+        self, artifact: Artifact, threads: int, known: Measured | None, decide: Decide, *, is_autotuned: bool
+    ) -> bool:
+        """Prove the smallest bucket alone, if trying all of them would take long; returns whether that is so.
+
+        Args:
+            artifact: a version folder.
+            threads: of the session that is open.
+            known: what was measured of this very model before.
+            decide: has the number of threads chosen once for all processes.
+            is_autotuned: whether a rewritten graph would be tried.
+        """
+        inputs, first = artifact.golden.inputs, self.buckets[0]
+        gain, seconds = 0.0, 0.0 if known is None else known.seconds.get(first, 0.0)
+        if not seconds:
+            gain, seconds = thread_gain(self._runner.run, inputs, first)
+        if seconds / first * self.buckets[-1] <= SHORT_RUN_SECONDS:
+            return False
+        is_tuned = is_autotuned and artifact.is_verified and (known is None or known.rewrite is not None)
+        if is_tuned and may_pay(artifact, seconds / first, REWRITES):
+            return False
+        if threads > 1:
+            does_gain = does_pay(gain) if known is None else known.threaded_from is not None
+            if decide(f"threads-{artifact.sha256}", lambda: "all" if does_gain else "one") == "all":
+                self.threaded_from = first
+            else:
+                self._runner = PlainRunner(cpu_session(artifact.source, 1))
+        self.golden = artifact.golden
+        self._run_to_prove = self._run_of(artifact)
+        self._profile = first_profile(self._run_to_prove, inputs, self.buckets)
+        if known is not None:
+            self.plan(known.seconds)
+        self._check_answers(artifact)
+        return True
+
+    def plan(self, seconds: Mapping[int, float]) -> None:
+        """Leave those buckets pending of which it is known that they are worth having.
+
+        Args:
+            seconds: of one run of each, beside the first, whose own time here says how fast this machine is now.
+        """
+        first = self.buckets[0]
+        slowness = self.bucket_seconds[first] / seconds.get(first, self.bucket_seconds[first])
+        pending = tuple(bucket for bucket in self._profile.pending if bucket in seconds)
+        self._profile = replace(self._profile, pending=pending)
+        self._known_seconds = {bucket: seconds[bucket] * slowness for bucket in pending}
+
+    def prove_next(self) -> None:
+        """Try the first bucket that is pending; it is served from now on if it gives the bytes that are served now.
+
+        Requests may be answered meanwhile, in another thread.
+
+        Raises:
+            ArtifactInvalid: it does not give the golden answers.
+            EngineError: the run failed.
+        """
+        profile = self._profile
+        try:
+            seconds = self._known_seconds.get(profile.pending[0])
+            tried = with_bucket(profile, self._run_to_prove, self.golden.inputs, seconds)
+            for bucket in set(tried.buckets) - set(profile.buckets):
+                check_golden(self.golden, tried.answers[bucket], self.device.provider)
+        except ServiceError:
+            self._profile = replace(profile, pending=())
+            raise
+        self._profile = tried
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether it is known of all pending buckets that they are worth having."""
+        return all(bucket in self._known_seconds for bucket in self.pending)
+
+    @property
+    def pending(self) -> tuple[int, ...]:
+        """Batch sizes that may be served once they are proved, rising."""
+        return self._profile.pending
+
+    @property
+    def measured(self) -> Measured:
+        """What was measured, for others that need not measure it again."""
+        return Measured(self.rewrite, self.threaded_from, self.bucket_seconds)
+
     def _rewritten(
-        self, artifact: Artifact, threads: int, cores: int, decide: Decide, sibling: "Engine | None"
+        self, artifact: Artifact, threads: int, cores: int, decide: Decide, sibling: Measured | None
     ) -> "Engine | None":
         """A proven engine of a rewritten graph, if one is right, faster, and the same in every batch."""
         if sibling is None:
@@ -182,16 +293,23 @@ class Engine:
         return None
 
     def _prove(
-        self, artifact: Artifact, source: Source | None = None, cores: int = 1, sibling: "Engine | None" = None
+        self, artifact: Artifact, source: Source | None = None, cores: int = 1, sibling: Measured | None = None
     ) -> None:
         """Measure every bucket, unless it is known how long it takes, and compare each with the golden answers."""
         self.golden = golden = artifact.golden
         seconds = self._use_threads(source, cores, sibling) if source is not None and cores > 1 else {}
         if sibling is not None and sibling.rewrite == self.rewrite:
-            seconds = sibling.bucket_seconds
-        run = self._run_exactly if artifact.is_verified else self._run_row_for_row
-        worth = [bucket for bucket in self.buckets if not seconds or bucket <= max(seconds)]
-        self._profile = profile_buckets(run, golden.inputs, worth, seconds)
+            seconds = sibling.seconds
+        worth = [bucket for bucket in self.buckets if not seconds or bucket in seconds]
+        self._profile = profile_buckets(self._run_of(artifact), golden.inputs, worth, seconds)
+        self._check_answers(artifact)
+
+    def _run_of(self, artifact: Artifact) -> Run:
+        return self._run_exactly if artifact.is_verified else self._run_row_for_row
+
+    def _check_answers(self, artifact: Artifact) -> None:
+        """Compare the answers of each bucket with the golden ones, and say how near they are."""
+        golden = artifact.golden
         for answers in self._profile.answers.values():
             deviations = check_golden(golden, answers, self.device.provider)
             self.deviations = {name: max(new, self.deviations.get(name, 0.0)) for name, new in deviations.items()}
@@ -203,7 +321,7 @@ class Engine:
             extra={"rewrite": self.rewrite},
         )
 
-    def _use_threads(self, source: Source, cores: int, sibling: "Engine | None") -> Mapping[int, float]:
+    def _use_threads(self, source: Source, cores: int, sibling: Measured | None) -> Mapping[int, float]:
         """Run large buckets on all cores if that pays and changes no byte; returns the seconds that were measured."""
         if sibling is not None and sibling.threaded_from is None:
             return {}
@@ -212,8 +330,9 @@ class Engine:
             first, seconds = first_threaded_bucket(single.run, threaded.run, inputs, self.buckets)
         else:
             first, seconds = sibling.threaded_from, {}
-            large = [bucket for bucket in sibling.buckets if first is not None and bucket >= first]
-            if not all(answers_agree(single.run, threaded.run, inputs, bucket) for bucket in large):
+            large = [bucket for bucket in sibling.seconds if first is not None and bucket >= first]
+            runs_all = first == self.buckets[0]  # then there is no other form to agree with
+            if not runs_all and not all(answers_agree(single.run, threaded.run, inputs, bucket) for bucket in large):
                 first = None
         if first is not None:  # where all runs take all threads, the session for one thread gives its memory back
             self._runner = threaded if first == self.buckets[0] else ThreadedRunner(single, threaded, first)
@@ -345,6 +464,13 @@ def _off_cuda(artifact: Artifact, provider: str, threads: int) -> tuple[onnxrunt
     if provider == "cuda":
         raise ProviderUnavailable(f"{reason}; serve it with FOLDSERVE_PROVIDER=cpu, or export it with fixed sizes")
     return fall_back(artifact.source, threads, reason)
+
+
+def _threads_to_try(artifact: Artifact, cores: int, known: Measured | None) -> int:
+    """Return the threads for which a session is opened first."""
+    if known is not None:
+        return cores if known.threaded_from is not None else 1
+    return cores if artifact.source.stat().st_size >= _LARGE_BYTES else 1
 
 
 def _pad(array: Array, rows: int) -> Array:

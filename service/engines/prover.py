@@ -22,12 +22,14 @@ from foldserve.format.manifest import read_manifest
 from ..artifacts.repository import Artifact
 from ..errors import ServiceError
 from .engine import Engine
+from .measured import Measured
 from .proving import HELLO, LONGEST_REQUEST_BYTES
 
 _IDLE_SECONDS = 5.0
 _POLL_SECONDS = 0.5
 _KEPT_BYTES = 64 * 1024 * 1024  # over what it began with; with more it ends, which gives all of it back
 _NO_MEMORY = ("bad_alloc", "Failed to allocate memory", "bad allocation", "BFCArena")
+_NICE = 10  # a tenth of what a process gets that is not
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -46,26 +48,40 @@ def main() -> int:
                 break
             if not descriptors:
                 break
-            reason = _prove(json.loads(message), descriptors[0])
-            requests.sendall(json.dumps({"reason": reason}).encode() + b"\n")
+            reason, measured = _prove(json.loads(message), descriptors[0])
+            text = None if measured is None else measured.to_json()
+            requests.sendall(json.dumps({"reason": reason, "measured": text}).encode() + b"\n")
     return 0
 
 
-def _prove(request: dict[str, Any], descriptor: int) -> str:
-    """Load a version as the serving process is going to; returns what it lacked, an empty text where nothing."""
+def _prove(request: dict[str, Any], descriptor: int) -> tuple[str, Measured | None]:
+    """Load a version as the serving process is going to, and try every batch size that may be worth having.
+
+    Returns:
+        What it lacked, an empty text where nothing; and what was measured, None where it cannot be loaded.
+    """
     if request["is_beside"]:
-        os.nice(10)
+        _give_way()
     try:
-        Engine.load(_artifact(request, descriptor), provider="cpu", **request["options"])
+        engine = Engine.load(_artifact(request, descriptor), provider="cpu", is_deferring=True, **request["options"])
+        while engine.pending:
+            engine.prove_next()
     except MemoryError:
-        return "no memory was left"
+        return "no memory was left", None
     except ServiceError as err:
         text = f"{err} {err.__cause__}"
         reason = str(err).replace(f"/proc/self/fd/{descriptor}", "model.onnx")
-        return reason if any(sign in text for sign in _NO_MEMORY) else ""
+        return (reason if any(sign in text for sign in _NO_MEMORY) else ""), None
     finally:
         os.close(descriptor)
-    return ""
+    return "", engine.measured
+
+
+def _give_way() -> None:
+    """Let processes that answer requests have the cores first, also one that has just been woken."""
+    os.setpriority(os.PRIO_PROCESS, 0, max(_NICE, os.getpriority(os.PRIO_PROCESS, 0)))
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _artifact(request: dict[str, Any], descriptor: int) -> Artifact:

@@ -19,6 +19,7 @@ from typing import Any
 
 from ..artifacts.repository import Artifact
 from ..errors import ArtifactInvalid
+from .measured import Measured
 
 _log = logging.getLogger(__name__)
 
@@ -40,8 +41,8 @@ class Proving:
 
     def prove(
         self, artifact: Artifact, root: Path, options: Mapping[str, Any], seconds: float, *, is_beside: bool
-    ) -> None:
-        """Run a version as it is going to run here; takes as long as a load.
+    ) -> Measured | None:
+        """Run a version as it is going to run here, in every batch size; takes as long as that.
 
         Args:
             artifact: with its sealed file.
@@ -50,13 +51,16 @@ class Proving:
             seconds: after which the proof is given up.
             is_beside: whether requests are answered meanwhile, to which it gives way.
 
+        Returns:
+            What was measured; None where the version cannot be loaded, or no process can be started.
+
         Raises:
             ArtifactInvalid: it needs more memory than there is, or more time.
         """
         assert artifact.sealed is not None
         helper = self._take()
         if helper is None:
-            return
+            return None
         request = {
             "name": artifact.name,
             "path": str(artifact.path),
@@ -66,11 +70,12 @@ class Proving:
             "options": dict(options),
         }
         try:
-            reason = helper.ask(json.dumps(request).encode(), artifact.sealed.descriptor, seconds)
+            reason, measured = helper.ask(json.dumps(request).encode(), artifact.sealed.descriptor, seconds)
         finally:
             self._put_back(helper)
         if reason:
             raise ArtifactInvalid(f"version {artifact.version} {reason}")
+        return measured
 
     def stop(self) -> None:
         """End all processes, and with them the proofs that go on."""
@@ -146,24 +151,26 @@ class _Helper:
             return False
         return self.is_alive
 
-    def ask(self, request: bytes, descriptor: int, seconds: float) -> str:
-        """Return why a version cannot be loaded, an empty text where nothing was found."""
+    def ask(self, request: bytes, descriptor: int, seconds: float) -> tuple[str, Measured | None]:
+        """Return why a version cannot be loaded, an empty text where nothing was found; and what was measured."""
         try:
             self._socket.settimeout(seconds)
             socket.send_fds(self._socket, [request], [descriptor])
             answer = self._socket.recv(LONGEST_REQUEST_BYTES)
         except TimeoutError:
             self.end()
-            return f"was not proved within {seconds:g} s and is given up; --load-seconds allows more"
+            return f"was not proved within {seconds:g} s and is given up; --load-seconds allows more", None
         except OSError:
             answer = b""
         if answer:
-            reason = str(json.loads(answer)["reason"])
-            return f"needs more memory than there is: {reason}" if reason else ""
+            found = json.loads(answer)
+            reason, text = str(found["reason"]), found["measured"]
+            measured = None if text is None else Measured.from_json(text)
+            return (f"needs more memory than there is: {reason}" if reason else ""), measured
         code = self.end()
         if code < 0:
-            return f"needs more memory than there is: the process that proved it was ended by {_signal(-code)}"
-        return f"cannot be proved: the process that loaded it ended with {code}"
+            return f"needs more memory than there is: the process that proved it was ended by {_signal(-code)}", None
+        return f"cannot be proved: the process that loaded it ended with {code}", None
 
     def end(self) -> int:
         """Kill it where it still runs; returns its exit code."""

@@ -4,14 +4,39 @@ Waking a thread costs more than it computes in a small batch, and less in a larg
 convolutional network: 36 against 68 microseconds for one row, 5.6 against 2.9 milliseconds for 256.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 
 from ..tensors import Array
-from .buckets import LONGEST_RUN_SECONDS, Run, answers_agree, is_worth, median_seconds
+from .buckets import LONGEST_RUN_SECONDS, Run, answers_agree, golden_batch, is_worth, median_seconds
 
 # More threads are worth their wake-ups in runs of this length that they shorten by this factor.
 _LEAST_SECONDS = 0.001
 _LEAST_GAIN = 1.3
+_RUNS = 3
+
+
+def thread_gain(threaded: Run, inputs: Mapping[str, Array], bucket: int) -> tuple[float, float]:
+    """Return how many threads share the work of a run, and its seconds, from a few runs on all threads.
+
+    Counted in CPU time: of the whole process over that of the calling thread, which works along with the others. So a
+    neighbour on the same cores seldom decides, and no other session is needed to compare with.
+    """
+    batch = golden_batch(inputs, bucket)
+    threaded(batch)  # the first is longer
+    gains, times = [], []
+    for _ in range(_RUNS):
+        started, process, thread = time.perf_counter(), time.process_time(), time.thread_time()
+        threaded(batch)
+        own = max(time.thread_time() - thread, 1e-9)
+        gains.append((time.process_time() - process) / own)
+        times.append(time.perf_counter() - started)
+    return max(gains), min(times)
+
+
+def does_pay(gain: float) -> bool:
+    """Return whether so many threads sharing the work are worth their wake-ups."""
+    return gain >= _LEAST_GAIN
 
 
 def first_threaded_bucket(

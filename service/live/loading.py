@@ -25,6 +25,8 @@ from ..batching.request import GOLDEN
 from ..cores import available_cores
 from ..engines.autotune import decide_alone
 from ..engines.engine import Engine
+from ..engines.measured import Measured
+from ..engines.measured_cache import MeasuredCache
 from ..engines.providers import has_cuda
 from ..engines.proving import Proving
 from ..engines.runners import stoppable
@@ -35,7 +37,7 @@ from ..metrics import Metrics, PredictionMetrics
 from ..processes.abandoned import abandon
 from ..processes.workers import Workers
 from ..settings import Settings
-from .memory import give_back
+from .memory import available_bytes, give_back
 from .model import UNVERIFIED, Model
 from .predictions import Predictions, is_countable
 from .served import ServedVersions
@@ -45,6 +47,9 @@ _log = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 2.0  # that a load waits for another one
 _PROGRESS_SECONDS = 5.0  # between two lines about a load
+_LARGE_BYTES = 1024 * 1024  # of a model file: what reading it leaves in memory is worth giving back
+_SHARE_OF_MEMORY = 8  # a file that is a smaller part of what is free has room in memory for sure
+_PROOF_SECONDS = 0.05  # in which golden answers go the way of requests; all of them were proved before
 
 
 class Loader:
@@ -77,6 +82,11 @@ class Loader:
         self._folder = None if workers is None else workers.folder / "statistics"
         self._one_load = asyncio.Semaphore(1)
         self._proving = Proving()
+        self._measured = MeasuredCache(
+            settings.state_dir,
+            {**self._options(), "provider": settings.provider, "specialise": settings.specialise},
+        )
+        self._rest: asyncio.Task[None] | None = None
         self._names: set[str] = set()  # of all models that were ever loaded
         self._loaded: dict[Model, asyncio.Task[None] | None] = {}  # with the task that unloads it
         metrics.before_reading += [self._count_waiting, self._count_statistics]
@@ -169,7 +179,8 @@ class Loader:
         folder = self._folder and self._folder / name / str(artifact.version)
         metrics = self._metrics.for_version(name, artifact.version)
         predictions = self._predictions(name, artifact.version, engine)
-        statistics = Statistics(engine.buckets[-1], metrics, folder, predictions)
+        most_rows = max(engine.buckets[-1], self._settings.buckets[-1])  # it may answer in larger batches soon
+        statistics = Statistics(most_rows, metrics, folder, predictions)
         try:
             model = Model(artifact, engine, self._batcher(engine, executor, statistics), executor, statistics)
             await _prove(model)
@@ -187,8 +198,63 @@ class Loader:
         self._loaded[model] = task
         return task
 
+    def prove_rest(self, changed: Callable[[], None]) -> None:
+        """Begin to prove the batch sizes that loads have left pending, one model after the other.
+
+        Args:
+            changed: called when a model answers in larger batches than before.
+        """
+        self._rest = asyncio.create_task(self._prove_rest(changed))
+
+    async def _prove_rest(self, changed: Callable[[], None]) -> None:
+        for model in list(self._loaded):
+            try:
+                if not model.engine.structure:
+                    path = model.artifact.model_path
+                    model.engine.structure = await asyncio.to_thread(structure_of, path)
+                if model.engine.pending:
+                    await self._prove_buckets(model, changed)
+            except ServiceError as err:
+                fields = {"model": model.name, "version": model.version, "buckets": model.engine.buckets}
+                _log.warning("no larger batches are proved: %s", err, extra=fields)
+            except Exception:
+                _log.exception("proving larger batches failed", extra={"model": model.name})
+
+    async def _prove_buckets(self, model: Model, changed: Callable[[], None]) -> None:
+        """Have a process of its own find the sizes that are worth having, then prove each of them here."""
+        engine, artifact = model.engine, model.artifact
+        if not engine.is_planned:
+            text = await asyncio.to_thread(self._decide, f"buckets-{artifact.sha256}", lambda: self._measure(artifact))
+            measured = Measured.from_json(text)
+            if measured is None:
+                return
+            engine.plan(measured.seconds)
+        while engine.pending and self._loaded.get(model, model) is None:
+            before = engine.buckets
+            async with self._turn():
+                await asyncio.to_thread(_prove_next, engine)
+            if engine.buckets != before:
+                model.batcher.take_buckets()
+                self._report_buckets(model)
+                changed()
+        if not engine.pending:
+            await asyncio.to_thread(self._measured.put, artifact.sha256, engine.measured)
+            _log.info("all batch sizes proved", extra={"model": model.name, "buckets": engine.buckets})
+
+    def _measure(self, artifact: Artifact) -> str:
+        """Return what a process of its own measures of a version in every batch size; empty where there is none."""
+        artifact = self._open(artifact.name, artifact.version)
+        assert artifact.sealed is not None
+        try:
+            measured = self._prove_in_a_process(artifact, is_beside=True)
+        finally:
+            artifact.sealed.close()
+        return "" if measured is None else measured.to_json()
+
     async def unload_all(self) -> None:
         """Unload everything that was loaded, and wait until all of it is gone."""
+        if self._rest is not None:
+            self._rest.cancel()
         self._proving.stop()
         await asyncio.gather(*map(self.unload, list(self._loaded)))
 
@@ -215,31 +281,43 @@ class Loader:
         """Read and check a version's files and make its engine, whose runs end when `options` say so."""
         artifact = self._open(name, version)
         assert artifact.sealed is not None
+        size = artifact.source.stat().st_size
         try:
-            self._prove_elsewhere(artifact, is_beside)
+            known = self._measured.get(artifact.sha256, self._settings.buckets)
+            proved = known or self._prove_elsewhere(artifact, is_beside)
             with throttled(is_needed=is_beside), stoppable(options):
-                engine = self._engine_of(artifact, like)
+                engine = self._engine_of(artifact, like, proved, is_beside=is_beside)
         except ServiceError as err:  # which shall name the file, not the copy of it
             raise type(err)(str(err).replace(str(artifact.source), str(artifact.model_path))) from err
         finally:
             artifact.sealed.close()
+        if size >= _LARGE_BYTES:
+            give_back()
+        if known is None and not engine.pending and engine.device.provider == "cpu":
+            self._measured.put(artifact.sha256, engine.measured)
         return replace(artifact, sealed=None), engine
 
-    def _prove_elsewhere(self, artifact: Artifact, is_beside: bool) -> None:
-        """Have a process of its own run a version first that may need much memory.
+    def _prove_elsewhere(self, artifact: Artifact, is_beside: bool) -> Measured | None:
+        """Have a process of its own run a version first that may need much memory; returns what it measured, if it did.
 
         Raises:
             ArtifactInvalid: it needs too much.
         """
         settings = self._settings
         if settings.provider != "cpu" and has_cuda():
-            return
-        if artifact.source.stat().st_size < settings.prove_above_bytes:
+            return None
+        above = settings.prove_above_bytes
+        if artifact.source.stat().st_size < (available_bytes() // _SHARE_OF_MEMORY if above is None else above):
             known = {model.engine.structure for model in self._loaded}
             if not is_beside or structure_of(artifact.source) in known:
-                return
-        options = {**self._options(), "is_autotuned": False}
-        self._proving.prove(artifact, self._repository.links, options, settings.load_seconds, is_beside=is_beside)
+                return None
+        return self._prove_in_a_process(artifact, is_beside=is_beside)
+
+    def _prove_in_a_process(self, artifact: Artifact, *, is_beside: bool) -> Measured | None:
+        settings = self._settings
+        options = {**self._options(), "is_autotuned": settings.specialise}
+        links, seconds = self._repository.links, settings.load_seconds
+        return self._proving.prove(artifact, links, options, seconds, is_beside=is_beside)
 
     def _options(self) -> dict[str, Any]:
         """How much of the processor a version may use, and in which batches."""
@@ -251,10 +329,11 @@ class Loader:
             "max_free_axis": settings.max_free_axis,
         }
 
-    def _engine_of(self, artifact: Artifact, like: Model | None) -> Engine:
+    def _engine_of(self, artifact: Artifact, like: Model | None, known: Measured | None, *, is_beside: bool) -> Engine:
+        """Return an engine; beside requests all of its batch sizes are proved before it takes over from another one."""
         settings = self._settings
         serving = [*self._loaded, *([like] if like is not None else [])]  # the last of its structure counts
-        references = {model.engine.structure: model.engine for model in serving}
+        references = {model.engine.structure: model.engine.measured for model in serving}
         return Engine.load(
             artifact,
             provider=settings.provider,
@@ -264,6 +343,8 @@ class Loader:
             is_autotuned=settings.specialise,
             decide=self._decide,
             references=references,
+            known=known,
+            is_deferring=not is_beside,
         )
 
     def _predictions(self, name: str, version: int, engine: Engine) -> Predictions | None:
@@ -305,12 +386,21 @@ class Loader:
         deviation = max(engine.deviations.values(), default=0.0) if model.is_verified else math.nan
         metrics.golden_deviation_ratio.labels(name).set(deviation)
         metrics.load_seconds.labels(name).set(seconds)
-        for bucket, expected in engine.bucket_seconds.items():
-            metrics.bucket_seconds.labels(name, str(bucket)).set(expected)
+        self._report_buckets(model)
         fields = {"model": name, "version": model.version, "seconds": round(seconds, 3)}
         _log.info("loaded", extra={**fields, "verified": model.is_verified})
         if not model.is_verified:
             _log.warning("model %r version %d is served unverified: %s", name, model.version, UNVERIFIED)
+
+    def _report_buckets(self, model: Model) -> None:
+        for bucket, expected in model.engine.bucket_seconds.items():
+            self._metrics.bucket_seconds.labels(model.name, str(bucket)).set(expected)
+
+
+def _prove_next(engine: Engine) -> None:
+    """Try the next batch size, pausing between its runs."""
+    with throttled():
+        engine.prove_next()
 
 
 def _lost(artifact: Artifact, served: str) -> VersionLost:
@@ -329,10 +419,13 @@ async def _report_progress(name: str, version: int, started: float) -> None:
 
 
 async def _prove(model: Model) -> None:
-    """Check the golden answers, by the way that requests take."""
-    golden = model.engine.golden
-    answer = await model.batcher.infer(golden.inputs, source=GOLDEN)
-    check_golden(golden, answer.outputs, model.engine.device.provider)
+    """Check the golden answers, by the way that requests take; of a model whose runs are long, the first ones."""
+    golden, engine = model.engine.golden, model.engine
+    row_seconds = engine.bucket_seconds[engine.buckets[0]] / engine.buckets[0]
+    rows = max(1, min(golden.rows, int(_PROOF_SECONDS / row_seconds))) if engine.pending else golden.rows
+    answer = await model.batcher.infer({name: array[:rows] for name, array in golden.inputs.items()}, source=GOLDEN)
+    expected = replace(golden, outputs={name: array[:rows] for name, array in golden.outputs.items()})
+    check_golden(expected, answer.outputs, engine.device.provider)
 
 
 async def _drain(model: Model) -> None:

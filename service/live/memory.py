@@ -1,10 +1,16 @@
-"""Memory that was freed, given back to the system: the C library keeps it for itself otherwise.
+"""Memory of this process: what is free for it, and what it has freed, given back to the system.
 
-The memory of an unloaded version lies in pieces between others; after a few swaps the process would hold several times
-what it uses. Knows neither models nor sessions.
+The C library keeps what was freed for itself otherwise. The memory of an unloaded version, and of a model file that was
+read, lies in pieces between others; after a few swaps the process would hold several times what it uses. Knows neither
+models nor sessions.
 """
 
 import ctypes
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+_ROOT = Path("/")
+_KIB = 1024
 
 
 def give_back() -> None:
@@ -12,3 +18,50 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own
     if trim is not None:
         trim(0)
+
+
+def available_bytes(root: Path = _ROOT) -> int:
+    """Return how much memory this process may still take, by the system and the cgroups that it is in; 0: unknown.
+
+    Args:
+        root: of the file system in which both are described.
+    """
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * _KIB for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return 0
+    return max(0, min([free, *_left_in_cgroups(root)]))
+
+
+def _left_in_cgroups(root: Path) -> Iterator[int]:
+    """Yield what each cgroup around this process leaves, of both versions of cgroups; caches may be dropped."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            mounts, files = (
+                ["sys/fs/cgroup", "sys/fs/cgroup/unified"],
+                ("memory.max", "memory.current", "inactive_file"),
+            )
+        elif "memory" in controllers.split(","):
+            mounts = ["sys/fs/cgroup/memory"]
+            files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        inner = PurePosixPath(path.lstrip("/"))
+        for mount in mounts:
+            for folder in (inner, *inner.parents):  # where the path is the host's, only its last parent is there
+                try:
+                    yield _left(root / mount / folder, *files)
+                except (OSError, ValueError):  # it has no limit, or is not there
+                    continue
+
+
+def _left(folder: Path, limit: str, used: str, cached: str) -> int:
+    statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    taken = int((folder / used).read_text()) - int(statistics.get(cached, 0))
+    return int((folder / limit).read_text()) - taken

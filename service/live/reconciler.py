@@ -115,6 +115,7 @@ class Reconciler:
         for name, version in self.refusals:  # where the start fails, its error holds the reason
             self._log_refusal(name, version)
         self._registry.open()
+        self._loader.prove_rest(self._registry.tell_change)
         self._polling = asyncio.create_task(self._poll())
 
     def state_of(self, name: str) -> ModelState:

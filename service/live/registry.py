@@ -35,7 +35,7 @@ class Registry:
         is_leaving: whether the service is about to end: it still answers requests, and shall be sent no more.
         reasons: why not, a sentence each.
         shadows: as given.
-        changed: called after any label has moved, or any version was added or removed.
+        changed: called after any label has moved, any version was added or removed, or answers in larger batches.
         why_not_served: gives the reason why a model on disk answers in no version; None for any other name.
     """
 
@@ -126,6 +126,10 @@ class Registry:
         self._tables = tables
         if table is None and self._doubts.get(name):
             self.doubt(name, None)
+        self.tell_change()
+
+    def tell_change(self) -> None:
+        """Have whoever remembers something of the models look at them again."""
         for notify in self.changed:
             notify()
 

@@ -704,3 +704,25 @@ def test_what_the_service_asks_itself_is_counted_apart():
         await batcher.close()
 
     run(test())
+
+
+def test_batch_sizes_that_are_proved_later_are_used_from_then_on():
+    """Also by requests that wait; what was learnt of the others stays."""
+
+    async def test():
+        engine = Held()
+        engine.buckets, engine.bucket_seconds = (1,), {1: 1.0}
+        batcher = Batcher(engine, max_queue_rows=100)
+        first, *others = await arrive(*(batcher.infer(rows(n)) for n in range(9)))
+        await engine.has_started()
+        engine.buckets, engine.bucket_seconds = BUCKETS, dict.fromkeys(BUCKETS, 1.0)
+        batcher.take_buckets()
+        for _ in range(9):
+            engine.let_go.release()
+        answers = await asyncio.gather(first, *others)
+        assert [echoed(answer) for answer in answers] == [[n] for n in range(9)]
+        assert len(engine.batches[0]) == 1
+        assert max(len(batch) for batch in engine.batches) >= 4
+        assert (await asyncio.gather(batcher.infer(rows(*range(8)))))[0].batch_rows == 8
+
+    run(test())

@@ -20,7 +20,7 @@ def loaded(models, version, reference=None, **options):
         provider="cpu",
         buckets=(1, 4, 8),
         cores=2,
-        references={reference.structure: reference} if reference else {},
+        references={reference.structure: reference.measured} if reference else {},
         **options,
     )
 
