@@ -1,14 +1,13 @@
 """Every setting of the service: name, unit, default and what it does.
 
-Each one is read from `FOLDSERVE_<NAME>` and can be given as a flag (`--models-dir`), which wins. A `FOLDSERVE_`
-variable that is not listed here ends the start, since a misspelt limit is a limit that is not there; what a cluster
-sets for every Service whose name begins with foldserve is none of ours. Knows no other part of the service.
+Each one is read from `FOLDSERVE_<NAME>` and can be given as a flag (`--models-dir`), which wins, or in a file
+(`--config foldserve.toml`: `models_dir = "models"`), over which both win. A name that is not listed here ends the
+start, since a misspelt limit is a limit that is not there. Knows no other part of the service but `stated`.
 """
 
 import argparse
 import ipaddress
 import itertools
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,14 +29,12 @@ from foldserve.bundled import bundled_models
 from foldserve.format.names import MODEL_NAME_RULE, is_model_name, is_version
 from foldserve.format.picture_types import PICTURE_FORMATS, USUAL_FORMATS
 
+from .stated import from_environment, from_file
+
 ENV_PREFIX = "FOLDSERVE_"
 MEBIBYTE = 1024 * 1024
 _NAME_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789-_.*"
 _LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
-# What Kubernetes sets in every pod for each Service, in the form of Docker's links: neither a setting nor misspelt.
-# Source: kubernetes.io, "Service", environment variables; pkg/kubelet/envvars/envvars.go.
-_LINK_NAME = re.compile(r"\w+_SERVICE_(HOST|PORT(_\w+)?)|\w+_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?")
-_LINK_VALUE = re.compile(r"(tcp|udp|sctp)://.*")
 DEFAULT_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -57,6 +54,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    config: Path | None = Field(
+        None, description="TOML file of settings, by their names here; flags and variables win over it; unset: none"
+    )
     host: str = Field("127.0.0.1", description="address to listen on; 127.0.0.1 is reachable from this machine only")
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
     grpc_port: int | None = Field(
@@ -295,16 +295,11 @@ class Settings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _add_environment(cls, given: dict[str, Any]) -> dict[str, Any]:
-        names = {f"{ENV_PREFIX}{name}".upper(): name for name in cls.model_fields}
-        environment = {name: value for name, value in os.environ.items() if name.upper().startswith(ENV_PREFIX)}
-        environment = {name: value for name, value in environment.items() if not _is_service_link(name, value)}
-        unknown = sorted(variable for variable in environment if variable.upper() not in names)
-        if unknown:
-            raise ValueError(
-                f"the environment sets {', '.join(unknown)}, which is no setting; unset it or correct its name"
-            )
-        return {names[variable.upper()]: value for variable, value in environment.items()} | given
+    def _add_sources(cls, given: dict[str, Any]) -> dict[str, Any]:
+        known = set(cls.model_fields)
+        stated = from_environment(ENV_PREFIX, known) | given
+        file = stated.get("config")
+        return stated if file is None else from_file(Path(file), known - {"config"}) | stated
 
     @model_validator(mode="after")
     def _queue_holds_one_request(self) -> Self:
@@ -322,7 +317,7 @@ class Settings(BaseModel):
 
     @classmethod
     def from_command_line(cls, argv: Sequence[str] | None = None) -> Self:
-        """Read the settings from flags, then the environment, then the defaults.
+        """Read the settings from flags, then the environment, then a file where one is named, then the defaults.
 
         Args:
             argv: the words after the program's name; None takes those of this process.
@@ -340,19 +335,13 @@ class Settings(BaseModel):
             parser.error("; ".join(_sentence(mistake) for mistake in error.errors()))
 
 
-def _is_service_link(name: str, value: str) -> bool:
-    """Whether a cluster set a variable to say where a Service is, whose name happens to begin as our settings do."""
-    if _LINK_NAME.fullmatch(name.upper()):
-        return True
-    return name.upper().endswith("_PORT") and _LINK_VALUE.fullmatch(value) is not None
-
-
 def _parser() -> argparse.ArgumentParser:
     """One flag for each setting; values stay text, since the settings themselves check them."""
     parser = Parser(
         prog="foldserve serve",
         description="Serve the newest version of every model in a folder over HTTP.",
-        epilog=f"Each flag can also be set in the environment: --models-dir is {ENV_PREFIX}MODELS_DIR. Flags win.",
+        epilog=f"Each flag can also be set in the environment (--models-dir is {ENV_PREFIX}MODELS_DIR), or in the file "
+        "that --config names. Flags win, then the environment.",
     )
     for name, field in Settings.model_fields.items():
         default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default

@@ -26,6 +26,60 @@ def test_a_flag_wins_over_the_environment(monkeypatch):
     assert Settings.from_command_line(["--port", "9001"]).port == 9001
 
 
+FILE = """
+models-dir = "elsewhere"
+max_rows = 5
+key_rate = 2.5
+promote_new = false
+buckets = [1, 4]
+pin = ["a=1", "b=2"]
+log_level = "debug"
+"""
+
+
+def test_a_file_states_settings_and_flags_and_variables_win(monkeypatch, tmp_path):
+    """Texts, numbers, truths and lists, by the names of flags or variables; the file itself may be a variable too."""
+    file = tmp_path / "foldserve.toml"
+    file.write_text(FILE)
+    monkeypatch.setenv("FOLDSERVE_MAX_ROWS", "6")
+    monkeypatch.setenv("FOLDSERVE_LOG_LEVEL", "warning")
+    settings = Settings.from_command_line(["--config", str(file), "--log-level", "error"])
+    assert (settings.models_dir, settings.key_rate, settings.promote_new) == (Path("elsewhere"), 2.5, False)
+    assert (settings.buckets, settings.pin) == ((1, 4), ("a=1", "b=2"))
+    assert (settings.max_rows, settings.log_level) == (6, "error")
+    monkeypatch.setenv("FOLDSERVE_CONFIG", str(file))
+    assert Settings.from_command_line([]).key_rate == 2.5
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("max_row = 5", "sets 'max_row', which is no setting"),
+        ("[service]\nport = 1", "sets 'service', which is no setting"),
+        ("port = {a = 1}", "port is a dict, expected a text, a number or a list"),
+        ("port = 1979-05-27", "port is a date"),
+        ("port = [[1]]", "port is a list"),
+        ("workers = true", "--workers (FOLDSERVE_WORKERS)"),
+        ("workers = 0", "--workers (FOLDSERVE_WORKERS)"),
+        ("tf32 = 3", "--tf32 (FOLDSERVE_TF32)"),
+        ("max-rows = 5\nmax_rows = 6", "sets max_rows twice, as 'max_rows' too"),
+        ("config = 'other.toml'", "sets 'config', which is no setting"),
+        ("port = ", "cannot be read: Invalid value"),
+        (b"\xff", "cannot be read"),
+        (None, "cannot be read: [Errno 2] No such file"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_sentence(text, said, tmp_path, capsys):
+    """It names the file and what in it; unknown names are refused there as in the environment."""
+    file = tmp_path / "foldserve.toml"
+    if text is not None:
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(SystemExit) as end:
+        Settings.from_command_line(["--config", str(file)])
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err.strip().splitlines()[-1]
+
+
 def test_every_setting_is_a_flag_with_an_explanation(capsys):
     """--help lists all of them with their defaults."""
     with pytest.raises(SystemExit) as end:

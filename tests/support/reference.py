@@ -18,9 +18,10 @@ MADE = "Made from the code by `make reference`."
 
 SETTINGS_HEAD = f"""# Settings of the service
 
-Each is an environment variable and a flag of `foldserve serve` (`FOLDSERVE_MAX_ROWS` is `--max-rows`); flags win. An
-unknown `FOLDSERVE_` variable ends the start: a misspelt limit is a limit that is not there. What Kubernetes sets for a
-Service whose name begins with foldserve (`FOLDSERVE_PORT=tcp://…`) is passed over. {MADE}
+Each is an environment variable and a flag of `foldserve serve` (`FOLDSERVE_MAX_ROWS` is `--max-rows`), and may stand in
+the TOML file that `--config` names (`max_rows = 100`); flags win, then the environment. Unknown names end the start: a
+misspelt limit is a limit that is not there. What Kubernetes sets for a Service whose name begins with foldserve
+(`FOLDSERVE_PORT=tcp://…`) is passed over. {MADE}
 
 | variable | default | meaning |
 |---|---|---|
