@@ -49,6 +49,12 @@ def _serve(words: Sequence[str]) -> int:
     return command.main(words[1:])
 
 
+def _doctor(words: Sequence[str]) -> int:
+    from .service import doctor
+
+    return doctor.main(words[1:])
+
+
 def _operator(words: Sequence[str]) -> int:
     from .service import models_cli
 
@@ -113,6 +119,7 @@ COMMANDS = {
     "import": Command("take over a TorchServe archive (.mar) as a published version", _training, _TRAINING),
     "verify": Command("repeat on a version folder what was proved when it was made", _training, _TRAINING),
     "serve": Command("serve the models of a folder over HTTP and gRPC (--demo: the one that comes along)", _serve),
+    "doctor": Command("say what a service finds here: devices, cores, memory, ports, models, keys", _doctor),
     "predict": Command("ask a running service about pictures or rows", _predict, ("client",)),
     "models": Command("list, load, promote, roll back and compare models of a running service", _operator),
     "keys": Command("make API keys", _operator),

@@ -23,6 +23,7 @@ from .errors import ProviderUnavailable, ServiceError
 from .factory import PROTOCOL, build_app, import_libraries
 from .keys import read_keys
 from .logs import log_config
+from .memory_limit import available_memory, fit_to_memory
 from .processes.abandoned import end_if_abandoned
 from .processes.server import Server
 from .processes.signals import ignore_strays
@@ -36,6 +37,16 @@ logger = logging.getLogger("foldserve")
 
 # Packages that must be installed, each with the distribution that installs it.
 _NEEDED = {"uvloop": "uvloop", "httptools": "httptools", "onnxruntime": "'foldserve[cpu]'"}
+
+_FEW_FILES = "this process may open few files: raise ulimit -n"
+_LITTLE_MEMORY = "there is little memory: allow more"
+_LOWERED = {
+    "max_connections": _FEW_FILES,
+    "grpc_max_connections": _FEW_FILES,
+    "max_buffered_bytes": _LITTLE_MEMORY,
+    "max_body_bytes": _LITTLE_MEMORY,
+    "max_decode_bytes": _LITTLE_MEMORY,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,11 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"foldserve serve: {err}\n")
         return START_FAILED
     server_config(settings)  # logging, before there is anything to say
-    for name in ("max_connections", "grpc_max_connections"):
+    settings = fit_to_memory(settings, available_memory())
+    for name, reason in _LOWERED.items():
         before, now, flag = getattr(wanted, name), getattr(settings, name), f"--{name.replace('_', '-')}"
         if now < before:
-            lowered = "%s is lowered from %d to %d, since this process may open few files: raise ulimit -n"
-            logger.warning(lowered, flag, before, now)
+            logger.warning("%s is lowered from %d to %d, since %s", flag, before, now, reason)
     try:
         if settings.keys_file is not None:
             read_keys(settings.keys_file)  # a damaged file is reported once, not by each worker

@@ -1,52 +1,43 @@
 """How many cores this process may use: its affinity, and the CPU quota of the cgroups that it is in.
 
 A container that gets two of a machine's 64 cores by a quota sees all 64: threads for each of them would only wait for
-one another. Knows no other part of the service.
+one another.
 """
 
 import math
 import os
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-_ROOT = Path("/")
+from .cgroups import SYSTEM, folders
 
 
-def available_cores(root: Path = _ROOT) -> int:
+def available_cores(root: Path = SYSTEM) -> int:
     """Return the number of cores, at least 1; a part of one that a quota allows counts as one.
 
     Args:
         root: of the file system in which the cgroups are described.
     """
+    visible = visible_cores()
+    quota = min(_quotas(root), default=float(visible))
+    return max(1, min(visible, math.ceil(quota)))
+
+
+def visible_cores() -> int:
+    """Return the number of cores that the affinity of this process allows, whatever a quota says."""
     try:
-        allowed = len(os.sched_getaffinity(0))
+        return len(os.sched_getaffinity(0))
     except AttributeError:  # a system other than Linux
-        allowed = os.cpu_count() or 1
-    quota = min(_quotas(root), default=float(allowed))
-    return max(1, min(allowed, math.ceil(quota)))
+        return os.cpu_count() or 1
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """Yield the cores that each cgroup around this process allows, of both versions of cgroups."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            mounts, read = ["sys/fs/cgroup", "sys/fs/cgroup/unified"], _quota
-        elif "cpu" in controllers.split(","):
-            mounts, read = [f"sys/fs/cgroup/{controllers}", "sys/fs/cgroup/cpu"], _first_version_quota
-        else:
+    """Yield the cores that each cgroup around this process allows."""
+    for folder, version in folders("cpu", root):
+        try:
+            yield _quota(folder) if version == 2 else _first_version_quota(folder)
+        except (OSError, ValueError):  # it has no limit, or is not there
             continue
-        inner = PurePosixPath(path.lstrip("/"))
-        for mount in mounts:
-            for folder in (inner, *inner.parents):  # where the path is the host's, only its last parent is there
-                try:
-                    yield read(root / mount / folder)
-                except (OSError, ValueError):  # it has no limit, or is not there
-                    continue
 
 
 def _quota(folder: Path) -> float:

@@ -316,16 +316,17 @@ class Settings(BaseModel):
         return self.default_deadline_ms / 1000
 
     @classmethod
-    def from_command_line(cls, argv: Sequence[str] | None = None) -> Self:
+    def from_command_line(cls, argv: Sequence[str] | None = None, program: str = "foldserve serve") -> Self:
         """Read the settings from flags, then the environment, then a file where one is named, then the defaults.
 
         Args:
             argv: the words after the program's name; None takes those of this process.
+            program: whose name stands in messages.
 
         Raises:
             SystemExit: code 0 after `--help`; code 2, with one line per mistake, when a value cannot be used.
         """
-        parser = _parser()
+        parser = _parser(program)
         given = {name: _typed(value) for name, value in vars(parser.parse_args(argv)).items() if value is not None}
         if given.pop("demo"):
             given["models_dir"] = _bundled(parser, given)
@@ -335,10 +336,10 @@ class Settings(BaseModel):
             parser.error("; ".join(_sentence(mistake) for mistake in error.errors()))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(program: str) -> argparse.ArgumentParser:
     """One flag for each setting; values stay text, since the settings themselves check them."""
     parser = Parser(
-        prog="foldserve serve",
+        prog=program,
         description="Serve the newest version of every model in a folder over HTTP.",
         epilog=f"Each flag can also be set in the environment (--models-dir is {ENV_PREFIX}MODELS_DIR), or in the file "
         "that --config names. Flags win, then the environment.",

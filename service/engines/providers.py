@@ -149,6 +149,13 @@ def has_cuda() -> bool:
     return _CUDA in onnxruntime.get_available_providers()
 
 
+def cuda_obstacle() -> str | None:
+    """Return which library keeps the CUDA provider of this build from loading; None where all of them load."""
+    printed = _preload_libraries()
+    reason = _why_left_out(printed)
+    return reason if "does not load" in reason else None
+
+
 def _cuda_session(path: Path, device_id: int, tf32: bool) -> onnxruntime.InferenceSession:
     if not has_cuda():
         raise ProviderUnavailable(f"this onnxruntime has no CUDA provider; {_INSTALL_CUDA}")

@@ -76,6 +76,11 @@ class Declared:
             _log.info("declared", extra={"models": {name: dict(labels) for name, labels in self._models.items()}})
         return self._models != before
 
+    @property
+    def models(self) -> Mapping[str, Labels]:
+        """What is declared of every model."""
+        return self._models
+
     def of(self, name: str) -> Labels:
         """Return the versions that the labels of a model are declared to point at."""
         return self._models.get(name, {})
