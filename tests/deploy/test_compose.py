@@ -1,4 +1,7 @@
-"""docker-compose.yml as compose reads it: settings that pass, limits, and time enough to end."""
+"""docker-compose.yml as compose reads it: settings that pass, limits, and time enough to end.
+
+Whoever adds a setting writes the list of those that pass anew with `python -m tests.deploy.test_compose`.
+"""
 
 import functools
 import os
@@ -38,13 +41,18 @@ def stated_by_the_image() -> set[str]:
     return set(re.findall(r"\b(FOLDSERVE_\w+)=", (ROOT / "Dockerfile").read_text()))
 
 
+def that_pass() -> list[str]:
+    """The variables of all settings that compose passes on."""
+    settings = [f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields]
+    return [name for name in settings if name not in stated_by_the_image() | TO_UNCOMMENT]
+
+
 def test_every_setting_passes_but_those_that_the_image_states():
     """A new setting is not forgotten, and none that would break the container is let through."""
     service = yaml.safe_load(FILE.read_text())["x-service"]
-    passed = {entry for entry in service["environment"] if "=" not in entry}
-    settings = {f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields}
+    passed = [entry for entry in service["environment"] if "=" not in entry]
     assert {"FOLDSERVE_HOST", "FOLDSERVE_PORT", "FOLDSERVE_MODELS_DIR", "FOLDSERVE_STATE_DIR"} < stated_by_the_image()
-    assert passed == settings - stated_by_the_image() - TO_UNCOMMENT
+    assert passed == that_pass()
     commented = set(re.findall(r"# - (FOLDSERVE_\w+)=", FILE.read_text()))
     assert commented == TO_UNCOMMENT
 
@@ -85,3 +93,8 @@ def test_the_grace_period_exceeds_what_the_end_takes():
     seconds = float(re.search(r"(\d+)s", service["stop_grace_period"])[1])
     settings = {name: field.default for name, field in Settings.model_fields.items()}
     assert seconds > settings["leave_seconds"] + settings["drain_seconds"] + GRACE_SECONDS
+
+
+if __name__ == "__main__":
+    lines = "".join(f"    - {name}\n" for name in that_pass())
+    FILE.write_text(re.sub(r"(    - FOLDSERVE_[A-Z_0-9]+\n)+", lines, FILE.read_text()))

@@ -44,7 +44,7 @@ def test_bodies_and_pictures_fit_into_half(workers, mebibytes):
     """Of all workers together, in the proportion that was given; a body that could never fit is too large."""
     fitted = fit_to_memory(Settings(workers=workers), mebibytes * MEBIBYTE)
     together = workers * (fitted.max_buffered_bytes + fitted.max_decode_bytes)
-    assert together <= max(mebibytes * MEBIBYTE / 2, workers * 16 * MEBIBYTE)
+    assert together <= mebibytes * MEBIBYTE / 2 + workers * 8 * MEBIBYTE  # the least of each
     assert fitted.max_body_bytes <= fitted.max_buffered_bytes
     assert fitted.max_decode_bytes <= fitted.max_buffered_bytes
 
