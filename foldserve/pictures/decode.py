@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from foldserve.format.image import ImageRecipe
@@ -31,6 +31,8 @@ def decode(data: bytes, recipe: ImageRecipe) -> NDArray[np.uint8]:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         image.load()
+    except UnidentifiedImageError as err:  # its text names an object in memory
+        raise PictureError("not a whole PNG or JPEG image") from err
     except Exception as err:  # a decoder raises nearly anything
         raise PictureError(f"not a whole PNG or JPEG image: {err}") from err
     return prepare(image, recipe, data)

@@ -296,7 +296,8 @@ def read_rows(given: Any) -> Any:
         return given
     path = Path(given)
     if not path.is_file():
-        raise ConfigError(f"examples: {path} is no file; expected rows as .npy, .npz or .csv")
+        pictures_need = "; a folder of pictures needs --image, which says how they become rows" if path.is_dir() else ""
+        raise ConfigError(f"examples: {path} is no file; expected rows as .npy, .npz or .csv{pictures_need}")
     try:
         if path.suffix == ".csv":
             names = column_names(path)

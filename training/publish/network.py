@@ -134,6 +134,8 @@ class TorchNetwork:
             place = first_difference(lambda: self._run_plainly(values))
         active = [name for name, part in self.module.named_modules() if "dropout" in type(part).__name__.lower()]
         dropouts = f" (dropouts of the network: {', '.join(active[:5])})" if active else ""
+        if "bernoulli" in (place or "") or "dropout" in (place or ""):
+            dropouts += " (a dropout: F.dropout(x, p, self.training) ends with .eval(), F.dropout(x, p) never does)"
         raise VerifyError(
             f"the network gives another answer each time it gets the same rows, from {place or 'somewhere'} on"
             f"{dropouts}; nothing that is random can be proved: take it out, or call .eval()"

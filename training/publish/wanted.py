@@ -61,7 +61,8 @@ def read_labels_file(path: Path) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as err:
-        raise ConfigError(f"--labels {path} cannot be read: {err}; expected one class name on each line") from err
+        reason = getattr(err, "strerror", None) or err
+        raise ConfigError(f"--labels {path} cannot be read: {reason}; expected one class name on each line") from err
     if path.suffix == ".json":
         try:
             stated = json.loads(text)

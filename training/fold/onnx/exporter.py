@@ -4,10 +4,11 @@
 of `fold` for the command's `--export`, whose outputs it compares. It adds no names, labels or preprocessing.
 """
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ def _quiet_exporter() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # where graphs are printed that failed
             warnings.simplefilter("ignore")
             yield
     finally:
