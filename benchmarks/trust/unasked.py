@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, Self
 
 from benchmarks import ROOT
@@ -19,6 +20,7 @@ class Unasked:
         models: the folder that it serves.
         flags: of `foldserve serve`.
         shell: run before it.
+        prefix: words before its command, such as those that run it elsewhere.
 
     Attributes:
         process: the first of its processes.
@@ -27,10 +29,12 @@ class Unasked:
         seconds: until all workers said that they are.
     """
 
-    def __init__(self, bench: Bench, models: str, flags: str = "", shell: str = ":") -> None:
+    def __init__(
+        self, bench: Bench, models: str, flags: str = "", shell: str = ":", prefix: Sequence[str] = ()
+    ) -> None:
         words = [sys.executable, "-m", "benchmarks.trust.weakened", "--port", "0", "--provider", "cpu"]
         words += ["--models-dir", models, "--workers", str(bench.workers), *flags.split(), *bench.flags.split()]
-        self._argv = ["/bin/sh", "-c", f'{shell}; exec "$@"', "sh", *words]
+        self._argv = [*prefix, "/bin/sh", "-c", f'{shell}; exec "$@"', "sh", *words]
         self._env = processes.environment() | {"BENCH_CHANGE": bench.change, "PYTHONPATH": str(ROOT)}
         self._workers = bench.workers
         self.events: list[dict[str, Any]] = []
