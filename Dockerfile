@@ -1,16 +1,15 @@
 # Two targets: `cpu` (the default of docker-compose.yml) and `gpu` (CUDA 13, host driver >= 580).
 # Only the service and its dependencies go in: no training code, no torch, no compiler, no pip.
+# Every package is named with its digests in deploy/image/; a base image can be: --build-arg BASE=python@sha256:…
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS dependencies
 WORKDIR /build
-COPY pyproject.toml constraints.txt ./
-RUN python -m venv --without-pip /opt/venv \
- && python -c "import sys, tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-[open(f'{e}.txt', 'w').write('\n'.join(p['dependencies'] + p['optional-dependencies']['grpc'] + p['optional-dependencies'][e])) for e in ('cpu', 'gpu')]"
+COPY deploy/image ./
+RUN python -m venv --without-pip /opt/venv
 
 FROM dependencies AS cpu-dependencies
-RUN python -m pip --python /opt/venv/bin/python install --no-cache-dir --only-binary=:all: -c constraints.txt -r cpu.txt
+RUN python -m pip --python /opt/venv/bin/python install --no-cache-dir --only-binary=:all: --require-hashes -r cpu.txt
 
 FROM ${BASE} AS runtime
 ENV PATH=/opt/venv/bin:$PATH \
@@ -39,7 +38,7 @@ COPY --from=cpu-dependencies /opt/venv /opt/venv
 
 # The classic builder runs every stage above its target, so what only the GPU image needs stands last.
 FROM dependencies AS gpu-dependencies
-RUN python -m pip --python /opt/venv/bin/python install --no-cache-dir --only-binary=:all: -c constraints.txt -r gpu.txt
+RUN python -m pip --python /opt/venv/bin/python install --no-cache-dir --only-binary=:all: --require-hashes -r gpu.txt
 
 FROM runtime AS gpu
 ENV FOLDSERVE_PROVIDER=cuda \
