@@ -3,7 +3,7 @@
     BENCH_CHANGE=slowed,leaking python -m benchmarks.endurance.service --port 8000 --models-dir models
 
 slowed: 2,000 rows a second and worker (`slowed_service.py`). leaking: a hundred bytes stay behind for every row.
-lying: one batch in fifty is answered for other pixels. noting: it writes how many requests it has run though
+lying: one batch in five hundred is answered for other pixels. noting: it writes how many requests it has run though
 their client had gone while they waited, to the file in BENCH_NOTES. Workers read this file again when they start, and
 so are changed too.
 """
@@ -22,7 +22,7 @@ from foldserve.service.engines.runners import PlainRunner
 from foldserve.service.tensors import Array
 
 LEAKED_BYTES = 100  # a row; with its header that is some 140 MiB for 10^6
-LIES_EACH = 50  # batches
+LIES_EACH = 500  # batches
 
 kept: list[bytes] = []
 number = itertools.count(1)

@@ -208,7 +208,7 @@ ROWS = [
         "a bad network",
         "5 % of packets lost, 200 ms there and back: 0 wrong, 0.1 % failed at most, nothing waits afterwards",
         bad_network,
-        change="lying",
+        change="lying-once-ready",
         part=13,
     )
 ]

@@ -226,7 +226,7 @@ ROWS = [
         change="no-admission",
         part=1,
     ),
-    Row("R3", "batching never mixes answers", "0 wrong", not_mixed, change="lying", part=1, is_quick=True),
+    Row("R3", "batching never mixes answers", "0 wrong", not_mixed, change="lying-once-ready", part=1, is_quick=True),
     Row("R4", "batching does not change numbers", "<= 1e-5", same_numbers, change="noisy", part=1),
     Row(
         "R5",
@@ -282,5 +282,5 @@ ROWS = [
         workers=ONE,
         part=3,
     ),
-    Row("R33", "soak", "all of it, with clients that crash", soak, change="lying", part=3),
+    Row("R33", "soak", "all of it, with clients that crash", soak, change="lying-once-ready", part=3),
 ]

@@ -7,6 +7,7 @@ The same module, as a plugin of pytest (`-p benchmarks.trust.weakened`), takes t
 """
 
 import asyncio
+import itertools
 import json
 import logging
 import os
@@ -108,6 +109,19 @@ def noisy() -> None:
         more = len(next(iter(inputs.values()))) // 8
         outputs = run(self, inputs).items()
         return {name: array + array.dtype.type(more) if array.dtype.kind == "f" else array for name, array in outputs}
+
+    _once_ready(spoil)
+
+
+@change
+def lying_once_ready() -> None:
+    """One batch in thirty is answered for other pixels, but not those that are asked alone first."""
+    number = itertools.count(-60)
+
+    def spoil(run: Any, self: Any, inputs: Any) -> Any:
+        at = next(number)
+        is_lie = at >= 0 and at % 30 == 0
+        return run(self, {name: 255 - array for name, array in inputs.items()} if is_lie else inputs)
 
     _once_ready(spoil)
 
