@@ -18,7 +18,7 @@ from .. import best, circles_report, compare, inspection
 from . import catalogue
 from .lesson import Lesson, Setting
 from .page import PAGE, page
-from .report import report
+from .report import report, report_again
 
 OUT = Path("docs/results/learn")
 STORE = "trainings.jsonl"  # shared: several lessons look at the same network
@@ -65,6 +65,9 @@ def _add_lesson(subparsers: Any, lesson: Lesson) -> None:
         parser.add_argument("--seeds", type=int, default=lesson.seeds, help=f"repetitions ({lesson.seeds})")
         parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, one thread each (1)")
         parser.add_argument("--quick", action="store_true", help="as little as shows that it runs, not what is true")
+    parser.add_argument(
+        "--report-only", action="store_true", help="measure nothing; findings and picture of the figures that are there"
+    )
     parser.add_argument("--data-dir", type=Path, default=None, help="folder with Fashion-MNIST's four files")
     parser.add_argument("--out", type=Path, default=None, help=f"folder of figures and picture ({OUT})")
 
@@ -91,7 +94,10 @@ def _run(lesson: Lesson, arguments: argparse.Namespace) -> None:
         quick=arguments.quick,
     )
     torch.set_num_threads(1)  # the layers are too small to share
-    report(lesson, setting, out)
+    if arguments.report_only:
+        report_again(lesson, out)
+    else:
+        report(lesson, setting, out)
     write_file(out / PAGE, page(catalogue.LESSONS, out).encode(), "choose another --out")
 
 

@@ -3,11 +3,13 @@
 It writes `NAME.json` and `NAME.png`; what it prints is made of the same values.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ...drawing import to_png
+from ...errors import ArtifactError
 from ..tables import json_bytes, origin, origins_of, write_report
 from .lesson import Lesson, Reading, Setting
 
@@ -24,11 +26,32 @@ def report(lesson: Lesson, setting: Setting, folder: Path) -> dict[str, Any]:
     figures = lesson.measure(setting)
     runs = figures.pop("runs_made_by", None)
     origins = origins_of([{ORIGIN: made_by}] if runs is None else [{ORIGIN: each} for each in runs])
+    return _write(lesson, {"origins": origins}, figures, folder, setting.tell)
+
+
+def report_again(lesson: Lesson, folder: Path, tell: Callable[[str], None] = print) -> dict[str, Any]:
+    """Make findings and picture anew of the figures in `folder`, which keep what made them.
+
+    Raises:
+        ArtifactError: there are no figures, or they cannot be read or written.
+    """
+    path = folder / f"{lesson.name}.json"
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        figures, origins = held["figures"], held["origins"]
+    except (OSError, ValueError, KeyError) as err:
+        raise ArtifactError(f"{path}: no figures of this lesson ({err}); measure it without --report-only") from err
+    return _write(lesson, {"origins": origins}, figures, folder, tell)
+
+
+def _write(
+    lesson: Lesson, made_by: dict[str, Any], figures: dict[str, Any], folder: Path, tell: Callable[[str], None]
+) -> dict[str, Any]:
     reading = lesson.read(figures)
     held = {
         "lesson": lesson.name,
         "says": lesson.says,
-        "origins": origins,
+        **made_by,
         "findings": [finding.as_dict() for finding in reading.findings],
         "figures": figures,
     }
@@ -36,8 +59,8 @@ def report(lesson: Lesson, setting: Setting, folder: Path) -> dict[str, Any]:
     if lesson.draw is not None:
         files[f"{lesson.name}.png"] = to_png(lesson.draw(figures))
     write_report(folder, files)
-    setting.tell(text(lesson, reading))
-    setting.tell("\n" + "\n".join(f"wrote {folder / name}" for name in files))
+    tell(text(lesson, reading))
+    tell("\n" + "\n".join(f"wrote {folder / name}" for name in files))
     return held
 
 

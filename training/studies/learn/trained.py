@@ -132,13 +132,13 @@ def draw_arms(figures: Figures) -> Figure:
     """Return the test accuracy over the epochs, and of every seed at the end."""
     figure, (curves, seeds) = canvas(2, width=5.4)
     groups = []
-    for (label, runs), colour in zip(figures["arms"].items(), CYCLE * 2, strict=False):
+    for (label, runs), colour in zip(figures["arms"].items(), (*CYCLE, "black"), strict=False):
         whole = [run for run in runs if not run["diverged"]]
         if whole:
             draw_runs(curves, range(1, len(whole[0]["curve"]) + 1), [run["curve"] for run in whole], colour, label)
             groups.append((label.replace(" ", "\n"), [run["test"] for run in whole], colour))
     curves.set(xlabel="epoch", ylabel="test accuracy")
-    curves.legend(fontsize=7, loc="lower right")
+    curves.legend(fontsize=7, loc="best")
     draw_strip(seeds, groups)
     seeds.set(ylabel="test accuracy after the last epoch")
     seeds.tick_params(axis="x", labelsize=7)

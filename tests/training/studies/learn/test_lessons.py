@@ -64,6 +64,24 @@ def test_learn_writes_where_it_is_told_and_says_what_was_typed(tmp_path, capsys)
     assert f"wrote {tmp_path / 'kalman.png'}" in capsys.readouterr().out
 
 
+def test_a_report_can_be_made_anew_of_its_figures(tmp_path, capsys):
+    """Findings and picture follow an edited figure; who made the figures stays; without figures it says what to do."""
+    words = ["learn", "kalman", "--report-only", "--out", str(tmp_path)]
+    assert main(words) == 1
+    assert "measure it without --report-only" in capsys.readouterr().err
+    assert main(["learn", "kalman", "--seeds", "1", "--quick", "--out", str(tmp_path)]) == 0
+    path = tmp_path / "kalman.json"
+    held = json.loads(path.read_text())
+    held["origins"][0]["revision"] = "then"
+    held["figures"]["settled"] = 0.2
+    path.write_text(json.dumps(held))
+    assert main(words) == 0
+    again = json.loads(path.read_text())
+    assert again["origins"] == held["origins"]
+    assert [each["agrees"] for each in again["findings"]].count(False) >= 1
+    assert "0.2000" in (tmp_path / "README.md").read_text()
+
+
 @pytest.mark.parametrize("name", ["formula", "softmax"])
 def test_what_the_text_prints_is_what_is_computed(name, setting):
     """To the four decimals that are printed."""
