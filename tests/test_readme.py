@@ -172,3 +172,10 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 def test_the_readme_is_read_in_two_minutes() -> None:
     """No more than 700 words beside the printed report."""
     assert len(re.sub(r"^    .*$", "", README, flags=re.MULTILINE).split()) <= 700
+
+
+def test_every_page_stands_in_the_navigation_of_the_site() -> None:
+    """A reader of the site finds all pages."""
+    listed = set(re.findall(r'"([\w/.-]+\.md)"', (ROOT / "zensical.toml").read_text()))
+    docs = ROOT / "docs"
+    assert listed == {str(page.relative_to(docs)) for page in docs.rglob("*.md")}
