@@ -24,7 +24,13 @@ from .triton import LABELS_NAME, companion_files
 
 
 def publish(
-    models_dir: Path, name: str, model: bytes, manifest: Mapping[str, Any], *, version: int | None = None
+    models_dir: Path,
+    name: str,
+    model: bytes,
+    manifest: Mapping[str, Any],
+    *,
+    version: int | None = None,
+    texts: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write `model` and its manifest as a new version of `name` and return the version's folder.
 
@@ -37,6 +43,7 @@ def publish(
         model: content of model.onnx.
         manifest: the manifest without `format`, `name`, `version` and `files`, which are added here.
         version: the wanted number; by default one above the highest there is.
+        texts: file name -> content of what travels with the version for people, such as its licence.
 
     Raises:
         ArtifactError: the name or version is not allowed, the version exists, labels or config of the model's earlier
@@ -53,7 +60,7 @@ def publish(
         with FolderLock(folder):
             _remove_left_behind(folder)
             _check_companions(folder, companions)
-            return _publish_next(folder, model, manifest, companions, version)
+            return _publish_next(folder, model, manifest, companions, version, texts or {})
     except OSError as err:
         _remove_if_empty(folder)
         raise ArtifactError(
@@ -125,7 +132,12 @@ def read(folder: Path) -> tuple[bytes, dict[str, Any]]:
 
 
 def _publish_next(
-    folder: Path, model: bytes, manifest: Mapping[str, Any], companions: Mapping[str, str], version: int | None
+    folder: Path,
+    model: bytes,
+    manifest: Mapping[str, Any],
+    companions: Mapping[str, str],
+    version: int | None,
+    texts: Mapping[str, bytes],
 ) -> Path:
     while True:
         target = folder / str(version or 1 + max(versions(folder), default=0))
@@ -134,8 +146,8 @@ def _publish_next(
                 f"{target} exists and a version is never overwritten; leave the number out for a new one"
             )
         try:
-            written = write_manifest(folder.name, int(target.name), model, manifest)
-            _publish_as(target, {MODEL_FILE: model, MANIFEST_FILE: written}, companions)
+            written = write_manifest(folder.name, int(target.name), model, manifest, texts)
+            _publish_as(target, {**texts, MODEL_FILE: model, MANIFEST_FILE: written}, companions)
             return target
         except OSError:
             # A process that does not take our lock may have filled `target`; then the next number is ours.

@@ -17,13 +17,17 @@ from .errors import FormatError
 
 MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
+CARD_FILE, LICENSE_FILE = "README.md", "LICENSE"  # for people; the service reads neither
 FORMAT = 1
 
 
-def write_manifest(name: str, version: int, model: bytes, rest: Mapping[str, Any]) -> bytes:
+def write_manifest(
+    name: str, version: int, model: bytes, rest: Mapping[str, Any], texts: Mapping[str, bytes] | None = None
+) -> bytes:
     """Return the content of manifest.json: `rest`, headed by what names the version and lists its files."""
     head = {"format": FORMAT, "name": name, "version": version}
-    files = {MODEL_FILE: {"bytes": len(model), "sha256": hashlib.sha256(model).hexdigest()}}
+    contents = {MODEL_FILE: model, **(texts or {})}
+    files = {file: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for file, c in contents.items()}
     whole = {**head, **rest, **head, "files": files}
     return (json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 

@@ -21,6 +21,7 @@ from .opened import Opened, open_network
 from .published import Published
 from .question import question_for
 from .served import Served, serve
+from .texts import read_texts
 from .wanted import Wanted
 
 
@@ -41,6 +42,8 @@ def publish(
     weights: str | Path | None = None,
     factory_args: str | None = None,
     models_dir: str | Path = "models",
+    card: str | Path | None = None,
+    license: str | Path | None = None,
     min_accuracy: float | None = None,
     promote: bool = False,
     dry_run: bool = False,
@@ -66,6 +69,8 @@ def publish(
         weights: file for the network of a factory.
         factory_args: JSON object of keyword arguments for a factory.
         models_dir: the model repository.
+        card: file of the model card, Markdown; it travels with the version, as README.md.
+        license: file of the licence's text; it travels with the version, as LICENSE.
         min_accuracy: publish nothing that is right on a smaller share of the labelled examples.
         promote: let it go live although it is worse than the version before.
         dry_run: prove it and write nothing.
@@ -79,6 +84,7 @@ def publish(
     )  # fmt: skip
     folder = Path(models_dir)
     artifact.check_publishable(folder, name, labels)
+    texts = read_texts(card, license)
     source = as_source(model, None if weights is None else Path(weights), factory_args)
     opened = open_network(source, wanted)
     served = serve(opened)
@@ -86,7 +92,7 @@ def publish(
     published = _compared(folder / name, source, opened, served, min_accuracy, promote)
     if dry_run:
         return published
-    return replace(published, folder=artifact.publish(folder, name, served.model, published.manifest))
+    return replace(published, folder=artifact.publish(folder, name, served.model, published.manifest, texts=texts))
 
 
 def _compared(

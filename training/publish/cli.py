@@ -34,6 +34,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def add_publish_arguments(parser: argparse.ArgumentParser) -> None:
     """Add where the version goes, what it has to be good for, and what is printed."""
     parser.add_argument("--models-dir", type=Path, default=Path("models"), help="where the version appears (models)")
+    parser.add_argument("--card", type=Path, metavar="FILE", help="model card in Markdown, kept as README.md")
+    parser.add_argument("--license", type=Path, metavar="FILE", help="text of the licence, kept as LICENSE")
     parser.add_argument("--min-accuracy", type=float, help="publish nothing that is right on a smaller share")
     parser.add_argument("--promote", action="store_true", help="let it go live although it is worse than before")
     parser.add_argument("--dry-run", action="store_true", help="prove it and write nothing")
@@ -115,6 +117,8 @@ def publish_arguments(args: argparse.Namespace) -> dict[str, Any]:
         "inputs": args.input,
         "outputs": args.output,
         "models_dir": args.models_dir,
+        "card": args.card,
+        "license": args.license,
         "min_accuracy": args.min_accuracy,
         "promote": args.promote,
         "dry_run": args.dry_run,

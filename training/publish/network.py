@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..errors import ConfigError, VerifyError
+from ..errors import ConfigError, TrainingError, VerifyError
 from ..fold.onnx.evaluator import Evaluator
 from ..fold.onnx.protos import with_free_sizes
 from ..fold.onnx.runtime import CannotRunError, outputs_of
@@ -111,7 +111,7 @@ class TorchNetwork:
 
     def oracle(self, feeds: Feeds) -> dict[str, Array]:
         """Return every output for rows of every input, in float64."""
-        return self._outputs(feeds, lambda values: run_model_in_float64(self.module, values))
+        return self._outputs(feeds, self._run_widely)
 
     def deployed(self, feeds: Feeds) -> dict[str, Array]:
         """Return the same in the network's own precision."""
@@ -119,6 +119,19 @@ class TorchNetwork:
         if self._program is not None:
             _require_same_bits(found, self._outputs(feeds, self._run_program))
         return found
+
+    def _run_widely(self, values: tuple[Tensor, ...]) -> Any:
+        try:
+            return run_model_in_float64(self.module, values)
+        except TrainingError:
+            raise
+        except Exception as err:  # the user's code, whatever it raises
+            first = (str(err).splitlines() or [""])[0]
+            raise VerifyError(
+                f"the network does not run in float64, which its answers are compared with: {type(err).__name__}: "
+                f"{first}; are its weights quantised, or does an operation know float32 alone? Publish the network "
+                "before that, or its export to ONNX: foldserve publish NETWORK.onnx"
+            ) from err
 
     def _run_program(self, values: tuple[Tensor, ...]) -> Any:
         assert self._program is not None

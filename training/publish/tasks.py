@@ -34,7 +34,7 @@ def scores_of(outputs: Mapping[str, Array], task: str, name: str | None = None) 
     if name is not None and name not in outputs:
         raise ConfigError(f"output {name!r}: the network has {', '.join(outputs)}")
     floats = [key for key, value in outputs.items() if value.dtype.kind == "f" and value.ndim]
-    usual = [key for key in _USUAL_NAMES if key in floats]
+    usual = [key for key in (RESULTS.get(task), *_USUAL_NAMES) if key in floats]
     if name is None and len(floats) != 1 and not usual:
         raise ConfigError(
             f"task {task}: the network has outputs {', '.join(outputs)}; say which one with --scores NAME"
