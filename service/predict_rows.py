@@ -151,7 +151,7 @@ def _array(values: list[Any], spec: TensorSpec, before: int, field: str = "") ->
     shape = (len(values), *spec.row_shape)
     if not any(isinstance(value, LongText) for value in values):
         try:
-            return tensor_from_json(values, spec.datatype, shape, "instances")
+            return _tensor(values, spec.datatype, shape, "instances")
         except InvalidInput:
             pass
     rows = [_row(value, spec, f"instances[{before + index}]{field}") for index, value in enumerate(values)]
@@ -163,7 +163,19 @@ def _row(value: Any, spec: TensorSpec, place: str) -> Array:
         if prod(spec.row_shape) != 1:
             raise InvalidInput(f"{place}: {describe(value)}, expected {_wanted(spec)}")
         value, place = [value], place
-    return tensor_from_json(value, spec.datatype, spec.row_shape or (1,), place).reshape(spec.row_shape)
+    return _tensor(value, spec.datatype, spec.row_shape or (1,), place).reshape(spec.row_shape)
+
+
+def _tensor(values: Any, datatype: str, shape: tuple[int, ...], place: str) -> Array:
+    """Return values as a tensor; FP16, which the protocol keeps out of JSON, is rounded from FP32."""
+    if datatype != "FP16":
+        return tensor_from_json(values, datatype, shape, place)
+    wide = tensor_from_json(values, "FP32", shape, place)
+    with np.errstate(over="ignore"):
+        narrow = wide.astype(np.float16)
+    if not np.isfinite(narrow).all():
+        raise InvalidInput(f"{place}: a number beyond 65504, expected one that fits FP16")
+    return narrow
 
 
 def _wanted(spec: TensorSpec) -> str:

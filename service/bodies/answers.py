@@ -11,7 +11,7 @@ import orjson
 
 from foldserve.format.task import CLASSIFY, EMBED, MULTILABEL, REGRESS, TENSORS, Task
 
-from ..errors import EngineError
+from ..errors import EngineError, InvalidInput, ServiceError
 from ..tensors import Array
 
 Predictions = Iterable[dict[str, Any]]
@@ -36,7 +36,8 @@ def predictions_json(
         top: give only so many classes, the most probable first; None gives the probabilities of all.
 
     Raises:
-        EngineError: an output is not a finite number; JSON cannot hold it.
+        EngineError: a probability is not a finite number.
+        InvalidInput: another output is not one for these inputs; JSON cannot hold it.
     """
     predictions = list(predictions_of(model, task, class_names, outputs, top))
     answer = {"model": model, "version": version, "predictions": predictions}
@@ -47,7 +48,8 @@ def predictions_of(
     model: str, task: Task, class_names: Sequence[str] | None, outputs: Mapping[str, Array], top: int | None = None
 ) -> Predictions:
     """Return what is said of each row, in values that `orjson` writes; arguments and errors as above."""
-    readable = {name: _readable(model, name, array) for name, array in outputs.items()}
+    refusal = _NOT_ITS_FAULT.get(task.name, EngineError)
+    readable = {name: _readable(model, name, array, refusal) for name, array in outputs.items()}
     names = _Names(class_names)
     if task.name == CLASSIFY:
         return _classified(names, readable["probabilities"], readable["class_id"], top)
@@ -105,10 +107,17 @@ _WRITERS: Mapping[str, Callable[[Mapping[str, Array]], Predictions]] = {
 }
 
 
-def _readable(model: str, name: str, array: Array) -> Array:
+# Probabilities are finite whatever is asked; other outputs may well be infinite for some inputs.
+_NOT_ITS_FAULT: Mapping[str, type[ServiceError]] = dict.fromkeys((REGRESS, EMBED, TENSORS), InvalidInput)
+
+
+def _readable(model: str, name: str, array: Array, refusal: type[ServiceError]) -> Array:
     """Return an output as JSON can hold it."""
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise EngineError(f"model {model!r} gave {name} that are not finite numbers")
+        raise refusal(
+            f"model {model!r} gave {name} that are not finite numbers, which JSON cannot say: "
+            f"/v2/models/{model}/infer gives them as binary data"
+        )
     if array.dtype.kind in "OSU":
         texts = [value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in array.ravel()]
         return np.array(texts, object).reshape(array.shape)

@@ -106,7 +106,7 @@ def profile_buckets(
     return Profile(
         buckets=served,
         batch_invariant=bool(steady),
-        largest_deviation=max(_deviation(answers[candidates[0]], other) for other in answers.values()),
+        largest_deviation=max(deviation(answers[candidates[0]], other) for other in answers.values()),
         seconds={bucket: seconds[bucket] for bucket in served},
         answers={bucket: answers[bucket] for bucket in served},
         tried=tuple(answers),
@@ -138,8 +138,8 @@ def with_bucket(profile: Profile, run: Run, inputs: Mapping[str, Array], taken: 
         profile = replace(profile, cpu_seconds=cpu_seconds)
     answers, is_steady = _answers(run, inputs, bucket, is_short=False)
     first = profile.answers[profile.buckets[0]]
-    deviation = max(profile.largest_deviation, _deviation(first, answers))
-    profile = replace(profile, pending=others, tried=(*profile.tried, bucket), largest_deviation=deviation)
+    largest = max(profile.largest_deviation, deviation(first, answers))
+    profile = replace(profile, pending=others, tried=(*profile.tried, bucket), largest_deviation=largest)
     if not is_steady or any(content(answers[name]) != content(array) for name, array in first.items()):
         _log.info("bucket %d left out: it gives other bytes", bucket)
         return profile
@@ -264,7 +264,8 @@ def _agreeing(answers: Mapping[int, Mapping[str, Array]], steady: Sequence[int],
     return tuple(largest)
 
 
-def _deviation(first: Mapping[str, Array], other: Mapping[str, Array]) -> float:
+def deviation(first: Mapping[str, Array], other: Mapping[str, Array]) -> float:
+    """Return how far the float outputs of two runs are apart, relative to the largest value of each."""
     largest = 0.0
     for name, expected in first.items():
         if np.issubdtype(expected.dtype, np.floating) and expected.size:

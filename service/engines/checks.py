@@ -2,16 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from ..artifacts.repository import Artifact
 from ..artifacts.unverified import made_inputs
 from ..errors import ArtifactInvalid, BucketsInvalid
 from ..settings import check_buckets
 from ..tensors import Array
-from .buckets import golden_batch
+from .buckets import deviation, golden_batch
 from .providers import first_line
 from .runners import Runner
 from .signature import Signature
 
+_DEPENDENT = 0.2  # of the largest value
 # Sizes of a free axis that are tried: long enough for several reductions by two, and what networks were trained with.
 _FREE_SIZES = (32, 64, 16, 224, 320, 640, 8, 4, 2, 1)
 
@@ -27,7 +30,7 @@ def fitting_buckets(
         max_batch_size: rows of one run that its configuration allows, which is a bucket too; None for any number.
 
     Raises:
-        BucketsInvalid: they are empty or not rising, or do not hold the fixed batch size.
+        BucketsInvalid: they are empty or not rising, or the fixed batch size is 0 or larger than all of them.
     """
     try:
         candidates = check_buckets(buckets)
@@ -38,11 +41,14 @@ def fitting_buckets(
         return (*(bucket for bucket in candidates if bucket < largest), largest)
     if fixed_rows is None:
         return candidates
+    if fixed_rows == 0:
+        raise BucketsInvalid("the graph takes batches of 0 rows; export it with a free first axis")
     if fixed_rows == 1:  # one by one, as many exporters have it
         return (1,)
-    if fixed_rows not in candidates:
+    if fixed_rows > candidates[-1]:
         raise BucketsInvalid(
-            f"the graph takes batches of exactly {fixed_rows} rows; put {fixed_rows} among the buckets"
+            f"the graph takes batches of exactly {fixed_rows} rows, more than the largest bucket: put {fixed_rows} "
+            "among the buckets"
         )
     return (fixed_rows,)
 
@@ -78,6 +84,33 @@ def refuse_failing(runner: Runner, artifact: Artifact, rows: int) -> None:
     except Exception as err:  # onnxruntime's classes share no base below Exception
         inputs = "its golden inputs" if artifact.is_verified else "inputs made for it (floats 0 to 1, integers 0 or 1)"
         raise ArtifactInvalid(f"{artifact.model_path} fails on {inputs}: {first_line(err)}") from err
+
+
+def refuse_dependent_rows(runner: Runner, artifact: Artifact) -> None:
+    """Refuse a model whose answer to a row is another one beside another row: its first axis is no batch.
+
+    Float additions in another order, and values that are quantised by the range of a batch, differ by far less. One
+    that never gives the same answer twice draws random numbers, which its profile says. What cannot run two rows is
+    left to whoever measures it.
+
+    Raises:
+        ArtifactInvalid: it is such a model.
+    """
+    pair = golden_batch(artifact.golden.inputs, 2)
+    ones = [{name: array[row : row + 1] for name, array in pair.items()} for row in range(2)]
+    try:
+        together, alone = runner.run(pair), [runner.run(one) for one in ones]
+        joined = {name: np.concatenate([one[name] for one in alone]) for name in together}
+    except Exception:  # onnxruntime's classes share no base below Exception
+        return
+    if any(array.shape != joined[name].shape or len(array) != 2 for name, array in together.items()):
+        return
+    differs_by = deviation(together, joined)
+    if differs_by > _DEPENDENT and deviation(together, runner.run(pair)) == 0:
+        raise ArtifactInvalid(
+            f"a row gets another answer beside another row, by up to {differs_by:.2g} of the largest value, so the "
+            "graph's first axis is not the batch (time, or a sum over it?): export it with the batch first"
+        )
 
 
 def workable_inputs(runner: Runner, signature: Signature) -> dict[str, Array]:

@@ -35,7 +35,7 @@ from .buckets import (
     profile_buckets,
     with_bucket,
 )
-from .checks import check_golden_inputs, fitting_buckets, refuse_failing, workable_inputs
+from .checks import check_golden_inputs, fitting_buckets, refuse_dependent_rows, refuse_failing, workable_inputs
 from .measured import Measured
 from .providers import Device, Source, cpu_session, does_not_run, fall_back, first_line, open_session
 from .runners import GraphRunner, PlainRunner, Runner, ThreadedRunner
@@ -132,7 +132,7 @@ class Engine:
         Raises:
             ProviderUnavailable: "cuda" is required and cannot be had.
             ArtifactInvalid: the model cannot be loaded, cannot be batched, or does not give its golden answers.
-            BucketsInvalid: `buckets` is empty or not rising, or does not hold the model's fixed batch size.
+            BucketsInvalid: `buckets` is empty or not rising, or the model's fixed batch size is larger than all.
         """
         cores = 1 if threads else (cores or available_cores())
         opened = threads or (_threads_to_try(artifact, cores, known) if is_deferring else 1)
@@ -155,6 +155,8 @@ class Engine:
                 session, device = fall_back(artifact.source, threads or 1, str(err))
         published = PlainRunner(session)
         refuse_failing(published, artifact, fitting[0])
+        if not artifact.is_verified and signature.fixed_rows is None:
+            refuse_dependent_rows(published, artifact)
         # Of a large file it is found later, by whoever defers: reading it once more would hold up the start.
         is_large = artifact.source.stat().st_size >= _LARGE_BYTES
         structure = "" if is_deferring and is_large else structure_of(artifact.source)

@@ -129,7 +129,7 @@ def cpu_session(source: Source, threads: int) -> onnxruntime.InferenceSession:
         return _create(source, options, [_CPU])
     except Exception as err:  # onnxruntime raises classes of its own, UnicodeDecodeError and RuntimeError alike
         name = source if isinstance(source, Path) else "a rewritten graph"
-        raise ArtifactInvalid(f"{name} cannot be loaded: {first_line(err)}") from err
+        raise ArtifactInvalid(f"{name} cannot be loaded: {first_line(err)}{_remedy(str(err))}") from err
 
 
 @functools.cache
@@ -236,7 +236,7 @@ def _options() -> onnxruntime.SessionOptions:
 
 def _create(source: Source, options: onnxruntime.SessionOptions, providers: list[Any]) -> onnxruntime.InferenceSession:
     """Create a session that never changes its provider, neither now nor when a run fails."""
-    if isinstance(source, Path):
+    if isinstance(source, Path) and source.is_file():  # of none onnxruntime says so
         with opened(source) as data:
             parts = split(data)
             if parts is not None:  # more than one file of protobuf may hold
@@ -253,6 +253,13 @@ def _hand_over(graph: bytes, weights: memoryview, options: onnxruntime.SessionOp
     values = [onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, kind) for _, kind, array in tensors]
     options.add_external_initializers([name for name, _, _ in tensors], values)
     options.add_external_initializers_from_files_in_memory([WEIGHTS_NAME], [weights], [len(weights)])
+
+
+def _remedy(text: str) -> str:
+    """Return what to do where a machine lacks something that a graph names."""
+    if "Failed to construct locale" not in text:
+        return ""
+    return "; the graph's text operators need this locale: apt-get install locales-all, or export it with locale C"
 
 
 def first_line(err: Exception) -> str:

@@ -222,6 +222,12 @@ def ragged_weights(model):
     model.graph.initializer[0].raw_data += b"x"
 
 
+def norm_whose_statistics_are_read(model):
+    """Names that nothing reads are left out instead, as exporters of networks at rest wrote them."""
+    norm_of_an_old_opset_in_training_mode(model)
+    model.graph.output.append(onnx.helper.make_tensor_value_info("saved_mean", onnx.TensorProto.FLOAT, None))
+
+
 UNSOUND = {
     "NaN weights": (nan_weights, "tensor 'fc.bias' holds NaN"),
     "NaN in a list of floats": (nan_in_a_list, "tensor 'fc.bias' holds NaN"),
@@ -229,7 +235,7 @@ UNSOUND = {
     "a future opset": (future_opset, "cannot be loaded"),
     "an unknown operator": (custom_operator, "com.example"),
     "a norm in training mode": (norm_in_training_mode, "training mode"),
-    "a norm in training mode before opset 14": (norm_of_an_old_opset_in_training_mode, "training mode"),
+    "a norm in training mode before opset 14": (norm_whose_statistics_are_read, "training mode"),
     "weights outside the folder": (external("../../../../etc/passwd"), "keeps weights in another file"),
 }
 
@@ -295,14 +301,27 @@ def test_a_graph_whose_first_axis_is_no_batch_is_refused(models):
 
 
 def test_rows_that_depend_on_their_neighbours_are_run_alone(models):
-    """Each row minus the mean over the batch: measured at load, and only single rows are run from then on."""
-    nodes = [
-        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0], keepdims=1),
-        helper.make_node("Sub", ["x", "mean"], ["y"]),
-    ]
-    place(models, model_of(nodes, {"x": (3,)}, {"y": (3,)}))
+    """As much as a range that is taken from the batch lets them: only single rows are run from then on."""
+    place(models, less_the_mean_of_the_batch(0.05))
     model, _ = loaded(models)
     assert model.engine.buckets == (1,)
+
+
+def test_rows_that_depend_on_nothing_but_their_neighbours_are_refused(models):
+    """Each row minus the mean over the batch would be nothing, run alone: no client means that."""
+    place(models, less_the_mean_of_the_batch(1.0))
+    with pytest.raises(ArtifactInvalid, match="the graph's first axis is not the batch"):
+        loaded(models)
+
+
+def less_the_mean_of_the_batch(share):
+    """Rows of three numbers, each minus a share of the mean over the batch."""
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0], keepdims=1),
+        helper.make_node("Mul", ["mean", "share"], ["less"]),
+        helper.make_node("Sub", ["x", "less"], ["y"]),
+    ]
+    return model_of(nodes, {"x": (3,)}, {"y": (3,)}, {"share": np.float32([share])})
 
 
 def test_a_graph_that_cannot_run_on_what_is_made_for_it_is_refused(models):

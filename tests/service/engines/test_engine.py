@@ -253,14 +253,15 @@ def test_what_cannot_be_batched_is_refused_with_the_reason(models):
 
 
 def test_a_graph_of_a_fixed_batch_is_served_in_that_bucket(models):
-    """Smaller batches are padded to it; a list of buckets without it is refused."""
+    """Smaller batches are padded to it, whatever the list of buckets; one larger than all of them is refused."""
     publish_tensor(models, [4, 3])
     engine = load(models, "tensor", buckets=(1, 4, 8))
     assert engine.buckets == (4,)
     inputs = np.float32([[1, 2, 3]])
     assert np.array_equal(engine.run({"x": inputs})["y"], inputs)
-    with pytest.raises(BucketsInvalid, match="exactly 4 rows"):
-        load(models, "tensor", buckets=(1, 8))
+    assert load(models, "tensor", buckets=(1, 8)).buckets == (4,)
+    with pytest.raises(BucketsInvalid, match="exactly 4 rows, more than the largest bucket"):
+        load(models, "tensor", buckets=(1, 2))
 
 
 @pytest.mark.parametrize("buckets", [(), (0, 1), (4, 2), (2, 2)])
