@@ -86,11 +86,19 @@ def project(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) 
 
 def test_the_wheel_holds_one_package_and_version_1(built: tuple[Path, Path]) -> None:
     """No module called `service` or `training`, and no version that was trained on this machine."""
+    assert built[0].stat().st_size <= 2_000_000
     names = zipfile.ZipFile(built[0]).namelist()
     assert {name.split("/")[0] for name in names} == {"foldserve", f"foldserve-{foldserve.__version__}.dist-info"}
     models = {name for name in names if name.startswith("foldserve/models/")}
     assert models == {f"foldserve/models/lenet-bn/1/{name}" for name in ("model.onnx", "manifest.json")}
-    for needed in ("py.typed", "format/names.py", "client/sync.py", "training/command.py", "service/static/docs.html"):
+    for needed in (
+        "py.typed",
+        "format/names.py",
+        "client/sync.py",
+        "training/command.py",
+        "service/static/docs.html",
+        "service/page/static/index.html",
+    ):
         assert f"foldserve/{needed}" in names
 
 

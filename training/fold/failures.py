@@ -12,9 +12,9 @@ _LONGEST = 400
 _steps: list[str] = []
 
 
-def current_step() -> str:
-    """Return what the innermost `during` of this process is about, "folding" outside of all."""
-    return _steps[-1] if _steps else "folding"
+def current_step(task: str = "folding") -> str:
+    """Return what the innermost `during` of this process is about, `task` outside of all."""
+    return _steps[-1] if _steps else task
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""How long the command `fold` may take, and what a person sees meanwhile.
+"""How long a command that folds may take, and what a person sees meanwhile.
 
-Used by `cli` alone: a library does not take a process's alarm clock or write to its terminal.
+Used by commands alone: a library does not take a process's alarm clock or write to its terminal.
 """
 
 import signal
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..errors import ConfigError, FoldError
 from .failures import current_step
 
-_AFTER_S = 5.0  # a fold that is done by then needs no progress
+_AFTER_S = 3.0  # a fold that is done by then needs no progress
 _EVERY_S = 0.5
 
 
@@ -56,10 +56,15 @@ def limited_to(seconds: float | None) -> Iterator[None]:
 
 
 @contextmanager
-def shown(after: float = _AFTER_S) -> Iterator[None]:
-    """Show on a terminal what is being done, once it takes longer than `after` seconds; nothing in a pipe."""
+def shown(task: str = "folding", after: float = _AFTER_S) -> Iterator[None]:
+    """Show on a terminal what is being done, once it takes longer than `after` seconds; nothing in a pipe.
+
+    Args:
+        task: what is done where no step of a fold says more.
+        after: seconds.
+    """
     done = threading.Event()
-    thread = threading.Thread(target=_show, args=(done, after), daemon=True)
+    thread = threading.Thread(target=_show, args=(done, task, after), daemon=True)
     thread.start()
     try:
         yield
@@ -68,9 +73,9 @@ def shown(after: float = _AFTER_S) -> Iterator[None]:
         thread.join()
 
 
-def _show(done: threading.Event, after: float) -> None:
+def _show(done: threading.Event, task: str, after: float) -> None:
     if done.wait(after):
         return
-    with tqdm(desc=current_step(), bar_format="{desc}: {elapsed}", disable=None, leave=False) as bar:
+    with tqdm(desc=current_step(task), bar_format="{desc}: {elapsed}", disable=None, leave=False) as bar:
         while not done.wait(_EVERY_S):
-            bar.set_description_str(current_step())
+            bar.set_description_str(current_step(task))

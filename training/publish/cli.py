@@ -90,15 +90,17 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: an argument, a file or the examples do not fit (exit code 2).
         TrainingError: the network cannot be exported, proved or written (exit code 1).
     """
+    from ..fold.patience import shown
     from .api import publish
 
-    published = publish(
-        args.source,
-        name=args.name,
-        weights=args.weights,
-        factory_args=args.factory_args,
-        **publish_arguments(args),
-    )
+    with shown("publishing"):
+        published = publish(
+            args.source,
+            name=args.name,
+            weights=args.weights,
+            factory_args=args.factory_args,
+            **publish_arguments(args),
+        )
     print(published.to_json() if args.json else published)
     return 0
 

@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: the archive, an argument or the examples do not fit (exit code 2).
         TrainingError: the network cannot be exported, proved or written (exit code 1).
     """
+    from ..fold.patience import shown
     from ..publish.api import publish
 
     with open_archive(args.archive) as archive:
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         options["name"] = args.name or stated.name
         if options["labels"] is None:
             options["labels"] = stated.labels
-        with _unpacked(archive, stated) as file:
+        with _unpacked(archive, stated) as file, shown("publishing"):
             published = publish(**_source(args, stated, file), **options)
     print(published.to_json() if args.json else f"{_taken_over(args.archive, stated)}\n{published}")
     return 0

@@ -1,6 +1,10 @@
 """The command may be given a time limit, and shows what it does only on a terminal and only when it takes long."""
 
 import contextlib
+import os
+import subprocess
+import sys
+import termios
 import time
 from pathlib import Path
 
@@ -42,6 +46,27 @@ def test_progress_is_quiet_in_a_pipe(capfd: pytest.CaptureFixture[str]) -> None:
     with shown(after=0.01), during("reading the model"):
         time.sleep(0.1)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("step", "expected"), [("", b"publishing: "), ("reading", b"reading: ")])
+def test_progress_is_seen_on_a_terminal(step: str, expected: bytes) -> None:
+    """The step that goes on, or else the task; the line is gone once it is done."""
+    main, side = os.openpty()
+    termios.tcsetwinsize(side, (24, 80))
+    code = (
+        "from contextlib import nullcontext\nfrom foldserve.training.fold.failures import during\n"
+        "from foldserve.training.fold.patience import shown\n"
+        f"with shown('publishing', after=0.01), during({step!r}) if {step!r} else nullcontext():\n    input()\n"
+    )
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=side)
+    os.close(side)
+    seen = b""
+    while expected not in seen:
+        seen += os.read(main, 4096)
+    process.communicate(b"\n", timeout=60)
+    os.close(main)
+    assert process.returncode == 0
 
 
 def test_the_command_knows_the_limit(tmp_path: Path) -> None:
