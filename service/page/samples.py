@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import orjson
 
 from foldserve.format.picture_types import picture_type
@@ -47,7 +48,7 @@ def _fitting(model: Model) -> Iterator[dict[str, Any]]:
     """Yield golden inputs until an answer is full; the first one however large it is."""
     size = 0
     for row, sample in enumerate(_samples(model)):
-        size += len(orjson.dumps(sample["instance"]))
+        size += len(orjson.dumps(sample["instance"], option=orjson.OPT_SERIALIZE_NUMPY))
         if row and size > MOST_BYTES:
             return
         yield sample
@@ -85,7 +86,7 @@ def _instance(model: Model, row: int) -> Any:
 
 
 def _plain(value: Array) -> Any:
-    """Return the values of a row in types that JSON knows."""
+    """Return the values of a row in types that `orjson` knows: of numbers it writes the shortest digits."""
     if value.dtype != object:
-        return value.tolist()
+        return np.ascontiguousarray(value) if value.ndim else value
     return [text.decode(errors="replace") if isinstance(text, bytes) else text for text in value.ravel().tolist()]

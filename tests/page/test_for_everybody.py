@@ -119,6 +119,10 @@ def test_a_phone_shows_all_of_it(browser, url):
         for way in ("draw", "camera", "json", "picture"):
             visit.way(way)
             assert visit.page.evaluate("document.scrollingElement.scrollWidth") <= PHONE["width"], way
+        visit.choose("model", "regress")
+        field = visit.page.locator("input[name=field-1]").bounding_box()
+        assert field["x"] + field["width"] <= PHONE["width"]
+        assert visit.page.locator("input[name=field-1]").input_value() == "0.8079408"  # no digit more than float32 has
 
 
 def test_a_keyboard_reaches_every_control(visit, url):

@@ -55,6 +55,9 @@ def test_a_file_that_is_no_picture_is_refused_in_the_services_words(visit, url, 
     answer = httpx.post(f"{url}/predict?model=flowers", content=data, headers={"Content-Type": kind})
     visit.go(url, "flowers").drop(data, "broken.png", kind)
     assert visit.trouble() == f"{answer.status_code} {answer.json()['error']}"
+    if data == b"no picture at all":  # nothing to be shown: the place for a picture is empty again
+        visit.page.wait_for_selector("#invitation:not([hidden])")
+        assert visit.page.locator("#shown").is_hidden()
     visit.drop(photo())
     assert visit.said()
     assert visit.page.locator("#trouble").is_hidden()

@@ -78,16 +78,18 @@ function bars(rows) {
 }
 
 function chart(row) {
-  const [space, most] = ["http://www.w3.org/2000/svg", Math.max(...row.map(Math.abs)) || 1];
+  const space = "http://www.w3.org/2000/svg";
+  const [low, high] = [Math.min(0, ...row), Math.max(0, ...row)];
+  const scale = 100 / (high - low || 1);
   const drawn = document.createElementNS(space, "svg");
   drawn.setAttribute("class", "chart");
-  drawn.setAttribute("viewBox", `0 -50 ${row.length} 100`);
+  drawn.setAttribute("viewBox", `0 0 ${row.length} 100`);
   drawn.setAttribute("preserveAspectRatio", "none");
   drawn.setAttribute("aria-hidden", "true");
   row.forEach((value, x) => {
     const bar = document.createElementNS(space, "rect");
-    const height = Math.abs(value / most) * 50;
-    for (const [name, number] of Object.entries({ x, y: value > 0 ? -height : 0, width: 0.8, height })) bar.setAttribute(name, number);
+    const place = { x, y: (high - Math.max(0, value)) * scale, width: 0.8, height: Math.abs(value) * scale };
+    for (const [name, number] of Object.entries(place)) bar.setAttribute(name, number);
     drawn.append(bar);
   });
   return drawn;

@@ -68,7 +68,7 @@ async function loadModel() {
   state.versions = metadata.versions.map(Number).sort((a, b) => b - a);
   const versions = state.versions.map((version) => [`version:${version}`, String(version)]);
   fill(byId("version"), [...Object.entries(state.labels).map(([label, version]) => [`label:${label}`, `${label} (${version})`]), ...versions]);
-  fill(byId("other"), [["", "nothing"], ...versions]);
+  fill(byId("other"), [["", "nothing"], ...versions.map(([value, number]) => [value, `version ${number}`])]);
   byId("other").parentElement.hidden = state.versions.length < 2;
   await loadVersion();
 }
@@ -132,6 +132,7 @@ function askPicture(blob, name, isShown = true) {
   if (isShown) {
     showBlob(byId("shown"), blob);
     byId("shown").alt = `Your picture: ${name}`;
+    byId("shown").onerror = () => { byId("shown").hidden = true; byId("invitation").hidden = false; };
     byId("invitation").hidden = true;
     choose("picture");
   }
@@ -297,6 +298,7 @@ function askRow() {
 // A key ----------------------------------------------------------------------------------------------------------------
 
 function askForKey(reason, action) {
+  byId("key-title").textContent = reason ? "This service asks for a key" : "A key for this service";
   byId("key-reason").textContent = reason;
   const dialog = byId("key-dialog");
   dialog.onclose = () => {
