@@ -17,6 +17,7 @@ from unittest.mock import MagicMock
 Shape = tuple[int, ...]
 IMAGE: tuple[Shape, Shape] = ((2, 3, 128, 128), (3, 3, 96, 160))
 FIXED: tuple[Shape, Shape] = ((2, 3, 224, 224), (3, 3, 224, 224))
+BLOCKS: tuple[Shape, Shape] = ((2, 3, 256, 256), (3, 3, 256, 256))  # maps that blocks of eight cover
 VIDEO: tuple[Shape, Shape] = ((2, 3, 8, 56, 56), (1, 3, 12, 64, 48))
 
 
@@ -73,7 +74,8 @@ def entries() -> list[Entry]:
 
 def _timm() -> Iterator[Entry]:
     for name in (TIMM + TIMM_FIXED).split():
-        yield Entry(f"timm {name}", _of("timm", "create_model", name), FIXED if name in TIMM_FIXED.split() else IMAGE)
+        shapes = FIXED if name in TIMM_FIXED.split() else IMAGE
+        yield Entry(f"timm {name}", _of("timm", "create_model", name), BLOCKS if name == "halonet26t" else shapes)
 
 
 def _torchvision() -> Iterator[Entry]:

@@ -25,7 +25,7 @@ def convolve(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
-    """Return what the convolution gives, computed row by row where its copies would be large.
+    """Return what the convolution gives, computed in stretches of rows, or of maps, where its copies would be large.
 
     Args:
         convolution: computes it for an input and a padding; everything else of it is fixed.
@@ -41,14 +41,15 @@ def convolve(
     step = max(_LARGEST // max(per_row, 1), 1)
     if weight[0, 0].numel() == 1 or x.shape[0] * rows <= step:
         return convolution(x, padding)
+    together = max(step // rows, 1)  # rows of the batch in one stretch, where whole maps fit
     stretches = [range(rows)[at : at + step] for at in range(0, rows, step)]
-    result = x.new_empty(0)
-    for n in range(x.shape[0]):
+    result = x.new_zeros(0)
+    for n in range(0, x.shape[0], together):
         for one in stretches:
-            tile = _tile(convolution, x[n : n + 1], one, stride[0], padding, extent)
+            tile = _tile(convolution, x[n : n + together], one, stride[0], padding, extent)
             if not result.numel():
                 result = tile.new_zeros((x.shape[0], tile.shape[1], rows, *tile.shape[3:]))
-            result[n : n + 1, :, one[0] : one[-1] + 1] = tile
+            result[n : n + together, :, one[0] : one[-1] + 1] = tile
     return result
 
 

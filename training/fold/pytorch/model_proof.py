@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ...errors import CannotJudge, FoldError
 from ..failures import during
 from ..report import Proof
-from ..tiled import give_memory_back
 from ..verdict import STEP, Runs, judge, require_close
 from .float64 import Inputs, call, named_tensors, needs_no_mode, run_model_in_float64, sharing_copy, tensors_in, widen
 from .process_state import same_random_state
@@ -58,7 +57,6 @@ class Runnable:
 
     def _outputs(self, what: str, run: Callable[[], Any], given: Inputs) -> Outputs:
         """Return each output with what it was before its tail; a second run keeps that where all would be too much."""
-        give_memory_back()
         key = f"{what} for {shapes_of(given)}"
         wanted = self.tails.get(key)
         with during(f"running {what} on the inputs"):

@@ -59,7 +59,8 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()), _log_levels_kept() as loggers:
         warnings.simplefilter("ignore")
         for logger in loggers:
-            if logger.name.partition(".")[0] == "torch":
+            has_level = logger.level != logging.NOTSET or logger.name == "torch"  # the others ask the one above
+            if logger.name.partition(".")[0] == "torch" and has_level:
                 logger.setLevel(logging.CRITICAL + 1)
         yield
 
@@ -73,4 +74,5 @@ def _log_levels_kept() -> Iterator[list[logging.Logger]]:
         yield list(levels)
     finally:
         for logger, level in levels.items():
-            logger.setLevel(level)
+            if logger.level != level:  # setting one makes logging look at all of them
+                logger.setLevel(level)
