@@ -9,12 +9,14 @@ folded in a process of its own that sees the other checkout only, apart from the
 
 import argparse
 import importlib
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from benchmarks import ROOT
@@ -71,11 +73,9 @@ def in_a_process(checkout: Path, name: str, limit: float) -> dict[str, Any]:
 def left_by(checkout: Path, name: str) -> dict[str, Any]:
     """Return the norms of one model and how many the fold of the other checkout leaves."""
     without_extensions()
-    sys.path.insert(0, str(checkout.absolute()))
     import torch
 
-    before = importlib.import_module("training.fold")  # of the checkout: here the package is foldserve.training
-    assert str(before.__file__).startswith(str(checkout.absolute())), before.__file__
+    before = fold_of(checkout)
     entry = next(entry for entry in entries() if entry.name == name)
     made = entry.make()
     if isinstance(made, Path):
@@ -93,6 +93,19 @@ def left_by(checkout: Path, name: str) -> dict[str, Any]:
             module(inputs)
         report = before.fold(module, (inputs,)).report
     return {"norms": len(report.folded) + len(report.refused), "left": len(report.refused)}
+
+
+def fold_of(checkout: Path) -> ModuleType:
+    """Return the package `training.fold` of another checkout; our own is foldserve.training.fold."""
+    root = checkout.absolute() / "training"
+    spec = importlib.util.spec_from_file_location(
+        "training", root / "__init__.py", submodule_search_locations=[str(root)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    package = sys.modules["training"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
+    return importlib.import_module("training.fold")
 
 
 if __name__ == "__main__":

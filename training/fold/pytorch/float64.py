@@ -20,7 +20,7 @@ from ...errors import FoldError
 from ..tiled import convolve, give_memory_back
 
 Inputs = tuple[Any, ...] | Mapping[str, Any]
-_LARGE, _GIVEN_BACK_EVERY = 2**20, 2**26  # bytes
+_LARGE, _GIVEN_BACK_EVERY = 2**20, 2**24  # bytes
 NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
 
