@@ -5,7 +5,7 @@ same bytes. Needs Pillow, NumPy and `foldserve.format`. What a stranger may send
 this package: the service looks at that before.
 """
 
-from .decode import FORMATS, decode, prepare
+from .decode import FORMATS, decode, prepare, scale
 from .geometry import PictureError, resized_size
 
-__all__ = ["FORMATS", "PictureError", "decode", "prepare", "resized_size"]
+__all__ = ["FORMATS", "PictureError", "decode", "prepare", "resized_size", "scale"]

@@ -17,7 +17,7 @@ from PIL import Image, PngImagePlugin
 from PIL.ImageFile import ImageFile
 
 from foldserve.format.picture_types import listed
-from foldserve.pictures import PictureError, prepare
+from foldserve.pictures import PictureError, prepare, scale
 
 from ..errors import InvalidInput, ServiceError
 from .limits import PixelBudget
@@ -59,6 +59,7 @@ def decode_image(data: bytes, spec: ImageRecipe, budget: PixelBudget, place: str
         budget.take_resized(width, height, usual, place)
 
     try:
+        scale(image, spec)
         image.load()
         return prepare(image, spec, data, admit)
     except ServiceError:

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
-from foldserve.format.image import ImageRecipe
+from foldserve.format.image import ImageRecipe, read_recipe
 from foldserve.pictures import PictureError, decode, prepare, resized_size
 
 PLAIN = ImageRecipe(height=8, width=10)
@@ -129,3 +129,57 @@ def test_what_is_no_whole_picture_is_refused(data):
     """Half a file is no example."""
     with pytest.raises(PictureError, match="not a whole PNG or JPEG"):
         decode(data, PLAIN)
+
+
+def photograph(height: int, width: int, **options: object) -> bytes:
+    """A JPEG file of smooth colours."""
+    rng = np.random.default_rng(3)
+    coarse = Image.fromarray(rng.integers(0, 256, (height // 100, width // 100, 3), dtype=np.uint8))
+    file = io.BytesIO()
+    coarse.resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=92, **options)
+    return file.getvalue()
+
+
+SCALED = {
+    "shorter": {"rule": "shorter", "resize": (64,), "crop": (56, 56)},
+    "exact": {"rule": "exact", "resize": (56, 56)},
+    "letterbox": {"rule": "letterbox", "resize": (56, 56)},
+    "cover": {"rule": "cover", "resize": (60, 60), "crop": (56, 56)},
+}
+
+
+@pytest.mark.parametrize("exif", ["apply", "ignore"])
+@pytest.mark.parametrize("values", SCALED.values(), ids=SCALED)
+def test_a_large_photograph_may_be_decoded_at_a_part_of_its_size(values, exif, monkeypatch):
+    """Values move by a few, and only of a large JPEG whose recipe allows it; a photograph on its side stays so."""
+    drafts = []
+    draft = JpegImagePlugin.JpegImageFile.draft
+
+    def noted(image, mode, size):
+        found = draft(image, mode, size)
+        drafts.append(image.size)
+        return found
+
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "draft", noted)
+    exact = ImageRecipe(height=56, width=56, exif=exif, **values)
+    scaled = replace(exact, decoding="scaled")
+    orientation = Image.Exif()
+    orientation[0x0112] = 6
+    data = photograph(600, 801, exif=orientation.tobytes())
+    expected = decode(data, exact).astype(int)
+    assert drafts == []
+    difference = np.abs(decode(data, scaled).astype(int) - expected)
+    assert min(drafts[0]) < 600
+    assert difference.max() <= 12
+    assert difference.mean() < 1.5
+    for small in (photograph(120, 160), encode(Image.fromarray(np.zeros((600, 800, 3), np.uint8)))):
+        assert np.array_equal(decode(small, scaled), decode(small, exact))
+
+
+def test_a_recipe_without_it_reads_as_before():
+    """The usual decoding is not written, since a release before would refuse the key."""
+    recipe = ImageRecipe(height=56, width=56, rule="exact", resize=(56, 56))
+    assert "decoding" not in recipe.as_dict()
+    scaled = replace(recipe, decoding="scaled")
+    assert scaled.as_dict()["decoding"] == "scaled"
+    assert read_recipe(scaled.as_dict()) == scaled
