@@ -92,7 +92,7 @@ def measure(network: Network, examples: Examples, served: Served) -> Accuracy | 
 
 
 def compare_with_newest(
-    folder: Path, found: Accuracy, given: Any, images: PictureInput | None, labels: Any
+    folder: Path, found: Accuracy, given: Any, images: PictureInput | None, labels: Any, new: Examples
 ) -> promotion.Change | None:
     """Return how a model compares with the newest version that was promoted, None where none can be compared.
 
@@ -103,11 +103,12 @@ def compare_with_newest(
         folder: of the model.
         found: of the new version.
         given: the examples as the user gave them.
-        images: how pictures become the new version's input; None: it takes none, and nothing is compared.
+        images: how pictures become the new version's input; None: it takes rows.
         labels: class names.
+        new: the same examples, for the new version.
     """
     version = artifact.newest_promoted(folder)
-    if version is None or found.data is None or images is None:
+    if version is None or found.data is None:
         return None
     try:
         manifest = read_manifest(version)
@@ -118,10 +119,12 @@ def compare_with_newest(
         recipe = metadata.read_image(metadata_of(model))
     except (FormatError, OSError):
         return None
-    if recipe is None:
+    if (recipe is None) != (images is None):
         return None
-    older = PictureInput(recipe=recipe, normalisation=images.normalisation, name=images.name)
-    examples = picture_examples(given, older, labels)
+    examples = new
+    if recipe is not None and images is not None:
+        older = PictureInput(recipe=recipe, normalisation=images.normalisation, name=images.name)
+        examples = picture_examples(given, older, labels)
     try:
         session = Session(model)
         answers = [session.run(examples.take(rows))["class_id"][:, 0] for rows in _parts(np.arange(examples.rows))]

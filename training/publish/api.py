@@ -120,7 +120,9 @@ def _measured(opened: Opened, served: Served, min_accuracy: float | None) -> Acc
     if min_accuracy is None:
         return measured
     if measured is None:
-        raise ConfigError("--min-accuracy needs examples in one folder for each class, and the task classify")
+        raise ConfigError(
+            "--min-accuracy needs the task classify and examples with classes: a folder each, or a column label"
+        )
     share = float(measured.right.mean())
     if share < min_accuracy:
         raise GateError(f"accuracy {share:.4f} on the examples: expected at least {min_accuracy}; nothing is published")
@@ -128,7 +130,9 @@ def _measured(opened: Opened, served: Served, min_accuracy: float | None) -> Acc
 
 
 def _change(folder: Path, measured: Accuracy, opened: Opened) -> promotion.Change | None:
-    return compare_with_newest(folder, measured, opened.wanted.examples, opened.images, opened.wanted.labels)
+    return compare_with_newest(
+        folder, measured, opened.wanted.examples, opened.images, opened.wanted.labels, opened.examples
+    )
 
 
 def _manifest(opened: Opened, served: Served, source: Source, measured: Accuracy | None) -> dict[str, Any]:

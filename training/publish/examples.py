@@ -122,7 +122,7 @@ def picture_examples(given: Any, images: PictureInput, labels: Sequence[str] | N
             return {images.name: images.original(take(rows)[images.recipe.input])}
         return {images.name: np.stack([images.of_file(files[row]) for row in rows])}
 
-    digest = _digest([*files, b"" if truth is None else truth.tobytes()])
+    digest = digest_of([*files, b"" if truth is None else truth.tobytes()])
     return Examples(
         kind="pictures",
         rows=len(files),
@@ -132,30 +132,6 @@ def picture_examples(given: Any, images: PictureInput, labels: Sequence[str] | N
         truth=truth,
         digest=digest,
     )
-
-
-def row_examples(given: Any, inputs: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> Examples:
-    """Return rows of numbers as examples.
-
-    Args:
-        given: an array for the one input, a mapping or a tuple of one array for each; or the path of a .npy, .npz or
-            .csv file, whose first line may name the columns.
-        inputs: name -> shape of a row and type.
-
-    Raises:
-        ConfigError: they do not fit the inputs.
-    """
-    arrays = _row_arrays(read_rows(given), list(inputs))
-    lengths = {len(array) for array in arrays.values()}
-    if len(lengths) != 1 or 0 in lengths:
-        raise ConfigError(f"examples: the inputs have {sorted(lengths)} rows, expected one number above 0")
-    for name, (shape, dtype) in inputs.items():
-        if len(arrays[name].shape[1:]) != len(shape) or any(
-            size and size != got for size, got in zip(shape, arrays[name].shape[1:], strict=True)
-        ):
-            raise ConfigError(f"examples: input {name!r} has rows of {arrays[name].shape[1:]}, expected {shape}")
-        arrays[name] = arrays[name].astype(dtype)
-    return _plain("rows", arrays, _digest([array.tobytes() for array in arrays.values()]))
 
 
 def made_rows(inputs: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], rows: int = MADE_ROWS) -> Examples:
@@ -168,7 +144,7 @@ def made_rows(inputs: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], rows:
             return generator.normal(size=whole).astype(dtype)
         return generator.integers(0, 256 if dtype == np.uint8 else 2, whole).astype(dtype)
 
-    return _plain("made", {name: made(*form) for name, form in inputs.items()})
+    return of_arrays("made", {name: made(*form) for name, form in inputs.items()})
 
 
 def made_pictures(images: PictureInput, rows: int = MADE_ROWS) -> Examples:
@@ -184,11 +160,16 @@ def made_pictures(images: PictureInput, rows: int = MADE_ROWS) -> Examples:
     return Examples(kind="made", rows=rows, take=made.take, take_original=made.take_original)
 
 
-def _plain(kind: str, arrays: Mapping[str, Array], digest: str | None = None) -> Examples:
+def of_arrays(
+    kind: str, arrays: Mapping[str, Array], digest: str | None = None, truth: Array | None = None
+) -> Examples:
+    """Return rows that lie in memory, by input."""
+
     def take(rows: Array) -> dict[str, Array]:
         return {name: array[rows] for name, array in arrays.items()}
 
-    return Examples(kind=kind, rows=len(next(iter(arrays.values()))), take=take, take_original=take, digest=digest)
+    rows = len(next(iter(arrays.values())))
+    return Examples(kind=kind, rows=rows, take=take, take_original=take, truth=truth, digest=digest)
 
 
 def _arrays_as_pictures(pixels: Array, images: PictureInput) -> Examples:
@@ -207,7 +188,7 @@ def _arrays_as_pictures(pixels: Array, images: PictureInput) -> Examples:
         return {images.name: images.original(pixels[rows])}
 
     return Examples(
-        kind="pictures", rows=len(pixels), take=take, take_original=take_original, digest=_digest([pixels.tobytes()])
+        kind="pictures", rows=len(pixels), take=take, take_original=take_original, digest=digest_of([pixels.tobytes()])
     )
 
 
@@ -286,55 +267,8 @@ def _read_picture(path: Path, recipe: ImageRecipe) -> bytes:
     return data
 
 
-def read_rows(given: Any) -> Any:
-    """Return rows as they were given, or those of a .npy, .npz or .csv file.
-
-    Raises:
-        ConfigError: the file cannot be read so.
-    """
-    if not isinstance(given, str | Path):
-        return given
-    path = Path(given)
-    if not path.is_file():
-        pictures_need = "; a folder of pictures needs --image, which says how they become rows" if path.is_dir() else ""
-        raise ConfigError(f"examples: {path} is no file; expected rows as .npy, .npz or .csv{pictures_need}")
-    try:
-        if path.suffix == ".csv":
-            names = column_names(path)
-            return np.genfromtxt(path, np.float32, delimiter=",", skip_header=int(names is not None), ndmin=2)
-        loaded = np.load(path, allow_pickle=False)
-        return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError) as err:
-        raise ConfigError(f"examples: {path} cannot be read as .npy, .npz or .csv: {err}") from err
-
-
-def column_names(path: Any) -> tuple[str, ...] | None:
-    """Return the names in the first line of a .csv file, None where it holds numbers or is another kind of file."""
-    if not isinstance(path, str | Path) or Path(path).suffix != ".csv" or not Path(path).is_file():
-        return None
-    with Path(path).open(encoding="utf-8") as file:
-        cells = [cell.strip() for cell in file.readline().rstrip("\n").split(",")]
-    try:
-        [float(cell) for cell in cells]
-    except ValueError:
-        return tuple(cells)
-    return None
-
-
-def _row_arrays(given: Any, names: list[str]) -> dict[str, Array]:
-    if isinstance(given, Mapping):
-        missing = [name for name in names if name not in given]
-        if missing:
-            raise ConfigError(f"examples: no rows for input {missing[0]!r}; expected {', '.join(names)}")
-        return {name: np.asarray(given[name]) for name in names}
-    if isinstance(given, tuple) and len(given) == len(names):
-        return {name: np.asarray(array) for name, array in zip(names, given, strict=True)}
-    if len(names) != 1:
-        raise ConfigError(f"examples: one array for {len(names)} inputs; expected one for each of {', '.join(names)}")
-    return {names[0]: np.asarray(given)}
-
-
-def _digest(parts: Iterable[bytes]) -> str:
+def digest_of(parts: Iterable[bytes]) -> str:
+    """Return the SHA-256 over the SHA-256 of each part."""
     whole = hashlib.sha256()
     for part in parts:
         whole.update(hashlib.sha256(part).digest())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from foldserve.format.image import ANY_SIZE
+from foldserve.format.task import CLASSIFY
 
 from ..errors import ConfigError
 from ..fold.onnx.protos import with_free_sizes
@@ -24,15 +25,13 @@ from .examples import (
     Examples,
     PictureInput,
     class_folders,
-    column_names,
     made_pictures,
     made_rows,
     picture_examples,
-    read_rows,
-    row_examples,
 )
 from .network import Network, OnnxNetwork, TorchNetwork, as_float32
 from .recipes import read_image
+from .rows import LABEL, column_names, read_rows, row_examples
 from .served_graph import graph_inputs, with_current_opset, without_dead_statistics, without_zipmaps
 from .wanted import Wanted
 
@@ -160,7 +159,7 @@ def _row_examples(wanted: Wanted, forms: Mapping[str, Any], fixed_rows: int | No
                 f"input {free[0]!r} has sizes that the graph leaves open; say them with --input, or give examples"
             )
         return made_rows(forms)
-    return row_examples(wanted.examples, forms)
+    return row_examples(wanted.examples, forms, wanted.labels, have_classes=wanted.chosen_task == CLASSIFY)
 
 
 def _example(source: Source, wanted: Wanted) -> tuple[Tensor, ...]:
@@ -175,7 +174,11 @@ def _example(source: Source, wanted: Wanted) -> tuple[Tensor, ...]:
     if given is None:
         raise ConfigError("the shapes of the inputs are not known; say them with --input, such as --input 1,3,224,224")
     arrays = (
-        list(given.values()) if isinstance(given, Mapping) else list(given) if isinstance(given, tuple) else [given]
+        [rows for name, rows in given.items() if name != LABEL]
+        if isinstance(given, Mapping)
+        else list(given)
+        if isinstance(given, tuple)
+        else [given]
     )
     return tuple(torch.as_tensor(np.asarray(array)[:_ROWS]) for array in arrays)
 
