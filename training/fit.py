@@ -133,13 +133,7 @@ def fit(
         DeviceError: PyTorch cannot compile here.
         DivergenceError: a loss or a weight was NaN or infinite; the message names epoch and step.
     """
-    check_batches(len(dataset.train_labels), recipe)
-    check_ranks(recipe, ranks, compiles=compiles)
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        raise ConfigError(
-            "DistributedDataParallel lets each rank's norms see its own rows alone, which makes another network; give "
-            "`fit` the network itself, and `ranks`"
-        )
+    _require_trainable(model, dataset, recipe, ranks, compiles=compiles)
     model.to(device, dtype)
     data = dataset.on(device)
     optimizer = optimizer_for(model, recipe, device)
@@ -163,19 +157,8 @@ def fit(
     ranks.copy_from_first([*model.parameters(), *model.buffers()])
     with current(device), flushed_denormals(), exact_convolutions(deterministic=deterministic):
         for number in range(len(history.epochs) + 1, recipe.epochs + 1):
-            loss, accuracy, seconds = loop.run(number, on_step)
-            rows = number * len(data.train_labels)
-            test_accuracy, val_accuracy = _judged(model, data, ranks)
-            record = EpochRecord(
-                epoch=number,
-                loss=loss,
-                train_accuracy=accuracy,
-                test_accuracy=test_accuracy,
-                val_accuracy=val_accuracy,
-                train_seconds=seconds,
-                examples_per_second=rows / (seconds + sum(earlier.train_seconds for earlier in history.epochs)),
-                wall_examples_per_second=rows / (time.perf_counter() - start),
-            )
+            measured = loop.run(number, on_step)
+            record = _record(measured, _judged(model, data, ranks), history, len(data.train_labels), start)
             history.epochs.append(record)
             _require_finite(model, number)
             if on_snapshot is not None:
@@ -184,6 +167,38 @@ def fit(
                 on_epoch(record)
     model.eval()
     return history
+
+
+def _require_trainable(model: nn.Module, dataset: Dataset, recipe: Recipe, ranks: Ranks, *, compiles: bool) -> None:
+    check_batches(len(dataset.train_labels), recipe)
+    check_ranks(recipe, ranks, compiles=compiles)
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise ConfigError(
+            "DistributedDataParallel lets each rank's norms see its own rows alone, which makes another network; give "
+            "`fit` the network itself, and `ranks`"
+        )
+
+
+def _record(
+    measured: tuple[float, float, float],
+    accuracies: tuple[float | None, float | None],
+    history: History,
+    images: int,
+    start: float,
+) -> EpochRecord:
+    """Return the record of the epoch after those of `history`, in which `images` were trained on."""
+    loss, train_accuracy, seconds = measured
+    rows = (len(history.epochs) + 1) * images
+    return EpochRecord(
+        epoch=len(history.epochs) + 1,
+        loss=loss,
+        train_accuracy=train_accuracy,
+        test_accuracy=accuracies[0],
+        val_accuracy=accuracies[1],
+        train_seconds=seconds,
+        examples_per_second=rows / (seconds + sum(earlier.train_seconds for earlier in history.epochs)),
+        wall_examples_per_second=rows / (time.perf_counter() - start),
+    )
 
 
 def _judged(model: nn.Module, data: Tensors, ranks: Ranks) -> tuple[float | None, float | None]:
