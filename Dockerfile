@@ -1,4 +1,4 @@
-# Two targets: `cpu` (the default of docker-compose.yml) and `gpu` (CUDA 13, host driver >= 580).
+# Two targets: `cpu` (the default of docker-compose.yml) and `gpu` (CUDA 13, host driver >= 580); `pull` brings models.
 # Only the service and its dependencies go in: no training code, no torch, no compiler, no pip.
 # Every package is named with its digests in deploy/image/; a base image can be: --build-arg BASE=python@sha256:…
 ARG BASE=python:3.11-slim-bookworm
@@ -35,6 +35,20 @@ CMD ["python", "-m", "foldserve", "serve"]
 FROM runtime AS cpu
 ENV FOLDSERVE_PROVIDER=cpu
 COPY --from=cpu-dependencies /opt/venv /opt/venv
+
+# What an init container runs to bring models from a bucket: foldserve pull, and nothing of the service.
+FROM dependencies AS pull-dependencies
+RUN python -m pip --python /opt/venv/bin/python install --no-cache-dir --only-binary=:all: --require-hashes -r pull.txt
+
+FROM ${BASE} AS pull
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+WORKDIR /app
+COPY foldserve ./foldserve
+COPY --from=pull-dependencies /opt/venv /opt/venv
+USER 10001:10001
+ENTRYPOINT ["python", "-m", "foldserve", "pull"]
 
 # The classic builder runs every stage above its target, so what only the GPU image needs stands last.
 FROM dependencies AS gpu-dependencies

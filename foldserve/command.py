@@ -55,6 +55,12 @@ def _doctor(words: Sequence[str]) -> int:
     return doctor.main(words[1:])
 
 
+def _pull(words: Sequence[str]) -> int:
+    from . import pull
+
+    return pull.main(words[1:])
+
+
 def _operator(words: Sequence[str]) -> int:
     from .service import models_cli
 
@@ -119,6 +125,7 @@ COMMANDS = {
     "import": Command("take over a TorchServe archive (.mar) as a published version", _training, _TRAINING),
     "verify": Command("repeat on a version folder what was proved when it was made", _training, _TRAINING),
     "serve": Command("serve the models of a folder over HTTP and gRPC (--demo: the one that comes along)", _serve),
+    "pull": Command("bring versions from a bucket into a models folder, digests checked", _pull, ("pull",)),
     "doctor": Command("say what a service finds here: devices, cores, memory, ports, models, keys", _doctor),
     "predict": Command("ask a running service about pictures or rows", _predict, ("client",)),
     "models": Command("list, load, promote, roll back and compare models of a running service", _operator),

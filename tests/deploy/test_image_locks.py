@@ -58,3 +58,13 @@ def test_the_image_takes_nothing_else(image):
     (line,) = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if f"-r {image}.txt" in line]
     assert "--require-hashes" in line
     assert "--only-binary=:all:" in line
+
+
+def test_the_pull_image_is_named_with_digests_too():
+    """What the extra asks for, and none of the service; pip refuses the rest."""
+    text = lock("pull")
+    entries = re.split(r"^(?=[\w.-]+==)", text, flags=re.MULTILINE)[1:]
+    assert all(re.search(r"--hash=sha256:[0-9a-f]{64}\b", entry) for entry in entries)
+    assert {name(line) for line in PROJECT["optional-dependencies"]["pull"]} <= set(pins(text))
+    assert not {"onnxruntime", "fastapi", "torch", "uvicorn"} & set(pins(text))
+    assert "--require-hashes -r pull.txt" in (ROOT / "Dockerfile").read_text()
