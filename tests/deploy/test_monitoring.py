@@ -7,6 +7,7 @@ schema, which `make cluster-test` installs, and its queries are asked of a Prome
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -208,6 +209,7 @@ def pick(http: httpx.Client, key: str, index: int) -> int:
 
 @needs_prometheus
 @pytest.mark.slow
+@pytest.mark.skipif("CLUSTER_TOOLS" not in os.environ, reason="takes half a minute: make cluster-test")
 def test_each_panel_changes_with_what_happens(tmp_path):
     """No data before the service is there, and another value after known traffic than before it."""
     models = tmp_path / "models"

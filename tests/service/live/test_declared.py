@@ -198,3 +198,24 @@ def test_a_file_may_say_little():
         "a": {},
         "b": {"latest": 3, "stable": 2},
     }
+
+
+def test_without_a_shared_state_a_rollback_is_one_replica_s_own(three, tmp_path):
+    """Two replicas, each with its folder: the other one answers as before; what is declared, both answer with."""
+    apart = {"state_dir": tmp_path / "first"}, {"state_dir": tmp_path / "second"}
+    with running(three, **apart[0]) as first, running(three, **apart[1]) as second:
+        first.done("models/fashion/rollback")
+        assert (first.answering(), second.answering()) == (2, 3)
+    file = tmp_path / "deployment.toml"
+    file.write_text("[models.fashion]\npin = 1\n")
+    declared = {"deployment_file": file}
+    with running(three, **declared, **apart[0]) as first, running(three, **declared, **apart[1]) as second:
+        assert (first.answering(), second.answering()) == (1, 1)
+
+
+def test_with_a_shared_state_a_rollback_is_every_replica_s(three, tmp_path):
+    """Two replicas with one folder, as on a volume that both mount: the other one follows at its next look."""
+    shared = {"state_dir": tmp_path / "state", "poll_seconds": 0.05}
+    with running(three, **shared) as first, running(three, **shared) as second:
+        first.done("models/fashion/rollback")
+        eventually(lambda: second.answering() == 2)
