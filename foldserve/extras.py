@@ -8,7 +8,7 @@ MODULES = {
     "training": ("foldserve.training", "torch", "onnx", "onnxscript", "safetensors", "matplotlib", "tqdm"),
     "cpu": ("onnxruntime",),
     "client": ("httpx",),
-    "pull": ("fsspec",),
+    "pull": ("fsspec", "s3fs"),
 }
 
 
