@@ -22,6 +22,7 @@ from starlette.routing import Match, Mount
 from foldserve import __version__
 
 from .access import Access
+from .access_log import AccessLog
 from .access_middleware import AccessMiddleware
 from .bodies import decoder
 from .bodies.budget import BodyBudget
@@ -129,6 +130,7 @@ def create_app(
     app.state.grpc_listener = grpc_listener
     app.state.readers = Readers(Limits.of(settings))
     app.state.error_log = ErrorLog()
+    app.state.access_log = AccessLog(settings.access_log_rate)
     app.state.samples = SampleBook()
     app.include_router(router)
     app.include_router(v2_router)
@@ -145,6 +147,7 @@ def create_app(
         metrics=metrics,
         error_log=app.state.error_log,
         default_timeout_seconds=settings.default_timeout_seconds,
+        access_log=app.state.access_log,
     )
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -178,8 +181,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         try:
             parts = app.state
             lane = FastLane(
-                registry, settings, metrics, parts.body_budget, parts.readers, parts.error_log, parts.access
-            )
+                registry, settings, metrics, parts.body_budget, parts.readers, parts.error_log, parts.access,
+                parts.access_log,
+            )  # fmt: skip
             lane.decoding = decoding
             refused = functools.partial(metrics.observe_request, UNKNOWN_ROUTE, "unknown")
             with reloading(functools.partial(_reload, app)):

@@ -43,6 +43,7 @@ async def answer(
         ServiceError: what the batcher raises; it is counted as a failed request.
     """
     context.model_headers = model.headers
+    context.asked = model.name, model.version, len(next(iter(inputs.values())))
     try:
         result = await model.batcher.infer(inputs, deadline=deadline)
     except ServiceError:

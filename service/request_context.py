@@ -41,6 +41,7 @@ class RequestContext:
         answered: when the model gave its answer, on the same clock.
         model_headers: what the version that answered says of itself, once one has.
         caller: who made it, once the key was checked.
+        asked: name and version of the model that was asked, and how many rows, once they are known.
     """
 
     request_id: str
@@ -52,6 +53,7 @@ class RequestContext:
     answered: float = 0.0
     model_headers: tuple[tuple[bytes, bytes], ...] = ()
     caller: Caller = Caller()
+    asked: tuple[str, int, int] | None = None
 
     @classmethod
     def read(
@@ -81,7 +83,7 @@ class RequestContext:
 
     def next_in_stream(self) -> "RequestContext":
         """Return the context of a request that begins now on the same stream."""
-        return replace(self, started=time.perf_counter(), stages={}, model_headers=())
+        return replace(self, started=time.perf_counter(), stages={}, model_headers=(), asked=None)
 
     async def parse(self, read: Callable[..., T], *arguments: Any, is_quick: bool) -> T:
         """Return `read(*arguments)`, and keep how long it took.
@@ -95,6 +97,12 @@ class RequestContext:
         result = read(*arguments) if is_quick else await asyncio.to_thread(read, *arguments)
         self.stages["parse"] = time.perf_counter() - started
         return result
+
+    def known(self) -> dict[str, Any]:
+        """Return what a line about the request may say of it."""
+        model, version, rows = self.asked or (None, None, None)
+        told = {"request_id": self.request_id, "model": model, "version": version, "rows": rows}
+        return told | {"key": self.caller.key, "address": self.caller.address}
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Return the headers of the answer that starts now."""

@@ -11,6 +11,7 @@ import time
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .access_log import AccessLog
 from .error_answers import ErrorAnswer, ErrorLog, error_answer
 from .errors import ended_before
 from .metrics import Metrics
@@ -29,13 +30,17 @@ class RequestMiddleware:
         metrics: where requests are counted.
         error_log: told of every error that is answered here.
         default_timeout_seconds: within which a request is answered or refused, unless it says so itself.
+        access_log: told of every request, if it is on.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, error_log: ErrorLog, default_timeout_seconds: float) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, error_log: ErrorLog, default_timeout_seconds: float, access_log: AccessLog
+    ) -> None:
         self.app = app
         self.metrics = metrics
         self.error_log = error_log
         self.default_timeout_seconds = default_timeout_seconds
+        self.access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope."""
@@ -81,6 +86,8 @@ class RequestMiddleware:
         found = scope.get("route")
         route: str = getattr(found, "path_format", getattr(found, "path", UNKNOWN_ROUTE))
         self.metrics.observe_request(route, method, status, seconds)
+        if self.access_log.is_on:
+            self.access_log.note(route, status, seconds, method=method, **context.known())
         if logger.isEnabledFor(logging.DEBUG):
             fields = {"request_id": context.request_id, "method": method, "path": scope["path"], "status": status}
             logger.debug("request", extra={**fields, "ms": round(seconds * 1000, 3)})

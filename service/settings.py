@@ -139,6 +139,9 @@ class Settings(BaseModel):
         None, description="file that the log is appended to, made anew when it was moved away; unset: standard error"
     )
 
+    access_log_rate: float = Field(
+        0.0, ge=0, description="lines a second of one process that tell of a request each; 0 writes none"
+    )
     provider: Literal["auto", "cuda", "cpu"] = Field(
         "auto",
         description="device to run on; without a usable GPU cuda ends the start, auto warns and takes the CPU",

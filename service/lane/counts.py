@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ..access_log import AccessLog
 from ..metrics import Metrics
 
 _MAX_NOTED = 4_096  # answers that are noted before they are counted
@@ -12,10 +13,12 @@ class AnswerCounts:
 
     Args:
         metrics: where they are counted.
+        access_log: told of each, if it is on.
     """
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, access_log: AccessLog) -> None:
         self._metrics = metrics
+        self.access_log = access_log
         self._noted: dict[tuple[str, int], list[float]] = {}  # by route and status: seconds
         metrics.before_reading.append(self.count)
 

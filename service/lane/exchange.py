@@ -78,6 +78,8 @@ class Endpoint:
             self.route.model.statistics.failed(total)
         request_id = exchange.request_id or new_request_id()
         self._error_log.note(error, request_id.decode(), self.route.label)
+        if self._counts.access_log.is_on:
+            self._tell(exchange, label, error.status, total, request_id)
         server = exchange.connection.server.state
         server.total_requests += 1
         answer = error_bytes(error, request_id, server.default_headers, total, is_last=exchange.is_last)
@@ -142,6 +144,9 @@ class Endpoint:
         total, parsing = sum(seconds), sum(exchange.parsed - exchange.arrived for exchange in answered)
         answered[0].connection.server.state.total_requests += requests
         self._counts.note(self.route.label, seconds)
+        if self._counts.access_log.is_on:
+            for exchange, spent in zip(answered, seconds, strict=True):
+                self._tell(exchange, self.route.label, 200, spent, exchange.request_id)
         self.route.model.statistics.answered(
             total,
             total - parsing - requests * (now - batch.started),
@@ -150,6 +155,13 @@ class Endpoint:
             requests * (now - batch.started - batch.infer_seconds),
             requests,
         )
+
+    def _tell(self, exchange: "Exchange", label: str, status: int, seconds: float, request_id: bytes | None) -> None:
+        """Tell the access log of one request; an id that was made for its answer alone is not kept."""
+        model = self.route.model
+        known = {"model": model.name, "version": model.version, "rows": exchange.rows or None}
+        identity = None if request_id is None else request_id.decode()
+        self._counts.access_log.note(label, status, seconds, request_id=identity, **known)
 
     def _show_candidate(self, requests: Sequence["Exchange"], starts: Sequence[int], batch: BatchAnswer) -> None:
         """Let the model's candidate answer the same rows."""

@@ -10,6 +10,7 @@ import re
 from dataclasses import replace
 
 from ..access import Access
+from ..access_log import AccessLog
 from ..batching.request import Request
 from ..bodies.budget import BodyBudget
 from ..bodies.limits import Limits
@@ -56,6 +57,7 @@ class FastLane:
         readers: read the requests of the infer route.
         error_log: told of every request that gets an error.
         access: knows the keys; a request whose key it would refuse is left to the application, which says why.
+        access_log: told of every request, if it is on.
     """
 
     def __init__(
@@ -67,13 +69,14 @@ class FastLane:
         readers: Readers,
         error_log: ErrorLog,
         access: Access,
+        access_log: AccessLog,
     ) -> None:
         self.registry = registry
         self.budget = budget
         self.access = access
         self.heads: BoundedDict[bytes, KnownHead] = BoundedDict(_MAX_HEADS)
         self.endpoints: dict[bytes, Endpoint] = {}
-        self._counts = AnswerCounts(metrics)
+        self._counts = AnswerCounts(metrics, access_log)
         self._error_log = error_log
         self._default_timeout = settings.default_timeout_seconds
         self._limits = Limits.of(settings)

@@ -40,6 +40,13 @@ def grpc_server(parts: Any, name: str, version: str) -> GrpcServer:
         parts.registry, parts.control, settings, parts.error_log, parts.decoding, name, version
     )
     calls = CallHandler(
-        parts.access, settings, parts.metrics, parts.error_log, parts.body_budget, gate.address, limits.proxies
+        parts.access,
+        settings,
+        parts.metrics,
+        parts.error_log,
+        parts.body_budget,
+        gate.address,
+        limits.proxies,
+        parts.access_log,
     )
     return GrpcServer(inference, HealthService(parts.registry), calls, gate, settings)

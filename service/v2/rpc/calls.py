@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from ...access import Access
+from ...access_log import AccessLog
 from ...bodies.budget import BodyBudget, Share
 from ...error_answers import ErrorLog, error_answer
 from ...errors import InvalidInput, RequestTimeout, ServiceError
@@ -92,6 +93,7 @@ class CallHandler:
         budget: of the bytes of all requests, those of HTTP included.
         address: gives the address of a connection by the name that the library has for it.
         proxies: whose word on a client's address is taken.
+        access_log: told of every call, if it is on.
     """
 
     def __init__(
@@ -103,10 +105,12 @@ class CallHandler:
         budget: BodyBudget,
         address: Callable[[str], str],
         proxies: TrustedProxies,
+        access_log: AccessLog,
     ) -> None:
         self._access = access
         self._settings = settings
         self._metrics = metrics
+        self._access_log = access_log
         self._error_log = error_log
         self._budget = budget
         self._address = address
@@ -228,7 +232,10 @@ class CallHandler:
         await rpc.abort(code, details, trailing_metadata=trailers)
 
     def _count(self, call: Call, status: int, context: RequestContext) -> None:
-        self._metrics.observe_request(call.route, "POST", status, time.perf_counter() - context.started)
+        seconds = time.perf_counter() - context.started
+        self._metrics.observe_request(call.route, "POST", status, seconds)
+        if self._access_log.is_on:
+            self._access_log.note(call.route, status, seconds, **context.known())
 
 
 def _read_metadata(rpc: Rpc) -> Metadata:
