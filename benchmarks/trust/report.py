@@ -62,7 +62,13 @@ def page(rows: list[Row], everything: dict[str, dict[str, Any]]) -> str:
         ]
         cells.append("yes" if is_green(row, kept) else "**no**")
         lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
-    lines += ["", "## On what", "", "Each row: `python -m benchmarks.trust ROW`.", ""]
+    lines += [
+        "",
+        "## On what",
+        "",
+        "Each row: `python -m benchmarks.trust ROW`. `+dirty`: the revision with changes that came in after it.",
+        "",
+    ]
     stamps: dict[str, list[str]] = {}
     for row in rows:
         if row.id in everything:
