@@ -179,3 +179,22 @@ def test_every_page_stands_in_the_navigation_of_the_site() -> None:
     listed = set(re.findall(r'"([\w/.-]+\.md)"', (ROOT / "zensical.toml").read_text()))
     docs = ROOT / "docs"
     assert listed == {str(page.relative_to(docs)) for page in docs.rglob("*.md")}
+
+
+def facts(page: Path) -> list[tuple[object, ...]]:
+    """What must not depend on the language of a page: commands, links, code and numbers, section by section."""
+    text = re.sub(r"!\[[^]]*]|^\[(?:中文|English)]\(.*\)$", "", page.read_text(), flags=re.MULTILINE)
+    return [
+        (
+            re.findall(r"foldserve learn [\w-]+", section),
+            re.findall(r"\]\(([^)]*)\)|^\(([^)]*)\)$", section, re.MULTILINE),
+            re.findall(r"```python\n.*?```", section, re.DOTALL),
+            sorted(re.findall(r"\d[\d.,]*(?:e-?\d+)?(?<![.,])", section)),
+        )
+        for section in re.split(r"^#+ ", text, flags=re.MULTILINE)
+    ]
+
+
+def test_the_chinese_page_keeps_step() -> None:
+    """Headings, commands, pictures, code and every number are those of the English page."""
+    assert facts(ROOT / "docs/learn/README.zh.md") == facts(ROOT / "docs/learn/README.md")
