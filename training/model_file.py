@@ -137,15 +137,17 @@ def _check_parameters(model: onnx.ModelProto, folded: nn.Module) -> None:
         # The exporter keeps one of several equal tensors and drops a bias of zeros: no bit of the answer depends on it.
         candidates = [got[name]] if name in got else list(got.values())
         is_dropped = name not in got and not array.any()
-        if not is_dropped and not any(_same_bits(array, candidate) for candidate in candidates):
+        if not is_dropped and not any(same_bits(array, candidate) for candidate in candidates):
             raise ExportError(f"the graph holds another value for {name!r} than the folded network; it was rewritten")
     for name, array in got.items():
         if name not in expected and array.dtype.kind == "f" and array.ndim:
             raise ExportError(f"initializer {name!r} {array.shape} is no parameter of the folded network")
 
 
-def _same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:
-    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+def same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Return whether two arrays have the same type, shape and bits, NaN and the sign of zero included."""
+    is_alike = one.dtype == other.dtype and one.shape == other.shape
+    return is_alike and np.array_equal(one.reshape(-1).view(np.uint8), other.reshape(-1).view(np.uint8))
 
 
 def _set_metadata(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:

@@ -55,7 +55,8 @@ class Normalisation:
     @property
     def is_identity(self) -> bool:
         """Whether the network takes pixels as they are."""
-        return self.scale == 1 and set(self.mean) == {0.0} and set(self.std) == {1.0}
+        factor, shift = self.factors()
+        return bool((factor == 1).all() and (shift == 0).all())
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""

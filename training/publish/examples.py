@@ -21,7 +21,6 @@ from foldserve.format.image_options import Normalisation
 
 from ..errors import ConfigError
 from .network import Array
-from .pixels import normalised
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
 MADE_ROWS = 16
@@ -75,7 +74,7 @@ class PictureInput:
 
     def original(self, pixels: Array) -> Array:
         """Return pixels (N, ...) as the unfolded network takes them, float64."""
-        return normalised(pixels, self.normalisation, 1 if self.recipe.layout == "CHW" else pixels.ndim - 1)
+        return self.normalisation.apply(pixels, 1 if self.recipe.layout == "CHW" else pixels.ndim - 1)
 
     def of_file(self, data: bytes) -> Array:
         """Return what the user's own transforms make of an encoded picture, as one row."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
@@ -21,8 +20,8 @@ from ..fold.onnx.exporter import export_module
 from ..fold.pytorch.float64 import full_copy
 from ..fold.report import Report
 from ..fold.rounding import round_once
+from ..model_file import same_bits
 from .network import Array, OnnxNetwork, TorchNetwork
-from .pixels import is_identity
 from .served_graph import PREFIX
 
 OPSET = 20
@@ -74,7 +73,7 @@ def _folded(
 ) -> tuple[Folded | None, bool, tuple[str, ...]]:
     dynamic = network.fixed_rows is None
     notes: tuple[str, ...] = ()
-    if wanted is not None and not is_identity(wanted):
+    if wanted is not None and not wanted.is_identity:
         mean, std = _number(wanted.mean), _number(wanted.std)
         options: dict[str, Any] = {"dynamic": dynamic, "padding": "exact"}
         try:
@@ -164,7 +163,7 @@ def _require_same_weights(source: nn.Module, folded: nn.Module, exact: Mapping[s
             right = before[name]
         else:
             continue
-        if not _same_bits(tensor.detach().cpu().numpy(), right.detach().cpu().reshape(tensor.shape).numpy()):
+        if not same_bits(tensor.detach().cpu().numpy(), right.detach().cpu().reshape(tensor.shape).numpy()):
             raise ExportError(f"the folded network holds another value for {name!r} than what was proved")
 
 
@@ -172,7 +171,7 @@ def _require_weights_in(model: onnx.ModelProto, module: nn.Module) -> None:
     """Raise ExportError when the graph holds, under the name of a weight, other bits than the network."""
     got = {tensor.name: tensor for tensor in model.graph.initializer}
     for name, tensor in module.state_dict().items():
-        if name in got and not _same_bits(tensor.detach().cpu().numpy(), numpy_helper.to_array(got[name])):
+        if name in got and not same_bits(tensor.detach().cpu().numpy(), numpy_helper.to_array(got[name])):
             raise ExportError(f"the graph holds another value for {name!r} than the network; it was changed on the way")
 
 
@@ -181,13 +180,5 @@ def _require_initializers(source: onnx.ModelProto, folded: onnx.ModelProto, exac
     for tensor in folded.graph.initializer:
         if tensor.name in before and tensor.name not in exact:
             one, other = numpy_helper.to_array(before[tensor.name]), numpy_helper.to_array(tensor)
-            if not _same_bits(one, other):
+            if not same_bits(one, other):
                 raise ExportError(f"the folded graph holds another value for {tensor.name!r} than the source")
-
-
-def _same_bits(one: Array, other: Array) -> bool:
-    return (
-        one.dtype == other.dtype
-        and one.shape == other.shape
-        and np.array_equal(one.reshape(-1).view(np.uint8), other.reshape(-1).view(np.uint8))
-    )

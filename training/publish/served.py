@@ -26,7 +26,6 @@ from .golden_rows import choose
 from .network import Array, Feeds, OnnxNetwork, TorchNetwork
 from .network_graph import NetworkGraph, graph_of_module, graph_of_onnx
 from .opened import Opened
-from .pixels import factors, is_identity
 from .proof import Proof, check_served, golden_of
 from .reference import Answers, Reference, ask, reference_of
 from .served_graph import add_preprocessing, add_task, producer_of, rename_inputs, set_metadata
@@ -170,7 +169,7 @@ def _fold_example(opened: Opened, network: TorchNetwork) -> tuple[Tensor, ...]:
 def _factors(opened: Opened) -> Any:
     assert opened.images is not None
     wanted = opened.images.normalisation
-    return None if is_identity(wanted) else factors(wanted)
+    return None if wanted.is_identity else wanted.factors()
 
 
 def _own_name(opened: Opened, graph: NetworkGraph, scores: str | None) -> str | None:
