@@ -11,7 +11,7 @@ from typing import Any
 from foldserve.arguments import Parser
 from foldserve.exit_codes import DONE, FAILED, USAGE
 
-from .errors import ClientError
+from .errors import ClientError, Unreachable
 from .sync import Client
 
 KEY_VARIABLE = "API_KEY"
@@ -28,10 +28,17 @@ def main(argv: Sequence[str]) -> int:
                 options = {"version": arguments.version, "label": arguments.label, "top": top}
                 answer = client.predict(file, model=arguments.model, **options)
                 print(json.dumps({"file": file, "answer": answer}) if arguments.json else _lines(file, answer))
+    except Unreachable as err:
+        sys.stderr.write(f"foldserve predict: {err}; does a service run at {arguments.url}? --url names another\n")
+        return FAILED
     except ClientError as err:
         sys.stderr.write(f"foldserve predict: {err}\n")
         return FAILED
-    except (OSError, ValueError) as err:
+    except OSError as err:
+        what = f"{err.filename} cannot be read: {err.strerror}" if err.filename else err
+        sys.stderr.write(f"foldserve predict: {what}\n")
+        return USAGE
+    except ValueError as err:
         sys.stderr.write(f"foldserve predict: {err}\n")
         return USAGE
     return DONE

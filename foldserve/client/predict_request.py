@@ -100,7 +100,9 @@ def _file(source: Picture) -> tuple[bytes, str]:
     if content.lstrip()[:1] == b"{":
         return content, "application/json"
     named = f"{len(source)} bytes" if isinstance(source, bytes) else os.fspath(source)
-    raise ValueError(f"{named}: neither PNG, JPEG nor a JSON object, by its first bytes")
+    raise ValueError(
+        f'{named}: neither PNG, JPEG nor a JSON object, by its first bytes; rows are given as {{"instances": [[...]]}}'
+    )
 
 
 def _instances(rows: list[Any]) -> bytes:

@@ -142,7 +142,7 @@ def test_the_command_prints_the_best_classes(url, picture, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "code", "expected"),
     [
-        (["none.png"], 2, "none.png"),
+        (["none.png"], 2, "none.png cannot be read: No such file or directory"),
         (["{picture}", "--model", "nowhere"], 1, "'nowhere' is not served"),
         (["{picture}", "--model", "fashion", "--url", "http://127.0.0.1:9", "--deadline", "1"], 1, ""),
     ],

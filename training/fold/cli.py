@@ -78,6 +78,9 @@ def run(args: argparse.Namespace) -> int:
     with limited_to(args.timeout), shown():
         report = _fold_module(args) if is_module else _fold_file(args)
     sys.stdout.write((report.to_json() if args.json else report.table()) + "\n")
+    written = args.out or args.export
+    if written is not None and not args.json:
+        sys.stdout.write(f"wrote {written}\n")
     return 0
 
 

@@ -60,8 +60,9 @@ class Published:
         promotion = self.manifest.get("promotion")
         if promotion is not None:
             lines.append(f"{'promoted' if promotion['promoted'] else 'NOT promoted'}: {promotion['reason']}")
-        where = "nothing was written (--dry-run)" if self.folder is None else f"published {self.folder}"
-        return "\n".join([*lines, where, f"ask it: {self.question}"])
+        if self.folder is None:
+            return "\n".join([*lines, "nothing was written (--dry-run)"])
+        return "\n".join([*lines, f"published {self.folder}", f"ask it: {self.question}"])
 
     def _proved(self) -> list[str]:
         proof = self.proof

@@ -73,6 +73,7 @@ def test_onnx_file_in_folded_file_out(onnx_file, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "folded" in printed
     assert "1 folded, 0 refused" in printed
+    assert printed.endswith(f"wrote {out}\n")
 
 
 def test_without_output_the_report_is_all(onnx_file, tmp_path, capsys):

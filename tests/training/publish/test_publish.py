@@ -400,10 +400,11 @@ def test_two_publishers_at_once_take_different_numbers(tmp_path: Path, rows: np.
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
-    """Everything is proved and said; no folder appears."""
+    """Everything is proved and said; no folder appears, and nobody is told to ask what is not there."""
     published = publish(two_inputs(), name="two", models_dir=tmp_path / "models", dry_run=True)
     assert published.folder is None
     assert "nothing was written" in str(published)
+    assert "ask it" not in str(published)
     assert not (tmp_path / "models").exists()
 
 
