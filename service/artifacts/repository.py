@@ -170,8 +170,8 @@ class Repository:
         if self._allow_unverified:
             return _open_unverified(name, version, path, self._folder_of(path), self.links)
         raise ArtifactInvalid(
-            f"{path} holds no {MANIFEST_FILE}, so its answers cannot be verified: export it with its "
-            "manifest, or serve it unverified with --allow-unverified"
+            f"{path} holds no {MANIFEST_FILE}, so its answers cannot be verified: publish it with "
+            "`foldserve publish`, or serve it unverified with --allow-unverified"
         )
 
     def change_of(self, artifact: Artifact) -> str | None:

@@ -155,7 +155,7 @@ def _likely_cause(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor])
         return "the factory makes a smaller network than the file is of; see --factory-args"
     if not unexpected and missing:
         return "the factory makes a larger network than the file is of; see --factory-args"
-    return "the file is of another variant of this network; see --factory-args"
+    return "the file is of another network or of another variant of this one; see --factory-args"
 
 
 def _last(expected: Sequence[str] | Mapping[str, Tensor]) -> set[str]:

@@ -36,7 +36,7 @@ def add_parser(subparsers: Any) -> None:
         "learn",
         help="what the book says of batch normalization, shown by running it",
         description="Without a name it lists what can be learnt. A lesson prints what is said and what was measured, "
-        "and writes NAME.json and NAME.png into --out.",
+        f"and writes NAME.json and NAME.png into --out ({OUT} of the current folder).",
     )
     parser.set_defaults(run=_list)
     names = parser.add_subparsers(metavar="NAME")
