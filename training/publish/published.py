@@ -73,7 +73,7 @@ class Published:
             f"(allowed {proof.tolerance.cpu:.0e}; float32 costs the network itself {proof.tolerance.float32_cost:.0e})"
         ]
         if proof.agreement is not None:
-            lines.append(f"same class on {proof.agreement:.1%}, probabilities {proof.probability_difference:.1e} apart")
+            lines[0] += f"; same class on {proof.agreement:.1%}, probabilities {proof.probability_difference:.1e} apart"
         if proof.examples == "made":
             lines.append(MADE)
         return lines

@@ -28,7 +28,7 @@ PUBLISHED = 0.897  # the best published single run of this network that we know 
 def add_parser(subparsers: Any) -> None:
     """Register the subcommand `best`."""
     parser = subparsers.add_parser("best", help="choose and measure the preset `best` over many seeds")
-    add_options(parser, out="docs/results/best", seeds=10)
+    add_options(parser, study="best", seeds=10)
     parser.set_defaults(run=study)
 
 

@@ -15,6 +15,7 @@ from ..errors import ConfigError
 from . import circles_plots
 from .circles import DATA_SEED, LEARNING_RATE, LEARNT, STEPS, CirclesTraining, build, circles, train
 from .circles_plots import NAMES
+from .options import report_folder
 from .published import Gate, check_gates, gates_table
 from .tables import Spread, csv_bytes, json_bytes, markdown_table, origin, origins_of, origins_text, write_report
 
@@ -28,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
     """Register the subcommand `circles`."""
     parser = subparsers.add_parser("circles", help="the two circles with and without norms: tables and pictures")
     parser.add_argument("--seeds", type=int, default=20, help="trainings of each kind (20)")
-    parser.add_argument("--out", type=Path, default=Path("docs/results/circles"), help="folder of the report")
+    parser.add_argument("--out", type=Path, default=report_folder("circles"), help="folder of the report")
     parser.set_defaults(run=run)
 
 

@@ -8,19 +8,17 @@ from ..dataset import load
 from . import plan
 from .adoption import adopt
 from .compare_report import gates_of, report_files
-from .options import add_options, check_options, command_of
+from .options import add_options, check_options, command_of, report_folder
 from .published import check_gates
 from .runner import measure_cases, summary
 from .store import Store
 from .tables import origin, write_report
 
-OUT = "docs/results/compare"
-
 
 def add_parser(subparsers: Any) -> None:
     """Register the subcommand `compare`."""
     parser = subparsers.add_parser("compare", help="with and without norms, over seeds, rates, batch sizes: a report")
-    add_options(parser, out=OUT, seeds=8)
+    add_options(parser, study="compare", seeds=8)
     parser.add_argument("--quick", action="store_true", help="one epoch on few images: that it runs, not what is true")
     parser.add_argument("--only", choices=sorted(plan.studies(1)), action="append", help="train one study; repeatable")
     parser.add_argument(
@@ -40,7 +38,7 @@ def compare(arguments: argparse.Namespace) -> None:
     """
     device = check_options(arguments)
     out = arguments.out
-    if arguments.quick and str(out) == OUT:
+    if arguments.quick and out == report_folder("compare"):
         out = out.with_name("compare-quick")  # made-up budgets must not land among true figures
     studies = plan.studies(min(arguments.seeds, plan.QUICK_SEEDS) if arguments.quick else arguments.seeds)
     cases = plan.in_turns(studies.values())

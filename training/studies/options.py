@@ -9,14 +9,21 @@ from ..device import resolve_device
 from ..errors import ConfigError
 
 
-def add_options(parser: argparse.ArgumentParser, *, out: str, seeds: int) -> None:
-    """Give `parser` the flags of a study whose report goes to `out` and whose main arms have `seeds` seeds."""
+def report_folder(study: str) -> Path:
+    """Return where a study reports unless told: beside the committed figures in a checkout, elsewhere under runs/."""
+    results = Path("docs/results")
+    return (results if results.is_dir() else Path("runs")) / study
+
+
+def add_options(parser: argparse.ArgumentParser, *, study: str, seeds: int) -> None:
+    """Give `parser` the flags of a study whose main arms have `seeds` seeds."""
+    out = report_folder(study)
     parser.add_argument("--seeds", type=int, default=seeds, help=f"trainings of each main arm ({seeds})")
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, one thread each (1)")
     parser.add_argument("--compile", action="store_true", help="compile the steps of long trainings: faster on CPU")
     parser.add_argument("--device", default="auto", help="where it trains: auto, cpu, cuda or cuda:1 (auto)")
     parser.add_argument("--data-dir", type=Path, default=None, help="folder with Fashion-MNIST's four files")
-    parser.add_argument("--out", type=Path, default=Path(out), help=f"folder of figures and report ({out})")
+    parser.add_argument("--out", type=Path, default=out, help=f"folder of figures and report ({out})")
     parser.add_argument("--report-only", action="store_true", help="train nothing; report on what is measured already")
 
 

@@ -15,12 +15,12 @@ from ...dataset import load
 from ...disk import write_file
 from ...errors import ConfigError
 from .. import best, circles_report, compare, inspection
+from ..options import report_folder
 from . import catalogue
 from .lesson import Lesson, Setting
 from .page import PAGE, page
 from .report import report, report_again
 
-OUT = Path("docs/results/learn")
 STORE = "trainings.jsonl"  # shared: several lessons look at the same network
 STUDIES: Mapping[str, Any] = {
     "circles": circles_report,
@@ -36,7 +36,7 @@ def add_parser(subparsers: Any) -> None:
         "learn",
         help="what the book says of batch normalization, shown by running it",
         description="Without a name it lists what can be learnt. A lesson prints what is said and what was measured, "
-        f"and writes NAME.json and NAME.png into --out ({OUT} of the current folder).",
+        f"and writes NAME.json and NAME.png into --out ({report_folder('learn')} of the current folder).",
     )
     parser.set_defaults(run=_list)
     names = parser.add_subparsers(metavar="NAME")
@@ -69,7 +69,9 @@ def _add_lesson(subparsers: Any, lesson: Lesson) -> None:
         "--report-only", action="store_true", help="measure nothing; findings and picture of the figures that are there"
     )
     parser.add_argument("--data-dir", type=Path, default=None, help="folder with Fashion-MNIST's four files")
-    parser.add_argument("--out", type=Path, default=None, help=f"folder of figures and picture ({OUT})")
+    parser.add_argument(
+        "--out", type=Path, default=None, help=f"folder of figures and picture ({report_folder('learn')})"
+    )
 
 
 def _run(lesson: Lesson, arguments: argparse.Namespace) -> None:
@@ -84,7 +86,7 @@ def _run(lesson: Lesson, arguments: argparse.Namespace) -> None:
     if arguments.jobs < 1:
         raise ConfigError(f"--jobs {arguments.jobs}: expected at least 1")
     # Made-up budgets must not land among true figures.
-    out = arguments.out or (OUT.with_name("learn-quick") if arguments.quick else OUT)
+    out = arguments.out or report_folder("learn-quick" if arguments.quick else "learn")
     setting = Setting(
         seeds=arguments.seeds,
         load=lambda: load(arguments.data_dir),
