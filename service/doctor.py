@@ -9,7 +9,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -57,12 +57,24 @@ class Finding:
     details: dict[str, Any] = field(default_factory=dict)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the log of the service still inside the block: what it would say is a finding."""
+    log = logging.getLogger("foldserve")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
 def main(argv: Sequence[str]) -> int:
     """Print what is found; returns 1 where something keeps a service from serving here."""
     words = [word for word in argv if word not in ("--json", "--quick")]
     settings = Settings.from_command_line(words, program="foldserve doctor")
-    logging.getLogger("foldserve").setLevel(logging.ERROR)  # what it would say is a finding
-    findings = list(examine(settings, proves="--quick" not in argv))
+    with _quiet():
+        findings = list(examine(settings, proves="--quick" not in argv))
     is_well = all(finding.state != BROKEN for finding in findings)
     if "--json" in argv:
         print(json.dumps({"ok": is_well, "findings": [asdict(finding) for finding in findings]}, indent=2))

@@ -100,7 +100,7 @@ def test_on_a_terminal_it_is_quiet(tmp_path: Path):
     process = subprocess.Popen([*WORDS, "--no-open", "--port", "0"], **settings)
     os.close(side)
     shown = b""
-    while b"stops it." not in shown:
+    while not shown.endswith(b"stops it.\r\n"):
         shown += os.read(main, 4096)
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == exit_codes.DONE

@@ -135,8 +135,10 @@ WORDS = [
     ),
     *(
         BadRequest(f"datatype {datatype}", 400, "datatype", text(image={"datatype": datatype}))
-        for datatype in ("FP32", "INT64", "uint8", "BYTES", "FP8", "", 8, None)
+        for datatype in ("FP32", "INT64", "uint8", "FP8", "", 8, None)
     ),
+    # BYTES are encoded pictures, one for each row.
+    BadRequest("datatype BYTES", 400, "shape [1, 1, 28, 28], expected [N]", text(image={"datatype": "BYTES"})),
 ]
 
 VALUES = [

@@ -237,6 +237,7 @@ async def test_rubbish_behind_a_request_takes_nothing_from_it(fashion: Path) -> 
         await client.answer()
         await client.send(ask(ONE) + b"rubbish\r\n\r\n")
         assert [(await client.answer()).status for _ in range(2)] == [200, 400]
+        assert await client.is_closed()
 
 
 @on_loop
