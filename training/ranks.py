@@ -127,6 +127,7 @@ def launched(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
     _answered(lambda: dist.init_process_group(backends))
     try:
         yield ranks
+        _answered(dist.barrier)  # nobody leaves while another still reads what was shared
     finally:
         dist.destroy_process_group()
 
