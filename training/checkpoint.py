@@ -6,6 +6,7 @@ and images an epoch sees follows from seed and epoch alone, so no random state i
 
 import io
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,13 +80,26 @@ def read_checkpoint(path: Path, recipe: Recipe, digests: Mapping[str, str]) -> S
 
 def _load(path: Path) -> dict[str, Any]:
     try:
+        _check_sums(path)
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as err:
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as err:
         reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
         raise CheckpointError(f"{path} cannot be read as a checkpoint ({reason}); start a new run") from err
     if not isinstance(stored, dict):
         raise CheckpointError(f"{path} holds a {type(stored).__name__}, expected a run's checkpoint; start a new run")
     return stored
+
+
+def _check_sums(path: Path) -> None:
+    """Compare the checksums that `torch.save` wrote and `torch.load` passes over.
+
+    Raises:
+        ValueError: a part of the file is not as it was written.
+    """
+    with zipfile.ZipFile(path) as parts:
+        damaged = parts.testzip()
+    if damaged is not None:
+        raise ValueError(f"its part {damaged} is damaged")
 
 
 def _check_same(path: Path, what: str, stored: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

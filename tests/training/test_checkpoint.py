@@ -171,9 +171,16 @@ def test_no_room_for_a_checkpoint_leaves_the_last_one_whole(made_up, kept, no_ro
     assert len(read_checkpoint(kept, RECIPE, {"file": "0"}).epochs) == 1
 
 
-@pytest.mark.parametrize("spoil", [lambda raw: raw[: len(raw) // 2], lambda raw: b"", lambda raw: b"{}" * 50])
+def other_byte(raw):
+    middle = len(raw) // 2
+    return raw[:middle] + bytes([raw[middle] ^ 255]) + raw[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda raw: raw[: len(raw) // 2], lambda raw: b"", lambda raw: b"{}" * 50, other_byte]
+)
 def test_a_damaged_checkpoint_is_refused(kept, spoil):
-    """Cut off, empty, or something else: one sentence that names the file."""
+    """Cut off, empty, something else, or one byte of a weight: one sentence that names the file."""
     kept.write_bytes(spoil(kept.read_bytes()))
     with pytest.raises(CheckpointError, match=r"last\.pt cannot be read as a checkpoint"):
         read_checkpoint(kept, RECIPE, {"file": "0"})

@@ -220,6 +220,8 @@ def test_another_number_of_classes_is_started_from_its_weights(
         (["--data", "fruit", "--size", "24x20", "--data-dir", "x"], "leave one out"),
         (["--data", "missing", "--size", "24x20"], "no such file"),
         (["--test", "0.2"], "--test without --data"),
+        (["--data", ""], "--data is empty: expected a path; was it a variable that is not set?"),
+        (["--data", "fruit", "--size", "24x20", "--val", ""], "--val is empty"),
         (["--val", "fruit"], "expected a share"),
         (["--data", "fruit", "--size", "24x20", "--val", "1.5"], "above 0 and below 1"),
         (["--data", "fruit", "--size", "24x20", "--keep", "best", "--val", "0"], "--keep best"),

@@ -41,6 +41,9 @@ def request_of(arguments: argparse.Namespace) -> DataRequest:
         ConfigError: flags contradict one another.
     """
     given = {name: getattr(arguments, name, None) for name in ("data", "val", "test", "split_seed", *PICTURE_FLAGS)}
+    for name in ("data", "val", "test"):
+        if given[name] == "":
+            raise ConfigError(f"--{name} is empty: expected a path; was it a variable that is not set?")
     if not given["data"]:
         for name in ("test", *PICTURE_FLAGS):
             if given[name] is not None:

@@ -113,6 +113,8 @@ def axes_of(
     """
     if dtype != np.uint8:
         raise DatasetError(f"{name}: the images are {dtype}, expected uint8 from 0 to 255")
+    if 0 in shape:
+        raise DatasetError(f"{name}: the images have the shape {shape}, so that there is not one pixel")
     if len(shape) == 3:
         return (lambda chunk: chunk[:, np.newaxis]), (1, shape[1], shape[2])
     if len(shape) == 4 and shape[3] in (1, 3):

@@ -75,8 +75,8 @@ def read_pictures(folder: Path, recipe: Callable[[Sequence[Path]], ImageRecipe],
         others: `val` or `test` -> a folder with class folders of its own.
 
     Raises:
-        DatasetError: there are no pictures; or the list of all that is wrong: empty classes, classes that differ
-            between the sets, files that are no pictures or cannot be read.
+        DatasetError: there are no pictures, no set to train on, or something that is no file; or the list of all that
+            is wrong: empty classes, classes that differ between the sets, files that are no pictures or unreadable.
     """
     problems = Problems()
     sets = {kind: class_folders(root, problems) for kind, root in (split_folders(folder) | dict(others)).items()}
@@ -97,6 +97,8 @@ def split_folders(folder: Path) -> dict[str, Path]:
     """Return name of a set -> folder of its class folders: `folder` itself, or those below it that have such names."""
     inside = {entry.name.lower(): entry for entry in _folders(folder)}
     found = {kind: inside[name] for kind, names in SPLITS.items() for name in names if name in inside}
+    if found and "train" not in found and len(found) == len(inside):
+        raise DatasetError(f"{folder}: holds {' and '.join(sorted(inside))} but no train; expected train beside them")
     return found if "train" in found else {"train": folder}
 
 
@@ -106,6 +108,11 @@ def class_folders(root: Path, problems: Problems) -> ClassFolders:
     if not pictures:
         problems.lines.append(f"{root}: holds no folders, expected one for each class with its pictures")
     problems.lines += [f"{root / name}: no picture in this class" for name, paths in pictures.items() if not paths]
+    problems.lines += [
+        f"{str(root / name)!a}: its name is no UTF-8, as the name of a class has to be; rename it"
+        for name in pictures
+        if any("\udc80" <= letter <= "\udcff" for letter in name)
+    ]
     return ClassFolders(root, pictures)
 
 
@@ -123,6 +130,8 @@ def _files(folder: Path) -> Iterator[Path]:
             continue
         if entry.is_dir():
             yield from () if entry.is_symlink() else _files(entry)  # a link may lead back
+        elif entry.exists() and not entry.is_file():
+            raise DatasetError(f"{entry}: neither a file nor a folder; take it out")
         else:
             yield entry
 

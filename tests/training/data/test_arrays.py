@@ -301,3 +301,12 @@ def test_torchvision_s_own_datasets_are_taken(tmp_path: Path) -> None:
     theirs = dataset_of(*(patched(tmp_path / "data", train=train) for train in (True, False)))
     assert theirs.class_names == tuple(TEN)
     assert all_rows(theirs) == rows | rows_of(*test)
+
+
+@pytest.mark.parametrize("shape", [(0, 16, 16, 3), (6, 0, 16, 3), (6, 16, 0)])
+def test_arrays_without_a_pixel_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """No rows, no height, no width: one sentence."""
+    path = tmp_path / "empty.npz"
+    np.savez(path, x_train=np.zeros(shape, np.uint8), y_train=np.zeros(shape[0], np.int64))
+    with pytest.raises(DatasetError, match="not one pixel"):
+        opened(path)

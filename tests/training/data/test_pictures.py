@@ -258,3 +258,27 @@ def test_what_fills_the_cache_may_fail(tmp_path: Path) -> None:
     with pytest.raises(DatasetError):
         mapped("key", (3,), fails, tmp_path / "pixels")
     assert not list((tmp_path / "pixels").iterdir())
+
+
+def test_sets_without_one_to_train_on_are_no_classes(tmp_path: Path) -> None:
+    """`val` and `test` alone are a forgotten `train`."""
+    for name in ("val", "test"):
+        save_classes(tmp_path / "fruit" / name, 4)
+    with pytest.raises(DatasetError, match="holds test and val but no train; expected train beside them"):
+        opened(tmp_path / "fruit")
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    """A pipe among the pictures is named at once."""
+    root = save_classes(tmp_path / "fruit", 4)
+    os.mkfifo(next(entry for entry in root.iterdir() if entry.is_dir()) / "pipe.png")
+    with pytest.raises(DatasetError, match=r"pipe\.png: neither a file nor a folder; take it out"):
+        opened(root)
+
+
+def test_the_name_of_a_class_is_text(tmp_path: Path) -> None:
+    """Bytes that are no UTF-8 could not be written into the model's file; that is said before a training."""
+    root = save_classes(tmp_path / "fruit", 4)
+    next(entry for entry in root.iterdir() if entry.is_dir()).rename(root / os.fsdecode(b"\xff\xfe"))
+    with pytest.raises(DatasetError, match="its name is no UTF-8"):
+        opened(root)
