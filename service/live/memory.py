@@ -5,12 +5,19 @@ read, lies in pieces between others; after a few swaps the process would hold se
 models nor sessions.
 """
 
+import contextlib
 import ctypes
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-_ROOT = Path("/")
+from ..cgroups import SYSTEM, folders
+
 _KIB = 1024
+# Version of a cgroup -> its files with the limit and the use, and the entry of caches in memory.stat.
+_FILES = {
+    2: ("memory.max", "memory.current", "inactive_file"),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 
 
 def give_back() -> None:
@@ -20,7 +27,7 @@ def give_back() -> None:
         trim(0)
 
 
-def available_bytes(root: Path = _ROOT) -> int:
+def available_bytes(root: Path = SYSTEM) -> int:
     """Return how much memory this process may still take, by the system and the cgroups that it is in; 0: unknown.
 
     Args:
@@ -36,29 +43,9 @@ def available_bytes(root: Path = _ROOT) -> int:
 
 def _left_in_cgroups(root: Path) -> Iterator[int]:
     """Yield what each cgroup around this process leaves, of both versions of cgroups; caches may be dropped."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            mounts, files = (
-                ["sys/fs/cgroup", "sys/fs/cgroup/unified"],
-                ("memory.max", "memory.current", "inactive_file"),
-            )
-        elif "memory" in controllers.split(","):
-            mounts = ["sys/fs/cgroup/memory"]
-            files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        inner = PurePosixPath(path.lstrip("/"))
-        for mount in mounts:
-            for folder in (inner, *inner.parents):  # where the path is the host's, only its last parent is there
-                try:
-                    yield _left(root / mount / folder, *files)
-                except (OSError, ValueError):  # it has no limit, or is not there
-                    continue
+    for folder, version in folders("memory", root):
+        with contextlib.suppress(OSError, ValueError):  # it has no limit, or is not there
+            yield _left(folder, *_FILES[version])
 
 
 def _left(folder: Path, limit: str, used: str, cached: str) -> int:
