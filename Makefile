@@ -64,7 +64,7 @@ large-test: install ## a model of more than 2 GiB, published beside its graph an
 
 CLIENTS ?= .venv-clients
 clients-test: install $(CLIENTS)/.installed ## the service asked by tritonclient and the KServe client, from an environment of their own
-	CLIENTS_PYTHON=$(abspath $(CLIENTS))/bin/python $(PYTHON) -m pytest tests/service/v2/test_clients.py tests/test_documents.py tests/training/publish/test_vision_networks.py
+	CLIENTS_PYTHON=$(abspath $(CLIENTS))/bin/python $(PYTHON) -m pytest tests/service/v2/test_clients.py tests/test_documents.py tests/training/publish/test_vision_networks.py tests/training/publish/test_public_clients.py
 
 $(CLIENTS)/.installed: tests/service/v2/clients/requirements.txt
 	python3 -m venv $(CLIENTS)
