@@ -8,7 +8,6 @@ import asyncio
 import ipaddress
 import json
 import os
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -19,8 +18,10 @@ from statistics import quantiles
 from typing import Any
 from urllib.parse import SplitResult, quote, urlsplit
 
-from .arguments import Parser
+from .arguments import Parser, add_json
 from .exit_codes import DONE, FAILED, USAGE
+from .json_document import complain, fill
+from .patience import shown
 
 KEY_VARIABLE = "API_KEY"
 MOST_CONNECTIONS, MOST_SECONDS = 256, 60.0
@@ -69,15 +70,20 @@ def main(argv: Sequence[str]) -> int:
         if not 0 < arguments.seconds <= MOST_SECONDS:
             raise ValueError(f"--seconds {arguments.seconds:g}: expected more than 0 and at most {MOST_SECONDS:g}")
         request = question(place, arguments.model)
-        outcomes = [asyncio.run(load(place, request, count, arguments.seconds)) for count in connections]
+        outcomes = []
+        for count in connections:
+            with shown(f"asking over {count} connections for {arguments.seconds:g} s"):
+                outcomes.append(asyncio.run(load(place, request, count, arguments.seconds)))
     except ValueError as err:
-        sys.stderr.write(f"foldserve bench: {err}\n")
+        complain(f"foldserve bench: {err}")
         return USAGE
     except OSError as err:
-        sys.stderr.write(f"foldserve bench: {arguments.url}: {_reason(err)}\n")
+        complain(f"foldserve bench: {arguments.url}: {_reason(err)}")
         return FAILED
     rows = [outcome.as_dict() for outcome in outcomes]
-    print("\n".join(map(json.dumps, rows)) if arguments.json else table(rows))
+    fill(url=arguments.url, loads=rows)
+    if not arguments.json:
+        print(table(rows))
     return DONE if any(row["answered"] for row in rows) else FAILED
 
 
@@ -201,5 +207,5 @@ def _parser() -> Parser:
     parser.add_argument("--model", help="which model; the first where none is named")
     parser.add_argument("--connections", default="1,8,32", help="how many ask at once, one load each (%(default)s)")
     parser.add_argument("--seconds", type=float, default=3.0, help=f"of each load, at most {MOST_SECONDS:g} (3)")
-    parser.add_argument("--json", action="store_true", help="one line of JSON for each load")
+    add_json(parser)
     return parser

@@ -17,6 +17,7 @@ from . import __version__
 from .arguments import Parser
 from .exit_codes import DONE, INTERRUPTED, USAGE
 from .extras import what_to_install
+from .json_document import answering, complain
 
 ALIASES = {"train-and-export": "train"}
 # onnxruntime's official packages send events to their maker from 1.31 on. It reads this before its first line runs;
@@ -143,6 +144,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     os.environ[TELEMETRY_OFF] = os.environ.get(TELEMETRY_OFF) or "1"
     words = list(sys.argv[1:] if argv is None else argv)
+    return answering(words, lambda: _run(words))
+
+
+def _run(words: list[str]) -> int:
     name = ALIASES.get(words[0], words[0]) if words else ""
     if name not in COMMANDS:
         _parser().parse_args(words)  # prints the help or the version, or says what is wrong, and ends
@@ -153,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         advice = what_to_install(err, command.extras)
         if advice is None:
             raise
-        sys.stderr.write(f"foldserve {name}: {advice}\n")
+        complain(f"foldserve {name}: {advice}")
         return USAGE
     except KeyboardInterrupt:
         return INTERRUPTED

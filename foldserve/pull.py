@@ -9,19 +9,21 @@ import contextlib
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .arguments import Parser, add_json
 from .exit_codes import DONE, FAILED
 from .format.errors import FormatError
 from .format.manifest import MANIFEST_FILE, check_files, check_key, read_manifest
 from .format.names import is_model_name, is_version
+from .json_document import complain, fill
+from .patience import shown, tell
 
 _PIECE_BYTES = 1024 * 1024
 _MOST_MANIFEST_BYTES = 64 * _PIECE_BYTES
@@ -42,13 +44,16 @@ class Found:
     version: int | None = None
 
 
-def pull(uri: str, to: Path, *, newest: int = 0) -> Iterator[tuple[str, PullError | None]]:
+def pull(
+    uri: str, to: Path, *, newest: int = 0, on_step: Callable[[str], None] = lambda _: None
+) -> Iterator[tuple[str, PullError | None]]:
     """Bring every version that is at an address into a models folder.
 
     Args:
         uri: of a folder of models, of one model, or of one version.
         to: the models folder; is made where it is not there.
         newest: how many versions of each model, from the newest one; 0 takes all.
+        on_step: is told what goes on.
 
     Yields:
         What was done about each version, as a line, and why it was refused where it was.
@@ -72,7 +77,7 @@ def pull(uri: str, to: Path, *, newest: int = 0) -> Iterator[tuple[str, PullErro
     _clear(to)
     for version in found:
         try:
-            yield _fetch(files, version, to), None
+            yield _fetch(files, version, to, on_step), None
         except (PullError, FormatError) as err:
             yield f"{version.path} is refused", PullError(str(err))
         except Exception as err:
@@ -100,7 +105,7 @@ def _folders(files: Any, path: str) -> list[str]:
     return sorted({entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory"})
 
 
-def _fetch(files: Any, found: Found, to: Path) -> str:
+def _fetch(files: Any, found: Found, to: Path, on_step: Callable[[str], None]) -> str:
     """Bring one version; returns what was done.
 
     Raises:
@@ -122,7 +127,7 @@ def _fetch(files: Any, found: Found, to: Path) -> str:
         place = to / name / str(version)
         if place.exists():
             return _compared(place, content, f"{name}/{version}")
-        size = _copy(files, found.path, folder, manifest)
+        size = _copy(files, found.path, folder, manifest, on_step)
         check_files(folder, manifest)
         place.parent.mkdir(exist_ok=True)
         try:
@@ -141,7 +146,7 @@ def _compared(place: Path, content: bytes, name: str) -> str:
     return f"{name} is there"
 
 
-def _copy(files: Any, source: str, folder: Path, manifest: dict[str, Any]) -> int:
+def _copy(files: Any, source: str, folder: Path, manifest: dict[str, Any], on_step: Callable[[str], None]) -> int:
     """Copy the files that a manifest lists, and no more bytes than it states; returns how many."""
     listed = manifest.get("files")
     if not isinstance(listed, dict):
@@ -153,11 +158,11 @@ def _copy(files: Any, source: str, folder: Path, manifest: dict[str, Any]) -> in
         expected = entry.get("bytes") if isinstance(entry, dict) else None
         if type(expected) is not int:
             raise PullError(f"{MANIFEST_FILE} lists {name[:80]!r} without its size")
-        size += _stream(files, f"{source}/{name}", folder / name, expected)
+        size += _stream(files, f"{source}/{name}", folder / name, expected, on_step)
     return size
 
 
-def _stream(files: Any, source: str, target: Path, expected: int) -> int:
+def _stream(files: Any, source: str, target: Path, expected: int, on_step: Callable[[str], None]) -> int:
     size = 0
     with files.open(source, "rb") as read, target.open("xb") as write:
         while piece := read.read(_PIECE_BYTES):
@@ -165,6 +170,7 @@ def _stream(files: Any, source: str, target: Path, expected: int) -> int:
             if size > expected:
                 raise PullError(f"{source} has more than the {expected} bytes that its manifest states")
             write.write(piece)
+            on_step(f"{source}: {size >> 20} of {expected >> 20} MiB")
         write.flush()
         os.fsync(write.fileno())
     if size < expected:
@@ -201,7 +207,10 @@ def _clear(to: Path) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Pull once, or again and again; returns 1 where something was refused the last time."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.json and arguments.every:
+        parser.error("--json with --every: one document would never be whole; leave one out")
     ended = threading.Event()
     if arguments.every:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -213,22 +222,27 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _once(arguments: argparse.Namespace) -> int:
-    code = DONE
+    step, versions = [f"looking into {arguments.uri}"], []
     try:
-        for line, refused in pull(arguments.uri, arguments.to, newest=arguments.newest):
-            if refused is not None:
-                code = FAILED
-                sys.stderr.write(f"foldserve pull: {line}: {refused}\n")
-            elif not (arguments.every and line.endswith("is there")):
-                print(line, flush=True)
+        with shown(lambda: step[-1]):
+            for line, refused in pull(
+                arguments.uri, arguments.to, newest=arguments.newest, on_step=lambda now: step.__setitem__(0, now)
+            ):
+                versions.append({"says": line, "refused": None if refused is None else str(refused)})
+                if refused is not None:
+                    complain(f"foldserve pull: {line}: {refused}")
+                elif not (arguments.every and line.endswith("is there")):
+                    tell(line)
     except (PullError, OSError) as err:
-        sys.stderr.write(f"foldserve pull: {err}; what is there stays\n")
+        complain(f"foldserve pull: {err}; what is there stays")
         return FAILED
-    return code
+    finally:
+        fill(versions=versions)
+    return FAILED if any(version["refused"] for version in versions) else DONE
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="foldserve pull",
         description="Bring versions from a bucket or another address into a models folder, each whole or not at all: "
         "digests are checked before a version appears, and what is there stays.",
@@ -246,4 +260,5 @@ def _parser() -> argparse.ArgumentParser:
         default=0.0,
         help="seconds after which to look again, until SIGTERM; 0: once (default: 0)",
     )
+    add_json(parser)
     return parser

@@ -4,7 +4,6 @@ Each finding is a sentence and what it rests on. Nothing is started, changed or 
 """
 
 import ctypes
-import json
 import logging
 import os
 import platform
@@ -19,6 +18,8 @@ import onnxruntime
 
 from foldserve import __version__
 from foldserve.exit_codes import DONE, FAILED
+from foldserve.json_document import FLAG, fill
+from foldserve.patience import shown
 
 from .artifacts.repository import Repository
 from .cores import available_cores, visible_cores
@@ -34,6 +35,10 @@ from .settings import MEBIBYTE, Settings
 from .transport.descriptors import allowed_connections, raise_limit
 from .transport.listener import bind
 
+_DESCRIPTION = (
+    "Say what a service with these flags would find here, and what keeps it from serving. --quick does not run the "
+    "models; --json prints one JSON document."
+)
 OK, WARNING, BROKEN = "ok", "warning", "failed"
 _DRIVER = Path("/proc/driver/nvidia/version")
 _SHARED = Path("/dev/shm")  # noqa: S108 - it is looked at, and nothing is written
@@ -71,14 +76,15 @@ def _quiet() -> Iterator[None]:
 
 def main(argv: Sequence[str]) -> int:
     """Print what is found; returns 1 where something keeps a service from serving here."""
-    words = [word for word in argv if word not in ("--json", "--quick")]
-    settings = Settings.from_command_line(words, program="foldserve doctor")
-    with _quiet():
-        findings = list(examine(settings, proves="--quick" not in argv))
+    words = [word for word in argv if word not in (FLAG, "--quick")]
+    settings = Settings.from_command_line(words, program="foldserve doctor", description=_DESCRIPTION)
+    findings: list[Finding] = []
+    with _quiet(), shown(lambda: f"examining, after {findings[-1].name}" if findings else "examining"):
+        for finding in examine(settings, proves="--quick" not in argv):
+            findings.append(finding)
     is_well = all(finding.state != BROKEN for finding in findings)
-    if "--json" in argv:
-        print(json.dumps({"ok": is_well, "findings": [asdict(finding) for finding in findings]}, indent=2))
-    else:
+    fill(findings=[asdict(finding) for finding in findings])
+    if FLAG not in argv:
         width = max(len(finding.name) for finding in findings)
         for finding in findings:
             print(f"{finding.state:8} {finding.name:{width}}  {finding.says}")

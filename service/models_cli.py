@@ -7,7 +7,6 @@ the second writes to the terminal, and to the keys file where a key is taken bac
 import argparse
 import json
 import os
-import sys
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -15,11 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from foldserve.arguments import Parser
+from foldserve.arguments import Parser, add_json
 from foldserve.exit_codes import DONE, FAILED
+from foldserve.json_document import complain, fill
+from foldserve.patience import shown
 
 from .errors import ServiceError
-from .keys import SCOPES, new_key, revoke_key
+from .keys import SCOPES, new_key, read_keys, revoke_key
 
 KEY_VARIABLE = "API_KEY"
 _TIMEOUT_SECONDS = 300  # a load takes as long as the model is large
@@ -33,17 +34,23 @@ def main(argv: Sequence[str]) -> int:
     """Run one command; returns the exit code: 0, or 1 with one line on standard error."""
     arguments = _parser().parse_args(argv)
     try:
-        print(arguments.run(arguments))
+        said = arguments.run(arguments)
     except CommandError as err:
-        sys.stderr.write(f"{err}\n")
+        complain(str(err))
         return FAILED
+    if not arguments.json:
+        print(said)
     return DONE
 
 
 def _list(arguments: argparse.Namespace) -> str:
     rows = _call(arguments, "POST", "/v2/repository/index", {})
-    lines = [("model", "version", "state", "labels", "reason")]
-    lines += [(r["name"], r["version"], r["state"], ",".join(r.get("labels", ())), r["reason"]) for r in rows]
+    fill(models=rows)
+    lines = [(r["name"], r["version"], r["state"], ",".join(r.get("labels", ())), r["reason"]) for r in rows]
+    return _table([("model", "version", "state", "labels", "reason"), *lines])
+
+
+def _table(lines: Sequence[tuple[str, ...]]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
@@ -62,6 +69,7 @@ def _change(arguments: argparse.Namespace) -> str:
 
 def _unload(arguments: argparse.Namespace) -> str:
     _call(arguments, "POST", _path(arguments, "unload"), {})
+    fill(model=arguments.model)
     return f"{arguments.model} is unloaded"
 
 
@@ -74,7 +82,18 @@ def _new(arguments: argparse.Namespace) -> str:
         key, line = new_key(arguments.name, arguments.scopes.split(","))
     except ServiceError as err:
         raise CommandError(str(err)) from err
+    fill(key=key, line=line)
     return f"the key, shown this once: {key}\nthe line for the keys file:  {line}"
+
+
+def _keys(arguments: argparse.Namespace) -> str:
+    try:
+        keys = read_keys(arguments.file)
+    except ServiceError as err:
+        raise CommandError(str(err)) from err
+    listed = [(key.name, ",".join(scope for scope in SCOPES if scope in key.scopes)) for key in keys]
+    fill(keys=[{"name": name, "scopes": scopes.split(",")} for name, scopes in listed])
+    return _table([("name", "scopes"), *listed])
 
 
 def _revoke(arguments: argparse.Namespace) -> str:
@@ -82,6 +101,7 @@ def _revoke(arguments: argparse.Namespace) -> str:
         revoke_key(arguments.file, arguments.name)
     except ServiceError as err:
         raise CommandError(str(err)) from err
+    fill(name=arguments.name)
     return f"key {arguments.name} is revoked; a service that runs notices within two seconds"
 
 
@@ -94,7 +114,10 @@ def _call(arguments: argparse.Namespace, method: str, path: str, body: dict[str,
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(arguments.url.rstrip("/") + path, data, headers, method=method)  # noqa: S310
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310
+        with (
+            shown(f"{method} {path}: waiting for {arguments.url}"),
+            urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer,  # noqa: S310
+        ):
             text = answer.read()
     except urllib.error.HTTPError as err:
         raise CommandError(f"{err.code}: {_sentence(err.read())}") from err
@@ -116,6 +139,7 @@ def _path(arguments: argparse.Namespace, call: str = "") -> str:
 
 
 def _text(answer: Any) -> str:
+    fill(**answer)
     return json.dumps(answer, indent=2, ensure_ascii=False)
 
 
@@ -126,7 +150,9 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--url", default="http://127.0.0.1:8000", help="where the service is (default: %(default)s)")
     models.add_argument("--key-file", type=Path, help=f"file that holds the admin key (default: ${KEY_VARIABLE})")
     calls = models.add_subparsers(required=True)
-    calls.add_parser("list", help="every version and its state").set_defaults(run=_list)
+    listing = calls.add_parser("list", help="every version and its state")
+    listing.set_defaults(run=_list)
+    add_json(listing)
     for name, run, text in (
         ("show", _show, "labels, versions, history and comparison"),
         ("load", _change, "load the newest version, or --version"),
@@ -138,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
         call = calls.add_parser(name, help=text)
         call.add_argument("model")
         call.set_defaults(run=run, call=name)
+        add_json(call)
         if name in ("load", "promote", "shadow"):
             call.add_argument("--version", type=int)
         if name in ("promote", "rollback"):
@@ -154,4 +181,9 @@ def _parser() -> argparse.ArgumentParser:
     revoke.add_argument("--name", required=True, help="whose key it is")
     revoke.add_argument("--file", type=Path, required=True, help="the keys file")
     revoke.set_defaults(run=_revoke)
+    known = keys.add_parser("list", help="the names and scopes of a keys file")
+    known.add_argument("--file", type=Path, required=True, help="the keys file")
+    known.set_defaults(run=_keys)
+    for command in (new, revoke, known):
+        add_json(command)
     return parser

@@ -32,6 +32,7 @@ from foldserve.format.picture_types import PICTURE_FORMATS, USUAL_FORMATS
 from .stated import from_environment, from_file
 
 ENV_PREFIX = "FOLDSERVE_"
+_SERVES = "Serve the newest version of every model in a folder over HTTP."
 MEBIBYTE = 1024 * 1024
 _NAME_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789-_.*"
 _LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
@@ -319,17 +320,20 @@ class Settings(BaseModel):
         return self.default_deadline_ms / 1000
 
     @classmethod
-    def from_command_line(cls, argv: Sequence[str] | None = None, program: str = "foldserve serve") -> Self:
+    def from_command_line(
+        cls, argv: Sequence[str] | None = None, program: str = "foldserve serve", description: str = _SERVES
+    ) -> Self:
         """Read the settings from flags, then the environment, then a file where one is named, then the defaults.
 
         Args:
             argv: the words after the program's name; None takes those of this process.
             program: whose name stands in messages.
+            description: of the program, for its help.
 
         Raises:
             SystemExit: code 0 after `--help`; code 2, with one line per mistake, when a value cannot be used.
         """
-        parser = _parser(program)
+        parser = _parser(program, description)
         given = {name: _typed(value) for name, value in vars(parser.parse_args(argv)).items() if value is not None}
         if given.pop("demo"):
             given["models_dir"] = _bundled(parser, given)
@@ -339,11 +343,11 @@ class Settings(BaseModel):
             parser.error("; ".join(_sentence(mistake) for mistake in error.errors()))
 
 
-def _parser(program: str) -> argparse.ArgumentParser:
+def _parser(program: str, description: str) -> argparse.ArgumentParser:
     """One flag for each setting; values stay text, since the settings themselves check them."""
     parser = Parser(
         prog=program,
-        description="Serve the newest version of every model in a folder over HTTP.",
+        description=description,
         epilog=f"Each flag can also be set in the environment (--models-dir is {ENV_PREFIX}MODELS_DIR), or in the file "
         "that --config names. Flags win, then the environment.",
     )

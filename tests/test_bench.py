@@ -44,7 +44,7 @@ def test_every_answer_is_counted(keyed, model, monkeypatch, capsys):
     before = given()
     words = ["bench", url, "--model", model, "--connections", "1,3", "--seconds", "0.2", "--json"]
     assert main(words) == exit_codes.DONE
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    rows = json.loads(capsys.readouterr().out)["loads"]
     assert [row["connections"] for row in rows] == [1, 3]
     assert sum(row["answered"] for row in rows) == given() - before > 4
     assert all(0 < row["p50 ms"] <= row["p95 ms"] <= row["p99 ms"] for row in rows)

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from foldserve.arguments import Parser
+from foldserve.arguments import Parser, add_json
 from foldserve.exit_codes import DONE, INTERRUPTED
+from foldserve.json_document import answering, complain, fill
+from foldserve.patience import shown, tell
 
 from . import artifact, train_command
 from .data.again import same_data
@@ -29,16 +31,22 @@ from .user_model.source import open_source
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return the exit code: 0, that of the error's class, or 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return answering(words, lambda: _main(words))
+
+
+def _main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     try:
         if ranks_of().world_size > 1 and arguments.run is not train_command.run:
             raise ConfigError("torchrun starts train alone on several ranks; type this command without torchrun")
         arguments.run(arguments)
     except TrainingError as err:
-        print(err, file=sys.stderr)
+        complain(str(err))
         return err.exit_code
     except KeyboardInterrupt:
-        print("\ninterrupted; no unfinished model was published", file=sys.stderr)
+        sys.stderr.write("\n")
+        complain("interrupted; no unfinished model was published")
         return INTERRUPTED
     return DONE
 
@@ -78,6 +86,7 @@ def _add_verify(subparsers: Any) -> None:
     parser.add_argument("--examples", metavar="PATH", help="pictures or rows for --source (made up)")
     parser.add_argument("--data-dir", type=Path, default=None, help="folder with Fashion-MNIST's four files")
     add_flags(parser)
+    add_json(parser)
     parser.set_defaults(run=_run_verify)
 
 
@@ -88,11 +97,13 @@ def _run_verify(arguments: argparse.Namespace) -> None:
         folder,
         lambda: _data_of(folder, arguments),
         arguments.weights,
-        print,
+        tell,
         network=arguments.network,
         open_original=None if arguments.source is None else lambda: open_source(*words),
         examples=arguments.examples,
+        during=shown,
     )
+    fill(folder=str(folder), checks=[check.as_dict() for check in checks])
     failed = [check.what for check in checks if check.outcome is Outcome.FAILED]
     if failed:
         raise VerifyError(f"{folder}: {len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")

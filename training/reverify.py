@@ -6,6 +6,7 @@ accuracy on the real test images and, where the run's weights are given, the who
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -50,6 +51,10 @@ class Check:
 
     def __str__(self) -> str:
         return f"{self.outcome:<11}  {self.what:<16}  {self.detail}"
+
+    def as_dict(self) -> dict[str, str]:
+        """Return it for programs; `outcome` is passed, failed or not_checked."""
+        return {"what": self.what, "outcome": self.outcome.name.lower(), "detail": self.detail}
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,7 @@ def reverify(
     network: str | None = None,
     open_original: Callable[[], Source] | None = None,
     examples: Any = None,
+    during: Callable[[str], AbstractContextManager[object]] = nullcontext,
 ) -> list[Check]:
     """Return one `Check` for each part of the proof, calling `on_check` as each ends; a failure does not end the rest.
 
@@ -112,6 +118,7 @@ def reverify(
             would have its reader run whatever it says.
         open_original: gives the network that a version of one's own was made from; None: it was not given.
         examples: for that network, as `publish` takes them.
+        during: is entered around each check, with its name.
 
     Raises:
         ArtifactError: the version cannot be read, or its digests are wrong: then there is nothing to check.
@@ -128,7 +135,8 @@ def reverify(
         parts |= _brought_parts(version, open_original, examples)
     checks = []
     for what, (obstacle, check) in parts.items():
-        checks.append(Check(what, Outcome.NOT_CHECKED, obstacle) if obstacle else _outcome(what, check))
+        with during(what):
+            checks.append(Check(what, Outcome.NOT_CHECKED, obstacle) if obstacle else _outcome(what, check))
         on_check(checks[-1])
     return checks
 

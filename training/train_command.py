@@ -14,6 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foldserve.arguments import add_json
+from foldserve.json_document import fill
+from foldserve.patience import shown
+
 from . import plots, provenance
 from .artifact import check_publishable, publish
 from .card import model_card
@@ -107,6 +111,7 @@ def add_parser(subparsers: Any) -> None:
     places.add_argument("--out", type=Path, help="the run's own folder (runs/NAME-TIME-seedSEED)")
     places.add_argument("--resume", type=Path, metavar="RUN", help="continue a stopped run where it publishes to")
     places.add_argument("--tensorboard", action="store_true", help="write TensorBoard events into the run's folder too")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -209,12 +214,12 @@ def _train_and_publish(
     print(f"data {dataset.source}, device {on}, run {run.path}{where}")
     events = Events(run.path, done + 1) if arguments.tensorboard else None
     progress = Progress(len(dataset.train_labels), done, config.recipe.epochs)
-    with session.resumable(), contextlib.closing(progress):
+    with session.resumable(), contextlib.closing(progress), contextlib.ExitStack() as after:
         trained = train(
             config.recipe,
             dataset,
             ranks.device(session.device),
-            lambda record: _on_epoch(run, events, progress, record),
+            lambda record: _on_epoch(run, events, progress, record, after),
             resumed=resumed,
             on_snapshot=session.save,
             on_step=progress.step,
@@ -223,15 +228,17 @@ def _train_and_publish(
             ranks=ranks,
         )
         weights = run.write_weights(trained.weights)
+        after.close()
         print(_accuracies(trained))
-        packaged = package(
-            trained,
-            dataset,
-            revision=revision,
-            environment=environment,
-            created=datetime.now(UTC),
-            split=config.request.split,
-        )
+        with shown("folding, exporting and proving"):
+            packaged = package(
+                trained,
+                dataset,
+                revision=revision,
+                environment=environment,
+                created=datetime.now(UTC),
+                split=config.request.split,
+            )
         print(f"\n{packaged.report.table()}\n\n{packaged.parity.table()}\n")
         card = _write_pictures(session, trained, packaged, revision, dataset)
         check_worth(packaged.manifest, dataset, config.min_accuracy, run.path)
@@ -244,6 +251,8 @@ def _train_and_publish(
             print("NOT promoted: it does not go live by itself; `foldserve models promote` lets it")
         run.write(CARD_NAME, card.encode())  # the run is finished: resumed once more, it would publish once more
     print(f"published {folder} ({len(packaged.model):,} bytes); weights {weights}")
+    told = {key: manifest.get(key) for key in ("accuracy", "parity", "fold", "promotion")}
+    fill(folder=str(folder), name=config.name, run=str(run.path), weights=str(weights), **told)
     return folder
 
 
@@ -365,7 +374,9 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
     )
 
 
-def _on_epoch(run: RunFolder, events: Events | None, progress: Progress, record: EpochRecord) -> None:
+def _on_epoch(
+    run: RunFolder, events: Events | None, progress: Progress, record: EpochRecord, after: contextlib.ExitStack
+) -> None:
     run.append(record)
     if events is not None:
         events.append(record)
@@ -379,6 +390,8 @@ def _on_epoch(run: RunFolder, events: Events | None, progress: Progress, record:
         f"{record.examples_per_second:,.0f} examples/s  {record.wall_examples_per_second:,.0f} by the wall clock",
         flush=True,
     )
+    if record.epoch == progress.epochs:
+        after.enter_context(shown("measuring what was trained"))
 
 
 def _write_pictures(session: Session, trained: Trained, packaged: Package, revision: str, dataset: Dataset) -> str:

@@ -3,13 +3,14 @@
 import argparse
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from foldserve.arguments import Parser
+from foldserve.arguments import Parser, add_json
 from foldserve.exit_codes import DONE, FAILED, USAGE
+from foldserve.json_document import complain, fill
+from foldserve.patience import shown
 
 from .errors import ClientError, Unreachable
 from .sync import Client
@@ -20,27 +21,33 @@ KEY_VARIABLE = "API_KEY"
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code. What goes wrong is one line on standard error."""
     arguments = _parser().parse_args(argv)
+    answers: list[dict[str, Any]] = []
     try:
         key = arguments.key_file.read_text().strip() if arguments.key_file else os.environ.get(KEY_VARIABLE)
         with Client(arguments.url, api_key=key or None, deadline=arguments.deadline) as client:
             for file in arguments.files:
                 top = arguments.top
                 options = {"version": arguments.version, "label": arguments.label, "top": top}
-                answer = client.predict(file, model=arguments.model, **options)
-                print(json.dumps({"file": file, "answer": answer}) if arguments.json else _lines(file, answer))
+                with shown(f"asking about {file}"):
+                    answer = client.predict(file, model=arguments.model, **options)
+                answers.append({"file": file, "answer": answer})
+                if not arguments.json:
+                    print(_lines(file, answer), flush=True)
     except Unreachable as err:
-        sys.stderr.write(f"foldserve predict: {err}; does a service run at {arguments.url}? --url names another\n")
+        complain(f"foldserve predict: {err}; does a service run at {arguments.url}? --url names another")
         return FAILED
     except ClientError as err:
-        sys.stderr.write(f"foldserve predict: {err}\n")
+        complain(f"foldserve predict: {err}")
         return FAILED
     except OSError as err:
         what = f"{err.filename} cannot be read: {err.strerror}" if err.filename else err
-        sys.stderr.write(f"foldserve predict: {what}\n")
+        complain(f"foldserve predict: {what}")
         return USAGE
     except ValueError as err:
-        sys.stderr.write(f"foldserve predict: {err}\n")
+        complain(f"foldserve predict: {err}")
         return USAGE
+    finally:
+        fill(answers=answers)
     return DONE
 
 
@@ -73,5 +80,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="where the service is (default: %(default)s)")
     parser.add_argument("--key-file", type=Path, help=f"file that holds the key (default: ${KEY_VARIABLE})")
     parser.add_argument("--deadline", type=float, default=30.0, help="seconds that an answer may take (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="one line of JSON for each file")
+    add_json(parser)
     return parser

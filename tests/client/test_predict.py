@@ -136,7 +136,8 @@ def test_the_command_prints_the_best_classes(url, picture, tmp_path, capsys):
     assert lines[1:3] == [f"  {EXPECTED[0][c]:.4f}  {artifacts.LABELS[c]}" for c in best]
     assert lines[3] == str(jpeg)
     assert main(["predict", str(rows), "--model", "prices", "--json", "--url", url]) == 0
-    assert json.loads(capsys.readouterr().out) == {"file": str(rows), "answer": [{"values": ROW.tolist()}]}
+    answers = [{"file": str(rows), "answer": [{"values": ROW.tolist()}]}]
+    assert json.loads(capsys.readouterr().out) == {"ok": True, "answers": answers}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from foldserve.command import main
 from foldserve.service import doctor
 from foldserve.service.keys import new_key
 from tests.support import artifacts
@@ -15,7 +16,7 @@ QUICK = ("--provider", "cpu", "--port", "0", "--quick")
 
 def examined(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, dict[str, dict]]:
     """The exit code, and the findings by their names."""
-    code = doctor.main([*flags, "--json"])
+    code = main(["doctor", *flags, "--json"])
     answer = json.loads(capsys.readouterr().out)
     assert answer["ok"] is (code == 0)
     return code, {finding["name"]: finding for finding in answer["findings"]}

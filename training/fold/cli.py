@@ -8,10 +8,12 @@ message is one sentence; the caller prints it and takes the code from it.
 """
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from foldserve.arguments import add_json
+from foldserve.json_document import fill
 
 from ..errors import ConfigError
 from ..user_model.factory import is_factory
@@ -62,7 +64,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("--strict", action="store_true", help="fail when any norm has to stay")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after this long (default: never)")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
+    add_json(parser)
     parser.set_defaults(run=run)
     return parser
 
@@ -77,10 +79,12 @@ def run(args: argparse.Namespace) -> int:
     is_module = is_factory(args.source) or Path(args.source).suffix == ".pt2"
     with limited_to(args.timeout), shown():
         report = _fold_module(args) if is_module else _fold_file(args)
-    sys.stdout.write((report.to_json() if args.json else report.table()) + "\n")
     written = args.out or args.export
-    if written is not None and not args.json:
-        sys.stdout.write(f"wrote {written}\n")
+    fill(**report.as_dict(), wrote=None if written is None else str(written))
+    if not args.json:
+        print(report.table())
+        if written is not None:
+            print(f"wrote {written}")
     return 0
 
 

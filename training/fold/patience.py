@@ -4,18 +4,14 @@ Used by commands alone: a library does not take a process's alarm clock or write
 """
 
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from tqdm import tqdm
+from foldserve import patience
 
 from ..errors import ConfigError, FoldError
 from .failures import current_step
-
-_AFTER_S = 3.0  # a fold that is done by then needs no progress
-_EVERY_S = 0.5
 
 
 class _TimedOut(BaseException):
@@ -56,26 +52,12 @@ def limited_to(seconds: float | None) -> Iterator[None]:
 
 
 @contextmanager
-def shown(task: str = "folding", after: float = _AFTER_S) -> Iterator[None]:
-    """Show on a terminal what is being done, once it takes longer than `after` seconds; nothing in a pipe.
+def shown(task: str = "folding", after: float = 3.0) -> Iterator[None]:
+    """Show on a terminal which step of a fold goes on, as `foldserve.patience.shown` does; nothing in a pipe.
 
     Args:
         task: what is done where no step of a fold says more.
-        after: seconds.
+        after: seconds until it is shown.
     """
-    done = threading.Event()
-    thread = threading.Thread(target=_show, args=(done, task, after), daemon=True)
-    thread.start()
-    try:
+    with patience.shown(lambda: current_step(task), after):
         yield
-    finally:
-        done.set()
-        thread.join()
-
-
-def _show(done: threading.Event, task: str, after: float) -> None:
-    if done.wait(after):
-        return
-    with tqdm(desc=current_step(task), bar_format="{desc}: {elapsed}", disable=None, leave=False) as bar:
-        while not done.wait(_EVERY_S):
-            bar.set_description_str(current_step(task))

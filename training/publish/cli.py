@@ -4,7 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from foldserve.arguments import add_json
 from foldserve.format.task import OUTPUTS
+from foldserve.json_document import fill
 
 _DESCRIPTION = """\
 Publish a network of your own: fold it, prove it on your examples, and write a version folder that the service answers
@@ -39,7 +41,7 @@ def add_publish_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-accuracy", type=float, help="publish nothing that is right on a smaller share")
     parser.add_argument("--promote", action="store_true", help="let it go live although it is worse than before")
     parser.add_argument("--dry-run", action="store_true", help="prove it and write nothing")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    add_json(parser)
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,7 +103,9 @@ def run(args: argparse.Namespace) -> int:
             factory_args=args.factory_args,
             **publish_arguments(args),
         )
-    print(published.to_json() if args.json else published)
+    fill(**published.as_dict())
+    if not args.json:
+        print(published)
     return 0
 
 

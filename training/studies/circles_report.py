@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from foldserve.patience import shown, tell
+
 from ..errors import ConfigError
 from . import circles_plots
 from .circles import DATA_SEED, LEARNING_RATE, LEARNT, STEPS, CirclesTraining, build, circles, train
@@ -44,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_gates({"circles": report(arguments.out, arguments.seeds)})
 
 
-def report(folder: Path, seeds: int, *, steps: int = STEPS, tell: Callable[[str], None] = print) -> list[Gate]:
+def report(folder: Path, seeds: int, *, steps: int = STEPS, tell: Callable[[str], None] = tell) -> list[Gate]:
     """Train, write README.md, figures.json, runs.csv and three pictures into `folder`, and return the gates.
 
     Args:
@@ -62,8 +64,10 @@ def report(folder: Path, seeds: int, *, steps: int = STEPS, tell: Callable[[str]
     torch.set_num_threads(1)  # the layers are too small to share
     made_by = {"origin": origin(f"foldserve circles --seeds {seeds}")}
     keep = (min(REGIONS_STEP, steps), steps)
-    by_weights = _trainings([(DATA_SEED, seed) for seed in range(seeds)], steps, keep, tell)
-    by_data = _trainings([(seed, 0) for seed in range(seeds)], steps, (), lambda _: None)
+    with shown("training with each seed of the weights"):
+        by_weights = _trainings([(DATA_SEED, seed) for seed in range(seeds)], steps, keep, tell)
+    with shown("training with each seed of the data"):
+        by_data = _trainings([(seed, 0) for seed in range(seeds)], steps, (), lambda _: None)
     rows = [*_rows("weights", by_weights), *_rows("data", by_data)]
     origins = origins_of([made_by] * len(rows))
     gates = gates_of(rows)

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from foldserve.patience import shown, tell
+
 from ..dataset import FashionMNIST
 from ..errors import ConfigError
 from .arms import Case
@@ -26,7 +28,7 @@ def measure_cases(
     *,
     jobs: int = 1,
     compiled: bool = False,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] = tell,
 ) -> int:
     """Measure every case that `store` does not hold, and return how many that were.
 
@@ -51,10 +53,13 @@ def measure_cases(
         report(f"nothing to train: {store.path} holds all {len(cases)} trainings; choose another --out to train anew")
         return 0
     report(f"{len(cases) - len(missing)} of {len(cases)} trainings are in {store.path}, {len(missing)} to do")
+    done = 0
     measured = _measured(missing, device, load_dataset(), jobs, compiled)
-    for done, (case, measurement) in enumerate(measured, start=1):
-        store.add(case.key, {**measurement, "origin": origin})
-        report(f"{done}/{len(missing)}  {summary(measurement)}")
+    with shown(lambda: f"training {done + 1} of {len(missing)}"):
+        for case, measurement in measured:
+            store.add(case.key, {**measurement, "origin": origin})
+            done += 1
+            report(f"{done}/{len(missing)}  {summary(measurement)}")
     return len(missing)
 
 

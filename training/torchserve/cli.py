@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from foldserve.json_document import fill
+
 from ..errors import ConfigError
 from ..publish.cli import add_publish_arguments, add_surroundings, publish_arguments
 from .archive import Archive, open_archive
@@ -62,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
             options["labels"] = stated.labels
         with _unpacked(archive, stated) as file, shown("publishing"):
             published = publish(**_source(args, stated, file), **options)
-    print(published.to_json() if args.json else f"{_taken_over(args.archive, stated)}\n{published}")
+    fill(**published.as_dict())
+    if not args.json:
+        print(f"{_taken_over(args.archive, stated)}\n{published}")
     return 0
 
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from foldserve.command import main
 from foldserve.training.errors import ConfigError, FoldError
 from foldserve.training.fold.cli import add_parser
 from tests.support.onnx_cases import cases
@@ -79,7 +80,7 @@ def test_onnx_file_in_folded_file_out(onnx_file, tmp_path, capsys):
 def test_without_output_the_report_is_all(onnx_file, tmp_path, capsys):
     """A dry run prints the report and writes nothing."""
     before = sorted(tmp_path.iterdir())
-    assert command(onnx_file, "--json") == 0
+    assert main(["fold", onnx_file, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["form"] == "onnx"
     assert report["folded"][0]["proof_error"] < 1e-11

@@ -11,6 +11,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from foldserve import patience
+
 from ...dataset import FashionMNIST
 
 Figures = Mapping[str, Any]
@@ -36,7 +38,7 @@ class Setting:
     command: str
     jobs: int = 1
     quick: bool = False
-    tell: Callable[[str], None] = print
+    tell: Callable[[str], None] = patience.tell
 
 
 @dataclass(frozen=True)

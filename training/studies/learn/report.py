@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from foldserve.patience import shown, tell
+
 from ...drawing import to_png
 from ...errors import ArtifactError
 from ..tables import json_bytes, origin, origins_of, write_report
@@ -23,13 +25,14 @@ def report(lesson: Lesson, setting: Setting, folder: Path) -> dict[str, Any]:
         TrainingError: as trainings and the disk do.
     """
     made_by = origin(setting.command)
-    figures = lesson.measure(setting)
+    with shown(f"measuring {lesson.name}"):
+        figures = lesson.measure(setting)
     runs = figures.pop("runs_made_by", None)
     origins = origins_of([{ORIGIN: made_by}] if runs is None else [{ORIGIN: each} for each in runs])
     return _write(lesson, {"origins": origins}, figures, folder, setting.tell)
 
 
-def report_again(lesson: Lesson, folder: Path, tell: Callable[[str], None] = print) -> dict[str, Any]:
+def report_again(lesson: Lesson, folder: Path, tell: Callable[[str], None] = tell) -> dict[str, Any]:
     """Make findings and picture anew of the figures in `folder`, which keep what made them.
 
     Raises:
