@@ -90,8 +90,7 @@ def create_app(
         workers: what this process shares with others that serve the same port; None when it is alone.
         grpc_listener: a socket that listens for gRPC; None takes the port of the settings, if they name one.
     """
-    if workers is not None:
-        workers.join(settings.drain_seconds)
+    place = workers.join(settings.drain_seconds) if workers is not None else 0
     metrics = Metrics(workers.totals() if workers is not None else None)
     app = FastAPI(
         title="foldserve",
@@ -113,7 +112,7 @@ def create_app(
     app.state.metrics = metrics
     app.state.workers = workers
     app.state.registry = Registry(metrics, Shadows(settings.state_dir))
-    app.state.reconciler = Reconciler(app.state.registry, settings, metrics, workers)
+    app.state.reconciler = Reconciler(app.state.registry, settings, metrics, workers, place)
     app.state.decoding = WorkQueue(
         settings.decode_threads or max(1, available_cores() // settings.workers),
         settings.max_decode_bytes,

@@ -1,5 +1,6 @@
 """K13: a hundred models of 180 KB: when it is ready, what they take, and what a listing of them costs."""
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -33,14 +34,18 @@ def hundred(bench: Bench) -> Measured:
 
 @contextmanager
 def copies(models: Path) -> Iterator[Path]:
-    """A folder of a hundred models."""
+    """A folder of a hundred models, each with a file of its own: what was proved of one says nothing of another."""
     (source,) = [path.parent for path in models.glob("lenet-bn/1/manifest.json")]
     with tempfile.TemporaryDirectory() as name:
         for number in range(MODELS):
             folder = Path(name) / f"m{number}" / "1"
             shutil.copytree(source, folder)
-            manifest = json.loads((folder / "manifest.json").read_text())
-            (folder / "manifest.json").write_text(json.dumps({**manifest, "name": f"m{number}"}))
+            model = folder / "model.onnx"
+            model.write_bytes(model.read_bytes() + b"2\4%04d" % number)  # the field `doc_string`
+            manifest = json.loads((folder / "manifest.json").read_text()) | {"name": f"m{number}"}
+            digest = hashlib.sha256(model.read_bytes()).hexdigest()
+            manifest["files"]["model.onnx"] = {"bytes": model.stat().st_size, "sha256": digest}
+            (folder / "manifest.json").write_text(json.dumps(manifest))
         yield Path(name)
 
 

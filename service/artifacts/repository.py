@@ -107,32 +107,40 @@ class Repository:
         Raises:
             ArtifactInvalid: the root is not a folder that can be read.
         """
+        return {name: sorted(places) for name, places in self.places().items()}
+
+    def places(self) -> dict[str, dict[int, Path]]:
+        """Return the folder of each version of each model, as `models` lists them.
+
+        Raises:
+            ArtifactInvalid: the root is not a folder that can be read.
+        """
         names = set(self._folders(self.root, is_model_name, MODEL_NAME_RULE))
         if mounted := self._mounted.versions():
             names.add(self._mounted.name(mounted))
-        models = {name: sorted(self._places(name)) for name in sorted(names)}
-        return {name: versions for name, versions in models.items() if versions}
+        models = {name: self._places(name, mounted) for name in sorted(names)}
+        return {name: places for name, places in models.items() if places}
 
     def folder(self, name: str, version: int) -> Path:
         """Return where a version is, or would be."""
-        return self._places(name).get(version, self.root / name / str(version))
+        return self._places(name, self._mounted.versions()).get(version, self.root / name / str(version))
 
-    def held_back(self, models: Mapping[str, Iterable[int]]) -> dict[tuple[str, int], str]:
+    def held_back(self, models: Mapping[str, Mapping[int, Path]]) -> dict[tuple[str, int], str]:
         """Return why versions are not to be `latest` by themselves; a manifest is read when it is new or changed."""
         before, self._held, reasons = self._held, {}, {}
-        for name, versions in models.items():
-            for version in versions:
-                path = self.folder(name, version) / MANIFEST_FILE
+        for name, places in models.items():
+            for version, folder in places.items():
+                path = folder / MANIFEST_FILE
                 known = self._held[path] = _held_back(path, self.links, before.get(path))
                 if known[1] is not None:
                     reasons[name, version] = known[1]
         return reasons
 
-    def version_policies(self, models: Mapping[str, Iterable[int]]) -> dict[str, VersionPolicy]:
+    def version_policies(self, models: Mapping[str, Mapping[int, Path]]) -> dict[str, VersionPolicy]:
         """Return which versions are served of the models whose Triton configuration says so; read when it changes."""
         before, self._policies, stated = self._policies, {}, {}
-        for name, versions in models.items():
-            folder = self._folder_of(self.folder(name, max(versions)))
+        for name, places in models.items():
+            folder = self._folder_of(places[max(places)])
             identity = _identity(folder / CONFIG_FILE)
             known = before.get(folder)
             if known is None or known[0] != identity:
@@ -153,7 +161,7 @@ class Repository:
             ModelNotFound: there is no such model or version.
             ArtifactInvalid: the folder does not match its manifest, or has none and needs one.
         """
-        places = self._places(name)
+        places = self._places(name, self._mounted.versions())
         if not places:
             raise ModelNotFound(f"model {name!r} is not in {self.root}; there are {sorted(self.models())}")
         version = max(places) if version is None else version
@@ -193,9 +201,14 @@ class Repository:
         """Return the folder of the model that a version's folder belongs to."""
         return version if version == self.root else version.parent
 
-    def _places(self, name: str) -> dict[int, Path]:
-        """Return the folder of each version of one model; none where there is no such model."""
-        if (mounted := self._mounted.versions()) and self._mounted.name(mounted) == name:
+    def _places(self, name: str, mounted: dict[int, Path]) -> dict[int, Path]:
+        """Return the folder of each version of one model; none where there is no such model.
+
+        Args:
+            name: of it.
+            mounted: the versions of the model that is there by itself.
+        """
+        if mounted and self._mounted.name(mounted) == name:
             return mounted
         folder = self.root / name
         if not is_model_name(name) or not folder.is_dir() or folder in mounted.values():

@@ -69,7 +69,12 @@ def first_profile(run: Run, inputs: Mapping[str, Array], candidates: Sequence[in
 
 
 def profile_buckets(
-    run: Run, inputs: Mapping[str, Array], candidates: Sequence[int], known_seconds: Mapping[int, float] | None = None
+    run: Run,
+    inputs: Mapping[str, Array],
+    candidates: Sequence[int],
+    known_seconds: Mapping[int, float] | None = None,
+    *,
+    is_brief: bool = False,
 ) -> Profile:
     """Run every candidate on the golden inputs and choose those that agree byte for byte.
 
@@ -82,6 +87,7 @@ def profile_buckets(
         inputs: golden inputs, the same number of rows in each.
         candidates: rising batch sizes.
         known_seconds: how long buckets take that need not be timed again.
+        is_brief: have each golden row answered once by every bucket: that its place changes nothing is known.
     """
     answers: dict[int, dict[str, Array]] = {}
     seconds: dict[int, float] = {}
@@ -98,7 +104,9 @@ def profile_buckets(
             _log.info("buckets from %d on left out: a row is not cheaper in them", bucket)
             break
         seconds[bucket] = taken
-        answers[bucket], is_steady = _answers(run, inputs, bucket, is_short=taken <= SHORT_RUN_SECONDS)
+        answers[bucket], is_steady = _answers(
+            run, inputs, bucket, is_short=taken <= SHORT_RUN_SECONDS, is_brief=is_brief
+        )
         if is_steady:
             steady.append(bucket)
     is_first_short = seconds[candidates[0]] <= SHORT_RUN_SECONDS
@@ -208,7 +216,9 @@ def is_worth(seconds: Mapping[int, float], bucket: int, taken: float) -> bool:
     return taken <= SHORT_RUN_SECONDS or taken / bucket <= (1 - _LEAST_GAIN) * cheapest
 
 
-def _answers(run: Run, inputs: Mapping[str, Array], bucket: int, *, is_short: bool) -> tuple[dict[str, Array], bool]:
+def _answers(
+    run: Run, inputs: Mapping[str, Array], bucket: int, *, is_short: bool, is_brief: bool = False
+) -> tuple[dict[str, Array], bool]:
     """Golden answers of one bucket, and whether every position and every neighbour gave the same bytes.
 
     Each run takes the golden rows in a circle from another start, so that every position of the bucket is used and
@@ -217,7 +227,7 @@ def _answers(run: Run, inputs: Mapping[str, Array], bucket: int, *, is_short: bo
     rows = len(next(iter(inputs.values())))
     answers: dict[str, Array] = {}
     is_known, is_steady = np.zeros(rows, np.bool_), True
-    for shift in _shifts(bucket, rows, is_short=is_short):
+    for shift in range(0, rows, bucket) if is_brief else _shifts(bucket, rows, is_short=is_short):
         order = (np.arange(bucket) + shift) % rows
         started = time.perf_counter()
         outputs = run({name: np.ascontiguousarray(array[order]) for name, array in inputs.items()})

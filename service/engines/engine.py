@@ -106,6 +106,7 @@ class Engine:
         decide: Decide = decide_alone,
         references: Mapping[str, Measured] | None = None,
         known: Measured | None = None,
+        is_proved: bool = False,
         is_deferring: bool = False,
     ) -> "Engine":
         """Load, warm and prove a model; nothing is served that did not give its golden answers, where it has any.
@@ -126,6 +127,8 @@ class Engine:
                 but weights holds here too, and only the answers are checked: a measurement beside requests would be
                 wrong, and in their way.
             known: what was measured of this very model before.
+            is_proved: whether another process of this service has proved this very model, in the batch sizes that are
+                known; each of them has to give the golden answers here too, but once, and not at every position.
             is_deferring: whether of a model whose runs are long only the smallest bucket is proved now; `prove_next`
                 proves those that are `pending`, while this one answers.
 
@@ -160,17 +163,17 @@ class Engine:
         # Of a large file it is found later, by whoever defers: reading it once more would hold up the start.
         is_large = artifact.source.stat().st_size >= _LARGE_BYTES
         structure = "" if is_deferring and is_large else structure_of(artifact.source)
-        sibling = ((references or {}).get(structure) if structure else None) or known
+        sibling = ((references or {}).get(structure) if structure and not is_proved else None) or known
         engine = cls(published, device, signature, fitting, structure=structure)
         if is_deferring and engine._defer(artifact, opened, known, decide, is_autotuned=is_autotuned):
             return engine
         if opened > 1 and not threads:
             engine._runner = PlainRunner(cpu_session(artifact.source, 1))
         if is_autotuned and signature.fixed_rows is None and artifact.is_verified:
-            rewritten = engine._rewritten(artifact, threads, cores, decide, sibling)
+            rewritten = engine._rewritten(artifact, threads, cores, decide, sibling, is_proved=is_proved)
             if rewritten is not None:
                 return rewritten
-        engine._prove(artifact, artifact.source, cores, sibling)
+        engine._prove(artifact, artifact.source, cores, sibling, is_proved=is_proved)
         return engine
 
     @classmethod
@@ -277,7 +280,14 @@ class Engine:
         return Measured(self.rewrite, self.threaded_from, self.bucket_seconds)
 
     def _rewritten(
-        self, artifact: Artifact, threads: int, cores: int, decide: Decide, sibling: Measured | None
+        self,
+        artifact: Artifact,
+        threads: int,
+        cores: int,
+        decide: Decide,
+        sibling: Measured | None,
+        *,
+        is_proved: bool,
     ) -> "Engine | None":
         """A proven engine of a rewritten graph, if one is right, faster, and the same in every batch."""
         if sibling is None:
@@ -288,14 +298,20 @@ class Engine:
             return None
         runner = PlainRunner(cpu_session(choice.source, threads or 1))
         engine = Engine(runner, self.device, self._signature, self.buckets, choice.rewrite, self.structure)
-        engine._prove(artifact, choice.source, cores, sibling)
+        engine._prove(artifact, choice.source, cores, sibling, is_proved=is_proved)
         if engine.batch_invariant and engine.buckets == engine._profile.tried:
             return engine
         _log.warning("model %s: %r left out: answers depend on the batch", artifact.name, choice.rewrite)
         return None
 
     def _prove(
-        self, artifact: Artifact, source: Source | None = None, cores: int = 1, sibling: Measured | None = None
+        self,
+        artifact: Artifact,
+        source: Source | None = None,
+        cores: int = 1,
+        sibling: Measured | None = None,
+        *,
+        is_proved: bool = False,
     ) -> None:
         """Measure every bucket, unless it is known how long it takes, and compare each with the golden answers."""
         self.golden = golden = artifact.golden
@@ -303,7 +319,10 @@ class Engine:
         if sibling is not None and sibling.rewrite == self.rewrite:
             seconds = sibling.seconds
         worth = [bucket for bucket in self.buckets if not seconds or bucket in seconds]
-        self._profile = profile_buckets(self._run_of(artifact), golden.inputs, worth, seconds)
+        is_brief = is_proved and sibling is not None and seconds is sibling.seconds
+        self._profile = profile_buckets(self._run_of(artifact), golden.inputs, worth, seconds, is_brief=is_brief)
+        if is_brief and self.buckets != tuple(seconds):  # it does not agree with what the other process found
+            self._profile = profile_buckets(self._run_of(artifact), golden.inputs, worth, seconds)
         self._check_answers(artifact)
 
     def _run_of(self, artifact: Artifact) -> Run:

@@ -6,6 +6,8 @@ take. Which versions are wanted is decided by `reconciler`.
 
 import asyncio
 import contextlib
+import hashlib
+import json
 import logging
 import math
 import time
@@ -82,10 +84,9 @@ class Loader:
         self._folder = None if workers is None else workers.folder / "statistics"
         self._one_load = asyncio.Semaphore(1)
         self._proving = Proving()
-        self._measured = MeasuredCache(
-            settings.state_dir,
-            {**self._options(), "provider": settings.provider, "specialise": settings.specialise},
-        )
+        options = {**self._options(), "provider": settings.provider, "specialise": settings.specialise}
+        self._measured = MeasuredCache(settings.state_dir, options)
+        self._proofs = MeasuredCache(None if workers is None else workers.folder, options)
         self._rest: asyncio.Task[None] | None = None
         self._names: set[str] = set()  # of all models that were ever loaded
         self._loaded: dict[Model, asyncio.Task[None] | None] = {}  # with the task that unloads it
@@ -282,23 +283,35 @@ class Loader:
         artifact = self._open(name, version)
         assert artifact.sealed is not None
         size = artifact.source.stat().st_size
+        content = _content_digest(artifact)
         try:
+            proved = self._proofs.get(content, self._settings.buckets)
             known = self._measured.get(artifact.sha256, self._settings.buckets)
-            proved = known or self._prove_elsewhere(artifact, is_beside)
+            measured = known or self._prove_elsewhere(artifact, is_beside, is_known=proved is not None)
             with throttled(is_needed=is_beside), stoppable(options):
-                engine = self._engine_of(artifact, like, proved, is_beside=is_beside)
+                engine = self._engine_of(
+                    artifact, like, proved or measured, is_proved=proved is not None, is_beside=is_beside
+                )
         except ServiceError as err:  # which shall name the file, not the copy of it
             raise type(err)(str(err).replace(str(artifact.source), str(artifact.model_path))) from err
         finally:
             artifact.sealed.close()
         if size >= _LARGE_BYTES:
             give_back()
-        if known is None and not engine.pending and engine.device.provider == "cpu":
-            self._measured.put(artifact.sha256, engine.measured)
+        if not engine.pending and engine.device.provider == "cpu":
+            if known is None:
+                self._measured.put(artifact.sha256, engine.measured)
+            if proved is None and engine.batch_invariant:
+                self._proofs.put(content, engine.measured)
         return replace(artifact, sealed=None), engine
 
-    def _prove_elsewhere(self, artifact: Artifact, is_beside: bool) -> Measured | None:
+    def _prove_elsewhere(self, artifact: Artifact, is_beside: bool, *, is_known: bool) -> Measured | None:
         """Have a process of its own run a version first that may need much memory; returns what it measured, if it did.
+
+        Args:
+            artifact: with its sealed file.
+            is_beside: whether requests are answered meanwhile.
+            is_known: whether another worker has measured it.
 
         Raises:
             ArtifactInvalid: it needs too much.
@@ -309,7 +322,7 @@ class Loader:
         above = settings.prove_above_bytes
         if artifact.source.stat().st_size < (available_bytes() // _SHARE_OF_MEMORY if above is None else above):
             known = {model.engine.structure for model in self._loaded}
-            if not is_beside or structure_of(artifact.source) in known:
+            if not is_beside or is_known or structure_of(artifact.source) in known:
                 return None
         return self._prove_in_a_process(artifact, is_beside=is_beside)
 
@@ -329,7 +342,9 @@ class Loader:
             "max_free_axis": settings.max_free_axis,
         }
 
-    def _engine_of(self, artifact: Artifact, like: Model | None, known: Measured | None, *, is_beside: bool) -> Engine:
+    def _engine_of(
+        self, artifact: Artifact, like: Model | None, known: Measured | None, *, is_proved: bool, is_beside: bool
+    ) -> Engine:
         """Return an engine; beside requests all of its batch sizes are proved before it takes over from another one."""
         settings = self._settings
         serving = [*self._loaded, *([like] if like is not None else [])]  # the last of its structure counts
@@ -344,6 +359,7 @@ class Loader:
             decide=self._decide,
             references=references,
             known=known,
+            is_proved=is_proved,
             is_deferring=not is_beside,
         )
 
@@ -401,6 +417,13 @@ def _prove_next(engine: Engine) -> None:
     """Try the next batch size, pausing between its runs."""
     with throttled():
         engine.prove_next()
+
+
+def _content_digest(artifact: Artifact) -> str:
+    """Return the SHA-256 of what decides how a version answers: the very graph that runs, and its golden answers."""
+    assert artifact.sealed is not None
+    golden = json.dumps(artifact.manifest.get("golden"), sort_keys=True)
+    return hashlib.sha256(f"{artifact.sealed.sha256} {golden}".encode()).hexdigest()
 
 
 def _lost(artifact: Artifact, served: str) -> VersionLost:

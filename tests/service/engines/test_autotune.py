@@ -97,8 +97,8 @@ def test_a_rewrite_whose_answers_depend_on_the_batch_is_left(fashion, monkeypatc
 
     prove = Engine._prove
 
-    def unsteady(self, *given):
-        prove(self, *given)
+    def unsteady(self, *given, **options):
+        prove(self, *given, **options)
         if self.rewrite is not None:
             self._profile = module.Profile((64,), True, 1.0, {}, {}, tried=(1, 64))
 

@@ -11,11 +11,11 @@ INPUTS = {"x": np.arange(1, 17, dtype=np.float32)[:, None]}
 BUCKETS = (1, 2, 4, 8, 16, 32)
 
 
-def profile(answer, buckets=BUCKETS):
+def profile(answer, buckets=BUCKETS, **known):
     def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"y": answer(inputs["x"].copy())}
 
-    return profile_buckets(run, INPUTS, buckets)
+    return profile_buckets(run, INPUTS, buckets, **known)
 
 
 def with_last_bit_where(condition):
@@ -44,6 +44,22 @@ def test_a_bucket_that_differs_in_the_last_bit_is_not_served():
     assert result.buckets == (1, 2, 4, 16, 32)
     assert result.batch_invariant
     assert 0 < result.largest_deviation < 1e-6
+
+
+def test_what_is_known_is_proved_once_more_and_no_oftener():
+    """Every bucket answers every golden row once; one that gives other bytes is still found and left out."""
+    seen: list[np.ndarray] = []
+
+    def answer(rows: np.ndarray) -> np.ndarray:
+        seen.append(rows.ravel())
+        return with_last_bit_where(lambda many: many == 8)(rows)
+
+    result = profile(answer, known_seconds=dict.fromkeys(BUCKETS, 1e-4), is_brief=True)
+    assert result.buckets == (1, 2, 4, 16, 32)
+    for bucket in BUCKETS:
+        asked = np.concatenate([rows for rows in seen if len(rows) == bucket])
+        assert set(asked) == set(INPUTS["x"].ravel())
+        assert len(asked) == max(bucket, len(INPUTS["x"]))
 
 
 def test_when_bucket_1_stands_alone_the_largest_agreeing_set_is_served():

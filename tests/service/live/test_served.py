@@ -119,11 +119,11 @@ async def test_another_content_is_never_loaded_under_a_number_that_was_served(fa
 class SecondWorker:
     """A worker that starts later, as a replacement does, and shares the folder of the first."""
 
-    def __init__(self, root, shared, **settings) -> None:
+    def __init__(self, root, shared, place: int = 0, **settings) -> None:
         self.metrics = Metrics()
         chosen = Settings(models_dir=root, provider="cpu", poll_seconds=0, **settings)
         self.registry = Registry(self.metrics, Shadows(None), end_process=lambda: None)
-        self.reconciler = Reconciler(self.registry, chosen, self.metrics, Workers(shared))
+        self.reconciler = Reconciler(self.registry, chosen, self.metrics, Workers(shared), place)
 
 
 @pytest.mark.parametrize("change", CHANGES)
