@@ -81,8 +81,14 @@ $(CONTRACT)/.installed: tests/contract/requirements.txt
 	@touch $@
 
 CLUSTER ?= .venv-cluster
-cluster-test: install $(CLUSTER)/.installed ## manifests, chart, dashboard, rules and balancers without a cluster; says what was skipped
-	CLUSTER_TOOLS=$(abspath $(CLUSTER)) $(PYTHON) -m pytest -rs tests/deploy
+RAY ?= .venv-ray
+cluster-test: install $(CLUSTER)/.installed $(RAY)/.installed ## Ray, manifests, chart, dashboard, rules and balancers without a cluster; says what was skipped
+	CLUSTER_TOOLS=$(abspath $(CLUSTER)) RAY_PYTHON=$(abspath $(RAY))/bin/python $(PYTHON) -m pytest -rs -s tests/deploy
+
+$(RAY)/.installed: pyproject.toml constraints.txt
+	python3 -m venv $(RAY)
+	$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray,cpu]'
+	@touch $@
 
 $(CLUSTER)/.installed: tests/deploy/requirements.txt tests/deploy/binaries.txt tests/deploy/binaries.py tests/deploy/package.json
 	python3 -m venv $(CLUSTER)

@@ -70,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"foldserve serve: {err}\n")
         return START_FAILED
     server_config(settings)  # logging, before there is anything to say
+    if settings.on == "ray":
+        return _serve_on_ray(settings)
     settings = fit_to_memory(settings, available_memory())
     for name, reason in _LOWERED.items():
         before, now, flag = getattr(wanted, name), getattr(settings, name), f"--{name.replace('_', '-')}"
@@ -96,6 +98,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = run(settings, listener, grpc_listener)
     end_if_abandoned(code)
     return code
+
+
+def _serve_on_ray(settings: Settings) -> int:
+    """Have Ray's replicas serve in place of processes of our own; Ray is imported there and nowhere else."""
+    try:
+        bind(settings.host, settings.port).close()  # or HAProxy would end without a word
+    except OSError as err:
+        logger.error("%s", err)
+        return START_FAILED
+    from foldserve.ray import command as on_ray
+
+    return on_ray.run(settings)
 
 
 def check_device(settings: Settings) -> None:

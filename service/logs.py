@@ -23,8 +23,8 @@ _KNOWN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    """Return what was passed as `extra`."""
-    return {key: value for key, value in vars(record).items() if key not in _KNOWN}
+    """Return what was passed as `extra`; a library that makes records of its own begins its names with _."""
+    return {key: value for key, value in vars(record).items() if key not in _KNOWN and not key.startswith("_")}
 
 
 class _Formatter(logging.Formatter):

@@ -134,7 +134,10 @@ class Settings(BaseModel):
     page: bool = Field(
         True, description="show a page at / where people can try the models; without it / leads to /docs"
     )
-    workers: int = Field(1, ge=1, le=256, description="processes that share the port")
+    workers: int = Field(1, ge=1, le=256, description="processes that share the port; the replicas, on Ray")
+    on: Literal["processes", "ray"] = Field(
+        "processes", description="what runs the service: processes of this machine, or Ray Serve (extra ray)"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line written")
     log_file: Path | None = Field(
         None, description="file that the log is appended to, made anew when it was moved away; unset: standard error"
