@@ -194,7 +194,7 @@ def _reason(err: Exception) -> str:
             return str(json.load(err)["error"])
         except (ValueError, KeyError):
             return f"{err.code} {err.reason}"
-    return str(getattr(err, "reason", None) or err)
+    return f"{getattr(err, 'reason', None) or err}; does a service run there?"
 
 
 def _parser() -> Parser:

@@ -108,7 +108,11 @@ def _revoke(arguments: argparse.Namespace) -> str:
 def _call(arguments: argparse.Namespace, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
     """Call the service; returns its JSON, None where the answer is empty."""
     headers = {"Content-Type": "application/json"}
-    key = arguments.key_file.read_text().strip() if arguments.key_file else os.environ.get(KEY_VARIABLE)
+    try:
+        key = arguments.key_file.read_text().strip() if arguments.key_file else os.environ.get(KEY_VARIABLE)
+    except (OSError, UnicodeError) as err:
+        reason = getattr(err, "strerror", None) or err
+        raise CommandError(f"key file {arguments.key_file} cannot be read: {reason}") from err
     if key:
         headers["X-API-Key"] = key
     data = None if body is None else json.dumps(body).encode()
@@ -122,7 +126,10 @@ def _call(arguments: argparse.Namespace, method: str, path: str, body: dict[str,
     except urllib.error.HTTPError as err:
         raise CommandError(f"{err.code}: {_sentence(err.read())}") from err
     except (OSError, ValueError) as err:
-        raise CommandError(f"no answer from {arguments.url}: {getattr(err, 'reason', err)}") from err
+        reason = getattr(err, "reason", err)
+        raise CommandError(
+            f"no answer from {arguments.url}: {reason}; does a service run there? --url before the call names another"
+        ) from err
     return json.loads(text) if text else None
 
 

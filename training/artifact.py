@@ -183,7 +183,8 @@ def _remove_left_behind(folder: Path) -> None:
 def _check_companions(folder: Path, companions: Mapping[str, str]) -> None:
     if LABELS_NAME not in companions and (folder / LABELS_NAME).exists():
         raise ArtifactError(
-            f"{folder / LABELS_NAME} names classes and this model has none; publish under another --name"
+            f"{folder / LABELS_NAME} names classes and this model has none; give --labels, or publish under "
+            "another --name"
         )
     for name, content in companions.items():
         path = folder / name

@@ -225,7 +225,10 @@ class Repository:
             with os.scandir(parent) as entries:
                 names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
         except OSError as err:
-            raise ArtifactInvalid(f"models folder {self.root} cannot be read: {err.strerror or err}") from err
+            raise ArtifactInvalid(
+                f"models folder {self.root} cannot be read: {err.strerror or err}; --models-dir names another, "
+                "`foldserve publish` makes one, --demo serves the model that comes along"
+            ) from err
         for name in names:
             if not keeps_rule(name) and parent / name not in self._named:
                 self._named.add(parent / name)

@@ -54,6 +54,8 @@ def test_a_refusal_is_one_line_and_an_exit_code(typed, monkeypatch, tmp_path):
     assert code == 1
     assert said.startswith("no answer from http://127.0.0.1:9: ")
     assert said.count("\n") == 1
+    code, said = typed("--key-file", str(tmp_path / "none"), "list")
+    assert (code, said) == (1, f"key file {tmp_path / 'none'} cannot be read: No such file or directory\n")
 
 
 def test_a_new_key_is_shown_once_beside_its_line(capsys, tmp_path):

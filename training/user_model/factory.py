@@ -65,20 +65,28 @@ def find_factory(spec: str) -> Callable[..., Any]:
         ConfigError: the module cannot be imported, or has no such callable.
     """
     module_name, _, factory_name = spec.partition(":")
+    if module_name.endswith(".py") or "/" in module_name:
+        name = module_name.removesuffix(".py").strip("./").replace("/", ".")
+        raise ConfigError(f"{spec!r} names a file; expected its module, such as {name}:{factory_name}")
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
     except ImportError as err:
-        raise ConfigError(f"module {module_name!r} cannot be imported: {err}; is it on PYTHONPATH?") from err
+        raise ConfigError(
+            f"module {module_name!r} cannot be imported: {err}; expected a module in this folder or on PYTHONPATH, "
+            f"such as {module_name.partition('.')[0]}.py"
+        ) from err
     except ValueError as err:
         raise ConfigError(f"{spec!r} names no module; expected package.module:factory") from err
     except Exception as err:  # the user's code, whatever it raises
         raise ConfigError(f"module {module_name!r} raised {type(err).__name__} when it was imported: {err}") from err
     factory = getattr(module, factory_name, None)
     if not callable(factory):
-        raise ConfigError(f"module {module_name!r} has no callable {factory_name!r}; expected a function or class")
+        own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module_name]
+        there = f"it has {', '.join(own)}" if own else "expected a function or class"
+        raise ConfigError(f"module {module_name!r} has no callable {factory_name!r}; {there}")
     found: Callable[..., Any] = factory
     return found
 

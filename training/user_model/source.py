@@ -112,7 +112,8 @@ def _load_program(path: Path) -> ExportedProgram:
 
 def _from_factory(spec: str, weights: Path | None, factory_args: str | None) -> Source:
     model: Any = call_factory(spec, read_arguments(factory_args))
-    notes = () if weights is None else load_weights(model, weights)
+    given = f"no --weights: the values that {spec} gave its parameters"
+    notes = (given,) if weights is None else load_weights(model, weights)
     if any(tensor.is_cuda for tensor in (*model.parameters(), *model.buffers())):
         model, notes = model.cpu(), (*notes, "the network was moved from the GPU to the CPU")
     return Source(name=spec, model=model.eval(), notes=notes)

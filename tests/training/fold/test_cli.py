@@ -162,8 +162,11 @@ def test_norm_that_stays_is_not_folded_by_the_exporter(factory, tmp_path, capsys
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("no_such_module_here:network", "cannot be imported"),
-        ("own_networks:missing", "has no callable 'missing'"),
+        ("no_such_module_here:network", "in this folder or on PYTHONPATH, such as no_such_module_here.py"),
+        ("own_networks:missing", "has no callable 'missing'; it has network, stuck, number, broken"),
+        ("own_networks.py:network", "names a file; expected its module, such as own_networks:network"),
+        ("./nets/own.py:network", "names a file; expected its module, such as nets.own:network"),
+        ("own_networks", "expected an ONNX file, or package.module:factory"),
         ("own_networks:answer", "has no callable 'answer'"),
         ("own_networks:number", "made a int; expected a torch.nn.Module"),
         ("own_networks:broken", "raised RuntimeError: no weights today"),

@@ -24,7 +24,9 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     if path.is_dir():
         raise ConfigError(f"{path} is a folder; expected an ONNX file")
     if not path.is_file():
-        raise ConfigError(f"{path} does not exist; expected an ONNX file")
+        raise ConfigError(
+            f"{path} does not exist; expected an ONNX file, or package.module:factory for a PyTorch network"
+        )
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as err:  # protobuf's own errors, which ship no types
