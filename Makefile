@@ -87,7 +87,7 @@ cluster-test: install $(CLUSTER)/.installed $(RAY)/.installed ## Ray, manifests,
 
 $(RAY)/.installed: pyproject.toml constraints.txt
 	python3 -m venv $(RAY)
-	$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray,cpu]'
+	$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray,otel,grpc,cpu]'
 	@touch $@
 
 $(CLUSTER)/.installed: tests/deploy/requirements.txt tests/deploy/binaries.txt tests/deploy/binaries.py tests/deploy/package.json

@@ -34,7 +34,7 @@ class AccessLog:
             route: the route's own pattern, never the path of the request.
             status: of the answer in HTTP; 0 when the client had gone.
             seconds: from the request's arrival to its answer.
-            known: what else is: request_id, model, version, rows, key, address; None is left out.
+            known: what else is: request_id, trace_id, model, version, rows, key, address; None is left out.
         """
         if not self.is_on:
             return

@@ -52,6 +52,7 @@ from .processes.workers import Workers
 from .request_middleware import UNKNOWN_ROUTE, RequestMiddleware
 from .routes import STATIC, router
 from .settings import Settings
+from .tracing import Tracing
 from .transport.connection import GUARD
 from .transport.guard import Guard
 from .transport.limits import connection_limits
@@ -130,6 +131,7 @@ def create_app(
     app.state.readers = Readers(Limits.of(settings))
     app.state.error_log = ErrorLog()
     app.state.access_log = AccessLog(settings.access_log_rate)
+    app.state.tracing = Tracing()
     app.state.samples = SampleBook()
     app.include_router(router)
     app.include_router(v2_router)
@@ -147,6 +149,7 @@ def create_app(
         error_log=app.state.error_log,
         default_timeout_seconds=settings.default_timeout_seconds,
         access_log=app.state.access_log,
+        tracing=app.state.tracing,
     )
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -158,6 +161,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     registry: Registry = app.state.registry
     started = time.perf_counter()
     try:
+        if app.state.settings.otlp_endpoint is not None:  # first, since it may be that its library is not installed
+            app.state.tracing.start(app.state.settings.otlp_endpoint, app.state.settings.otlp_share, app.version)
         await app.state.reconciler.start()
         await _start_grpc(app)
     except (ServiceError, OSError) as err:
@@ -181,7 +186,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
             parts = app.state
             lane = FastLane(
                 registry, settings, metrics, parts.body_budget, parts.readers, parts.error_log, parts.access,
-                parts.access_log,
+                parts.access_log, parts.tracing,
             )  # fmt: skip
             lane.decoding = decoding
             refused = functools.partial(metrics.observe_request, UNKNOWN_ROUTE, "unknown")
@@ -197,6 +202,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
                 await app.state.grpc.stop()
             await app.state.reconciler.stop()
             metrics.bring_up_to_date()
+            await asyncio.to_thread(app.state.tracing.stop)
         logger.info("stopped")
 
 

@@ -15,8 +15,11 @@ from .errors import InvalidInput, clip
 
 T = TypeVar("T")
 Headers = Iterable[tuple[bytes, bytes]]
+Ids = tuple[bytes | None, bytes | None]  # the client's own: X-Request-ID, None has one made; traceparent
 
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
+# Version, trace, span and flags; a later version may append more. Source: W3C Trace Context, section 3.2.
+_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class RequestContext:
         started: when it began, on the clock of `time.perf_counter`.
         default_timeout_seconds: within which it is answered or refused where the client does not say otherwise.
         deadline_ms: the header X-Deadline-Ms as the client wrote it.
+        traceparent: the client's place in a trace, where it is one.
         remaining_seconds: what the transport itself says of the deadline, as gRPC does.
         stages: seconds by stage, in order: parse (decode where pictures wait for a decoder), queue, infer.
         answered: when the model gave its answer, on the same clock.
@@ -48,6 +52,7 @@ class RequestContext:
     started: float
     default_timeout_seconds: float
     deadline_ms: bytes | None = None
+    traceparent: bytes | None = None
     remaining_seconds: float | None = None
     stages: dict[str, float] = field(default_factory=dict)
     answered: float = 0.0
@@ -66,6 +71,7 @@ class RequestContext:
             time.perf_counter(),
             default_timeout_seconds,
             by_name.get(b"x-deadline-ms"),
+            read_traceparent(by_name.get(b"traceparent")),
             remaining_seconds,
         )
 
@@ -102,12 +108,14 @@ class RequestContext:
         """Return what a line about the request may say of it."""
         model, version, rows = self.asked or (None, None, None)
         told = {"request_id": self.request_id, "model": model, "version": version, "rows": rows}
-        return told | {"key": self.caller.key, "address": self.caller.address}
+        told |= {"key": self.caller.key, "address": self.caller.address}
+        return told if self.traceparent is None else told | {"trace_id": trace_id(self.traceparent)}
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Return the headers of the answer that starts now."""
         timing = server_timing(**self.stages, total=time.perf_counter() - self.started)
-        return [(b"x-request-id", self.request_id.encode()), (b"server-timing", timing), *self.model_headers]
+        trace = [] if self.traceparent is None else [(b"traceparent", self.traceparent)]
+        return [(b"x-request-id", self.request_id.encode()), *trace, (b"server-timing", timing), *self.model_headers]
 
 
 def safe_request_id(value: bytes | None) -> bytes | None:
@@ -118,6 +126,16 @@ def safe_request_id(value: bytes | None) -> bytes | None:
 def read_request_id(value: bytes | None) -> bytes:
     """Return a client's X-Request-ID where it is safe to repeat, else a new id."""
     return safe_request_id(value) or new_request_id()
+
+
+def read_traceparent(value: bytes | None) -> bytes | None:
+    """Return a client's traceparent where it is one as the W3C writes it, else None."""
+    return value if value is not None and _TRACEPARENT.fullmatch(value) else None
+
+
+def trace_id(traceparent: bytes) -> str:
+    """Return the trace that a traceparent belongs to, 32 hexadecimal digits."""
+    return traceparent[3:35].decode()
 
 
 def new_request_id() -> bytes:

@@ -16,6 +16,7 @@ from .error_answers import ErrorAnswer, ErrorLog, error_answer
 from .errors import ended_before
 from .metrics import Metrics
 from .request_context import RequestContext
+from .tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -31,16 +32,24 @@ class RequestMiddleware:
         error_log: told of every error that is answered here.
         default_timeout_seconds: within which a request is answered or refused, unless it says so itself.
         access_log: told of every request, if it is on.
+        tracing: the same.
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, error_log: ErrorLog, default_timeout_seconds: float, access_log: AccessLog
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        error_log: ErrorLog,
+        default_timeout_seconds: float,
+        access_log: AccessLog,
+        tracing: Tracing,
     ) -> None:
         self.app = app
         self.metrics = metrics
         self.error_log = error_log
         self.default_timeout_seconds = default_timeout_seconds
         self.access_log = access_log
+        self.tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope."""
@@ -88,6 +97,8 @@ class RequestMiddleware:
         self.metrics.observe_request(route, method, status, seconds)
         if self.access_log.is_on:
             self.access_log.note(route, status, seconds, method=method, **context.known())
+        if self.tracing.is_on:
+            self.tracing.note_context(route, status, context)
         if logger.isEnabledFor(logging.DEBUG):
             fields = {"request_id": context.request_id, "method": method, "path": scope["path"], "status": status}
             logger.debug("request", extra={**fields, "ms": round(seconds * 1000, 3)})

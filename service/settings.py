@@ -146,6 +146,14 @@ class Settings(BaseModel):
     access_log_rate: float = Field(
         0.0, ge=0, description="lines a second of one process that tell of a request each; 0 writes none"
     )
+    otlp_endpoint: str | None = Field(
+        None,
+        description="address of an OpenTelemetry collector that gets spans of requests over HTTP, such as "
+        "http://localhost:4318 (extra otel); unset: none",
+    )
+    otlp_share: float = Field(
+        1.0, ge=0, le=1, description="part of the requests that are traced, of those whose traceparent does not say"
+    )
     provider: Literal["auto", "cuda", "cpu"] = Field(
         "auto",
         description="device to run on; without a usable GPU cuda ends the start, auto warns and takes the CPU",
@@ -247,6 +255,13 @@ class Settings(BaseModel):
         if name is not None and not is_model_name(name):
             raise ValueError(f"expected {MODEL_NAME_RULE}")
         return name
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _is_address(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None and not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", endpoint):
+            raise ValueError("expected an address of HTTP, such as http://localhost:4318")
+        return endpoint
 
     @field_validator("image_formats")
     @classmethod

@@ -16,6 +16,7 @@ from ..bodies.budget import Share, gave_way
 from ..bodies.predict_body import expected_pixels
 from ..bodies.work_queue import WorkQueue
 from ..errors import ServiceError, ended_before
+from ..request_context import Ids
 from ..transport.asgi import Server
 from ..transport.connection import GUARD, Connection
 from ..transport.deadlines import Phase
@@ -62,7 +63,7 @@ class ConnectionLane:
         self._started = 0.0  # when the first byte of the newest request was read
         self._raw_head: bytes | None = None  # of the next request that the parser reads, where it is all there
         self._head: RequestHead | None = None  # of the request whose body is being received
-        self._request_id: bytes | None = None  # of the same
+        self._ids: Ids = None, None  # of the same
         self._pieces: list[bytes] = []
         self._missing = 0  # bytes of a body whose head was known
 
@@ -82,8 +83,7 @@ class ConnectionLane:
                 and self.shared.registry.ready
             ):
                 self._started = time.perf_counter()
-                request_id = head.request_id if usual.is_exact else usual.request_id(data)
-                self._take(head, data[start:], request_id, usual)
+                self._take(head, data[start:], head.ids if usual.is_exact else usual.ids(data), usual)
                 return b""
         self._usual = None
         while data and deadlines.phase < Phase.MUST_CLOSE:
@@ -118,12 +118,12 @@ class ConnectionLane:
 
     def _begin(self, known: KnownHead, data: bytes) -> bytes:
         """Take what was received of a request whose head is known; returns what follows it."""
-        head, start, request_id = known.head, known.length, known.request_id(data)
+        head, start, ids = known.head, known.length, known.ids(data)
         stop = start + head.length
         if len(data) >= stop:
-            self._take(head, data[start:stop], request_id, known if len(data) == stop else None)
+            self._take(head, data[start:stop], ids, known if len(data) == stop else None)
             return data[stop:]
-        self._await_body(head, request_id)
+        self._await_body(head, ids)
         self._missing = head.length
         self._connection.start_body(self, is_last=not head.keep_alive)
         return self._fill(data[start:])
@@ -146,12 +146,12 @@ class ConnectionLane:
             return None
         if raw is not None:
             self._repeated = self.shared.remember(raw, self._head) or self._repeated
-        self._await_body(self._head, self._head.request_id)
+        self._await_body(self._head, self._head.ids)
         return self
 
-    def _await_body(self, head: RequestHead, request_id: bytes | None) -> None:
+    def _await_body(self, head: RequestHead, ids: Ids) -> None:
         """Begin to hold a body, as long as others do not need the room more."""
-        self._head, self._request_id = head, request_id
+        self._head, self._ids = head, ids
         if head.forwarded:
             self._share.address = self._guard.limits.proxies.client(self._connection.address, (head.forwarded,))
         else:
@@ -175,7 +175,7 @@ class ConnectionLane:
         assert self._head is not None
         head, body = self._head, b"".join(self._pieces)
         self.abandon()
-        self._take(head, body, self._request_id)
+        self._take(head, body, self._ids)
 
     def abandon(self) -> bool:
         """Drop what was received of a body."""
@@ -195,16 +195,16 @@ class ConnectionLane:
         due = self._outbox.due
         return bool(due) and isinstance(due[0], Exchange)
 
-    def _take(self, head: RequestHead, body: bytes, request_id: bytes | None, usual: KnownHead | None = None) -> None:
+    def _take(self, head: RequestHead, body: bytes, ids: Ids, usual: KnownHead | None = None) -> None:
         """Put a whole request before the batcher.
 
         Args:
             head: of it.
             body: all of it.
-            request_id: the client's own; None has one made.
+            ids: the client's own.
             usual: known head of a request that was received in one piece with nothing behind it; so may the next be.
         """
-        exchange = Exchange(self._connection, head, self._started, request_id)
+        exchange = Exchange(self._connection, head, self._started, ids)
         if self._guard.draining_since is not None:
             exchange.is_last = True
         if exchange.is_last:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from ..access_log import AccessLog
 from ..metrics import Metrics
+from ..tracing import Tracing
 
 _MAX_NOTED = 4_096  # answers that are noted before they are counted
 
@@ -14,11 +15,13 @@ class AnswerCounts:
     Args:
         metrics: where they are counted.
         access_log: told of each, if it is on.
+        tracing: the same.
     """
 
-    def __init__(self, metrics: Metrics, access_log: AccessLog) -> None:
+    def __init__(self, metrics: Metrics, access_log: AccessLog, tracing: Tracing) -> None:
         self._metrics = metrics
         self.access_log = access_log
+        self.tracing = tracing
         self._noted: dict[tuple[str, int], list[float]] = {}  # by route and status: seconds
         metrics.before_reading.append(self.count)
 

@@ -6,7 +6,7 @@ endpoint in one call. What a body means and how outputs are written is the busin
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..error_answers import ErrorLog
 from ..errors import EngineError, ServiceError, TooManyRequests
 from ..keys import Key
 from ..live.shadow import Shadows
-from ..request_context import Headers, answer_timing, new_request_id, shortest_timeout
+from ..request_context import Headers, Ids, answer_timing, new_request_id, shortest_timeout, trace_id
 from ..request_middleware import UNKNOWN_ROUTE
 from ..transport.connection import Connection
 from ..transport.wire import error_bytes
@@ -80,9 +80,18 @@ class Endpoint:
         self._error_log.note(error, request_id.decode(), self.route.label)
         if self._counts.access_log.is_on:
             self._tell(exchange, label, error.status, total, request_id)
+        if self._counts.tracing.is_on:
+            self._trace(exchange, label, error.status, exchange.arrived + total, {})
         server = exchange.connection.server.state
         server.total_requests += 1
-        answer = error_bytes(error, request_id, server.default_headers, total, is_last=exchange.is_last)
+        answer = error_bytes(
+            error,
+            request_id,
+            server.default_headers,
+            total,
+            is_last=exchange.is_last,
+            traceparent=exchange.traceparent,
+        )
         exchange.connection.outbox.send(exchange, answer)
 
     def _contents(
@@ -115,9 +124,12 @@ class Endpoint:
                 continue
             lines, body = content
             arrived, parsed = exchange.arrived, exchange.parsed
+            identity = exchange.request_id or new_request_id()
+            if exchange.traceparent is not None:
+                identity = b"%b\r\ntraceparent: %b" % (identity, exchange.traceparent)
             parts = (
                 first,
-                exchange.request_id or new_request_id(),
+                identity,
                 b"\r\ncontent-length: %d\r\n" % len(body),
                 lines,
                 b"server-timing: ",
@@ -147,6 +159,14 @@ class Endpoint:
         if self._counts.access_log.is_on:
             for exchange, spent in zip(answered, seconds, strict=True):
                 self._tell(exchange, self.route.label, 200, spent, exchange.request_id)
+        if self._counts.tracing.is_on:
+            for exchange in answered:
+                stages = {
+                    exchange.first_stage.decode(): exchange.parsed - exchange.arrived,
+                    "queue": batch.started - exchange.parsed,
+                    "infer": batch.infer_seconds,
+                }
+                self._trace(exchange, self.route.label, 200, now, stages)
         self.route.model.statistics.answered(
             total,
             total - parsing - requests * (now - batch.started),
@@ -159,9 +179,20 @@ class Endpoint:
     def _tell(self, exchange: "Exchange", label: str, status: int, seconds: float, request_id: bytes | None) -> None:
         """Tell the access log of one request; an id that was made for its answer alone is not kept."""
         model = self.route.model
-        known = {"model": model.name, "version": model.version, "rows": exchange.rows or None}
+        known: dict[str, Any] = {"model": model.name, "version": model.version, "rows": exchange.rows or None}
+        if exchange.traceparent is not None:
+            known["trace_id"] = trace_id(exchange.traceparent)
         identity = None if request_id is None else request_id.decode()
         self._counts.access_log.note(label, status, seconds, request_id=identity, **known)
+
+    def _trace(self, exchange: "Exchange", label: str, status: int, ended: float, stages: Mapping[str, float]) -> None:
+        """Tell a collector of one request."""
+        model = self.route.model
+        known: dict[str, Any] = {"model": model.name, "version": model.version, "rows": exchange.rows or None}
+        known |= {"traceparent": exchange.traceparent}
+        if exchange.request_id is not None:
+            known["request_id"] = exchange.request_id.decode()
+        self._counts.tracing.note(label, status, exchange.arrived, ended, stages, known)
 
     def _show_candidate(self, requests: Sequence["Exchange"], starts: Sequence[int], batch: BatchAnswer) -> None:
         """Let the model's candidate answer the same rows."""
@@ -183,7 +214,7 @@ class RequestHead:
         header_length: bytes of JSON before binary tensors; None where nothing is said of it.
         stated_timeout: seconds from arrival, as the client said; None leaves it to the service.
         timeout: seconds from arrival, from the client or the service.
-        request_id: the client's own; None has one made.
+        ids: the client's own.
         keep_alive: whether the connection goes on afterwards.
         rows: of a body that holds nothing else, so that any bytes of this length will do; 0 for one to be read.
         options: what such a request says of its answer.
@@ -199,7 +230,7 @@ class RequestHead:
     header_length: int | None
     stated_timeout: float | None
     timeout: float
-    request_id: bytes | None
+    ids: Ids
     keep_alive: bool
     rows: int
     options: Any
@@ -215,7 +246,7 @@ class Exchange(Request):
         connection: by which it was received.
         head: of the request.
         arrived: when its first byte was read, on the clock of `time.perf_counter`.
-        request_id: the client's own; None has one made.
+        ids: the client's own.
 
     Attributes:
         answer: the whole answer, while it waits for its turn.
@@ -225,15 +256,17 @@ class Exchange(Request):
         first_stage: what happens until then, as Server-Timing names it.
     """
 
-    __slots__ = ("answer", "connection", "first_stage", "head", "is_last", "options", "parsed", "request_id")
+    __slots__ = (
+        "answer", "connection", "first_stage", "head", "is_last", "options", "parsed", "request_id", "traceparent",
+    )  # fmt: skip
 
     receiver: Endpoint
 
-    def __init__(self, connection: Connection, head: RequestHead, arrived: float, request_id: bytes | None) -> None:
+    def __init__(self, connection: Connection, head: RequestHead, arrived: float, ids: Ids) -> None:
         super().__init__(head.endpoint, deadline=arrived + head.timeout, arrived=arrived)
         self.connection = connection
         self.head = head
-        self.request_id = request_id
+        self.request_id, self.traceparent = ids
         self.is_last = not head.keep_alive
         self.parsed = arrived
         self.first_stage = b"parse"

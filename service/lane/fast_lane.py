@@ -21,8 +21,9 @@ from ..errors import InvalidInput, NotReady, ServiceError, Unsupported
 from ..keys import INFER
 from ..live.registry import Registry
 from ..metrics import Metrics
-from ..request_context import read_timeout, safe_request_id, shortest_timeout
+from ..request_context import read_timeout, read_traceparent, safe_request_id, shortest_timeout
 from ..settings import Settings
+from ..tracing import Tracing
 from ..transport.proxies import FORWARDED_FOR
 from ..v2.readers import Readers
 from .counts import AnswerCounts
@@ -58,6 +59,7 @@ class FastLane:
         error_log: told of every request that gets an error.
         access: knows the keys; a request whose key it would refuse is left to the application, which says why.
         access_log: told of every request, if it is on.
+        tracing: told of every request, if it is on.
     """
 
     def __init__(
@@ -70,13 +72,14 @@ class FastLane:
         error_log: ErrorLog,
         access: Access,
         access_log: AccessLog,
+        tracing: Tracing,
     ) -> None:
         self.registry = registry
         self.budget = budget
         self.access = access
         self.heads: BoundedDict[bytes, KnownHead] = BoundedDict(_MAX_HEADS)
         self.endpoints: dict[bytes, Endpoint] = {}
-        self._counts = AnswerCounts(metrics, access_log)
+        self._counts = AnswerCounts(metrics, access_log, tracing)
         self._error_log = error_log
         self._default_timeout = settings.default_timeout_seconds
         self._limits = Limits.of(settings)
@@ -134,7 +137,7 @@ class FastLane:
             header_length=header_length,
             stated_timeout=stated_timeout,
             timeout=shortest_timeout(self._default_timeout, stated_timeout),
-            request_id=safe_request_id(by_name.get(b"x-request-id")),
+            ids=(safe_request_id(by_name.get(b"x-request-id")), read_traceparent(by_name.get(b"traceparent"))),
             keep_alive=keep_alive,
             rows=rows,
             options=options,

@@ -8,15 +8,15 @@ of which can end a line. So a head that is known in this way means what it meant
 import re
 from typing import TYPE_CHECKING
 
-from ..request_context import safe_request_id
+from ..request_context import Ids, read_traceparent, safe_request_id
 
 if TYPE_CHECKING:
     from .exchange import RequestHead
 
-_REQUEST_ID = b"x-request-id"
-# The lane reads the first of them; neither it nor the application reads the others.
+_REQUEST_ID, _TRACEPARENT = b"x-request-id", b"traceparent"
+# The lane reads the first two of them; neither it nor the application reads the others.
 _NAMES = (
-    _REQUEST_ID, b"traceparent", b"tracestate", b"b3", b"x-b3-traceid", b"x-b3-spanid", b"x-b3-parentspanid",
+    _REQUEST_ID, _TRACEPARENT, b"tracestate", b"b3", b"x-b3-traceid", b"x-b3-spanid", b"x-b3-parentspanid",
     b"x-amzn-trace-id", b"x-cloud-trace-context", b"x-correlation-id", b"x-datadog-trace-id", b"x-datadog-parent-id",
     b"sentry-trace", b"uber-trace-id",
 )  # fmt: skip
@@ -37,7 +37,7 @@ class KnownHead:
         length: bytes of it.
     """
 
-    __slots__ = ("_id", "_ids", "_rest", "head", "is_exact", "length", "prefix")
+    __slots__ = ("_id", "_ids", "_rest", "_trace", "head", "is_exact", "length", "prefix")
 
     def __init__(self, raw: bytes, head: "RequestHead") -> None:
         found = list(_ID_LINE.finditer(raw))
@@ -49,7 +49,8 @@ class KnownHead:
         self.is_exact = not found
         self._ids = [slice(*match.span(2)) for match in found]
         self._rest = [(start, raw[start:stop]) for start, stop in zip(starts, stops[1:], strict=True)]
-        self._id = next((slice(*match.span(2)) for match in found if match[1].lower() == _REQUEST_ID), None)
+        places = {match[1].lower(): slice(*match.span(2)) for match in found}
+        self._id, self._trace = places.get(_REQUEST_ID), places.get(_TRACEPARENT)
 
     def begins(self, data: bytes) -> bool:
         """Return whether some bytes begin with this head, whatever its ids are."""
@@ -62,6 +63,11 @@ class KnownHead:
                 return False
         return not any(data[place].translate(None, _ID_BYTES) for place in self._ids)
 
-    def request_id(self, data: bytes) -> bytes | None:
-        """Return the client's own id in bytes that begin with this head; None has one made."""
-        return self.head.request_id if self._id is None else safe_request_id(data[self._id])
+    def ids(self, data: bytes) -> Ids:
+        """Return the client's own ids in bytes that begin with this head."""
+        request_id, traceparent = self.head.ids
+        if self._id is not None:
+            request_id = safe_request_id(data[self._id])
+        if self._trace is not None:
+            traceparent = read_traceparent(data[self._trace])
+        return request_id, traceparent

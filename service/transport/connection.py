@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ..errors import InvalidInput, Overloaded, ServiceError
-from ..request_context import read_request_id
+from ..request_context import read_request_id, read_traceparent
 from .asgi import Application, AsgiRequest, Server, address
 from .deadlines import Deadlines, Overdue, Phase
 from .flow import Flow
@@ -192,9 +192,10 @@ class Connection(asyncio.Protocol):
         now = self.loop.time()
         seconds = now - self.deadlines.since
         self.guard.refused(error.status, seconds)
-        request_id = read_request_id(dict(self.parser.headers).get(b"x-request-id"))
-        default_headers = self.server.state.default_headers
-        self._refusal = error_bytes(error, request_id, default_headers, seconds, is_last=True)
+        headers, default_headers = dict(self.parser.headers), self.server.state.default_headers
+        request_id = read_request_id(headers.get(b"x-request-id"))
+        traceparent = read_traceparent(headers.get(b"traceparent"))
+        self._refusal = error_bytes(error, request_id, default_headers, seconds, is_last=True, traceparent=traceparent)
         self.deadlines.enter(Phase.MUST_CLOSE, now)
         self._close_if_answered()
 

@@ -11,7 +11,13 @@ from ..request_context import Headers, server_timing
 
 
 def error_bytes(
-    error: ServiceError, request_id: bytes, default_headers: Headers, seconds: float, *, is_last: bool
+    error: ServiceError,
+    request_id: bytes,
+    default_headers: Headers,
+    seconds: float,
+    *,
+    is_last: bool,
+    traceparent: bytes | None = None,
 ) -> bytes:
     """Return the whole answer to a request that ended in an error.
 
@@ -21,12 +27,14 @@ def error_bytes(
         default_headers: what the server adds to every answer.
         seconds: since the request began.
         is_last: whether the connection ends with it; then it says `Connection: close`.
+        traceparent: of the request.
     """
     answer = error_answer(error, request_id.decode())
     headers = [
         *default_headers,
         (b"content-type", b"application/json"),
         (b"x-request-id", request_id),
+        *([(b"traceparent", traceparent)] if traceparent is not None else ()),
         (b"server-timing", server_timing(total=seconds)),
         *answer.headers,
         (b"content-length", b"%d" % len(answer.body)),

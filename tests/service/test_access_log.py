@@ -29,7 +29,12 @@ def test_each_request_has_a_line(fashion, caplog):
         named = {**OCTETS, "X-Request-Id": "mine"}
         assert http.post("/predict", content=PIXELS, headers=named).status_code == 200
         assert http.post("/predict?model=fashion&version=1", content=PIXELS, headers=named).status_code == 200
-        assert http.post("/predict", content=b"x", headers=named).status_code == 400
+        assert (
+            http.post(
+                "/predict", content=b"x", headers=named | {"traceparent": f"00-{'3' * 32}-{'2' * 16}-01"}
+            ).status_code
+            == 400
+        )
         assert http.get("/v2/models/none").status_code == 404
     found = lines(caplog)
     assert [(line["route"], line["status"]) for line in found] == [
@@ -41,7 +46,28 @@ def test_each_request_has_a_line(fashion, caplog):
     for line in found[:2]:
         assert (line["model"], line["version"], line["rows"], line["request_id"]) == ("fashion", 1, 3, "mine")
         assert 0 < line["ms"] < 60_000
-    assert found[2]["request_id"] == "mine"
+    assert (found[2]["request_id"], found[2]["trace_id"]) == ("mine", "3" * 32)
+    assert "trace_id" not in found[0]
+
+
+def test_each_call_of_grpc_has_a_line(fashion, caplog):
+    """With what a line of HTTP says, the status as HTTP has it, and the trace that the client is in."""
+    grpc = pytest.importorskip("grpc", reason="needs the extra grpc")
+    from tests.support.grpc_calls import request, stubs
+
+    caplog.set_level(logging.INFO, "foldserve.access")
+    app = create_app(Settings(models_dir=fashion, provider="cpu", access_log_rate=1000, grpc_port=0))
+    known = [("x-request-id", "mine"), ("traceparent", f"00-{'1' * 32}-{'2' * 16}-01")]
+    with serve(app), grpc.insecure_channel(f"127.0.0.1:{app.state.grpc.port}") as channel:
+        stubs(channel).ModelInfer(request(), metadata=known)
+        with pytest.raises(grpc.RpcError):
+            stubs(channel).ModelInfer(request(model="none"))
+    route = "/inference.GRPCInferenceService/ModelInfer"
+    found = lines(caplog)
+    assert [(line["route"], line["status"]) for line in found] == [(route, 200), (route, 404)]
+    told = {"model": "fashion", "version": 1, "rows": 3, "request_id": "mine", "trace_id": "1" * 32}
+    assert found[0].items() >= told.items()
+    assert "model" not in found[1]
 
 
 def test_it_is_off_by_default(fashion, caplog):

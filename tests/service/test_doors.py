@@ -117,6 +117,18 @@ def test_a_safe_request_id_comes_back_and_no_other(service, door):
 
 
 @every_door
+@pytest.mark.parametrize("headers", [{}, {"x_deadline_ms": "soon"}], ids=["answered", "refused"])
+def test_the_place_in_a_trace_comes_back(service, door, headers):
+    """As the client wrote it, also with a refusal; what is none is not repeated."""
+    for place in ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", f"00-{'1' * 32}-{'2' * 16}-00"):
+        for _ in range(2):  # the second time the head is known
+            assert DOORS[door](service, traceparent=place, **headers).headers["traceparent"] == place
+    zero, later, upper = "0" * 32, f"ff-{'1' * 32}-{'2' * 16}-00", f"00-{'A' * 32}-{'2' * 16}-00"
+    for none in (f"00-{zero}-{'2' * 16}-01", later, upper, "x", f"00-{'1' * 32}-{'2' * 16}-000"):
+        assert "traceparent" not in DOORS[door](service, traceparent=none, **headers).headers
+
+
+@every_door
 def test_an_answer_says_where_its_time_went(service, door):
     """The same stages in the same order, in milliseconds that add up."""
     started = time.perf_counter()

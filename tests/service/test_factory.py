@@ -3,11 +3,47 @@
 import subprocess
 import sys
 
+from tests.support import artifacts, processes
+
 
 def printed(program: str) -> list[str]:
     """The words that a fresh interpreter prints."""
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return run.stdout.split()
+
+
+def test_what_few_use_is_not_imported():
+    """Ray, fsspec and OpenTelemetry belong to extras, and cost nothing where they are not asked for."""
+    program = (
+        "import sys\n"
+        "import foldserve.service.command\n"
+        "from foldserve.service.factory import build_app\n"
+        "from foldserve.service.settings import Settings\n"
+        "app = build_app(Settings(), None)\n"
+        "extras = ('ray', 'fsspec', 'opentelemetry.sdk', 'opentelemetry.exporter')\n"
+        "print(*[name for name in extras if name in sys.modules])\n"
+    )
+    assert printed(program) == []
+
+
+def test_spans_without_the_extra_end_the_start_with_its_name(tmp_path):
+    """One line, not a traceback; and an address that is none is refused before."""
+    artifacts.publish_classifier(tmp_path)
+    flags = ("--models-dir", str(tmp_path), "--otlp-endpoint")
+    program = (
+        "import runpy, sys\n"
+        "sys.modules['opentelemetry.sdk'] = None\n"
+        "sys.argv[0] = 'foldserve'\n"
+        "runpy.run_module('service', run_name='__main__')\n"
+    )
+    command = [sys.executable, "-c", program, "--port", "0", *flags, "http://127.0.0.1:4318"]
+    done = subprocess.run(command, capture_output=True, text=True, env=processes.environment())
+    assert done.returncode == 3
+    assert "--otlp-endpoint needs the extra otel: pip install 'foldserve[otel]'" in done.stderr
+    assert "Traceback" not in done.stderr
+    code, lines = processes.failed(*flags, "localhost:4318")
+    assert (code, len(lines)) == (2, 1)
+    assert "expected an address of HTTP, such as http://localhost:4318" in lines[0]
 
 
 def test_an_application_is_built_with_the_collector_at_rest_and_no_threads_of_numpy():

@@ -6,15 +6,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 FAST = ("--provider", "cpu", "--buckets", "1,4", "--threads", "1")
 
 
-def command(*flags: str) -> list[str]:
-    return [sys.executable, "-m", "service", "--port", "0", *FAST, *flags]
+def command(*flags: str, python: str = sys.executable) -> list[str]:
+    return [python, "-m", "service", "--port", "0", *FAST, *flags]
 
 
 def environment() -> dict[str, str]:
@@ -22,14 +22,22 @@ def environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def started(*flags: str, ready_lines: int = 1, shell: str = ":") -> Iterator[tuple[subprocess.Popen, str]]:
+def started(
+    *flags: str,
+    ready_lines: int = 1,
+    shell: str = ":",
+    python: str = sys.executable,
+    variables: Mapping[str, str] | None = None,
+) -> Iterator[tuple[subprocess.Popen, str]]:
     """A service that has said `ready_lines` times that it is ready, and its address.
 
     No process of it outlives the block: where the service was killed, its workers end by themselves.
     Its `events` are the lines that it has written until then; `shell` is run before it, such as `ulimit -n 128`.
+    It runs by `python`, with `variables` beside those of this process.
     """
-    argv = ["/bin/sh", "-c", f'{shell}; exec "$@"', "sh", *command(*flags)]
-    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=environment())
+    argv = ["/bin/sh", "-c", f'{shell}; exec "$@"', "sh", *command(*flags, python=python)]
+    given = environment() | (variables or {})
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=given)
     process.events = []
     try:
         address, left = "", ready_lines

@@ -48,5 +48,6 @@ def grpc_server(parts: Any, name: str, version: str) -> GrpcServer:
         gate.address,
         limits.proxies,
         parts.access_log,
+        parts.tracing,
     )
     return GrpcServer(inference, HealthService(parts.registry), calls, gate, settings)

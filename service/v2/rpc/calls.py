@@ -24,6 +24,7 @@ from ...keys import ADMIN, INFER, OPEN, READ
 from ...metrics import Metrics
 from ...request_context import Caller, RequestContext
 from ...settings import Settings
+from ...tracing import Tracing
 from ...transport.proxies import FORWARDED_FOR, TrustedProxies
 from .descriptors import Method, Proto
 from .wire import read_small, split_request
@@ -94,6 +95,7 @@ class CallHandler:
         address: gives the address of a connection by the name that the library has for it.
         proxies: whose word on a client's address is taken.
         access_log: told of every call, if it is on.
+        tracing: the same.
     """
 
     def __init__(
@@ -106,11 +108,13 @@ class CallHandler:
         address: Callable[[str], str],
         proxies: TrustedProxies,
         access_log: AccessLog,
+        tracing: Tracing,
     ) -> None:
         self._access = access
         self._settings = settings
         self._metrics = metrics
         self._access_log = access_log
+        self._tracing = tracing
         self._error_log = error_log
         self._budget = budget
         self._address = address
@@ -236,6 +240,8 @@ class CallHandler:
         self._metrics.observe_request(call.route, "POST", status, seconds)
         if self._access_log.is_on:
             self._access_log.note(call.route, status, seconds, **context.known())
+        if self._tracing.is_on:
+            self._tracing.note_context(call.route, status, context)
 
 
 def _read_metadata(rpc: Rpc) -> Metadata:
