@@ -65,7 +65,7 @@ def fold(
             result of the form "graph".
         strict: raise when any norm had to stay.
         dynamic: True when the first axis of every tensor may vary, False when none may, else `torch.export`'s
-            dynamic_shapes.
+            dynamic_shapes. With False the result raises FoldError for other shapes than the example's.
         padding: "refuse" leaves a norm before a zero-padded convolution alone; "exact" folds it and adds the
             correction at the border that this takes.
         entrances: "traced" lets the result raise FoldError where it would give other numbers without a word: in
@@ -88,7 +88,7 @@ def fold(
     normalisation = None if all(value is None for value in wanted) else _normalisation(*wanted)
     module, notes = unwrapped(model)
     plan = make_fold_plan(module, example_inputs, dynamic, padding, normalisation, duplicate=duplicate)
-    folded = _folded(module, example_inputs, plan, notes, entrances)
+    folded = _folded(module, example_inputs, plan, notes, entrances, dynamic is False)
     if strict:
         folded.report.require_all_folded()
     return folded
@@ -164,7 +164,7 @@ def fold_input(
         raise FoldError("fold_input needs example_inputs for a model that is no result of fold; pass a tuple")
     exact = still_rounded(module, known.exact if known else {})
     plan = make_fold_plan(module, inputs, dynamic, padding, _normalisation(scale, mean, std), exact, input_only=True)
-    folded = _folded(module, inputs, plan, notes, entrances).model
+    folded = _folded(module, inputs, plan, notes, entrances, dynamic is False).model
     return CastInput(folded).eval() if uint8 else folded
 
 
@@ -184,10 +184,18 @@ def _normalisation(scale: Numbers | None, mean: Numbers | None, std: Numbers | N
     return InputNormalisation(**{name: value for name, value in given.items() if value is not None})
 
 
-def _folded(model: nn.Module, example_inputs: Inputs, plan: FoldPlan, notes: tuple[str, ...], entrances: str) -> Folded:
+def _folded(
+    model: nn.Module,
+    example_inputs: Inputs,
+    plan: FoldPlan,
+    notes: tuple[str, ...],
+    entrances: str,
+    has_one_size: bool,
+) -> Folded:
     folded, report, exact = carry_out(plan, model, example_inputs)
     if exact:
-        way = traced_way(model, example_inputs, tuple(exact), tuple(site.path for site in report.folded))
+        removed = tuple(site.path for site in report.folded)
+        way = traced_way(model, example_inputs, tuple(exact), removed, has_one_size)
         report = replace(report, entrances=other_entrances(folded, way))
         folded = guarded(folded, way) if entrances == "traced" else folded
     _ORIGINS[folded] = _Origin(example_inputs, exact)

@@ -1,17 +1,20 @@
 """A fold is right at every size, or refused, or raises at sizes that it was not read for."""
 
 import copy
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
-from foldserve.training.fold import explain, fold
+from foldserve.training.errors import FoldError
+from foldserve.training.fold import explain, fold, fold_input
 from tests.support.fold_cases import randomise
 
 FREE = ({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},)
@@ -127,7 +130,7 @@ def test_a_graph_refuses_sizes_that_it_was_not_read_for(name: str) -> None:
     result = fold(model, (torch.randn(2, 3, 32, 32),))
     assert result.report.form == "graph"
     assert off(result.model, model, 32) < 1e-5
-    with pytest.raises(ValueError, match=r"shape \(3, 3, 64, 64\); this folded graph was read for \(any, 3, 32, 32\)"):
+    with pytest.raises(FoldError, match=r"shape \(3, 3, 64, 64\); this folded graph was read for \(any, 3, 32, 32\)"):
         off(result.model, model, 64)
 
 
@@ -147,7 +150,7 @@ def test_a_graph_survives_pickle_with_its_guard() -> None:
     model = randomise(WithinForward(GRAPHS["mean"]))
     loaded = pickle.loads(pickle.dumps(fold(model, (torch.randn(2, 3, 32, 32),)).model))
     assert off(loaded, model, 32) < 1e-5
-    with pytest.raises(ValueError, match="fold again with `dynamic`"):
+    with pytest.raises(FoldError, match="fold again with `dynamic`"):
         off(loaded, model, 31)
 
 
@@ -157,6 +160,160 @@ def test_sizes_that_never_vary() -> None:
     report = fold(model, (torch.randn(2, 3, 32, 32),), dynamic=False).report
     assert len(report.folded) == 1
     assert report.proof.sizes == ("(2, 3, 32, 32)",)
+
+
+def test_other_sizes_raise_where_none_may_vary() -> None:
+    """What was folded with dynamic=False pads at odd sizes; its copy and a fold of the input raise too."""
+    model = randomise(nn.Sequential(nn.BatchNorm2d(3), SameConv(3, 8, 2, 2)))
+    folded = fold(model, (torch.randn(2, 3, 32, 32),), dynamic=False)
+    later = fold_input(folded, 1 / 255)
+    for one in (folded.model, copy.deepcopy(folded.model), later):
+        one(torch.randn(2, 3, 32, 32))
+        with pytest.raises(FoldError, match=r"\(2, 3, 31, 31\), but it was folded with .*\(2, 3, 32, 32\)"):
+            one(torch.randn(2, 3, 31, 31))
+    fold(model, (torch.randn(2, 3, 32, 32),), dynamic=False, entrances="any").model(torch.randn(2, 3, 31, 31))
+
+
+# Where a forward asks for its sizes, and a relu stands between convolution and norm for one answer alone: the sizes of
+# the example, at which there is none, and sizes at which there is.
+LIMIT = 23
+QUESTIONS: dict[str, tuple[Callable[[Tensor], Any], tuple[int, ...]]] = {
+    "small batches": (lambda x: x.shape[0] >= 7, (7, 3, 16, 16)),
+    "one batch": (lambda x: x.shape[0] == 5, (5, 3, 16, 16)),
+    "a batch of one": (lambda x: x.shape[0] == 1, (1, 3, 16, 16)),
+    "one width": (lambda x: x.shape[-1] == 17, (2, 3, 16, 17)),
+    "both sizes": (lambda x: tuple(x.shape[2:]) == (40, 24), (2, 3, 40, 24)),
+    "one after the other": (lambda x: x.shape[2] < 12 and x.shape[0] == 5, (5, 3, 11, 16)),
+    "sizes of each other": (lambda x: x.shape[2] > 3 * x.shape[3] + 1, (2, 3, 50, 16)),
+    "all numbers": (lambda x: x.numel() > 100_000, (2, 3, 130, 130)),
+    "the size of something computed": (lambda x: F.avg_pool2d(x, 2).shape[-1] == 9, (2, 3, 16, 18)),
+    "a comparison with another tensor": (lambda x: F.pad(x, [0, 9]).shape[-1] == 2 * x.shape[-1], (2, 3, 16, 9)),
+    "a remainder": (lambda x: x.shape[2] % 7 == 6, (2, 3, 20, 16)),
+    "a plain number": (lambda x: int(x.shape[0]) == 6, (6, 3, 16, 16)),
+    "the length": (lambda x: len(x) > 40, (41, 3, 16, 16)),
+    "a loop": (lambda x: any(number == 6 for number in range(x.shape[0])), (7, 3, 16, 16)),
+    "a constant of the module": (lambda x: len(x) == LIMIT, (23, 3, 16, 16)),
+    "a function of plain numbers": (lambda x: math.gcd(x.shape[2], 10) == 10, (2, 3, 30, 16)),
+    "the key of a dict": (lambda x: {6: True}.get(x.shape[0]), (6, 3, 16, 16)),
+    "an array of NumPy's": (lambda x: np.prod(x.shape[2:]) == 40 * 16, (2, 3, 40, 16)),
+}
+
+
+class Asks(nn.Module):
+    """A convolution and a norm, and what a question about the input puts between them."""
+
+    def __init__(self, question: Callable[[Tensor], Any], other: Callable[[Tensor], Tensor] = F.relu):
+        super().__init__()
+        self.conv, self.norm, self.question, self.other = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            question,
+            other,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(self.other(y) if self.question(x) else y)
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_every_question_about_sizes_is_answered_both_ways(name: str) -> None:
+    """At sizes that no step of any scheme would try, the forward does something else: the norm stays."""
+    question, shape = QUESTIONS[name]
+    model = randomise(Asks(question))
+    result = fold(model, (torch.randn(2, 3, 16, 16),))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    assert question(x)
+    assert not question(torch.randn(2, 3, 16, 16))
+    assert len(result.report.refused) == 1
+    torch.testing.assert_close(result.model(x), model(x))
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_a_question_that_changes_nothing_costs_no_norm(name: str) -> None:
+    """What is scaled by one stays right; what a forward asks, and does the same, is no reason to refuse."""
+    question, shape = QUESTIONS[name]
+    model = randomise(Asks(question, lambda y: y))
+    result = fold(model, (torch.randn(2, 3, 16, 16),))
+    assert len(result.report.folded) == 1
+    torch.testing.assert_close(
+        result.model(torch.zeros(shape) + 1), model(torch.zeros(shape) + 1), rtol=1e-4, atol=1e-4
+    )
+
+
+class Chooses(nn.Module):
+    """Two convolutions of one form, one of which the norm follows, by the size of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.norm = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.one(x) if x.shape[0] < 7 else self.two(x))
+
+
+class Returns(Chooses):
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = self.one(x), self.two(x)
+        return self.norm(one) + 0 * F.relu(two) if x.shape[0] < 7 else self.norm(two) + 0 * F.relu(one)
+
+
+@pytest.mark.parametrize("network", [Chooses, Returns])
+def test_the_same_operations_on_other_tensors_are_another_computation(network: type[nn.Module]) -> None:
+    """Operations and their numbers are equal for small and large batches; what they read is not."""
+    model = randomise(network())
+    folded = fold(model, (torch.randn(2, 3, 8, 8),)).model
+    for batch in (2, 6, 7, 8):
+        x = torch.randn(batch, 3, 8, 8)
+        torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_only_the_norm_that_a_choice_concerns_stays() -> None:
+    """A batch of one takes a relu before the first norm; the second norm is folded all the same, from any example."""
+
+    class TwoNorms(Asks):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last_norm(self.last(F.relu(super().forward(x))))
+
+    model = TwoNorms(lambda x: x.shape[0] != 1)
+    model.last, model.last_norm = nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4)
+    randomise(model)
+    for batch in (1, 2, 4):
+        report = fold(model, (torch.randn(batch, 3, 8, 8),)).report
+        assert [site.path for site in report.folded] == ["last_norm"]
+        assert [site.path for site in report.refused] == ["norm"]
+
+
+def test_a_graph_raises_where_the_forward_would_choose_otherwise() -> None:
+    """A choice behind a norm that takes the form of a graph: a graph has one way, and says for which sizes."""
+    choices: list[tuple[Callable[[Tensor], bool], int]] = [
+        (lambda x: x.shape[0] == 5, 5),
+        (lambda x: x.shape[0] == 1, 1),
+        (lambda x: x.shape[0] >= 7, 7),
+        (lambda x: x.shape[0] % 2 == 1, 3),
+    ]
+    for choice, other in choices:
+        model = randomise(WithinForward(lambda x, y, choice=choice: y * 2 if choice(x) else y))
+        result = fold(model, (torch.randn(2, 3, 8, 8),))
+        assert result.report.form == "graph"
+        x = torch.randn(6, 3, 8, 8)
+        torch.testing.assert_close(result.model(x), model(x), rtol=1e-4, atol=1e-4)
+        with pytest.raises(FoldError, match=r"axis 0 of input 0|this folded graph was read for"):
+            result.model(torch.randn(other, 3, 8, 8))
+
+
+def test_a_question_that_cannot_be_followed_is_in_the_report() -> None:
+    """A size as the key of a dict cannot be a symbol; the report says that only some sizes were looked at."""
+    model = randomise(Asks(lambda x: {6: True}.get(x.shape[0]), lambda y: y))
+    assert "sizes were looked at" in fold(model, (torch.randn(2, 3, 8, 8),)).report.notes[-1]
+    assert not fold(randomise(Asks(lambda x: x.shape[0] == 6)), (torch.randn(2, 3, 8, 8),)).report.notes
+
+
+def test_the_inputs_are_left_as_they_were() -> None:
+    """torch.export marks the tensors that it gets, and would take the mark for the wish of a later call."""
+    x = torch.randn(2, 3, 8, 8)
+    fold(randomise(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))), (x,))
+    assert not vars(x)
 
 
 def test_the_report_states_where_the_fold_is_proved() -> None:

@@ -25,10 +25,15 @@ def norms_of_one_size(
         if name in used and not (name in its and all(one.agrees_with(its[name][0]) for one in [*affines, *its[name]]))
     }
     staying = {norm.path: refusal for norm, refusal in there.refused.items()}
+    elsewhere = {  # in layers that take nothing in `graph`
+        norm.path
+        for norm, (layers, _) in there.folded.items()
+        if any(_name(other, layer) not in mine for layer in layers)
+    }
     return {
         norm: _refusal(other, norm, staying)
         for norm, (layers, _) in placement.folded.items()
-        if norm.path in staying or any(_name(graph, layer) in differing for layer in layers)
+        if norm.path in staying or norm.path in elsewhere or any(_name(graph, layer) in differing for layer in layers)
     }
 
 

@@ -25,14 +25,17 @@ class TracedWay:
     """What a guarded network lets through.
 
     Attributes:
-        arguments: of forward, by name: constants as they were given, a tensor as the number of its axes in a `_Rank`.
+        arguments: of forward, by name: constants as they were given, a tensor as the number of its axes in a `_Rank`,
+            or as its `_Shape`.
         changed: names of the tensors that a fold changed.
         removed: paths of the modules whose norm is gone.
+        has_one_size: tensors have to have the shapes of the example.
     """
 
     arguments: Mapping[str, Any]
     changed: tuple[str, ...]
     removed: tuple[str, ...]
+    has_one_size: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,19 @@ class _Rank:
     axes: int
 
 
-def traced_way(model: nn.Module, inputs: Inputs, changed: tuple[str, ...], removed: tuple[str, ...]) -> TracedWay:
-    """Return the way that `inputs` take through the forward of `model`."""
+@dataclass(frozen=True)
+class _Shape:
+    sizes: tuple[int, ...]
+
+
+def traced_way(
+    model: nn.Module, inputs: Inputs, changed: tuple[str, ...], removed: tuple[str, ...], has_one_size: bool = False
+) -> TracedWay:
+    """Return the way that `inputs` take through the forward of `model`; a model of one size stays one."""
     positional, keywords = ((), dict(inputs)) if isinstance(inputs, Mapping) else (inputs, {})
-    return TracedWay(_form(model, positional, keywords), changed, removed)
+    before = vars(model).get("_traced_way")
+    has_one_size = has_one_size or (before is not None and before.has_one_size)
+    return TracedWay(_form(model, positional, keywords, has_one_size), changed, removed, has_one_size)
 
 
 def unguarded_class(cls: type[nn.Module]) -> type[nn.Module]:
@@ -104,9 +116,9 @@ def methods_of(cls: type[nn.Module]) -> dict[str, FunctionType]:
 
 
 def require_form(model: nn.Module, way: TracedWay, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Raise FoldError for arguments of forward with other constants, or tensors of another rank, than were traced."""
+    """Raise FoldError for arguments of forward with other constants, or another form of tensors, than were traced."""
     try:
-        given = _form(model, args, kwargs)
+        given = _form(model, args, kwargs, way.has_one_size)
     except TypeError:
         return  # the call itself says it best
     for name in [*way.arguments, *given]:
@@ -122,16 +134,17 @@ _ABSENT = "nothing"
 
 
 def _is_incomparable(one: Any, other: Any) -> bool:
-    known = (*_CONSTANTS, _Rank, list, tuple, dict)
+    known = (*_CONSTANTS, _Rank, _Shape, list, tuple, dict)
     return not isinstance(one, known) and not isinstance(other, known)
 
 
 def _text(name: str, form: Any) -> str:
-    what = f"a tensor of {form.axes} axes" if isinstance(form, _Rank) else repr(form)
-    return f"{name}={what}"
+    if isinstance(form, _Shape):
+        return f"{name}=a tensor of shape {form.sizes}"
+    return f"{name}=a tensor of {form.axes} axes" if isinstance(form, _Rank) else f"{name}={form!r}"
 
 
-def _form(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _form(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], has_one_size: bool) -> dict[str, Any]:
     """Return the arguments of the model's forward by name, defaults included; see `TracedWay`."""
     expected = signature(unguarded_class(type(model)).forward)
     bound = expected.bind(model, *args, **kwargs)
@@ -140,12 +153,12 @@ def _form(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     for name, parameter in expected.parameters.items():
         if parameter.kind is Parameter.VAR_KEYWORD:
             named.update(named.pop(name, {}))
-    return {name: tree_map(_described, value) for name, value in named.items()}
+    return {name: tree_map(lambda one: _described(one, has_one_size), value) for name, value in named.items()}
 
 
-def _described(value: Any) -> Any:
+def _described(value: Any, has_one_size: bool) -> Any:
     if isinstance(value, Tensor):
-        return _Rank(value.ndim)
+        return _Shape(tuple(value.shape)) if has_one_size else _Rank(value.ndim)
     return value if isinstance(value, _CONSTANTS) else type(value).__name__
 
 

@@ -27,7 +27,7 @@ from .norms import Norm, find_norms
 from .parameters import Change, compute_changes
 from .placement import Placement, place_norms
 from .site_proof import prove_sites
-from .sizes import Variant, other_computations, variants
+from .sizes import Sizes, look_at_sizes, other_computations
 from .unmatched import norms_in_bodies, unmatched_norms
 from .wrappers import is_exported
 
@@ -40,7 +40,7 @@ class Reading:
         graph: for inputs of the example's sizes.
         norms: all that were recognised, in order of evaluation.
         unreadable: refused sites for those that were not.
-        sizes: the example's sizes and others that the model accepts; empty when they may not vary.
+        sizes: the example's sizes and others that the model accepts; none when they may not vary.
         others: graphs of those sizes at which the model computes in another way, each with its norms.
         exact_padding: norms may go into zero-padded convolutions, with a correction at the border.
         normalisation: of the input, to be folded as well; None for none.
@@ -50,7 +50,7 @@ class Reading:
     graph: TorchGraph
     norms: list[Norm]
     unreadable: list[Site]
-    sizes: list[Variant]
+    sizes: Sizes
     others: list[tuple[TorchGraph, list[Norm]]]
     exact_padding: bool
     normalisation: InputNormalisation | None
@@ -136,9 +136,9 @@ def _plan(
         norms, unreadable = _norms(model, graph)
     if normalisation is not None:
         norms = [normalisation.norm(graph), *norms]
-    sizes = variants(sharing_copy(model), example_inputs) if norms and dynamic is not False else []
+    sizes = look_at_sizes(sharing_copy(model), example_inputs) if norms and dynamic is not False else Sizes([])
     others = []
-    for inputs in other_computations(sizes, example_inputs):
+    for inputs in other_computations(sizes.variants, example_inputs):
         other = _graph(model, inputs, False, exact)
         if excluded is not None:
             other = _with_copies(other, find_norms(other)[0], excluded)[0]
@@ -268,7 +268,7 @@ def report_of(plan: FoldPlan) -> Report:
     stayed = [Site.refused(n.path, n.output.name, n.kind, r, channels=n.affine.channels) for n, r in refused]
     order = {node.name: position for node, position in plan.graph.order.items()}
     stayed = sorted([*stayed, *plan.reading.unreadable], key=lambda site: order.get(site.node, len(order)))
-    return Report(folded, tuple(stayed), notes=note_of(plan.reading.duplicates))
+    return Report(folded, tuple(stayed), notes=(*note_of(plan.reading.duplicates), *plan.reading.sizes.notes))
 
 
 def _site(norm: Norm, plan: FoldPlan, by_node: Mapping[Any, Change]) -> Site:

@@ -18,7 +18,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn.utils.prune import BasePruningMethod
-from torch.utils._pytree import SUPPORTED_NODES, tree_leaves
+from torch.utils._pytree import SUPPORTED_NODES, tree_leaves, tree_map
 
 from ...errors import FoldError
 from ..core import Array
@@ -268,7 +268,7 @@ def read(model: nn.Module, example_inputs: Inputs, dynamic: Any) -> ExportedProg
     for number, (sample, shapes) in enumerate(attempts, start=1):
         try:
             with quiet(), torch.no_grad():
-                program = torch.export.export(model, *_split(sample), dynamic_shapes=shapes, strict=False)
+                program = torch.export.export(model, *_split(_views(sample)), dynamic_shapes=shapes, strict=False)
                 if number == len(attempts) or sample is given or _agrees(program, model, given):
                     return program
         except Exception as err:  # torch.export raises nearly every type there is
@@ -280,6 +280,12 @@ def read(model: nn.Module, example_inputs: Inputs, dynamic: Any) -> ExportedProg
 def _split(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the inputs as positional arguments and keyword arguments."""
     return (inputs, {}) if isinstance(inputs, tuple) else ((), dict(inputs))
+
+
+def _views(inputs: Inputs) -> Inputs:
+    """Return the inputs as tensors of their own with the same values: torch.export marks those that it gets."""
+    views: Inputs = tree_map(lambda value: value.detach() if isinstance(value, Tensor) else value, inputs)
+    return views
 
 
 def _agrees(program: ExportedProgram, model: nn.Module, inputs: Inputs) -> bool:
@@ -311,19 +317,19 @@ def _dynamic_batch(model: nn.Module, inputs: Inputs) -> Any:
     if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in expected.parameters.values()):
         with suppress(TypeError):  # they do not fit, which torch.export says
             given = dict(expected.bind(*args, **kwargs).arguments)
-    return torch.utils._pytree.tree_map(spec, given)
+    return tree_map(spec, given)
 
 
 def _batch_of_two(inputs: Inputs) -> Inputs:
     """Return the inputs with a first axis of one doubled: torch.export takes a size of one for a constant."""
-    tensors = [v for v in torch.utils._pytree.tree_leaves(inputs) if isinstance(v, Tensor) and v.ndim > 1]
+    tensors = [v for v in tree_leaves(inputs) if isinstance(v, Tensor) and v.ndim > 1]
     if not tensors or any(v.shape[0] != 1 for v in tensors):
         return inputs
 
     def double(value: Any) -> Any:
         return torch.cat([value, value]) if isinstance(value, Tensor) and value.ndim > 1 else value
 
-    doubled: Inputs = torch.utils._pytree.tree_map(double, inputs)
+    doubled: Inputs = tree_map(double, inputs)
     return doubled
 
 

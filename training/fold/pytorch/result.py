@@ -45,7 +45,8 @@ def _written_and_proved(
         written = _written(lambda: ModuleWriter(model), model, example_inputs, plan)
         form, reason = "module", ""
     except FoldError as why:  # the tree has no place for a change, or the forward uses what the write-back took away
-        written = _written(lambda: GraphWriter(plan.graph), model, example_inputs, plan)
+        conditions = [question.expression for question in plan.reading.sizes.matters]
+        written = _written(lambda: GraphWriter(plan.graph, conditions), model, example_inputs, plan)
         form, reason = "graph", str(why)
     folded, exact, proof = written
     return folded, replace(report_of(plan), form=form, form_reason=reason, proof=proof), exact
@@ -74,7 +75,7 @@ def _written(
         concerned=plan.concerned_outputs,
         at_sites=lambda: prove_stored(plan.graph, plan.placement, plan.changes),
     )
-    others = (raw(inputs) for inputs in second_sizes(plan.reading.sizes, example_inputs))
+    others = (raw(inputs) for inputs in second_sizes(plan.reading.sizes.variants, example_inputs))
     second = next(filter(None, (proved_sizes(before, after, inputs, proof.amplification) for inputs in others)), "")
     sizes = (shapes_of(example_inputs), second)
     return writer.model, exact, replace(proof, sizes=tuple(filter(None, sizes)))

@@ -13,17 +13,22 @@ from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP, ShapeEnv
 from torch.utils._sympy.printers import PythonPrinter
 
 from ...errors import FoldError
+from .size_questions import axis_name, in_words
 
 _LEAST = 2  # torch.export assumes that a free axis has at least two; a single one is computed alike
 _MOST = 2**31  # no limit
 
 
+class OtherSize(FoldError, ValueError):  # noqa: N818 -- of the argument, as any ValueError
+    """A folded graph was given inputs of a size that it was not read for."""
+
+
 class SizeGuard(nn.Module):
-    """Raises ValueError for inputs of sizes, and FoldError for constants, that the graph was not read for.
+    """Raises OtherSize for inputs of sizes, and FoldError for constants, that the graph was not read for.
 
     Args:
         shapes: for each tensor, each axis as a number, or as a Python expression in the names of free sizes.
-        conditions: Python expressions in these names that have to be true.
+        conditions: Python expressions in these names, or in names of axes such as size_0_2, that have to be true.
         constants: the other inputs, by name.
     """
 
@@ -44,32 +49,36 @@ class SizeGuard(nn.Module):
                 )
         for number, (value, shape) in enumerate(zip(inputs, self.shapes, strict=False)):
             if value.ndim != len(shape):
-                raise ValueError(self._sentence(f"input {number} has shape {tuple(value.shape)}"))
+                raise OtherSize(self._sentence(f"input {number} has shape {tuple(value.shape)}"))
             for size, expected in zip(value.shape, shape, strict=True):
                 if isinstance(expected, str) and expected.isidentifier():
                     expected = known.setdefault(expected, size)
                 elif isinstance(expected, str):
                     expected = _evaluate(expected, known)
                 if size != expected:
-                    raise ValueError(self._sentence(f"input {number} has shape {tuple(value.shape)}"))
+                    raise OtherSize(self._sentence(f"input {number} has shape {tuple(value.shape)}"))
+        shapes = tuple(tuple(value.shape) for value in inputs[: len(self.shapes)])
+        known |= {axis_name(i, axis): size for i, shape in enumerate(shapes) for axis, size in enumerate(shape)}
         for condition in self.conditions:
             if not _evaluate(condition, known):
-                raise ValueError(self._sentence(f"sizes {known} do not fulfil {condition}"))
+                raise OtherSize(
+                    self._sentence(f"inputs of {', '.join(map(str, shapes))} do not fulfil {in_words(condition)}")
+                )
 
     def _sentence(self, problem: str) -> str:
         expected = ", ".join("(" + ", ".join(map(_free, shape)) + ")" for shape in self.shapes)
         return f"{problem}; this folded graph was read for {expected}: fold again with `dynamic` for other sizes"
 
 
-def size_guard(inputs: Iterable[Node], constants: Iterable[Node]) -> SizeGuard:
-    """Return the guard for a graph's inputs: the tensors, and those that are none."""
+def size_guard(inputs: Iterable[Node], constants: Iterable[Node], conditions: Iterable[str] = ()) -> SizeGuard:
+    """Return the guard for a graph's inputs: the tensors, those that are none, and more conditions; see `SizeGuard`."""
     printer = PythonPrinter()
     sizes = [tuple(node.meta["val"].shape) for node in inputs]
     shapes = [tuple(_size(size, printer) for size in shape) for shape in sizes]
     symbolic = [size for shape in sizes for size in shape if isinstance(size, torch.SymInt)]
     names = {size for shape in shapes for size in shape if isinstance(size, str) and size.isidentifier()}
-    conditions = _conditions(symbolic[0].node.shape_env, names, printer) if symbolic else []
-    return SizeGuard(shapes, conditions, {node.name: node.meta["val"] for node in constants})
+    assumed = _conditions(symbolic[0].node.shape_env, names, printer) if symbolic else []
+    return SizeGuard(shapes, [*assumed, *conditions], {node.name: node.meta["val"] for node in constants})
 
 
 def _size(size: Any, printer: PythonPrinter) -> int | str:

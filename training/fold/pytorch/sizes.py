@@ -5,20 +5,21 @@ whether to pad; what is legal there must be legal at every size at which the mod
 are recorded here, on tensors without values, so that large sizes cost nothing.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, is_dataclass
+from itertools import islice
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .float64 import Inputs, call
 from .process_state import quiet
+from .size_questions import FOLLOW, Question, Shapes, SizeReads, constants_of, questions
 
 Change = Callable[[int], int]
 Trace = tuple[tuple[str, str], ...]
@@ -40,27 +41,13 @@ _INSTEAD: tuple[tuple[Change, Change], ...] = (  # for a model that does not acc
     (lambda n: 2 * n, lambda n: 2 * n),
     (lambda n: 16 * n, lambda n: 16 * n),
 )
-# For a model that reads sizes: residues by 64, with which a size halved again and again is odd and even at every depth.
+# For a forward that reads sizes: other batches; where its questions cannot be followed also smaller steps of them, and
+# residues by 64, with which a size halved again and again is odd and even at every depth.
+_BATCHES: tuple[Change, ...] = (lambda n: n + 1, lambda _: 1, lambda n: 16 * n + 1)
+_MORE_BATCHES = (*range(1, 10), 15, 16, 17, 31, 32, 33, 63, 64, 65, 128, 256)
 _RESIDUES = ((0, 0), (1, 1), (63, 63), (21, 42), (42, 11), (11, 21))
-_READS: tuple[str, ...] = ("shape", "size", "numel", "nelement", "nbytes", "__len__")
-_READS += ("__iter__", "unbind", "split", "tensor_split", "chunk")  # how many parts there are is a size, too
+_MOST_TRIED, _TRIES, _MOST_CONSTANTS = 96, 3, 32  # sizes, sizes for one question, values of a plain number
 _LAYERS = ("convolution", "mm.", "batch_norm", "linear")
-# Operations whose arguments follow the sizes by themselves, so that other arguments are no other computation.
-_FOLLOW: tuple[str, ...] = ("view", "reshape", "expand", "slice", "select", "arange", "upsample", "adaptive", "repeat")
-_FOLLOW += (
-    "split",
-    "zeros",
-    "ones",
-    "empty",
-    "full",
-    "narrow",
-    "flatten",
-    "sym_",
-    "as_strided",
-    "rand",
-    "index",
-    "chunk",
-)
 
 
 @dataclass(frozen=True)
@@ -70,12 +57,12 @@ class Variant:
     Attributes:
         shapes: of each tensor among the inputs, in their order.
         trace: the operations, with those arguments that are no tensors.
-        reads_sizes: the model's forward looks at the size of a tensor, and may choose by it.
+        reads: the shapes that its forward looked at, and may choose by.
     """
 
-    shapes: tuple[tuple[int, ...], ...]
+    shapes: Shapes
     trace: Trace
-    reads_sizes: bool = True
+    reads: Shapes = ()
 
     def inputs(self, example: Inputs, *, has_values: bool = True) -> Inputs:
         """Return the example in these sizes, its values repeated or left out; without values at no cost."""
@@ -96,25 +83,158 @@ class Variant:
         return resized
 
 
-def variants(model: nn.Module, example: Inputs) -> list[Variant]:
-    """Return the example's own sizes and all others that are tried and accepted by the model.
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes that were looked at.
+
+    Attributes:
+        variants: the example's own sizes, and all others that were tried and accepted by the model.
+        matters: comparisons of its own sizes in the forward where another answer makes another computation, or none.
+        is_complete: every question about sizes was answered both ways, as far as there are such sizes.
+    """
+
+    variants: list[Variant]
+    matters: tuple[Question, ...] = ()
+    is_complete: bool = True
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the report has to say of them."""
+        if self.is_complete:
+            return ()
+        tried = len(self.variants)
+        return (f"what the forward asks about sizes cannot be followed to its end: {tried} sizes were looked at",)
+
+
+def look_at_sizes(model: nn.Module, example: Inputs) -> Sizes:
+    """Return the sizes that the model accepts, and at which it may compute in another way.
 
     Args:
         model: in eval mode; a copy, whose state may change.
         example: positional arguments, or a mapping of keyword arguments.
     """
-    own = _shapes(example)
-    first = _variant(model, example, own)
+    search = _Search(model, example)
+    first = search.tried(_shapes(example))
     if first is None:
-        return []  # it runs on no tensor without values
-    changes = (*_CHANGES, *map(_to_residues, _RESIDUES)) if first.reads_sizes else _CHANGES[:1]
-    for axes in _free_axes(own):
-        accepted = _accepted(model, example, axes, changes)
-        if len(accepted) < min(len(changes), len(_CHANGES)):
-            accepted += _accepted(model, example, axes, _INSTEAD)
-        if accepted:
-            return [first, *accepted]
-    return [first]
+        return Sizes([])  # it runs on no tensor without values
+    search.change_axes(_CHANGES if first.reads else _CHANGES[:1], _INSTEAD)
+    if not first.reads:
+        return Sizes(search.accepted)
+    search.change_batch(change(_batch(first.shapes)) for change in _BATCHES)
+    matters = search.answer_otherwise(first)
+    if matters is not None:
+        return Sizes(search.accepted, tuple(matters), search.is_complete)
+    search.change_axes(tuple(map(_to_residues, _RESIDUES)))
+    constants = constants_of(model)[:_MOST_CONSTANTS]
+    search.change_batch((*_MORE_BATCHES, *constants))
+    search.change_axes(tuple(map(_to_size, constants)))
+    return Sizes(search.accepted, is_complete=False)
+
+
+class _Search:
+    """Looks for sizes at which a model computes in another way."""
+
+    def __init__(self, model: nn.Module, example: Inputs):
+        self._model, self._example = model, example
+        self._tried: dict[Shapes, Variant | None] = {}
+        self.is_complete = True
+
+    @property
+    def accepted(self) -> list[Variant]:
+        return [variant for variant in self._tried.values() if variant is not None]
+
+    def tried(self, shapes: Shapes) -> Variant | None:
+        """Return the sizes with what the model runs for them, None when it does not accept them."""
+        if shapes not in self._tried:
+            self._tried[shapes] = _variant(self._model, self._example, shapes)
+        return self._tried[shapes]
+
+    def change_axes(
+        self, changes: tuple[tuple[Change, Change], ...], instead: tuple[tuple[Change, Change], ...] = ()
+    ) -> None:
+        """Try other sizes of what is behind the channels, or else of the second axis."""
+        own = _shapes(self._example)
+        for axes in _free_axes(own):
+            accepted = self._changed(own, axes, changes)
+            if len(accepted) < min(len(changes), len(_CHANGES)):
+                accepted += self._changed(own, axes, instead)
+            if accepted:
+                return
+
+    def _changed(
+        self, own: Shapes, axes: tuple[int, list[int]], changes: tuple[tuple[Change, Change], ...]
+    ) -> list[Variant]:
+        shapes = (_shapes_after(own, axes, change) for change in changes)
+        return [variant for one in shapes if one is not None and (variant := self.tried(one)) is not None]
+
+    def change_batch(self, batches: Iterable[int]) -> None:
+        """Try other sizes of the first axis, where all tensors have one in common."""
+        own = _shapes(self._example)
+        for batch in batches if _batch(own) else ():
+            self.tried(tuple((batch, *shape[1:]) if shape else shape for shape in own))
+
+    def answer_otherwise(self, first: Variant) -> list[Question] | None:
+        """Try sizes at which what the forward asks has another answer, there again what it asks, and so on.
+
+        Returns:
+            what it asks at its own sizes where another answer makes another computation, or where none was found that
+            the model accepts; None when it cannot be followed.
+        """
+        known, done, waiting = _stretches(first.trace), set[frozenset[str]](), [(first, True)]
+        matters: list[Question] = []
+        while waiting:
+            here, is_new = waiting.pop(0)
+            reads = [list(here.reads), *(list(v.reads) for v in self.accepted if len(v.reads) == len(here.reads))]
+            asked = questions(self._model, here.inputs(self._example, has_values=False), reads)
+            if asked is None and here is first:
+                return None
+            if asked is None:
+                self.is_complete = False
+                continue
+            for question, way in self._ways(asked, is_new):
+                if way in done:
+                    continue
+                done.add(way)
+                there = self._other_answer(question, asked, here)
+                stretches = set() if there is None else _stretches(there.trace)
+                if there is not None:
+                    waiting.append((there, not stretches <= known))
+                if here is first and not question.number and (there is None or there.trace != here.trace):
+                    matters.append(question)
+                known |= stretches
+        return matters
+
+    def _ways(self, asked: list[Question], is_new: bool) -> Iterator[tuple[Question, frozenset[str]]]:
+        """Return the questions, each with a key: of all answers on the way to another one, or of itself alone."""
+        constants = islice(constants_of(self._model), _MOST_CONSTANTS)
+        more = [one for question in asked if not question.is_seen for one in question.of_values(constants)]
+        for place, question in enumerate([*asked, *more]):
+            before = [one.expression for one in asked[:place] if is_new and not one.number]
+            alone = () if is_new else (question.expression,)
+            yield (
+                question,
+                frozenset([question.number or question.negation, *before, *(() if question.number else alone)]),
+            )
+
+    def _other_answer(self, question: Question, asked: list[Question], here: Variant) -> Variant | None:
+        for shapes in islice(question.other_answers(asked, here.shapes), _TRIES):
+            if len(self._tried) > _MOST_TRIED:
+                self.is_complete = False
+                return None
+            there = self.tried(shapes)
+            if there is not None:
+                return there
+        return None
+
+
+def _batch(shapes: Shapes) -> int:
+    """Return the first axis that all tensors have in common; 0 for none."""
+    batches = {shape[0] for shape in shapes if shape}
+    return batches.pop() if len(batches) == 1 else 0
+
+
+def _to_size(size: int) -> tuple[Change, Change]:
+    return lambda _: size, lambda _: size
 
 
 def _to_residues(residues: tuple[int, int]) -> tuple[Change, Change]:
@@ -140,7 +260,7 @@ def other_computations(accepted: list[Variant], example: Inputs) -> list[Inputs]
 
 def _stretches(trace: Trace) -> set[tuple[tuple[int, int], Trace]]:
     """Return the operations from each layer to the next, with the number of the layer and of all layers."""
-    starts = [0, *(place for place, (name, _) in enumerate(trace) if any(word in name for word in _LAYERS))]
+    starts = [0, *(place for place, (name, _) in enumerate(trace) if is_layer(name))]
     ends = [*starts[1:], len(trace)]
     pairs = enumerate(zip(starts, ends, strict=True))
     return {((number, len(starts)), trace[start:end]) for number, (start, end) in pairs}
@@ -149,34 +269,25 @@ def _stretches(trace: Trace) -> set[tuple[tuple[int, int], Trace]]:
 def second_sizes(accepted: list[Variant], example: Inputs) -> list[Inputs]:
     """Return inputs of other sizes to prove a fold on, best first: another batch, with other sizes where accepted."""
     own = _shapes(example)
-    batches = {shape[0] for shape in own if shape}
-    if len(batches) != 1 or not accepted:
+    batch = _batch(own)
+    if not batch or not accepted:
         return []
-    batch = batches.pop()
     new = batch - 1 if batch > 1 else 2
     small = [variant.shapes for variant in accepted[1:] if _count(variant.shapes) <= 2 * _count(own)]
     shapes = [tuple((new, *shape[1:]) if shape else shape for shape in one) for one in [*small, own]]
     return [Variant(one, ()).inputs(example) for one in shapes]
 
 
-def _count(shapes: tuple[tuple[int, ...], ...]) -> int:
+def _count(shapes: Shapes) -> int:
     return sum(prod(shape) for shape in shapes)
 
 
-def _accepted(
-    model: nn.Module, example: Inputs, axes: tuple[int, list[int]], changes: tuple[tuple[Change, Change], ...]
-) -> list[Variant]:
-    shapes = [_shapes_after(_shapes(example), axes, change) for change in changes]
-    tried = [_variant(model, example, one) for one in dict.fromkeys(shapes)]
-    return [variant for variant in tried if variant is not None]
-
-
-def _shapes(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
+def _shapes(inputs: Inputs) -> Shapes:
     leaves = tree_leaves(dict(inputs) if isinstance(inputs, Mapping) else inputs)
     return tuple(tuple(value.shape) for value in leaves if isinstance(value, Tensor))
 
 
-def _free_axes(shapes: tuple[tuple[int, ...], ...]) -> list[tuple[int, list[int]]]:
+def _free_axes(shapes: Shapes) -> list[tuple[int, list[int]]]:
     """Return what may change: the number of an input and its axes behind the channels, or else its second axis."""
     largest = max(range(len(shapes)), key=lambda number: len(shapes[number]), default=None)
     if largest is None or len(shapes[largest]) < 2:
@@ -185,9 +296,7 @@ def _free_axes(shapes: tuple[tuple[int, ...], ...]) -> list[tuple[int, list[int]
     return [(largest, axes) for axes in (behind, [1]) if axes]
 
 
-def _shapes_after(
-    shapes: tuple[tuple[int, ...], ...], free: tuple[int, list[int]], change: tuple[Change, Change]
-) -> tuple[tuple[int, ...], ...] | None:
+def _shapes_after(shapes: Shapes, free: tuple[int, list[int]], change: tuple[Change, Change]) -> Shapes | None:
     """Return the shapes with the free axes changed, and with them the axes of other inputs that have their size."""
     number, axes = free
     new = {axis: change[min(place, 1)](shapes[number][axis]) for place, axis in enumerate(axes)}
@@ -199,48 +308,67 @@ def _shapes_after(
     return tuple(tuple(shape) for shape in others)
 
 
-def _variant(model: nn.Module, example: Inputs, shapes: tuple[tuple[int, ...], ...] | None) -> Variant | None:
+def _variant(model: nn.Module, example: Inputs, shapes: Shapes) -> Variant | None:
     """Return the sizes with what the model runs for them, None when it does not accept them."""
-    if shapes is None:
-        return None
     inputs = Variant(shapes, ()).inputs(example, has_values=False)
-    mode, recorder, reads = FakeTensorMode(allow_non_fake_inputs=True), _Recorder(), _SizeReads()
+    mode, reads = FakeTensorMode(allow_non_fake_inputs=True), SizeReads()
+    fake = tree_map(lambda value: mode.from_tensor(value) if isinstance(value, Tensor) else value, inputs)
+    recorder = _Recorder(fake)
     try:
-        fake = tree_map(lambda value: mode.from_tensor(value) if isinstance(value, Tensor) else value, inputs)
         with quiet(), torch.no_grad(), mode, recorder, reads:
-            call(model, fake)
+            recorder.finish(call(model, fake))
     except Exception:  # whatever a model raises for sizes that are not its own
         return None
-    return Variant(shapes, tuple(recorder.trace), reads.any)
-
-
-class _SizeReads(TorchFunctionMode):
-    """Notes whether Python reads the size of a tensor; what reads none cannot choose by it."""
-
-    any = False
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        name = getattr(func, "__name__", "")
-        owner = getattr(getattr(func, "__self__", None), "__name__", "") if name == "__get__" else name
-        self.any = self.any or owner in _READS
-        return func(*args, **(kwargs or {}))
+    return Variant(shapes, tuple(recorder.trace), tuple(reads.shapes))
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes each operation with its arguments that are numbers, unless they follow the sizes; of a padding, if any."""
+    """Notes each operation: what it reads, and those arguments that are numbers, unless they follow the sizes.
 
-    def __init__(self) -> None:
+    A tensor goes by the place of the operation that made it, counted from the last layer; a constant by its identity.
+    Of a padding only whether it pads counts.
+    """
+
+    def __init__(self, inputs: Inputs) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.trace: list[tuple[str, str]] = []
+        self._layer, self._start = 0, 0
+        self._made: dict[int, tuple[Tensor, tuple[int, ...]]] = {}  # with the tensor, so that no other gets its id
+        self._note_made(inputs, -1)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = str(func)
-        follows = any(word in name for word in _FOLLOW)
-        numbers = [] if follows else [a for a in tree_leaves((args, kwargs)) if not isinstance(a, Tensor)]
+        if is_layer(name):
+            self._layer, self._start = self._layer + 1, len(self.trace)
+        follows = any(word in name for word in FOLLOW)
+        leaves = tree_leaves((args, kwargs))
+        numbers = [] if follows else [a for a in leaves if not isinstance(a, Tensor)]
         numbers = [any(numbers)] if "constant_pad" in name else numbers
-        self.trace.append((name, str(numbers)))
-        return func(*args, **(kwargs or {}))
+        self._note(name, numbers, leaves)
+        results = func(*args, **(kwargs or {}))
+        self._note_made(results, self._layer)
+        return results
+
+    def finish(self, outputs: Any) -> None:
+        """Note what is returned."""
+        self._note("output", [], tree_leaves(_fields(outputs)))
+
+    def _note(self, name: str, numbers: list[Any], leaves: list[Any]) -> None:
+        sources = [self._made[id(a)][1] if id(a) in self._made else id(a) for a in leaves if isinstance(a, Tensor)]
+        self.trace.append((name, f"{numbers} {sources}"))
+
+    def _note_made(self, results: Any, layer: int) -> None:
+        for number, result in enumerate(tree_leaves(results)):
+            if isinstance(result, Tensor):
+                self._made[id(result)] = result, (layer, len(self.trace) - self._start, number)
+
+
+def is_layer(name: str) -> bool:
+    """True for the name of an operation that has weights."""
+    return any(word in name for word in _LAYERS)
+
+
+def _fields(outputs: Any) -> Any:
+    return vars(outputs) if is_dataclass(outputs) else outputs

@@ -25,11 +25,16 @@ _CONSTANTS = (bool, int, float, str, type(None))
 
 
 class GraphWriter(Writer):
-    """The exported program as a GraphModule that takes new parameters."""
+    """The exported program as a GraphModule that takes new parameters.
+
+    Args:
+        graph: the program.
+        conditions: of the sizes for which it was read, beside those that torch.export found; see `Question`.
+    """
 
     model: GraphModule
 
-    def __init__(self, graph: TorchGraph):
+    def __init__(self, graph: TorchGraph, conditions: Iterable[str] = ()):
         exported = graph.program.module(check_guards=False)
         shared = GraphModule(exported, exported.graph)  # its tensors are the user's
         with quiet():
@@ -39,11 +44,12 @@ class GraphWriter(Writer):
         placeholders = [n for n in self.model.graph.nodes if n.op == "placeholder"]
         own = [n for n in graph.nodes if n.op == "placeholder" and graph.target(n) is None]
         self._inputs = {n.name: mine for n, mine in zip(own, placeholders, strict=True)}
-        self._guard_inputs(graph.user_inputs, [node for node in own if isinstance(node.meta.get("val"), _CONSTANTS)])
+        constants = [node for node in own if isinstance(node.meta.get("val"), _CONSTANTS)]
+        self._guard_inputs(graph.user_inputs, constants, conditions)
 
-    def _guard_inputs(self, tensors: list[Node], constants: list[Node]) -> None:
+    def _guard_inputs(self, tensors: list[Node], constants: list[Node], conditions: Iterable[str]) -> None:
         """Let the model refuse sizes and constants that the graph was not read for."""
-        self.model.add_submodule("size_guard", size_guard(tensors, constants))
+        self.model.add_submodule("size_guard", size_guard(tensors, constants, conditions))
         with self.model.graph.inserting_after(list(self._inputs.values())[-1]):
             guarded = tuple(self._inputs[node.name] for node in [*tensors, *constants])
             self.model.graph.call_module("size_guard", guarded)
