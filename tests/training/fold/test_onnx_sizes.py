@@ -126,3 +126,75 @@ def test_a_sequence_among_the_inputs_is_no_obstacle():
     model = net.model()
     model.graph.output.append(helper.make_tensor_value_info("count", TensorProto.INT64, []))
     assert len(fold_onnx(model).report.folded) == 1
+
+
+def turned_around(names: tuple[str, str], channels: int = 8) -> onnx.ModelProto:
+    """(a, 5, b) -> (a, 8, b) -> (b, 8, a) by a Reshape to computed sizes, and a norm: no weight can take that."""
+    net = Net(opset=17)
+    rows = net.node("Transpose", [net.input("x", names[0], 5, names[1])], perm=[0, 2, 1])
+    made = net.node("Transpose", [net.node("MatMul", [rows, net.constant("w", 5, channels)])], perm=[0, 2, 1])
+    sizes = net.node("Gather", [net.node("Shape", [made]), net.put("order", [2, 1, 0], np.int64)], axis=0)
+    net.output(net.norm(net.node("Reshape", [made, sizes]), channels, "y"), 3)
+    return net.model()
+
+
+@pytest.mark.parametrize("names", [("?", "?"), ("N", "N"), ("a", "b")])
+def test_sizes_that_are_called_alike_need_not_be_equal(names):
+    """Runtimes do not compare them, and "?" stands for whatever is not known: nothing may rest on it."""
+    model = turned_around(names)
+    folded = fold_onnx(model)
+    assert [site.code for site in folded.report.refused] == ["axis"]
+    x = np.random.default_rng(0).normal(size=(2, 5, 7)).astype("f")
+    np.testing.assert_array_equal(outputs(model, x=x)[0], outputs(folded.model, x=x)[0])
+
+
+def shaped_by_the_batch(claim: list[int | str] | None) -> onnx.ModelProto:
+    """A Reshape that keeps the axes below a batch of seven and turns them around above it; `claim` is in the file."""
+    net = Net(opset=17)
+    rows = net.node("MatMul", [net.input("x", "N", 8, 8), net.constant("w", 8, 8)])
+    turned = net.node("Transpose", [rows], perm=[0, 2, 1])
+    batch = net.node("Gather", [net.node("Shape", [turned]), net.put("zero", [0], np.int64)], axis=0)
+    few = net.node("Less", [batch, net.put("seven", [7], np.int64)])
+    shapes = [net.put(name, shape, np.int64) for name, shape in (("kept", [0, 8, -1]), ("flat", [8, 8, -1]))]
+    net.node("Reshape", [turned, net.node("Where", [few, *shapes])], "r")
+    net.output(net.norm("r", 8, "y"), 3)
+    model = net.model()
+    if claim is not None:
+        model.graph.value_info.append(helper.make_tensor_value_info("r", TensorProto.FLOAT, claim))
+    return model
+
+
+@pytest.mark.parametrize("claim", [None, ["N", 8, 8], ["N", 8, "M"], [2, 8, 8]])
+def test_what_a_file_says_of_values_in_between_is_not_believed(claim):
+    """It was true at the exporter's batch; no runtime looks at it, and no size that is proved shows it."""
+    model = shaped_by_the_batch(claim)
+    folded = fold_onnx(model)
+    assert not folded.report.folded
+    x = np.random.default_rng(0).normal(size=(16, 8, 8)).astype("f")
+    np.testing.assert_array_equal(outputs(model, x=x)[0], outputs(folded.model, x=x)[0])
+
+
+def test_a_shape_that_callers_may_replace_proves_nothing():
+    """An initializer that is an input as well is only a default."""
+    net = Net(opset=17)
+    rows = net.node("MatMul", [net.input("x", "N", 8, 8), net.constant("w", 8, 8)])
+    turned = net.node("Transpose", [rows], perm=[0, 2, 1])
+    net.output(net.norm(net.node("Reshape", [turned, net.put("shape", [0, 8, -1], np.int64)]), 8, "y"), 3)
+    model = net.model()
+    assert len(fold_onnx(model).report.folded) == 1
+    model.graph.input.append(helper.make_tensor_value_info("shape", TensorProto.INT64, [3]))
+    folded = fold_onnx(model)
+    assert not folded.report.folded
+    feeds = {"x": np.random.default_rng(0).normal(size=(8, 8, 8)).astype("f"), "shape": np.array([8, 8, 8])}
+    np.testing.assert_array_equal(outputs(model, **feeds)[0], outputs(folded.model, **feeds)[0])
+
+
+@pytest.mark.parametrize("op", ["Size", "Shape"])
+def test_another_domain_s_operation_reads_numbers(op):
+    """Only ONNX's own Shape and Size are known to look at sizes alone."""
+    net = Net(opset=17, extra_opsets=(("my.own", 1),))
+    c = net.node("Conv", [net.input("x", "N", 3, 8, 8), net.constant("w", 4, 3, 3, 3)])
+    net.node(op, [c], "z", domain="my.own")
+    net.output(net.norm(c, 4, "y"), 4)
+    net.output("z", 4)
+    assert [site.code for site in fold_onnx(net.model()).report.refused] == ["multi-use"]

@@ -18,8 +18,9 @@ from .functions import labels, norms_in_functions, refused_in_functions, with_no
 from .model_proof import compare_models
 from .order import with_nodes_in_order
 from .probe import Shapes
-from .protos import check, label, with_free_sizes, with_output_shapes
+from .protos import check, label, with_free_sizes
 from .scopes import fold_graph
+from .shapes import with_output_shapes
 
 
 @dataclass(frozen=True)

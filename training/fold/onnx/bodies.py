@@ -8,7 +8,8 @@ import onnx
 from onnx import NodeProto, helper
 
 from .graph import OnnxGraph
-from .protos import FLOAT_TYPES, free_names, subgraphs, with_output_shapes
+from .protos import FLOAT_TYPES, free_names, subgraphs
+from .shapes import with_output_shapes
 
 
 def lift(graph: OnnxGraph, body: onnx.GraphProto) -> onnx.ModelProto:

@@ -21,12 +21,12 @@ from .protos import (
     Dims,
     attributes,
     captures,
-    infer,
     names_of,
     operation,
     opset_of,
     to_tensor,
 )
+from .shapes import infer
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class OnnxGraph:
 
     def readers(self, value: str) -> list[Use]:
         """Return those of `uses` to which the numbers matter: not Shape and Size, which a fold leaves as they are."""
-        return [use for use in self.uses(value) if use.node.op_type not in SHAPE_ONLY or use.index < 0]
+        return [use for use in self.uses(value) if operation(use.node) not in SHAPE_ONLY or use.index < 0]
 
     def describe_readers(self, value: str) -> str:
         """Return how many readers `value` has, and which, as the beginning of a sentence."""
@@ -112,7 +112,7 @@ class OnnxGraph:
         return numbers if len(numbers) == len(wanted) else None
 
     def shape(self, value: str) -> Dims | None:
-        """Return the dimensions of `value` as `protos.infer` tells them, or None when its rank is not known."""
+        """Return the dimensions of `value` as `shapes.infer` tells them, or None when its rank is not known."""
         return self._shapes.get(value)
 
     def dtype(self, value: str) -> str | None:

@@ -14,7 +14,8 @@ from ..refusals import Refusal, RefusalCode
 from ..report import Proof
 from .pair import Pair
 from .probe import Probe, Prober, Shapes
-from .protos import check, with_free_sizes, with_output_shapes
+from .protos import check, with_free_sizes
+from .shapes import with_output_shapes
 from .site_proof import Segment, Sites, Verdicts, require_rounded_once
 
 

@@ -15,7 +15,8 @@ from onnx import TensorProto, helper
 from ...errors import ConfigError
 from ..rounding import round_once
 from .evaluator import Evaluator, Gap
-from .protos import FLOAT_TYPES, Dims, Values, infer
+from .protos import FLOAT_TYPES, Dims, Values
+from .shapes import declared, infer
 
 _INTEGERS = {getattr(TensorProto, f"{sign}INT{bits}") for sign in ("", "U") for bits in (8, 16, 32, 64)}
 _LARGE = 2**16  # elements of one row from which on a single row is enough work
@@ -70,6 +71,7 @@ class Prober:
     def __init__(self, evaluator: Evaluator, shapes: Shapes | None = None):
         self._evaluator = evaluator
         self._shapes, self._types = infer(evaluator.model)
+        self._shapes |= {value.name: declared(value) for value in evaluator.model.graph.input}
         given = {tensor.name for tensor in evaluator.model.graph.initializer}
         self._inputs = [value.name for value in evaluator.model.graph.input if value.name not in given]
         self._bound: dict[str, int] = {}
@@ -79,7 +81,8 @@ class Prober:
     def probes(self, wanted: set[str], starts: Collection[str] = ()) -> Iterator[Probe]:
         """Yield the first probe on which every wanted value can be computed, else the one with most of them.
 
-        Then yield one of another batch and other free sizes, when there is one on which as much can be computed.
+        Then yield one of another batch and other free sizes, when there is one on which as much can be computed; these
+        differ from each other where the model takes that.
 
         Args:
             wanted: names of values.
@@ -97,8 +100,9 @@ class Prober:
         computed, sizes = best.holds(wanted), best.sizes
         yield best
         del best
-        for other in (size + size // 2 - 1, 2 * size) if self._is_free else ():
-            probe = self._at(other, 3, wanted, starts)
+        odd = size + size // 2 - 1
+        for other, step in ((odd, 2), (odd, 0), (2 * size, 0)) if self._is_free else ():
+            probe = self._at(other, 3, wanted, starts, step)
             if probe.holds(wanted) == computed and probe.sizes != sizes:
                 yield probe
                 return
@@ -117,10 +121,12 @@ class Prober:
             if size == _SIZES[0] or all(self._elements(shape, size) <= _LARGEST for shape in free):
                 yield size
 
-    def _at(self, size: int, batch: int, wanted: set[str], starts: Collection[str]) -> Probe:
-        rng, sizes = np.random.default_rng(0), dict(self._bound)
+    def _at(self, size: int, batch: int, wanted: set[str], starts: Collection[str], step: int = 0) -> Probe:
+        """Return the probe of this size and batch; each further free size is larger by `step`."""
+        rng, sizes = np.random.default_rng(0), {**self._growing(size, step), **self._bound}
         made = {name: self._random(rng, name, sizes, size, batch) for name in self._inputs}
         feeds = {name: value for name, value in made.items() if value is not None}
+        sizes |= {f"{name}?{axis}": dim for name, value in feeds.items() for axis, dim in enumerate(value.shape)}
         values = self._evaluator.run(feeds, wanted)
         for name in sorted({*starts} - set(values)):
             value = self._random(rng, name, sizes, size, batch) if self._types.get(name) in FLOAT_TYPES else None
@@ -128,6 +134,13 @@ class Prober:
                 values[name] = value
         text = ", ".join(f"{name} {'x'.join(map(str, value.shape)) or 'scalar'}" for name, value in feeds.items())
         return Probe(feeds, values, dict(self._evaluator.unknown), text)
+
+    def _growing(self, size: int, step: int) -> dict[str, int]:
+        """Return a size for each free dimension that is no batch, `size` and `step` more for each further one."""
+        shapes = [self._declared(name) for name in self._inputs]
+        batches = {shape[0] for shape in shapes if shape}
+        free = dict.fromkeys(dim for shape in shapes for dim in shape[1:] if isinstance(dim, str))
+        return {dim: size + step * place for place, dim in enumerate(dim for dim in free if dim not in batches)}
 
     def _bind(self, name: str, shape: tuple[int, ...]) -> None:
         declared = self._declared(name)

@@ -1,7 +1,7 @@
-"""Facts about an ONNX model that can be read without changing it: types, shapes, names, captures of subgraphs.
+"""Facts about an ONNX model that can be read without changing it: names, attributes, values, captures of subgraphs.
 
-First in the ONNX flow; `graph` builds its editable view from these. Shapes come from ONNX's own inference on a
-skeleton without the weights, so that a large model is not serialised for it.
+First in the ONNX flow; `shapes` and `graph` build on it. A skeleton is the model without its weights, so that a large
+one is not serialised for a check.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
+from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ...errors import FoldError
 from ..rounding import BFLOAT16
@@ -34,39 +34,6 @@ def opset_of(model: onnx.ModelProto) -> int:
     """Return the version of the default operator set, 0 when the model imports none."""
     versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     return int(versions[0]) if versions else 0
-
-
-def infer(model: onnx.ModelProto) -> tuple[dict[str, Dims], dict[str, int]]:
-    """Return shape and element type of each value of the main graph, as far as ONNX can tell them.
-
-    A dimension is an int, the name that the model gives it, or a name of its own ("value?axis") when nothing is known:
-    two dimensions are equal only if these are.
-    """
-    inferred = shape_inference.infer_shapes(_skeleton(model), strict_mode=False, data_prop=True)
-    shapes: dict[str, Dims] = {}
-    types: dict[str, int] = {}
-    for value in (*inferred.graph.value_info, *inferred.graph.output, *inferred.graph.input):
-        tensor = value.type.tensor_type
-        types[value.name] = int(tensor.elem_type)
-        if tensor.HasField("shape"):
-            shapes[value.name] = tuple(_dimension(d, value.name, i) for i, d in enumerate(tensor.shape.dim))
-    for tensor in model.graph.initializer:
-        types[tensor.name], shapes[tensor.name] = int(tensor.data_type), tuple(tensor.dims)
-    return shapes, types
-
-
-def with_output_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return `model`, or a copy with inferred shapes where its outputs have none: runtimes do not mind, ONNX does."""
-    if not any(map(_is_tensor_without_shape, model.graph.output)):
-        return model
-    shapes, _ = infer(model)
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for value in copy.graph.output:
-        if _is_tensor_without_shape(value) and value.name in shapes:
-            dims = [dim if isinstance(dim, int) or "?" not in dim else None for dim in shapes[value.name]]
-            value.CopyFrom(helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, dims))
-    return copy
 
 
 def with_free_sizes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -97,7 +64,7 @@ def check(model: onnx.ModelProto, what: str, *, full: bool = True) -> None:
     large = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer) > _CHECKED_WHOLE
     model = _without_outputs_of_unknown_rank(model)
     try:
-        onnx.checker.check_model(_skeleton(model) if full and large else model, full_check=full)
+        onnx.checker.check_model(skeleton(model) if full and large else model, full_check=full)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as err:
         first = next((line for line in str(err).splitlines() if line.strip()), type(err).__name__)
         raise FoldError(f"{what} is not valid ONNX: {first.strip()}; expected one that passes onnx.checker") from err
@@ -262,7 +229,7 @@ def with_initializers_as_inputs(model: onnx.ModelProto, tensors: list[TensorProt
     return rebuilt(model, inputs=inputs, initializers=[t for t in model.graph.initializer if t.name not in names])
 
 
-def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
+def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model without the data of its large initializers."""
     large = [tensor for tensor in model.graph.initializer if int(np.prod(tensor.dims)) > _SMALL]
     return with_initializers_as_inputs(model, large)
@@ -278,7 +245,7 @@ def _declarations(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
 
 def _without_outputs_of_unknown_rank(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return `model`, or one that gives the number of elements in place of each output without a shape."""
-    unknown = [value.name for value in model.graph.output if _is_tensor_without_shape(value)]
+    unknown = [value.name for value in model.graph.output if is_tensor_without_shape(value)]
     if not unknown:
         return model
     sizes = {name: f"{name}_size_of_unknown_rank" for name in unknown}
@@ -288,11 +255,6 @@ def _without_outputs_of_unknown_rank(model: onnx.ModelProto) -> onnx.ModelProto:
     return rebuilt(model, nodes=[*model.graph.node, *nodes], outputs=outputs)
 
 
-def _is_tensor_without_shape(value: onnx.ValueInfoProto) -> bool:
+def is_tensor_without_shape(value: onnx.ValueInfoProto) -> bool:
+    """True for a tensor of which not even the rank is declared."""
     return value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape")
-
-
-def _dimension(dim: onnx.TensorShapeProto.Dimension, value: str, axis: int) -> int | str:
-    if dim.HasField("dim_value"):
-        return int(dim.dim_value)
-    return dim.dim_param or f"{value}?{axis}"

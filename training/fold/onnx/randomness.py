@@ -12,7 +12,8 @@ from onnx import NodeProto, helper, numpy_helper
 
 from ..rounding import BFLOAT16, round_once
 from .operators import RANDOM
-from .protos import TYPE_NUMBERS, Values, attributes, infer, operation, rebuilt, subgraphs
+from .protos import TYPE_NUMBERS, Values, attributes, operation, rebuilt, subgraphs
+from .shapes import infer
 
 PLAIN_DRAWS = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"})
 
