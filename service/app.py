@@ -166,8 +166,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         await app.state.reconciler.start()
         await _start_grpc(app)
     except (ServiceError, OSError) as err:
-        is_news = app.state.workers is None or app.state.workers.is_first("start-failure")
-        app.state.start_failure = str(err) if is_news else ""
+        app.state.start_failure = str(err)
+        if app.state.workers is None or app.state.workers.is_first("start-failure"):
+            logger.error("%s", err)
+        raise
+    except Exception as err:
+        app.state.start_failure = str(err)
+        logger.exception("the start failed")
         raise
     names = [f"{model.name}/{model.version}" for model in registry.models()]
     unverified = [f"{model.name}/{model.version}" for model in registry.models() if not model.is_verified]

@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"foldserve serve: {err}\n")
         return START_FAILED
     server_config(settings)  # logging, before there is anything to say
+    logging.captureWarnings(True)  # which would go to standard error as lines that are no events
     if settings.on == "ray":
         return _serve_on_ray(settings)
     settings = fit_to_memory(settings, available_memory())

@@ -112,12 +112,12 @@ async def _send_error(answer: ErrorAnswer, send: Send) -> None:
 
 
 def _one_line_failures(scope: Scope, send: Send) -> Send:
-    """Return a `send` that reports a start we refused ourselves as its sentence rather than as a traceback."""
+    """Return a `send` that keeps uvicorn from writing the traceback of a start whose reason is in the log already."""
 
     async def send_plain(message: Message) -> None:
         reason = getattr(scope["app"].state, "start_failure", None) if "app" in scope else None
         if message["type"] == "lifespan.startup.failed" and reason is not None:
-            message = {**message, "message": reason}
+            message = {**message, "message": ""}
         await send(message)
 
     return send_plain

@@ -29,9 +29,13 @@ if TYPE_CHECKING:
 _TIFF_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16")
 _TIFF_PACKINGS = ("raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate")
 _BLOCK_BYTES = 8_192  # of a file that its decoder gets at one time
+# A decoder looks at each chunk of a PNG and each segment of a JPEG in Python; writers make them of 4 KiB at least.
+_FEWEST_READS, _BYTES_OF_A_READ = 10_000, 256
 
 PngImagePlugin.MAX_TEXT_MEMORY = PngImagePlugin.MAX_TEXT_CHUNK  # of inflated texts; 64 times as much else
 
+# It would go to standard error as it stands, which is no line of a log, once for each text that a stranger thinks of.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 # Below 179 megapixels Pillow only warns of a decompression bomb, and goes on.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
@@ -81,7 +85,7 @@ def open_image(data: bytes, budget: PixelBudget, place: str = "image") -> ImageF
     if not data:
         raise InvalidInput(f"{place}: 0 bytes, expected a {expected} file")
     try:
-        image = Image.open(_Watched(data, budget.beat), formats=[name.upper() for name in budget.formats])
+        image = Image.open(_Watched(data, budget.beat, place), formats=[name.upper() for name in budget.formats])
     except ServiceError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
@@ -90,9 +94,10 @@ def open_image(data: bytes, budget: PixelBudget, place: str = "image") -> ImageF
         raise InvalidInput(f"{place}: not a {expected} image, expected the bytes of one") from err
     budget.take(image.width, image.height, place)
     _refuse_unusual_tiff(image, place)
-    if data.startswith(b"\xff\xd8") and has_more_scans(data, budget.scans):
+    if data.startswith(b"\xff\xd8") and has_more_scans(data, budget.scans, _most_reads(data)):
         raise InvalidInput(
-            f"{place}: more than {budget.scans} scans, expected a baseline or progressive JPEG with fewer"
+            f"{place}: more than {budget.scans} scans, or more segments than a file of its size has, expected a "
+            "baseline or progressive JPEG with fewer"
         )
     image.decodermaxblock = _BLOCK_BYTES
     return image
@@ -111,13 +116,28 @@ def _refuse_unusual_tiff(image: ImageFile, place: str) -> None:
 
 
 class _Watched(io.BytesIO):
-    """A file that says each time it is read that its decoder goes on, and can end it so."""
+    """A file that says each time it is read that its decoder goes on, and can end it so, as many tiny parts do."""
 
-    def __init__(self, data: bytes, beat: Callable[[], None]) -> None:
+    def __init__(self, data: bytes, beat: Callable[[], None], place: str) -> None:
         super().__init__(data)
         self._beat = beat
+        self._place = place
+        self._reads_left = _most_reads(data)
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Return the next bytes."""
+        """Return the next bytes.
+
+        Raises:
+            InvalidInput: it was read more often than a file of its size has to be.
+        """
         self._beat()
+        self._reads_left -= 1
+        if self._reads_left < 0:
+            raise InvalidInput(
+                f"{self._place}: more chunks or segments than one of {len(self.getbuffer())} bytes has, save it anew"
+            )
         return super().read(size)
+
+
+def _most_reads(data: bytes) -> int:
+    return _FEWEST_READS + len(data) // _BYTES_OF_A_READ

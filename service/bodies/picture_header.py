@@ -32,16 +32,25 @@ def picture_pixels(data: bytes) -> int | None:
     return None
 
 
-def has_more_scans(data: bytes, most: int) -> bool:
-    """Return whether a JPEG file has more scans than that: the decoder goes over the whole picture for each of them."""
+def has_more_scans(data: bytes, most: int, most_markers: int) -> bool:
+    """Return whether a JPEG file has more scans than that: the decoder goes over the whole picture for each of them.
+
+    Args:
+        data: the file.
+        most: scans.
+        most_markers: a file with more of them is not looked through to its end, and said to have more scans too.
+    """
     if data.count(b"\xff\xda") <= most:
         return False
-    scans, position = 0, 2
+    scans, markers, position = 0, 0, 2
     while match := _MARKER.search(data, position):
         marker = match[1][0]
         position = match.end()
+        markers += 1
         if marker == _END:
             return False
+        if markers > most_markers:
+            return True
         if marker not in _ALONE:
             position += int.from_bytes(data[position : position + 2], "big")
         if marker == _START_OF_SCAN:

@@ -15,7 +15,8 @@ from foldserve.service.keys import new_key
 from tests.support import artifacts, processes
 
 PYTHON = os.environ.get("CONTRACT_PYTHON", "")
-EXAMPLES = int(os.environ.get("CONTRACT_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("CONTRACT_EXAMPLES", "40"))
+SEED = os.environ.get("CONTRACT_SEED", "14")
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 SECONDS = 120
 pytestmark = [
@@ -54,7 +55,7 @@ def service(request, access, tmp_path: Path) -> Iterator[str]:
 def schemathesis(address: str, key: str, folder: Path, *flags: str) -> None:
     """Run it; what it found is the failure's text."""
     command = [PYTHON, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run", f"{address}/openapi.json"]
-    command += ["--max-examples", str(EXAMPLES), "--max-time", str(SECONDS), "--seed", "14", "--no-color"]
+    command += ["--max-examples", str(EXAMPLES), "--max-time", str(SECONDS), "--seed", SEED, "--no-color"]
     environment = os.environ | {"CONTRACT_KEY": key}
     limits = {"timeout": SECONDS * 4, "cwd": folder}
     done = subprocess.run([*command, *flags], env=environment, capture_output=True, text=True, **limits)

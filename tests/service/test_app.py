@@ -1,6 +1,7 @@
 """The application as a whole: its parts are its own, its failures have one shape, its end is orderly."""
 
 import asyncio
+import json
 import logging
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from fastapi import FastAPI
 from foldserve.service.app import create_app
 from foldserve.service.errors import ArtifactInvalid, EngineError, NotReady, Overloaded
 from foldserve.service.settings import Settings
-from tests.support import artifacts
+from tests.support import artifacts, processes
 from tests.support.live import serve
 
 OCTETS = {"Content-Type": "application/octet-stream"}
@@ -92,6 +93,15 @@ def test_a_failed_load_stops_the_start(models, damage):
         asyncio.run(start())
     assert str(folder) in app.state.start_failure
     assert "\n" not in app.state.start_failure
+
+
+def test_why_a_start_failed_is_said_once_by_the_service_itself(tmp_path):
+    """One line, under a name of ours, with one worker and with two."""
+    for workers in ("1", "2"):
+        code, lines = processes.failed("--models-dir", str(tmp_path), "--workers", workers)
+        events = [json.loads(line) for line in lines]
+        assert (code, [event["logger"] for event in events]) == (3, ["foldserve.service.app"])
+        assert "holds no <model>/<version>/model.onnx" in events[0]["event"]
 
 
 def failing(models: Path, error: Exception) -> FastAPI:

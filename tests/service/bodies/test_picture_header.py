@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
 
@@ -13,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from foldserve.format.image import first_format_recipe
 from foldserve.service.bodies.images import decode_image
 from foldserve.service.bodies.limits import PixelBudget
-from foldserve.service.bodies.picture_header import picture_pixels
+from foldserve.service.bodies.picture_header import has_more_scans, picture_pixels
 from foldserve.service.errors import DeadlineExceeded, InvalidInput
 
 GREY = first_format_recipe(28, 28, 1, background=7)
@@ -144,3 +146,59 @@ def test_the_pixels_that_a_file_states_are_read_without_a_decoder(kind):
     assert picture_pixels(encode(noise(30, 50, 3), kind, exif=exif)) == 1500
     for data in (b"", b"\xff", b"\xff\xd8", b"\xff\xd8\xff", b"\xff\xd8" + b"\xff\xe0\0\2" * 1_000, b"GIF89a" * 9):
         assert picture_pixels(data) is None
+
+
+def with_segments(kind: str, count: int) -> bytes:
+    """A picture behind or in so many parts that say nothing: chunks, segments, fill bytes."""
+    if kind == "text chunks":
+        whole = encode(noise(28, 28))
+        text = b"\0\0\0\3tEXtk\0v" + struct.pack(">I", zlib.crc32(b"tEXtk\0v"))
+        return whole[:33] + text * count + whole[33:]
+    if kind == "empty IDAT":
+        whole = encode(noise(28, 28))
+        return whole[:33] + (b"\0\0\0\0IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))) * count + whole[33:]
+    whole = encode(noise(28, 28), "JPEG")
+    part = {"comments": b"\xff\xfe\0\2", "fill bytes": b"\xff", "restarts": b"\xff\xd0"}[kind]
+    return whole[:2] + part * count + whole[2:]
+
+
+@pytest.mark.parametrize("kind", ["text chunks", "empty IDAT", "comments", "fill bytes", "restarts"])
+def test_a_file_in_a_great_many_parts_is_refused(kind):
+    """A decoder looks at each in Python: megabytes of them held it for as long as anybody waited."""
+    watched = []
+    budget = PixelBudget(BUDGET, beat=lambda: watched.append(0))
+    with pytest.raises(InvalidInput, match="chunks or segments"):
+        decode_image(with_segments(kind, 1_000_000), GREY, budget, "instances[3]")
+    assert len(watched) < 80_000
+    assert decode_image(with_segments(kind, 200), GREY, PixelBudget(BUDGET)).shape == GREY.shape
+
+
+@pytest.mark.parametrize("count", [300_000, 1_000_000])
+def test_segments_between_scans_are_not_followed_without_end(count):
+    """Those that stand behind the first scan the decoder never shows to Python; the count of scans has its own end."""
+    whole = encode(noise(64, 64, 3), "JPEG", progressive=True)
+    end = b"\xff\xfe\0\2" * count + b"\xff\xda\0\2" * 200
+    assert has_more_scans(whole[:-2] + end, 100, 10_000)
+    assert not has_more_scans(whole, 100, 10_000)
+
+
+ASK = """
+import sys
+from foldserve.format.image import first_format_recipe
+from foldserve.service.bodies.images import decode_image
+from foldserve.service.bodies.limits import PixelBudget
+print(decode_image(sys.stdin.buffer.read(), first_format_recipe(28, 28, 1), PixelBudget(784)).shape)
+"""
+
+
+def test_what_a_decoder_warns_of_is_not_written():
+    """Lines that are no events, and as many texts as strangers think of."""
+    tag = b"\xff\xff\1\x12\0\3\0\0\0\1\0\6\0\0"
+    exif = b"Exif\0\0MM\0*\0\0\0\x08" + tag
+    whole = encode(noise(28, 28), "JPEG")
+    file = whole[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + whole[2:]
+    with pytest.warns(UserWarning, match="Corrupt EXIF"):
+        Image.open(io.BytesIO(file)).getexif()
+    done = subprocess.run([sys.executable, "-c", ASK], input=file, capture_output=True, check=True)
+    assert done.stdout.strip().endswith(b"28, 28)")
+    assert done.stderr == b""
