@@ -45,7 +45,7 @@ def read_manifest(folder: Path, root: Path | None = None) -> dict[str, Any]:
     path = folder / MANIFEST_FILE
     try:
         manifest = json.loads(regular_file(path, root).read_bytes())
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, RecursionError) as err:
         raise FormatError(f"{path} cannot be read as JSON: {err}") from err
     if not isinstance(manifest, dict):
         raise FormatError(f"{path} holds a {type(manifest).__name__}, expected an object")
@@ -131,8 +131,8 @@ def regular_file(path: Path, root: Path | None = None) -> Path:
     """
     place = path
     if root is not None and path.is_symlink():
-        place = path.resolve(strict=True)
-        if not place.is_relative_to(root.resolve()):
+        place = Path(os.path.realpath(path, strict=True))  # `resolve` raises no OSError where a link leads to itself
+        if not place.is_relative_to(os.path.realpath(root)):
             raise FormatError(f"{path} is not a regular file but a link out of {root}; links are not followed there")
     if not stat.S_ISREG(place.lstat().st_mode):
         raise FormatError(f"{path} is not a regular file; links are not followed")

@@ -95,5 +95,5 @@ def canonical_json(value: object) -> str:
 def _json(metadata: Mapping[str, str], key: str) -> Any:
     try:
         return json.loads(metadata[key])
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise FormatError(f"{key} in the model's metadata is not JSON: {err}") from err

@@ -76,7 +76,7 @@ def read_task(metadata: Mapping[str, str], outputs: Collection[str]) -> Task:
 def _threshold(metadata: Mapping[str, str]) -> float:
     try:
         value = json.loads(metadata.get(THRESHOLD, "0.5"))
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if type(value) not in (int, float) or not 0 <= value <= 1:
         raise FormatError(f"{THRESHOLD} is {metadata[THRESHOLD][:80]}, expected a number 0 to 1")
@@ -88,7 +88,7 @@ def _columns(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
         return None
     try:
         names = json.loads(metadata[COLUMNS])
-    except ValueError:
+    except (ValueError, RecursionError):
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise FormatError(f"{COLUMNS} is {metadata[COLUMNS][:80]}, expected an array of different names")

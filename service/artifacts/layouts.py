@@ -38,7 +38,7 @@ class MountedModel:
             return {self._stated(self._root)[1] or _FIRST: self._root}
         try:
             with os.scandir(self._root) as entries:
-                numbers = [entry.name for entry in entries if is_version(entry.name) and entry.is_dir()]
+                numbers = [entry.name for entry in entries if is_version(entry.name) and os.path.isdir(entry.path)]
         except OSError:
             return {}
         return {int(number): self._root / number for number in numbers if _holds_a_version(self._root / number)}

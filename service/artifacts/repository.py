@@ -115,7 +115,13 @@ class Repository:
         Raises:
             ArtifactInvalid: the root is not a folder that can be read.
         """
-        names = set(self._folders(self.root, is_model_name, MODEL_NAME_RULE))
+        try:
+            names = set(self._folders(self.root, is_model_name, MODEL_NAME_RULE))
+        except OSError as err:
+            raise ArtifactInvalid(
+                f"models folder {self.root} cannot be read: {err.strerror or err}; --models-dir names another, "
+                "`foldserve publish` makes one, --demo serves the model that comes along"
+            ) from err
         if mounted := self._mounted.versions():
             names.add(self._mounted.name(mounted))
         models = {name: self._places(name, mounted) for name in sorted(names)}
@@ -168,7 +174,7 @@ class Repository:
         if version not in places:
             raise ModelNotFound(f"model {name!r} has no version {version}; there are {sorted(places)}")
         path = places[version]
-        if not path.resolve().is_relative_to(self.links.resolve()):
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.links)):
             raise ArtifactInvalid(f"{path} is a link out of {self.links}; a link may only lead to a place within it")
         if os.path.lexists(path / MANIFEST_FILE):
             is_mounted = path in (self.root, self.root / str(version))
@@ -211,24 +217,25 @@ class Repository:
         if mounted and self._mounted.name(mounted) == name:
             return mounted
         folder = self.root / name
-        if not is_model_name(name) or not folder.is_dir() or folder in mounted.values():
+        if not is_model_name(name) or not os.path.isdir(folder) or folder in mounted.values():
             return {}
-        return {int(number): folder / number for number in self._folders(folder, is_version, VERSION_RULE)}
+        try:
+            return {int(number): folder / number for number in self._folders(folder, is_version, VERSION_RULE)}
+        except OSError as err:  # which takes no other model along
+            if folder not in self._named:
+                self._named.add(folder)
+                _log.warning("folder %s is left out, it cannot be read: %s", folder, err.strerror or err)
+            return {}
 
     def _folders(self, parent: Path, keeps_rule: Callable[[str], bool], rule: str) -> list[str]:
         """Return the names of the folders that keep a rule, in alphabetical order.
 
         Raises:
-            ArtifactInvalid: the parent is not a folder that can be read.
+            OSError: the parent is not a folder that can be read.
         """
-        try:
-            with os.scandir(parent) as entries:
-                names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
-        except OSError as err:
-            raise ArtifactInvalid(
-                f"models folder {self.root} cannot be read: {err.strerror or err}; --models-dir names another, "
-                "`foldserve publish` makes one, --demo serves the model that comes along"
-            ) from err
+        with os.scandir(parent) as entries:
+            shown = [entry for entry in entries if not entry.name.startswith(".")]
+        names = sorted(entry.name for entry in shown if os.path.isdir(entry.path))  # a link to itself is none
         for name in names:
             if not keeps_rule(name) and parent / name not in self._named:
                 self._named.add(parent / name)

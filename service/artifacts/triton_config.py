@@ -5,6 +5,7 @@ from it. What would give other answers when it is left out is refused by name. N
 graph; when batches run, and where, is this service's own matter.
 """
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ def read_config(folder: Path, root: Path) -> TritonConfig:
             would be left out.
     """
     path = folder / CONFIG_FILE
-    if not path.is_file():
+    if not os.path.isfile(path):  # which no damaged folder makes raise
         return TritonConfig()
     text = _COMMENT.sub(lambda match: match[1] or "", _content(path, root))
     bare = _QUOTED.sub('""', text)

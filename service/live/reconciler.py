@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ..artifacts.repository import Repository
 from ..artifacts.triton_config import CONFIG_FILE, VersionPolicy
-from ..errors import ArtifactInvalid, ServiceError, VersionLost
+from ..errors import ArtifactInvalid, NotReady, ServiceError, VersionLost
 from ..metrics import Metrics
 from ..processes.workers import Workers
 from ..settings import Settings
@@ -96,6 +96,7 @@ class Reconciler:
         self._passes: dict[str, asyncio.Task[None]] = {}  # of the poll, by model
         self._polling: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
+        self._failure = ""  # of the last poll, which is logged once
 
     async def start(self) -> None:
         """Load what is wanted of every model, and poll for changes from then on.
@@ -155,9 +156,18 @@ class Reconciler:
         """Return the versions of each model that are on disk now; the event loop goes on meanwhile.
 
         Raises:
-            ArtifactInvalid: the models folder is not one that can be read.
+            ArtifactInvalid: the models folder is not one that can be read, at the start.
+            NotReady: the same, later.
         """
-        on_disk, files, self.held_back, self.policies = await self._disk.look()
+        try:
+            on_disk, files, self.held_back, self.policies = await self._disk.look()
+        except ArtifactInvalid as err:
+            if not self._is_started:
+                raise
+            reason = getattr(err.__cause__, "strerror", None) or err
+            raise NotReady(
+                f"models folder {self.repository.root} cannot be read: {reason}; what serves goes on"
+            ) from err
         self._on_disk = on_disk
         self._files.update(files)
         return on_disk
@@ -262,8 +272,11 @@ class Reconciler:
                     if name not in self._passes and self._missing(name):
                         self._passes[name] = task = asyncio.create_task(self._load_missing(name))
                         task.add_done_callback(functools.partial(self._end_pass, name))
+                self._failure = ""
             except ServiceError as err:  # the disk can fail for a moment; what serves goes on
-                _log.error("following the models failed: %s", err)
+                if str(err) != self._failure:
+                    self._failure = str(err)
+                    _log.error("following the models failed: %s", err)
             except Exception:
                 _log.exception("following the models failed")
 

@@ -1,6 +1,7 @@
 """Version folders: those that are what they claim, and every way of not being that."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,20 @@ def test_a_folder_that_breaks_the_rule_is_named_in_one_warning(fashion, caplog):
     assert any(warning.endswith("without leading zeros") for warning in warnings)
 
 
+@pytest.mark.parametrize("place", ["broken", "fashion/7", "broken/1", "fashion/3/manifest.json"])
+def test_what_cannot_be_looked_at_hides_no_other_model(fashion, place):
+    """A link to itself, wherever it is, or a folder that is none: all else is listed and opens."""
+    path = fashion / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(path)
+    repository = Repository(fashion, allow_unverified=True)
+    places = repository.places()
+    assert repository.held_back(places) == {}
+    assert repository.version_policies(places) == {}
+    assert places["fashion"][1] == fashion / "fashion/1"
+    assert repository.open("fashion", 1).version == 1
+
+
 def test_the_newest_version_opens_by_default(fashion):
     """Version 10 is newer than version 9, and an older one can be asked for."""
     for version in (9, 10):
@@ -65,6 +80,14 @@ def test_what_is_not_there_is_said_with_what_is(fashion):
         repository.open("fashion", 7)
     with pytest.raises(ArtifactInvalid, match="cannot be read"):
         Repository(fashion / "nowhere").models()
+
+
+def link_to_itself(name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).symlink_to(folder / name)
+
+    return change
 
 
 def flip_a_bit(folder: Path) -> None:
@@ -123,6 +146,12 @@ CORRUPTIONS = {
     "a file too many": (lambda folder: (folder / "extra.bin").write_bytes(b"x"), "extra.bin"),
     "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "holds no manifest.json"),
     "manifest not JSON": (lambda folder: (folder / "manifest.json").write_text("<html>"), "cannot be read as JSON"),
+    "manifest nested deep": (
+        lambda folder: (folder / "manifest.json").write_text("[" * 1_000_000),
+        "cannot be read as JSON",
+    ),
+    "manifest a link to itself": (link_to_itself("manifest.json"), "cannot be read as JSON.*symbolic links"),
+    "model a link to itself": (link_to_itself("model.onnx"), "cannot be read.*symbolic links"),
     "manifest a list": (lambda folder: (folder / "manifest.json").write_text("[]"), "expected an object"),
     "future format": (lambda folder: artifacts.rewrite_manifest(folder, format=2), "format is 2, expected 1"),
     "format true": (lambda folder: artifacts.rewrite_manifest(folder, format=True), "format is True"),

@@ -202,6 +202,21 @@ def test_no_models_stop_the_start(models):
         asyncio.run(start(models / "nowhere"))
 
 
+@on_loop
+async def test_a_models_folder_that_goes_is_503_for_operators_alone(fashion, tmp_path):
+    """Calls that look at it say what is gone; what serves goes on, and all is well again when it is back."""
+    async with loaded(fashion, state_dir=tmp_path / "state") as models:
+        fashion.rename(tmp_path / "elsewhere")
+        calls = (models.control.index, lambda: models.control.show("fashion"), lambda: models.control.load("fashion"),
+                 lambda: models.control.promote("fashion", 1), lambda: models.control.unload("fashion"))  # fmt: skip
+        for call in calls:
+            with pytest.raises(NotReady, match=r"cannot be read: No such file or directory; what serves goes on"):
+                await call()
+        assert models.registry.get("fashion").version == 1
+        (tmp_path / "elsewhere").rename(fashion)
+        assert [row["state"] for row in await models.control.index()] == ["READY"]
+
+
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="CUDA is at hand")
 @on_loop
 async def test_a_device_that_cannot_be_had_stops_the_start_or_is_reported(fashion):
