@@ -18,7 +18,7 @@ from foldserve.format.errors import FormatError
 from foldserve.format.manifest import MANIFEST_FILE, MODEL_FILE, check_files, held_back, read_manifest, write_manifest
 from foldserve.format.names import MODEL_NAME_RULE, VERSION_RULE, is_model_name, is_version
 
-from .disk import TEMPORARY, FolderLock, permissions, sync_folder, write_whole
+from .disk import TEMPORARY, FolderLock, obstacle, permissions, sync_folder, write_whole
 from .errors import ArtifactError, ConfigError
 from .triton import LABELS_NAME, companion_files
 
@@ -88,10 +88,8 @@ def check_publishable(models_dir: Path, name: str, class_names: Sequence[str] | 
         and labels.read_text(encoding="utf-8").splitlines() != list(class_names)
     ):
         raise ConfigError(f"--name {name}: {labels} names other classes; publish under another --name")
-    existing = next(
-        folder for folder in (models_dir / name, *(models_dir / name).absolute().parents) if folder.exists()
-    )
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    existing = obstacle(models_dir / name)
+    if existing is not None:
         raise ConfigError(f"--models-dir {models_dir}: {existing} is no folder that can be written; choose another")
 
 

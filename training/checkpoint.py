@@ -5,7 +5,6 @@ and images an epoch sees follows from seed and epoch alone, so no random state i
 """
 
 import io
-import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from .config import Recipe
 from .disk import write_file
 from .errors import CheckpointError
 from .fit import EpochRecord, Snapshot
+from .user_model.weights_file import holds_objects
 
 CHECKPOINT_NAME = "last.pt"
 FORMAT = 1
@@ -82,8 +82,10 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         _check_sums(path)
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as err:
+    except Exception as err:  # pickle's and zipfile's errors, and torch's own, share no base
         reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
+        if holds_objects(err):
+            reason = "it holds objects beside tensors, and code in a file is never run"
         raise CheckpointError(f"{path} cannot be read as a checkpoint ({reason}); start a new run") from err
     if not isinstance(stored, dict):
         raise CheckpointError(f"{path} holds a {type(stored).__name__}, expected a run's checkpoint; start a new run")

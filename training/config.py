@@ -4,7 +4,6 @@ First on the way: everything to its right reads a `Recipe` and nothing reads the
 checked without data or a device; what depends on the size of the data is checked by `fit`.
 """
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
@@ -27,6 +26,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 NETWORKS = ("lenet-bn", "mlp", "resnet-small")
 LARGEST_SEED = 2**63 - 1  # what torch.manual_seed takes without wrapping
+LARGEST_RATE = 1e30  # what Adam's first steps make of it, ten times as much, is a float32 still
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Recipe:
         pool: pooling of the convolutional part, `avg` or `max`.
         norm: batch normalization by PyTorch (`torch`), by hand (`scratch`) or left out (`none`).
         epochs: passes over the training set, at least 1.
-        learning_rate: step size, finite and above 0; with the schedule `linear` the largest one.
+        learning_rate: step size, above 0 and at most 1e30; with the schedule `linear` the largest one.
         optimizer: plain SGD (`sgd`), `adam`, or `muon` for the hidden matrices beside Adam for the rest.
         schedule: learning rate `constant`, or `linear`: up over a tenth of the steps, then down to 0.
         augment: `mirror` turns a random half of each epoch's images left to right, `none` leaves them.
@@ -175,5 +175,5 @@ def _check_integer(flag: str, value: object, smallest: int, largest: int) -> Non
 
 def _check_learning_rate(value: object) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value <= 0:  # type: ignore[arg-type, operator]
-        raise ConfigError(f"--lr {value}: expected a finite number above 0")
+    if not is_number or not 0 < value <= LARGEST_RATE:  # type: ignore[operator]
+        raise ConfigError(f"--lr {value}: expected a number above 0 and at most {LARGEST_RATE:.0e}")

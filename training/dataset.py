@@ -68,6 +68,7 @@ class Dataset:
         val_labels: likewise.
         image: how a picture becomes an image; None: as format 1 has it, laid into the image on black.
         test_files: the picture of each test image, where they are files.
+        warnings: what people should know of the data before they are trained on.
     """
 
     train_images: NDArray[np.uint8]
@@ -81,6 +82,7 @@ class Dataset:
     val_labels: NDArray[np.int64] | None = field(default=None, kw_only=True)
     image: ImageRecipe | None = field(default=None, kw_only=True)
     test_files: Sequence[Path] = field(default=(), kw_only=True)
+    warnings: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def picture(self) -> ImageRecipe:

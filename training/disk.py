@@ -64,6 +64,12 @@ def _publish(temporary: Path, path: Path) -> None:
         os.rename(temporary, path)
 
 
+def obstacle(folder: Path) -> Path | None:
+    """Return the file, or the folder without the right, that keeps `folder` from being filled; None: there is none."""
+    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    return None if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK) else existing
+
+
 def sync_folder(folder: Path) -> None:
     """Return when the entries of `folder` are on the disk."""
     handle = os.open(folder, os.O_RDONLY)

@@ -6,6 +6,7 @@
     ├── DatasetError     the data is missing, or is not Fashion-MNIST
     ├── DeviceError      the device that --device names is not there
     ├── DivergenceError  the loss became NaN or infinite
+    ├── NetworkError     the network failed, or memory ran out, while it was trained
     ├── RankError        another process of a training on several ended, or does not answer
     ├── CheckpointError  a checkpoint cannot be read, or belongs to another run
     ├── FoldError        a normalisation cannot be folded exactly
@@ -55,6 +56,10 @@ class DeviceError(TrainingError):
 
 class DivergenceError(TrainingError):
     """The loss became NaN or infinite."""
+
+
+class NetworkError(TrainingError):
+    """The network of the user raised something, or memory ran out, while it was trained or proved."""
 
 
 class RankError(TrainingError):

@@ -229,9 +229,11 @@ def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, snapshot: Snaps
 
 
 def _require_finite(model: nn.Module, epoch: int) -> None:
-    """Raise DivergenceError when the last step broke the weights: its own loss was still finite."""
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
-        raise DivergenceError(f"the weights became infinite in the last step of epoch {epoch}; lower --lr")
+    """Raise DivergenceError when the last step broke weights or running statistics: its own loss was still finite."""
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in (*model.parameters(), *model.buffers())):
+        raise DivergenceError(
+            f"weights or running statistics were infinite after the last step of epoch {epoch}; lower --lr"
+        )
 
 
 @torch.no_grad()

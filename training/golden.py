@@ -28,18 +28,22 @@ def choose(labels: NDArray[np.int64], logits: NDArray[np.float64], rows: int = R
     Args:
         labels: (N,) true classes.
         logits: (N, classes) of the float64 oracle.
-        rows: how many; fewer where fewer have a clear answer.
-
-    Raises:
-        VerifyError: a class has no image with a clear answer.
+        rows: how many; fewer where fewer have a clear answer. Where none has one, any images: their scores prove
+            something still.
     """
     candidates = np.flatnonzero(are_clear(logits))
-    first = [candidates[labels[candidates] == class_id][:1] for class_id in np.unique(labels)]
-    if any(rows_of_class.size == 0 for rows_of_class in first):
-        raise VerifyError(f"only {candidates.size} images have a clear answer, and not of every class; train longer")
-    chosen = np.concatenate(first)[:rows]
+    if not candidates.size:
+        candidates = np.arange(len(labels))
+    _, first = np.unique(labels[candidates], return_index=True)
+    chosen = candidates[first][:rows]
     rest = np.setdiff1d(candidates, chosen)[: rows - chosen.size]
     return np.sort(np.concatenate([chosen, rest]))
+
+
+def unclear_classes(labels: NDArray[np.int64], logits: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the classes of `labels` of which no image has a clear answer, ascending."""
+    unclear: NDArray[np.int64] = np.setdiff1d(labels, labels[are_clear(logits)])
+    return unclear
 
 
 def are_clear(logits: NDArray[np.float64]) -> NDArray[np.bool_]:

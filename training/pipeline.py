@@ -76,12 +76,14 @@ class Package:
         manifest: the manifest but for what publishing adds.
         report: what the fold did.
         parity: what the verification measured.
+        notes: what people should know of the golden answers.
     """
 
     model: bytes
     manifest: Mapping[str, Any]
     report: Report
     parity: Parity
+    notes: tuple[str, ...] = ()
 
 
 def train(
@@ -243,16 +245,17 @@ def package(
     model = model_file.to_bytes(model_file.export(folded, metadata=described, image_shape=(channels, height, width)))
     oracle = oracle_logits(trained.network, dataset.test_images)
     parity = check_parity(trained.network, folded, model, dataset, algebra=algebra_of(report), oracle=oracle)
+    known, notes = golden_answers(oracle, model, dataset, trained.network)
     manifest = {
         "created": f"{created:%Y-%m-%dT%H:%M:%SZ}",
-        "golden": golden_answers(oracle, model, dataset, trained.network).as_dict(),
+        "golden": known.as_dict(),
         "accuracy": accuracy_of(trained, parity) | held_out_accuracy(model, dataset, trained.val_accuracy),
         "parity": parity.as_dict(),
         "fold": report.as_dict(),
         "training": training_of(trained, len(dataset.train_labels), split),
         "environment": dict(environment),
     }
-    return Package(model=model, manifest=manifest, report=report, parity=parity)
+    return Package(model=model, manifest=manifest, report=report, parity=parity, notes=notes)
 
 
 def check_worth(manifest: Mapping[str, Any], dataset: Dataset, min_accuracy: float | None, run: Path) -> None:
@@ -324,10 +327,13 @@ def algebra_of(report: Report) -> dict[str, float | None]:
     return {site.path or site.node: site.proof_error for site in report.folded}
 
 
-def golden_answers(oracle: NDArray[np.float64], model: bytes, dataset: Dataset, network: nn.Module) -> Golden:
-    """Return what goes into the manifest's `golden`, after seeing that `model` gives these answers here.
+def golden_answers(
+    oracle: NDArray[np.float64], model: bytes, dataset: Dataset, network: nn.Module
+) -> tuple[Golden, tuple[str, ...]]:
+    """Return what goes into the manifest's `golden`, after seeing that `model` gives these answers here, and notes.
 
-    Where the test images are files, so are the questions: a start then proves decoding and recipe with the graph.
+    Where the test images are files, so are the questions: a start then proves decoding and recipe with the graph. Where
+    no image has a clear class, the answers are scores alone.
 
     Args:
         oracle: (N, classes), logits of the unfolded network in float64 for the test images.
@@ -336,7 +342,7 @@ def golden_answers(oracle: NDArray[np.float64], model: bytes, dataset: Dataset, 
         network: the unfolded one, for pictures that are kept at the model's size and so have other pixels.
 
     Raises:
-        VerifyError: it does not, or too few examples are clear.
+        VerifyError: it does not.
     """
     most = golden.MOST_BYTES // math.prod(dataset.test_images.shape[1:])
     rows = golden.choose(dataset.test_labels, oracle, max(1, min(golden.ROWS, most)))
@@ -347,13 +353,27 @@ def golden_answers(oracle: NDArray[np.float64], model: bytes, dataset: Dataset, 
         files = pack([(f"test picture {row}", _content(dataset.test_files[row])) for row in rows], dataset.picture)
         images = np.stack([decode(file.content, dataset.picture) for file in files])
         logits = oracle_logits(network, images)
-        clear = np.flatnonzero(golden.are_clear(logits))
-        if not clear.size:
-            raise VerifyError("no test picture has a clear answer at the model's size; train longer")
-        files, images, logits = tuple(files[row] for row in clear), images[clear], logits[clear]
-    known = Golden({model_file.INPUT_NAME: images}, golden.expected_outputs(logits), golden.TOLERANCE)
+    outputs = golden.expected_outputs(logits)
+    clear = np.flatnonzero(golden.are_clear(logits))
+    if clear.size:
+        images, outputs = images[clear], {name: values[clear] for name, values in outputs.items()}
+        files = tuple(files[row] for row in clear) if files else ()
+    else:
+        del outputs["class_id"]
+    known = Golden({model_file.INPUT_NAME: images}, outputs, golden.TOLERANCE)
     golden.check(known, run_model(model, images))
-    return replace(known, inputs={}, files=files) if files else known
+    notes = _golden_notes(golden.unclear_classes(dataset.test_labels, oracle), bool(clear.size), dataset.class_names)
+    return replace(known, inputs={}, files=files) if files else known, notes
+
+
+def _golden_notes(unclear: NDArray[np.int64], is_any_clear: bool, names: Sequence[str]) -> tuple[str, ...]:
+    if not is_any_clear:
+        return ("no test image has a clear class: the golden answers hold scores and no classes",)
+    if not unclear.size:
+        return ()
+    listed = ", ".join(names[number] for number in unclear[:20]) + (", ..." if unclear.size > 20 else "")
+    of = f"{unclear.size} of {len(names)} classes"
+    return (f"no golden answer for {of}, of which no test image has a clear answer: {listed}",)
 
 
 def _content(picture: Path) -> bytes:

@@ -27,6 +27,7 @@ from .weights import WEIGHTS_NAME, Weights, weights_to_bytes
 CONFIG_NAME = "config.json"
 METRICS_NAME = "metrics.csv"
 CARD_NAME = "MODEL_CARD.md"  # written last, after publishing
+DEFAULT_RUNS = Path("runs")  # where runs are whose folder is not given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,18 @@ class RunConfig:
         return config
 
 
+def config_of(run: Path) -> Path:
+    """Return the path of the config.json in the folder `run`.
+
+    Raises:
+        ConfigError: no run was started there.
+    """
+    path = run / CONFIG_NAME
+    if not path.is_file():
+        raise ConfigError(f"--resume {run}: holds no {CONFIG_NAME}; expected the folder of a run that was started")
+    return path
+
+
 class RunFolder:
     """A run's own folder, held by this process until `close` or until the process ends.
 
@@ -122,7 +135,7 @@ class RunFolder:
         """
         base = f"{name}-{now:%Y%m%dT%H%M%S}-seed{seed}"
         for number in itertools.count(1):
-            path = Path("runs") / (base if number == 1 else f"{base}-{number}")
+            path = DEFAULT_RUNS / (base if number == 1 else f"{base}-{number}")
             try:
                 path.mkdir(parents=True)
             except FileExistsError:
@@ -162,8 +175,7 @@ class RunFolder:
             ConfigError: no run was started there, it is finished, or another process holds it.
             ArtifactError: the folder cannot be opened.
         """
-        if not (path / CONFIG_NAME).is_file():
-            raise ConfigError(f"--resume {path}: holds no {CONFIG_NAME}; expected the folder of a run that was started")
+        config_of(path)
         run = cls(path, "--resume")
         if (path / CARD_NAME).exists() and not trains_on:
             run.close()

@@ -5,6 +5,7 @@ Between the command line and the pipeline. It writes and reads the run's folder;
 
 import shlex
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,13 +14,26 @@ from pathlib import Path
 
 import torch
 
+from .artifact import check_publishable
 from .checkpoint import read_checkpoint, write_checkpoint
+from .config import Recipe
 from .dataset import Dataset
 from .device import resolve_device
-from .errors import CheckpointError, ConfigError, DivergenceError, Interrupted, RankError
+from .errors import (
+    CheckpointError,
+    ConfigError,
+    DivergenceError,
+    Interrupted,
+    NetworkError,
+    RankError,
+    TrainingError,
+)
 from .fit import Snapshot, check_ranks
 from .ranks import ALONE, Ranks
 from .run_folder import CONFIG_NAME, RunConfig, RunFolder
+from .user_model.foreign import cause, place
+
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +60,13 @@ class Session:
     def resumable(self) -> Iterator[None]:
         """Say how to continue, when the block is interrupted or a rank is lost, and what is left, when it diverges.
 
-        SIGTERM is an interruption like Ctrl-C.
+        SIGTERM is an interruption like Ctrl-C, where this is the main thread, which alone gets signals.
         """
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        takes_signals = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler) if takes_signals else None
         try:
-            yield
+            with failures_named(self.config.recipe):
+                yield
         except KeyboardInterrupt:
             folder = shlex.quote(str(self.run.path))
             raise Interrupted(
@@ -63,7 +79,54 @@ class Session:
             kept = f"{last} keeps the last good epoch" if last.exists() else "no epoch was finished"
             raise DivergenceError(f"{err}; {kept}") from err
         finally:
-            signal.signal(signal.SIGTERM, before)
+            if takes_signals:
+                signal.signal(signal.SIGTERM, before)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Say, when what the block does with the trained weights fails, that they are kept and how to publish them."""
+        folder = shlex.quote(str(self.run.path))
+        try:
+            yield
+        except TrainingError as err:
+            if "--resume" not in str(err):
+                kept = f"publish it with --resume {folder}, or train it on with --epochs N too"
+                err.args = (f"{err}; what was trained is kept: {kept}", *err.args[1:])
+            raise
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait for the end of a block that takes a moment and must not be left in its middle."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {each: signal.signal(each, lambda number, _: came.append(number)) for each in _STOPS}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    # What came is not raised: after the block there is nothing left to stop.
+
+
+@contextmanager
+def failures_named(recipe: Recipe) -> Iterator[None]:
+    """Raise NetworkError where the block runs out of memory, or the user's own network raises something in it."""
+    try:
+        yield
+    except (TrainingError, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as err:
+        if isinstance(err, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(err):
+            raise NetworkError(
+                f"there is not enough memory for a step of {recipe.batch_size} rows; start a new run with a smaller "
+                "--batch-size"
+            ) from err
+        if recipe.is_own_network:
+            raise NetworkError(f"--network {recipe.network}: it {cause(err)}{place(err)}; mend it") from err
+        raise
 
 
 def lost(err: RankError, folder: Path) -> RankError:
@@ -93,6 +156,8 @@ def resume(
     *,
     epochs: int | None = None,
     min_accuracy: float | None = None,
+    name: str | None = None,
+    models_dir: Path | None = None,
     ranks: Ranks = ALONE,
 ) -> Session:
     """Return a session of the run in the folder `path` where its last checkpoint stands, or at its start without one.
@@ -106,10 +171,12 @@ def resume(
         device: `auto`, `cpu` or `cuda`; None for the run's own.
         epochs: train to this epoch instead of the run's own last one; a finished run trains on then.
         min_accuracy: in place of the run's own.
+        name: of the model, likewise.
+        models_dir: where it publishes, likewise.
         ranks: that go on with it.
 
     Raises:
-        ConfigError: no run was started there, it is finished, or it has `epochs` epochs already.
+        ConfigError: no run was started there, it is finished, or it has `epochs` epochs already; or it cannot publish.
         CheckpointError: configuration or checkpoint are damaged or do not belong together, or the data are others.
         DeviceError: the device is not there.
     """
@@ -117,12 +184,12 @@ def resume(
     try:
         config = RunConfig.read(path / CONFIG_NAME)
         if config.digests != dict(dataset.digests):
-            raise CheckpointError(
-                f"{path} was started with other data than {dataset.source}; bring them back, or give --data-dir"
-            )
+            raise CheckpointError(_other_data(path, config, dataset))
         chosen = resolve_device(device or config.device)
         has_checkpoint = run.checkpoint.exists()
         resumed = read_checkpoint(run.checkpoint, config.recipe, config.digests) if has_checkpoint else None
+        config = _with_places(config, name, models_dir)
+        check_publishable(Path(config.models_dir), config.name, dataset.class_names)
         config = _changed(config, len(resumed.epochs) if resumed else 0, epochs, min_accuracy)
         check_ranks(config.recipe, ranks, compiles=config.compiled)
         if ranks.world_size == 1:
@@ -134,6 +201,22 @@ def resume(
         run.close()
         raise
     return Session(run=run, config=config, device=chosen, resumed=resumed)
+
+
+def _other_data(path: Path, config: RunConfig, dataset: Dataset) -> str:
+    """Return in a sentence which data differ from those that the run in the folder `path` was started with."""
+    names = sorted(config.digests.keys() | dataset.digests.keys())
+    others = [name for name in names if config.digests.get(name) != dataset.digests.get(name)]
+    remedy = "bring back those that were there, or start a new run"
+    if not config.request.data:
+        remedy = "give the folder with the same files by --data-dir"
+    return f"{path} was started with other data than {dataset.source} holds now ({', '.join(others)}); {remedy}"
+
+
+def _with_places(config: RunConfig, name: str | None, models_dir: Path | None) -> RunConfig:
+    if name is not None:
+        config = replace(config, name=name)
+    return config if models_dir is None else replace(config, models_dir=str(models_dir.absolute()))
 
 
 def _changed(config: RunConfig, done: int, epochs: int | None, min_accuracy: float | None) -> RunConfig:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .batchnorm import BatchNorm, BatchNormLayer, norm_tensors
 from .dataset import rows_at_once, scale_pixels
-from .errors import ConfigError
+from .errors import ConfigError, DivergenceError
 from .ranks import ALONE, Ranks
 
 ROWS = 500  # of 28 x 28 pixels in one forward pass
@@ -87,7 +87,8 @@ def population_statistics(
         ranks: that share the images out; each has to call this with all of them, and gets the statistics of all.
 
     Raises:
-        ConfigError: no norm, one that keeps no statistics, one used twice, or a statistic that is not finite.
+        ConfigError: no norm, one that keeps no statistics, or one used twice.
+        DivergenceError: a statistic is not finite.
 
     Source: Ioffe and Szegedy 2015, algorithm 2, lines 8 to 11; Wu and Johnson 2021 (arXiv:2105.07576), section 3.
     """
@@ -178,7 +179,7 @@ def _check_finite(name: str, moments: Moments) -> None:
     if moments.count < 2:
         raise ConfigError(f"norm '{name}': one value per channel has no variance; give at least 2 images")
     if not bool(torch.isfinite(moments.mean).all() and torch.isfinite(moments.squares).all()):
-        raise ConfigError(f"norm '{name}' meets values that are not finite: the weights are broken; train again")
+        raise DivergenceError(f"norm '{name}' meets values that are not finite: the weights are broken; lower --lr")
 
 
 @torch.no_grad()

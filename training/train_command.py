@@ -6,6 +6,7 @@ It puts the parts together and prints; what each part does is done, and tested, 
 import argparse
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +25,7 @@ from .card import model_card
 from .config import CHOICES, NETWORKS, PRESETS, Recipe
 from .data.assemble import share_out
 from .data.flags import add_flags, add_picture_flags, model_name, request_of
-from .data.opening import open_data
+from .data.opening import open_data, require_outside
 from .data.request import DataRequest
 from .dataset import CLASS_NAMES, Dataset, load
 from .device import resolve_device
@@ -39,8 +40,8 @@ from .progress import Progress
 from .promotion import promotion_of
 from .ranks import ALONE, Ranks, launched
 from .rehearsal import rehearse
-from .run_folder import CARD_NAME, CONFIG_NAME, RunConfig, RunFolder
-from .session import Session, lost, resume, start
+from .run_folder import CARD_NAME, DEFAULT_RUNS, RunConfig, RunFolder, config_of
+from .session import Session, failures_named, lost, resume, start, undisturbed
 
 STATISTICS_TEXT = {
     "running": "with running statistics",
@@ -61,9 +62,16 @@ HELP = {
 }
 
 
-def add_parser(subparsers: Any) -> None:
-    """Register the subcommand `train`."""
-    parser = subparsers.add_parser(
+def place(text: str) -> Path:
+    """Return the path that a flag gives, which an empty variable is not."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty: expected a path; was it a variable that is not set?")
+    return Path(text)
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Register the subcommand `train`, and return its parser."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
         "train",
         aliases=["train-and-export"],
         help="train, fold, export, verify and publish as the next version",
@@ -76,7 +84,6 @@ def add_parser(subparsers: Any) -> None:
     recipe.add_argument("--epochs", type=int, help="passes over the training set; with --resume: train on to this one")
     recipe.add_argument(
         "--init",
-        default="",
         metavar="FILE",
         help="weights to start from, such as a run's model.safetensors; the number of classes may differ",
     )
@@ -96,8 +103,8 @@ def add_parser(subparsers: Any) -> None:
         default=None,
         help="send full batches through PyTorch's compiler, which needs a C++ compiler on a CPU and rounds otherwise",
     )
-    places.add_argument("--data-dir", type=Path, help="folder with Fashion-MNIST's four files")
-    places.add_argument("--models-dir", type=Path, help="where the version appears (models)")
+    places.add_argument("--data-dir", type=place, help="folder with Fashion-MNIST's four files")
+    places.add_argument("--models-dir", type=place, help="where the version appears (models)")
     places.add_argument("--name", help="of the model (lenet-bn; with --data that of the folder or file)")
     places.add_argument(
         "--min-accuracy",
@@ -108,11 +115,17 @@ def add_parser(subparsers: Any) -> None:
     places.add_argument(
         "--promote", action="store_true", help="let it go live although it is worse than the version before"
     )
-    places.add_argument("--out", type=Path, help="the run's own folder (runs/NAME-TIME-seedSEED)")
-    places.add_argument("--resume", type=Path, metavar="RUN", help="continue a stopped run where it publishes to")
+    places.add_argument("--out", type=place, help="the run's own folder (runs/NAME-TIME-seedSEED)")
+    places.add_argument(
+        "--resume",
+        type=place,
+        metavar="RUN",
+        help="continue a stopped run; it publishes where it was to, or where --models-dir and --name say",
+    )
     places.add_argument("--tensorboard", action="store_true", help="write TensorBoard events into the run's folder too")
     add_json(parser)
     parser.set_defaults(run=run)
+    return parser
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -160,7 +173,8 @@ def _follow(arguments: argparse.Namespace, ranks: Ranks) -> None:
         if dict(dataset.digests) != dict(order.digests):
             raise DatasetError(f"rank {ranks.rank} has other data ({dataset.source}) than rank 0; give both the same")
         device = ranks.device(torch.device(order.device))
-        train(order.recipe, dataset, device, resumed=order.resumed, initial=order.initial, ranks=ranks)
+        with failures_named(order.recipe):
+            train(order.recipe, dataset, device, resumed=order.resumed, initial=order.initial, ranks=ranks)
     except RankError as err:
         raise lost(err, order.run) from err
     except DivergenceError:  # the first rank says it
@@ -207,10 +221,12 @@ def _train_and_publish(
     made_by: tuple[str, Mapping[str, Any]],
     ranks: Ranks,
 ) -> Path:
-    (revision, environment), run, config, resumed = made_by, session.run, session.config, session.resumed
+    run, config, resumed = session.run, session.config, session.resumed
     done = len(resumed.epochs) if resumed else 0
     where = f", epoch {done} done" if done else ""
     on = f"{session.device.type}, {ranks.world_size} ranks" if ranks.world_size > 1 else session.device.type
+    for warning in dataset.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     print(f"data {dataset.source}, device {on}, run {run.path}{where}")
     events = Events(run.path, done + 1) if arguments.tensorboard else None
     progress = Progress(len(dataset.train_labels), done, config.recipe.epochs)
@@ -230,30 +246,47 @@ def _train_and_publish(
         weights = run.write_weights(trained.weights)
         after.close()
         print(_accuracies(trained))
-        with shown("folding, exporting and proving"):
-            packaged = package(
-                trained,
-                dataset,
-                revision=revision,
-                environment=environment,
-                created=datetime.now(UTC),
-                split=config.request.split,
-            )
-        print(f"\n{packaged.report.table()}\n\n{packaged.parity.table()}\n")
-        card = _write_pictures(session, trained, packaged, revision, dataset)
-        check_worth(packaged.manifest, dataset, config.min_accuracy, run.path)
-        change = change_since_newest(Path(config.models_dir) / config.name, packaged.model, dataset)
-        manifest = {**packaged.manifest, **promotion_of(change, is_wanted=arguments.promote)}
-        folder = publish(Path(config.models_dir), config.name, packaged.model, manifest)
-        if change is not None:
-            print(change)
-        if manifest.get("promotion", {}).get("promoted") is False:
-            print("NOT promoted: it does not go live by itself; `foldserve models promote` lets it")
-        run.write(CARD_NAME, card.encode())  # the run is finished: resumed once more, it would publish once more
-    print(f"published {folder} ({len(packaged.model):,} bytes); weights {weights}")
+        with session.kept():
+            folder, size, manifest = _publish(session, trained, dataset, arguments, made_by)
+    print(f"published {folder} ({size:,} bytes); weights {weights}")
     told = {key: manifest.get(key) for key in ("accuracy", "parity", "fold", "promotion")}
     fill(folder=str(folder), name=config.name, run=str(run.path), weights=str(weights), **told)
     return folder
+
+
+def _publish(
+    session: Session,
+    trained: Trained,
+    dataset: Dataset,
+    arguments: argparse.Namespace,
+    made_by: tuple[str, Mapping[str, Any]],
+) -> tuple[Path, int, Mapping[str, Any]]:
+    """Prove and publish what was trained; return the version's folder, the bytes of its graph, and its manifest."""
+    (revision, environment), run, config = made_by, session.run, session.config
+    with shown("folding, exporting and proving"):
+        packaged = package(
+            trained,
+            dataset,
+            revision=revision,
+            environment=environment,
+            created=datetime.now(UTC),
+            split=config.request.split,
+        )
+    print(f"\n{packaged.report.table()}\n\n{packaged.parity.table()}\n")
+    for note in packaged.notes:
+        print(note)
+    card = _write_pictures(session, trained, packaged, revision, dataset)
+    check_worth(packaged.manifest, dataset, config.min_accuracy, run.path)
+    change = change_since_newest(Path(config.models_dir) / config.name, packaged.model, dataset)
+    manifest = {**packaged.manifest, **promotion_of(change, is_wanted=arguments.promote)}
+    with undisturbed():
+        folder = publish(Path(config.models_dir), config.name, packaged.model, manifest)
+        run.write(CARD_NAME, card.encode())  # the run is finished: resumed once more, it would publish once more
+    if change is not None:
+        print(change)
+    if manifest.get("promotion", {}).get("promoted") is False:
+        print("NOT promoted: it does not go live by itself; `foldserve models promote` lets it")
+    return folder, len(packaged.model), manifest
 
 
 def _session(
@@ -262,13 +295,15 @@ def _session(
     """Return the session that the flags describe, new or resumed, and its data."""
     if arguments.resume is not None:
         _refuse_with_resume(arguments)
-        dataset = _data(_request_of_run(arguments.resume), arguments.data_dir)
+        dataset = _data_of_run(arguments.resume, arguments.data_dir)
         session = resume(
             arguments.resume,
             dataset,
             arguments.device,
             epochs=arguments.epochs,
             min_accuracy=arguments.min_accuracy,
+            name=arguments.name,
+            models_dir=arguments.models_dir,
             ranks=ranks,
         )
         return session, dataset
@@ -276,15 +311,19 @@ def _session(
     name = arguments.name
     if name is None:
         name = model_name(request.data) if request.data else "lenet-bn"
+    if arguments.init == "":
+        raise ConfigError("--init is empty: expected a file of weights; was it a variable that is not set?")
     models_dir = Path("models") if arguments.models_dir is None else arguments.models_dir
     if not request.data:
         check_publishable(models_dir, name, CLASS_NAMES)
     recipe = recipe_of(arguments)
     check_ranks(recipe, ranks, compiles=bool(arguments.compile))
-    device = resolve_device(arguments.device or "auto")
+    device = resolve_device("auto" if arguments.device is None else arguments.device)
     dataset = _data(request, arguments.data_dir)
     check_publishable(models_dir, name, dataset.class_names)
-    recipe = _checked(recipe, dataset, arguments.init)
+    if dataset.test_files:
+        require_outside(request, {"--out": arguments.out or DEFAULT_RUNS, "--models-dir": models_dir})
+    recipe = _checked(recipe, dataset, arguments.init or "")
     if arguments.statistics == "best" and dataset.val_labels is None:
         raise ConfigError("--statistics best: no images are held out to judge by; give --val FOLDER or --val 0.1")
     config = RunConfig(
@@ -314,10 +353,19 @@ def _data(request: DataRequest, data_dir: Path | None) -> Dataset:
     return share_out(dataset, share, request.split_seed) if share else dataset
 
 
-def _request_of_run(run: Path) -> DataRequest:
-    """Return which data a run was started with; what is wrong with the run is said when it is opened."""
-    config = run / CONFIG_NAME
-    return RunConfig.read(config).request if config.is_file() else DataRequest()
+def _data_of_run(run: Path, data_dir: Path | None) -> Dataset:
+    """Return the data that a run was started with.
+
+    Raises:
+        ConfigError: no run was started there.
+        CheckpointError: its configuration is damaged.
+        DatasetError: the data are gone, or are broken now.
+    """
+    request = RunConfig.read(config_of(run)).request
+    try:
+        return _data(request, data_dir)
+    except DatasetError as err:
+        raise DatasetError(f"--resume {run}: the data that it was started with cannot be read: {err}") from err
 
 
 def _checked(recipe: Recipe, dataset: Dataset, init: str) -> Recipe:
@@ -351,8 +399,8 @@ def _initial(session: Session, dataset: Dataset) -> Mapping[str, Tensor] | None:
 def _refuse_with_resume(arguments: argparse.Namespace) -> None:
     recipe = [field.name for field in dataclasses.fields(Recipe) if field.name not in ("epochs", "init")]
     data = ("data", "val", "test", "split_seed", "size", "resize", "colour", "image")
-    for option in ("name", "models_dir", "out", "compile", "init", *data, *recipe):
-        if getattr(arguments, option) not in (None, ""):
+    for option in ("out", "compile", "init", *data, *recipe):
+        if getattr(arguments, option) is not None:
             flag = "--lr" if option == "learning_rate" else f"--{option.replace('_', '-')}"
             raise ConfigError(f"{flag} with --resume: a run continues with the flags of its start; leave {flag} out")
 

@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 
 from foldserve.format.picture_types import picture_type
+from foldserve.format.task import CLASSIFY
 
 from ..bodies.answers import predictions_of
 from ..live.model import Model
@@ -37,11 +38,19 @@ def samples_json(model: Model) -> bytes:
     golden = model.artifact.golden
     samples: list[dict[str, Any]] = []
     if model.is_verified:
-        expected = predictions_of(model.name, model.task, model.class_names, golden.outputs, TOP)
+        expected = predictions_of(model.name, model.task, model.class_names, _outputs(model), TOP)
         samples = [sample | {"expected": said} for sample, said in zip(_fitting(model), expected, strict=False)]
     rows = golden.rows if model.is_verified else 0
     answer = {"model": model.name, "version": model.version, "rows": rows, "samples": samples}
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _outputs(model: Model) -> dict[str, Array]:
+    """Return the golden outputs; where none of them has a clear class, with the class that has the largest score."""
+    outputs = dict(model.artifact.golden.outputs)
+    if model.task.name == CLASSIFY and "class_id" not in outputs:
+        outputs["class_id"] = outputs["probabilities"].argmax(axis=1)[:, np.newaxis]
+    return outputs
 
 
 def _fitting(model: Model) -> Iterator[dict[str, Any]]:

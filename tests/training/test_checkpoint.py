@@ -128,7 +128,7 @@ def test_a_diverging_run_keeps_its_last_good_checkpoint(made_up, tmp_path):
 
 def test_weights_broken_by_the_last_step_are_not_kept(made_up):
     """The loss of the step that breaks them is still finite."""
-    recipe = Recipe(epochs=1, batch_size=352, learning_rate=1e38, norm="none", statistics="none")
+    recipe = Recipe(epochs=1, batch_size=352, learning_rate=1e30, norm="none", statistics="none")
     kept, model = [], build(recipe)
     model.dense3.weight.register_hook(lambda grad: grad * 1e30)
     with pytest.raises(DivergenceError, match="last step of epoch 1"):
@@ -189,8 +189,9 @@ def test_a_damaged_checkpoint_is_refused(kept, spoil):
 def test_a_checkpoint_never_runs_code(kept):
     """A pickle that would call a function is refused unread."""
     torch.save({"format": 1, "recipe": print}, kept)
-    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"holds objects .* code in a file is never run") as refused:
         read_checkpoint(kept, RECIPE, {"file": "0"})
+    assert "weights_only" not in str(refused.value), "PyTorch's advice is to run it all the same"
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"format": 1}, {"format": 2}])
@@ -239,7 +240,7 @@ def test_a_run_killed_before_its_configuration_can_be_begun_anew(tmp_path, made_
 def test_other_data_and_a_damaged_configuration_are_refused(tmp_path, made_up):
     """Neither goes on in silence."""
     start(tmp_path / "run", run_config(RECIPE, made_up), CPU).run.close()
-    with pytest.raises(CheckpointError, match="started with other data"):
+    with pytest.raises(CheckpointError, match=r"started with other data than made up .* \(file\); .* by --data-dir"):
         resume(tmp_path / "run", made_up_data(), "cpu")
     (tmp_path / "run" / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="not the configuration of a run"):

@@ -338,10 +338,12 @@ def test_a_diverging_training_publishes_nothing(
 ) -> None:
     """A loss that is no number ends the run with exit code 1 and the step at which it happened."""
     options = [
+        "--network",
+        "mlp",
         "--norm",
         "none",
         "--lr",
-        "1e38",
+        "1e30",
         "--models-dir",
         str(tmp_path / "models"),
         "--out",
@@ -428,6 +430,60 @@ def test_a_stopped_run_publishes_where_it_was_started_for(
     ]
 
 
+def test_a_training_that_cannot_be_published_is_kept(
+    small: FashionMNIST, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While it trained somebody published other classes under its name: the sentence says how to publish it, and it is.
+
+    Elsewhere or under another name, without a step of training; what the flags of the resumed run say holds from then.
+    """
+    models, run, append = tmp_path / "models", tmp_path / "run", RunFolder.append
+
+    def meanwhile(folder: RunFolder, record) -> None:
+        append(folder, record)
+        (models / "small").mkdir(parents=True, exist_ok=True)
+        (models / "small" / "labels.txt").write_text("cat\ndog\n")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "append", meanwhile)
+        places = ["--models-dir", str(models), "--name", "small", "--out", str(run)]
+        assert command_line.main(["train", *RECIPE, *places]) == 1
+    error = capsys.readouterr().err
+    assert "publish under another --name" in error
+    assert f"what was trained is kept: publish it with --resume {run}" in error
+    assert error.count("\n") == 1
+    resume = ["train", "--resume", str(run)]
+    assert command_line.main(resume) == 2
+    assert "names other classes; publish under another --name" in capsys.readouterr().err
+    assert command_line.main([*resume, "--name", "mine", "--models-dir", str(tmp_path / "file" / "x")]) == 0
+    printed = capsys.readouterr().out
+    assert "epoch 2 done" in printed
+    assert "epoch 2/2" not in printed
+    assert (tmp_path / "file/x/mine/1/model.onnx").is_file()
+    assert command_line.main([*resume, "--epochs", "3"]) == 0
+    assert (tmp_path / "file/x/mine/2/model.onnx").is_file()
+
+
+def test_a_signal_while_a_version_is_published_leaves_nothing_in_its_middle(
+    small: FashionMNIST, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C between the version and the end of its run: resumed, the run would publish the same once more."""
+    publish = train_command.publish
+
+    def interrupted(*arguments, **options):
+        folder = publish(*arguments, **options)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        return folder
+
+    monkeypatch.setattr(train_command, "publish", interrupted)
+    places = ["--models-dir", str(tmp_path / "models"), "--out", str(tmp_path / "run")]
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert command_line.main(["train", *RECIPE, *places]) == 0
+    assert (tmp_path / "run" / "MODEL_CARD.md").is_file()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
 def test_a_published_run_trains_on_and_publishes_the_next_version(
     small: FashionMNIST, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -497,7 +553,6 @@ def test_what_can_be_refused_is_refused_before_a_folder_is_made(
         (["--preset", "book"], "--preset with --resume"),
         (["--out", "elsewhere"], "--out with --resume"),
         (["--compile"], "--compile with --resume"),
-        (["--models-dir", "models"], "--models-dir with --resume"),
         (["--batch-size", "8"], "--batch-size with --resume"),
         ([], "holds no config.json"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -44,6 +45,8 @@ def place(tmp_path_factory: pytest.TempPathFactory):
         patch.chdir(folder)
         torch.set_num_threads(1)
         save_classes(folder / "fruit", 20)
+        save_classes(folder / "more", 2, seed=8)
+        (folder / "linked").symlink_to(folder / "fruit")
         options = ["--size", "24x20", "--epochs", "6", "--batch-size", "16", "--keep", "best", "--out", "run"]
         assert command_line.main(["train", "--data", "fruit", *options]) == 0
         yield folder
@@ -135,16 +138,92 @@ def test_a_function_does_what_the_command_does(place: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"epoch": 3}, "unrecognized arguments: --epoch=3"),
+        ({"epoch": 3}, "no argument epoch; did you mean epochs"),
         ({"optimizer": "adm"}, "invalid choice: 'adm'"),
         ({"data": "nowhere"}, "nowhere"),
         ({"min_accuracy": 7}, "--min-accuracy 7.0"),
+        ({"size": 16.5}, "size is 16.5; expected"),
+        ({"size": (16,)}, r"size is \(16,\); expected"),
+        ({"size": True}, "size is True; expected"),
+        ({"promote": "no"}, "promote is 'no', a str; expected True or False"),
+        ({"compile": 1}, "compile is 1, a int; expected True or False"),
+        ({"epochs": True}, "epochs is True, a bool; expected a number"),
+        ({"val": True}, "val is True, a bool; expected a path or a number"),
+        ({"network": torch.nn.Linear}, "network is .*; expected text or a path"),
+        ({"data": b"fruit"}, "data is b'fruit', a bytes"),
+        ({"models_dir": ""}, "--models-dir: is empty"),
+        ({"out": ""}, "--out: is empty"),
+        ({"init": ""}, "--init is empty"),
+        ({"device": ""}, "--device : expected"),
+        ({"models_dir": "a\0b"}, "null character"),
+        ({"resume": "run"}, "--data with --resume"),
     ],
 )
 def test_a_function_raises_where_the_command_would_end(place: Path, wrong: dict[str, object], message: str) -> None:
     """An error of ours, and the process of the caller goes on."""
     with pytest.raises(TrainingError, match=message):
         foldserve.train(**{"data": "fruit", "size": (24, 20), **wrong})
+    assert not (place / "runs").exists()
+
+
+def test_a_function_resumes_what_the_command_would(place: Path, tmp_path: Path) -> None:
+    """Begun and trained on in a thread, as a notebook's server may: two versions, the second of two epochs."""
+    given = {"models_dir": tmp_path, "name": "on", "out": tmp_path / "run", "size": 20, "batch_size": 16, "seed": None}
+    with ThreadPoolExecutor(1) as thread:
+        first = thread.submit(foldserve.train, "fruit", epochs=1, min_accuracy=0, **given).result()
+        second = thread.submit(foldserve.train, resume=tmp_path / "run", epochs=2).result()
+    assert (first, second) == (tmp_path / "on/1", tmp_path / "on/2")
+    assert len(json.loads((second / "manifest.json").read_text())["training"]["epochs"]) == 2
+
+
+def test_a_function_is_no_rank(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that torchrun started several times would train and publish as often."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(TrainingError, match="start it without torchrun"):
+        foldserve.train("fruit", size=20)
+
+
+PIXELS, UNCLEAR = 20, 7
+
+
+def by_pixel(classes):
+    """Logits that are the first pixels of an image, whatever a tiny step of training does."""
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, classes, bias=False))
+    with torch.no_grad():
+        network[1].weight.copy_(torch.eye(classes, 64) + 0.01)
+    return network
+
+
+@pytest.mark.parametrize("unclear", [{UNCLEAR}, set(range(PIXELS))])
+def test_classes_without_a_clear_picture_are_named_and_published(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], unclear: set[int]
+) -> None:
+    """A tie among the logits is no golden answer; one class of such images, or all, throws no training away."""
+    labels = np.repeat(np.arange(PIXELS), 10)
+    images = np.zeros((len(labels), 8, 8), np.uint8)
+    for row, label in enumerate(labels):
+        images[row, label // 8, label % 8] = 0 if label in unclear else 255 - row % 10
+        images[row, 7, row % 8] = row % 251  # of no class
+    np.savez(tmp_path / "dots.npz", images=images, labels=labels)
+    words = ["--network", f"{__name__}:by_pixel", "--epochs", "1", "--lr", "1e-30", "--min-accuracy", "0"]
+    places = ["--models-dir", str(tmp_path / "models"), "--out", str(tmp_path / "run")]
+    assert command_line.main(["train", "--data", str(tmp_path / "dots.npz"), *words, *places]) == 0
+    known = read_golden(json.loads((tmp_path / "models/dots/1/manifest.json").read_text())["golden"])
+    printed = capsys.readouterr().out
+    if len(unclear) == PIXELS:
+        assert "no test image has a clear class: the golden answers hold scores and no classes" in printed
+        assert set(known.outputs) == {"logits", "probabilities"}
+    else:
+        assert "no golden answer for 1 of 20 classes, of which no test image has a clear answer: 7\n" in printed
+        assert UNCLEAR not in known.outputs["class_id"]
+    assert known.rows == 16
+    settings = Settings(models_dir=tmp_path / "models", provider="cpu", buckets=(1, 8))
+    with serve(create_app(settings)) as url, httpx.Client(base_url=url, timeout=60) as http:
+        assert http.get("/v2/models/dots/ready").status_code == 200
+        samples = http.get("/v2/models/dots/versions/1/samples").json()["samples"]
+        assert len(samples) == 16
+        assert all("label" in sample["expected"] for sample in samples)
 
 
 def verify(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -219,6 +298,13 @@ def test_another_number_of_classes_is_started_from_its_weights(
         (["--data", "fruit", "--size", "24x20", "--network", OWN, "--norm", "torch"], "leave --norm out"),
         (["--data", "fruit", "--size", "24x20", "--data-dir", "x"], "leave one out"),
         (["--data", "missing", "--size", "24x20"], "no such file"),
+        (["--data", "fruit", "--size", "24x20", "--out", "fruit/run"], "whose folders are the classes"),
+        (["--data", "fruit", "--size", "24x20", "--models-dir", "fruit"], "whose folders are the classes"),
+        (["--data", "fruit", "--size", "24x20", "--lr", "3e38"], "--lr 3e+38: expected a number above 0 and at most"),
+        (["--data", "fruit", "--size", "24x20", "--lr", "inf"], "--lr inf"),
+        (["--data", "fruit", "--size", "24x20", "--test", "fruit"], "images by --test"),
+        (["--data", "fruit", "--size", "24x20", "--val", "linked"], "images by --val"),
+        (["--data", "fruit", "--size", "24x20", "--val", "more", "--test", "more"], "images by --val"),
         (["--test", "0.2"], "--test without --data"),
         (["--data", ""], "--data is empty: expected a path; was it a variable that is not set?"),
         (["--data", "fruit", "--size", "24x20", "--val", ""], "--val is empty"),

@@ -10,7 +10,7 @@ from torch import nn
 from foldserve.training.batchnorm import BatchNorm
 from foldserve.training.config import Recipe
 from foldserve.training.dataset import scale_pixels
-from foldserve.training.errors import ConfigError
+from foldserve.training.errors import ConfigError, DivergenceError
 from foldserve.training.fit import fit
 from foldserve.training.model import build, lenet
 from foldserve.training.pipeline import train
@@ -133,7 +133,7 @@ def test_broken_weights_leave_the_model_as_it_was(trained):
     with torch.no_grad():
         model.conv2.weight[0, 0, 0, 0] = float("nan")
     before = statistics_of(model.norm1)[0].clone()
-    with pytest.raises(ConfigError, match="norm 'norm2' meets values that are not finite"):
+    with pytest.raises(DivergenceError, match="norm 'norm2' meets values that are not finite"):
         population_statistics(model, images)
     assert torch.equal(statistics_of(model.norm1)[0], before)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..dataset import Dataset
 from ..errors import DatasetError
 from .cache import mapped
+from .overlap import overlaps
 from .part import Part, Parts
 from .split import held_out
 
@@ -31,7 +32,8 @@ def assemble(parts: Parts, *, val_share: float, test_share: float, seed: int = 0
         cache: folder for the pixels; by default the cache's.
 
     Raises:
-        DatasetError: parts do not fit together, or are too small; or reading an image fails.
+        DatasetError: parts do not fit together, or are too small; or reading an image fails; or images to
+            choose or to test by were seen before.
     """
     given = [part for part in (parts.train, parts.val, parts.test) if part is not None]
     _check_alike(given)
@@ -45,7 +47,7 @@ def assemble(parts: Parts, *, val_share: float, test_share: float, seed: int = 0
     starts = np.cumsum([0, *sizes])
     train, val, test = (slice(starts[place], starts[place + 1]) for place in range(3))
     sorted_labels = rows[order]
-    return Dataset(
+    dataset = Dataset(
         images[train],
         sorted_labels[train],
         images[test],
@@ -58,6 +60,8 @@ def assemble(parts: Parts, *, val_share: float, test_share: float, seed: int = 0
         image=parts.train.image,
         test_files=_files(given, order[test]),
     )
+    own = [kind for kind in ("val", "test") if getattr(parts, kind) is not None]
+    return replace(dataset, warnings=overlaps(dataset, own))
 
 
 def share_out(dataset: Dataset, val_share: float, seed: int = 0) -> Dataset:

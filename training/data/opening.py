@@ -1,6 +1,6 @@
 """A request -> the data: what lies at the path is recognised by its content, and read by the reader of its form."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from .cifar import find_cifar, read_cifar
 from .idx import find_pairs, read_idx_folder
 from .npz import read_npz
 from .part import Part, Parts
-from .pictures import common_size, read_pictures
+from .pictures import common_size, read_pictures, split_folders
 from .request import DEFAULT_SHARE, DataRequest, existing
 
 
@@ -25,7 +25,8 @@ def open_data(request: DataRequest, cache: Path | None = None) -> Dataset:
         cache: folder for the pixels; by default the cache's.
 
     Raises:
-        DatasetError: the data are missing, broken or too few; all that is wrong with pictures is listed.
+        DatasetError: the data are missing, broken or too few; all that is wrong with pictures is listed. Or images to
+            choose or to test by were seen before.
         ConfigError: a flag contradicts the data.
     """
     path = existing("--data", request.data)
@@ -54,6 +55,27 @@ def open_data(request: DataRequest, cache: Path | None = None) -> Dataset:
         seed=request.split_seed,
         cache=cache,
     )
+
+
+def require_outside(request: DataRequest, places: Mapping[str, Path]) -> None:
+    """Raise ConfigError when a folder that is written to lies among the pictures, where it would be taken for a class.
+
+    Args:
+        request: with a path of pictures.
+        places: flag that names a folder, whether or not it was given -> the folder.
+    """
+    roots = list(split_folders(Path(request.data)).values())
+    roots += [
+        Path(text)
+        for text, share in zip((request.val, request.test), request.shares, strict=True)
+        if text and share is None
+    ]
+    for flag, place in places.items():
+        for root in roots:
+            if place.resolve().is_relative_to(root.resolve()):
+                raise ConfigError(
+                    f"{flag} {place}: lies in {root}, whose folders are the classes; choose a folder outside by {flag}"
+                )
 
 
 def _arrays(path: Path) -> Parts | None:

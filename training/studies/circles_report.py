@@ -17,7 +17,7 @@ from ..errors import ConfigError
 from . import circles_plots
 from .circles import DATA_SEED, LEARNING_RATE, LEARNT, STEPS, CirclesTraining, build, circles, train
 from .circles_plots import NAMES
-from .options import report_folder
+from .options import report_folder, require_folder
 from .published import Gate, check_gates, gates_table
 from .tables import Spread, csv_bytes, json_bytes, markdown_table, origin, origins_of, origins_text, write_report
 
@@ -56,11 +56,12 @@ def report(folder: Path, seeds: int, *, steps: int = STEPS, tell: Callable[[str]
         tell: takes a line of progress.
 
     Raises:
-        ConfigError: fewer than 2 seeds.
+        ConfigError: fewer than 2 seeds, or no report can be written into the folder.
         ArtifactError: the disk refuses.
     """
     if seeds < FEWEST_SEEDS:
         raise ConfigError(f"--seeds {seeds}: expected at least {FEWEST_SEEDS}, since a report states the spread")
+    require_folder(folder)
     torch.set_num_threads(1)  # the layers are too small to share
     made_by = {"origin": origin(f"foldserve circles --seeds {seeds}")}
     keep = (min(REGIONS_STEP, steps), steps)

@@ -19,6 +19,7 @@ from ..drawing import CYCLE, canvas, to_png
 from ..errors import ConfigError
 from ..run_folder import CONFIG_NAME, RunConfig
 from ..weights import WEIGHTS_NAME, Weights, read_weights
+from .options import require_folder
 from .tables import csv_bytes, json_bytes, write_report
 
 PARAMETERS = ("gamma", "beta")
@@ -55,8 +56,9 @@ def run(arguments: argparse.Namespace) -> None:
         ArtifactError: the disk refuses.
     """
     path = arguments.weights / WEIGHTS_NAME if arguments.weights.is_dir() else arguments.weights
-    norms = norms_of(read_weights(path))
     folder = arguments.out or path.parent
+    require_folder(folder)
+    norms = norms_of(read_weights(path))
     files = {"norms.csv": csv_bytes(channel_rows(norms)), "norms.png": picture(norms)}
     write_report(folder, files | {"norms.json": json_bytes(provenance_of(path))})
     print(f"{table(norms)}\nall channels in {folder / 'norms.csv'}, drawn in {folder / 'norms.png'}")

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ..device import resolve_device
+from ..disk import obstacle
 from ..errors import ConfigError
 
 
@@ -13,6 +14,13 @@ def report_folder(study: str) -> Path:
     """Return where a study reports unless told: beside the committed figures in a checkout, elsewhere under runs/."""
     results = Path("docs/results")
     return (results if results.is_dir() else Path("runs")) / study
+
+
+def require_folder(out: Path) -> None:
+    """Raise ConfigError when no report can be written into `out`: nothing is trained in vain."""
+    existing = obstacle(out)
+    if existing is not None:
+        raise ConfigError(f"--out {out}: {existing} is no folder that can be written; choose another")
 
 
 def add_options(parser: argparse.ArgumentParser, *, study: str, seeds: int) -> None:
@@ -38,12 +46,13 @@ def check_options(arguments: argparse.Namespace) -> torch.device:
     """Return the device that the flags name.
 
     Raises:
-        ConfigError: a count below 1, or several jobs on one GPU.
+        ConfigError: a count below 1, several jobs on one GPU, or no report can be written.
         DeviceError: the device is not there.
     """
     for flag in ("seeds", "jobs"):
         if getattr(arguments, flag) < 1:
             raise ConfigError(f"--{flag} {getattr(arguments, flag)}: expected at least 1")
+    require_folder(arguments.out)
     device = resolve_device(arguments.device)
     if device.type == "cuda" and arguments.jobs > 1:
         raise ConfigError(

@@ -1,6 +1,7 @@
 """`package.module:factory` -> the network that it makes. It runs the factory, as an import of the user's code would."""
 
 import importlib
+import inspect
 import json
 import os
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
+from .foreign import cause, foreign_code
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,8 +42,13 @@ def read_arguments(text: str | None) -> dict[str, Any]:
 _EXAMPLE = '{"num_classes": 5}'
 
 
-def call_factory(spec: str, arguments: Mapping[str, Any]) -> "nn.Module":
+def call_factory(spec: str, arguments: Mapping[str, Any], remedy: str | None = None) -> "nn.Module":
     """Return what `package.module:factory` makes; the current folder is searched as well, as `python -m` does.
+
+    Args:
+        spec: package.module:factory.
+        arguments: of the factory, by name.
+        remedy: what to do when it does not take them, where the caller has no `--factory-args`.
 
     Raises:
         ConfigError: the module or the factory is missing, the factory fails or makes no `nn.Module`.
@@ -49,11 +56,11 @@ def call_factory(spec: str, arguments: Mapping[str, Any]) -> "nn.Module":
     from torch import nn
 
     factory = find_factory(spec)
-    try:
+    with foreign_code(lambda err: ConfigError(_failure(spec, arguments, err, remedy))):
         model = factory(**arguments)
-    except Exception as err:  # the user's code, whatever it raises
-        raise ConfigError(_failure(spec, arguments, err)) from err
     if not isinstance(model, nn.Module):
+        if inspect.iscoroutine(model):
+            model.close()  # it would warn that nobody awaited it
         raise ConfigError(f"{spec}() made a {type(model).__name__}; expected a torch.nn.Module")
     return model
 
@@ -71,17 +78,10 @@ def find_factory(spec: str) -> Callable[..., Any]:
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
-    try:
+    if not module_name or module_name.startswith("."):
+        raise ConfigError(f"{spec!r} names no module; expected package.module:factory")
+    with foreign_code(lambda err: ConfigError(_import_failure(module_name, err))):
         module = importlib.import_module(module_name)
-    except ImportError as err:
-        raise ConfigError(
-            f"module {module_name!r} cannot be imported: {err}; expected a module in this folder or on PYTHONPATH, "
-            f"such as {module_name.partition('.')[0]}.py"
-        ) from err
-    except ValueError as err:
-        raise ConfigError(f"{spec!r} names no module; expected package.module:factory") from err
-    except Exception as err:  # the user's code, whatever it raises
-        raise ConfigError(f"module {module_name!r} raised {type(err).__name__} when it was imported: {err}") from err
     factory = getattr(module, factory_name, None)
     if not callable(factory):
         own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module_name]
@@ -91,15 +91,22 @@ def find_factory(spec: str) -> Callable[..., Any]:
     return found
 
 
-def _failure(spec: str, arguments: Mapping[str, Any], err: Exception) -> str:
-    text = str(err).splitlines()[0] if str(err) else ""
-    if any(sign in text.lower() for sign in _NO_GPU):
+def _import_failure(module_name: str, err: BaseException) -> str:
+    if isinstance(err, ImportError):
         return (
-            f"{spec}() wants a GPU and there is none here ({text}); make the network on the CPU, such as by an "
-            "argument for the device in --factory-args"
+            f"module {module_name!r} cannot be imported: {err}; expected a module in this folder or on PYTHONPATH, "
+            f"such as {module_name.partition('.')[0]}.py"
         )
+    return f"module {module_name!r} {cause(err)} when it was imported; mend it"
+
+
+def _failure(spec: str, arguments: Mapping[str, Any], err: BaseException, remedy: str | None) -> str:
+    if any(sign in str(err).lower() for sign in _NO_GPU):
+        option = "" if remedy else ", such as by an argument for the device in --factory-args"
+        return f"{spec}() wants a GPU and there is none here ({cause(err)}); make the network on the CPU{option}"
     given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-    remedy = "do the names in --factory-args fit it?" if given else "give what it needs with --factory-args"
     if not isinstance(err, TypeError):
         remedy = "expected a network"
-    return f"{spec}({given}) raised {type(err).__name__}: {text}; {remedy}"
+    elif remedy is None:
+        remedy = "do the names in --factory-args fit it?" if given else "give what it needs with --factory-args"
+    return f"{spec}({given}) {cause(err)}; {remedy}"

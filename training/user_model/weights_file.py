@@ -72,15 +72,20 @@ def _read_pickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # pickle's and zipfile's errors, and torch's own, share no base
-        text = str(err)
-        if "TorchScript" in text:
+        if "TorchScript" in str(err):
             why = "it is a TorchScript archive; save model.state_dict() of the module that it was made from"
-        elif "weights_only" in text or "Weights only" in text:
+        elif holds_objects(err):
             why = "it holds objects beside tensors, such as a whole module, and code in a file is never run here; save "
             why += "model.state_dict()"
         else:
-            why = f"it is no file of torch.save, or cut off ({type(err).__name__}: {text.splitlines()[0][:120]})"
+            first = (str(err).strip().splitlines() or [""])[0][:120]
+            why = f"it is no file of torch.save, or cut off ({type(err).__name__}: {first})"
         raise ConfigError(f"{path} cannot be read: {why}") from err
+
+
+def holds_objects(err: Exception) -> bool:
+    """Return whether `torch.load` refused what would run code; its own advice, to let it, must not be passed on."""
+    return "weights_only" in str(err) or "Weights only" in str(err)
 
 
 def _state_dict_in(content: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:

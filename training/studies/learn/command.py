@@ -15,7 +15,7 @@ from ...dataset import load
 from ...disk import write_file
 from ...errors import ConfigError
 from .. import best, circles_report, compare, inspection
-from ..options import report_folder
+from ..options import report_folder, require_folder
 from . import catalogue
 from .lesson import Lesson, Setting
 from .page import PAGE, page
@@ -87,6 +87,7 @@ def _run(lesson: Lesson, arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--jobs {arguments.jobs}: expected at least 1")
     # Made-up budgets must not land among true figures.
     out = arguments.out or report_folder("learn-quick" if arguments.quick else "learn")
+    require_folder(out)
     setting = Setting(
         seeds=arguments.seeds,
         load=lambda: load(arguments.data_dir),
