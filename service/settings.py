@@ -129,7 +129,9 @@ class Settings(BaseModel):
         "unset: no others where loopback is bound, any elsewhere",
     )
     trusted_proxies: tuple[str, ...] = Field(
-        (), description="addresses or networks of proxies whose X-Forwarded-For names the client; unset: none"
+        (),
+        description="addresses or networks of proxies that name the client by X-Forwarded-For or the PROXY protocol; "
+        "unset: none",
     )
     page: bool = Field(
         True, description="show a page at / where people can try the models; without it / leads to /docs"

@@ -148,3 +148,30 @@ def test_container_stops_by_itself_when_asked(stack: Stack) -> None:
     subprocess.run(["docker", "stop", "--time", "30", stack.container], check=True, capture_output=True)
     assert stack.inspect("{{.State.ExitCode}}") == "0"
     assert stack.inspect("{{.State.OOMKilled}}") == "false"
+
+
+@pytest.mark.container
+def test_the_pull_image_brings_models_and_holds_nothing_of_the_service(tmp_path: Path) -> None:
+    """What an init container runs: the target `pull`, read-only and as its own user, with no network to reach."""
+    compose_command()
+    tag = f"foldserve:pull-test-{os.getpid()}"
+    command = ["docker", "build", "-q", "--target", "pull", "-t", tag, "."]
+    built = subprocess.run(command, cwd=ROOT, env=os.environ | CLASSIC_BUILDER, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
+    target = tmp_path / "models"
+    target.mkdir()
+    target.chmod(0o777)  # the container's user is none of this machine
+    run = ["docker", "run", "--rm", "--read-only", "--network", "none", "--tmpfs", "/tmp"]
+    try:
+        mounts = ["-v", f"{ROOT / 'models'}:/from:ro", "-v", f"{target}:/to"]
+        pulled = subprocess.run([*run, *mounts, tag, "file:///from", "--to", "/to"], capture_output=True, text=True)
+        assert pulled.returncode == 0, pulled.stdout + pulled.stderr
+        for name in ("manifest.json", "model.onnx"):
+            place = Path("lenet-bn/1") / name
+            assert (target / place).read_bytes() == (ROOT / "models" / place).read_bytes()
+        wanted = "('foldserve.service', 'service', 'onnxruntime', 'torch', 'pip')"
+        program = f"import importlib.util as u; import s3fs; print([m for m in {wanted} if u.find_spec(m)])"
+        found = subprocess.run([*run, "--entrypoint", "python", tag, "-c", program], capture_output=True, text=True)
+        assert found.stdout.strip() == "[]", found.stderr
+    finally:
+        subprocess.run(["docker", "image", "rm", "-f", tag], capture_output=True)

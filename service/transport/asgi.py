@@ -57,6 +57,7 @@ class Application:
         outbox: where its requests line up.
         close: ends the connection behind an answer that was its last.
         proxies: whose word on the client's address is taken.
+        announced: the address that such a proxy named before the first request.
     """
 
     server: Server
@@ -65,6 +66,7 @@ class Application:
     outbox: Outbox
     close: Callable[[], None]
     proxies: TrustedProxies
+    announced: str | None = None
 
     def write(self, data: bytes) -> None:
         """Write a piece of an answer."""
@@ -105,6 +107,8 @@ class Application:
     def _client(self, head: ParsedHead) -> tuple[str, int] | None:
         """Return the client's address and the port of its connection."""
         peer = address(self.transport, "peername")
+        if peer is not None and self.announced is not None:
+            peer = self.announced, peer[1]
         if peer is None or not self.proxies.trusts(peer[0]):
             return peer
         forwarded = [value for name, value in head.headers if name == FORWARDED_FOR]

@@ -7,6 +7,7 @@ one for each socket.
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from ..errors import InvalidInput, Overloaded, ServiceError
@@ -17,6 +18,7 @@ from .flow import Flow
 from .guard import Guard
 from .outbox import Outbox
 from .parser import ParsedHead, RequestParser
+from .proxy_protocol import ProxyHeader
 from .wire import error_bytes
 
 IDLE = Phase.IDLE  # on each request's way, where looking a member up in its class would cost a tenth of a microsecond
@@ -59,7 +61,7 @@ class Connection(asyncio.Protocol):
 
     Attributes:
         receiving: takes the body that is being received.
-        address: of the other end.
+        address: of the other end, or of the client that a trusted proxy names there.
     """
 
     transport: asyncio.Transport
@@ -76,6 +78,7 @@ class Connection(asyncio.Protocol):
         self.receiving: Receiver | None = None
         self._open_lane = open_lane
         self.address = ""
+        self._proxy_header: ProxyHeader | None = None  # where a trusted proxy may still write one
         self._is_last = False  # no request may follow the one that is being received
         self._is_half_closed = False
         self._refusal: bytes | None = None  # of the last request, behind the answers to those before it
@@ -90,13 +93,15 @@ class Connection(asyncio.Protocol):
         peer = address(transport, "peername")
         self.address = peer[0] if peer else ""
         proxies = self.guard.limits.proxies
+        if proxies.trusts(self.address):
+            self._proxy_header = ProxyHeader()
         self._application = Application(
             self.server, transport, self.flow, self.outbox, self._close_behind_answer, proxies
         )
         self.lane = self._open_lane(self)
         self.server.state.connections.add(self)  # type: ignore[arg-type]  # uvicorn lists its own classes
         if not self.guard.enter(self, self.address):
-            self.refuse(Overloaded("this server, or this address, holds all the connections it may: close some"))
+            self.refuse(_no_place())
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell whatever still works for this client that it has gone."""
@@ -115,11 +120,34 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Show the bytes to the lane, then to the parser; refuse what one of them objects to."""
         try:
+            if self._proxy_header is not None and self.deadlines.phase is Phase.NEW:
+                data = self._read_proxy_header(self._proxy_header, data)
+                if not data:
+                    return
             rest = self.lane.receive(data)
             if rest and self.deadlines.phase < Phase.MUST_CLOSE:
                 self.parser.feed(rest)
         except ServiceError as err:
             self.refuse(err)
+
+    def _read_proxy_header(self, header: ProxyHeader, data: bytes) -> bytes:
+        """Take what a trusted proxy says of its client; returns what is behind it.
+
+        Raises:
+            InvalidInput: it is no such header.
+            Overloaded: there is no place for that client.
+        """
+        rest = header.feed(data)
+        if rest is None:
+            return b""
+        self._proxy_header = None
+        if header.address is not None:
+            self.guard.leave(self, self.address)
+            self.address = header.address
+            self._application = replace(self._application, announced=header.address)
+            if not self.guard.enter(self, self.address):
+                raise _no_place()
+        return rest
 
     def eof_received(self) -> bool:
         """Keep the connection while a client that has finished sending waits for its answers."""
@@ -256,3 +284,7 @@ class Connection(asyncio.Protocol):
         if self.deadlines.phase is Phase.IDLE and self.outbox.due:
             self.outbox.due[-1].end_connection()
             self.deadlines.enter(Phase.MUST_CLOSE, now)
+
+
+def _no_place() -> Overloaded:
+    return Overloaded("this server, or this address, holds all the connections it may: close some")

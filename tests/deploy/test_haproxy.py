@@ -7,12 +7,14 @@ ask without a pause. HAProxy asks for ready; nginx, which has no active checks, 
 import contextlib
 import http.client
 import os
+import re
 import shutil
 import signal
 import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -195,3 +197,64 @@ def test_haproxy_passes_what_it_should(instances, tmp_path):
             stubs = grpc_calls.stubs(channel)
             answer = stubs.ModelInfer(grpc_calls.request(), timeout=10)
             assert len(answer.raw_output_contents[0]) > 0
+
+
+# The recipe of a proxy, with changes: it calls from an address of its own, which is the only one that is trusted.
+HTTP, GRPC = r"(server [ab] 127.0.0.1:\d+)$", r"(server [ab] 127.0.0.1:\d+) port"
+NAMING = {
+    "haproxy, X-Forwarded-For": ("haproxy", {HTTP: r"\1 source 127.0.0.3", GRPC: r"\1 source 127.0.0.3 port"}),
+    "haproxy, PROXY 1": ("haproxy", {HTTP: r"\1 source 127.0.0.3 send-proxy", GRPC: r"\1 source 127.0.0.3 port"}),
+    "haproxy, PROXY 2": ("haproxy", {HTTP: r"\1 source 127.0.0.3 send-proxy-v2", GRPC: r"\1 source 127.0.0.3 port"}),
+    "nginx, X-Forwarded-For": ("nginx", {r"(proxy|grpc)_read_timeout": r"\1_bind 127.0.0.3; \1_read_timeout"}),
+}
+
+
+@pytest.mark.parametrize("naming", NAMING)
+def test_the_address_of_a_client_is_the_clients(naming, tmp_path):
+    """Over HTTP and gRPC, by what the proxy says; what the client says of itself is not believed."""
+    grpc = pytest.importorskip("grpc")
+    from tests.support import grpc_calls
+
+    name, changes = NAMING[naming]
+    if not shutil.which(name):
+        pytest.skip(f"needs {name}")
+    artifacts.publish_classifier(tmp_path / "models")
+    certificate(tmp_path)
+    port, inside = free_port(), free_port()
+    flags = ["--models-dir", str(tmp_path / "models"), "--grpc-port", str(inside), "--allowed-hosts", NAME]
+    flags += ["--trusted-proxies", "127.0.0.3", "--access-log-rate", "1000"]
+    with processes.started(*flags) as (service, address):
+        both = SimpleNamespace(http=int(address.rsplit(":", 1)[1]), grpc=inside)
+        command = PROXIES[name](tmp_path, port, both, both)
+        file = Path(command[-1])
+        text = file.read_text()
+        for pattern, here in changes.items():
+            text, count = re.subn(pattern, here, text, flags=re.MULTILINE)
+            assert count, pattern
+        file.write_text(text)
+        proxy = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            wait_until(lambda: proxy.poll() is not None or is_open(port))
+            assert proxy.poll() is None, proxy.stderr.read()
+            context = ssl.create_default_context(cafile=str(tmp_path / "tls.crt"))
+            route = "/v2/models/{model}"
+
+            def status() -> int:
+                with contextlib.closing(http.client.HTTPSConnection("127.0.0.1", port, context=context)) as client:
+                    lie = {"X-Forwarded-For": "198.51.100.9", "Host": NAME}
+                    client.request("GET", "/v2/models/fashion", headers=lie)
+                    return client.getresponse().status
+
+            wait_until(lambda: status() == 200)
+            assert processes.read_until(service, "access", route=route)["address"] == "127.0.0.1"
+            credentials = grpc.ssl_channel_credentials((tmp_path / "tls.crt").read_bytes())
+            grpc_port = int(re.findall(r"listen 127.0.0.1:(\d+) ssl", text)[1]) if name == "nginx" else port
+            options = [("grpc.ssl_target_name_override", NAME)]
+            lie = [("x-forwarded-for", "198.51.100.9")]
+            with grpc.secure_channel(f"127.0.0.1:{grpc_port}", credentials, options) as channel:
+                grpc_calls.stubs(channel).ModelInfer(grpc_calls.request(), timeout=20, metadata=lie)
+            route = "/inference.GRPCInferenceService/ModelInfer"
+            assert processes.read_until(service, "access", route=route)["address"] == "127.0.0.1"
+        finally:
+            proxy.terminate()
+            proxy.communicate(timeout=20)
