@@ -35,7 +35,7 @@ class Project:
     """An empty project beside an installed wheel.
 
     Attributes:
-        folder: holds packages `training` and `service` of its own.
+        folder: where commands are typed.
         programs: folder of python and the scripts of an environment in which the wheel is installed.
     """
 
@@ -69,18 +69,23 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def project(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The wheel in a project that has packages named `training` and `service` of its own."""
+    project = installed(built[0], tmp_path_factory.mktemp("project"))
+    for name in ("training", "service"):
+        (project.folder / name).mkdir()
+        (project.folder / name / "__init__.py").write_text("OWNER = 'the project'\n")
+    return project
+
+
+def installed(wheel: Path, folder: Path) -> Project:
     """The wheel in an environment of its own, which borrows the packages that are installed here."""
-    folder = tmp_path_factory.mktemp("project")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
     python = folder / "venv/bin/python"
     pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check", "--quiet"]
-    subprocess.run([*pip, "install", "--no-deps", "--no-index", str(built[0])], check=True)
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", str(wheel)], check=True)
     (packages,) = (folder / "venv/lib").glob("python3*/site-packages")
     borrowed = [entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")]
     (packages / "borrowed.pth").write_text("\n".join(borrowed))
-    for name in ("training", "service"):
-        (folder / name).mkdir()
-        (folder / name / "__init__.py").write_text("OWNER = 'the project'\n")
     return Project(folder, python.parent)
 
 

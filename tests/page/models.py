@@ -14,6 +14,8 @@ from foldserve.pictures.golden_files import pack
 from tests.support import artifacts, picture_models
 
 COLUMNS = ("length", "width", "height", "weight")
+LONG_NAME = "somebody-s-model-whose-name-is-as-long-as-a-name-may-be-2026-v2"
+LONG_LABELS = [f"the long name of an animal, with author and year, number {number}" for number in range(4)]
 ANY = ImageRecipe(height=ANY_SIZE, width=ANY_SIZE, channels=1, colour="grey")
 FLOWERS = ImageRecipe(height=24, width=32, rule="shorter", resize=(26,), crop=(24, 32), filter="bilinear")
 
@@ -41,5 +43,7 @@ def publish_all(root: Path) -> Path:
         stated = Task(name, 0.6, COLUMNS if name == "regress" else None).as_metadata()
         labels = {"foldserve.labels": json.dumps(["red", "green", "blue", "grey"])} if name == "multilabel" else {}
         artifacts.publish_rows(root, name, OUTPUTS[name] or ("first", "second"), stated | labels)
+    classes = Task("classify", None, None).as_metadata() | {"foldserve.labels": json.dumps(LONG_LABELS)}
+    artifacts.publish_rows(root, LONG_NAME, OUTPUTS["classify"], classes)
     artifacts.publish_two_inputs(root)
     return root

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.page.models import photo
+from tests.page.models import LONG_LABELS, LONG_NAME, photo
 from tests.page.visit import Visit
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-core, of the extra dev")
 pytestmark = pytest.mark.browser
 
-PHONE = {"width": 360, "height": 740}
+PHONE, DESK = {"width": 360, "height": 740}, {"width": 1200, "height": 900}
 CONTROLS = ["model", "version", "other", "key-button", "API", "way", "pad", "brush", "shade", "undo", "clear"]
 CONTROLS += ["language", "copy"]
 FOCUSED = "document.activeElement.id || document.activeElement.name || document.activeElement.textContent.trim()"
@@ -123,6 +123,25 @@ def test_a_phone_shows_all_of_it(browser, url):
         field = visit.page.locator("input[name=field-1]").bounding_box()
         assert field["x"] + field["width"] <= PHONE["width"]
         assert visit.page.locator("input[name=field-1]").input_value() == "0.8079408"  # no digit more than float32 has
+
+
+@pytest.mark.parametrize("viewport", [PHONE, DESK], ids=["phone", "desk"])
+def test_long_names_stay_on_the_screen_and_apart(browser, url, viewport):
+    """The name of a model and those of its classes, as strangers choose them; each class can be told from the next."""
+    with Visit.of(browser, viewport=viewport) as visit:
+        visit.go(url, LONG_NAME).take_sample()
+        assert visit.said() in LONG_LABELS
+        assert visit.page.evaluate("document.scrollingElement.scrollWidth") <= viewport["width"]
+        assert visit.page.locator("#model").bounding_box()["width"] <= viewport["width"] - 32
+        names = visit.page.locator(".bars li > span:first-child")
+        assert {names.nth(row).get_attribute("title") for row in range(4)} == set(LONG_LABELS)
+        assert all(names.nth(row).bounding_box()["width"] > viewport["width"] / 6 for row in range(4))
+        size = "parseFloat(getComputedStyle(document.querySelector('.headline')).fontSize)"
+        assert visit.page.evaluate(size) <= 24
+        visit.choose("model", "fashion")
+        visit.drop(photo())
+        visit.settled()
+        assert visit.page.evaluate(size) >= 32
 
 
 def test_a_keyboard_reaches_every_control(visit, url):

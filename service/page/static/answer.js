@@ -4,6 +4,7 @@ import { element, grouped, percent, readable } from "./dom.js";
 
 const MOST_BARS = 10;
 const MOST_ROWS = 12;
+const LONG = 32; // characters of a name that is too long for a headline
 const MOST_TEXT = 600; // characters of a tensor
 const MOST_VALUES = 160; // of an embedding that are drawn
 
@@ -65,14 +66,15 @@ function tensor(name, value) {
 }
 
 function headline(text, share) {
-  return element("p", { className: "headline" }, element("span", { textContent: text }), " ", element("span", { className: "share", textContent: share }));
+  const className = text.length > LONG ? "headline long" : "headline";
+  return element("p", { className }, element("span", { textContent: text }), " ", element("span", { className: "share", textContent: share }));
 }
 
 function bars(rows) {
   return element("ol", { className: "bars" }, ...rows.map(([name, share]) => {
     const bar = element("i");
     bar.style.width = `${share * 100}%`;
-    return element("li", {}, element("span", { textContent: name }), element("span", { className: "bar" }, bar),
+    return element("li", {}, element("span", { textContent: name, title: name }), element("span", { className: "bar" }, bar),
       element("span", { className: "value", textContent: percent(share) }));
   }));
 }

@@ -8,9 +8,12 @@ const INLINE = 8_000; // characters of base64 that are written into the code; a 
 export async function questionForCode(path, question) {
   if (question.kind === "json") return { path, type: "application/json", body: question.text };
   const text = await base64(question.blob);
-  if (text.length > INLINE) return { path, type: question.type, file: question.name };
+  if (text.length > INLINE) return { path, type: question.type, file: fileOf(question) };
   return { path, type: "application/json", body: JSON.stringify({ instances: [{ b64: text }] }) };
 }
+
+/** The name of the picture's file; a sample may have none. */
+const fileOf = ({ name, type }) => (/\.\w+$/.test(name) ? name : `picture.${type.split("/")[1]}`);
 
 async function base64(blob) {
   const bytes = new Uint8Array(await blob.arrayBuffer());

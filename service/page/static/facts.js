@@ -43,6 +43,7 @@ const percent2 = (share) => `${Number((share * 100).toFixed(2))} %`;
 
 function foldOf(fold) {
   if (!Number.isInteger(fold?.folded)) return null;
+  if (!fold.folded && !fold.refused) return "It has no norms to fold.";
   const stayed = fold.refused ? `${fold.refused} stayed` : "none stayed";
   return `${fold.folded} ${fold.folded === 1 ? "norm" : "norms"} folded into the weights, ${stayed}.`;
 }
