@@ -82,8 +82,8 @@ $(CONTRACT)/.installed: tests/contract/requirements.txt
 
 CLUSTER ?= .venv-cluster
 RAY ?= .venv-ray
-cluster-test: install $(CLUSTER)/.installed $(RAY)/.installed ## Ray, manifests, chart, dashboard, rules and balancers without a cluster; says what was skipped
-	CLUSTER_TOOLS=$(abspath $(CLUSTER)) RAY_PYTHON=$(abspath $(RAY))/bin/python $(PYTHON) -m pytest -rs -s tests/deploy
+cluster-test: install $(CLUSTER)/.installed $(RAY)/.installed ## Ray, spans, manifests, chart, rules and balancers without a cluster; says what ran and what not
+	CLUSTER_TOOLS=$(abspath $(CLUSTER)) RAY_PYTHON=$(abspath $(RAY))/bin/python $(PYTHON) -m pytest -v -rs -s tests/deploy
 
 $(RAY)/.installed: pyproject.toml constraints.txt
 	python3 -m venv $(RAY)

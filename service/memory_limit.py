@@ -9,7 +9,8 @@ from pathlib import Path
 from .cgroups import SYSTEM, folders
 from .settings import MEBIBYTE, Settings
 
-_PART_FOR_REQUESTS = 0.5  # of the memory; models, libraries and onnxruntime's arenas have the rest
+_PART_FOR_REQUESTS = 0.5  # of the memory; models, libraries and onnxruntime's arena have the rest
+_PART_FOR_RUNS = 0.8  # of the memory, at most, since runs seldom need theirs while bodies fill the other half
 _LEAST_BYTES = 8 * MEBIBYTE
 _FIRST_VERSION_UNLIMITED = 1 << 60
 
@@ -49,6 +50,27 @@ def fit_to_memory(settings: Settings, memory: int | None) -> Settings:
     lowered["max_body_bytes"] = lowered["max_buffered_bytes"]  # one that never fits is 413 rather than 503
     lowered = {name: min(value, getattr(settings, name)) for name, value in lowered.items()}
     return settings.model_copy(update=lowered)
+
+
+def arena_bytes(memory: int | None) -> int | None:
+    """Return the most bytes that the runs of one process may take; None sets no limit.
+
+    A run that needs more fails with a reason, where the system would end the process.
+
+    Args:
+        memory: that there is, in bytes; None where that is not known.
+    """
+    return None if memory is None else int(memory * _PART_FOR_RUNS)
+
+
+def queue_rows(settings: Settings, row_bytes: int) -> int:
+    """Return how many rows of a model may wait: as many as the settings say, and no more bytes than bodies may have.
+
+    Args:
+        settings: fitted to the memory.
+        row_bytes: of all inputs together.
+    """
+    return min(settings.max_queue_rows, max(1, settings.max_buffered_bytes // max(1, row_bytes)))
 
 
 def _limits(root: Path) -> list[int]:

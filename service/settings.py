@@ -199,7 +199,10 @@ class Settings(BaseModel):
         200_000_000, ge=1, description="pixels of pictures decoded at once in one worker; others wait for their turn"
     )
     max_queue_rows: int = Field(
-        20_000, ge=1, description="rows waiting for a model in one worker; more are answered 503"
+        20_000,
+        ge=1,
+        description="rows waiting for a model in one worker, and no more bytes than max_buffered_bytes; more are "
+        "answered 503",
     )
     max_buffered_bytes: int = Field(
         512 * MEBIBYTE, ge=1, description="bytes of all bodies that one worker holds at once; more are answered 503"

@@ -36,7 +36,7 @@ class Batcher:
 
     Args:
         engine: runs batches, one at a time.
-        max_queue_rows: rows that may wait; a request beyond them is refused.
+        max_queue_rows: rows that may wait; a request beyond them is refused, unless nothing waits before it.
         inline_seconds: batches measured to be shorter run on the event loop; 0 sends all to the worker thread.
         executor: a pool of exactly one thread that the engine has to run in; None makes one when it is needed.
         observer: counts batches and refusals.
@@ -178,7 +178,7 @@ class Batcher:
             raise NotReady("the service is shutting down; ask again")
         is_idle = not self._is_running and not self._queue
         ahead = self._queue.rows + sum(batch.rows for batch in self._prepared)
-        if ahead + rows > self._max_queue_rows:
+        if ahead and ahead + rows > self._max_queue_rows:
             self._refused("queue_full", source)
             after = math.ceil(self._latency.seconds_for(ahead, is_idle=is_idle))
             message = f"queue: {ahead} rows wait, got {rows} more, at most {self._max_queue_rows} may wait"

@@ -19,6 +19,7 @@ import onnxruntime
 from ..artifacts.onnx_file import opened
 from ..artifacts.weights_beside import WEIGHTS_NAME, large_tensors, split
 from ..errors import ArtifactInvalid, ProviderUnavailable
+from ..memory_limit import arena_bytes, available_memory
 from .capture_lock import DEVICE
 
 _log = logging.getLogger(__name__)
@@ -132,16 +133,22 @@ def cpu_session(source: Source, threads: int) -> onnxruntime.InferenceSession:
         raise ArtifactInvalid(f"{name} cannot be loaded: {first_line(err)}{_remedy(str(err))}") from err
 
 
+_ARENA_DEFAULTS = -1, -1, -1  # of onnxruntime: strategy, first chunk, most dead bytes of one
+
+
 @functools.cache
 def _share_memory() -> None:
     """Let all sessions on the CPU take the memory of a run from one place, once for this process.
 
-    Each would keep what its largest batch needed for itself, for ever: 14 MB a session for a network of 180 KB.
+    Each would keep what its largest batch needed for itself, for ever: 14 MB a session for a network of 180 KB. Where a
+    run would need more than this process may have, it fails, and the system need not end the process.
     """
     memory = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )
-    onnxruntime.create_and_register_allocator(memory, None)
+    limit = arena_bytes(available_memory())
+    config = None if limit is None else onnxruntime.OrtArenaCfg(limit, *_ARENA_DEFAULTS)
+    onnxruntime.create_and_register_allocator(memory, config)
 
 
 def has_cuda() -> bool:

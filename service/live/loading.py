@@ -35,6 +35,7 @@ from ..engines.runners import stoppable
 from ..engines.structure import structure_of
 from ..engines.throttle import throttled
 from ..errors import ArtifactInvalid, DeviceLost, ServiceError, VersionLost
+from ..memory_limit import queue_rows
 from ..metrics import Metrics, PredictionMetrics
 from ..processes.abandoned import abandon
 from ..processes.workers import Workers
@@ -376,7 +377,7 @@ class Loader:
         is_bound_to_thread = engine.device.provider == "cuda"
         return Batcher(
             engine,
-            max_queue_rows=self._settings.max_queue_rows,
+            max_queue_rows=queue_rows(self._settings, sum(spec.row_bytes for spec in engine.inputs)),
             inline_seconds=0.0 if is_bound_to_thread or engine.is_free else self._settings.inline_below_ms / 1000,
             executor=executor,
             observer=statistics,

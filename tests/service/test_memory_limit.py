@@ -1,10 +1,14 @@
 """How much memory a container has, by the files that describe it, and limits that fit into it."""
 
+import subprocess
+import sys
+
 import pytest
 
-from foldserve.service.memory_limit import available_memory, fit_to_memory
+from foldserve.service.memory_limit import arena_bytes, available_memory, fit_to_memory, queue_rows
 from foldserve.service.settings import MEBIBYTE, Settings
 from tests.service.test_cores import write
+from tests.support import artifacts
 
 SECOND, FIRST = "sys/fs/cgroup", "sys/fs/cgroup/memory"
 MACHINE = {"proc/meminfo": "MemTotal:       8388608 kB\nMemFree:  1 kB"}
@@ -47,6 +51,47 @@ def test_bodies_and_pictures_fit_into_half(workers, mebibytes):
     assert together <= mebibytes * MEBIBYTE / 2 + workers * 8 * MEBIBYTE  # the least of each
     assert fitted.max_body_bytes <= fitted.max_buffered_bytes
     assert fitted.max_decode_bytes <= fitted.max_buffered_bytes
+
+
+@pytest.mark.parametrize(
+    ("row_bytes", "rows"), [(784, 20_000), (3 * 224 * 224 * 4, 891), (2 * 512 * MEBIBYTE, 1), (0, 20_000)]
+)
+def test_rows_that_wait_have_no_more_bytes_than_bodies_may_have(row_bytes, rows):
+    """Small rows are bounded by their number, large ones by the memory; one may wait always."""
+    assert queue_rows(Settings(), row_bytes) == rows
+
+
+def test_runs_have_a_part_of_the_memory_where_it_is_known():
+    """Bodies have their half, and libraries a rest."""
+    assert arena_bytes(None) is None
+    assert 0.5 * GIBIBYTE < arena_bytes(GIBIBYTE) < 0.9 * GIBIBYTE
+
+
+def test_a_run_that_needs_more_than_there_is_fails_and_ends_no_process(tmp_path):
+    """In a container the system would end it; a version whose batches need too much is refused by its name."""
+    artifacts.publish_rows(tmp_path, "wide", ["values"], {}, width=4_000)
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from foldserve.service.engines import providers\n"
+        "from foldserve.service.engines.engine import Engine\n"
+        "from foldserve.service.artifacts.repository import Repository\n"
+        "providers.available_memory = lambda: int(sys.argv[2])\n"
+        "artifact = Repository(Path(sys.argv[1])).open('wide', 1)\n"
+        "try:\n"
+        "    print(Engine.load(artifact, provider='cpu', buckets=(1, 4096), threads=1).buckets)\n"
+        "except Exception as err:\n"
+        "    print(type(err).__name__, err)\n"
+    )
+
+    def printed(memory: int) -> str:
+        command = [sys.executable, "-c", program, str(tmp_path), str(memory)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert printed(8 * GIBIBYTE) == "(1, 4096)\n"
+    refused = printed(8 * MEBIBYTE)
+    assert refused.startswith("EngineError")  # which the start refuses the version with
+    assert "Available memory" in refused
 
 
 def test_where_there_is_enough_all_stays():

@@ -233,6 +233,17 @@ def test_a_bucket_that_is_mostly_padding_is_not_run():
     run(test())
 
 
+def test_a_request_of_more_rows_than_may_wait_is_answered_where_nothing_waits():
+    """Refused with a time to come back, it would come back for ever."""
+
+    async def test():
+        batcher = Batcher(Echo(), max_queue_rows=3)
+        assert echoed(await batcher.infer(rows(*range(20)), deadline=soon(PATIENCE))) == list(range(20))
+        await batcher.close()
+
+    run(test())
+
+
 def test_who_is_alone_is_answered_at_once_and_who_is_not_shares():
     """Where nothing else can arrive no turn of the loop is waited for; beside others that wait, it joins them."""
 
@@ -251,9 +262,12 @@ def test_who_is_alone_is_answered_at_once_and_who_is_not_shares():
         assert answers == [1]
         await asyncio.sleep(0)
         assert answers == [1, 2, 3]
+        ask(4, is_alone=False)
         with pytest.raises(Overloaded):
-            await batcher.infer(rows(1, 2, 3, 4), deadline=soon(PATIENCE))
-        assert counted.batches == [(1, 1), (2, 2)]
+            await batcher.infer(rows(1, 2, 3), deadline=soon(PATIENCE))
+        await asyncio.sleep(0)
+        assert answers == [1, 2, 3, 4]
+        assert counted.batches == [(1, 1), (2, 2), (1, 1)]
         assert counted.reasons == ["queue_full"]
 
     run(test())
@@ -695,11 +709,13 @@ def test_what_the_service_asks_itself_is_counted_apart():
         await batcher.infer(rows(4))
         assert counted.batches == [(2, 3), (0, 0), (0, 0), (1, 1)]
         assert counted.checks == [{CANARY: 1}, {CANARY: 8}, {CANARY: 2}, {}]
-        with pytest.raises(Overloaded):
-            await batcher.infer(rows(*range(13)), source=CANARY)
+        waiting = asyncio.gather(
+            batcher.infer(rows(5)), batcher.infer(rows(*range(12)), source=CANARY), return_exceptions=True
+        )
+        assert isinstance((await waiting)[1], Overloaded)
         assert counted.reasons == []
-        with pytest.raises(Overloaded):
-            await batcher.infer(rows(*range(13)))
+        waiting = asyncio.gather(batcher.infer(rows(5)), batcher.infer(rows(*range(12))), return_exceptions=True)
+        assert isinstance((await waiting)[1], Overloaded)
         assert counted.reasons == ["queue_full"]
         await batcher.close()
 
