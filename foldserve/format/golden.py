@@ -127,7 +127,8 @@ def _check_equal(name: str, answer: Array, expected: Array) -> None:
     rows = np.flatnonzero((answer != expected).reshape(len(expected), -1).any(axis=1))
     if rows.size:
         row = int(rows[0])
+        differs = answer[row] != expected[row]
         raise GoldenError(
-            f"output {name!r} is {answer[row].tolist()} for golden row {row}, expected {expected[row].tolist()} "
+            f"output {name!r} is {answer[row][differs][0]} for golden row {row}, expected {expected[row][differs][0]} "
             f"({rows.size} of {len(expected)} rows differ)"
         )

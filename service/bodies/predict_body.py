@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from foldserve.format.image import ImageRecipe
 
 FORM = "multipart/form-data"
+_CURL_TYPE = "application/x-www-form-urlencoded"  # what curl says of --data and --data-binary by itself
+_CURL_HINT = (
+    "; with curl: -F file=@picture.jpg, or -H 'Content-Type: image/jpeg' --data-binary @picture.jpg, "
+    "or -H 'Content-Type: application/json' for rows"
+)
 
 EMPTY_BODY = "body: 0 bytes, expected at least one instance"
 
@@ -55,7 +60,8 @@ def media_type(content_type: str | None, formats: tuple[str, ...] = USUAL_FORMAT
     kind, known = (content_type or "").partition(";")[0].strip().lower(), media_types(formats)
     if kind not in known:
         got = f"{clip(kind)!r}" if kind else "none"
-        raise UnsupportedMediaType(f"Content-Type: {got}, expected one of {', '.join(known)}")
+        hint = _CURL_HINT if kind in ("", _CURL_TYPE) else ""
+        raise UnsupportedMediaType(f"Content-Type: {got}, expected one of {', '.join(known)}{hint}")
     return kind
 
 

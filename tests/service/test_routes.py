@@ -190,6 +190,14 @@ def test_bad_input_gets_one_clear_sentence(service, headers, body, status, sente
     assert service.get("/v2/health/live").json() == {"live": True}
 
 
+@pytest.mark.parametrize("headers", [{}, {"Content-Type": "application/x-www-form-urlencoded"}], ids=["none", "curl"])
+def test_a_picture_as_curl_sends_it_by_itself_is_told_how(service, headers):
+    """`curl --data-binary @rose.jpg` states the type of a form: the refusal holds the flags that work."""
+    message = error_of(service.post("/predict", content=b"\xff\xd8\xff", headers=headers), 415)
+    for flags in ("-F file=@picture.jpg", "-H 'Content-Type: image/jpeg'", "-H 'Content-Type: application/json'"):
+        assert flags in message
+
+
 @pytest.mark.parametrize(
     "path", ["/nothing", "/predict/", "/static/%2e%2e/app.py", "/static/nothing", "/" + "x" * 9000]
 )

@@ -82,6 +82,8 @@ def publish(
         labels=labels, image=image, examples=examples, task=task, scores=scores, threshold=threshold, columns=columns,
         inputs=inputs, outputs=outputs,
     )  # fmt: skip
+    if min_accuracy is not None and not 0 <= min_accuracy <= 1:
+        raise ConfigError(f"--min-accuracy {min_accuracy}: expected a share of right answers, 0 to 1")
     folder = Path(models_dir)
     artifact.check_publishable(folder, name, labels)
     texts = read_texts(card, license)

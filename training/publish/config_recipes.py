@@ -15,12 +15,13 @@ _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # b
 # Image processors that resize, crop, rescale and normalise in this order; and those of them for which one number is
 # the shorter side rather than both sides.
 _PLAIN = (
-    "Beit", "Bit", "CLIP", "ChineseCLIP", "ConvNext", "DeiT", "EfficientFormer", "EfficientNet", "MobileNetV1",
-    "MobileNetV2", "MobileViT", "Siglip", "ViT", "",
+    "Beit", "Bit", "Blip", "CLIP", "ChineseCLIP", "ConvNext", "DeiT", "EfficientFormer", "EfficientNet", "Levit",
+    "MobileNetV1", "MobileNetV2", "MobileViT", "Pvt", "Segformer", "Siglip", "ViT", "",
 )  # fmt: skip
-_SHORTER = ("Bit", "CLIP", "ChineseCLIP", "ConvNext", "MobileNetV1", "MobileNetV2", "MobileViT")
+_SHORTER = ("Bit", "CLIP", "ChineseCLIP", "ConvNext", "Levit", "MobileNetV1", "MobileNetV2", "MobileViT")
 _DONE = (
     "do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_flip_channel_order",
+    "do_reduce_labels",  # of the maps that a training is given, not of pictures
 )  # fmt: skip
 
 
@@ -74,14 +75,15 @@ def options_of_huggingface(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     kind = _processor(config)
     for key, value in config.items():
-        if (key.startswith("do_") and key not in _DONE and value) or (key == "include_top" and value):
+        is_top = key == "include_top" and kind != "EfficientNet"
+        if value and (is_top or (key.startswith("do_") and key not in _DONE)):
             raise ConfigError(f"preprocessor_config.json: {key} is {value!r}, which a picture recipe cannot express")
     flips = config.get("do_flip_channel_order", kind == "MobileViT")
     return {
         "rounding": "down",
         **({"colour": "BGR"} if flips else {}),
         **_resize(config, kind),
-        **_arithmetic(config),
+        **_arithmetic(config, kind),
     }
 
 
@@ -105,6 +107,8 @@ def _resize(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
         options = {"rule": "shorter" if len(side) == 1 else "exact", "resize": side, "filter": _filter(config)}
         if kind == "ConvNext":
             return options | _of_convnext(side[0], config)
+        if kind == "Levit" and len(side) == 1:  # it enlarges by the usual 256 to 224, and crops
+            options["resize"] = [int(256 / 224 * side[0])]
     if config.get("do_center_crop", False):
         options["crop"] = _size(config, "crop_size", "exact")
     return options
@@ -144,14 +148,17 @@ def _filter(config: Mapping[str, Any]) -> str:
     return _RESAMPLE[resample]
 
 
-def _arithmetic(config: Mapping[str, Any]) -> dict[str, Any]:
+def _arithmetic(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Return mean, std and factor; a file that says nothing of the factor is of the time when there was one alone."""
-    normalises = config.get("do_normalize", "image_mean" in config)
+    normalises = kind != "MobileViT" and config.get("do_normalize", "image_mean" in config)  # which never does
     mean = list(config.get("image_mean") or (0.0,)) if normalises else [0.0]
     std = list(config.get("image_std") or (1.0,)) if normalises else [1.0]
     factor = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
     if config.get("rescale_offset"):  # values from -1 on before mean and std
         mean = [value + 1.0 for value in mean]
+    if kind == "EfficientNet" and config.get("include_top", True):  # it divides by image_std once more
+        own = list(config.get("image_std") or (1.0,))
+        std = [one * other for one, other in zip(std * (len(own) // len(std)), own, strict=True)]
     return {"mean": mean, "std": std, "rescale": factor}
 
 

@@ -6,7 +6,7 @@ are made up from a fixed seed, and every listing says so.
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from foldserve.format.image_options import Normalisation
 from ..errors import ConfigError
 from .network import Array
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
+ENDINGS = (".png", ".jpg", ".jpeg")
 MADE_ROWS = 16
 _MADE_SIDE = 64  # of made-up pictures where the network takes any
 _CHECKED = 64  # float64 examples at most; the rest of a labelled set goes through both forms in float32
@@ -226,25 +226,52 @@ def _paths(given: Any, labels: Sequence[str] | None) -> tuple[list[Path], Array 
         return [root], None
     if not root.is_dir():
         raise _none(f"{root} does not exist")
-    flat = _pictures_in(root)
+    flat, by_class = _pictures_in(root), _pictures_by_class(root)
+    if flat and by_class:
+        raise ConfigError(
+            f"examples: {root} holds pictures ({flat[0].name}) beside folders of them ({next(iter(by_class))}); "
+            "expected pictures, or one folder of them for each class"
+        )
     if flat:
         return flat, None
-    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and _pictures_in(entry))
-    if not folders:
-        raise _none(f"{root} holds no picture that ends in {', '.join(ENDINGS[:3])}, nor folders of them")
-    names = list(labels or [folder.name for folder in folders])
-    unknown = [folder.name for folder in folders if folder.name not in names]
+    if not by_class:
+        raise _none(f"{root} holds no picture that ends in {', '.join(ENDINGS)}, nor folders of them")
+    names = list(labels or by_class)
+    unknown = [name for name in by_class if name not in names]
     if unknown:
         raise ConfigError(f"{root}: folder {unknown[0]!r} is no class; the labels are {', '.join(names[:10])}")
-    pairs = [(path, names.index(folder.name)) for folder in folders for path in _pictures_in(folder)]
+    pairs = [(path, names.index(name)) for name, paths in by_class.items() for path in paths]
     return [path for path, _ in pairs], np.array([class_id for _, class_id in pairs], np.int64)
 
 
 def class_folders(given: Any) -> list[str] | None:
-    """Return the names of a labelled set's folders, sorted as torchvision's ImageFolder; None for anything else."""
+    """Return the names of a labelled set's folders, as torchvision's ImageFolder; None for anything else."""
     if not isinstance(given, str | Path) or not Path(given).is_dir() or _pictures_in(Path(given)):
         return None
-    return sorted(entry.name for entry in Path(given).iterdir() if entry.is_dir() and _pictures_in(entry)) or None
+    return list(_pictures_by_class(Path(given))) or None
+
+
+def _pictures_by_class(root: Path) -> dict[str, list[Path]]:
+    """Return the pictures in and below each folder of `root`, by its name, sorted; nothing where no folder has any.
+
+    A folder that is empty is a class all the same: its number is taken, as in torchvision's ImageFolder.
+    """
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not _is_hidden(entry))
+    found = {folder.name: sorted(_pictures_below(folder)) for folder in folders}
+    return found if any(found.values()) else {}
+
+
+def _pictures_below(folder: Path) -> Iterator[Path]:
+    """Yield the pictures in a folder and in those inside it."""
+    yield from _pictures_in(folder)
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink() and not _is_hidden(entry):
+            yield from _pictures_below(entry)
+
+
+def _is_hidden(path: Path) -> bool:
+    """Return whether a system or an editor put it there: `._rose.jpg`, `.ipynb_checkpoints`."""
+    return path.name.startswith(".")
 
 
 def _none(why: str) -> ConfigError:
@@ -252,7 +279,8 @@ def _none(why: str) -> ConfigError:
 
 
 def _pictures_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix in ENDINGS and path.is_file())
+    entries = (path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and not _is_hidden(path))
+    return sorted(path for path in entries if path.is_file())
 
 
 def _read_picture(path: Path, recipe: ImageRecipe) -> bytes:

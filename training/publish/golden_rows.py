@@ -23,7 +23,7 @@ def choose(expected: Mapping[str, Array], unsure: Array, feeds: Feeds, rows: Arr
     notes: tuple[str, ...] = ()
     if not clear.size:
         clear = np.arange(len(rows))
-        notes = ("no example has a clear class: the golden answers hold scores and no classes",)
+        notes = ("no example has a clear class: the golden answers hold scores and no whole numbers",)
     if "class_id" in expected:
         _, first = np.unique(expected["class_id"][clear, 0], return_index=True)
         order = np.concatenate([clear[first], np.delete(clear, first)])

@@ -3,6 +3,9 @@
 import json
 from typing import Any
 
+import numpy as np
+
+from .network import Array
 from .opened import Opened
 
 _LONGEST = 400  # characters of JSON that still fit a terminal
@@ -14,9 +17,17 @@ def question_for(name: str, opened: Opened) -> str:
     if opened.images is not None:
         return f"curl -F file=@picture.jpg '{_SERVICE}{name}'"
     feeds = opened.examples.take(opened.examples.checked[:1])
-    row: Any = {key: value[0].tolist() for key, value in feeds.items()}
-    if len(row) == 1:
-        row = next(iter(row.values()))
-    text = json.dumps({"instances": [row]})
-    body = f"'{text}'" if len(text) <= _LONGEST else "@rows.json"
+    body = "@rows.json"
+    if sum(value[0].size for value in feeds.values()) < _LONGEST:
+        row: Any = {key: _values(value[0]) for key, value in feeds.items()}
+        text = json.dumps({"instances": [row if len(row) > 1 else next(iter(row.values()))]})
+        body = f"'{text}'" if len(text) <= _LONGEST else body
     return f"curl -H 'Content-Type: application/json' -d {body} '{_SERVICE}{name}'"
+
+
+def _values(row: Array) -> Any:
+    """Return a row as nested lists, each float as the shortest decimal that becomes it."""
+    if row.dtype.kind != "f":
+        return row.tolist()
+    shortest = [float(np.format_float_positional(value, trim="-")) for value in row.reshape(-1)]
+    return np.reshape(np.array(shortest, np.float64), row.shape).tolist()

@@ -3,6 +3,7 @@
 The second half of publishing, and what `verify` repeats. It writes nothing.
 """
 
+import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,10 @@ from foldserve.format.metadata import FIRST, FORMAT_KEY, LABELS, REVISION, WEIGH
 from foldserve.format.task import CLASSIFY, MULTILABEL, Task
 
 from .. import provenance
-from ..errors import ConfigError
+from ..errors import ConfigError, VerifyError
 from ..fold.onnx.exporter import require_valid
 from ..fold.report import Report
+from ..fold.tiled import give_memory_back
 from ..model_file import to_bytes, weights_digest
 from .golden_pictures import with_files
 from .golden_rows import choose
@@ -68,7 +70,7 @@ def serve(opened: Opened) -> Served:
     Raises:
         ConfigError: task, labels or recipe do not fit the network.
         ExportError: the network cannot be exported.
-        VerifyError: the graph does not answer as the unfolded network.
+        VerifyError: the graph does not answer as the unfolded network, or nothing that it gives can be held to.
     """
     answers = ask(opened)
     scores = scores_of(answers.oracle, opened.wanted.chosen_task, opened.wanted.scores)
@@ -79,6 +81,8 @@ def serve(opened: Opened) -> Served:
     model = _completed(opened, graph, reference.expected, meaning)
     report, notes = graph.report, (*graph.notes, *_notes(opened, answers, meaning))
     del graph  # its weights are in `model` as well
+    gc.collect()  # an exporter's graph holds itself, and its weights with it
+    give_memory_back()
     return _proved(opened, model, reference, meaning, report, notes)
 
 
@@ -127,6 +131,11 @@ def _golden(
     chosen, notes = choose(expected, reference.unsure, {} if examples.files is not None else feeds, reference.rows)
     if notes:
         expected = {name: value for name, value in expected.items() if value.dtype.kind == "f"}
+    if not expected:
+        raise VerifyError(
+            "on no example does the unfolded network give the same whole numbers in float32 and in float64, and it "
+            "gives nothing else: nothing is proved; let it return the scores too, before they are rounded or compared"
+        )
     golden, rows = golden_of(feeds, expected, got, chosen, reference.tolerance), reference.rows[chosen]
     if opened.images is not None:
         golden = with_files(golden, rows, examples, opened.images, opened.network, meaning, model, reference.tolerance)

@@ -9,6 +9,8 @@ from foldserve.format.task import CLASSIFY, OUTPUTS, TENSORS
 
 from ..errors import ConfigError
 
+_HOLDERS = ("object_type_names", "id2label", "class_to_idx")  # keys of larger files, under which class names stand
+
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
@@ -51,42 +53,71 @@ class Wanted:
 
 
 def read_labels_file(path: Path) -> tuple[str, ...]:
-    """Return the class names of a file, one on each line, or of a JSON array or object of them by class id.
+    """Return the class names of a file: one on each line, JSON as `labels_in_json` reads it, or CSV of ids and names.
 
     Raises:
         ConfigError: it cannot be read, or a name is empty or stands there twice.
     """
     import json
+    import re
 
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as err:
         reason = getattr(err, "strerror", None) or err
-        raise ConfigError(f"--labels {path} cannot be read: {reason}; expected one class name on each line") from err
-    if path.suffix == ".json":
+        raise ConfigError(
+            f"--labels {path} cannot be read: {reason}; expected UTF-8 text, one class name on each line"
+        ) from err
+    if path.suffix.lower() == ".json":
         try:
             stated = json.loads(text)
         except ValueError as err:
             raise ConfigError(f"--labels {path} is not JSON: {err}; expected an array of names") from err
         return labels_in_json(stated, f"--labels {path}")
-    names = [line.strip() for line in text.splitlines()]
+    names = [line.strip() for line in re.split("\r\n|\n|\r", text)]
     while names and not names[-1]:
         names.pop()
+    if path.suffix.lower() == ".csv":
+        names = _labels_in_csv(names, f"--labels {path}")
     return checked_labels(names, f"--labels {path}")
 
 
+def _labels_in_csv(lines: list[str], what: str) -> list[str]:
+    """Return the class names of lines `name` or `id,name`, with or without a line of headings before the latter."""
+    import csv
+
+    rows = [[cell.strip() for cell in row] for row in csv.reader(lines)]
+    widths = {len(row) for row in rows}
+    if widths == {2} and not rows[0][0].isdecimal():
+        del rows[0]
+    if widths == {1}:
+        return [name for (name,) in rows]
+    by_id = {row[0]: row[1] for row in rows} if widths == {2} else {}
+    if set(by_id) != {str(number) for number in range(len(rows))}:
+        raise ConfigError(f"{what}: expected lines of a name, or of a class id and a name with the ids 0, 1, 2 and on")
+    return [by_id[str(number)] for number in range(len(rows))]
+
+
 def labels_in_json(stated: Any, what: str) -> tuple[str, ...]:
-    """Return the class names of a JSON array, or of an object of them by class id, as TorchServe's files are.
+    """Return the class names of a JSON array or object, as TorchServe, Hugging Face and torchvision's users write them.
 
     Args:
-        stated: names, or lists whose last entry is one; an object may hold them under `object_type_names`.
+        stated: names, or lists whose last entry is one; or an object: names by class id, class ids by name
+            (`class_to_idx`), or one of these under `object_type_names`, `id2label` or `class_to_idx`.
         what: where it was read, for messages.
 
     Raises:
         ConfigError: it is neither, a class id is missing, or a name is empty or stands there twice.
     """
-    if isinstance(stated, dict) and isinstance(stated.get("object_type_names"), list):
-        stated = stated["object_type_names"]
+    if isinstance(stated, dict):
+        stated = next((stated[key] for key in _HOLDERS if isinstance(stated.get(key), list | dict)), stated)
+    if isinstance(stated, dict) and stated and all(type(number) is int for number in stated.values()):
+        by_id = {str(number): name for name, number in stated.items()}
+        if len(by_id) < len(stated):
+            raise ConfigError(
+                f"{what}: {len(stated)} names for {len(by_id)} class ids; expected an id of its own for each"
+            )
+        stated = by_id
     if isinstance(stated, dict):
         ids = [str(number) for number in range(len(stated))]
         missing = [key for key in ids if key not in stated]
@@ -107,8 +138,8 @@ def checked_labels(names: Sequence[str], what: str = "labels") -> tuple[str, ...
     if not names:
         raise ConfigError(f"{what}: no class name; expected one for each class")
     for number, name in enumerate(names):
-        if not isinstance(name, str) or not name or "\n" in name or "\r" in name:
-            raise ConfigError(f"{what}: class {number} is {name!r}; expected one line of text for each class")
+        if not isinstance(name, str) or name.splitlines() != [name] or "\0" in name:
+            raise ConfigError(f"{what}: class {number} is {name!r:.80}; expected one line of text for each class")
     twice = sorted({name for name in names if list(names).count(name) > 1}) if len(set(names)) < len(names) else []
     if twice and len(names) < 100:
         raise ConfigError(f"{what}: {twice[0]!r} stands there twice; expected a name of its own for each class")

@@ -72,6 +72,15 @@ def test_corrupt_file(tmp_path, content):
         load_onnx(path)
 
 
+@pytest.mark.parametrize("name", ["note.txt", "weights.bin", "network"])
+def test_a_file_of_another_kind_is_a_mistake_of_the_caller(tmp_path, name):
+    """Exit code 2, with what a network may be: the name is to be mended, not the file."""
+    (tmp_path / name).write_text("not a protobuf at all")
+    with pytest.raises(ConfigError, match=r"network is package.module:factory") as caught:
+        load_onnx(tmp_path / name)
+    assert caught.value.exit_code == 2
+
+
 def test_truncated_file(tmp_path):
     """A download that was cut off is no model."""
     path = tmp_path / "cut.onnx"

@@ -167,3 +167,46 @@ def test_what_knows_no_float64_is_refused_in_a_line(make: Any, tmp_path: Path) -
     with pytest.raises(VerifyError, match=r"does not run in float64.*publish NETWORK\.onnx"):
         publish(make().eval(), name="odd", examples=floats(4, 5), models_dir=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+class Tied(nn.Module):
+    """Two classes that always score the same, as a head that starts at zero gives them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([x.sum(1), x.sum(1), x.sum(1) - 1], 1)
+
+
+class WholeSums(nn.Module):
+    """Whole numbers of sums that float32 cannot hold, with or without the sums."""
+
+    def __init__(self, gives_sums: bool) -> None:
+        super().__init__()
+        self.gives_sums = gives_sums
+
+    def forward(self, x: Tensor) -> Any:
+        sums = x.sum(1) * 1e9
+        return {"sums": sums, "whole": sums.long()} if self.gives_sums else sums.long()
+
+
+def test_what_rounding_decides_is_served_and_not_held_to(tmp_path: Path) -> None:
+    """A version whose classes all tie starts, answers, and shows its samples; so does one with whole numbers."""
+    rows = {"tied": floats(6, 5), "half": GENERATOR.random((6, 40)).astype(np.float32)}
+    publish(Tied().eval(), name="tied", labels=["a", "b", "c"], examples=rows["tied"], models_dir=tmp_path)
+    publish(WholeSums(True).eval(), name="half", examples=rows["half"], models_dir=tmp_path)
+    with serve(create_app(Settings(models_dir=tmp_path, provider="cpu", buckets=(1, 8)))) as url:
+        for name, given in rows.items():
+            answer = httpx.post(f"{url}/predict?model={name}", json={"instances": given.tolist()})
+            assert answer.status_code == 200, answer.text
+            assert len(answer.json()["predictions"]) == len(given)
+            samples = httpx.get(f"{url}/v2/models/{name}/versions/1/samples")
+            assert samples.status_code == 200
+            assert samples.json()["samples"]
+        tied = httpx.post(f"{url}/predict?model=tied", json={"instances": rows["tied"].tolist()}).json()["predictions"]
+        assert {prediction["class_id"] for prediction in tied} <= {0, 1}
+
+
+def test_what_rounding_decides_alone_is_refused(tmp_path: Path) -> None:
+    """Nothing would be proved of it; the sentence says what to return as well."""
+    given = GENERATOR.random((6, 40)).astype(np.float32)
+    with pytest.raises(VerifyError, match="let it return the scores too"):
+        publish(WholeSums(False).eval(), name="half", examples=given, models_dir=tmp_path)

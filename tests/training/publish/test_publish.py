@@ -399,6 +399,19 @@ def test_two_publishers_at_once_take_different_numbers(tmp_path: Path, rows: np.
     assert sorted(folder.name for folder in folders if folder is not None) == ["1", "2"]
 
 
+def test_the_line_to_ask_it_holds_the_row_as_people_write_it(tmp_path: Path) -> None:
+    """0.1 in float32 stays 0.1, and what is sent is the very row that was proved; a long row goes into a file."""
+    rows = np.array([[0.1, -2.5e-7, 3.0, 1e20, 0.3333333]] * 2, np.float32)
+    asked = publish(mlp(), name="rows", examples=rows, models_dir=tmp_path, dry_run=True).question
+    body = asked.partition("-d '")[2].partition("'")[0]
+    assert body.startswith('{"instances": [[0.1, -2.5e-07, 3.0, 1e+20, 0.3333333]]}')
+    assert np.array_equal(np.array(json.loads(body)["instances"], np.float32), rows[:1])
+    long = publish(
+        nn.Flatten().eval(), name="long", examples=np.ones((2, 500), np.float32), models_dir=tmp_path, dry_run=True
+    )
+    assert "-d @rows.json" in long.question
+
+
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     """Everything is proved and said; no folder appears, and nobody is told to ask what is not there."""
     published = publish(two_inputs(), name="two", models_dir=tmp_path / "models", dry_run=True)

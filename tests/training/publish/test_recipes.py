@@ -162,6 +162,10 @@ def huggingface(**changes: Any) -> dict[str, Any]:
          {"rule": "exact", "resize": (384, 384), "height": 384, "width": 384}),
         ({"image_processor_type": "MobileViTImageProcessor", "do_normalize": False},
          {"rule": "exact", "resize": (20, 30), "height": 20, "width": 30, "colour": "BGR"}),
+        ({"image_processor_type": "LevitImageProcessor", "size": {"shortest_edge": 21}, "do_center_crop": True,
+          "crop_size": 21}, {"rule": "shorter", "resize": (24,), "crop": (21, 21), "height": 21, "width": 21}),
+        ({"image_processor_type": "SegformerImageProcessor", "do_reduce_labels": True},
+         {"rule": "exact", "resize": (20, 30), "height": 20, "width": 30}),
         ({"resample": 1}, {"rule": "exact", "resize": (20, 30), "height": 20, "width": 30, "filter": "lanczos"}),
     ],
 )  # fmt: skip
@@ -172,6 +176,28 @@ def test_hugging_faces_file_gives_its_recipe(tmp_path, changes, expected):
     file.write_text(json.dumps(config))
     recipe = ImageRecipe(**{"filter": "bicubic", "rounding": "down"} | expected)
     assert read_image(config)[0] == read_image(file)[0] == read_image(f"@{file}")[0] == recipe
+
+
+PROCESSORS = ("ViT", "DeiT", "ConvNext", "CLIP", "Segformer", "MobileNetV1", "MobileNetV2", "MobileViT", "Beit", "Bit",
+              "EfficientNet", "Siglip", "ChineseCLIP", "Levit", "Pvt", "Blip")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_hugging_faces_processor_gives_its_pixels(kind):
+    """What transformers itself makes of odd pictures, by default and with Pillow, where it is installed."""
+    transformers = pytest.importorskip("transformers")
+    library("torchvision.transforms")
+    processor = getattr(transformers, f"{kind}ImageProcessorPil", None) or getattr(
+        transformers, f"{kind}ImageProcessor"
+    )
+    made = processor()
+    config = made.to_dict() | {"image_processor_type": f"{kind}ImageProcessor"}
+
+    def transform(image: Image.Image) -> torch.Tensor:
+        opaque = Image.fromarray(np.asarray(image))  # what is left of a palette's transparency would be laid over white
+        return torch.from_numpy(np.asarray(made(opaque, return_tensors="np")["pixel_values"][0]))
+
+    assert_same_pixels(transform, config, np.random.default_rng(4))
 
 
 def test_hugging_faces_crop_is_its_own():
@@ -197,12 +223,19 @@ def test_hugging_faces_numbers_become_arithmetic():
     assert read_image(huggingface(do_rescale=False))[1].scale == 1
     offset = huggingface(rescale_factor=1 / 127.5, rescale_offset=True, do_normalize=False)
     assert read_image(offset)[1] == Normalisation((1.0,) * 3, (1.0,) * 3, 1 / 127.5)
+    # One that never normalises, whatever its file says; and one that divides by the deviation twice.
+    assert read_image(huggingface(image_processor_type="MobileViTImageProcessor"))[1] == Normalisation()
+    top = huggingface(image_processor_type="EfficientNetImageProcessor")
+    assert read_image(top)[1] == Normalisation((0.5,) * 3, (0.2 * 0.2,) * 3, 1 / 255)
+    assert read_image(top | {"do_normalize": False})[1] == Normalisation((0.0,) * 3, (0.2,) * 3, 1 / 255)
+    assert read_image(top | {"include_top": False})[1] == Normalisation((0.5,) * 3, (0.2,) * 3, 1 / 255)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_processor_type": "LevitImageProcessor"}, "LevitImageProcessor has steps that are not known here"),
+        ({"image_processor_type": "FlavaImageProcessor"}, "FlavaImageProcessor has steps that are not known here"),
+        ({"include_top": True}, "include_top is True"),
         ({"do_pad": True}, "do_pad is True"),
         ({"do_thumbnail": True}, "do_thumbnail is True"),
         ({"resample": None}, "resample is None"),

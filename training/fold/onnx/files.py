@@ -18,7 +18,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     """Return the model in `path` with all its weights in memory.
 
     Raises:
-        ConfigError: there is no such file, or it is a folder.
+        ConfigError: there is no such file, it is a folder, or it is no ONNX file and not named as one.
         FoldError: it is no ONNX file, or its external data is missing, too short or outside the model's folder.
     """
     if path.is_dir():
@@ -30,9 +30,9 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as err:  # protobuf's own errors, which ship no types
-        raise FoldError(f"{path} is not a readable ONNX file ({_first_line(err)}); it may be cut off") from err
+        raise _no_model(path, f"is not a readable ONNX file ({_first_line(err)}); it may be cut off") from err
     if not model.HasField("graph") or not model.opset_import:
-        raise FoldError(f"{path} holds no ONNX graph; expected a file that an exporter wrote")
+        raise _no_model(path, "holds no ONNX graph; expected a file that an exporter wrote")
     for tensor in _tensors(model.graph):
         if tensor.data_location == TensorProto.EXTERNAL:
             _require_inside(path, tensor)
@@ -41,6 +41,13 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     except (OSError, ValueError, onnx.checker.ValidationError) as err:
         raise FoldError(f"{path}: its external data cannot be read: {_first_line(err)}") from err
     return model
+
+
+def _no_model(path: Path, what: str) -> ConfigError | FoldError:
+    """Return the error for a file that is no model: where its name says that it never was one, the name is mended."""
+    if path.suffix == ".onnx":
+        return FoldError(f"{path} {what}")
+    return ConfigError(f"{path} {what}; a network is package.module:factory, a .pt2 file or an .onnx file")
 
 
 def require_writable(path: Path) -> None:
