@@ -85,7 +85,7 @@ def check_publishable(models_dir: Path, name: str, class_names: Sequence[str] | 
     if (
         class_names is not None
         and labels.is_file()
-        and labels.read_text(encoding="utf-8").splitlines() != list(class_names)
+        and labels.read_text(encoding="utf-8", errors="replace").splitlines() != list(class_names)
     ):
         raise ConfigError(f"--name {name}: {labels} names other classes; publish under another --name")
     existing = obstacle(models_dir / name)
@@ -186,7 +186,7 @@ def _check_companions(folder: Path, companions: Mapping[str, str]) -> None:
         )
     for name, content in companions.items():
         path = folder / name
-        if path.exists() and path.read_text(encoding="utf-8") != content:
+        if path.exists() and path.read_text(encoding="utf-8", errors="replace") != content:
             raise ArtifactError(
                 f"{path} belongs to the versions there and differs from what this model needs; "
                 "publish under another --name"

@@ -72,7 +72,8 @@ def check_golden_inputs(artifact: Artifact, signature: Signature) -> None:
     needed = {spec.name for spec in signature.outputs if spec.dtype.kind == "f"} or outputs
     if not needed <= set(artifact.golden.outputs) <= outputs:
         raise ArtifactInvalid(
-            f"golden outputs in {artifact.path} are {sorted(artifact.golden.outputs)}, the graph gives {sorted(outputs)}"
+            f"golden outputs in {artifact.path} are {sorted(artifact.golden.outputs)}, "
+            f"the graph gives {sorted(outputs)}"
         )
 
 

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foldserve.format.image import ANY_SIZE
 from foldserve.format.task import CLASSIFY
 
 from ..errors import ConfigError
+from ..fold.onnx.files import MOST_BYTES, require_size, weights_bytes
 from ..fold.onnx.protos import with_free_sizes
 from ..user_model.inputs import make_input, shape_of
 from ..user_model.source import Source
@@ -63,8 +64,11 @@ def open_network(source: Source, wanted: Wanted) -> Opened:
     """Return the network of `source` with its examples.
 
     Raises:
-        ConfigError: what is wanted does not fit it.
+        ConfigError: what is wanted does not fit it, or it is too large for one file.
     """
+    model = source.model
+    weights = weights_bytes(model) if isinstance(model, onnx.ModelProto) else _float32_bytes(model)
+    require_size(source.name, weights, MOST_BYTES)
     if isinstance(wanted.image, partial):  # `weights.transforms` of torchvision, not called
         wanted = replace(wanted, image=wanted.image())
     folders = class_folders(wanted.examples)
@@ -72,8 +76,8 @@ def open_network(source: Source, wanted: Wanted) -> Opened:
     if folders is not None and wanted.labels is None and wanted.task in (None, "classify"):
         wanted = replace(wanted, labels=folders)
         notes = (*notes, f"class names from the folders of the examples: {', '.join(folders[:5])}")
-    if isinstance(source.model, onnx.ModelProto):
-        opened = _open_onnx(source.model, wanted)
+    if isinstance(model, onnx.ModelProto):
+        opened = _open_onnx(model, wanted)
     else:
         opened = _open_module(source, wanted)
     return replace(opened, notes=(*notes, *opened.notes))
@@ -125,6 +129,12 @@ def _network(source: Source, wanted: Wanted, example: tuple[Tensor, ...]) -> tup
         return TorchNetwork(module, example, *names), notes
     network = TorchNetwork(converted(module, example), example, *names, program=module)
     return network, (*notes, "TorchScript: its operations were converted, and give the same bits on every example")
+
+
+def _float32_bytes(module: nn.Module) -> int:
+    """Return the bytes of a network's weights in a graph: floats of any precision as float32, shared ones once."""
+    tensors = dict.fromkeys((*module.parameters(), *module.buffers()))
+    return sum(tensor.numel() * (4 if tensor.is_floating_point() else tensor.element_size()) for tensor in tensors)
 
 
 def _with_pictures(network: Network, wanted: Wanted, shape: Any, notes: tuple[str, ...]) -> Opened:

@@ -53,7 +53,7 @@ def open_source(spec: str, weights: Path | None = None, factory_args: str | None
         factory_args: JSON object of keyword arguments for a factory.
 
     Raises:
-        ConfigError: there is no such thing, it cannot be run, or the weights do not fit.
+        ConfigError: there is no such thing, it cannot be run, the weights do not fit, or an ONNX file has too many.
         FoldError: a file cannot be read.
     """
     if is_factory(spec):
@@ -65,9 +65,9 @@ def open_source(spec: str, weights: Path | None = None, factory_args: str | None
         return from_program(_load_program(Path(spec)), spec)
     if Path(spec).suffix in (".pt", ".pth", ".safetensors"):
         raise ConfigError(f"{spec} holds weights and no network; expected {_KINDS}, and weights with --weights")
-    from ..fold.onnx.files import load_onnx
+    from ..fold.onnx.files import MOST_BYTES, load_onnx
 
-    return Source(name=spec, model=load_onnx(Path(spec)))
+    return Source(name=spec, model=load_onnx(Path(spec), MOST_BYTES))
 
 
 def as_source(model: Any, weights: Path | None = None, factory_args: str | None = None) -> Source:

@@ -3,6 +3,7 @@
 It sits at the ends of the ONNX flow and knows nothing of folding.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,12 +14,18 @@ from ...disk import write_whole
 from ...errors import ConfigError, FoldError
 from .protos import subgraphs
 
+MOST_BYTES = 2**31 - 2**24  # of weights in a graph that is one file: protobuf ends at 2 GiB, names and shapes included
 
-def load_onnx(path: Path) -> onnx.ModelProto:
+
+def load_onnx(path: Path, most_bytes: int | None = None) -> onnx.ModelProto:
     """Return the model in `path` with all its weights in memory.
 
+    Args:
+        path: of the file; weights may lie beside it.
+        most_bytes: of weights, refused before they are read; None: any number.
+
     Raises:
-        ConfigError: there is no such file, it is a folder, or it is no ONNX file and not named as one.
+        ConfigError: there is no such file, it is a folder, it is no ONNX file and not named as one, or it is too large.
         FoldError: it is no ONNX file, or its external data is missing, too short or outside the model's folder.
     """
     if path.is_dir():
@@ -36,11 +43,30 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     for tensor in _tensors(model.graph):
         if tensor.data_location == TensorProto.EXTERNAL:
             _require_inside(path, tensor)
+    require_size(str(path), weights_bytes(model), most_bytes)
     try:
         external_data_helper.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as err:
         raise FoldError(f"{path}: its external data cannot be read: {_first_line(err)}") from err
     return model
+
+
+def require_size(name: str, weights: int, most_bytes: int | None) -> None:
+    """Raise ConfigError where a network has more bytes of weights than are taken."""
+    if most_bytes is not None and weights > most_bytes:
+        raise ConfigError(
+            f"{name} has {weights / 2**30:.1f} GiB of weights in the precision that is published; a graph in one file "
+            "holds 2 GiB. Its export to ONNX, weights beside it, can be served as it is, not proved: foldserve serve "
+            "--allow-unverified"
+        )
+
+
+def weights_bytes(model: onnx.ModelProto) -> int:
+    """Return how many bytes the tensors in a model have by their shapes, wherever they lie."""
+    return sum(
+        math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        for tensor in _tensors(model.graph)
+    )
 
 
 def _no_model(path: Path, what: str) -> ConfigError | FoldError:
