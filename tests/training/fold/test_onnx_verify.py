@@ -178,3 +178,111 @@ def test_the_sizes_that_ran_are_said():
     proof = fold_onnx(network(ENDS["plain"], dims=(2, 3, 8, 8))).report.proof
     assert proof is not None
     assert proof.sizes == ("x 2x3x8x8",)
+
+
+def info(name: str, kind: int = TensorProto.FLOAT, shape: list[int] | None = None) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def by_if(net: Net, x: str, few: str, factor: str) -> str:
+    bodies = [
+        helper.make_graph([helper.make_node("Identity", [x], ["kept"])], "then", [], [info("kept")]),
+        helper.make_graph([helper.make_node("Mul", [x, factor], ["changed"])], "else", [], [info("changed")]),
+    ]
+    return net.node("If", [net.node("Squeeze", [few])], then_branch=bodies[0], else_branch=bodies[1])
+
+
+def by_nested_if(net: Net, x: str, few: str, factor: str) -> str:
+    """The outer condition holds for the example; inside it, the sum of the values decides."""
+    inner = [
+        helper.make_graph([helper.make_node("Identity", [x], ["kept"])], "then", [], [info("kept")]),
+        helper.make_graph([helper.make_node("Mul", [x, factor], ["changed"])], "else", [], [info("changed")]),
+    ]
+    nodes = [
+        helper.make_node("ReduceMax", [x], ["most"], keepdims=0),
+        helper.make_node("Less", ["most", put(net, 1e6)], ["is_less"]),
+        helper.make_node("If", ["is_less"], ["inner"], name="inner_if", then_branch=inner[0], else_branch=inner[1]),
+    ]
+    outer = [helper.make_graph(nodes, "then", [], [info("inner")])]
+    outer.append(helper.make_graph([helper.make_node("Neg", [x], ["negated"])], "else", [], [info("negated")]))
+    return net.node("If", [net.node("Squeeze", [few])], then_branch=outer[0], else_branch=outer[1])
+
+
+def by_where(net: Net, x: str, few: str, factor: str) -> str:
+    return net.node("Mul", [x, net.node("Where", [few, put(net, [1.0]), factor])])
+
+
+def by_cast(net: Net, x: str, few: str, factor: str) -> str:
+    many = net.node("Sub", [put(net, [1.0]), net.node("Cast", [few], to=TensorProto.FLOAT)])
+    return net.node("Add", [x, net.node("Mul", [many, factor])])
+
+
+def by_loop(net: Net, x: str, few: str, factor: str) -> str:
+    """As many steps as there are rows beyond the number that `few` compares with; no condition is given."""
+    size, limit = net.nodes[-1].input
+    more = net.node("Max", [net.node("Sub", [size, limit]), put(net, [0], np.int64)])
+    nodes = [helper.make_node("Add", ["v", factor], ["more"]), helper.make_node("Identity", ["on"], ["still_on"])]
+    inputs = [info("step", TensorProto.INT64, []), info("on", TensorProto.BOOL, []), info("v")]
+    body = helper.make_graph(nodes, "body", inputs, [info("still_on", TensorProto.BOOL, []), info("more")])
+    return net.node("Loop", [net.node("Squeeze", [more]), "", x], body=body)
+
+
+TURNS: dict[str, Callable[[Net, str, str, str], str]] = {
+    "if": by_if,
+    "if within an if": by_nested_if,
+    "where": by_where,
+    "cast": by_cast,
+    "loop": by_loop,
+}
+
+
+def turning(turn: str, factor: float, axis: int, limit: int) -> onnx.ModelProto:
+    """A network that multiplies or shifts by `factor` once a size has reached `limit`."""
+    net = Net(opset=17)
+    c = net.node("Conv", [net.input("x", "N", 3, "H", "W"), net.constant("w", 4, 3, 3, 3)])
+    size = net.node("Gather", [net.node("Shape", ["x"]), put(net, [axis], np.int64)], axis=0)
+    few = net.node("Less", [size, put(net, [limit], np.int64)])
+    net.node("Identity", [TURNS[turn](net, c, few, put(net, [factor]))], "y")
+    net.output("y", 4)
+    return net.model()
+
+
+@pytest.mark.parametrize("turn", TURNS)
+@pytest.mark.parametrize(("axis", "limit"), [(0, 7), (2, 40), (3, 300)])
+def test_networks_that_differ_from_a_size_on_never_pass(turn, axis, limit):
+    """No usual size shows it: the sizes are looked for at which a decision turns, and a branch is taken by force."""
+    model = turning(turn, 2.0, axis, limit)
+    assert verify_onnx(model, model).algebra_error == 0
+    with pytest.raises(FoldError, match="does not compute what the original computes"):
+        verify_onnx(model, turning(turn, 3.0, axis, limit))
+
+
+@pytest.mark.parametrize("turn", ["where", "cast", "loop"])
+def test_a_decision_that_no_size_turns_cannot_be_judged(turn):
+    """From a batch of 4000 rows of this size on: too much to be tried, so nothing passes."""
+    with pytest.raises(CannotJudge, match="always in the same way at the sizes that were tried"):
+        verify_onnx(turning(turn, 2.0, 2, 4000), turning(turn, 3.0, 2, 4000), input_shapes={"x": (2, 3, 12, 12)})
+
+
+def test_a_branch_that_does_not_run_cannot_be_judged():
+    """It wants another number of channels than any input has, so that nothing is known of it."""
+    net = Net(opset=17)
+    c = net.node("Conv", [net.input("x", "N", 3, 12, 12), net.constant("w", 4, 3, 3, 3)])
+    wrong = helper.make_node("Conv", [c, put(net, np.zeros((2, 9, 1, 1)))], ["wrong"])
+    kept = helper.make_graph([helper.make_node("Identity", [c], ["kept"])], "then", [], [info("kept")])
+    other = helper.make_graph([wrong], "else", [], [info("wrong")])
+    condition = net.node("Less", [net.node("ReduceMax", [c], keepdims=0), put(net, 1e6)])
+    net.node("Identity", [net.node("If", [condition], then_branch=kept, else_branch=other)], "y")
+    net.output("y", 4)
+    with pytest.raises(CannotJudge, match="is not taken at the sizes that were tried, and cannot be judged by force"):
+        verify_onnx(net.model(), net.model())
+
+
+def test_outputs_of_another_dtype_are_another_interface():
+    """The numbers are the same; who reads them is not."""
+    one = network(ENDS["plain"])
+    other = network(ENDS["plain"])
+    other.graph.node[-1].CopyFrom(helper.make_node("Cast", other.graph.node[-1].input, ["y"], to=TensorProto.DOUBLE))
+    other.graph.output[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+    with pytest.raises(FoldError, match=r"y \(DOUBLE\).*expected.*y \(FLOAT\)"):
+        verify_onnx(one, other)

@@ -87,7 +87,10 @@ def explain_onnx(model: onnx.ModelProto, *, padding: str = "refuse", input_shape
 def verify_onnx(
     original: onnx.ModelProto, folded: onnx.ModelProto | FoldedOnnx, *, input_shapes: Shapes | None = None
 ) -> Proof:
-    """Return how well two models agree on random inputs, the same draws, and where sizes are free at two of them.
+    """Return how well two models agree on random inputs, the same draws.
+
+    Where sizes are free, at two of them, and at those at which a model decides by its sizes. A branch of an If that no
+    run takes is taken by force, in both.
 
     The command `foldserve verify DIR` is another thing: it proves a published version folder once more.
 
@@ -99,7 +102,8 @@ def verify_onnx(
 
     Raises:
         FoldError: they are not the same function, or only one of them runs.
-        CannotJudge: an output says nothing, such as one that is random, empty, not finite or all equal; see its `node`.
+        CannotJudge: an output says nothing, such as one that is random, empty, not finite or all equal, or a
+            decision that always came out alike; see its `node`.
     """
     with during("comparing the models"):
         if isinstance(folded, FoldedOnnx):

@@ -17,7 +17,7 @@ from onnx import NodeProto, TensorProto, helper, inliner, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from ..core import Array
-from .kernels import KERNELS, BatchNormalization
+from .kernels import KERNELS, REFERENCE_OPERATIONS
 from .protos import FLOAT_TYPES, Values, attributes, boxed, captures, label, operation, subgraphs, to_array, widened
 from .randomness import draw, draws_of, draws_unseen, with_plain_draws
 
@@ -222,7 +222,7 @@ def _runner(node: NodeProto, names: list[str], model: onnx.ModelProto) -> Refere
     outputs = [helper.make_value_info(name, onnx.TypeProto()) for name in node.output if name]
     graph = helper.make_graph([wide], "node", inputs, outputs)
     single = helper.make_model(graph, opset_imports=model.opset_import, functions=_wide_functions(model))
-    return ReferenceEvaluator(single, new_ops=[BatchNormalization])
+    return ReferenceEvaluator(single, new_ops=REFERENCE_OPERATIONS)
 
 
 def _wide_functions(model: onnx.ModelProto) -> Sequence[onnx.FunctionProto]:

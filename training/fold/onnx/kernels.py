@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from onnx.reference.op_run import OpRun
+from onnx.reference.ops import op_loop
 from torch import Tensor
 
 from ..tiled import convolve
@@ -191,6 +192,30 @@ class BatchNormalization(OpRun):
             raise NotImplementedError("BatchNormalization in training mode")
         return (result,)
 
+
+class Loop(op_loop.Loop):
+    """A Loop whose condition may be left out, and whose results of each step are stacked; ONNX's own does neither."""
+
+    op_domain = ""
+
+    def _run(self: Any, *inputs: Any, context: Any = None, body: Any = None, **passed: Any) -> Any:
+        steps, condition, *carried = inputs
+        goes_on, step = condition is None or bool(condition), 0
+        results: list[list[Values]] = [[] for _ in range(self.K)]
+        names = self.body.input_names
+        while goes_on and (steps is None or step < int(steps)):
+            given = {**(context or {}), names[0]: np.array(step, np.int64), names[1]: np.array(True)}
+            outputs = self._run_body(given | dict(zip(names[2:], carried, strict=True)), **passed)
+            goes_on, carried = bool(outputs[0]), [*outputs[1 : 1 + self.N]]
+            for result, value in zip(results, outputs[1 + self.N :], strict=True):
+                result.append(value)
+            step += 1
+        if not step and results:
+            raise NotImplementedError("a Loop of no steps, the shape of whose results is not known")
+        return (*carried, *map(np.stack, results))
+
+
+REFERENCE_OPERATIONS: list[type[OpRun]] = [BatchNormalization, Loop]  # in place of ONNX's own, in bodies as well
 
 KERNELS: dict[str, Kernel] = {
     "AveragePool": _average_pool,

@@ -3,15 +3,18 @@
 At the end of the ONNX flow, after `site_proof` and with what `pair` runs. It reads and changes no files.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 
 import onnx
+from onnx import TensorProto
 
 from ...errors import CannotJudge, FoldError
 from ..core import Array
 from ..refusals import Refusal, RefusalCode
 from ..report import Proof
+from .decisions import Decisions, name_of_way, sizes_to_try, with_way
 from .pair import Pair
 from .probe import Probe, Prober, Shapes
 from .protos import check, with_free_sizes
@@ -73,7 +76,8 @@ def compare_models(
 
     Raises:
         FoldError: the models differ by more than the stated limits, or only one of them runs.
-        CannotJudge: an output says nothing: it is random, empty, not finite or all equal, and so before its tail.
+        CannotJudge: an output says nothing: it is random, empty, not finite or all equal, and so before its tail; or a
+            way that a model may go was taken at no size, and not by force.
     """
     original, folded = (with_output_shapes(with_free_sizes(model)) for model in (original, folded))
     check(original, "the original", full=False)
@@ -81,14 +85,54 @@ def compare_models(
     _require_same_interface(original, folded)
     require_rounded_once(folded, exact or {})
     pair = Pair(original, folded, exact)
-    proofs: list[Proof] = []
-    for probe in Prober(pair.before, shapes).probes(pair.wanted):
-        try:
-            proofs.append(pair.judge(probe, pair.outputs))
-        except CannotJudge:
-            if not proofs:
-                raise
+    decisions = Decisions.of(pair.before.model), Decisions.of(pair.after.model)
+    judged = [proof for proof in _judged(pair, decisions, shapes) if proof is not None]
+    proofs = [*judged, *_forced(pair, decisions, shapes)]
+    for side in decisions:
+        for name in side.unturned():
+            reason = f"a model decides at {name!r}, always in the same way at the sizes that were tried"
+            raise CannotJudge(reason, name)
     return _worst(proofs)
+
+
+def _judged(pair: Pair, decisions: tuple[Decisions, Decisions], shapes: Shapes | None) -> Iterator[Proof | None]:
+    """Yield the proof at two sizes, and at those at which a decision may turn; None at one that says nothing.
+
+    Raises:
+        CannotJudge: the first size says nothing.
+    """
+    prober, wanted = Prober(pair.before, shapes), pair.wanted | decisions[0].wanted
+    probes = chain(prober.probes(wanted), prober.at_sizes(sizes_to_try(decisions), wanted))
+    for number, probe in enumerate(probes):
+        decisions[0].note(probe.values)
+        decisions[1].note(pair.after.run(probe.feeds, decisions[1].wanted) if decisions[1].wanted else {})
+        try:
+            yield pair.judge(probe, pair.outputs)
+        except CannotJudge:
+            if not number:
+                raise
+            yield None
+
+
+def _forced(pair: Pair, decisions: tuple[Decisions, Decisions], shapes: Shapes | None) -> Iterator[Proof]:
+    """Yield the proof of each branch that no run has taken, of both models by force.
+
+    Raises:
+        FoldError: the models differ there.
+        CannotJudge: that branch does not run at the sizes that are tried.
+    """
+    before, after = pair.before.model, pair.after.model
+    for way in sorted(decisions[0].untaken() | decisions[1].untaken()):
+        node, branch = name_of_way(before if way in decisions[0].untaken() else after, way)
+        reason = f"{branch} is not taken at the sizes that were tried, and cannot be judged by force"
+        if decisions[0].count != decisions[1].count:
+            raise CannotJudge(f"{reason}: the other model has another number of If nodes", node)
+        forced = Pair(with_way(before, way), with_way(after, way), pair.exact)
+        probe = next(iter(Prober(forced.before, shapes).probes(forced.wanted)))
+        try:
+            yield forced.judge(probe, forced.outputs)
+        except CannotJudge as doubt:
+            raise CannotJudge(f"{reason}: {doubt}", node) from doubt
 
 
 def _prove_whole(pair: Pair, probe: Probe, sites: Sites) -> Proof:
@@ -115,7 +159,7 @@ def _worst(proofs: Iterable[Proof]) -> Proof:
     """Return the proof that came nearest to its limits, with the sizes of all."""
     every = list(proofs)
     worst = max(every, key=lambda proof: proof.algebra_error / proof.algebra_limit)
-    return replace(worst, sizes=tuple(size for proof in every for size in proof.sizes))
+    return replace(worst, sizes=tuple(dict.fromkeys(size for proof in every for size in proof.sizes)))
 
 
 def _require_same_interface(original: onnx.ModelProto, folded: onnx.ModelProto) -> None:
@@ -127,4 +171,10 @@ def _require_same_interface(original: onnx.ModelProto, folded: onnx.ModelProto) 
 
 def _interface(model: onnx.ModelProto) -> tuple[list[str], list[str]]:
     given = {tensor.name for tensor in model.graph.initializer}
-    return [v.name for v in model.graph.input if v.name not in given], [v.name for v in model.graph.output]
+    inputs = [_described(value) for value in model.graph.input if value.name not in given]
+    return inputs, [_described(value) for value in model.graph.output]
+
+
+def _described(value: onnx.ValueInfoProto) -> str:
+    kind = value.type.tensor_type.elem_type
+    return f"{value.name} ({TensorProto.DataType.Name(kind)})" if kind else str(value.name)

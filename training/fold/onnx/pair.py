@@ -59,6 +59,7 @@ class Pair:
         after: runs the other one, with its exact parameters where they are known.
         outputs: names of the outputs, the same in both.
         wanted: values of the original that are compared or handed over: outputs, their tails, and draws.
+        exact: the float64 values of the other model's rounded parameters, None where they are not known.
     """
 
     def __init__(self, original: onnx.ModelProto, folded: onnx.ModelProto, exact: Mapping[str, Array] | None):
@@ -67,7 +68,7 @@ class Pair:
         self._tails = {n: (_with_tail(self.before, n), _with_tail(self.after, n)) for n in self.outputs}
         self._draws = draws_of(self.before.model), draws_of(self.after.model)
         self.wanted = {*(name for tail, _ in self._tails.values() for name in tail), *self._draws[0]}
-        self._folded, self._is_exact = folded, exact is not None
+        self._folded, self.exact = folded, exact
 
     def judge(self, probe: Probe, names: Sequence[str], optional: Collection[str] = ()) -> Proof:
         """Return the agreement of the two models on one probe.
@@ -118,7 +119,7 @@ class Pair:
         return judge(
             runs,
             roundoff=self._roundoff(stored),
-            is_exact=self._is_exact,
+            is_exact=self.exact is not None,
             names=[f"{names[row.number]!r}" for row in rows],
             require_reproducible=lambda: self._require_reproducible(probe, stored, len(names)),
         )

@@ -75,6 +75,7 @@ class Prober:
         given = {tensor.name for tensor in evaluator.model.graph.initializer}
         self._inputs = [value.name for value in evaluator.model.graph.input if value.name not in given]
         self._bound: dict[str, int] = {}
+        self._size, self._computed = _SIZES[0], 0
         for name, shape in (shapes or {}).items():
             self._bind(name, tuple(shape))
 
@@ -98,6 +99,7 @@ class Prober:
         size, best = max(tries, key=lambda one: one[1].holds(wanted))
         del tries
         computed, sizes = best.holds(wanted), best.sizes
+        self._size, self._computed = size, computed
         yield best
         del best
         odd = size + size // 2 - 1
@@ -106,6 +108,23 @@ class Prober:
             if probe.holds(wanted) == computed and probe.sizes != sizes:
                 yield probe
                 return
+
+    def at_sizes(self, sizes: Collection[int], wanted: set[str]) -> Iterator[Probe]:
+        """Yield probes with each of `sizes` as the batch, and as every other free size, where as much can be computed.
+
+        Args:
+            sizes: after `probes`, whose first size the others keep.
+            wanted: as there.
+        """
+        if not self._is_free:
+            return
+        shapes, tried = [self._declared(name) for name in self._inputs], set[str]()
+        for size, batch in [(self._size, size) for size in sizes] + [(size, 3) for size in sizes]:
+            if all(batch * self._elements(shape, size) <= _LARGEST for shape in shapes):
+                probe = self._at(size, batch, wanted, ())
+                if probe.holds(wanted) >= self._computed and probe.sizes not in tried:
+                    tried.add(probe.sizes)
+                    yield probe
 
     @property
     def _is_free(self) -> bool:
