@@ -1,6 +1,7 @@
 """The replica of Ray Serve without Ray: what Ray calls, in Ray's order; Ray itself runs in `make cluster-test`."""
 
 import asyncio
+import inspect
 import subprocess
 import sys
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
+from pydantic import BaseModel
 from uvicorn.lifespan.on import LifespanOn
 from uvicorn.protocols.http import auto
 
@@ -137,6 +139,13 @@ def test_replicas_decide_nothing_by_a_measurement_of_their_own(tmp_path, monkeyp
     stated = Settings(specialise=True, threads=4)
     kept = stated.model_copy(update=foldserve.ray._of_replicas(stated, 0.5))
     assert (kept.specialise, kept.threads) == (True, 4)
+
+
+def test_a_serve_config_file_can_name_the_builder():
+    """Ray calls a plain function with one dictionary, `args`, and converts nothing where it is no model of pydantic."""
+    assert inspect.isfunction(foldserve.ray.build)
+    (parameter,) = inspect.signature(foldserve.ray.build).parameters.values()
+    assert not inspect.isclass(parameter.annotation) or not issubclass(parameter.annotation, BaseModel)
 
 
 def without_ray(*flags: str) -> subprocess.CompletedProcess[str]:

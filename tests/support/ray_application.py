@@ -25,7 +25,7 @@ loop = asyncio.new_event_loop()  # a handle belongs to one loop
 
 def run(models: str, **options: Any) -> str:
     """Serve, or replace what is served by a newer application."""
-    serve.run(foldserve.ray.app(models, **options), name=NAME)
+    serve.run(foldserve.ray.build({"models_dir": models, **options}), name=NAME)
     return "ready"
 
 
