@@ -240,10 +240,18 @@ async def _start_grpc(app: FastAPI) -> None:
     if settings.grpc_port is None:
         return
     try:
+        from .lane.rpc.calls import CallLane
+        from .lane.rpc.connection import CallConnection
         from .v2.rpc.assembly import grpc_server
+        from .v2.rpc.known_blocks import KnownBlocks
     except ImportError as err:
         raise ProviderUnavailable(f"--grpc-port needs the extra grpc: pip install 'foldserve[grpc]' ({err})") from err
-    server = grpc_server(app.state, app.title, app.version)
+    parts, blocks = app.state, KnownBlocks()
+    lane = CallLane(
+        parts.registry, settings, parts.metrics, parts.readers, parts.error_log, parts.access, parts.access_log,
+        parts.tracing, blocks, parts.body_budget,
+    )  # fmt: skip
+    server = grpc_server(parts, app.title, app.version, blocks, functools.partial(CallConnection, lane))
     await server.start(app.state.grpc_listener)
     app.state.grpc = server
 

@@ -2,6 +2,7 @@
 
     git worktree add ../before REVISION
     python -m benchmarks.serving.revisions --before ../before --rounds 5
+    python -m benchmarks.serving.revisions --before ../before --rounds 5 --grpc
 
 For changes that must not cost anything. Both run the committed model with this interpreter and its packages; only
 ratios are printed as results, since the machine's speed moves between rounds and both see the same of it.
@@ -26,11 +27,11 @@ FORMS = {"binary": BINARY, "JSON": INSTANCES}
 Figures = dict[str, list[float]]
 
 
-def service(checkout: Path) -> Peer:
+def service(checkout: Path, *, grpc: bool = False) -> Peer:
     """Return the service of a checkout, on the CPU."""
     env = {"FOLDSERVE_LOG_LEVEL": "warning", "FOLDSERVE_PROVIDER": "cpu", "PYTHONPATH": str(checkout)}
     command = f"env -C {checkout} PYTHONPATH={checkout} {{python}} -m service --port {{port}} --models-dir {{models}}"
-    return Peer(str(checkout), command, FORMS, env=env)
+    return Peer(str(checkout), command + " --grpc-port {grpc}" * grpc, FORMS, env=env)
 
 
 def requests_per_second(server: Running, form: Form, bodies: Path, size: int, connections: int, seconds: int) -> float:
@@ -48,6 +49,37 @@ def requests_per_second(server: Running, form: Form, bodies: Path, size: int, co
     if result["not_2xx"] or result["failed"]:
         raise SystemExit(f"answers that are not 200: {result}")
     return float(result["requests"] / result["seconds"])
+
+
+def over_grpc(server: Running, model: str, bodies: Path, connections: int, seconds: int) -> tuple[float, float]:
+    """Return requests a second with a client in Python, which is then the bound, and the server's CPU time of each.
+
+    Raises:
+        SystemExit: an answer was not OK.
+    """
+    command = [sys.executable, "-m", "benchmarks.serving.grpc_load", "--port", str(server.grpc_port), "--model", model]
+    command += ["--connections", str(connections), "--seconds", str(seconds), "--bodies", str(bodies)]
+    cpu = server.cpu_seconds()
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    cpu = server.cpu_seconds() - cpu
+    result = json.loads(done.stdout.split("RESULT ")[1])
+    if result["not_2xx"]:
+        raise SystemExit(f"answers that are not OK: {result}")
+    return result["requests"] / result["seconds"], cpu / result["requests"] * 1e6
+
+
+def grpc_round(checkout: Path, images: bytes, folder: Path, seconds: int) -> dict[str, float]:
+    """Start the service of a checkout once with its gRPC port, load that, and end it."""
+    bodies = folder / "binary"
+    bodies.write_bytes(images)
+    model = newest_model(ROOT / "models").parent.parent.name
+    found = {}
+    with start(service(checkout, grpc=True), 1, ROOT / "models", folder, images[:784], folder / "log") as server:
+        for connections in CONNECTIONS:
+            rate, cpu = over_grpc(server, model, bodies, connections, seconds)
+            found[f"gRPC requests/s, {connections} in flight"] = rate
+            found[f"gRPC us of CPU a request, {connections} in flight"] = cpu
+    return found
 
 
 def one_round(checkout: Path, images: bytes, folder: Path, seconds: int) -> dict[str, float]:
@@ -70,7 +102,9 @@ def main() -> int:
     parser.add_argument("--before", type=Path, required=True, help="checkout to compare with")
     parser.add_argument("--rounds", type=int, default=5, help="each starts both services once (5)")
     parser.add_argument("--seconds", type=int, default=2, help="of each load (2)")
+    parser.add_argument("--grpc", action="store_true", help="ask the gRPC port, and nothing else")
     options = parser.parse_args()
+    measure = grpc_round if options.grpc else one_round
     if not (options.before / "service").is_dir():
         parser.error(f"--before {options.before}: not a checkout, it holds no folder service")
     images = golden(newest_model(ROOT / "models"), "inputs", "image").tobytes()
@@ -79,7 +113,7 @@ def main() -> int:
     for turn in range(options.rounds):
         order = [options.before.resolve(), ROOT][:: 1 if turn % 2 == 0 else -1]
         with tempfile.TemporaryDirectory() as folder:
-            found = {checkout: one_round(checkout, images, Path(folder), options.seconds) for checkout in order}
+            found = {checkout: measure(checkout, images, Path(folder), options.seconds) for checkout in order}
         for name, value in found[ROOT].items():
             now[name].append(value)
             ratios[name].append(value / found[options.before.resolve()][name])

@@ -217,7 +217,7 @@ class ConnectionLane:
         try:
             self._submit(exchange, body, is_whole=usual is not None)
         except ServiceError as err:
-            self.shared.fail_soon(exchange, err)
+            self.shared.failures.add(exchange, err)
 
     def _submit(self, exchange: Exchange, body: bytes, *, is_whole: bool) -> None:
         """Give a request to the batcher, now or by way of a task.

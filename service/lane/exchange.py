@@ -39,7 +39,10 @@ class Endpoint:
 
     Attributes:
         is_current: whether no model has been added, removed or moved since.
+        label_before_routes: what counts a request that has no share of its key's left.
     """
+
+    label_before_routes = UNKNOWN_ROUTE  # the application asks for the key before it looks for a route
 
     def __init__(self, route: Route, counts: AnswerCounts, error_log: ErrorLog, shadows: Shadows) -> None:
         self.is_current = True
@@ -53,26 +56,21 @@ class Endpoint:
         self._default_headers: Headers = ()
         self._default_lines = b""
 
-    def receive(self, requests: Sequence["Exchange"], starts: Sequence[int], batch: BatchAnswer) -> None:
+    def receive(self, requests: Sequence[Any], starts: Sequence[int], batch: BatchAnswer) -> None:
         """Write the answers of some members of a batch, each to its own connection."""
         contents = self._contents(requests, starts, batch)
         if self._shadows.watches(self.route.model.name):
             self._show_candidate(requests, starts, batch)
         now = time.perf_counter()
         answers = self._answers(requests, contents, batch, now)
-        for exchange, answer in answers:  # in one go: a client that is woken by the first of them finds the others too
-            try:
-                exchange.connection.outbox.send(exchange, answer)
-            except Exception:
-                logger.exception("an answer could not be sent")
         if answers:
+            self._send(answers)
             self._count([exchange for exchange, _ in answers], batch, now)
 
-    def fail(self, exchange: "Exchange", error: ServiceError) -> None:
+    def fail(self, exchange: Any, error: ServiceError) -> None:
         """Write an error."""
         total = time.perf_counter() - exchange.arrived
-        # The application asks for the key before it looks for a route.
-        label = UNKNOWN_ROUTE if isinstance(error, TooManyRequests) else self.route.label
+        label = self.label_before_routes if isinstance(error, TooManyRequests) else self.route.label
         self._counts.note(label, (total,), error.status)
         if exchange.rows:
             self.route.model.statistics.failed(total)
@@ -82,20 +80,32 @@ class Endpoint:
             self._tell(exchange, label, error.status, total, request_id)
         if self._counts.tracing.is_on:
             self._trace(exchange, label, error.status, exchange.arrived + total, {})
+        self._send_error(exchange, error, request_id, total)
+
+    def _send_error(self, exchange: Any, error: ServiceError, request_id: bytes, seconds: float) -> None:
         server = exchange.connection.server.state
         server.total_requests += 1
         answer = error_bytes(
             error,
             request_id,
             server.default_headers,
-            total,
+            seconds,
             is_last=exchange.is_last,
             traceparent=exchange.traceparent,
         )
         exchange.connection.outbox.send(exchange, answer)
 
+    def _send(self, answers: Sequence[tuple[Any, bytes]]) -> None:
+        """Send answers in one go: a client that is woken by the first of them finds the others too."""
+        answers[0][0].connection.server.state.total_requests += len(answers)
+        for exchange, answer in answers:
+            try:
+                exchange.connection.outbox.send(exchange, answer)
+            except Exception:
+                logger.exception("an answer could not be sent")
+
     def _contents(
-        self, requests: Sequence["Exchange"], starts: Sequence[int], batch: BatchAnswer
+        self, requests: Sequence[Any], starts: Sequence[int], batch: BatchAnswer
     ) -> Sequence[tuple[bytes, bytes] | ServiceError]:
         """Return header lines and body of each answer, or why there is none; no client is left to wait for ever."""
         try:
@@ -107,15 +117,15 @@ class Endpoint:
 
     def _answers(
         self,
-        requests: Sequence["Exchange"],
+        requests: Sequence[Any],
         contents: Sequence[tuple[bytes, bytes] | ServiceError],
         batch: BatchAnswer,
         now: float,
-    ) -> list[tuple["Exchange", bytes]]:
+    ) -> list[tuple[Any, bytes]]:
         """Return whole answers for the clients that still wait; those that get an error are told here."""
         lines = self._lines_of(requests[0].connection.server.state.default_headers)
         first = b"HTTP/1.1 200 OK\r\n%b%bx-request-id: " % (lines, self.route.model.header_lines)
-        answers: list[tuple[Exchange, bytes]] = []
+        answers: list[tuple[Any, bytes]] = []
         for exchange, content in zip(requests, contents, strict=True):
             if exchange.is_over:
                 continue
@@ -149,12 +159,11 @@ class Endpoint:
             self._default_lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         return self._default_lines
 
-    def _count(self, answered: Sequence["Exchange"], batch: BatchAnswer, now: float) -> None:
+    def _count(self, answered: Sequence[Any], batch: BatchAnswer, now: float) -> None:
         """Count answers that were sent at the same moment."""
         requests = len(answered)
         seconds = [now - exchange.arrived for exchange in answered]
         total, parsing = sum(seconds), sum(exchange.parsed - exchange.arrived for exchange in answered)
-        answered[0].connection.server.state.total_requests += requests
         self._counts.note(self.route.label, seconds)
         if self._counts.access_log.is_on:
             for exchange, spent in zip(answered, seconds, strict=True):
@@ -176,7 +185,7 @@ class Endpoint:
             requests,
         )
 
-    def _tell(self, exchange: "Exchange", label: str, status: int, seconds: float, request_id: bytes | None) -> None:
+    def _tell(self, exchange: Any, label: str, status: int, seconds: float, request_id: bytes | None) -> None:
         """Tell the access log of one request; an id that was made for its answer alone is not kept."""
         model = self.route.model
         known: dict[str, Any] = {"model": model.name, "version": model.version, "rows": exchange.rows or None}
@@ -185,7 +194,7 @@ class Endpoint:
         identity = None if request_id is None else request_id.decode()
         self._counts.access_log.note(label, status, seconds, request_id=identity, **known)
 
-    def _trace(self, exchange: "Exchange", label: str, status: int, ended: float, stages: Mapping[str, float]) -> None:
+    def _trace(self, exchange: Any, label: str, status: int, ended: float, stages: Mapping[str, float]) -> None:
         """Tell a collector of one request."""
         model = self.route.model
         known: dict[str, Any] = {"model": model.name, "version": model.version, "rows": exchange.rows or None}
@@ -194,7 +203,7 @@ class Endpoint:
             known["request_id"] = exchange.request_id.decode()
         self._counts.tracing.note(label, status, exchange.arrived, ended, stages, known)
 
-    def _show_candidate(self, requests: Sequence["Exchange"], starts: Sequence[int], batch: BatchAnswer) -> None:
+    def _show_candidate(self, requests: Sequence[Any], starts: Sequence[int], batch: BatchAnswer) -> None:
         """Let the model's candidate answer the same rows."""
         for exchange, start in zip(requests, starts, strict=True):
             outputs = {name: array[start : start + exchange.rows] for name, array in batch.outputs.items()}

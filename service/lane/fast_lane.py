@@ -5,19 +5,17 @@ nothing unusual; all others, and every other route, go to the application, and b
 done for each request that can be done for each batch, and a head that was read before is not read again.
 """
 
-import asyncio
 import re
 from dataclasses import replace
 
 from ..access import Access
 from ..access_log import AccessLog
-from ..batching.request import Request
 from ..bodies.budget import BodyBudget
 from ..bodies.limits import Limits
 from ..bodies.work_queue import WorkQueue
 from ..bounded_dict import BoundedDict
 from ..error_answers import ErrorLog
-from ..errors import InvalidInput, NotReady, ServiceError, Unsupported
+from ..errors import InvalidInput, NotReady, Unsupported
 from ..keys import INFER
 from ..live.registry import Registry
 from ..metrics import Metrics
@@ -28,6 +26,7 @@ from ..transport.proxies import FORWARDED_FOR
 from ..v2.readers import Readers
 from .counts import AnswerCounts
 from .exchange import Endpoint, RequestHead, Route
+from .failures import Failures
 from .infer import Infer, can_take
 from .known_head import KnownHead
 from .predict import Predict
@@ -85,7 +84,7 @@ class FastLane:
         self._limits = Limits.of(settings)
         self.decoding: WorkQueue | None = None  # before pictures; None decodes them in any thread
         self._readers = readers
-        self._failed: list[tuple[Request, ServiceError]] = []
+        self.failures = Failures()
         self.renew_endpoints()
         registry.changed.append(self.renew_endpoints)
 
@@ -171,22 +170,6 @@ class FastLane:
             raise NotReady("the models changed while the request arrived; send it again")
         rows, options = endpoint.route.plain(head.media_type, head.length, head.header_length)
         return replace(head, endpoint=endpoint, rows=rows, options=options)
-
-    def fail_soon(self, request: Request, error: ServiceError) -> None:
-        """Tell a request at the end of this turn of the loop that it failed.
-
-        Told at once, a client that asks again at once is read in the same turn, and a thousand of them keep the loop
-        from ever turning: no batch is taken, no timer runs.
-        """
-        if not self._failed:
-            asyncio.get_running_loop().call_soon(self._tell_failed)
-        self._failed.append((request, error))
-
-    def _tell_failed(self) -> None:
-        failed, self._failed = self._failed, []
-        for request, error in failed:
-            if not request.is_over:
-                request.failed(error)
 
 
 def _routes(registry: Registry, limits: Limits, readers: Readers) -> dict[bytes, Route]:

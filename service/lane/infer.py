@@ -103,9 +103,9 @@ class Infer:
         pieces = self._last[1]
         if is_binary:
             head = b"".join(pieces)
-            raw_rows = [_raw_rows(batch, output.name) for output in wanted]
+            raw = [raw_rows(batch, output.name) for output in wanted]
             lines = _WITH_TENSORS % len(head)
-            return [(lines, b"".join(parts)) for parts in zip(repeat(head), *raw_rows, strict=False)]
+            return [(lines, b"".join(parts)) for parts in zip(repeat(head), *raw, strict=False)]
         columns: list[Iterable[bytes]] = [repeat(pieces[0])]
         for output, piece in zip(wanted, pieces[1:], strict=True):
             texts = _json_rows(batch, output.name)
@@ -122,7 +122,7 @@ class Infer:
         texts, tails = [pieces[0]], []
         for wanted, piece in zip(request.outputs, pieces[1:], strict=True):
             if wanted.binary:
-                tails.extend(_raw_rows(batch, wanted.name)[start : start + rows])
+                tails.extend(raw_rows(batch, wanted.name)[start : start + rows])
             else:
                 text = b",".join(_json_rows(batch, wanted.name)[start : start + rows])
                 if b"null" in text:  # not a number: written alone, it is refused
@@ -196,11 +196,11 @@ def _json_rows(batch: BatchAnswer, name: str) -> list[bytes]:
     return rows
 
 
-def _raw_rows(batch: BatchAnswer, name: str) -> list[bytes]:
+def raw_rows(batch: BatchAnswer, name: str) -> list[bytes]:
     """Return each row of one output as bytes; made once for the whole batch."""
     rows: list[bytes] | None = batch.formatted.get((name, bytes))
     if rows is None:
         array = batch.outputs[name][: batch.rows]
-        size, raw_rows = array[:1].nbytes, array.tobytes()
-        rows = batch.formatted[name, bytes] = [raw_rows[at : at + size] for at in range(0, len(raw_rows), size)]
+        size, data = array[:1].nbytes, array.tobytes()
+        rows = batch.formatted[name, bytes] = [data[at : at + size] for at in range(0, len(data), size)]
     return rows

@@ -156,6 +156,7 @@ async def running(
     app: App, protocol: Callable[..., Any], **options: Any
 ) -> AsyncIterator[tuple[int, uvicorn.Server, asyncio.Task[None]]]:
     """Run uvicorn in this loop on a free port; at the end it is cut off rather than drained, which is quicker."""
+    before = asyncio.all_tasks()
     listener = socket.create_server(("127.0.0.1", 0))  # it listens already: a client need not wait for the server
     options = {"timeout_graceful_shutdown": 5, **options}
     config = uvicorn.Config(app, http=protocol, ws="none", lifespan="on", access_log=False, log_config=None, **options)
@@ -172,6 +173,12 @@ async def running(
             connection.transport.abort()
         await asyncio.sleep(0)  # lets the transports tell their protocols
         listener.close()
+        # uvicorn keeps no hold of its lifespan: one that is left is collected in the middle of whatever runs then.
+        made = asyncio.all_tasks() - before
+        left = [task for task in made if getattr(task.get_coro(), "__qualname__", "") == "LifespanOn.main"]
+        for lifespan in left:
+            lifespan.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:

@@ -1,6 +1,7 @@
 """Builds the parts of the gRPC port of one application, and gives them to one another."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,20 +10,25 @@ from ...settings import Settings
 from ...transport.guard import Guard
 from ...transport.limits import connection_limits
 from .calls import CallHandler
-from .gate import ROUTE, Gate
+from .gate import ROUTE, Gate, Lane, Outside
 from .health import HealthService
+from .known_blocks import KnownBlocks
 from .server import GrpcServer
 from .service import InferenceService
 from .wire import AROUND_BYTES
 
 
-def grpc_server(parts: Any, name: str, version: str) -> GrpcServer:
+def grpc_server(
+    parts: Any, name: str, version: str, blocks: KnownBlocks, open_lane: Callable[[Outside], Lane]
+) -> GrpcServer:
     """Return the server of an application, not started yet.
 
     Args:
         parts: the application's `state`.
         name: of the service, for its metadata.
         version: of the service.
+        blocks: told of the metadata of every call.
+        open_lane: makes each connection's way past the library.
 
     Raises:
         OSError: there is no place for a folder.
@@ -35,7 +41,7 @@ def grpc_server(parts: Any, name: str, version: str) -> GrpcServer:
     )
     guard = Guard(limits, functools.partial(parts.metrics.observe_request, ROUTE, "unknown"))
     folder = private_folder(None if parts.workers is None else parts.workers.folder)
-    gate = Gate(folder, guard, parts.body_budget, settings.max_body_bytes + AROUND_BYTES, parts.error_log)
+    gate = Gate(folder, guard, parts.body_budget, settings.max_body_bytes + AROUND_BYTES, parts.error_log, open_lane)
     inference = InferenceService(
         parts.registry, parts.control, settings, parts.error_log, parts.decoding, name, version
     )
@@ -49,5 +55,6 @@ def grpc_server(parts: Any, name: str, version: str) -> GrpcServer:
         limits.proxies,
         parts.access_log,
         parts.tracing,
+        blocks,
     )
     return GrpcServer(inference, HealthService(parts.registry), calls, gate, settings)

@@ -27,6 +27,7 @@ from ...settings import Settings
 from ...tracing import Tracing
 from ...transport.proxies import FORWARDED_FOR, TrustedProxies
 from .descriptors import Method, Proto
+from .known_blocks import KnownBlocks
 from .wire import read_small, split_request
 
 Rpc: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -96,6 +97,7 @@ class CallHandler:
         proxies: whose word on a client's address is taken.
         access_log: told of every call, if it is on.
         tracing: the same.
+        blocks: told of the metadata of every call.
     """
 
     def __init__(
@@ -109,8 +111,10 @@ class CallHandler:
         proxies: TrustedProxies,
         access_log: AccessLog,
         tracing: Tracing,
+        blocks: KnownBlocks,
     ) -> None:
         self._access = access
+        self._blocks = blocks
         self._settings = settings
         self._metrics = metrics
         self._access_log = access_log
@@ -210,6 +214,7 @@ class CallHandler:
 
         Metadata has the names that HTTP's headers have.
         """
+        self._blocks.tell(call.route, rpc.invocation_metadata() or (), rpc.time_remaining())
         headers = [(name.encode(), value.encode()) for name, value in metadata.items()]
         context = RequestContext.read(headers, self._settings.default_timeout_seconds, rpc.time_remaining())
         try:

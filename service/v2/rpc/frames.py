@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 from urllib.parse import quote
 
-DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY, CONTINUATION = 0, 1, 3, 4, 7, 9
-END_STREAM, END_HEADERS, PADDED = 0x1, 0x4, 0x8
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
+END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
 NO_ERROR, CANCEL, ENHANCE_YOUR_CALM = 0x0, 0x8, 0xB
 PREFACE_BYTES = 24  # that a client sends before its first frame
 PREFIX_BYTES = 5  # before each message of gRPC: whether it is compressed, and its length
 
-_HEADER_BYTES = 9
-_STATUS_200 = b"\x88"  # in the table that every connection has
+HEADER_BYTES = 9  # before each payload
+STATUS_200 = b"\x88"  # in the table that every connection has
 
 
 class Piece(NamedTuple):
@@ -67,6 +67,13 @@ class FrameReader:
         return not (self._preface_left or self._header or self._is_open or self._awaits_continuation)
 
     @property
+    def missing(self) -> int:
+        """Bytes that are missing, as far as can be told yet, of what has begun; 0 between two frames."""
+        if self._preface_left:
+            return self._preface_left
+        return HEADER_BYTES - len(self._header) if self._header else self._left
+
+    @property
     def is_in_data(self) -> bool:
         """Whether what has begun is the payload of a message."""
         return self._is_open and self._frame[0] == DATA
@@ -88,9 +95,9 @@ class FrameReader:
 
     def _read_header(self, view: memoryview, position: int) -> tuple[int, bool]:
         """Take bytes of a frame's header; returns the position after them, and whether the header is whole."""
-        take = _HEADER_BYTES - len(self._header)
+        take = HEADER_BYTES - len(self._header)
         self._header += view[position : position + take]
-        is_whole = len(self._header) == _HEADER_BYTES
+        is_whole = len(self._header) == HEADER_BYTES
         if is_whole:
             head, self._header = self._header, bytearray()
             self._left = int.from_bytes(head[:3])
@@ -152,6 +159,11 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return len(payload).to_bytes(3) + bytes((kind, flags)) + stream.to_bytes(4) + payload
 
 
+def window_update(stream: int, size: int) -> bytes:
+    """Return the frame that lets the other side send so many bytes more."""
+    return frame(WINDOW_UPDATE, 0, stream, size.to_bytes(4))
+
+
 def reset(stream: int, code: int) -> bytes:
     """Return the frame that ends a stream."""
     return frame(RST_STREAM, 0, stream, code.to_bytes(4))
@@ -173,7 +185,7 @@ def refusal(stream: int, status: int, message: str, headers: Iterable[tuple[byte
         (b"grpc-message", quote(message, safe=" !'(),:;=?").encode()),
         *headers,
     ]
-    block = (_STATUS_200 if is_first else b"") + b"".join(map(_literal, fields))
+    block = (STATUS_200 if is_first else b"") + b"".join(map(literal, fields))
     return frame(HEADERS, END_STREAM | END_HEADERS, stream, block) + reset(stream, NO_ERROR)
 
 
@@ -182,8 +194,8 @@ def farewell(message: bytes) -> bytes:
     return frame(SETTINGS, 0, 0, b"") + frame(GOAWAY, 0, 0, bytes(4) + ENHANCE_YOUR_CALM.to_bytes(4) + message)
 
 
-def _literal(field: tuple[bytes, bytes]) -> bytes:
-    """Return a header that is not remembered."""
+def literal(field: tuple[bytes, bytes]) -> bytes:
+    """Return a header, name and value, that neither side is to remember."""
     return b"\x00" + b"".join(part for text in field for part in (_length(len(text)), text))
 
 

@@ -2,14 +2,17 @@
 
 Each connection is passed on to the library through a socket of this process, and its frames are watched on the way. A
 message counts against the budget of bytes while it arrives; one that is too large, too slow or over the budget ends
-its call with a status, and the connection goes on. Reads no header and no message.
+its call with a status, and the connection goes on. Reads no header and no message. Calls that a lane takes do not reach
+the library; all it learns of them is that their streams have been.
 """
 
 import asyncio
+import contextlib
 import shutil
 import socket
+from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import grpc
 
@@ -22,6 +25,7 @@ from .frames import (
     CANCEL,
     DATA,
     END_STREAM,
+    GOAWAY,
     HEADERS,
     PREFACE_BYTES,
     RST_STREAM,
@@ -36,6 +40,40 @@ from .frames import (
 ROUTE = "gRPC"  # of refused calls and connections in log and metrics: their own route is not known here
 
 _FULL = b"connections: too many are open, try again later"
+_LAST_STREAM = 0x7FFF_FFFF
+
+
+def _nothing() -> None:
+    """Nothing waits for the end of a lane."""
+
+
+class Lane(Protocol):
+    """Takes some calls of a connection past the library.
+
+    Attributes:
+        last_stream: the highest stream that it has taken.
+        is_busy: whether it owes answers.
+        is_half: whether it holds a frame that the client has not ended.
+    """
+
+    last_stream: int
+
+    @property
+    def is_busy(self) -> bool:
+        """See above."""
+
+    @property
+    def is_half(self) -> bool:
+        """See above."""
+
+    def receive(self, data: bytes) -> None:
+        """Take calls out of what a client has sent; all else is passed on."""
+
+    def leave(self, ended: Callable[[], None]) -> None:
+        """The library takes no more calls on this connection: take none either, and say when no answer is owed."""
+
+    def close(self) -> None:
+        """The client has gone."""
 
 
 class Gate:
@@ -47,14 +85,24 @@ class Gate:
         budget: of the bytes of all requests.
         max_bytes: of one message.
         error_log: told of every call that is refused here.
+        open_lane: makes a connection's way past the library; None: there is none.
     """
 
-    def __init__(self, folder: Path, guard: Guard, budget: BodyBudget, max_bytes: int, error_log: ErrorLog) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        guard: Guard,
+        budget: BodyBudget,
+        max_bytes: int,
+        error_log: ErrorLog,
+        open_lane: "Callable[[Outside], Lane] | None" = None,
+    ) -> None:
         self.folder = folder
         self.guard = guard
         self.budget = budget
         self.max_bytes = max_bytes
         self.error_log = error_log
+        self.open_lane = open_lane
         self._addresses: dict[str, str] = {}
         self._number = 0
         self._server: asyncio.Server | None = None
@@ -72,6 +120,17 @@ class Gate:
         """Take no more connections; those that are open go on."""
         if self._server is not None:
             self._server.close()
+
+    async def answered(self, seconds: float) -> None:
+        """Wait, for so long at most, until lanes owe no answers."""
+        owed: list[asyncio.Event] = []
+        for connection in self.guard.connections:
+            if isinstance(connection, Outside) and connection.lane is not None and connection.lane.is_busy:
+                owed.append(asyncio.Event())
+                connection.lane.leave(owed[-1].set)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await asyncio.gather(*(event.wait() for event in owed))
 
     def end(self) -> None:
         """Close all connections."""
@@ -132,6 +191,7 @@ class Side(asyncio.Protocol):
     def __init__(self, reader: FrameReader) -> None:
         self.reader = reader
         self.said: list[bytes] = []  # what the gate has to say to the other side, between two frames
+        self.changes: list[tuple[int, bytes]] = []  # of what arrives, before it is passed on: where, and what
         self.is_reading = False
         self.blocked_since: float | None = None
 
@@ -148,6 +208,12 @@ class Side(asyncio.Protocol):
             if cut is None and self.said and self.reader.is_between:
                 cut = piece.stop
         self.is_reading = False
+        if self.changes:
+            changed = bytearray(data)
+            for start, new in self.changes:
+                changed[start : start + len(new)] = new
+            data = bytes(changed)
+            self.changes.clear()
         if cut is None:
             self._write(data)
         else:
@@ -188,10 +254,13 @@ class Inside(Side):
     def __init__(self, outside: "Outside") -> None:
         super().__init__(FrameReader())
         self.other: Side = outside
+        self._outside = outside
         self._streams = outside.streams
 
     def watch(self, piece: Piece) -> None:
         """Note which calls have an answer that begins, and which have ended."""
+        if piece.kind == GOAWAY:
+            self._keep_taken_calls(piece)
         if not piece.stream or piece.left:
             return
         if piece.kind == RST_STREAM or (piece.flags & END_STREAM and piece.kind in (DATA, HEADERS)):
@@ -207,7 +276,24 @@ class Inside(Side):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The library has closed the connection."""
-        self.other.transport.close()
+        lane = self._outside.lane
+        if lane is not None and self.reader.is_between:
+            lane.leave(self.other.transport.close)
+        else:
+            self.other.transport.close()
+
+    def _keep_taken_calls(self, piece: Piece) -> None:
+        """Name the last stream of a connection that ends as it is: the library does not know of those it never saw.
+
+        A client takes those behind the last one for not worked on, and sends them again.
+        """
+        lane = self._outside.lane
+        if lane is None or not piece.is_first or len(piece.payload) < 4:
+            return
+        lane.leave(_nothing)
+        last = int.from_bytes(piece.payload[:4]) & _LAST_STREAM
+        if lane.last_stream > last:
+            self.changes.append((piece.stop - len(piece.payload), lane.last_stream.to_bytes(4)))
 
 
 class Outside(Side):
@@ -217,16 +303,19 @@ class Outside(Side):
         gate: what it shares with others.
 
     Attributes:
-        streams: the calls that run, by the number of their stream.
+        streams: the calls that run in the library, by the number of their stream.
+        last_stream: the highest stream that was passed on.
+        lane: takes calls past the library; None where there is none.
     """
 
     def __init__(self, gate: Gate) -> None:
         super().__init__(FrameReader(PREFACE_BYTES))
         self.streams: dict[int, Stream] = {}
+        self.last_stream = 0
+        self.lane = None if gate.open_lane is None else gate.open_lane(self)
         self._gate = gate
         self._address = ""
         self._name = ""
-        self._last_stream = 0
         self._arriving: dict[int, Stream] = {}
         self._half_since: float | None = None  # since when a frame that is no message's has been arriving
         self._connecting: asyncio.Task[None] | None = None
@@ -252,8 +341,20 @@ class Outside(Side):
         if self._early is not None:  # reading is paused, but uvloop may have read once before
             self._early.append(data)
             return
+        if self.lane is not None:
+            self.lane.receive(data)
+        else:
+            self.pass_on(data)
+        self.note_half()
+
+    def pass_on(self, data: bytes) -> None:
+        """Watch what is for the library, and send it there."""
         super().data_received(data)
-        if self.reader.is_between or self.reader.is_in_data:
+
+    def note_half(self) -> None:
+        """Begin or end the time in which a frame that is no message's has to be whole."""
+        is_half = not (self.reader.is_between or self.reader.is_in_data)
+        if not is_half and (self.lane is None or not self.lane.is_half):
             self._half_since = None
         elif self._half_since is None:
             self._half_since = asyncio.get_running_loop().time()
@@ -262,8 +363,8 @@ class Outside(Side):
         """Note which calls begin, and count what arrives of their messages."""
         if piece.kind == DATA:
             self._count(piece)
-        elif piece.kind == HEADERS and piece.stream > self._last_stream:
-            self._last_stream = piece.stream
+        elif piece.kind == HEADERS and piece.stream > self.last_stream:
+            self.last_stream = piece.stream
             self.streams[piece.stream] = Stream(self._gate.budget)
         elif piece.kind == RST_STREAM:
             self._drop(piece.stream)
@@ -291,6 +392,9 @@ class Outside(Side):
         gate.forget(self._name)
         for number in tuple(self.streams):
             self._drop(number)
+        if self.lane is not None:
+            self.lane.close()
+            self.lane = None
         if hasattr(self, "other"):
             self.other.transport.abort()
 

@@ -3,6 +3,7 @@
 One server a worker; with several workers all take connections from one socket, as those of HTTP.
 """
 
+import asyncio
 import logging
 import socket
 from typing import Any
@@ -15,6 +16,7 @@ from .calls import CallHandler
 from .descriptors import HEALTH, INFERENCE
 from .gate import Gate
 from .health import HealthService
+from .known_blocks import KnownBlocks
 from .service import InferenceService
 from .wire import AROUND_BYTES
 
@@ -75,18 +77,21 @@ class GrpcServer:
         """Refuse new calls, let those that run end, and give the port back."""
         if self._server is not None:
             self._gate.close()
-            await self._server.stop(self._settings.drain_seconds)
+            await asyncio.gather(
+                self._server.stop(self._settings.drain_seconds), self._gate.answered(self._settings.drain_seconds)
+            )
         self._gate.end()
 
 
 def _options(settings: Settings) -> list[tuple[str, Any]]:
     """Return the limits that the library of gRPC keeps by itself."""
+    metadata_bytes = settings.max_header_bytes + KnownBlocks.MARK_BYTES
     return [
         ("grpc.max_receive_message_length", settings.max_body_bytes + AROUND_BYTES),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", settings.grpc_max_streams),
-        ("grpc.max_metadata_size", settings.max_header_bytes),
-        ("grpc.absolute_max_metadata_size", settings.max_header_bytes),
+        ("grpc.max_metadata_size", metadata_bytes),
+        ("grpc.absolute_max_metadata_size", metadata_bytes),
         ("grpc.max_connection_idle_ms", settings.keep_alive_seconds * 1000),
         ("grpc.server_handshake_timeout_ms", int(settings.header_seconds * 1000)),
         ("grpc.keepalive_time_ms", _KEEPALIVE_SECONDS * 1000),
