@@ -56,7 +56,7 @@ class ImageRecipe:
         sixteen_bit: `scale` rounds 0-65535 to 0-255; `clip` does as Pillow's `convert`: grey above 255 is white, of
             colour the upper byte counts.
         decoding: `exact`, or `scaled`: a JPEG that is much larger than its resize may be decoded at a half, quarter or
-            eighth of its size, by its own transform; five times as fast for a photograph, values move by a few.
+            eighth of its size, by its own transform; two to five times as fast for a photograph, values move by a few.
         polarity: what light means, for people; nothing is inverted.
 
     Raises:

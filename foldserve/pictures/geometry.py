@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -10,6 +11,20 @@ from foldserve.format.image import ANY_SIZE, ImageRecipe
 Admit = Callable[[int, int], None]  # gets width and height that a picture is about to be resized to; may refuse them
 
 _MOST_PIXELS = 100_000_000
+
+
+class Source(NamedTuple):
+    """What a picture is resized from, where it was decoded at a part of its size.
+
+    Attributes:
+        width: of the whole picture, in pixels.
+        height: the same.
+        box: where it lies in the pixels that there are; its edges may run through some of them.
+    """
+
+    width: int
+    height: int
+    box: tuple[float, float, float, float]
 
 
 class PictureError(ValueError):
@@ -53,17 +68,26 @@ def resized_size(recipe: ImageRecipe, height: int, width: int) -> tuple[int, int
     return max(1, round(height / ratio)), max(1, round(width / ratio))
 
 
-def fit(image: Image.Image, recipe: ImageRecipe, admit: Admit = admit_usual_sizes) -> Image.Image:
+def fit(
+    image: Image.Image, recipe: ImageRecipe, admit: Admit = admit_usual_sizes, source: Source | None = None
+) -> Image.Image:
     """Return the picture at the recipe's size.
+
+    Args:
+        image: the picture.
+        recipe: says what is done to it.
+        admit: is asked before a resize.
+        source: what it is a part of; None: it is whole.
 
     Raises:
         PictureError: the recipe does not bring the picture to the size that the model takes.
         Exception: what `admit` raises.
     """
-    height, width = resized_size(recipe, image.height, image.width)
+    source = source or Source(image.width, image.height, (0, 0, image.width, image.height))
+    height, width = resized_size(recipe, source.height, source.width)
     if (width, height) != image.size:
         admit(width, height)
-        image = _resized(image, width, height, recipe)
+        image = _resized(image, width, height, recipe, source.box)
     if recipe.rule == "letterbox":
         top, left = (recipe.resize[0] - height) // 2, (recipe.resize[1] - width) // 2
         image = _window(image, -top, -left, recipe.resize, recipe)
@@ -80,12 +104,13 @@ def fit(image: Image.Image, recipe: ImageRecipe, admit: Admit = admit_usual_size
     return image
 
 
-def _resized(image: Image.Image, width: int, height: int, recipe: ImageRecipe) -> Image.Image:
+def _resized(
+    image: Image.Image, width: int, height: int, recipe: ImageRecipe, box: tuple[float, float, float, float]
+) -> Image.Image:
     """Return the picture with other sides; Pillow's own filters widen with the reduction, its transforms do not."""
     filter = Image.Resampling[recipe.filter.upper()]
     if recipe.antialias or recipe.filter == "nearest":
-        return image.resize((width, height), filter)
-    box = (0, 0, image.width, image.height)
+        return image.resize((width, height), filter, box)
     return image.transform((width, height), Image.Transform.EXTENT, box, Image.Resampling.BILINEAR)
 
 

@@ -63,9 +63,9 @@ def decode_image(data: bytes, spec: ImageRecipe, budget: PixelBudget, place: str
         budget.take_resized(width, height, usual, place)
 
     try:
-        scale(image, spec)
+        whole = scale(image, spec)
         image.load()
-        return prepare(image, spec, data, admit)
+        return prepare(image, spec, data, admit, whole)
     except ServiceError:
         raise
     except PictureError as err:

@@ -140,6 +140,14 @@ def photograph(height: int, width: int, **options: object) -> bytes:
     return file.getvalue()
 
 
+def grain(height: int, width: int, **options: object) -> bytes:
+    """A JPEG file of nothing but noise: the finest detail that there is."""
+    pixels = np.random.default_rng(4).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=92, **options)
+    return file.getvalue()
+
+
 SCALED = {
     "shorter": {"rule": "shorter", "resize": (64,), "crop": (56, 56)},
     "exact": {"rule": "exact", "resize": (56, 56)},
@@ -148,10 +156,11 @@ SCALED = {
 }
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("exif", ["apply", "ignore"])
 @pytest.mark.parametrize("values", SCALED.values(), ids=SCALED)
-def test_a_large_photograph_may_be_decoded_at_a_part_of_its_size(values, exif, monkeypatch):
-    """Values move by a few, and only of a large JPEG whose recipe allows it; a photograph on its side stays so."""
+def test_a_large_photograph_may_be_decoded_at_a_part_of_its_size(values, exif, orientation, monkeypatch):
+    """Values move by a few, whichever way the photograph lies: its sides are not multiples of eight, nor its edges."""
     drafts = []
     draft = JpegImagePlugin.JpegImageFile.draft
 
@@ -163,16 +172,24 @@ def test_a_large_photograph_may_be_decoded_at_a_part_of_its_size(values, exif, m
     monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "draft", noted)
     exact = ImageRecipe(height=56, width=56, exif=exif, **values)
     scaled = replace(exact, decoding="scaled")
-    orientation = Image.Exif()
-    orientation[0x0112] = 6
-    data = photograph(600, 801, exif=orientation.tobytes())
-    expected = decode(data, exact).astype(int)
-    assert drafts == []
-    difference = np.abs(decode(data, scaled).astype(int) - expected)
-    assert min(drafts[0]) < 600
-    assert difference.max() <= 12
-    assert difference.mean() < 1.5
-    for small in (photograph(120, 160), encode(Image.fromarray(np.zeros((600, 800, 3), np.uint8)))):
+    tag = Image.Exif()
+    tag[0x0112] = orientation
+    for data in (photograph(601, 804, exif=tag.tobytes()), grain(645, 803, exif=tag.tobytes())):
+        drafts.clear()
+        expected = decode(data, exact).astype(int)
+        assert drafts == []
+        difference = np.abs(decode(data, scaled).astype(int) - expected)
+        assert min(drafts[0]) < 600
+        assert difference.max() <= 6
+        assert difference.mean() < 1.2
+
+
+@pytest.mark.parametrize("values", SCALED.values(), ids=SCALED)
+def test_what_is_small_or_no_jpeg_is_decoded_in_whole(values):
+    """Less than two and three quarters of the resize would be left, or there is no transform to use."""
+    exact = ImageRecipe(height=56, width=56, **values)
+    scaled = replace(exact, decoding="scaled")
+    for small in (photograph(200, 300), encode(Image.fromarray(np.zeros((600, 800, 3), np.uint8)))):
         assert np.array_equal(decode(small, scaled), decode(small, exact))
 
 
