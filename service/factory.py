@@ -6,6 +6,9 @@ The supervisor of several workers imports the libraries that they can share, and
 import gc
 import importlib
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -41,11 +44,29 @@ def build_app(settings: "Settings", workers: "Workers | None", grpc_listener: "s
     """
     gc.disable()
     try:
-        import_libraries()
-        from .app import create_app
+        with _without_old_pydantic():
+            import_libraries()
+            from .app import create_app
 
-        app = create_app(settings, workers, grpc_listener)
+            app = create_app(settings, workers, grpc_listener)
         gc.freeze()
     finally:
         gc.enable()
     return app
+
+
+@contextmanager
+def _without_old_pydantic() -> Iterator[None]:
+    """Keep FastAPI from importing pydantic's first version to see whether a route uses it: none does.
+
+    That would be a twentieth of what all imports take.
+    """
+    name = "pydantic.v1"
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]  # an import of it fails, which FastAPI takes for an answer
+    try:
+        yield
+    finally:
+        del sys.modules[name]

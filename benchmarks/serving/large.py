@@ -69,7 +69,9 @@ def started(models: Path, state: Path, workers: int, checkout: Path) -> Iterator
         SystemExit: it ended, with the end of its log.
     """
     port, log = free_port(), state.parent / "log"
-    env = os.environ | {"FOLDSERVE_STATE_DIR": str(state), "FOLDSERVE_PROVIDER": "cpu", "PYTHONPATH": str(checkout)}
+    # Users have compiled modules; without this each start would compile all of them again where it is switched off.
+    usual = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    env = usual | {"FOLDSERVE_STATE_DIR": str(state), "FOLDSERVE_PROVIDER": "cpu", "PYTHONPATH": str(checkout)}
     command = [sys.executable, "-m", "service", "--port", str(port), "--models-dir", str(models)]
     began = time.perf_counter()
     with log.open("wb") as output:

@@ -218,7 +218,9 @@ def start(peer: Peer, workers: int, models: Path, peers_dir: Path, probe: bytes,
         )
         for word in peer.command.split()
     ]
-    env = os.environ | peer.env | {"BENCH_MODEL": str(model), "BENCH_PORT": str(port), "BENCH_WORKERS": str(workers)}
+    # Users have compiled modules; without this each start would compile all of them again where it is switched off.
+    usual = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    env = usual | peer.env | {"BENCH_MODEL": str(model), "BENCH_PORT": str(port), "BENCH_WORKERS": str(workers)}
     env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": f"{Path(python).parent}:{os.environ['PATH']}"}
     started = time.perf_counter()
     with log.open("wb") as output:

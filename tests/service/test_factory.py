@@ -26,6 +26,22 @@ def test_what_few_use_is_not_imported():
     assert printed(program) == []
 
 
+def test_the_first_version_of_pydantic_is_not_imported_and_can_be():
+    """FastAPI asks it about every route, and a service has none that uses it; whoever needs it has it afterwards."""
+    program = (
+        "import sys\n"
+        "from foldserve.service.factory import build_app\n"
+        "from foldserve.service.settings import Settings\n"
+        "app = build_app(Settings(), None)\n"
+        "print('pydantic.v1' in sys.modules, bool(app.openapi()['paths']))\n"
+        "import warnings\n"
+        "warnings.simplefilter('ignore')\n"
+        "from pydantic import v1\n"
+        "print(v1.BaseModel.__name__)\n"
+    )
+    assert printed(program) == ["False", "True", "BaseModel"]
+
+
 def test_spans_without_the_extra_end_the_start_with_its_name(tmp_path):
     """One line, not a traceback; and an address that is none is refused before."""
     artifacts.publish_classifier(tmp_path)
