@@ -6,7 +6,7 @@ torchrun --nproc-per-node 2 -m foldserve.training --preset best
 import sys
 
 from foldserve.command import main
-from foldserve.training.ranks import is_launched
+from foldserve.training.ranks import is_launched, leave
 
 
 def words(given: list[str]) -> list[str]:
@@ -15,4 +15,4 @@ def words(given: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(words(sys.argv[1:])))
+    leave(main(words(sys.argv[1:])))

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from .drawing import canvas, to_png
 from .fit import EpochRecord
 
+READABLE, LONGEST = 30, 24  # classes in a confusion matrix that names its classes; letters of a name
+
 
 def confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
     """Return how often true class (row) was predicted as class (column): (classes, classes).
@@ -44,15 +46,22 @@ def curves_png(epochs: Sequence[EpochRecord]) -> bytes:
 
 
 def confusion_png(counts: NDArray[np.int64], class_names: Sequence[str]) -> bytes:
-    """Return a PNG of `counts` (classes, classes) with names and numbers; colour is the share of the true class."""
+    """Return a PNG of `counts` (classes, classes); colour is the share of the true class.
+
+    Names and numbers stand in it as far as they can be read: up to `READABLE` classes. Each takes milliseconds to lay
+    out, and the numbers of a thousand classes would take longer than their training.
+    """
     figure = Figure(figsize=(7.2, 6.6), layout="constrained")
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    ticks = range(len(class_names))
-    axes.set_xticks(ticks, class_names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(ticks, class_names)
     axes.set(xlabel="predicted", ylabel="true")
+    if len(class_names) > READABLE:
+        return to_png(figure)
+    ticks = range(len(class_names))
+    names = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in class_names]
+    axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
+    axes.set_yticks(ticks, names, parse_math=False)
     for row, column in np.argwhere(counts):
         colour = "white" if shares[row, column] > 0.5 else "black"
         text = str(counts[row, column])

@@ -7,10 +7,11 @@ recipes.
 
 import functools
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -125,11 +126,22 @@ def launched(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
         return
     backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     _answered(lambda: dist.init_process_group(backends))
-    try:
-        yield ranks
-        _answered(dist.barrier)  # nobody leaves while another still reads what was shared
-    finally:
-        dist.destroy_process_group()
+    yield ranks
+    _answered(dist.barrier)  # nobody leaves while another still reads what was shared
+    # Not after an error: what another rank has closed cannot be taken down in order, and gloo may abort over it.
+    dist.destroy_process_group()
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with `code`; one that ends early does not take down what it shared with the other ranks.
+
+    The threads of gloo that still wait for a rank that has gone would end the process by `terminate called`.
+    """
+    if code and ranks_of().world_size > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _answered(collective: Callable[[], object]) -> None:

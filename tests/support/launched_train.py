@@ -12,6 +12,7 @@ from foldserve.command import main
 from foldserve.training import train_command
 from foldserve.training.__main__ import words
 from foldserve.training.epoch import EpochState
+from foldserve.training.ranks import leave
 from tests.training.conftest import made_up_data
 
 DATA = dataclasses.replace(made_up_data(352), digests={"train-images-idx3-ubyte": "0" * 64})
@@ -29,4 +30,4 @@ def _dying(restart):
 if __name__ == "__main__":
     train_command.load = lambda folder: DATA
     EpochState.restart = _dying(EpochState.restart)
-    sys.exit(main(words(sys.argv[1:])))
+    leave(main(words(sys.argv[1:])))

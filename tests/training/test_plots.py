@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from foldserve.training.fit import EpochRecord
@@ -42,3 +43,17 @@ def test_both_pictures_are_png_files() -> None:
             assert image.format == "PNG"
             assert min(image.size) > 300
     assert confusion_png(np.zeros((3, 3), np.int64), "abc")
+
+
+@pytest.mark.parametrize("name", ["$x_{", r"a\frac$$", "日本", "x" * 300])
+def test_a_class_may_have_any_name(name):
+    """A formula that is none ends no run after its training, and a script without a font is no warning."""
+    assert confusion_png(np.eye(2, dtype=np.int64), [name, "other"]).startswith(b"\x89PNG")
+
+
+def test_a_thousand_classes_are_drawn_without_their_names(monkeypatch):
+    """Each number is laid out by itself: a million of them would take hours."""
+    monkeypatch.setattr("matplotlib.axes.Axes.text", None)
+    assert confusion_png(np.ones((1000, 1000), np.int64), [str(number) for number in range(1000)]).startswith(
+        b"\x89PNG"
+    )

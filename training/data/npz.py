@@ -90,7 +90,11 @@ class _Member:
         except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as err:
             raise DatasetError(f"{self.path}, {self.name} cannot be read: {err}") from err
         if dtype.hasobject or (is_fortran and len(shape) > 1):
-            raise DatasetError(f"{self.path}, {self.name}: expected plain numbers in C order, got {dtype}")
+            got = "Python objects" if dtype.hasobject else f"{dtype} in Fortran order"
+            raise DatasetError(
+                f"{self.path}, {self.name}: expected plain numbers or text in C order, got {got}; save it once more "
+                "from np.ascontiguousarray(...), with a type"
+            )
         return self.file, tuple(shape), dtype
 
     def __exit__(self, kind: object, err: BaseException | None, trace: object) -> None:
