@@ -77,7 +77,7 @@ def export(
     )
     _name_initializers_as_in(model, folded)
     _check_parameters(model, folded)
-    _set_metadata(model, {**metadata, WEIGHTS: weights_digest(model)})
+    set_metadata(model, {**metadata, WEIGHTS: weights_digest(model)})
     _check_interface(model, image_shape)
     check_graph(model)
     return model
@@ -100,10 +100,18 @@ def check_graph(model: onnx.ModelProto) -> None:
     require_valid(model)
 
 
+def set_metadata(model: onnx.ModelProto, entries: Mapping[str, str]) -> None:
+    """Replace the metadata of the graph, sorted by key."""
+    del model.metadata_props[:]
+    for key in sorted(entries):
+        model.metadata_props.add(key=key, value=entries[key])
+
+
 def weights_digest(model: onnx.ModelProto) -> str:
     """Return the SHA-256 over the initializers in graph order: name, dtype, shape, each NUL-ended, and raw bytes.
 
-    The dtype is numpy's name (`float32`), the shape decimals with commas (`6,1,5,5`), the bytes little-endian.
+    The dtype is numpy's name (`float32`), the shape decimals with commas (`6,1,5,5`), the bytes little-endian;
+    texts are UTF-8, each NUL-ended.
     """
     digest = hashlib.sha256()
     for tensor in model.graph.initializer:
@@ -115,6 +123,8 @@ def weights_digest(model: onnx.ModelProto) -> str:
 
 
 def _little_endian(array: NDArray[Any]) -> bytes:
+    if array.dtype == object:  # of text; its own bytes are addresses
+        return "".join(f"{text}\0" for text in array.reshape(-1)).encode()
     return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
@@ -145,14 +155,11 @@ def _check_parameters(model: onnx.ModelProto, folded: nn.Module) -> None:
 
 
 def same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:
-    """Return whether two arrays have the same type, shape and bits, NaN and the sign of zero included."""
+    """Return whether two arrays have the same type, shape and bits, NaN and the sign of zero included, or texts."""
     is_alike = one.dtype == other.dtype and one.shape == other.shape
+    if one.dtype == object:  # text
+        return is_alike and np.array_equal(one, other)
     return is_alike and np.array_equal(one.reshape(-1).view(np.uint8), other.reshape(-1).view(np.uint8))
-
-
-def _set_metadata(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
-    for key in sorted(metadata):
-        model.metadata_props.add(key=key, value=metadata[key])
 
 
 def _check_interface(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> None:

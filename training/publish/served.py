@@ -22,7 +22,7 @@ from ..errors import ConfigError, VerifyError
 from ..fold.onnx.exporter import require_valid
 from ..fold.report import Report
 from ..fold.tiled import give_memory_back
-from ..model_file import to_bytes, weights_digest
+from ..model_file import set_metadata, to_bytes, weights_digest
 from .golden_pictures import with_files
 from .golden_rows import choose
 from .network import Array, Feeds, OnnxNetwork, TorchNetwork
@@ -30,7 +30,7 @@ from .network_graph import NetworkGraph, graph_of_module, graph_of_onnx
 from .opened import Opened
 from .proof import Proof, check_served, golden_of
 from .reference import Answers, Reference, ask, reference_of
-from .served_graph import add_preprocessing, add_task, producer_of, rename_inputs, set_metadata
+from .served_graph import add_preprocessing, add_task, producer_of, rename_inputs
 from .tasks import Meaning, are_probabilities, scores_of
 from .wanted import checked_labels
 

@@ -258,13 +258,6 @@ def producer_of(model: onnx.ModelProto, value: str) -> str:
     return "" if node is None else node.op_type
 
 
-def set_metadata(model: onnx.ModelProto, entries: Mapping[str, str]) -> None:
-    """Replace the metadata of the graph, sorted by key."""
-    del model.metadata_props[:]
-    for key in sorted(entries):
-        model.metadata_props.add(key=key, value=entries[key])
-
-
 def _rename(model: onnx.ModelProto, old: str, new: str, *, keep_outputs: bool = False) -> None:
     values: Sequence[onnx.ValueInfoProto] = [*model.graph.input, *model.graph.value_info]
     for value in values if keep_outputs else [*values, *model.graph.output]:

@@ -1,5 +1,6 @@
 """Networks of one's own, published and asked over HTTP, each compared with the original in its own framework."""
 
+import copy
 import io
 import json
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from foldserve.service.app import create_app
 from foldserve.service.settings import Settings
 from foldserve.training.command import main
 from foldserve.training.errors import ArtifactError, ConfigError, ExportError, GateError, VerifyError
+from foldserve.training.model_file import weights_digest
 from foldserve.training.reverify import reverify, version_folder
 from foldserve.training.user_model.source import as_source
 from tests.support.live import serve
@@ -637,3 +639,49 @@ def test_the_command_says_what_was_done_and_how_to_ask(
     (tmp_path / "labels.txt").write_text("a\nb\n")
     assert main([*words[:2], "--name", "other", *words[4:]]) == 2
     assert "2 labels for 3 outputs" in capsys.readouterr().err
+
+
+def named_classes() -> onnx.ModelProto:
+    """Return a classifier as scikit-learn's exporter writes most of them: class names looked up by their index."""
+    names, x = ["setosa", "versi color", "玫瑰"], np.random.default_rng(2).normal(size=(4, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["probabilities"], axis=1),
+        helper.make_node("ArgMax", ["scores"], ["index"], axis=1, keepdims=0),
+        helper.make_node("ArrayFeatureExtractor", ["names", "index"], ["row"], domain="ai.onnx.ml"),
+        helper.make_node("Reshape", ["row", "flat"], ["label"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "named",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])],
+        [
+            helper.make_tensor_value_info("label", TensorProto.STRING, ["N"]),
+            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", 3]),
+        ],
+        [
+            numpy_helper.from_array(x, "weight"),
+            numpy_helper.from_array(np.array([-1]), "flat"),
+            helper.make_tensor("names", TensorProto.STRING, [3], [name.encode() for name in names]),
+        ],
+    )
+    opsets = [helper.make_opsetid("", 15), helper.make_opsetid("ai.onnx.ml", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def test_a_classifier_that_names_its_classes_is_published(tmp_path: Path) -> None:
+    """Names among the weights are text: looked up by the oracle, and part of the digest by their letters."""
+    rows, names = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32), ["a", "b", "c"]
+    publish(named_classes(), name="named", labels=names, examples=rows, models_dir=tmp_path)
+    model = onnx.load(tmp_path / "named" / "1" / "model.onnx")
+    stated = {entry.key: entry.value for entry in model.metadata_props}["foldserve.weights"]
+    with_others = copy.deepcopy(model)
+    for tensor in with_others.graph.initializer:
+        if tensor.name == "names":
+            tensor.string_data[0] = b"another"
+    assert weights_digest(model) == stated != weights_digest(with_others)
+    session = onnxruntime.InferenceSession(named_classes().SerializeToString(), providers=["CPUExecutionProvider"])
+    expected = session.run(["probabilities"], {"x": rows})[0]
+    with serve(create_app(Settings(models_dir=tmp_path, provider="cpu", buckets=(1, 8)))) as url:
+        answer = httpx.post(f"{url}/predict?model=named", json={"instances": rows.tolist()}).json()["predictions"]
+    assert np.abs(np.array([one["probabilities"] for one in answer]) - expected).max() < LIMIT

@@ -18,7 +18,19 @@ from onnx.reference import ReferenceEvaluator
 
 from ..core import Array
 from .kernels import KERNELS, REFERENCE_OPERATIONS
-from .protos import FLOAT_TYPES, Values, attributes, boxed, captures, label, operation, subgraphs, to_array, widened
+from .protos import (
+    FLOAT_TYPES,
+    Values,
+    attributes,
+    boxed,
+    captures,
+    is_boxed,
+    label,
+    operation,
+    subgraphs,
+    to_array,
+    widened,
+)
 from .randomness import draw, draws_of, draws_unseen, with_plain_draws
 
 _Precision = type[np.floating[Any]] | None  # of a run on magnitudes; None for an ordinary one
@@ -189,7 +201,7 @@ def run_node(
         runner = _runner(node, list(values), model)
         if runners is not None:
             runners[id(node)] = runner
-    values = {name: value.item() if value.dtype == object else value for name, value in values.items()}
+    values = {name: value.item() if is_boxed(value) else value for name, value in values.items()}
     with np.errstate(all="ignore"), contextlib.redirect_stdout(None):
         return list(runner.run(None, values))
 

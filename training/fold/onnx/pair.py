@@ -18,7 +18,7 @@ from ..report import Proof
 from ..verdict import STEP, Runs, judge
 from .evaluator import Cause, Evaluator, Gap
 from .probe import Probe, stored_form
-from .protos import Values, coarsest_roundoff, to_array, unit_roundoff, widened
+from .protos import Values, coarsest_roundoff, is_boxed, to_array, unit_roundoff, widened
 from .randomness import draws_of, with_draws_as_inputs
 from .runtime import CannotRunError, outputs_of
 from .tails import tail_of
@@ -241,11 +241,11 @@ def _nudged(feeds: Named, step: float) -> dict[str, Values]:
 
 
 def _is_numeric(value: Values) -> bool:
-    return value.dtype.kind in "fiub" or (value.dtype == object and all(map(_is_numeric, value.item())))
+    return value.dtype.kind in "fiub" or (is_boxed(value) and all(map(_is_numeric, value.item())))
 
 
 def _holds_floats(value: Values) -> bool:
-    return value.dtype.kind == "f" or (value.dtype == object and any(map(_holds_floats, value.item())))
+    return value.dtype.kind == "f" or (is_boxed(value) and any(map(_holds_floats, value.item())))
 
 
 def _tensors(rows: Iterable[list[Values]]) -> list[list[Tensor]]:
@@ -254,7 +254,7 @@ def _tensors(rows: Iterable[list[Values]]) -> list[list[Tensor]]:
 
 def _tensor(value: Values) -> Tensor:
     """Return numbers as a tensor, floats as float64; a sequence of tensors as one row."""
-    if value.dtype == object:
+    if is_boxed(value):
         value = np.concatenate([np.ravel(one) for one in value.item()] or [np.zeros(0)])
     wide = widened(value) if value.dtype.kind == "f" or value.dtype.name == "bfloat16" else value.astype(np.int64)
     return torch.from_numpy(np.array(wide))

@@ -187,6 +187,11 @@ def boxed(value: Any) -> Values:
     return box
 
 
+def is_boxed(value: Values) -> bool:
+    """Return whether a value is a sequence that was boxed, and not text, which numpy holds as objects too."""
+    return value.dtype == object and not value.ndim and isinstance(value.item(), list)
+
+
 def unit_roundoff(dtype: str | None) -> float:
     """Return the largest relative error of one rounding to a float dtype, 0 for what is no float."""
     return 2.0 ** -(FRACTION_BITS[dtype] + 1) if dtype in FRACTION_BITS else 0.0
