@@ -35,8 +35,9 @@ def fold_pair(layer: nn.Module, norm: nn.Module, *, padding: str = "refuse") -> 
         padding: for a norm before a layer, as in `fold`: "exact" allows zero padding, at the cost of a correction.
 
     Returns:
-        A layer of the same class. Where the norm reads its channels from axis 1 whatever the rank (BatchNorm1d,
-        SyncBatchNorm), it raises FoldError for values of another rank than (N, C) or (N, C, *size).
+        A layer of the same class; where `norm` does more than to normalise (a Sequential with an activation, a forward
+        of its own), a module of both with the norm folded. Where the norm reads its channels from axis 1 whatever the
+        rank (BatchNorm1d, SyncBatchNorm), it raises FoldError for values of another rank than (N, C) or (N, C, *size).
 
     Raises:
         FoldError: the pair cannot be folded exactly; as a rule with the `code`, `reason` and `remedy` of a report.
@@ -57,8 +58,15 @@ def fold_pair(layer: nn.Module, norm: nn.Module, *, padding: str = "refuse") -> 
         raise Refusal(RefusalCode.UNKNOWN_OP, f"{type(other).__name__} is no norm that is known")
     if folded.report.form != "module":
         return folded.model
-    result: nn.Module = folded.model[1 if is_norm_first else 0]  # type: ignore[index]
+    parts = list(folded.model.children())
+    rest = parts.pop(0 if is_norm_first else 1)
+    result = parts[0] if _is_nothing(rest) else folded.model
     return result if isinstance(other, _OF_ONE_RANK) else guarded(result, traced_way(result, inputs, (), ()))
+
+
+def _is_nothing(module: nn.Module) -> bool:
+    """True when nothing is left of a norm that was folded; a forward of the user's own may do more than its norm."""
+    return type(module) is nn.Identity or (type(module) is nn.Sequential and all(map(_is_nothing, module)))
 
 
 def _require_pair(layer: Any, norm: Any, is_norm_first: bool) -> None:

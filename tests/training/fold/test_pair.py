@@ -101,6 +101,44 @@ def test_other_norms(norm: nn.Module) -> None:
     require_same(fold_pair(layer, norm), layer, norm, values(2, 3, 7, 7))
 
 
+class Block(nn.Module):
+    """A norm between two activations, as one module."""
+
+    def __init__(self, channels: int, before: bool, after: bool) -> None:
+        super().__init__()
+        self.norm, self.before, self.after = nn.BatchNorm2d(channels), before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x.relu() if self.before else x)
+        return y.relu() if self.after else y
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (nn.Conv2d(4, 6, 3), nn.Sequential(nn.BatchNorm2d(6), nn.ReLU())),
+        (nn.Conv2d(4, 6, 3), nn.Sequential(nn.AvgPool2d(2), nn.BatchNorm2d(6))),
+        (nn.Conv2d(4, 6, 3), Block(6, before=False, after=True)),
+        (nn.Conv2d(4, 6, 3), Block(6, before=False, after=False)),
+        (nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4)), nn.Conv2d(4, 6, 3)),
+        (Block(4, before=True, after=False), nn.Conv2d(4, 6, 3)),
+    ],
+    ids=["activation after", "pool before", "activation in forward", "forward alone", "activation first", "before"],
+)
+def test_what_a_norm_does_beside_normalising_stays(first: nn.Module, second: nn.Module) -> None:
+    """An activation or a pool beside the norm is no part of it: no layer alone computes what the two compute."""
+    first, second = pair(first, second)
+    result = fold_pair(first, second)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in result.modules())
+    require_same(result, first, second, values(2, 4, 9, 9))
+
+
+def test_a_norm_in_a_sequential_leaves_one_layer() -> None:
+    """Nothing is left of it but the layer."""
+    first, second = pair(nn.Conv2d(4, 6, 3), nn.Sequential(nn.BatchNorm2d(6), nn.BatchNorm2d(6)))
+    assert isinstance(fold_pair(first, second), nn.Conv2d)
+
+
 def test_weight_norm_becomes_a_plain_weight() -> None:
     """A computed weight is materialised, in the result alone."""
     layer, norm = pair(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 6, 3)), nn.BatchNorm2d(6))
