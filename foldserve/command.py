@@ -40,6 +40,9 @@ def _training(words: Sequence[str]) -> int:
 def _serve(words: Sequence[str]) -> int:
     gc.disable()  # until all is imported, see `foldserve.service.factory`
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(DONE))  # until the service drains, there is nothing to drain
+    from .service.processes.signals import ignore_strays
+
+    ignore_strays()  # before what takes long to import
     from .service.floors import below_floors
 
     if (reason := below_floors()) is not None:

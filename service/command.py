@@ -26,7 +26,6 @@ from .logs import log_config
 from .memory_limit import available_memory, fit_to_memory
 from .processes.abandoned import end_if_abandoned
 from .processes.server import Server
-from .processes.signals import ignore_strays
 from .processes.supervisor import Supervisor
 from .processes.workers import Workers
 from .settings import Settings
@@ -56,7 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if importlib.util.find_spec(package) is None:
             sys.stderr.write(f"foldserve serve: {package} is not installed: pip install {distribution}\n")
             return USAGE
-    ignore_strays()
     if settings.log_file is not None:
         try:
             settings.log_file.open("a").close()

@@ -5,11 +5,14 @@ The supervisor of several workers imports the libraries that they can share, and
 
 import gc
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from foldserve.exit_codes import START_FAILED
 
 if TYPE_CHECKING:
     from socket import socket
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
     from .processes.workers import Workers
     from .settings import Settings
+
+logger = logging.getLogger(__name__)
 
 PROTOCOL = "foldserve.service.lane.connection:lane_connection"
 
@@ -37,7 +42,7 @@ def import_libraries() -> None:
 
 
 def build_app(settings: "Settings", workers: "Workers | None", grpc_listener: "socket | None" = None) -> "FastAPI":
-    """Return the application; what it needs is imported now.
+    """Return the application; what it needs is imported now. Where it cannot be made, the process ends with the reason.
 
     Importing makes a hundred thousand objects that are never freed. The collector would go through them two hundred
     times meanwhile, and again in every full collection while requests wait; so it is off meanwhile, and skips them.
@@ -50,6 +55,9 @@ def build_app(settings: "Settings", workers: "Workers | None", grpc_listener: "s
 
             app = create_app(settings, workers, grpc_listener)
         gc.freeze()
+    except Exception as err:  # the process would end with a traceback, and a supervisor start the next one
+        logger.error("the start failed: %s", err, exc_info=None if isinstance(err, OSError) else err)
+        sys.exit(START_FAILED)
     finally:
         gc.enable()
     return app

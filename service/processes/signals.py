@@ -5,7 +5,6 @@ would end or stop a process by default are ignored. Who drains and who replaces 
 supervisor.
 """
 
-import asyncio
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -31,6 +30,8 @@ def reloading(reload: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    import asyncio  # this module is needed before there is time to import anything
+
     before = signal.getsignal(signal.SIGHUP)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, reload)

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _IN_MEMORY = Path("/dev/shm")  # noqa: S108 - the folder within it is made by mkdtemp, for this user alone
 _LEAST_BYTES = 4 * 1024 * 1024  # for the metrics of some workers
+_LEAST_FILES = 100
 GRACE_SECONDS = 5.0  # over the time to drain, until a process is ended by force
 _POLL_SECONDS = 0.5
 
@@ -193,7 +194,10 @@ def _place_with_room() -> Path:
 
 
 def _free_bytes(place: Path) -> int:
+    """Return the room of a place; none where it can hold no more files, whatever their size."""
     status = os.statvfs(place)
+    if status.f_files and status.f_favail < _LEAST_FILES:
+        return 0
     return status.f_bavail * status.f_frsize
 
 

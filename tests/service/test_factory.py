@@ -84,3 +84,19 @@ def test_an_application_is_built_with_the_collector_at_rest_and_no_threads_of_nu
         "print(len(os.listdir('/proc/self/task')))\n"
     )
     assert printed(program) == ["0", "True", "True", *printed(lone)]
+
+
+def test_an_application_that_cannot_be_made_ends_its_process_with_the_reason():
+    """Exit code 3 is what the supervisor takes for a start that cannot be, and one line says why; it does not loop."""
+    program = (
+        "from pathlib import Path\n"
+        "from foldserve.service.factory import build_app\n"
+        "from foldserve.service.processes.workers import Workers\n"
+        "from foldserve.service.settings import Settings\n"
+        "build_app(Settings(), Workers(Path('/dev/null/shared')))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 3
+    assert done.stderr.splitlines() == [
+        "the start failed: [Errno 20] Not a directory: '/dev/null/shared/place-0'",
+    ]

@@ -5,6 +5,7 @@ import logging.config
 import os
 import signal
 import subprocess
+import sys
 from collections import Counter
 
 import httpx
@@ -50,6 +51,23 @@ def test_signals_reload_or_do_nothing_and_never_kill(tmp_path, workers):
         assert process.poll() is None
         process.send_signal(signal.SIGQUIT)
         assert process.wait(60) == 0
+
+
+BEFORE_IMPORTS = """
+import signal, sys
+from foldserve import command
+sys.modules["foldserve.service.floors"] = None
+try:
+    command.main(["serve"])
+except ImportError:
+    print(signal.getsignal(signal.SIGHUP), signal.getsignal(signal.SIGUSR2))
+"""
+
+
+def test_signals_end_no_service_that_still_imports():
+    """The imports take most of a start."""
+    done = subprocess.run([sys.executable, "-c", BEFORE_IMPORTS], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "1"] or done.stdout.split() == ["Handlers.SIG_IGN"] * 2
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
