@@ -1,8 +1,8 @@
 """A process of its own in which a version runs before it runs in one that serves: what needs too much memory ends here.
 
-`python -m foldserve.service.engines.prover`, started by `proving`. It answers one request after the other over the
-socket that is its standard input, and ends when none comes for a while. What is wrong with a version besides memory and
-time is for the serving process to find, with its own words.
+`python -m foldserve.service.engines.prover SECONDS`, started by `proving`. It answers one request after the other over
+the socket that is its standard input, and ends when none comes for so long. What is wrong with a version besides memory
+and time is for the serving process to find, with its own words.
 """
 
 import contextlib
@@ -25,7 +25,6 @@ from .engine import Engine
 from .measured import Measured
 from .proving import HELLO, LONGEST_REQUEST_BYTES
 
-_IDLE_SECONDS = 5.0
 _POLL_SECONDS = 0.5
 _KEPT_BYTES = 64 * 1024 * 1024  # over what it began with; with more it ends, which gives all of it back
 _NO_MEMORY = ("bad_alloc", "Failed to allocate memory", "bad allocation", "BFCArena")
@@ -38,7 +37,7 @@ def main() -> int:
     _be_the_first_to_go()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     with socket.socket(fileno=os.dup(sys.stdin.fileno())) as requests:
-        requests.settimeout(_IDLE_SECONDS)
+        requests.settimeout(float(sys.argv[1]))
         requests.sendall(HELLO)
         before = _memory_bytes()
         while _memory_bytes() < before + _KEPT_BYTES:

@@ -28,6 +28,7 @@ LONGEST_REQUEST_BYTES = 65_536
 
 _MODULE = "foldserve.service.engines.prover"
 _START_SECONDS = 30.0
+_IDLE_SECONDS = 5.0  # after which a process that nobody asks ends
 
 
 class Proving:
@@ -122,7 +123,7 @@ class _Helper:
         self._socket, its_end = socket.socketpair()
         with its_end:
             self._process: subprocess.Popen[bytes] = subprocess.Popen(  # noqa: S603 - our own module
-                [sys.executable, "-m", _MODULE],
+                [sys.executable, "-m", _MODULE, str(_IDLE_SECONDS)],
                 stdin=its_end.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
