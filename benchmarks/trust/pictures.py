@@ -151,6 +151,8 @@ ROWS = [
         too_many,
         change="patient-decoding",
         part=12,
+        why_not="no figure was taken on a quiet machine; with both cores full of other work six photographs a second "
+        "are too few to say anything",
     ),
     Row(
         "K20",

@@ -50,6 +50,7 @@ def page(rows: list[Row], everything: dict[str, dict[str, Any]]) -> str:
     red = [row.id for row in rows if not is_green(row, everything.get(row.id))]
     lines = ["# Trust", "", LEAD, f"{len(rows) - len(red)} of {len(rows)} rows are green.", ""]
     lines += [f"Red: {', '.join(red)}.", ""] if red else []
+    lines += [*(f"* {row.id}: {row.why_not}." for row in rows if row.id in red and row.why_not), ""] if red else []
     lines += ["| row | promise | asked | one worker | two workers | control | |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         kept = everything.get(row.id)

@@ -99,7 +99,7 @@ class Row:
         workers: counts that it is measured with.
         part: of the whole run; a part takes at most ten minutes.
         is_quick: whether it belongs to the short form.
-        why_not: why it is not run.
+        why_not: why it is not run, or what is known where it is red.
         own_control: what the measurement itself holds against its passing by accident.
     """
 

@@ -357,6 +357,8 @@ ROWS = [
         change="any-wheel",
         workers=ONE,
         part=11,
+        why_not="only the registry knows the digest of the base image, and none could be asked where this was written"
+        "; `--build-arg BASE=python@sha256:...` names it",
     ),
     Row("S22", "a rate for each key", "429 above it", rates, flags="--key-rate 100000", part=11),
     Row(
