@@ -38,7 +38,7 @@ class MountedModel:
             return {self._stated(self._root)[1] or _FIRST: self._root}
         try:
             with os.scandir(self._root) as entries:
-                numbers = [entry.name for entry in entries if is_version(entry.name) and os.path.isdir(entry.path)]
+                numbers = [entry.name for entry in entries if is_version(entry.name) and is_folder(entry)]
         except OSError:
             return {}
         return {int(number): self._root / number for number in numbers if _holds_a_version(self._root / number)}
@@ -62,6 +62,14 @@ class MountedModel:
         if known is None or known[0] != identity:
             known = self._known[folder] = (identity, *_read(folder, self._links))
         return known[1:]
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder, or a link to one; what cannot be looked at, as a link to itself, is none."""
+    try:
+        return entry.is_dir()  # which asks the disk about links alone
+    except OSError:
+        return False
 
 
 def link_boundary(root: Path) -> Path:

@@ -29,7 +29,7 @@ from foldserve.format.names import MODEL_NAME_RULE, VERSION_RULE, is_model_name,
 from ..errors import ArtifactInvalid, ModelNotFound
 from .dead_statistics import without_dead_statistics
 from .external_data import refuse_external_data
-from .layouts import MountedModel, link_boundary
+from .layouts import MountedModel, is_folder, link_boundary
 from .onnx_file import opened
 from .operators import refuse_operators
 from .sealed import SealedFile
@@ -234,8 +234,7 @@ class Repository:
             OSError: the parent is not a folder that can be read.
         """
         with os.scandir(parent) as entries:
-            shown = [entry for entry in entries if not entry.name.startswith(".")]
-        names = sorted(entry.name for entry in shown if os.path.isdir(entry.path))  # a link to itself is none
+            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and is_folder(entry))
         for name in names:
             if not keeps_rule(name) and parent / name not in self._named:
                 self._named.add(parent / name)

@@ -11,6 +11,7 @@ import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..artifacts.repository import Repository
 from ..artifacts.triton_config import CONFIG_FILE, VersionPolicy
@@ -289,7 +290,12 @@ class Reconciler:
         """Look at the disk, in a thread: versions of each model, files of those refused, those held back, policies."""
         places = self.repository.places()
         models = {name: sorted(versions) for name, versions in places.items()}
-        files = {key: self._fingerprint(*key) for key in list(self.refusals)}
+        files = {
+            (name, version): _fingerprint(places[name][version])
+            if version in places.get(name, ())
+            else self._fingerprint(name, version)
+            for name, version in list(self.refusals)
+        }
         policies = self.repository.version_policies(places)
         return models, files, _left_out(models, policies) | self.repository.held_back(places), policies
 
@@ -448,13 +454,16 @@ class Reconciler:
                 self._loader.unload(model)
 
     def _fingerprint(self, name: str, version: int) -> Fingerprint:
-        """Names, identities, sizes and times of a version's files, by which a change is noticed."""
-        folder = self.repository.folder(name, version)
-        try:
-            files = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
-        except OSError:
-            return ()
-        return tuple((file, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns) for file, st in files)
+        return _fingerprint(self.repository.folder(name, version))
+
+
+def _fingerprint(folder: Path) -> Fingerprint:
+    """Names, identities, sizes and times of a version's files, by which a change is noticed."""
+    try:
+        files = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
+    except OSError:
+        return ()
+    return tuple((file, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns) for file, st in files)
 
 
 def _left_out(models: Mapping[str, Sequence[int]], policies: Mapping[str, VersionPolicy]) -> dict[Key, str]:
