@@ -195,6 +195,16 @@ QUESTIONS: dict[str, tuple[Callable[[Tensor], Any], tuple[int, ...]]] = {
     "a constant of the module": (lambda x: len(x) == LIMIT, (23, 3, 16, 16)),
     "a function of plain numbers": (lambda x: math.gcd(x.shape[2], 10) == 10, (2, 3, 30, 16)),
     "the key of a dict": (lambda x: {6: True}.get(x.shape[0]), (6, 3, 16, 16)),
+    "three sizes at once": (lambda x: x.numel() % 2 == 1, (1, 3, 15, 15)),
+    "the product of two sizes": (lambda x: math.prod(x.shape[1:]) == 3 * 30 * 31, (2, 3, 30, 31)),
+    "a text": (lambda x: str(x.shape[2]) == "24", (2, 3, 24, 24)),
+    "quotient and remainder": (lambda x: divmod(x.shape[2], 9) == (3, 4), (2, 3, 31, 16)),
+    "a size as another": (lambda x: not x.is_same_size(x.transpose(2, 3)), (2, 3, 16, 27)),
+    "a pair as the key of a dict": (
+        lambda x: {(90, 70): True, (1.5, 2.5): False}.get(tuple(x.shape[2:])),
+        (2, 3, 90, 70),
+    ),
+    "the steps of a range": (lambda x: len(list(range(0, x.shape[2], 10))) == 4 > 0.5, (2, 3, 35, 35)),
     "an array of NumPy's": (lambda x: np.prod(x.shape[2:]) == 40 * 16, (2, 3, 40, 16)),
 }
 
@@ -258,7 +268,15 @@ class Returns(Chooses):
         return self.norm(one) + 0 * F.relu(two) if x.shape[0] < 7 else self.norm(two) + 0 * F.relu(one)
 
 
-@pytest.mark.parametrize("network", [Chooses, Returns])
+class SharesWeight(Chooses):
+    """Two convolutions of one weight, each with a bias of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.two.weight = self.one.weight
+
+
+@pytest.mark.parametrize("network", [Chooses, Returns, SharesWeight])
 def test_the_same_operations_on_other_tensors_are_another_computation(network: type[nn.Module]) -> None:
     """Operations and their numbers are equal for small and large batches; what they read is not."""
     model = randomise(network())
@@ -266,6 +284,68 @@ def test_the_same_operations_on_other_tensors_are_another_computation(network: t
     for batch in (2, 6, 7, 8):
         x = torch.randn(batch, 3, 8, 8)
         torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+class Pyramid(nn.Module):
+    """One convolution and one norm at each level, of which there are as many as the size allows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        outputs, x = [], F.relu(x)
+        while min(x.shape[2:]) >= 4:
+            y = self.conv(x)
+            outputs.append(self.norm(F.relu(y) if y.shape[2] == 11 else y))
+            x = F.max_pool2d(x, 2)
+        return outputs
+
+
+def test_sizes_of_levels_are_followed_where_their_number_varies() -> None:
+    """An other size has other levels, and so reads more or fewer sizes; what is asked of one is asked all the same."""
+    model = randomise(Pyramid())
+    folded = fold(model, (torch.randn(2, 3, 8, 8),)).model
+    x = torch.randn(2, 3, 22, 22)
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def relu_for_large(y: Tensor) -> Tensor:
+    if y.size(2) > 40:
+        return torch.relu(y)
+    return y
+
+
+def relu_where_it_fits(y: Tensor) -> Tensor:
+    try:
+        y.view(7, -1)
+    except RuntimeError:
+        return y
+    return F.relu(y)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [(lambda: torch.jit.script(relu_for_large), (2, 3, 44, 44)), (lambda: relu_where_it_fits, (7, 3, 16, 16))],
+    ids=["compiled", "error"],
+)
+def test_sizes_that_are_read_unseen(make: Callable[[], Any], shape: tuple[int, ...]) -> None:
+    """Compiled functions and operations that raise look at sizes, and no mode of PyTorch's sees them do it."""
+    model = randomise(Unseen(make()))
+    result = fold(model, (torch.randn(2, 3, 16, 16),))
+    assert "sizes were looked at" in result.report.notes[-1]
+    x = torch.randn(shape)
+    torch.testing.assert_close(result.model(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+class Unseen(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.conv, self.norm, self.function = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), [function]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.function[0](self.conv(x)))
 
 
 def test_only_the_norm_that_a_choice_concerns_stays() -> None:

@@ -19,6 +19,7 @@ def norms_of_one_size(
     """Return the norms whose place in `graph` is not their place in the graph of the other size, with the reason."""
     mine, its = _by_layer(graph, placement), _by_layer(other, there)
     used = {other.target(node) for node in other.nodes if node.users} - {None}
+    used |= {name for name in mine if used & set(name.split())}
     differing = {
         name
         for name, affines in mine.items()
@@ -46,9 +47,9 @@ def _by_layer(graph: TorchGraph, placement: Placement) -> dict[str, list[LayerAf
 
 
 def _name(graph: TorchGraph, layer: Layer) -> str:
-    tensor = layer.weight if layer.weight is not None else layer.bias
-    target = None if tensor is None else graph.target(tensor)
-    return target or f"{module_path(layer.node)} {operation(layer.node)}"
+    """Return the names of its tensors: layers may share a weight, and each have a bias of its own."""
+    targets = [None if tensor is None else graph.target(tensor) for tensor in (layer.weight, layer.bias)]
+    return " ".join(filter(None, targets)) or f"{module_path(layer.node)} {operation(layer.node)}"
 
 
 def _refusal(other: TorchGraph, norm: Norm, staying: Mapping[str, Refusal]) -> Refusal:

@@ -5,14 +5,16 @@ here on tensors without values, and the sizes that its Python code reads are sym
 comparison, each conversion to a plain number, and each argument of an operation that is made of them.
 """
 
+import dis
 import inspect
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count, product
+from itertools import combinations, count, islice, product
 from math import log, prod
+from random import Random
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -34,12 +36,13 @@ from .process_state import quiet
 Shapes = tuple[tuple[int, ...], ...]
 
 _PARTS = ("__iter__", "unbind", "split", "tensor_split", "chunk", "__len__")  # how many there are is a size, too
-_READS = ("shape", "size", "numel", "nelement", "nbytes", "stride", *_PARTS)
+_READS = ("shape", "size", "numel", "nelement", "nbytes", "stride", "is_same_size", *_PARTS)
 # Functions whose arguments follow the sizes by themselves, so that other arguments are no other computation.
 FOLLOW: tuple[str, ...] = ("view", "reshape", "expand", "slice", "select", "arange", "upsample", "adaptive", "repeat")
 FOLLOW += ("split", "zeros", "ones", "empty", "full", "narrow", "flatten", "sym_", "as_strided", "rand", "index")
 FOLLOW += ("chunk", "interpolate", "item__")
 _MOST, _MOST_OF_TWO, _NEAREST = 4096, 96, 256  # sizes that are looked at, of two axes at once, and those compared
+_PAIRS, _MOST_ASKED = 3, 512  # of axes; questions of one forward, beyond which it is not followed
 _DEPTH, _NO_PARTS = 5, (Tensor, nn.Module, type, ModuleType, str, bytes)  # of constants in what functions use
 _ROOM = 64  # sizes that differ by a multiple of this mostly are as good for whatever else a network wants
 
@@ -54,8 +57,10 @@ class SizeReads(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if _name(func) in _READS and isinstance(args[0], FakeTensor):
-            self.shapes.append(tuple(args[0].shape))
+        name = _name(func)
+        if name in _READS:
+            tensors = args[: 2 if name == "is_same_size" else 1]
+            self.shapes += [tuple(tensor.shape) for tensor in tensors if isinstance(tensor, FakeTensor)]
         return func(*args, **(kwargs or {}))
 
 
@@ -101,10 +106,10 @@ class Question:
     def other_answers(self, path: list["Question"], shapes: Shapes) -> Iterator[Shapes]:
         """Return sizes at which it does not hold, those first at which the other questions still do, nearest first."""
         found = {new: cost for cost, new in self._changed(shapes) if not self.holds(new)}
-        if not found and len(self.axes) > 1:
-            pairs = product(range(1, _MOST_OF_TWO), repeat=2)
-            moved = (_moved(shapes, {self.axes[0]: one, self.axes[-1]: two}) for one, two in pairs)
-            found = {new: _distance(shapes, new) for new in moved if not self.holds(new)}
+        for moved in () if found else self._several_changed(shapes):
+            found |= {new: _distance(shapes, new) for new in moved if not self.holds(new)}
+            if found:
+                break
         others = [one for one in path if one is not self]
         nearest = sorted(found, key=lambda new: found[new])[:_NEAREST]
         nearest += sorted((new for new in found if _is_roomy(shapes, new)), key=lambda new: found[new])[:_NEAREST]
@@ -120,6 +125,15 @@ class Question:
                 new = _moved(shapes, dict.fromkeys(group, value))
                 if new != shapes:
                     yield _distance(shapes, new), new
+
+    def _several_changed(self, shapes: Shapes) -> Iterator[Iterator[Shapes]]:
+        """Return other sizes of two of its axes, pair after pair, and then of all, drawn; the channels change last."""
+        axes = sorted(self.axes, key=lambda axis: axis[1] == 1)
+        for pair in islice(combinations(axes, 2), _PAIRS):
+            values = product(range(1, _MOST_OF_TWO), repeat=2)
+            yield (_moved(shapes, dict(zip(pair, sizes, strict=True))) for sizes in values)
+        drawn, free = Random(0), [axis for axis in axes if axis[1] != 1] or axes  # noqa: S311 -- no secret
+        yield (_moved(shapes, {axis: drawn.randrange(1, _MOST_OF_TWO) for axis in free}) for _ in range(_MOST))
 
 
 def axis_name(number: int, axis: int) -> str:
@@ -174,13 +188,36 @@ def questions(model: nn.Module, given: Inputs, reads: list[list[tuple[int, ...]]
     model = sharing_copy(model)  # it may keep a symbol
     try:
         inputs = tree_map(lambda value: asked.named(mode, value) if isinstance(value, Tensor) else value, given)
-        with quiet(), torch.no_grad(), mode, asked:
+        with quiet(), torch.no_grad(), mode, asked, _as_numbers():
             call(model, inputs)
         if asked.count != len(reads[0]):
             return None  # it went another way with symbols
         return asked.questions(_formulas(model, given) if asked.needs_formulas else [])
     except Exception:  # a size as the key of a dict, and whatever else symbols cannot do
         return None
+
+
+@contextmanager
+def _as_numbers() -> Iterator[None]:
+    """Let a symbol be a key, a text and a part of divmod, as the number is; each asks for the number."""
+    ways: dict[str, Any] = {
+        "__hash__": lambda size: hash(int(size)),
+        "__repr__": lambda size: repr(int(size)),
+        "__format__": lambda size, spec: format(int(size), spec),
+        "__divmod__": lambda size, other: (size // other, size % other),
+        "bit_length": lambda size: int(size).bit_length(),
+    }
+    before = {name: vars(torch.SymInt)[name] for name in ways if name in vars(torch.SymInt)}
+    for name, way in ways.items():
+        setattr(torch.SymInt, name, way)
+    try:
+        yield
+    finally:
+        for name in ways:
+            if name in before:
+                setattr(torch.SymInt, name, before[name])
+            else:
+                delattr(torch.SymInt, name)
 
 
 class _Symbols(ShapeEnv):
@@ -201,6 +238,8 @@ class _Symbols(ShapeEnv):
 
     def ask(self, expression: Any, value: Any, *, is_seen: bool = False) -> None:
         """Note an expression with its value; `is_seen` when the value goes into an operation and nowhere else."""
+        if len(self.asked) >= _MOST_ASKED:
+            raise RecursionError("the forward asks more about sizes than can be followed")
         if isinstance(value, bool):
             self.asked.append((expression if value else sympy.Not(expression), None, True))
         else:
@@ -214,7 +253,8 @@ class _Asked(TorchFunctionMode):
         super().__init__()
         self.count = 0  # of reads so far
         self._env = _Symbols()
-        self._varying = [_varying(own, others) for own, *others in zip(*reads, strict=False)]
+        first, *rest = reads  # of other sizes there may be fewer or more
+        self._varying = [_varying(own, [r[i] for r in rest if len(r) > i]) for i, own in enumerate(first)]
         self._sizes: dict[int, tuple[Tensor, tuple[Any, ...]]] = {}  # with the tensor, so that no other gets its id
         self._places: dict[Any, tuple[int | None, int, int]] = {}  # of a symbol: input or None, read, axis
 
@@ -236,6 +276,9 @@ class _Asked(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _read(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if name == "is_same_size":
+            one, other = self._read(func, "shape", args[:1], {}), args[1]
+            return one == (self._read(func, "shape", args[1:], {}) if isinstance(other, FakeTensor) else other.shape)
         sizes = self._sizes_of(args[0])
         self.count += 1
         if name == "shape":
@@ -322,30 +365,64 @@ def _varying(own: tuple[int, ...], others: list[tuple[int, ...]]) -> list[bool]:
     return [any(len(other) != len(own) or other[axis] != size for other in others) for axis, size in enumerate(own)]
 
 
-def constants_of(model: nn.Module) -> list[int]:
-    """Return the numbers in the code of the user's classes, in what it calls and in their attributes, and those beside.
+@dataclass(frozen=True)
+class Code:
+    """What stands in the code of the user's classes, in what it calls and in their attributes.
 
-    A size that became a plain number is most likely compared with one of them.
+    Attributes:
+        constants: the numbers, and those beside; a size that became a plain number is most likely compared with one.
+        pairs: those that stand two by two, as heights and widths do, or at the end of a longer tuple.
+        is_opaque: it holds what reads sizes unseen: a function that torch.jit compiled, or the handling of an error.
     """
-    found: set[int] = set()
+
+    constants: list[int]
+    pairs: list[tuple[int, int]]
+    is_opaque: bool
+
+
+def code_of(model: nn.Module) -> Code:
+    """Return what stands in the code of a model; see `Code`."""
+    values: list[Any] = []
+    is_opaque = False
     for module in model.modules():
         cls = unguarded_class(type(module))
-        if not cls.__module__.startswith("torch."):
+        if isinstance(module, torch.jit.ScriptModule):
+            is_opaque = True
+        elif not cls.__module__.startswith("torch."):
             own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
-            found |= _numbers([*methods_of(cls).values(), cls.forward, own])
-    near = {number + step for number in found for step in (-1, 0, 1)}
-    return sorted(near - {0}, key=lambda number: (number not in found, number))
+            static = [one.__func__ for base in cls.__mro__ for one in vars(base).values() if type(one) is staticmethod]
+            values += _values([*methods_of(cls).values(), cls.forward, own, *static])
+    is_opaque = is_opaque or any(_is_opaque(value) for value in values)
+    found = {int(one) for one in values if _is_size(one)}
+    near = {number + step for number in found for step in (-1, 0, 1) if number + step > 0}
+    tuples = [
+        one[-2:]
+        for one in values
+        if isinstance(one, tuple) and len(one) > 1 and all(isinstance(n, int) and _is_size(n) for n in one)
+    ]
+    return Code(sorted(near, key=lambda number: (number not in found, number)), list(dict.fromkeys(tuples)), is_opaque)
 
 
-def _numbers(values: list[Any]) -> set[int]:
-    """Return the numbers up to the most that a size is tried with, in containers, functions and plain objects too."""
-    found, seen = set[int](), set[int]()
+def _is_size(value: Any) -> bool:
+    """True for a number that may be compared with one of the sizes that are looked at."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= _MOST
+
+
+def _is_opaque(value: Any) -> bool:
+    if isinstance(value, CodeType):
+        return any(step.opname == "CHECK_EXC_MATCH" for step in dis.get_instructions(value))
+    return isinstance(value, torch.jit.ScriptFunction | torch.jit.ScriptModule)
+
+
+def _values(values: list[Any]) -> list[Any]:
+    """Return the values and what they are made of: what is in containers, functions and plain objects."""
+    found: list[Any] = []
+    seen = set[int]()
     for _ in range(_DEPTH):
         inner: list[Any] = []
+        found += values
         for value in values:
-            if isinstance(value, int | float):
-                found |= {int(value)} if 0 < value <= _MOST and not isinstance(value, bool) else set()
-            elif len(seen) < _MOST and id(value) not in seen and not isinstance(value, _NO_PARTS):
+            if len(seen) < _MOST and id(value) not in seen and not isinstance(value, (int, float, *_NO_PARTS)):
                 seen.add(id(value))
                 inner += _parts(value)
         values = inner

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .float64 import Inputs, call
 from .process_state import quiet
-from .size_questions import FOLLOW, Question, Shapes, SizeReads, constants_of, questions
+from .size_questions import FOLLOW, Code, Question, Shapes, SizeReads, code_of, questions
 
 Change = Callable[[int], int]
 Trace = tuple[tuple[str, str], ...]
@@ -44,9 +44,11 @@ _INSTEAD: tuple[tuple[Change, Change], ...] = (  # for a model that does not acc
 # For a forward that reads sizes: other batches; where its questions cannot be followed also smaller steps of them, and
 # residues by 64, with which a size halved again and again is odd and even at every depth.
 _BATCHES: tuple[Change, ...] = (lambda n: n + 1, lambda _: 1, lambda n: 16 * n + 1)
-_MORE_BATCHES = (*range(1, 10), 15, 16, 17, 31, 32, 33, 63, 64, 65, 128, 256)
 _RESIDUES = ((0, 0), (1, 1), (63, 63), (21, 42), (42, 11), (11, 21))
 _MOST_TRIED, _TRIES, _MOST_CONSTANTS = 96, 3, 32  # sizes, sizes for one question, values of a plain number
+# What cannot be followed is tried at these sizes, as long as all that is tried is no more than so many operations.
+_SWEPT = (*range(1, 41), 48, 56, 63, 64, 65, 80, 96, 127, 128, 129, 224, 256, 257, 512)
+_MOST_OPERATIONS, _MOST_COMPUTATIONS = 4_000, 12
 _LAYERS = ("convolution", "mm.", "batch_norm", "linear")
 
 
@@ -106,6 +108,7 @@ class Sizes:
         return (f"what the forward asks about sizes cannot be followed to its end: {tried} sizes were looked at",)
 
 
+@quiet()
 def look_at_sizes(model: nn.Module, example: Inputs) -> Sizes:
     """Return the sizes that the model accepts, and at which it may compute in another way.
 
@@ -117,18 +120,20 @@ def look_at_sizes(model: nn.Module, example: Inputs) -> Sizes:
     first = search.tried(_shapes(example))
     if first is None:
         return Sizes([])  # it runs on no tensor without values
-    search.change_axes(_CHANGES if first.reads else _CHANGES[:1], _INSTEAD)
-    if not first.reads:
+    code = code_of(model)
+    search.change_axes(_CHANGES if first.reads or code.is_opaque else _CHANGES[:1], _INSTEAD)
+    if not first.reads and not code.is_opaque:
         return Sizes(search.accepted)
     search.change_batch(change(_batch(first.shapes)) for change in _BATCHES)
-    matters = search.answer_otherwise(first)
-    if matters is not None:
-        return Sizes(search.accepted, tuple(matters), search.is_complete)
-    search.change_axes(tuple(map(_to_residues, _RESIDUES)))
-    constants = constants_of(model)[:_MOST_CONSTANTS]
-    search.change_batch((*_MORE_BATCHES, *constants))
-    search.change_axes(tuple(map(_to_size, constants)))
-    return Sizes(search.accepted, is_complete=False)
+    search.change_axes(tuple((_to(one), _to(other)) for one, other in code.pairs[:_MOST_CONSTANTS]))
+    matters = search.answer_otherwise(first, code)
+    is_followed = matters is not None and not code.is_opaque
+    if not is_followed:
+        search.change_axes(tuple(map(_to_residues, _RESIDUES)))
+    is_complete = is_followed and not search.has_plain_numbers
+    if not is_complete:
+        search.sweep(first, code)
+    return Sizes(search.accepted, tuple(matters or ()), is_complete and search.is_complete)
 
 
 class _Search:
@@ -138,6 +143,7 @@ class _Search:
         self._model, self._example = model, example
         self._tried: dict[Shapes, Variant | None] = {}
         self.is_complete = True
+        self.has_plain_numbers = False
 
     @property
     def accepted(self) -> list[Variant]:
@@ -173,7 +179,23 @@ class _Search:
         for batch in batches if _batch(own) else ():
             self.tried(tuple((batch, *shape[1:]) if shape else shape for shape in own))
 
-    def answer_otherwise(self, first: Variant) -> list[Question] | None:
+    def sweep(self, first: Variant, code: Code) -> None:
+        """Try the constants of the code and then many sizes: of the batch, and of all other axes.
+
+        It ends early once there are enough other computations; each is a graph to be read.
+        """
+        left = max(_MOST_OPERATIONS // max(len(first.trace), 1), _MOST_CONSTANTS) + len(self._tried)
+        constants, known = code.constants[:_MOST_CONSTANTS], len(_others(self.accepted))
+        for size in dict.fromkeys((*constants, *_SWEPT)):
+            if len(self._tried) > left or len(_others(self.accepted)) > known + _MOST_COMPUTATIONS:
+                self.is_complete = False
+                return
+            self.change_batch([size])
+            self.change_axes(((_to(size), _to(size)),))
+            if size in constants:
+                self.change_axes(((_to(size), _same), (_same, _to(size))))
+
+    def answer_otherwise(self, first: Variant, code: Code) -> list[Question] | None:
         """Try sizes at which what the forward asks has another answer, there again what it asks, and so on.
 
         Returns:
@@ -184,14 +206,14 @@ class _Search:
         matters: list[Question] = []
         while waiting:
             here, is_new = waiting.pop(0)
-            reads = [list(here.reads), *(list(v.reads) for v in self.accepted if len(v.reads) == len(here.reads))]
+            reads = [list(here.reads), *(list(v.reads) for v in self.accepted)]
             asked = questions(self._model, here.inputs(self._example, has_values=False), reads)
             if asked is None and here is first:
                 return None
             if asked is None:
                 self.is_complete = False
                 continue
-            for question, way in self._ways(asked, is_new):
+            for question, way in self._ways(asked, is_new, code.constants[:_MOST_CONSTANTS]):
                 if way in done:
                     continue
                 done.add(way)
@@ -204,9 +226,11 @@ class _Search:
                 known |= stretches
         return matters
 
-    def _ways(self, asked: list[Question], is_new: bool) -> Iterator[tuple[Question, frozenset[str]]]:
+    def _ways(
+        self, asked: list[Question], is_new: bool, constants: list[int]
+    ) -> Iterator[tuple[Question, frozenset[str]]]:
         """Return the questions, each with a key: of all answers on the way to another one, or of itself alone."""
-        constants = islice(constants_of(self._model), _MOST_CONSTANTS)
+        self.has_plain_numbers |= any(not question.is_seen for question in asked)
         more = [one for question in asked if not question.is_seen for one in question.of_values(constants)]
         for place, question in enumerate([*asked, *more]):
             before = [one.expression for one in asked[:place] if is_new and not one.number]
@@ -217,6 +241,9 @@ class _Search:
             )
 
     def _other_answer(self, question: Question, asked: list[Question], here: Variant) -> Variant | None:
+        if len(self._tried) > _MOST_TRIED:
+            self.is_complete = False
+            return None
         for shapes in islice(question.other_answers(asked, here.shapes), _TRIES):
             if len(self._tried) > _MOST_TRIED:
                 self.is_complete = False
@@ -233,8 +260,12 @@ def _batch(shapes: Shapes) -> int:
     return batches.pop() if len(batches) == 1 else 0
 
 
-def _to_size(size: int) -> tuple[Change, Change]:
-    return lambda _: size, lambda _: size
+def _to(size: int) -> Change:
+    return lambda _: size
+
+
+def _same(size: int) -> int:
+    return size
 
 
 def _to_residues(residues: tuple[int, int]) -> tuple[Change, Change]:
@@ -248,12 +279,16 @@ def other_computations(accepted: list[Variant], example: Inputs) -> list[Inputs]
 
     Sizes are left out at which whatever happens between two layers is what happens there at a size before.
     """
+    return [variant.inputs(example, has_values=False) for variant in _others(accepted)]
+
+
+def _others(accepted: list[Variant]) -> list[Variant]:
     known: set[tuple[tuple[int, int], Trace]] = set()
     others = []
     for variant in accepted:
         stretches = _stretches(variant.trace)
         if known and not stretches <= known:
-            others.append(variant.inputs(example, has_values=False))
+            others.append(variant)
         known |= stretches
     return others
 
@@ -315,7 +350,7 @@ def _variant(model: nn.Module, example: Inputs, shapes: Shapes) -> Variant | Non
     fake = tree_map(lambda value: mode.from_tensor(value) if isinstance(value, Tensor) else value, inputs)
     recorder = _Recorder(fake)
     try:
-        with quiet(), torch.no_grad(), mode, recorder, reads:
+        with torch.no_grad(), mode, recorder, reads:
             recorder.finish(call(model, fake))
     except Exception:  # whatever a model raises for sizes that are not its own
         return None
