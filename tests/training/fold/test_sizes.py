@@ -348,6 +348,20 @@ class Unseen(nn.Module):
         return self.norm(self.function[0](self.conv(x)))
 
 
+class DoublesLarge(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (2 if x.shape[-1] >= 30 else 1) if x.shape[-1] > 20 else super().forward(x)
+
+
+def test_what_the_module_of_a_norm_does_at_another_size_stays() -> None:
+    """A norm's module goes with the norm, and what it does beside it at large sizes would go as well."""
+    model = randomise(nn.Sequential(nn.Conv2d(4, 6, 3), DoublesLarge(6)))
+    folded = fold(model, (torch.randn(2, 4, 9, 9),)).model
+    for size in (9, 21, 31, 32, 40):
+        x = torch.randn(2, 4, size, size)
+        torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-4)
+
+
 def test_only_the_norm_that_a_choice_concerns_stays() -> None:
     """A batch of one takes a relu before the first norm; the second norm is folded all the same, from any example."""
 

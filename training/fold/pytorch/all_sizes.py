@@ -7,7 +7,7 @@ refused where a layer that takes it would take something else at another size, o
 from collections.abc import Mapping
 
 from ..refusals import Refusal, RefusalCode
-from .graph import TorchGraph, module_path, operation, shape
+from .graph import TorchGraph, module_path, module_stack, operation, shape
 from .layers import Layer
 from .norms import Norm
 from .placement import LayerAffines, Placement
@@ -34,8 +34,20 @@ def norms_of_one_size(
     return {
         norm: _refusal(other, norm, staying)
         for norm, (layers, _) in placement.folded.items()
-        if norm.path in staying or norm.path in elsewhere or any(_name(graph, layer) in differing for layer in layers)
+        if norm.path in staying
+        or norm.path in elsewhere
+        or any(_name(graph, layer) in differing for layer in layers)
+        or _module_does_more(graph, norm, other)
     }
+
+
+def _module_does_more(graph: TorchGraph, norm: Norm, other: TorchGraph) -> bool:
+    """True when a module that is a norm and nothing else, and goes with it, computes more in the other graph."""
+    here, there = (
+        [node for node in one.nodes if node.op == "call_function" and norm.path in module_stack(node)]
+        for one in (graph, other)
+    )
+    return set(here) <= set(norm.nodes) and [operation(node) for node in here] != [operation(node) for node in there]
 
 
 def _by_layer(graph: TorchGraph, placement: Placement) -> dict[str, list[LayerAffines]]:

@@ -8,6 +8,7 @@ comparison, each conversion to a plain number, and each argument of an operation
 import dis
 import inspect
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -41,10 +42,16 @@ _READS = ("shape", "size", "numel", "nelement", "nbytes", "stride", "is_same_siz
 FOLLOW: tuple[str, ...] = ("view", "reshape", "expand", "slice", "select", "arange", "upsample", "adaptive", "repeat")
 FOLLOW += ("split", "zeros", "ones", "empty", "full", "narrow", "flatten", "sym_", "as_strided", "rand", "index")
 FOLLOW += ("chunk", "interpolate", "item__")
+_MACHINERY = ("torch._subclasses", "torch._prims", "torch._refs", "torch._decomp", "torch.fx", "torch.utils._pytree")
 _MOST, _MOST_OF_TWO, _NEAREST = 4096, 96, 256  # sizes that are looked at, of two axes at once, and those compared
 _PAIRS, _MOST_ASKED = 3, 512  # of axes; questions of one forward, beyond which it is not followed
 _DEPTH, _NO_PARTS = 5, (Tensor, nn.Module, type, ModuleType, str, bytes)  # of constants in what functions use
 _ROOM = 64  # sizes that differ by a multiple of this mostly are as good for whatever else a network wants
+
+
+def _is_of_torch_itself() -> bool:
+    """True when PyTorch's own machinery calls the function that is asking, such as for the first sight of a weight."""
+    return str(sys._getframe(2).f_globals.get("__name__", "")).startswith(_MACHINERY)
 
 
 class SizeReads(TorchFunctionMode):
@@ -58,7 +65,7 @@ class SizeReads(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = _name(func)
-        if name in _READS:
+        if name in _READS and not _is_of_torch_itself():
             tensors = args[: 2 if name == "is_same_size" else 1]
             self.shapes += [tuple(tensor.shape) for tensor in tensors if isinstance(tensor, FakeTensor)]
         return func(*args, **(kwargs or {}))
@@ -220,21 +227,32 @@ def _as_numbers() -> Iterator[None]:
                 delattr(torch.SymInt, name)
 
 
-class _Symbols(ShapeEnv):
-    """Notes what is asked of symbols, and answers by their values; it draws no conclusions, which would hide the next.
+class _Values(ShapeEnv):
+    """Answers what is asked of symbols by their values; it draws no conclusions, which would hide the next question."""
+
+    def __init__(self) -> None:
+        super().__init__(duck_shape=False, specialize_zero_one=False, assume_static_by_default=False)
+
+    def evaluate_expr(self, orig_expr: Any, hint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Return the value of an expression: a condition, or something that Python makes a plain number."""
+        return sympy.sympify(hint)
+
+
+class _Symbols(_Values):
+    """Notes what is asked of symbols.
 
     Attributes:
         asked: conditions that are true, in their order; see `Question` for the rest.
     """
 
     def __init__(self) -> None:
-        super().__init__(duck_shape=False, specialize_zero_one=False, assume_static_by_default=False)
+        super().__init__()
         self.asked: list[Any] = []
 
     def evaluate_expr(self, orig_expr: Any, hint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Return the value of an expression: a condition, or something that Python makes a plain number."""
+        """Note an expression, and return its value."""
         self.ask(orig_expr, hint)
-        return sympy.sympify(hint)
+        return super().evaluate_expr(orig_expr, hint)
 
     def ask(self, expression: Any, value: Any, *, is_seen: bool = False) -> None:
         """Note an expression with its value; `is_seen` when the value goes into an operation and nowhere else."""
@@ -268,6 +286,8 @@ class _Asked(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if _is_of_torch_itself():
+            return func(*args, **(kwargs or {}))
         name = _name(func)
         follows = any(word in name for word in (*FOLLOW, *_READS))
         args, kwargs = self._plain(args, follows), self._plain(kwargs or {}, follows)
@@ -458,7 +478,7 @@ def _names(code: CodeType) -> set[str]:
 
 def _formulas(model: nn.Module, given: Inputs) -> list[tuple[Any, ...]]:
     """Return the shapes that the forward reads as expressions in the names of the axes of its inputs."""
-    mode, reads, numbers = FakeTensorMode(shape_env=_Symbols(), allow_non_fake_inputs=True), SizeReads(), count()
+    mode, reads, numbers = FakeTensorMode(shape_env=_Values(), allow_non_fake_inputs=True), SizeReads(), count()
     names: dict[Any, Any] = {}
 
     def symbolic(value: Any) -> Any:

@@ -49,6 +49,7 @@ _MOST_TRIED, _TRIES, _MOST_CONSTANTS = 96, 3, 32  # sizes, sizes for one questio
 # What cannot be followed is tried at these sizes, as long as all that is tried is no more than so many operations.
 _SWEPT = (*range(1, 41), 48, 56, 63, 64, 65, 80, 96, 127, 128, 129, 224, 256, 257, 512)
 _MOST_OPERATIONS, _MOST_COMPUTATIONS = 4_000, 12
+_FOLLOWING = 4  # a run with symbols, and one for the formulas of sizes, cost as much as so many without
 _LAYERS = ("convolution", "mm.", "batch_norm", "linear")
 
 
@@ -142,6 +143,7 @@ class _Search:
     def __init__(self, model: nn.Module, example: Inputs):
         self._model, self._example = model, example
         self._tried: dict[Shapes, Variant | None] = {}
+        self._operations = 0
         self.is_complete = True
         self.has_plain_numbers = False
 
@@ -153,6 +155,7 @@ class _Search:
         """Return the sizes with what the model runs for them, None when it does not accept them."""
         if shapes not in self._tried:
             self._tried[shapes] = _variant(self._model, self._example, shapes)
+            self._operations += len((self._tried[shapes] or self.accepted[0]).trace) if self.accepted else 0
         return self._tried[shapes]
 
     def change_axes(
@@ -206,6 +209,10 @@ class _Search:
         matters: list[Question] = []
         while waiting:
             here, is_new = waiting.pop(0)
+            self._operations += _FOLLOWING * len(here.trace)
+            if here is not first and self._operations > _MOST_OPERATIONS:
+                self.is_complete = False
+                continue
             reads = [list(here.reads), *(list(v.reads) for v in self.accepted)]
             asked = questions(self._model, here.inputs(self._example, has_values=False), reads)
             if asked is None and here is first:
