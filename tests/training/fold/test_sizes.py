@@ -396,13 +396,15 @@ def test_a_graph_raises_where_the_forward_would_choose_otherwise() -> None:
             result.model(torch.randn(other, 3, 8, 8))
 
 
-@torch.jit.script
 def is_six(x: Tensor) -> bool:
-    return x.shape[0] == 6
+    try:
+        return x.shape[0] == 6
+    except ValueError:
+        return False
 
 
 def test_a_question_that_cannot_be_followed_is_in_the_report() -> None:
-    """What torch.jit compiled reads sizes unseen; the report says that only some sizes were looked at."""
+    """What catches errors may choose by them; the report says that only some sizes were looked at."""
     model = randomise(Asks(lambda x: is_six(x), lambda y: y))
     assert "sizes were looked at" in fold(model, (torch.randn(2, 3, 8, 8),)).report.notes[-1]
     assert not fold(randomise(Asks(lambda x: x.shape[0] == 6)), (torch.randn(2, 3, 8, 8),)).report.notes
