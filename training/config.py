@@ -26,7 +26,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 NETWORKS = ("lenet-bn", "mlp", "resnet-small")
 LARGEST_SEED = 2**63 - 1  # what torch.manual_seed takes without wrapping
-LARGEST_RATE = 1e30  # what Adam's first steps make of it, ten times as much, is a float32 still
+LARGEST_RATE = 1e37  # what Adam's first steps make of it, ten times as much, is a float32 still
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Recipe:
         pool: pooling of the convolutional part, `avg` or `max`.
         norm: batch normalization by PyTorch (`torch`), by hand (`scratch`) or left out (`none`).
         epochs: passes over the training set, at least 1.
-        learning_rate: step size, above 0 and at most 1e30; with the schedule `linear` the largest one.
+        learning_rate: step size, above 0 and at most 1e37; with the schedule `linear` the largest one.
         optimizer: plain SGD (`sgd`), `adam`, or `muon` for the hidden matrices beside Adam for the rest.
         schedule: learning rate `constant`, or `linear`: up over a tenth of the steps, then down to 0.
         augment: `mirror` turns a random half of each epoch's images left to right, `none` leaves them.

@@ -127,7 +127,7 @@ def test_evaluate_equals_one_forward_pass_and_restores_the_mode(made_up):
 
 def test_divergence_names_epoch_and_step(made_up):
     """A loss that is no number any more ends the run with the place where it happened first."""
-    recipe = Recipe(epochs=2, batch_size=64, learning_rate=1e38, norm="none", statistics="none")
+    recipe = Recipe(epochs=2, batch_size=64, learning_rate=1e37, norm="none", statistics="none")
     with pytest.raises(DivergenceError, match=r"nan|inf") as divergence:
         fit(build(recipe), made_up, recipe, CPU)
     assert "in epoch 1 at step " in str(divergence.value)

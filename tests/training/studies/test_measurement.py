@@ -36,7 +36,7 @@ def test_measuring_twice_gives_the_same_figures_with_dropout_too(made_up):
 
 def test_a_divergence_is_a_finding(made_up):
     """The measurement ends with the reason and without accuracies."""
-    arm = Arm(name="too-fast", options={**SHORT, "learning_rate": 1e38, "norm": "none"})
+    arm = Arm(name="too-fast", options={**SHORT, "learning_rate": 1e37, "norm": "none"})
     found = measure(Case(arm, 0), made_up, CPU)
     assert "the loss became" in found["diverged"]
     assert "test_accuracy" not in found

@@ -37,17 +37,18 @@ def norms_of_one_size(
         if norm.path in staying
         or norm.path in elsewhere
         or any(_name(graph, layer) in differing for layer in layers)
-        or _module_does_more(graph, norm, other)
+        or _module_does_more(graph, norm, other, there)
     }
 
 
-def _module_does_more(graph: TorchGraph, norm: Norm, other: TorchGraph) -> bool:
+def _module_does_more(graph: TorchGraph, norm: Norm, other: TorchGraph, there: Placement) -> bool:
     """True when a module that is a norm and nothing else, and goes with it, computes more in the other graph."""
-    here, there = (
-        [node for node in one.nodes if node.op == "call_function" and norm.path in module_stack(node)]
+    here, inside = (
+        {node for node in one.nodes if node.op == "call_function" and norm.path in module_stack(node)}
         for one in (graph, other)
     )
-    return set(here) <= set(norm.nodes) and [operation(node) for node in here] != [operation(node) for node in there]
+    its = {node for one in [*there.folded, *there.refused] if one.path == norm.path for node in one.nodes}
+    return here <= set(norm.nodes) and not inside <= its
 
 
 def _by_layer(graph: TorchGraph, placement: Placement) -> dict[str, list[LayerAffines]]:
