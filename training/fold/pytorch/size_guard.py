@@ -4,16 +4,17 @@ Used by `write_graph`; a result in the user's own classes needs none, since its 
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import nn
 from torch.fx import Node
-from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP, ShapeEnv
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._sympy.printers import PythonPrinter
 
 from ...errors import FoldError
-from .size_questions import axis_name, in_words
+from .size_questions import axis_name, evaluate, in_words
 
 _LEAST = 2  # torch.export assumes that a free axis has at least two; a single one is computed alike
 _MOST = 2**31  # no limit
@@ -54,13 +55,13 @@ class SizeGuard(nn.Module):
                 if isinstance(expected, str) and expected.isidentifier():
                     expected = known.setdefault(expected, size)
                 elif isinstance(expected, str):
-                    expected = _evaluate(expected, known)
+                    expected = evaluate(expected, known)
                 if size != expected:
                     raise OtherSize(self._sentence(f"input {number} has shape {tuple(value.shape)}"))
         shapes = tuple(tuple(value.shape) for value in inputs[: len(self.shapes)])
         known |= {axis_name(i, axis): size for i, shape in enumerate(shapes) for axis, size in enumerate(shape)}
         for condition in self.conditions:
-            if not _evaluate(condition, known):
+            if not _holds(condition, known):
                 raise OtherSize(
                     self._sentence(f"inputs of {', '.join(map(str, shapes))} do not fulfil {in_words(condition)}")
                 )
@@ -100,5 +101,8 @@ def _free(size: int | str) -> str:
     return "any" if isinstance(size, str) and size.isidentifier() else str(size)
 
 
-def _evaluate(expression: str, known: dict[str, int]) -> Any:
-    return eval(expression, dict(SYMPY_INTERP), known)  # noqa: S307 -- printed from the sizes that torch.export found
+def _holds(condition: str, known: dict[str, int]) -> bool:
+    """True when a condition is fulfilled; False also where it has no value, as in a division by a size of zero."""
+    with suppress(ArithmeticError):
+        return bool(evaluate(condition, known))
+    return False

@@ -5,18 +5,17 @@ here on tensors without values, and the sizes that its Python code reads are sym
 comparison, each conversion to a plain number, and each argument of an operation that is made of them.
 """
 
-import dis
-import inspect
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, count, islice, product
 from math import log, prod
 from random import Random
-from types import CodeType, FunctionType, ModuleType
+from threading import Lock
+from types import CodeType
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
@@ -30,7 +29,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils._sympy.printers import PythonPrinter
 
-from .entrances import methods_of, unguarded_class
 from .float64 import Inputs, call, sharing_copy
 from .process_state import quiet
 
@@ -45,7 +43,7 @@ FOLLOW += ("chunk", "interpolate", "item__")
 _MACHINERY = ("torch._subclasses", "torch._prims", "torch._refs", "torch._decomp", "torch.fx", "torch.utils._pytree")
 _MOST, _MOST_OF_TWO, _NEAREST = 4096, 96, 256  # sizes that are looked at, of two axes at once, and those compared
 _PAIRS, _MOST_ASKED = 3, 512  # of axes; questions of one forward, beyond which it is not followed
-_DEPTH, _NO_PARTS = 5, (Tensor, nn.Module, type, ModuleType, str, bytes)  # of constants in what functions use
+_CHANGED = Lock()
 _ROOM = 64  # sizes that differ by a multiple of this mostly are as good for whatever else a network wants
 
 
@@ -104,9 +102,8 @@ class Question:
 
     def holds(self, shapes: Shapes) -> bool:
         """True when the answer is as it was; False also where there is none, as in a division by zero."""
-        known = {axis_name(*axis): shapes[axis[0]][axis[1]] for axis in self.axes}
         try:
-            return bool(eval(self._code, dict(SYMPY_INTERP), known))  # noqa: S307 -- printed from symbols
+            return bool(evaluate(self._code, {axis_name(*axis): shapes[axis[0]][axis[1]] for axis in self.axes}))
         except ArithmeticError:
             return False
 
@@ -141,6 +138,11 @@ class Question:
             yield (_moved(shapes, dict(zip(pair, sizes, strict=True))) for sizes in values)
         drawn, free = Random(0), [axis for axis in axes if axis[1] != 1] or axes  # noqa: S311 -- no secret
         yield (_moved(shapes, {axis: drawn.randrange(1, _MOST_OF_TWO) for axis in free}) for _ in range(_MOST))
+
+
+def evaluate(expression: str | CodeType, known: dict[str, int]) -> Any:
+    """Return the value of an expression of sizes, as PyTorch prints it, given the sizes by name."""
+    return eval(expression, dict(SYMPY_INTERP), known)  # noqa: S307 -- printed from symbols
 
 
 def axis_name(number: int, axis: int) -> str:
@@ -214,17 +216,18 @@ def _as_numbers() -> Iterator[None]:
         "__divmod__": lambda size, other: (size // other, size % other),
         "bit_length": lambda size: int(size).bit_length(),
     }
-    before = {name: vars(torch.SymInt)[name] for name in ways if name in vars(torch.SymInt)}
-    for name, way in ways.items():
-        setattr(torch.SymInt, name, way)
-    try:
-        yield
-    finally:
-        for name in ways:
-            if name in before:
-                setattr(torch.SymInt, name, before[name])
-            else:
-                delattr(torch.SymInt, name)
+    with _CHANGED:  # one thread at a time, or the second would take the first one's ways for PyTorch's
+        before = {name: vars(torch.SymInt)[name] for name in ways if name in vars(torch.SymInt)}
+        for name, way in ways.items():
+            setattr(torch.SymInt, name, way)
+        try:
+            yield
+        finally:
+            for name in ways:
+                if name in before:
+                    setattr(torch.SymInt, name, before[name])
+                else:
+                    delattr(torch.SymInt, name)
 
 
 class _Values(ShapeEnv):
@@ -383,97 +386,6 @@ def _varying(own: tuple[int, ...], others: list[tuple[int, ...]]) -> list[bool]:
     if not others:
         return [True] * len(own)
     return [any(len(other) != len(own) or other[axis] != size for other in others) for axis, size in enumerate(own)]
-
-
-@dataclass(frozen=True)
-class Code:
-    """What stands in the code of the user's classes, in what it calls and in their attributes.
-
-    Attributes:
-        constants: the numbers, and those beside; a size that became a plain number is most likely compared with one.
-        pairs: those that stand two by two, as heights and widths do, or at the end of a longer tuple.
-        is_opaque: it holds what reads sizes unseen: a function that torch.jit compiled, or the handling of an error.
-    """
-
-    constants: list[int]
-    pairs: list[tuple[int, int]]
-    is_opaque: bool
-
-
-def code_of(model: nn.Module) -> Code:
-    """Return what stands in the code of a model; see `Code`."""
-    values: list[Any] = []
-    is_opaque = False
-    for module in model.modules():
-        cls = unguarded_class(type(module))
-        if isinstance(module, torch.jit.ScriptModule):
-            is_opaque = True
-        elif not cls.__module__.startswith("torch."):
-            own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
-            static = [one.__func__ for base in cls.__mro__ for one in vars(base).values() if type(one) is staticmethod]
-            values += _values([*methods_of(cls).values(), cls.forward, own, *static])
-    is_opaque = is_opaque or any(_is_opaque(value) for value in values)
-    found = {int(one) for one in values if _is_size(one)}
-    near = {number + step for number in found for step in (-1, 0, 1) if number + step > 0}
-    tuples = [
-        one[-2:]
-        for one in values
-        if isinstance(one, tuple) and len(one) > 1 and all(isinstance(n, int) and _is_size(n) for n in one)
-    ]
-    return Code(sorted(near, key=lambda number: (number not in found, number)), list(dict.fromkeys(tuples)), is_opaque)
-
-
-def _is_size(value: Any) -> bool:
-    """True for a number that may be compared with one of the sizes that are looked at."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= _MOST
-
-
-def _is_opaque(value: Any) -> bool:
-    if isinstance(value, CodeType):
-        return any(step.opname == "CHECK_EXC_MATCH" for step in dis.get_instructions(value))
-    return isinstance(value, torch.jit.ScriptFunction | torch.jit.ScriptModule)
-
-
-def _values(values: list[Any]) -> list[Any]:
-    """Return the values and what they are made of: what is in containers, functions and plain objects."""
-    found: list[Any] = []
-    seen = set[int]()
-    for _ in range(_DEPTH):
-        inner: list[Any] = []
-        found += values
-        for value in values:
-            if len(seen) < _MOST and id(value) not in seen and not isinstance(value, (int, float, *_NO_PARTS)):
-                seen.add(id(value))
-                inner += _parts(value)
-        values = inner
-    return found
-
-
-def _parts(value: Any) -> list[Any]:
-    """Return what a value is made of, of a function its constants and what it refers to."""
-    if isinstance(value, dict):
-        return [*value, *value.values()]
-    if isinstance(value, tuple | list | set | frozenset):
-        return list(value)
-    if isinstance(value, CodeType):
-        return list(value.co_consts)
-    function = inspect.unwrap(value) if callable(value) else None
-    if isinstance(function, FunctionType) and not function.__module__.startswith("torch."):
-        parts: list[Any] = [
-            function.__code__,
-            *(function.__defaults__ or ()),
-            *(function.__kwdefaults__ or {}).values(),
-        ]
-        parts += [function.__globals__.get(name) for name in sorted(_names(function.__code__))]
-        for cell in function.__closure__ or ():
-            with suppress(ValueError):  # an empty cell
-                parts.append(cell.cell_contents)
-        return parts
-    return list(getattr(value, "__dict__", {}).values())
-
-
-def _names(code: CodeType) -> set[str]:
-    return set(code.co_names).union(*(_names(value) for value in code.co_consts if isinstance(value, CodeType)))
 
 
 def _formulas(model: nn.Module, given: Inputs) -> list[tuple[Any, ...]]:

@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .float64 import Inputs, call
 from .process_state import quiet
-from .size_questions import FOLLOW, Code, Question, Shapes, SizeReads, code_of, questions
+from .size_questions import FOLLOW, Question, Shapes, SizeReads, questions
+from .user_code import Code, code_of
 
 Change = Callable[[int], int]
 Trace = tuple[tuple[str, str], ...]

@@ -199,9 +199,11 @@ def test_a_stream_is_used_once(service):
     with client_of(service) as client:
         for stream in (1, 3, 5, 7):
             client.ask(stream, message())
+        before = [it for it in client.frames if it[2] == 7]
         client.send(infer_frames(7, message()))
         while client.receive():
             pass
+        assert [it for it in client.frames if it[2] == 7] == before
 
 
 def test_pings_are_answered_with_calls_and_without(service):

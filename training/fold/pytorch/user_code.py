@@ -1,0 +1,111 @@
+"""What stands in the code of the user's classes: numbers that a size may be compared with, and what reads sizes unseen.
+
+Used by `sizes`. A size that the forward makes a plain number can no longer be followed; most likely it is compared with
+one of these.
+"""
+
+import dis
+import inspect
+from contextlib import suppress
+from dataclasses import dataclass
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .entrances import methods_of, unguarded_class
+
+_MOST_SIZE, _MOST_VALUES = 4096, 4096  # of a number that is a size; of values that are looked into
+_DEPTH, _NO_PARTS = 5, (Tensor, nn.Module, type, ModuleType, str, bytes)  # of constants in what functions use
+
+
+@dataclass(frozen=True)
+class Code:
+    """What stands in the code of the user's classes, in what it calls and in their attributes.
+
+    Attributes:
+        constants: the numbers, and those beside; a size that became a plain number is most likely compared with one.
+        pairs: those that stand two by two, as heights and widths do, or at the end of a longer tuple.
+        is_opaque: it holds what reads sizes unseen: a function that torch.jit compiled, or the handling of an error.
+    """
+
+    constants: list[int]
+    pairs: list[tuple[int, int]]
+    is_opaque: bool
+
+
+def code_of(model: nn.Module) -> Code:
+    """Return what stands in the code of a model; see `Code`."""
+    values: list[Any] = []
+    is_opaque = False
+    for module in model.modules():
+        cls = unguarded_class(type(module))
+        if isinstance(module, torch.jit.ScriptModule):
+            is_opaque = True
+        elif not cls.__module__.startswith("torch."):
+            own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+            static = [one.__func__ for base in cls.__mro__ for one in vars(base).values() if type(one) is staticmethod]
+            values += _values([*methods_of(cls).values(), cls.forward, own, *static])
+    is_opaque = is_opaque or any(_is_opaque(value) for value in values)
+    found = {int(one) for one in values if _is_size(one)}
+    near = {number + step for number in found for step in (-1, 0, 1) if number + step > 0}
+    tuples = [
+        one[-2:]
+        for one in values
+        if isinstance(one, tuple) and len(one) > 1 and all(isinstance(n, int) and _is_size(n) for n in one)
+    ]
+    return Code(sorted(near, key=lambda number: (number not in found, number)), list(dict.fromkeys(tuples)), is_opaque)
+
+
+def _is_size(value: Any) -> bool:
+    """True for a number that may be compared with one of the sizes that are looked at."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= _MOST_SIZE
+
+
+def _is_opaque(value: Any) -> bool:
+    if isinstance(value, CodeType):
+        return any(step.opname == "CHECK_EXC_MATCH" for step in dis.get_instructions(value))
+    return isinstance(value, torch.jit.ScriptFunction | torch.jit.ScriptModule)
+
+
+def _values(values: list[Any]) -> list[Any]:
+    """Return the values and what they are made of: what is in containers, functions and plain objects."""
+    found: list[Any] = []
+    seen = set[int]()
+    for _ in range(_DEPTH):
+        inner: list[Any] = []
+        found += values
+        for value in values:
+            if len(seen) < _MOST_VALUES and id(value) not in seen and not isinstance(value, (int, float, *_NO_PARTS)):
+                seen.add(id(value))
+                inner += _parts(value)
+        values = inner
+    return found
+
+
+def _parts(value: Any) -> list[Any]:
+    """Return what a value is made of, of a function its constants and what it refers to."""
+    if isinstance(value, dict):
+        return [*value, *value.values()]
+    if isinstance(value, tuple | list | set | frozenset):
+        return list(value)
+    if isinstance(value, CodeType):
+        return list(value.co_consts)
+    function = inspect.unwrap(value) if callable(value) else None
+    if isinstance(function, FunctionType) and not function.__module__.startswith("torch."):
+        parts: list[Any] = [
+            function.__code__,
+            *(function.__defaults__ or ()),
+            *(function.__kwdefaults__ or {}).values(),
+        ]
+        parts += [function.__globals__.get(name) for name in sorted(_names(function.__code__))]
+        for cell in function.__closure__ or ():
+            with suppress(ValueError):  # an empty cell
+                parts.append(cell.cell_contents)
+        return parts
+    return list(getattr(value, "__dict__", {}).values())
+
+
+def _names(code: CodeType) -> set[str]:
+    return set(code.co_names).union(*(_names(value) for value in code.co_consts if isinstance(value, CodeType)))
