@@ -127,17 +127,16 @@ def launched(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
     backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     _answered(lambda: dist.init_process_group(backends))
     yield ranks
-    _answered(dist.barrier)  # nobody leaves while another still reads what was shared
-    # Not after an error: what another rank has closed cannot be taken down in order, and gloo may abort over it.
-    dist.destroy_process_group()
+    _answered(dist.barrier)  # nobody leaves while another still reads what was shared; see `leave`
 
 
 def leave(code: int) -> NoReturn:
-    """End this process with `code`; one that ends early does not take down what it shared with the other ranks.
+    """End this process with `code`; one rank of several does not take down what it shared with the others.
 
-    The threads of gloo that still wait for a rank that has gone would end the process by `terminate called`.
+    Ranks end one after the other, and the threads of gloo that still wait for one that has gone would end the process
+    by `terminate called`, after a training that went well too.
     """
-    if code and ranks_of().world_size > 1:
+    if ranks_of().world_size > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -11,7 +11,7 @@ from foldserve.training.config import Recipe
 from foldserve.training.dataset import scale_pixels
 from foldserve.training.fit import fit
 from foldserve.training.model import build
-from foldserve.training.ranks import ALONE, Ranks, launched
+from foldserve.training.ranks import ALONE, Ranks, launched, leave
 from foldserve.training.statistics import population_statistics
 from tests.training.conftest import made_up_data
 
@@ -60,3 +60,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)
