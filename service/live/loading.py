@@ -214,8 +214,7 @@ class Loader:
                 if not model.engine.structure:
                     path = model.artifact.model_path
                     model.engine.structure = await asyncio.to_thread(structure_of, path)
-                if model.engine.pending:
-                    await self._prove_buckets(model, changed)
+                await self._prove_buckets(model, changed)
             except ServiceError as err:
                 fields = {"model": model.name, "version": model.version, "buckets": model.engine.buckets}
                 _log.warning("no larger batches are proved: %s", err, extra=fields)
@@ -225,7 +224,8 @@ class Loader:
     async def _prove_buckets(self, model: Model, changed: Callable[[], None]) -> None:
         """Have a process of its own find the sizes that are worth having, then prove each of them here."""
         engine, artifact = model.engine, model.artifact
-        if not engine.is_planned:
+        is_known = not engine.pending
+        if not (is_known or engine.is_planned):
             text = await asyncio.to_thread(self._decide, f"buckets-{artifact.sha256}", lambda: self._measure(artifact))
             measured = Measured.from_json(text)
             if measured is None:
@@ -240,7 +240,8 @@ class Loader:
                 self._report_buckets(model)
                 changed()
         if not engine.pending:
-            await asyncio.to_thread(self._measured.put, artifact.sha256, engine.measured)
+            if not is_known:
+                await asyncio.to_thread(self._measured.put, artifact.sha256, engine.measured)
             _log.info("all batch sizes proved", extra={"model": model.name, "buckets": engine.buckets})
 
     def _measure(self, artifact: Artifact) -> str:
