@@ -56,7 +56,12 @@ class Load:
         expected: the body of each one's answer; empty compares nothing.
         deadline_seconds: an answer counts for the goodput when it comes within; None counts all.
         connections: opened beforehand; when the server holds all of them a request waits for one, its clock running.
+
+    Attributes:
+        nap_seconds: at most, where nothing is to be done.
     """
+
+    nap_seconds = NAP_SECONDS
 
     def __init__(
         self, port: int, requests: list[bytes], expected: list[bytes], deadline_seconds: float | None, connections: int
@@ -76,7 +81,7 @@ class Load:
     def run(self, rate: float, seconds: float) -> dict[str, object]:
         """Send everything at random times, wait for what is still due, and sum up."""
         steps = np.random.default_rng(1).exponential(1 / rate, int(rate * seconds * 1.5) + 100).cumsum()
-        start = time.perf_counter() + 0.05
+        start, used = time.perf_counter() + 0.05, time.process_time()
         times = (steps[steps < seconds] + start).tolist()
         sent, until = 0, start + seconds + LAST_WAIT_SECONDS
         while sent < len(times) or self.due:
@@ -89,9 +94,9 @@ class Load:
             for descriptor, _ in events:
                 self._receive(self.by_descriptor[descriptor])
             if not events:
-                ahead = times[sent] - now if sent < len(times) else NAP_SECONDS
-                time.sleep(max(0.0, min(ahead, NAP_SECONDS)))
-        return self._summary(rate, seconds, sent)
+                ahead = times[sent] - now if sent < len(times) else self.nap_seconds
+                time.sleep(max(0.0, min(ahead, self.nap_seconds)))
+        return {**self._summary(rate, seconds, sent), "cpu_seconds": round(time.process_time() - used, 3)}
 
     def _open(self) -> Connection:
         connection = Connection(self.port)

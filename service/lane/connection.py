@@ -266,6 +266,7 @@ async def _answer_slowly(exchange: Exchange, body: bytes, decoding: WorkQueue | 
         with model.in_use():
             if not exchange.rows:
                 await _read_slowly(exchange, body, decoding)
+            del body  # of a photograph it is much more than its rows, which may wait for long
             started = time.perf_counter()
             answer = await model.batcher.infer(exchange.inputs, deadline=exchange.deadline)
     except (ServiceError, asyncio.CancelledError) as err:

@@ -5,6 +5,7 @@ Pure functions of bytes and arrays: knows no connection and no queue.
 """
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from foldserve.format.task import CLASSIFY
 from ..batching.request import BatchAnswer, RawRows, Request
 from ..bodies.instances import pixels_from_json
 from ..bodies.limits import QUICK_BYTES, Limits
-from ..bodies.predict_body import holds_files, images_from_bytes, is_quick
+from ..bodies.predict_body import holds_files, images_from_bytes, is_quick, read_images
 from ..errors import EngineError, Unsupported
 from ..live.model import Model
 
@@ -51,7 +52,9 @@ class Predict:
         self._row_bytes = math.prod(self._spec.shape)
         self.max_batch_size = model.engine.buckets[-1]
         self._places = np.arange(self.max_batch_size)
+        self._pictures = frozenset(f"image/{name}" for name in limits.formats)  # the parser knows the limit of a body
         self._max_bytes = {OCTET_STREAM: self._row_bytes * self.max_batch_size, JSON: QUICK_BYTES}
+        self._max_bytes |= dict.fromkeys(self._pictures, sys.maxsize)
         empty = {"model": model.name, "version": model.version, "predictions": []}
         self._start = orjson.dumps(empty).removesuffix(b"]}")
         # What an answer says of its class, up to the number that follows.
@@ -61,7 +64,7 @@ class Predict:
         ]
 
     def takes(self, media_type: str, length: int) -> bool:
-        """Return whether a body of this type and length makes one part of one batch, read without delay."""
+        """Return whether a body of this type and length makes one part of one batch; not all are read without delay."""
         return 0 < length <= self._max_bytes.get(media_type, 0)
 
     def is_quick(self, body: bytes, media_type: str, header_length: int | None) -> bool:
@@ -79,7 +82,7 @@ class Predict:
 
     def holds_files(self, body: bytes, media_type: str, header_length: int | None) -> bool:
         """Return whether a body may hold files that have to be decoded."""
-        return media_type == JSON and holds_files(body)
+        return media_type in self._pictures or (media_type == JSON and holds_files(body))
 
     def read(
         self, body: bytes, media_type: str, header_length: int | None, beat: Callable[[], None] | None = None
@@ -89,11 +92,12 @@ class Predict:
         Raises:
             RequestError: the body is not what the model takes.
         """
+        limits = self._limits if beat is None else replace(self._limits, beat=beat)
         if media_type == JSON:
-            pixels = pixels_from_json(
-                body, self._spec, self._limits if beat is None else replace(self._limits, beat=beat)
-            )
+            pixels = pixels_from_json(body, self._spec, limits)
             return None, pixels, len(pixels) // self._row_bytes, None
+        if media_type in self._pictures:
+            return None, read_images(body, media_type, self._spec, limits).tobytes(), 1, None
         return None, body, len(images_from_bytes(body, self._spec, self._limits)), None
 
     def write(

@@ -1,11 +1,12 @@
 """Which requests take the fast lane, and how heads are known again."""
 
+from base64 import b64decode
 from pathlib import Path
 
 import orjson
 
 from foldserve.service.lane.fast_lane import VERSION_ROUTE
-from tests.support.lane import FLAT, JSON, OCTETS, ONE, ask, instances, service
+from tests.support.lane import FLAT, JSON, OCTETS, ONE, ask, instances, png, service
 from tests.support.wire import on_loop
 
 
@@ -13,7 +14,8 @@ from tests.support.wire import on_loop
 async def test_usual_requests_take_the_lane_and_others_the_application(fashion: Path) -> None:
     """The comparison above compares two ways only if there are two."""
     async with service(fashion) as server, server.connect() as client:
-        for request in (ask(ONE), ask(instances(FLAT), JSON), ask(ONE, target=b"/predict?model=fashion")):
+        file = ask(b64decode(png(28)), b"image/png")
+        for request in (ask(ONE), ask(instances(FLAT), JSON), file, ask(ONE, target=b"/predict?model=fashion")):
             await client.send(request)
             assert (await client.answer()).status == 200
         assert server.seen == []
@@ -21,7 +23,7 @@ async def test_usual_requests_take_the_lane_and_others_the_application(fashion: 
         for header in unusual:
             await client.send(ask(ONE, OCTETS, header))
             await client.answer()
-        await client.send(ask(ONE, b"image/png"))
+        await client.send(ask(ONE, b"image/webp"))
         await client.answer()
         await client.send(b"GET /predict HTTP/1.1\r\nHost: here\r\n\r\n")
         assert (await client.answer()).status == 405
@@ -39,7 +41,8 @@ async def test_the_description_names_what_the_lane_answers(fashion: Path) -> Non
         for route in (endpoint.route for endpoint in connection.lane.shared.endpoints.values()):
             if route.label != VERSION_ROUTE:  # the same operation under a longer path, left out of the page
                 content = described[route.label]["post"]["requestBody"]["content"]
-                assert {OCTETS.decode(), JSON.decode()} <= set(content)
+                files = {"image/png", "image/jpeg"} if route.label == "/predict" else set()
+                assert {OCTETS.decode(), JSON.decode(), *files} <= set(content)
 
 
 @on_loop

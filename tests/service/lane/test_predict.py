@@ -1,13 +1,17 @@
 """`/predict` on the fast lane against the application: the same requests on both ways."""
 
+from base64 import b64decode
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.support import artifacts
 from tests.support.lane import FLAT, JSON, NESTED, OCTETS, ONE, assert_equal, both, instances, png, service
+from tests.support.pictures import encoded
 from tests.support.wire import on_loop
 
+PNG, FILE = b"image/png", b64decode(png(28))
 FORMS: dict[str, tuple[bytes, bytes]] = {
     "one image": (ONE, OCTETS),
     "five images": (artifacts.images(5).tobytes(), OCTETS),
@@ -20,6 +24,9 @@ FORMS: dict[str, tuple[bytes, bytes]] = {
     "charset": (instances(FLAT), b"application/json; charset=utf-8"),
     "small file": (instances({"b64": png(28)}), JSON),
     "large file": (instances({"b64": png(60, 250)}), JSON),
+    "a bare file": (FILE, PNG),
+    "a large bare file": (b64decode(png(900, 250)), PNG),
+    "a photograph": (encoded(Image.new("RGB", (1_200, 900), "teal"), "JPEG"), b"image/jpeg"),
 }
 ERRORS: dict[str, tuple[bytes, bytes]] = {
     "783 bytes": (ONE[:-1], OCTETS),
@@ -34,6 +41,10 @@ ERRORS: dict[str, tuple[bytes, bytes]] = {
     "NaN": (b'{"instances":[[NaN]]}', JSON),
     "not an image": (instances({"b64": "AAAA"}), JSON),
     "a large file that is none": (instances({"b64": "A" * 4000}), JSON),
+    "no file": (ONE, PNG),
+    "half a file": (FILE[: len(FILE) // 2], PNG),
+    "more pixels than one picture may have": (b64decode(png(3_000)), PNG),
+    "a format that is not decoded": (ONE, b"image/webp"),
     "media type": (ONE, b"text/plain"),
     "nothing": (b"", OCTETS),
 }
@@ -53,7 +64,7 @@ async def test_both_ways_give_the_same_answer(fashion: Path, body: bytes, media_
 @on_loop
 async def test_both_ways_refuse_in_the_same_words(fashion: Path, body: bytes, media_type: bytes) -> None:
     """Status, sentence and headers of an error do not depend on the way."""
-    async with service(fashion, buckets=(1, 2, 4, 8), max_rows=10) as server:
+    async with service(fashion, buckets=(1, 2, 4, 8), max_rows=10, max_image_pixels=1_000_000) as server:
         on_lane, application = await both(server, body, media_type)
         assert on_lane.error
         assert_equal(on_lane, application)
