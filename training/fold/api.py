@@ -13,12 +13,13 @@ from torch import nn
 
 from ..errors import FoldError
 from .core import Array
+from .pytorch.agreement import agree_everywhere
 from .pytorch.entrances import other_entrances, traced_way
 from .pytorch.float64 import Inputs
-from .pytorch.fold_plan import FoldPlan, make_fold_plan, require_choice
+from .pytorch.fold_plan import FoldPlan, make_fold_plan, require_choice, require_eval
 from .pytorch.guards import guarded
 from .pytorch.input_normalisation import CastInput, InputNormalisation, Numbers
-from .pytorch.model_proof import Runnable, prove_model
+from .pytorch.model_proof import Runnable
 from .pytorch.process_state import undisturbed
 from .pytorch.result import by_identity, carry_out, still_rounded
 from .pytorch.wrappers import unwrapped
@@ -110,18 +111,32 @@ def explain(
 def verify(original: nn.Module, folded: nn.Module | Folded, inputs: Inputs) -> Proof:
     """Return how well two models agree on `inputs`; raise FoldError when they are not the same function.
 
+    What they return is compared whole: numbers, dtypes, containers, keys and their order. So it is at other sizes and
+    batches, as far as a model accepts them and up to eight times as large, on larger values, with grad on, and in a
+    later call. What no input shows that was tried, nothing can tell.
+
     The command `foldserve verify DIR` is another thing: it proves a published version folder once more.
 
     Args:
         original: in eval mode.
         folded: in eval mode; a `Folded` is compared with its float64 parameters as well, to 1e-11.
         inputs: positional arguments for both, or a mapping of keyword arguments.
+
+    Returns:
+        The proof for `inputs`; its `sizes` are those of all inputs on which they agree.
+
+    Raises:
+        FoldError: they differ, or only one of them runs; a folded network or an exported one may refuse other sizes.
+        CannotJudge: the inputs say nothing, since the outputs are random, empty, not finite, all equal or no numbers.
     """
     before = Runnable("original", unwrapped(original)[0])
+    require_eval(before.module, "original")
     if not isinstance(folded, Folded):
-        return prove_model(before, Runnable("folded model", unwrapped(folded)[0]), inputs, is_exact=False)
+        after = Runnable("folded model", unwrapped(folded)[0])
+        require_eval(after.module, "folded model")
+        return agree_everywhere(before, after, inputs, is_exact=False)
     after = Runnable("folded model", folded.model, by_identity(folded.model, folded.exact))
-    return prove_model(before, after, inputs)
+    return agree_everywhere(before, after, inputs, is_exact=True)
 
 
 @undisturbed()

@@ -17,7 +17,8 @@ def deviation(expected: Tensor, got: Tensor, noise: float = NOISE) -> Tensor:
     """Return the largest |difference| of each channel, over the largest |expected| of the channel.
 
     Args:
-        expected: any shape; the channels are on axis 1 or on the last one, so both are looked at.
+        expected: any shape; the channels are on axis 1 or on the last one, so both are looked at. A complex channel is
+            two, its real part and its imaginary one.
         got: the same shape.
         noise: a channel below this part of the median channel is a sum that comes to zero, in both.
 
@@ -31,7 +32,8 @@ def deviation(expected: Tensor, got: Tensor, noise: float = NOISE) -> Tensor:
     difference = torch.where(same, 0.0, torch.where(finite, (left - right).abs(), torch.inf))
     size = torch.where(finite, left.abs(), 0.0)
     axes: list[int | None] = [*sorted({1, expected.ndim - 1})] if expected.ndim > 1 else [None]
-    return torch.cat([_relative(_rows(difference, axis), _rows(size, axis), noise) for axis in axes])
+    parts = 2 if expected.is_complex() or got.is_complex() else 1
+    return torch.cat([_relative(_rows(difference, axis, parts), _rows(size, axis, parts), noise) for axis in axes])
 
 
 def flaw(output: Tensor, resolution: float) -> str:
@@ -92,12 +94,19 @@ def largest(errors: Tensor, limits: Tensor, cap: float) -> Difference:
 
 
 def _wide(tensor: Tensor) -> Tensor:
+    """Return the values as float64, a complex number as two of them on a last axis."""
     value = tensor.detach()
-    return torch.view_as_real(value.to(torch.complex128)) if value.is_complex() else value.to(torch.float64)
+    if not value.is_complex():
+        return value.to(torch.float64)
+    return torch.view_as_real(value.to(torch.complex128).resolve_conj())
 
 
-def _rows(values: Tensor, axis: int | None) -> Tensor:
-    """Return the values as (channels, rest)."""
+def _rows(values: Tensor, axis: int | None, parts: int) -> Tensor:
+    """Return the values as (channels, rest); those of two parts as (channels * parts, rest)."""
+    if parts > 1:
+        values = values.movedim(-1, 0)
+        channels = values.flatten(1)[:, None] if axis is None else values.movedim(axis + 1, 1)
+        return channels.reshape(parts * channels.shape[1], -1) if values.numel() else values.new_zeros((parts, 0))
     return values.reshape(1, -1) if axis is None else values.movedim(axis, 0).flatten(1)
 
 

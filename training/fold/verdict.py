@@ -89,15 +89,10 @@ def judge(
         FoldError: outputs differ in number, shape or value by more than the stated limits.
         CannotJudge: an output says nothing, or rounding could explain a difference that is too large to pass.
     """
-    unit = ALGEBRA_LIMIT if is_exact else DEPLOYED_FACTOR * roundoff
-    cap = max(CAP, _CAP_ROUNDINGS * roundoff)
-    moved = _deviations(runs.oracle, runs.moved())
-    growth = [[(of / STEP).clamp(min=1.0) for of in tensors] for tensors in moved]
-    flaws = [[flaw(tensor, unit) for tensor in tensors] for tensors in runs.oracle]
-    verdict = _Judge(runs.oracle, names, flaws, runs.still(moved), concerned, require_reproducible)
-    errors = _deviations(runs.oracle, runs.folded())
-    limits = [[unit * of for of in tensors] for tensors in growth]
-    algebra = verdict.nearest("in float64", errors, limits, CAP if is_exact else cap)
+    cap = _cap(roundoff)
+    verdict, algebra, growth = _judged_in_float64(
+        runs, roundoff, is_exact, names, concerned, require_reproducible, slack=1.0
+    )
     noise = _ROUNDINGS_TO_ZERO * roundoff
     unfolded = _deviations(runs.oracle, runs.deployed_original(), noise)
     limits = [
@@ -113,6 +108,55 @@ def judge(
         return Proof(algebra.error, algebra.limit, algebra.at(growth), *at_sites())
     original_error = deployed.at(unfolded)
     return Proof(algebra.error, algebra.limit, algebra.at(growth), deployed.error, original_error, deployed.limit)
+
+
+def judge_in_float64(
+    runs: Runs,
+    *,
+    roundoff: float,
+    is_exact: bool,
+    names: Sequence[str],
+    require_reproducible: Callable[[], None],
+    slack: float,
+) -> None:
+    """Raise as `judge` does where two models differ in float64, on further inputs, where less is known of rounding.
+
+    Args:
+        runs: of the two; those in their own dtypes are not needed.
+        roundoff: as in `judge`, as are the next ones.
+        is_exact: see there.
+        names: see there.
+        require_reproducible: see there.
+        slack: how many times the limit of `judge` is allowed, below the same cap.
+    """
+    _judged_in_float64(runs, roundoff, is_exact, names, None, require_reproducible, slack)
+
+
+def _judged_in_float64(
+    runs: Runs,
+    roundoff: float,
+    is_exact: bool,
+    names: Sequence[str],
+    concerned: Collection[int] | None,
+    require_reproducible: Callable[[], None],
+    slack: float,
+) -> tuple["_Judge", "_Place", Deviations]:
+    """Return what more can be judged with, the difference nearest to its limit, and the model's own amplification."""
+    unit = ALGEBRA_LIMIT if is_exact else DEPLOYED_FACTOR * roundoff
+    moved = _deviations(runs.oracle, runs.moved())
+    growth = [[(of / STEP).clamp(min=1.0) for of in tensors] for tensors in moved]
+    flaws = [[flaw(tensor, unit) for tensor in tensors] for tensors in runs.oracle]
+    verdict = _Judge(runs.oracle, names, flaws, runs.still(moved), concerned, require_reproducible)
+    folded = runs.folded()
+    errors = _deviations(runs.oracle, folded)
+    verdict.require_same_integers(folded, runs.changed)
+    del folded
+    limits = [[slack * unit * of for of in tensors] for tensors in growth]
+    return verdict, verdict.nearest("in float64", errors, limits, CAP if is_exact else _cap(roundoff)), growth
+
+
+def _cap(roundoff: float) -> float:
+    return max(CAP, _CAP_ROUNDINGS * roundoff)
 
 
 def _rounding(unfolded: Tensor, growth: Tensor, roundoff: float) -> Tensor:
@@ -187,7 +231,8 @@ class _Judge:
         """Return the difference nearest to its limit; raise when one is above, or an output has none to be judged by.
 
         An output is judged when its own values, or those before its saturating tail, are evidence and within their
-        limits. Integers are not compared `without_integers`: rounding may move them by a whole.
+        limits. Integers are not compared `without_integers`, since rounding may move them by a whole; in float64
+        `require_same_integers` has compared them.
         """
         judged: list[_Place] = []
         unjudged: dict[int, str] = {}
@@ -210,6 +255,31 @@ class _Judge:
             self.require_reproducible()
             raise self._unjudged(where, unjudged)
         return max(judged, key=lambda place: place.error / place.limit)
+
+    def require_same_integers(self, folded: Outputs, changed: Callable[[], Outputs] | None) -> None:
+        """Raise where whole numbers or truth values differ: FoldError, or CannotJudge where rounding could explain it.
+
+        Args:
+            folded: of the other model, in float64.
+            changed: see `Runs`. Numbers that these little changes turn as well may be turned by rounding.
+        """
+        every = range(len(self.oracle)) if self.concerned is None else {*self.concerned} & {*range(len(self.oracle))}
+        differing = [output for output in every if _integers_differ(self.oracle[output][0], folded[output][0])]
+        if not differing:
+            return
+        self.require_reproducible()
+        others = None if changed is None else changed()
+        for output in differing:
+            one, other = self.oracle[output][0], folded[output][0]
+            turned = one != other if others is None else (one != other) & (one == others[output][0])
+            if bool(turned.any()):
+                raise FoldError(
+                    f"the folded model does not compute what the original computes: in float64 {self.names[output]} "
+                    f"differs in {int((one != other).sum())} of {one.numel()} whole numbers, expected none"
+                )
+        name = self.names[differing[0]]
+        reason = "its whole numbers differ where a change of the parameters by a millionth changes them too"
+        raise CannotJudge(f"{name} cannot be judged in float64: {reason}", name, tuple(differing))
 
     def _different(self, where: str, place: _Place) -> FoldError:
         return FoldError(
@@ -238,6 +308,10 @@ def _group_deviations(expected: Sequence[Tensor], got: Sequence[Tensor], noise: 
     same_tail = [tensor.shape for tensor in expected] == [tensor.shape for tensor in got]
     pairs = zip(expected, got, strict=True) if same_tail else [(expected[0], got[0])]
     return [deviation(one, other, noise) for one, other in pairs]
+
+
+def _integers_differ(one: Tensor, other: Tensor) -> bool:
+    return not _is_rounded(one) and one.shape == other.shape and not torch.equal(one.long(), other.long())
 
 
 def _is_rounded(tensor: Tensor) -> bool:

@@ -71,7 +71,8 @@ class _Operations(_Widening, TorchDispatchMode):  # type: ignore[no-untyped-call
 
     def _counted(self, result: Any) -> Any:
         """Return the result; freed memory goes back to the system now and then, where results are large."""
-        if type(result) is Tensor and result.nbytes > _LARGE:  # a tensor without values may have no size either
+        is_plain = type(result) is Tensor and result.layout is torch.strided  # others may have no size
+        if is_plain and result.nbytes > _LARGE:
             self._made += result.nbytes
             if self._made > _GIVEN_BACK_EVERY:
                 self._made = 0

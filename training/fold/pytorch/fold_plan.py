@@ -248,10 +248,15 @@ def _of_one_size(reading: Reading, placement: Placement, banned: Mapping[Norm, R
     return {}
 
 
+def require_eval(model: nn.Module, name: str) -> None:
+    """Raise FoldError for a model in training mode; `name` is what it is called."""
+    if model.training and not is_exported(model):
+        raise Refusal(RefusalCode.TRAINING, f"the {name} is in training mode; expected model.eval()")
+
+
 def require_foldable(model: nn.Module) -> None:
     """Raise FoldError for a model in a state that no fold can start from."""
-    if model.training and not is_exported(model):
-        raise Refusal(RefusalCode.TRAINING, "the model is in training mode; expected model.eval()")
+    require_eval(model, "model")
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
             raise Refusal(RefusalCode.LAZY, f"the module '{name}' has no shapes yet; run one batch through the model")

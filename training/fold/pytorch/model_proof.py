@@ -11,18 +11,33 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ...errors import CannotJudge, FoldError
 from ..failures import during
 from ..report import Proof
-from ..verdict import STEP, Runs, judge, require_close
-from .float64 import Inputs, call, named_tensors, needs_no_mode, run_model_in_float64, sharing_copy, tensors_in, widen
+from ..verdict import STEP, Runs, judge, judge_in_float64, require_close
+from .float64 import Inputs, call, named_tensors, needs_no_mode, run_model_in_float64, sharing_copy, widen
 from .process_state import same_random_state
 from .reproducible import first_difference
+from .returned import Returned, difference, taken_apart
 from .tails import TailRecorder
 
 Outputs = list[list[Tensor]]  # each output of a model, followed by what it was before its saturating tail
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What one run gave.
+
+    Attributes:
+        outputs: the tensors among what was returned, then the numbers, each followed by what it was before its tail.
+        returned: all of it, taken apart; its tensors are let go.
+    """
+
+    outputs: Outputs
+    returned: Returned
 
 
 @dataclass(frozen=True)
@@ -34,6 +49,7 @@ class Runnable:
         module: in eval mode.
         exact: float64 values of its rounded tensors, by `id`.
         prepare: what happens to the inputs first, for a model whose counterpart takes in the normalisation of them.
+        is_graph: what it returns is compared with what a graph returns; see `taken_apart`.
         tails: found by earlier runs: the operations whose operands are what the outputs were before their tails.
     """
 
@@ -41,35 +57,47 @@ class Runnable:
     module: nn.Module
     exact: Mapping[int, Tensor] = field(default_factory=dict)
     prepare: Callable[[Inputs], Inputs] = lambda inputs: inputs
+    is_graph: bool = False
     tails: dict[str, frozenset[int]] = field(default_factory=dict, repr=False)
 
     def in_float64(self, inputs: Inputs) -> Outputs:
         """Return the outputs, evaluated in float64."""
+        return self.ran_in_float64(inputs).outputs
+
+    def ran_in_float64(self, inputs: Inputs) -> Ran:
+        """Return what it gives, evaluated in float64."""
         given = self.prepare(tree_map(widen, _detached(inputs)))
-        return self._outputs(
+        return self._ran(
             f"the {self.name} in float64", lambda: run_model_in_float64(self.module, given, self.exact), given
         )
 
-    def deployed(self, inputs: Inputs) -> Outputs:
-        """Return the outputs in the model's own dtype."""
+    def ran_as_deployed(self, inputs: Inputs) -> Ran:
+        """Return what it gives in the model's own dtype."""
         given = self.prepare(_detached(inputs))
-        return self._outputs(f"the {self.name}", lambda: call(sharing_copy(self.module), given), given)
+        return self._ran(f"the {self.name}", lambda: call(sharing_copy(self.module), given), given)
 
-    def _outputs(self, what: str, run: Callable[[], Any], given: Inputs) -> Outputs:
+    def _ran(self, what: str, run: Callable[[], Any], given: Inputs) -> Ran:
         """Return each output with what it was before its tail; a second run keeps that where all would be too much."""
         key = f"{what} for {shapes_of(given)}"
         wanted = self.tails.get(key)
         with during(f"running {what} on the inputs"):
             recorder = TailRecorder(wanted)
-            outputs = tensors_in(_recorded(run, recorder))
-            numbers = frozenset(number for output in outputs for number in recorder.numbers(output))
+            returned = taken_apart(_recorded(run, recorder), is_graph=self.is_graph)
+            numbers = frozenset(number for output in returned.tensors for number in recorder.numbers(output))
             if recorder.has_overflown or (wanted is not None and wanted != numbers):
                 self.tails[key] = numbers
                 recorder = TailRecorder(numbers)
-                outputs = tensors_in(_recorded(run, recorder)) if numbers else outputs
-        if not outputs:
-            raise FoldError(f"{what} returned no tensor; expected one or more to compare")
-        return [[output, *recorder.before(output)] for output in outputs]
+                returned = taken_apart(_recorded(run, recorder), is_graph=self.is_graph) if numbers else returned
+            if not returned.tensors:
+                raise FoldError(f"{what} returned no tensor; expected one or more to compare")
+            outputs = [[_dense(output), *recorder.before(output)] for output in returned.tensors]
+            outputs += [[number] for number in returned.numbers]
+        return Ran(outputs, replace(returned, tensors=[], numbers=[]))
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    dense = tensor.dequantize() if tensor.is_quantized else tensor
+    return dense if dense.layout is torch.strided else dense.to_dense()
 
 
 def _recorded(run: Callable[[], Any], recorder: TailRecorder) -> Any:
@@ -108,24 +136,97 @@ def prove_model(
         FoldError: outputs differ in number, shape or value by more than the stated limits.
         CannotJudge: an output says nothing, or rounding could explain a difference that is too large to pass.
     """
-    runs = Runs(
-        oracle=original.in_float64(inputs),
-        moved=lambda: original.in_float64(_nudged(inputs)),
-        folded=lambda: folded.in_float64(inputs),
-        deployed_original=lambda: original.deployed(inputs),
-        deployed_folded=lambda: folded.deployed(inputs),
-        is_moved=_is_nudged(inputs),
-        changed=lambda: _with_other_parameters(original).in_float64(inputs),
-    )
+    pair = _Pair(original, folded, inputs)
     return judge(
+        pair.runs(),
+        roundoff=_unit_roundoff(folded.module),
+        is_exact=is_exact,
+        names=pair.names,
+        concerned=concerned,
+        require_reproducible=pair.require_reproducible,
+        at_sites=at_sites,
+    )
+
+
+def require_same(original: Runnable, folded: Runnable, inputs: Inputs, *, is_exact: bool) -> None:
+    """Raise where two models differ in float64, or in what they return, for further inputs that both of them take.
+
+    Args:
+        original: in eval mode.
+        folded: in eval mode.
+        inputs: see `prove_model`.
+        is_exact: see there.
+
+    Raises:
+        FoldError: they differ, by ten times what is allowed of the first inputs.
+        CannotJudge: these inputs say nothing.
+    """
+    pair = _Pair(original, folded, inputs)
+    runs = pair.runs()
+    runs.deployed_original()
+    runs.deployed_folded()
+    judge_in_float64(
         runs,
         roundoff=_unit_roundoff(folded.module),
         is_exact=is_exact,
-        names=[f"output {number}" for number in range(len(runs.oracle))],
-        concerned=concerned,
-        require_reproducible=lambda: _require_reproducible(original, inputs, len(runs.oracle)),
-        at_sites=at_sites,
+        names=pair.names,
+        require_reproducible=pair.require_reproducible,
+        slack=10.0,
     )
+
+
+class _Pair:
+    """Two models and the inputs that both are run on; what they return is compared as soon as it is known."""
+
+    def __init__(self, original: Runnable, folded: Runnable, inputs: Inputs):
+        self._is_graph = isinstance(folded.module, GraphModule) != isinstance(original.module, GraphModule)
+        self._original, self._folded = (replace(one, is_graph=self._is_graph) for one in (original, folded))
+        self._inputs = inputs
+        self._returned: dict[bool, Returned] = {}
+        self.names: list[str] = []
+
+    def runs(self) -> Runs:
+        """Return the runs of both, of which that of the original in float64 has been made."""
+        ran = self._original.ran_in_float64(self._inputs)
+        self._returned[False] = ran.returned
+        if ran.returned.opaque:
+            where = f"{ran.returned.opaque[0]} of its output" if ran.returned.opaque[0] else "its output"
+            kind = ran.returned.form[ran.returned.opaque[0]]
+            every = tuple(range(len(ran.outputs)))
+            raise CannotJudge(
+                f"the original returns a {kind} as {where}, of which nothing can be compared", kind, every
+            )
+        self.names = [f"output {number}" for number in range(len(ran.outputs))]
+        original, inputs = self._original, self._inputs
+        return Runs(
+            oracle=ran.outputs,
+            moved=lambda: original.in_float64(_nudged(inputs)),
+            folded=lambda: self._as_the_original(self._folded.ran_in_float64(inputs), is_deployed=False),
+            deployed_original=self._deployed_original,
+            deployed_folded=lambda: self._as_the_original(self._folded.ran_as_deployed(inputs), is_deployed=True),
+            is_moved=_is_nudged(inputs),
+            changed=lambda: _with_other_parameters(original).in_float64(inputs),
+        )
+
+    def require_reproducible(self) -> None:
+        """Raise CannotJudge when the original, run twice from one random state, gives two results."""
+        node = first_difference(lambda: self._original.in_float64(self._inputs))
+        if node:
+            reason = f"the original gives another result each time, from {node} on"
+            raise CannotJudge(reason, node, tuple(range(len(self.names))))
+
+    def _deployed_original(self) -> Outputs:
+        ran = self._original.ran_as_deployed(self._inputs)
+        self._returned[True] = ran.returned
+        return ran.outputs
+
+    def _as_the_original(self, ran: Ran, *, is_deployed: bool) -> Outputs:
+        """Return the outputs; raise FoldError when they are returned in another way than the original's."""
+        differs = difference(self._returned[is_deployed], ran.returned, has_dtypes=is_deployed)
+        if differs:
+            self.require_reproducible()
+            raise FoldError(differs)
+        return ran.outputs
 
 
 def proved_sizes(original: Runnable, folded: Runnable, inputs: Inputs, amplification: float) -> str:
@@ -157,14 +258,6 @@ def _with_other_parameters(model: Runnable) -> Runnable:
     return replace(model, exact={id(tensor): tensor.detach().double() * (1 + 2.0**-20) for tensor in tensors})
 
 
-def _require_reproducible(original: Runnable, inputs: Inputs, outputs: int) -> None:
-    """Raise CannotJudge when the original, run twice from one random state, gives two results."""
-    node = first_difference(lambda: original.in_float64(inputs))
-    if node:
-        reason = f"the original gives another result each time, from {node} on"
-        raise CannotJudge(reason, node, tuple(range(outputs)))
-
-
 def _detached(inputs: Inputs) -> Inputs:
     """Return copies of the inputs, so that an operation that writes into its input does not spoil the next run."""
     copied: Inputs = tree_map(lambda v: v.detach().clone() if isinstance(v, Tensor) else v, _plain(inputs))
@@ -183,10 +276,6 @@ def _nudged(inputs: Inputs) -> Inputs:
 
     nudged: Inputs = tree_map(nudge, _plain(inputs))
     return nudged
-
-
-def _is_rounded(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _is_nudged(inputs: Inputs) -> bool:

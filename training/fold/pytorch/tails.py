@@ -1,9 +1,9 @@
 """What the outputs of a network were before the saturating operations at its end.
 
 Used by `model_proof`. Behind a sigmoid that has come to 1, or a ReLU that has come to 0, different networks are
-equal; so the values before are compared as well. They are recorded while the network runs, whatever its form. Which of
-its operations are at its end is known only when it has run. So large values are not kept on suspicion: the run is then
-repeated, and the few that are wanted are kept.
+equal; so the values before are compared as well, as are those before a result of whole numbers or truth values. They
+are recorded while the network runs, whatever its form. Which of its operations are at its end is known only when it has
+run. So large values are not kept on suspicion: the run is then repeated, and the few that are wanted are kept.
 """
 
 from collections.abc import Collection, MutableMapping
@@ -82,21 +82,26 @@ class TailRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = func._schema.name.removeprefix("aten::")
         is_in_place = name.endswith("_") and not name.endswith("__")
         name = name.removesuffix("_") if is_in_place else name
-        saturates = name in _SATURATES
-        if not saturates and name not in _PASSES:
-            return func(*args, **(kwargs or {}))
-        self.count += 1
-        operands = [value for value in torch.utils._pytree.tree_leaves(args) if isinstance(value, Tensor)]
-        parents = tuple(self._origins.get(operand) for operand in operands)
+        is_passed = name in _SATURATES or name in _PASSES
+        operands = _tensors(args)
         shifts = name in _SHIFTS and len(operands) == 1
-        origin = _Origin(self.count, parents, None, saturates, shifts)
-        if operands and (saturates or shifts) and self._is_kept(operands[0]):
-            origin.operand = operands[0].clone() if is_in_place else operands[0]
-            self._keeping.add(origin)
+        operand = operands[0] if operands and (name in _SATURATES or shifts) and self._is_kept(operands[0]) else None
+        operand = operand.clone() if operand is not None and is_in_place else operand
+        parents = tuple(self._origins.get(one) for one in operands) if is_passed else ()
         results = func(*args, **(kwargs or {}))
-        for result in torch.utils._pytree.tree_leaves(results):
-            if isinstance(result, Tensor):
-                self._note(result, origin)
+        made = _tensors(results)
+        counts = not is_in_place and _are_counted(operands, made)
+        if not is_passed and not counts:
+            return results
+        if counts and operand is None and self._is_kept(operands[0]):
+            operand = operands[0]
+        self.count += 1
+        parents = parents or tuple(self._origins.get(one) for one in operands)
+        origin = _Origin(self.count, parents, operand, name in _SATURATES or counts, shifts)
+        if operand is not None:
+            self._keeping.add(origin)
+        for result in made:
+            self._note(result, origin)
         return results
 
     def before(self, output: Tensor) -> list[Tensor]:
@@ -128,9 +133,11 @@ class TailRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return list(tail.values())
 
     def _is_kept(self, operand: Tensor) -> bool:
-        """True when the operand of the operation at hand is kept; lets all go when that would be too much."""
+        """True when the operand of the next operation counted is kept; lets all go when that would be too much."""
+        if operand.layout is not torch.strided:
+            return False
         if self._wanted is not None:
-            return self.count in self._wanted
+            return self.count + 1 in self._wanted
         self._kept += operand.nbytes
         if self._kept > _MOST:
             self._kept = operand.nbytes + sum(one.operand.nbytes for one in self._keeping if one.operand is not None)
@@ -148,3 +155,14 @@ class TailRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             oldest = list(known.values())
         for one in oldest:  # what lies further back is let go, with the memory that it holds
             one.operand, one.parents = None, ()
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [value for value in torch.utils._pytree.tree_leaves(values) if isinstance(value, Tensor)]
+
+
+def _are_counted(operands: list[Tensor], made: list[Tensor]) -> bool:
+    """True when whole numbers or truth values are made of others, by whatever operation."""
+    if not operands or not made or not (operands[0].is_floating_point() or operands[0].is_complex()):
+        return False
+    return not any(result.is_floating_point() or result.is_complex() for result in made)
