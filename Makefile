@@ -56,6 +56,9 @@ unit: install
 page-test: install ## the page at / in a real Chromium (apt-get install chromium; or CHROMIUM=path)
 	PAGE_TEST=1 $(PYTHON) -m pytest -n $(JOBS) -m browser tests/page $(ARGS)
 
+pages-test: install ## the blocks of the documents that take minutes, as they stand (trains the book's LeNet three times)
+	PAGES_TEST=1 $(PYTHON) -m pytest -v tests/training/test_document.py $(ARGS)
+
 screenshots: install ## take the pictures of the page in docs/images (needs a Chromium)
 	$(PYTHON) -m tests.page.screenshots
 

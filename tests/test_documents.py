@@ -11,21 +11,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from foldserve.service.app import create_app
 from foldserve.service.settings import Settings
-from tests.support import artifacts
+from tests.support import artifacts, pages
 from tests.support.live import serve
+from tests.support.pages import Block, blocks
 
 ROOT = Path(__file__).parents[1]
-_BLOCK = re.compile(r"^```(\w+)( \w+)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CLIENTS_PYTHON = os.environ.get("CLIENTS_PYTHON", "")
-
-
-def blocks(page: str) -> list[tuple[str, str]]:
-    """Language (with what follows it) and text of each block of a page, in order."""
-    text = (ROOT / "docs" / page).read_text()
-    return [(language + more, block) for language, more, block in _BLOCK.findall(text)]
 
 
 class Reader(SimpleNamespace):
@@ -53,7 +48,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     for version in (1, 2):
         artifacts.publish_classifier(folder / "models", "lenet-bn", version=version, seed=version)
     reader = Reader(folder=folder, address="")
-    reader.run("sh", "-e", text=blocks("operations.md")[0][1])
+    reader.run("sh", "-e", text=blocks("docs/operations.md")[0].text)
     settings = Settings(
         models_dir=folder / "models", provider="cpu", buckets=(1, 4), keys_file=folder / "keys", closed_scopes=(),
         state_dir=folder / "state",
@@ -61,15 +56,16 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     with serve(create_app(settings)) as url:
         reader.address = url.removeprefix("http://")
         command.write_text(
-            f'#!/bin/sh\nif [ "$1" = "models" ]; then shift; set -- models --url {url} "$@"; fi\n'
+            f'#!/bin/sh\ncase "$1" in models|predict) word=$1; shift; set -- $word --url {url} "$@";; esac\n'
             f'exec "{sys.executable}" -m foldserve "$@"\n'
         )
         yield reader
 
 
-def run_block(reader: Reader, language: str, text: str) -> str:
+def run_block(reader: Reader, block: Block) -> str:
     """Run a block with the program that its language names."""
-    if language == "python triton":
+    language, text, needs = block
+    if needs == "triton":
         if not CLIENTS_PYTHON:
             pytest.skip("CLIENTS_PYTHON names no environment with tritonclient")
         return reader.run(CLIENTS_PYTHON, "-", text=text)
@@ -94,20 +90,19 @@ EXPECTED = (
 @pytest.mark.parametrize("number", range(len(EXPECTED)))
 def test_every_example_for_clients_works(reader, number):
     """curl, Python, JavaScript and tritonclient: copied, pasted, answered."""
-    language, text = blocks("clients.md")[number]
-    printed = run_block(reader, language, text)
+    printed = run_block(reader, blocks("docs/clients.md")[number])
     assert EXPECTED[number] in printed, printed
     assert ("error" in printed) == ("error" in EXPECTED[number])
 
 
 def test_every_example_is_run():
     """A new block has to be given what it prints."""
-    assert len(blocks("clients.md")) == len(EXPECTED)
+    assert len(blocks("docs/clients.md")) == len(EXPECTED)
 
 
 def test_the_operators_page_works_from_top_to_bottom(reader):
     """Roll back, promote, label and compare, each as it is written, and the service ends where the page says."""
-    printed = [run_block(reader, language, text) for language, text in blocks("operations.md")[1:]]
+    printed = [run_block(reader, block) for block in blocks("docs/operations.md")[1:]]
     assert len(printed) == 4
     listed, moved, labelled, compared = printed
     assert ["lenet-bn", "2", "READY", "latest"] in [line.split() for line in listed.splitlines()]
@@ -116,6 +111,51 @@ def test_the_operators_page_works_from_top_to_bottom(reader):
     assert '"stable": 1' in labelled
     assert '"version": 1,\n    "since"' in compared
     assert '"shadow": null' in compared
+
+
+def test_a_program_reads_the_document_of_a_command(reader):
+    """The line of docs/commands.md, with a picture of its name."""
+    Image.fromarray(artifacts.images(1)[0, 0]).save(reader.folder / "shirt.png")
+    (block,) = blocks("docs/commands.md")
+    assert "'class_id'" in run_block(reader, block)
+
+
+# Each page with blocks, and the module whose test runs every one of them that needs no more than a usual machine.
+RUN_BY = {
+    "README.md": "tests/test_readme.py", "docs/index.md": "tests/test_readme.py",
+    "docs/serve.md": "tests/test_readme.py", "docs/fold.md": "tests/test_readme.py",
+    "docs/clients.md": "tests/test_documents.py", "docs/operations.md": "tests/test_documents.py",
+    "docs/commands.md": "tests/test_documents.py", "docs/lenet.md": "tests/training/test_document.py",
+    "docs/training.md": "tests/training/test_document.py", "docs/publish.md": "tests/training/publish/test_document.py",
+    "docs/migrate.md": "tests/test_migrate.py", "docs/learn/README.md": "tests/training/studies/learn/test_page.py",
+    "docs/learn/README.zh.md": "tests/test_readme.py",
+}  # fmt: skip
+SHOWN = {"docs/python.md"}  # signatures, made from the code
+
+
+def pages_of_the_house() -> list[str]:
+    """The README and all pages under docs/; those of results say how their figures were made, mostly in hours."""
+    found = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    paths = [str(path.relative_to(ROOT)) for path in found]
+    return sorted(path for path in paths if not path.startswith(("docs/results/", "docs/adr/")))
+
+
+def test_every_block_of_every_page_is_run():
+    """By a test that reads this page, or, where it needs more, by a target of that name; no command hides in a text."""
+    unknown = []
+    for page in pages_of_the_house():
+        runnable = blocks(page, *pages.RUNNABLE)
+        unknown += [(page, block.language) for block in blocks(page) if not block.language.isalpha()]
+        unknown += [(page, block.needs) for block in runnable if block.needs and block.needs not in pages.NEEDS]
+        if page not in SHOWN and any(not block.needs for block in runnable):
+            assert page in RUN_BY, f"{page}: name the module whose test runs its blocks"
+            assert Path(page).name in (ROOT / RUN_BY[page]).read_text(), page
+        outside = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+        commands = r"^ {4}(?:foldserve|curl|make|pip|python3?|docker|docker-compose|kubectl|torchrun) .*"
+        unknown += [(page, line) for line in re.findall(commands, outside, re.MULTILINE)]
+    assert unknown == []
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(pages.NEEDS.values()) <= targets
 
 
 @pytest.mark.parametrize("page", ["docs/operations.md", "SECURITY.md", "README.md"])

@@ -12,11 +12,11 @@ import pytest
 from foldserve.command import main
 from foldserve.service.app import create_app
 from foldserve.service.settings import Settings
-from tests.support import migration
+from tests.support import migration, pages
 from tests.support.live import serve
 
 PAGE = (Path(__file__).parents[1] / "docs/migrate.md").read_text()
-BLOCKS = [block for _, block in re.findall(r"^```(sh|python)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)]
+BLOCKS = [block.text for block in pages.blocks("docs/migrate.md")]
 
 
 @pytest.fixture
@@ -39,7 +39,8 @@ def asked(url: str, block: str) -> str:
 
 def test_the_page_works_from_top_to_bottom(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An archive of TorchServe, a repository of Triton and a LitAPI end as versions that answer their old callers."""
-    archive, torchserve, triton, proof, litapi, predict = BLOCKS
+    archive, torchserve, service, triton, proof, litapi, predict = BLOCKS
+    assert service.split() == ["foldserve", "serve", "--models-dir", "model_repository", "--allow-unverified"]
     for command in (archive, proof):
         assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
     printed = capsys.readouterr().out

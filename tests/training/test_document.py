@@ -1,5 +1,6 @@
 """docs/training.md as a reader uses it: every command and the Python block, as they stand, in the order of the page."""
 
+import os
 import re
 import shlex
 import shutil
@@ -14,15 +15,13 @@ import pytest
 from foldserve.command import main
 from foldserve.service.app import create_app
 from foldserve.service.settings import Settings
+from tests.support import pages
 from tests.support.class_folders import FRUIT, save_classes
 from tests.support.live import serve
 
-PAGE = (Path(__file__).parents[2] / "docs/training.md").read_text()
-COMMANDS = [
-    line
-    for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
-    for line in block.replace("\\\n", " ").splitlines()
-]
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/training.md").read_text()
+COMMANDS = pages.lines("docs/training.md")
 
 
 @pytest.fixture
@@ -65,6 +64,30 @@ def test_the_python_block_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     made: dict[str, object] = {}
     exec(compile(block, "docs/training.md", "exec"), made)
     assert made["data"].class_names == ("cat", "dog")  # type: ignore[attr-defined]
+
+
+def test_the_shipped_version_is_proved_again(capsys: pytest.CaptureFixture[str]) -> None:
+    """The line of docs/lenet.md, without test images at hand or with them."""
+    (verify,) = pages.lines("docs/lenet.md")
+    assert shlex.split(verify) == ["foldserve", "verify", "models/lenet-bn/1"]
+    assert main(["verify", str(ROOT / "models/lenet-bn/1"), "--data-dir", str(ROOT / "docs")]) == 0
+    assert "3 of 5 checks passed, 2 not checked" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not os.environ.get("PAGES_TEST"), reason="trains for minutes: make pages-test")
+def test_the_trainings_of_the_book_run(tmp_path: Path) -> None:
+    """Every line of docs/lenet.md that needs minutes, as it stands; each publishes the next version."""
+    (block,) = (block for block in pages.blocks("docs/lenet.md", "sh") if block.needs == "minutes")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, module in (("foldserve", "foldserve"), ("torchrun", "torch.distributed.run")):
+        (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {module} "$@"\n')
+        (programs / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    lines = block.text.splitlines()
+    for number, line in enumerate(lines, start=1):
+        subprocess.run(["sh", "-e", "-c", line], cwd=tmp_path, env=environment, check=True, timeout=1800)
+        assert (tmp_path / f"models/lenet-bn/{number}/model.onnx").is_file()
 
 
 def test_pages_flags_exist(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,10 @@
 """docs/publish.md as a reader uses it: every command and the Python block, as they stand."""
 
+import json
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from foldserve.command import main
+from foldserve.service.app import create_app
+from foldserve.service.settings import Settings
+from tests.support import pages
+from tests.support.live import serve
 
 PAGE = (Path(__file__).parents[3] / "docs/publish.md").read_text()
 
@@ -60,14 +67,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_the_page_does_what_it_says(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Commands end with 0 and leave what they announce; the Python block runs; named columns are kept."""
-    commands = [
-        shlex.split(line)[1:]
-        for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
-        for line in block.replace("\\\n", " ").splitlines()
-    ]
-    assert [words[0] for words in commands] == ["publish", "publish", "publish", "verify"]
-    for words in commands:
-        assert main(words) == 0, (words, capsys.readouterr())
+    publish, service, ask, *others = pages.lines("docs/publish.md")
+    assert shlex.split(service) == ["foldserve", "serve"]
+    assert [shlex.split(line)[1] for line in others] == ["publish", "publish", "verify"]
+    for line in (publish, *others):
+        assert main(shlex.split(line)[1:]) == 0, (line, capsys.readouterr())
+    shutil.copy(folder / "val/rose/0.png", folder / "rose.jpg")
+    with serve(create_app(Settings(models_dir=folder / "models", provider="cpu", buckets=(1,)))) as url:
+        asked = ask.replace("localhost:8000", url.removeprefix("http://"))
+        answer = subprocess.run(["sh", "-c", asked], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert len(json.loads(answer)["predictions"][0]["top"]) == 3
     assert "4 of 4 checks passed" in capsys.readouterr().out
     for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
         exec(compile(block, "docs/publish.md", "exec"), {})
