@@ -64,18 +64,21 @@ def test_a_word_that_is_no_command_is_a_mistake(words: list[str], capsys: pytest
     "words",
     [
         "", "fly", "serve --bogus", "serve --port x", "serve --buckets 3,2", "models promote", "models fly", "keys new",
-        "predict", "fold", "train --epochs x", "publish", "learn --fly", "demo --fly",
+        "predict", "fold", "train --epochs x", "publish", "learn --fly", "demo --fly", "publish f --fly",
+        "models list --fly", "verify m more", "import", "keys revoke", "bench --fly", "completion --fly", "pull --fly",
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence(words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of every command and its own commands: what is wrong and where the rest stands, in a line, and no usage."""
+    """Of every command and its own commands: who says it, what is wrong and where the rest stands, and no usage."""
     try:
         code = main(words.split())
     except SystemExit as end:
         code = end.code
     printed = capsys.readouterr()
     assert (code, printed.out) == (exit_codes.USAGE, "")
-    assert re.fullmatch(r"foldserve[a-z ]*: .+; `foldserve[a-z ]* --help` explains it\n", printed.err), printed.err
+    commands = [word for word in words.split() if word in {*COMMANDS, "promote", "new", "list", "revoke"}]
+    said = " ".join(["foldserve", *commands])
+    assert re.fullmatch(rf"{said}: error: .+; `{said} --help` explains it\n", printed.err), printed.err
 
 
 @pytest.mark.parametrize("entrance", ["service", "training", "foldserve"])

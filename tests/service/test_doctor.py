@@ -118,4 +118,4 @@ def test_a_setting_that_is_none_is_a_mistake(capsys):
     with pytest.raises(SystemExit) as end:
         doctor.main(["--max-rows", "x"])
     assert end.value.code == 2
-    assert "foldserve doctor: --max-rows" in capsys.readouterr().err
+    assert "foldserve doctor: error: --max-rows" in capsys.readouterr().err
