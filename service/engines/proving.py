@@ -79,8 +79,9 @@ class Proving:
         return measured
 
     def stop(self) -> None:
-        """End all processes, and with them the proofs that go on."""
+        """End all processes, and with them the proofs that go on; no more are started."""
         with self._lock:
+            self._is_possible = False
             helpers, self._idle = [*self._idle, *self._busy], []
         for helper in helpers:
             helper.end()
@@ -100,13 +101,21 @@ class Proving:
             self._is_possible = False
             _log.warning("no process can be started to prove versions in; they are proved in this one: %s", err)
             return None
-        self._busy.add(helper)
-        return helper
+        return helper if self._is_kept(helper) else None
+
+    def _is_kept(self, helper: "_Helper") -> bool:
+        """Count a new process among the busy ones; where all were stopped while it started, end it."""
+        with self._lock:
+            if self._is_possible:
+                self._busy.add(helper)
+                return True
+        helper.end()
+        return False
 
     def _put_back(self, helper: "_Helper") -> None:
         with self._lock:
             self._busy.discard(helper)
-            if helper.is_alive:
+            if helper.is_alive and self._is_possible:
                 self._idle.append(helper)
             else:
                 helper.end()

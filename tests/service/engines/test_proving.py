@@ -191,3 +191,28 @@ def test_a_process_says_what_it_measured_and_gives_way(fashion_and_echo, proving
     (helper,) = proving._idle
     assert os.getpriority(os.PRIO_PROCESS, helper._process.pid) == max(10, os.getpriority(os.PRIO_PROCESS, 0))
     assert os.sched_getscheduler(helper._process.pid) == os.SCHED_BATCH
+
+
+def test_a_process_that_starts_while_all_are_stopped_is_ended(tmp_path, monkeypatch):
+    """A service that drains while it begins to prove leaves no process, and no socket of one."""
+    artifacts.publish_echo(tmp_path, "echo", version=1)
+    proving, starts, stopped, started = Proving(), threading.Event(), threading.Event(), []
+
+    class Slow(proving_module._Helper):
+        def __init__(self):
+            super().__init__()
+            started.append(self)
+            starts.set()
+            assert stopped.wait(60)
+
+    monkeypatch.setattr(proving_module, "_Helper", Slow)
+    thread = threading.Thread(target=prove, args=(proving, tmp_path, 1))
+    thread.start()
+    assert starts.wait(60)
+    proving.stop()
+    stopped.set()
+    thread.join(60)
+    assert not thread.is_alive()
+    (process,) = started
+    assert not process.is_alive
+    assert process._socket.fileno() == -1
