@@ -36,10 +36,9 @@ from .errors import InvalidInput, MethodNotAllowed, ProviderUnavailable, Service
 from .lane.fast_lane import LANE, FastLane
 from .live.canary import Canary
 from .live.control import ModelControl
+from .live.live_models import LiveModels
 from .live.memory import give_back
-from .live.reconciler import Reconciler
 from .live.registry import Registry
-from .live.shadow import Shadows
 from .metrics import Metrics
 from .openapi import describe, operation_id
 from .page.routes import router as page_router
@@ -79,7 +78,10 @@ DESCRIPTION = "Serves models that were trained, folded and proven equal before t
 
 
 def create_app(
-    settings: Settings, workers: Workers | None = None, grpc_listener: socket.socket | None = None
+    settings: Settings,
+    workers: Workers | None = None,
+    grpc_listener: socket.socket | None = None,
+    models: LiveModels | None = None,
 ) -> FastAPI:
     """Return an application that serves the models under `settings.models_dir`.
 
@@ -90,9 +92,10 @@ def create_app(
         settings: every knob.
         workers: what this process shares with others that serve the same port; None when it is alone.
         grpc_listener: a socket that listens for gRPC; None takes the port of the settings, if they name one.
+        models: whose loading may have begun; None makes them.
     """
-    place = workers.join(settings.drain_seconds) if workers is not None else 0
-    metrics = Metrics(workers.totals() if workers is not None else None)
+    models = models or LiveModels.of(settings, workers)
+    metrics = models.metrics
     app = FastAPI(
         title="foldserve",
         version=__version__,
@@ -112,8 +115,8 @@ def create_app(
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.workers = workers
-    app.state.registry = Registry(metrics, Shadows(settings.state_dir))
-    app.state.reconciler = Reconciler(app.state.registry, settings, metrics, workers, place)
+    app.state.registry = models.registry
+    app.state.reconciler = models.reconciler
     app.state.decoding = WorkQueue(
         settings.decode_threads or max(1, available_cores() // settings.workers),
         settings.max_decode_bytes,

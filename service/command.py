@@ -12,25 +12,26 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from importlib import metadata
-
-import uvicorn
+from typing import TYPE_CHECKING
 
 from foldserve.exit_codes import DONE, START_FAILED, USAGE
 
 from .cores import available_cores
 from .errors import ProviderUnavailable, ServiceError
-from .factory import PROTOCOL, build_app, import_libraries
+from .factory import PROTOCOL, begin_loading, build_app, import_libraries
 from .keys import read_keys
-from .logs import log_config
+from .logs import configure_logging, log_config
 from .memory_limit import available_memory, fit_to_memory
 from .processes.abandoned import end_if_abandoned
-from .processes.server import Server
-from .processes.supervisor import Supervisor
 from .processes.workers import Workers
 from .settings import Settings
 from .transport.descriptors import fit_to_descriptors
 from .transport.listener import bind
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from .live.live_models import LiveModels
 
 logger = logging.getLogger("foldserve")
 
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as err:
         sys.stderr.write(f"foldserve serve: {err}\n")
         return START_FAILED
-    server_config(settings)  # logging, before there is anything to say
+    configure_logging(settings.log_level, settings.log_file)
     logging.captureWarnings(True)  # which would go to standard error as lines that are no events
     if settings.on == "ray":
         return _serve_on_ray(settings)
@@ -128,6 +129,8 @@ def check_device(settings: Settings) -> None:
 
 
 def _is_installed(distribution: str) -> bool:
+    from importlib import metadata  # takes long, and few need it
+
     try:
         metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -136,11 +139,16 @@ def _is_installed(distribution: str) -> bool:
 
 
 def server_config(
-    settings: Settings, workers: Workers | None = None, grpc_listener: socket.socket | None = None
-) -> uvicorn.Config:
-    """Return uvicorn's configuration; it configures logging at once, here and in every worker."""
+    settings: Settings,
+    workers: Workers | None = None,
+    grpc_listener: socket.socket | None = None,
+    models: "LiveModels | None" = None,
+) -> "uvicorn.Config":
+    """Return uvicorn's configuration; it configures logging once more, here and in every worker."""
+    import uvicorn
+
     return uvicorn.Config(
-        functools.partial(build_app, settings, workers, grpc_listener),
+        functools.partial(build_app, settings, workers, grpc_listener, models),
         factory=True,
         loop="uvloop",
         http=PROTOCOL,  # on httptools, which refuses a request with two lengths; h11 lets it through
@@ -169,7 +177,11 @@ def run_alone(settings: Settings, listener: socket.socket, grpc_listener: socket
     # uvicorn drains and then raises the signal again for the handler before its own: the default one exits with -15.
     signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        Server(server_config(settings, None, grpc_listener), settings.leave_seconds).run(sockets=[listener])
+        models = begin_loading(settings)
+        from .processes.server import Server  # imported while models are loaded, as all that follows
+
+        config = server_config(settings, None, grpc_listener, models)
+        Server(config, settings.leave_seconds).run(sockets=[listener])
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else START_FAILED
     except KeyboardInterrupt:  # the same for SIGINT
@@ -180,6 +192,8 @@ def run_alone(settings: Settings, listener: socket.socket, grpc_listener: socket
 def run_workers(settings: Settings, listener: socket.socket, grpc_listener: socket.socket | None = None) -> int:
     """Serve in several processes, each of which is replaced when it ends."""
     import_libraries()
+    from .processes.supervisor import Supervisor
+
     gc.freeze()  # workers share the pages that none of them writes to
     gc.enable()
     try:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
+    from .live.live_models import LiveModels
     from .processes.workers import Workers
     from .settings import Settings
 
@@ -35,13 +36,28 @@ _LIBRARIES = (
 
 def import_libraries() -> None:
     """Import what every worker needs; their supervisor does it once for all of them."""
-    # numpy's threads for linear algebra, which nothing here uses, would spin for a while and not survive a copy.
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    _spare_numpy_threads()
     for name in _LIBRARIES:
         importlib.import_module(name)
 
 
-def build_app(settings: "Settings", workers: "Workers | None", grpc_listener: "socket | None" = None) -> "FastAPI":
+def begin_loading(settings: "Settings") -> "LiveModels":
+    """Begin to load models, in threads, before the application is imported: that takes as long, and one core of two."""
+    gc.disable()  # until the application is there
+    _spare_numpy_threads()
+    from .live.live_models import LiveModels
+
+    models = LiveModels.of(settings)
+    models.reconciler.begin()
+    return models
+
+
+def build_app(
+    settings: "Settings",
+    workers: "Workers | None",
+    grpc_listener: "socket | None" = None,
+    models: "LiveModels | None" = None,
+) -> "FastAPI":
     """Return the application; what it needs is imported now. Where it cannot be made, the process ends with the reason.
 
     Importing makes a hundred thousand objects that are never freed. The collector would go through them two hundred
@@ -53,7 +69,7 @@ def build_app(settings: "Settings", workers: "Workers | None", grpc_listener: "s
             import_libraries()
             from .app import create_app
 
-            app = create_app(settings, workers, grpc_listener)
+            app = create_app(settings, workers, grpc_listener, models)
         gc.freeze()
     except Exception as err:  # the process would end with a traceback, and a supervisor start the next one
         logger.error("the start failed: %s", err, exc_info=None if isinstance(err, OSError) else err)
@@ -61,6 +77,11 @@ def build_app(settings: "Settings", workers: "Workers | None", grpc_listener: "s
     finally:
         gc.enable()
     return app
+
+
+def _spare_numpy_threads() -> None:
+    """Have numpy make no threads for linear algebra, which nothing here uses: they spin, and do not survive a copy."""
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 
 @contextmanager

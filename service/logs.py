@@ -8,6 +8,7 @@ the log with its traceback either.
 import contextlib
 import json
 import logging
+import logging.config
 import logging.handlers
 import math
 import sys
@@ -105,6 +106,11 @@ class LogFile(logging.handlers.WatchedFileHandler):
         """Close the file, without the lines that do not fit."""
         with contextlib.suppress(OSError):
             super().close()
+
+
+def configure_logging(level: str, file: Path | None = None) -> None:
+    """Write what is logged from now on as `log_config` says."""
+    logging.config.dictConfig(log_config(level, file=file))
 
 
 def log_config(level: str, human: bool | None = None, file: Path | None = None) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import hmac
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,18 @@ def check_key(folder: Path, manifest: Mapping[str, Any], key: str, expected: obj
         raise FormatError(f"{folder / MANIFEST_FILE}: {key} is {actual!r}, expected {expected!r}")
 
 
+def sha256_of(file: BufferedReader) -> str:
+    """Return the SHA-256 of what is left of an open file."""
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def check_files(
-    folder: Path, manifest: Mapping[str, Any], root: Path | None = None, *, among_others: bool = False
+    folder: Path,
+    manifest: Mapping[str, Any],
+    root: Path | None = None,
+    *,
+    among_others: bool = False,
+    digest: Callable[[BufferedReader], str] = sha256_of,
 ) -> dict[str, str]:
     """Compare a version folder with its manifest's list, name by name and byte by byte; returns the SHA-256 of each.
 
@@ -86,6 +97,7 @@ def check_files(
         root: folder within which links may lead, whose entries that begin with `..` are those of a cluster's mount;
             None: no links are followed.
         among_others: whether other files may lie there, as in a folder that somebody else made; nothing reads them.
+        digest: reads the model file to its end and returns its SHA-256: whoever needs the bytes too keeps them.
 
     Raises:
         FormatError: a file is missing, is not listed, is a link, cannot be read, or is not what the manifest says.
@@ -98,10 +110,11 @@ def check_files(
         present = {name for name in present if not name.startswith("..")}
     if present != set(listed) and not (among_others and present > set(listed)):
         raise FormatError(f"{folder} holds {sorted(present)}, its manifest lists {sorted(listed)}")
-    return {name: _check_file(folder / name, entry, root) for name, entry in listed.items()}
+    digests = {MODEL_FILE: digest}
+    return {n: _check_file(folder / n, entry, root, digests.get(n, sha256_of)) for n, entry in listed.items()}
 
 
-def _check_file(path: Path, entry: Any, root: Path | None) -> str:
+def _check_file(path: Path, entry: Any, root: Path | None, digest_of: Callable[[BufferedReader], str]) -> str:
     """SHA-256 of a listed file, after comparing it and the size with the manifest's."""
     if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
         raise FormatError(f"{path.parent / MANIFEST_FILE}: {path.name} is listed without its sha256")
@@ -110,7 +123,7 @@ def _check_file(path: Path, entry: Any, root: Path | None) -> str:
             size = os.fstat(file.fileno()).st_size
             if size != entry.get("bytes"):
                 raise FormatError(f"{path} has {size} bytes, its manifest says {entry.get('bytes')}")
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = digest_of(file)
     except OSError as err:
         raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
     if not hmac.compare_digest(digest, entry["sha256"]):

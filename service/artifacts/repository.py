@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -267,19 +268,22 @@ def _identity(path: Path) -> tuple[int, ...]:
 def _open(name: str, version: int, path: Path, root: Path, *, is_mounted: bool, is_root: bool) -> Artifact:
     """Return a version with its manifest, which names the model too unless that is mounted by itself."""
     model_path = path / MODEL_FILE
+    copies: list[SealedFile] = []
+
+    def keep(file: BufferedReader) -> str:
+        copies.append(SealedFile(file))
+        return copies[0].sha256
+
     try:
         manifest = read_manifest(path, root)
         if not is_mounted:
             check_key(path, manifest, "name", name)
         check_key(path, manifest, "version", version)
-        digests = check_files(path, manifest, root, among_others=is_root)
-        sealed = _sealed(model_path, root)
+        digests = check_files(path, manifest, root, among_others=is_root, digest=keep)
         golden = read_golden(manifest.get("golden"))
     except FormatError as err:
         raise ArtifactInvalid(str(err)) from err
-    if sealed.sha256 != digests[MODEL_FILE]:
-        raise ArtifactInvalid(f"{model_path} changed while it was read")
-    digest = sealed.sha256
+    sealed, digest = copies[0], digests[MODEL_FILE]
     sealed, side_files = _whole(model_path, sealed, root)
     if unlisted := sorted(side_files.keys() - digests.keys()):
         raise ArtifactInvalid(f"{path} keeps weights in {unlisted[0]!r}, which its manifest does not list")
@@ -343,7 +347,7 @@ def _changed(sealed: SealedFile, change: Callable[[memoryview], bytes | None]) -
 
 def _sealed(model_path: Path, root: Path) -> SealedFile:
     try:
-        return SealedFile(regular_file(model_path, root))
+        return SealedFile.at(regular_file(model_path, root))
     except OSError as err:
         raise ArtifactInvalid(f"{model_path} cannot be read: {err.strerror or err}") from err
 

@@ -150,7 +150,7 @@ def _stated(tensor: Message) -> Mapping[str, str]:
 
 def _sealed(path: Path, root: Path) -> SealedFile:
     try:
-        return SealedFile(regular_file(path, root))
+        return SealedFile.at(regular_file(path, root))
     except (OSError, FormatError) as err:
         reason = getattr(err, "strerror", None) or err
         raise ArtifactInvalid(

@@ -157,7 +157,8 @@ class Engine:
                     raise
                 session, device = fall_back(artifact.source, threads or 1, str(err))
         published = PlainRunner(session)
-        refuse_failing(published, artifact, fitting[0])
+        if known is None:  # what ran before is proved without a run that is for nothing else
+            refuse_failing(published, artifact, fitting[0])
         if not artifact.is_verified and signature.fixed_rows is None:
             refuse_dependent_rows(published, artifact)
         # Of a large file it is found later, by whoever defers: reading it once more would hold up the start.

@@ -10,6 +10,7 @@ import ctypes
 import functools
 import io
 import logging
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,8 @@ def cpu_session(source: Source, threads: int) -> onnxruntime.InferenceSession:
     Raises:
         ArtifactInvalid: onnxruntime cannot read the model.
     """
-    _share_memory()
+    with _registering:
+        _share_memory()
     options = _options()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.use_env_allocators", "1")
@@ -133,6 +135,7 @@ def cpu_session(source: Source, threads: int) -> onnxruntime.InferenceSession:
         raise ArtifactInvalid(f"{name} cannot be loaded: {first_line(err)}{_remedy(str(err))}") from err
 
 
+_registering = threading.Lock()
 _ARENA_DEFAULTS = -1, -1, -1  # of onnxruntime: strategy, first chunk, most dead bytes of one
 
 

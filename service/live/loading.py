@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnxruntime
@@ -52,7 +52,54 @@ _PATIENCE_SECONDS = 2.0  # that a load waits for another one
 _PROGRESS_SECONDS = 5.0  # between two lines about a load
 _LARGE_BYTES = 1024 * 1024  # of a model file: what reading it leaves in memory is worth giving back
 _SHARE_OF_MEMORY = 8  # a file that is a smaller part of what is free has room in memory for sure
-_PROOF_SECONDS = 0.05  # in which golden answers go the way of requests; all of them were proved before
+_PROOF_SECONDS = 0.02  # in which golden answers go the way of requests; all of them were proved before
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A version as it was read.
+
+    Attributes:
+        artifact: with its sealed file, unless there is an engine.
+        content: digest of what decides how it answers.
+        proved: what was measured where another worker has proved it.
+        known: what was measured of it before.
+        engine: of it, where it need not be measured.
+    """
+
+    artifact: Artifact
+    content: str
+    proved: Measured | None
+    known: Measured | None
+    engine: Engine | None = None
+
+
+class _Begun:
+    """A load that goes on in a thread of its own, one piece of work after the other.
+
+    Args:
+        name: of the model.
+
+    Attributes:
+        executor: the thread, in which the engine runs later.
+        options: of the runs in it, by which they can be ended.
+        work: the piece that was submitted last.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.executor = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{name}")
+        self.options = onnxruntime.RunOptions()
+        self.work: Future[Any] = Future()
+
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> None:
+        """Do a piece of work in the thread."""
+        self.work = self.executor.submit(work, *arguments)
+
+    def give_up(self) -> None:
+        """End what runs, as far as that can be ended, and wait for nothing."""
+        self.options.terminate, self.options.log_severity_level = True, 4  # onnxruntime would report it as an error
+        abandon(self.work)
+        self.executor.shutdown(wait=False, cancel_futures=True)
 
 
 class Loader:
@@ -65,6 +112,9 @@ class Loader:
         served: what was served as each version before; nothing else may be.
         lost: called once when a device no longer answers.
         workers: share what was measured and counted; None when there is only one.
+
+    Attributes:
+        side_by_side: how many versions are loaded at a time; of these, one is measured.
     """
 
     def __init__(
@@ -83,7 +133,10 @@ class Loader:
         self._lost = lost
         self._decide = decide_alone if workers is None else workers.decide
         self._folder = None if workers is None else workers.folder / "statistics"
-        self._one_load = asyncio.Semaphore(1)
+        self.side_by_side = max(1, available_cores() // settings.workers)
+        self._some_loads = asyncio.Semaphore(self.side_by_side)
+        self._one_load = asyncio.Semaphore(1)  # that measures
+        self._begun: dict[tuple[str, int], _Begun] = {}
         self._proving = Proving()
         options = {**self._options(), "provider": settings.provider, "specialise": settings.specialise}
         self._measured = MeasuredCache(settings.state_dir, options)
@@ -105,7 +158,7 @@ class Loader:
         Raises:
             ServiceError: it is not what its manifest says, cannot be loaded or answers wrongly; nothing of it is kept.
         """
-        async with self._turn():
+        async with _turn(self._some_loads):
             started = time.perf_counter()
             progress = asyncio.create_task(_report_progress(name, version, started))
             try:
@@ -114,42 +167,48 @@ class Loader:
                 raise type(err)(f"model {name!r}: {err}") from err
             finally:
                 progress.cancel()
-        self._loaded[model] = None
         self._names.add(name)
         self._report(model, time.perf_counter() - started)
         return model
 
-    @contextlib.asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        """Load one after the other, since each measures; but wait for no load that takes long, or may never end."""
-        has_turn = True
-        try:
-            await asyncio.wait_for(self._one_load.acquire(), _PATIENCE_SECONDS)
-        except TimeoutError:
-            has_turn = False
-        try:
-            yield
-        finally:
-            if has_turn:
-                self._one_load.release()
+    def begin(self, name: str, version: int) -> None:
+        """Begin to load a version that is going to be asked for, without a running loop.
+
+        It is read now, and opened and proved where it was measured before; of others the measurement would be wrong
+        beside whatever else goes on.
+        """
+        self._begun[name, version] = begun = _Begun(name)
+        begun.submit(self._read, name, version, begun.options)
+
+    def forget_begun(self, name: str | None = None, version: int = 0) -> None:
+        """Give up what was begun and is not going to be asked for: one version, or all of them."""
+        for key in [(name, version)] if name is not None else list(self._begun):
+            begun = self._begun.pop(key, None)
+            if begun is not None:
+                begun.give_up()
 
     async def _load_within_limit(self, name: str, version: int, is_beside: bool, like: Model | None) -> Model:
         """Load a version in a thread that is given up when it takes too long; what fails leaves nothing behind."""
-        executor = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{name}")
-        options = onnxruntime.RunOptions()
-        work: Future[Any] = executor.submit(self._open_engine, name, version, is_beside, like, options)
+        begun = self._begun.pop((name, version), None)
+        if begun is None:
+            begun = _Begun(name)
+            begun.submit(self._read, name, version)
         limit = self._settings.load_seconds
         try:
             async with asyncio.timeout(limit):
-                artifact, engine = await asyncio.wrap_future(work)
-                return await self._proved(artifact, engine, executor)
+                read: _Read = await asyncio.wrap_future(begun.work)
+                if read.engine is not None:
+                    return await self._proved(read.artifact, read.engine, begun.executor)
+            async with _turn(self._one_load):
+                async with asyncio.timeout(limit):
+                    begun.submit(self._open_engine, read, is_beside, like, begun.options)
+                    artifact, engine = await asyncio.wrap_future(begun.work)
+                    return await self._proved(artifact, engine, begun.executor)
         except ServiceError:
-            executor.shutdown()
+            begun.executor.shutdown()
             raise
         except BaseException as err:
-            options.terminate, options.log_severity_level = True, 4  # onnxruntime would report it as an error
-            abandon(work)
-            executor.shutdown(wait=False, cancel_futures=True)
+            begun.give_up()
             if not isinstance(err, TimeoutError):
                 raise
             self._metrics.abandoned_loads.labels(name).inc()
@@ -192,6 +251,7 @@ class Loader:
         except BaseException:
             statistics.close()
             raise
+        self._loaded[model] = None  # before another load measures, which may be of the same structure
         return model
 
     def unload(self, model: Model) -> asyncio.Task[None]:
@@ -233,7 +293,7 @@ class Loader:
             engine.plan(measured.seconds)
         while engine.pending and self._loaded.get(model, model) is None:
             before = engine.buckets
-            async with self._turn():
+            async with _turn(self._one_load):
                 await asyncio.to_thread(_prove_next, engine)
             if engine.buckets != before:
                 model.batcher.take_buckets()
@@ -258,6 +318,7 @@ class Loader:
         """Unload everything that was loaded, and wait until all of it is gone."""
         if self._rest is not None:
             self._rest.cancel()
+        self.forget_begun()
         self._proving.stop()
         await asyncio.gather(*map(self.unload, list(self._loaded)))
 
@@ -278,17 +339,32 @@ class Loader:
         del model  # the last reference, or its memory could not be given back
         await asyncio.to_thread(give_back)
 
-    def _open_engine(
-        self, name: str, version: int, is_beside: bool, like: Model | None, options: onnxruntime.RunOptions
-    ) -> tuple[Artifact, Engine]:
-        """Read and check a version's files and make its engine, whose runs end when `options` say so."""
+    def _read(self, name: str, version: int, options: onnxruntime.RunOptions | None = None) -> "_Read":
+        """Read and check a version's files.
+
+        Args:
+            name: of the model.
+            version: of it.
+            options: of the runs of its engine, which is made at once where it was measured before; None: it is not.
+        """
         artifact = self._open(name, version)
+        content = _content_digest(artifact)
+        proved = self._proofs.get(content, self._settings.buckets)
+        known = self._measured.get(artifact.sha256, self._settings.buckets)
+        read = _Read(artifact, content, proved, known)
+        if options is None or known is None:
+            return read
+        artifact, engine = self._open_engine(read, False, None, options)
+        return replace(read, artifact=artifact, engine=engine)
+
+    def _open_engine(
+        self, read: "_Read", is_beside: bool, like: Model | None, options: onnxruntime.RunOptions
+    ) -> tuple[Artifact, Engine]:
+        """Make the engine of a version that was read, whose runs end when `options` say so."""
+        artifact, proved, known = read.artifact, read.proved, read.known
         assert artifact.sealed is not None
         size = artifact.source.stat().st_size
-        content = _content_digest(artifact)
         try:
-            proved = self._proofs.get(content, self._settings.buckets)
-            known = self._measured.get(artifact.sha256, self._settings.buckets)
             measured = known or self._prove_elsewhere(artifact, is_beside, is_known=proved is not None)
             with throttled(is_needed=is_beside), stoppable(options):
                 engine = self._engine_of(
@@ -304,7 +380,7 @@ class Loader:
             if known is None:
                 self._measured.put(artifact.sha256, engine.measured)
             if proved is None and engine.batch_invariant:
-                self._proofs.put(content, engine.measured)
+                self._proofs.put(read.content, engine.measured)
         return replace(artifact, sealed=None), engine
 
     def _prove_elsewhere(self, artifact: Artifact, is_beside: bool, *, is_known: bool) -> Measured | None:
@@ -323,7 +399,7 @@ class Loader:
             return None
         above = settings.prove_above_bytes
         if artifact.source.stat().st_size < (available_bytes() // _SHARE_OF_MEMORY if above is None else above):
-            known = {model.engine.structure for model in self._loaded}
+            known = {model.engine.structure for model in list(self._loaded)}
             if not is_beside or is_known or structure_of(artifact.source) in known:
                 return None
         return self._prove_in_a_process(artifact, is_beside=is_beside)
@@ -415,6 +491,21 @@ class Loader:
             self._metrics.bucket_seconds.labels(model.name, str(bucket)).set(expected)
 
 
+@contextlib.asynccontextmanager
+async def _turn(loads: asyncio.Semaphore) -> AsyncIterator[None]:
+    """Wait for other loads, which measure or fill the memory; but for none that takes long, or may never end."""
+    has_turn = True
+    try:
+        await asyncio.wait_for(loads.acquire(), _PATIENCE_SECONDS)
+    except TimeoutError:
+        has_turn = False
+    try:
+        yield
+    finally:
+        if has_turn:
+            loads.release()
+
+
 def _prove_next(engine: Engine) -> None:
     """Try the next batch size, pausing between its runs."""
     with throttled():
@@ -447,7 +538,7 @@ async def _prove(model: Model) -> None:
     """Check the golden answers, by the way that requests take; of a model whose runs are long, the first ones."""
     golden, engine = model.engine.golden, model.engine
     row_seconds = engine.bucket_seconds[engine.buckets[0]] / engine.buckets[0]
-    rows = max(1, min(golden.rows, int(_PROOF_SECONDS / row_seconds))) if engine.pending else golden.rows
+    rows = max(1, min(golden.rows, int(_PROOF_SECONDS / row_seconds)))
     answer = await model.batcher.infer({name: array[:rows] for name, array in golden.inputs.items()}, source=GOLDEN)
     expected = replace(golden, outputs={name: array[:rows] for name, array in golden.outputs.items()})
     check_golden(expected, answer.outputs, engine.device.provider)

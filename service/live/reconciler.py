@@ -10,6 +10,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +91,8 @@ class Reconciler:
         self._place = place
         self._warm: dict[str, list[int]] = {}  # versions that were latest before, newest last
         self._is_started = False
+        self._prepared: Future[None] | None = None
+        self._begun: dict[Key, Fingerprint] = {}  # of versions whose load was begun, as they were then
         self._disk = DiskScan(self._look)
         self._on_disk: Mapping[str, Sequence[int]] = {}  # at the last look
         self._files: dict[tuple[str, int], Fingerprint] = {}  # of refused versions, at the last look
@@ -98,6 +101,28 @@ class Reconciler:
         self._polling: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._failure = ""  # of the last poll, which is logged once
+
+    def begin(self) -> None:
+        """Begin, in threads, what `start` is going to do; the rest of the service can be imported meanwhile."""
+        executor = ThreadPoolExecutor(1, thread_name_prefix="begin")
+        self._prepared = executor.submit(self._prepare, is_beginning=True)
+        executor.shutdown(wait=False)
+
+    def _prepare(self, *, is_beginning: bool = False) -> None:
+        """Read what is declared and make the state folder; begin to load the first models, as many as there are cores.
+
+        Raises:
+            ServiceError: the start cannot be.
+        """
+        self.declared.start()
+        self.state.make()
+        if not is_beginning:
+            return
+        self._on_disk, _, self.held_back, self.policies = self._look()
+        for name in list(self._on_disk)[: self._loader.side_by_side]:
+            for version in self._missing(name)[:1]:
+                self._begun[name, version] = self._fingerprint(name, version)
+                self._loader.begin(name, version)
 
     async def start(self) -> None:
         """Load what is wanted of every model, and poll for changes from then on.
@@ -108,8 +133,7 @@ class Reconciler:
             StartError: no model can be served, or one cannot and the start is strict.
         """
         try:
-            await asyncio.to_thread(self.declared.start)
-            self.state.make()
+            await (asyncio.to_thread(self._prepare) if self._prepared is None else asyncio.wrap_future(self._prepared))
             await self._load_all()
         except BaseException as err:
             self._registry.close(str(err))
@@ -227,11 +251,21 @@ class Reconciler:
                 f"{self.repository.root} holds no <model>/<version>/model.onnx, nor a model.onnx; export a model "
                 "there, or set --models-dir"
             )
-        broken: list[ServiceError] = []
-        for name in dict.fromkeys([*self._served.models(), *self._in_turn(list(self._on_disk))]):
-            await self._load_missing(name)
-            error = self._why_not_served(name)
-            broken += [] if error is None else [error]
+        names = list(dict.fromkeys([*self._served.models(), *self._in_turn(list(self._on_disk))]))
+        left = iter(names)
+
+        async def load_some() -> None:
+            for name in left:
+                await self._load_missing(name)
+
+        loads = [asyncio.create_task(load_some()) for _ in range(self._loader.side_by_side)]
+        try:
+            await asyncio.gather(*loads)
+        finally:
+            for load in loads:
+                load.cancel()
+        self._loader.forget_begun()
+        broken = [error for name in names if (error := self._why_not_served(name)) is not None]
         if broken and (self._settings.strict_start or not self._registry.tables):
             raise broken[0]
 
@@ -403,6 +437,8 @@ class Reconciler:
 
     async def _load_now(self, name: str, version: int) -> None:
         files = await asyncio.to_thread(self._fingerprint, name, version)
+        if self._begun.pop((name, version), files) != files:
+            self._loader.forget_begun(name, version)
         try:
             table = self._registry.tables.get(name)
             like = table.loaded.get(table.latest) if table is not None else None

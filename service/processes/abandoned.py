@@ -12,8 +12,9 @@ _given_up: list[Future[Any]] = []
 
 
 def abandon(work: Future[Any]) -> None:
-    """Note that nobody waits for this work any more."""
+    """Note that nobody waits for this work any more, until it ends: what it gives is freed then."""
     _given_up.append(work)
+    work.add_done_callback(_given_up.remove)
 
 
 def end_if_abandoned(exit_code: int) -> None:

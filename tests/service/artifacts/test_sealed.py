@@ -19,7 +19,7 @@ def test_a_sealed_copy_cannot_be_changed_and_does_not_follow_the_file(tmp_path):
     path = tmp_path / "file"
     data = os.urandom(3_000_000)
     path.write_bytes(data)
-    sealed = SealedFile(path)
+    sealed = SealedFile.at(path)
     path.write_bytes(b"other")
     assert sealed.path.read_bytes() == data
     assert sealed.sha256 == hashlib.sha256(data).hexdigest()

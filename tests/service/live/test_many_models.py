@@ -102,7 +102,7 @@ async def test_graphs_that_differ_in_weights_alone_are_timed_once(models, monkey
         artifacts.publish_classifier(models, f"fashion{number}", seed=number)
     async with loaded(models, **FAST) as live:
         assert [model.name for model in live.registry.models()] == [f"fashion{number}" for number in range(4)]
-        assert timed == ["fashion0"]
+        assert len(timed) == 1
         for number, model in enumerate(live.registry.models()):
             assert model.engine.deviations, number
 
