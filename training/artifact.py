@@ -113,6 +113,23 @@ def newest_promoted(folder: Path) -> Path | None:
     return None
 
 
+def version_of_run(folder: Path, run: str, epochs: int) -> Path | None:
+    """Return the version in a model's `folder` that was published by `run` after `epochs`; None: there is none.
+
+    Args:
+        folder: of the model.
+        run: its identity, as the manifest states it; no version is that of an empty one.
+        epochs: that it had trained.
+    """
+    for number in reversed(versions(folder) if run and folder.is_dir() else []):
+        version = folder / str(number)
+        with contextlib.suppress(FormatError):
+            training = read_manifest(version).get("training", {})
+            if training.get("run") == run and len(training.get("epochs", ())) == epochs:
+                return version
+    return None
+
+
 def read(folder: Path) -> tuple[bytes, dict[str, Any]]:
     """Return model.onnx and the manifest of a version folder, every file checked against the manifest.
 

@@ -3,9 +3,11 @@
 Everything that training leaves on a disk is written here. It knows paths and bytes, not what they mean.
 """
 
+import contextlib
 import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -90,7 +92,7 @@ class FolderLock:
     """The system's lock on `folder`; it ends with the process however the process ends.
 
     Args:
-        folder: to hold.
+        folder: to hold; a file can be held in the same way.
         waits: whether to wait for another holder.
 
     Raises:
@@ -117,3 +119,24 @@ class FolderLock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+@contextlib.contextmanager
+def unfinished(folder: Path) -> Iterator[Path]:
+    """Give a new file in `folder`, held by this process until the block ends; it is gone then, if it was not renamed.
+
+    A file that nobody holds is one of a process that was killed, and is removed.
+    """
+    with FolderLock(folder):  # or another process would find the new file before it is held
+        for left_behind in folder.glob(f"{TEMPORARY}*"):
+            with contextlib.suppress(OSError), FolderLock(left_behind, waits=False):
+                left_behind.unlink()
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=folder)
+        os.close(handle)
+        path = Path(name)
+        held = FolderLock(path)
+    try:
+        with held:
+            yield path
+    finally:
+        path.unlink(missing_ok=True)

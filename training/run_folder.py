@@ -47,6 +47,7 @@ class RunConfig:
         request: which data those are, and how they were split.
         revision: of the code that started it.
         environment: the machine and the versions, as `provenance.environment` has them.
+        identity: of the run, by which it knows the versions that it published; empty in runs of before.
     """
 
     name: str
@@ -61,6 +62,7 @@ class RunConfig:
     revision: str
     environment: Mapping[str, Any]
     request: DataRequest = field(default_factory=DataRequest)
+    identity: str = ""
 
     def to_bytes(self) -> bytes:
         """Return the content of config.json."""

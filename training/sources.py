@@ -22,6 +22,7 @@ from typing import IO, Protocol
 
 from tqdm import tqdm
 
+from .disk import unfinished
 from .errors import DatasetError
 
 # SHA-256 of the decompressed files: the .gz around them differ between distributors.
@@ -190,16 +191,11 @@ def check_digest(name: str, content: bytes, digests: Mapping[str, str]) -> bytes
 def kept(target: Path) -> Iterator[IO[bytes]]:
     """Give a temporary file beside `target` that becomes `target` when the block ends well, and vanishes otherwise."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    with unfinished(target.parent) as temporary, temporary.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        temporary.replace(target)
 
 
 def copy_with_progress(response: http.client.HTTPResponse, file: IO[bytes], name: str) -> None:

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import dataclasses
 import sys
+import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,11 +17,12 @@ import torch
 from torch import Tensor
 
 from foldserve.arguments import add_json
+from foldserve.format.manifest import read_manifest
 from foldserve.json_document import fill
 from foldserve.patience import shown
 
 from . import plots, provenance
-from .artifact import check_publishable, publish
+from .artifact import check_publishable, publish, version_of_run
 from .card import model_card
 from .config import CHOICES, NETWORKS, PRESETS, Recipe
 from .data.assemble import share_out
@@ -276,12 +278,18 @@ def _publish(
     for note in packaged.notes:
         print(note)
     card = _write_pictures(session, trained, packaged, revision, dataset)
+    place = Path(config.models_dir) / config.name
+    earlier = version_of_run(place, config.identity, len(trained.history.epochs))
+    if earlier is not None:  # the process ended between the version and the card
+        run.write(CARD_NAME, card.encode())
+        return earlier, len(packaged.model), read_manifest(earlier)
     check_worth(packaged.manifest, dataset, config.min_accuracy, run.path)
-    change = change_since_newest(Path(config.models_dir) / config.name, packaged.model, dataset)
-    manifest = {**packaged.manifest, **promotion_of(change, is_wanted=arguments.promote)}
+    change = change_since_newest(place, packaged.model, dataset)
+    training = {**packaged.manifest["training"], "run": config.identity}
+    manifest = {**packaged.manifest, "training": training, **promotion_of(change, is_wanted=arguments.promote)}
     with undisturbed():
         folder = publish(Path(config.models_dir), config.name, packaged.model, manifest)
-        run.write(CARD_NAME, card.encode())  # the run is finished: resumed once more, it would publish once more
+        run.write(CARD_NAME, card.encode())  # the run is finished
     if change is not None:
         print(change)
     if manifest.get("promotion", {}).get("promoted") is False:
@@ -339,6 +347,7 @@ def _session(
         request=dataclasses.replace(request, image=dataset.picture.as_dict() if request.data else None),
         revision=revision,
         environment=environment,
+        identity=uuid.uuid4().hex,
     )
     return start(arguments.out, config, device), dataset
 

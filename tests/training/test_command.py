@@ -377,6 +377,36 @@ def test_pictures_that_the_disk_refuses_leave_nothing_published(
     assert not (tmp_path / "models").exists()
 
 
+def test_a_run_whose_end_could_not_be_written_publishes_once(
+    small: FashionMNIST, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The disk is full between version and card: resumed, the run ends with it; trained on, it has another."""
+    write, (soft, hard) = RunFolder.write, resource.getrlimit(resource.RLIMIT_FSIZE)
+    models, run = tmp_path / "models", tmp_path / "run"
+
+    def refuse_card(folder: RunFolder, name: str, content: bytes) -> Path:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64 if name == "MODEL_CARD.md" else soft, hard))
+        try:
+            return write(folder, name, content)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write", refuse_card)
+        places = ["--models-dir", str(models), "--name", "small", "--out", str(run)]
+        assert command_line.main(["train", *RECIPE, *places]) == 1
+    assert "free the disk and go on with --resume " in capsys.readouterr().err
+    version = models / "small" / "1"
+    before = {path.name: path.read_bytes() for path in version.iterdir()}
+    assert command_line.main(["train", "--resume", str(run)]) == 0
+    assert f"published {version} " in capsys.readouterr().out
+    assert (run / "MODEL_CARD.md").is_file()
+    assert {path.name: path.read_bytes() for path in version.iterdir()} == before
+    assert not (models / "small" / "2").exists()
+    assert command_line.main(["train", "--resume", str(run), "--epochs", "3"]) == 0
+    assert (models / "small" / "2" / "model.onnx").is_file()
+
+
 def test_ctrl_c_ends_with_130_and_publishes_nothing(
     small: FashionMNIST, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,7 +38,7 @@ def assemble(parts: Parts, *, val_share: float, test_share: float, seed: int = 0
     given = [part for part in (parts.train, parts.val, parts.test) if part is not None]
     _check_alike(given)
     class_names, labels = _named([part.labels for part in given], parts.train.class_names)
-    places = _places(parts, labels[0], val_share, test_share, seed)
+    places = _places(parts, labels[0], class_names, val_share, test_share, seed)
     rows = np.concatenate(labels)
     _check_classes(class_names, rows[places == 0])
     order = np.argsort(places, kind="stable")  # training rows first, then validation, then test
@@ -66,7 +66,7 @@ def assemble(parts: Parts, *, val_share: float, test_share: float, seed: int = 0
 
 def share_out(dataset: Dataset, val_share: float, seed: int = 0) -> Dataset:
     """Return a data set in memory with a share of each class of its training images held out to choose by."""
-    chosen = held_out(dataset.train_labels, val_share, _seed(seed, VAL), "--val")
+    chosen = held_out(dataset.train_labels, val_share, _seed(seed, VAL), "--val", dataset.class_names)
     return replace(
         dataset,
         train_images=dataset.train_images[~chosen],
@@ -112,15 +112,21 @@ def _named(
 
 
 def _places(
-    parts: Parts, train_labels: NDArray[np.int64], val_share: float, test_share: float, seed: int
+    parts: Parts,
+    train_labels: NDArray[np.int64],
+    class_names: Sequence[str],
+    val_share: float,
+    test_share: float,
+    seed: int,
 ) -> NDArray[np.int64]:
     """Return of each row of all parts where it goes: 0 training, 1 validation, 2 test."""
     places = np.zeros(len(train_labels), np.int64)
     if parts.test is None:
-        places[held_out(train_labels, test_share, _seed(seed, TEST), "--test")] = 2
+        places[held_out(train_labels, test_share, _seed(seed, TEST), "--test", class_names)] = 2
     left = np.flatnonzero(places == 0)
     if parts.val is None and val_share:
-        places[left[held_out(train_labels[left], val_share, _seed(seed, VAL), "--val")]] = 1
+        chosen = held_out(train_labels[left], val_share, _seed(seed, VAL), "--val", class_names)
+        places[left[chosen]] = 1
     others = [(parts.val, 1), (parts.test, 2)]
     return np.concatenate([places, *(np.full(len(part.labels), place) for part, place in others if part is not None)])
 

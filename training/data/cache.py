@@ -1,12 +1,12 @@
 """Pixels in a file that is mapped into memory: a data set may be larger than memory, and is decoded once.
 
 The system keeps of it what fits and reads the rest again, so a training needs memory for its batches alone. A file
-appears whole or not at all, under a name that its content decides; all of them may be deleted at any time.
+appears whole or not at all, under a name that its content decides; all of them may be deleted at any time. What a
+process that was killed left unfinished goes when the next file is made.
 """
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..disk import TEMPORARY
+from ..disk import unfinished
 from ..errors import DatasetError
 
 
@@ -44,17 +44,11 @@ def mapped(
         return found
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, suffix=".npy", dir=folder)
+        with unfinished(folder) as temporary:
+            _write(temporary, shape, fill)
+            os.replace(temporary, path)
     except OSError as err:
         raise _refusal(folder, err) from err
-    try:
-        os.close(handle)
-        _write(Path(temporary), shape, fill)
-        os.replace(temporary, path)
-    except OSError as err:
-        raise _refusal(folder, err) from err
-    finally:
-        Path(temporary).unlink(missing_ok=True)
     made = _read(path, shape)
     if made is None:
         raise DatasetError(f"{path} was written and is gone; is something clearing the cache?")

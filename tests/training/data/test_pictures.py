@@ -78,6 +78,17 @@ def test_rows_are_held_out_of_each_class_by_the_seed(tmp_path: Path) -> None:
     assert len(opened(root, val="0.25").val_labels) == 12  # 4.5 of 18, to the even number, of each class
 
 
+@pytest.mark.parametrize("flag", ["val", "test"])
+def test_classes_too_small_to_hold_some_out_are_named(tmp_path: Path, flag: str) -> None:
+    """By the names of their folders, not by their numbers, whether nothing is left for the one set or for the other."""
+    root = save_classes(tmp_path / "fruit", 3)
+    alone = sorted(folder for folder in root.iterdir() if folder.is_dir())[1]
+    for path in sorted(alone.iterdir())[1 if flag == "test" else 2 :]:
+        path.unlink()
+    with pytest.raises(DatasetError, match=rf"--{flag} 0.1: .* of each class \({alone.name}\); add images"):
+        opened(root)
+
+
 def test_folders_of_their_own_are_not_mixed(tmp_path: Path) -> None:
     """train, val and test in one folder, or named by the flags: no picture changes its set."""
     for number, name in enumerate(("train", "val", "test")):
@@ -258,6 +269,38 @@ def test_what_fills_the_cache_may_fail(tmp_path: Path) -> None:
     with pytest.raises(DatasetError):
         mapped("key", (3,), fails, tmp_path / "pixels")
     assert not list((tmp_path / "pixels").iterdir())
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from foldserve.training.data.cache import mapped
+
+def waits(pixels):
+    print("filling", flush=True)
+    sys.stdin.read()
+
+mapped("key", (3,), waits, Path(sys.argv[1]))
+"""
+
+
+def test_a_process_that_is_killed_leaves_nothing_for_long(tmp_path: Path) -> None:
+    """What it had not finished goes when the next file is made; what a living one writes stays until it is done."""
+    folder = tmp_path / "pixels"
+
+    def left_after(key: str) -> int:
+        mapped(key, (3,), lambda pixels: pixels.fill(7), folder)
+        return len(list(folder.glob(".tmp-*")))
+
+    command = [sys.executable, "-c", KILLED, folder]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "filling\n"
+        assert left_after("another") == 1
+        process.kill()
+        process.wait()
+        assert len(list(folder.glob(".tmp-*"))) == 1
+        assert left_after("a third") == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["a third.npy", "another.npy"]
 
 
 def test_sets_without_one_to_train_on_are_no_classes(tmp_path: Path) -> None:
