@@ -97,6 +97,10 @@ def test_a_key_is_asked_for_and_kept_in_memory_alone(visit, fashion):
         assert visit.page.evaluate(kept) == f'[{{}},{{}},"","{url}/"]'
         visit.page.reload()
         visit.page.wait_for_selector("#key-dialog[open]")
+        visit.page.click("#key-form button[value=none]")
+        assert visit.trouble().startswith("401 no API key, expected one as")
+        assert visit.text("#said") == "With a key that may read, this page shows what is served."
+        assert not any(visit.page.locator(part).is_visible() for part in ("#question", "footer", "#model"))
 
 
 def test_a_key_for_reading_alone_may_not_ask(visit, fashion):
@@ -125,14 +129,16 @@ def test_a_service_in_doubt_is_shown_as_not_ready_until_it_is(visit, fashion):
     with running(fashion) as operator:
         operator.app.state.registry.doubt("fashion", "its golden answers changed")
         visit.page.goto(str(operator.base_url))
-        assert visit.trouble().startswith("503 not ready: its golden answers changed")
+        assert visit.trouble() == "503 not ready: its golden answers changed"
+        assert visit.text("#said") == "This page asks again by itself."
+        assert not any(visit.page.locator(part).is_visible() for part in ("#question", "footer", "#version", "#other"))
         operator.app.state.registry.doubt("fashion", None)
         visit.page.wait_for_selector("#facts dl")
         visit.settled()
         assert visit.page.locator("#trouble").is_hidden()
         operator.app.state.registry.doubt("fashion", "it changed again")
         visit.take_sample()
-        assert visit.trouble().startswith("503 not ready: it changed again")
+        assert visit.trouble() == "503 not ready: it changed again. Try again in 1 s."
 
 
 def test_a_version_that_goes_live_meanwhile_is_shown(visit, fashion):

@@ -27,9 +27,11 @@ async function attempt(action) {
     return true;
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
+    const isLoad = LOADS.includes(action), isAskedAgain = isLoad && [503, 0, 429].includes(error.status);
     if (error.status === 401) askForKey(error.message, action);
-    else showTrouble(error);
-    if (error.status === 503 || error.status === 0 || error.status === 429) later(action, error.retryAfter);
+    else showTrouble(error, isAskedAgain);
+    if (isLoad) showNothing(error, isAskedAgain);
+    if (isAskedAgain) state.retry = setTimeout(() => attempt(action), 1000 * (error.retryAfter ?? RETRY_SECONDS));
     return false;
   } finally {
     busy(-1);
@@ -41,12 +43,7 @@ function busy(change) {
   document.querySelector("main").ariaBusy = String(state.running > 0);
 }
 
-/** Load again what the page shows, once the service may be ready; questions are asked again by people alone. */
-function later(action, seconds) {
-  if (action === loadModels || action === loadModel || action === loadVersion) {
-    state.retry = setTimeout(() => attempt(action), 1000 * (seconds ?? RETRY_SECONDS));
-  }
-}
+const LOADS = [loadModels, loadModel, loadVersion]; // asked again by the page itself; questions by people alone
 
 async function loadModels() {
   state.models = (await getJson("v2")).models;
@@ -87,6 +84,7 @@ async function loadVersion() {
   showSamples(samples.samples);
   showWays(samples.samples[0]);
   byId("trouble").hidden = true;
+  document.body.classList.add("loaded");
   if (state.question === null) forget();
   await showCode();
 }
@@ -223,9 +221,9 @@ async function showCode() {
   byId("snippet").textContent = WRITERS[chosen("language")](asked);
 }
 
-function showTrouble(error) {
-  const wait = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
-  byId("trouble").replaceChildren(...(error.status ? [element("b", { textContent: String(error.status) }), " "] : []), error.message + wait);
+function showTrouble(error, isAskedAgain = false) {
+  const sentence = error.retryAfter && !isAskedAgain ? `${error.message.replace(/\.?$/, ".")} Try again in ${error.retryAfter} s.` : error.message;
+  byId("trouble").replaceChildren(...(error.status ? [element("b", { textContent: String(error.status) }), " "] : []), sentence);
   byId("trouble").hidden = false;
 }
 
@@ -382,6 +380,16 @@ async function copy() {
     getSelection().selectAllChildren(byId("snippet"));
     byId("copied").textContent = "Marked; copy it with Ctrl + C";
   }
+}
+
+/** Leave out what there is only for a version that is known, and say how it goes on. */
+function showNothing(error, isAskedAgain) {
+  forget();
+  document.body.classList.remove("loaded");
+  const isClosed = error.status === 401 || error.status === 403;
+  const outlook = isClosed ? "With a key that may read, this page shows what is served." : isAskedAgain ? "This page asks again by itself." : "";
+  byId("said").firstChild.textContent = outlook;
+  byId("trouble").hidden = error.status === 401; // the question for a key says so
 }
 
 function invitation() {
