@@ -25,6 +25,8 @@ COPY foldserve ./foldserve
 COPY service ./service
 # The root file system is read-only at run time, so bytecode is compiled here; /state is where a volume is mounted.
 RUN python -m compileall -q foldserve service && mkdir /state && chown 10001:10001 /state
+# The commands of the documents, as they stand there: docker compose exec cpu foldserve models list
+RUN printf '#!/bin/sh\nPYTHONPATH=/app exec python -m foldserve "$@"\n' > /usr/local/bin/foldserve && chmod 755 /usr/local/bin/foldserve
 EXPOSE 8000
 USER 10001:10001
 # slim images have no curl; each check starts a Python, hence the long interval.

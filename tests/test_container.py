@@ -121,6 +121,16 @@ def test_image_holds_neither_torch_nor_training_code_nor_pip(stack: Stack) -> No
 
 
 @pytest.mark.container
+def test_the_commands_of_the_documents_run_in_the_container(stack: Stack) -> None:
+    """As they stand there, from any folder: what an operator types."""
+    listed = stack.execute("foldserve", "models", "list")
+    assert [line.split()[:3] for line in listed.stdout.splitlines()][1] == ["lenet-bn", "1", "READY"], listed
+    assert stack.execute("sh", "-c", "cd /tmp && foldserve keys new --name client --scopes infer").stdout.startswith(
+        "the key, shown "
+    )
+
+
+@pytest.mark.container
 def test_a_name_of_training_says_what_to_install(stack: Stack) -> None:
     """The link to the training code leads nowhere in the image."""
     asked = stack.execute("python", "-c", "from foldserve import fold")
