@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import ROOT
+from benchmarks.ending import ends_with_us
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 START_SECONDS = 90
@@ -226,13 +227,14 @@ def start(peer: Peer, workers: int, models: Path, peers_dir: Path, probe: bytes,
     with log.open("wb") as output:
         process = subprocess.Popen(words, cwd=ROOT, env=env, stdout=output, stderr=output, start_new_session=True)
         try:
-            form = next(iter(peer.forms.values()))
-            while not _answers(port, form, probe):
-                if process.poll() is not None or time.perf_counter() - started > START_SECONDS:
-                    tail = log.read_text(errors="replace")[-400:]
-                    raise RuntimeError(f"{peer.name} did not start: {tail}")
-                time.sleep(0.02)
-            yield Running(port, grpc_port, process, time.perf_counter() - started)
+            with ends_with_us(process.pid):
+                form = next(iter(peer.forms.values()))
+                while not _answers(port, form, probe):
+                    if process.poll() is not None or time.perf_counter() - started > START_SECONDS:
+                        tail = log.read_text(errors="replace")[-400:]
+                        raise RuntimeError(f"{peer.name} did not start: {tail}")
+                    time.sleep(0.02)
+                yield Running(port, grpc_port, process, time.perf_counter() - started)
         finally:
             _stop(process)
 

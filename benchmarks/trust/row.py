@@ -57,11 +57,23 @@ class Bench:
         *,
         lives: bool = True,
         environment: Mapping[str, str] | None = None,
+        warm: Callable[[Service], object] | None = None,
     ) -> Iterator[Service]:
-        """Start a service; afterwards ask an honest request, and compare the memory, unless it did not live."""
+        """Start a service; afterwards ask an honest request, and compare the memory, unless it did not live.
+
+        Args:
+            flags: of `foldserve serve`.
+            change: of the service, beside that of a control.
+            models: that it serves, in place of the bench's.
+            lives: whether it is still there afterwards.
+            environment: further variables.
+            warm: asks what every service is asked sooner or later, before its memory is taken for the comparison.
+        """
         changes = ",".join(name for name in (change, self.change) if name)
         words = f"{flags} {self.flags}"
         with serving(models or self.models, words, changes, self.workers, environment) as service:
+            if warm is not None:
+                warm(service)
             before = service.rss_kib() / 1024
             yield service
             if lives:

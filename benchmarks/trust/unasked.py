@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from benchmarks import ROOT
+from benchmarks.ending import ends_with_us
 from benchmarks.trust.row import Bench
 from tests.support import processes
 
@@ -41,7 +42,11 @@ class Unasked:
 
     def __enter__(self) -> Self:
         began = time.perf_counter()
-        self.process = subprocess.Popen(self._argv, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=self._env)
+        self.process = subprocess.Popen(
+            self._argv, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=self._env, start_new_session=True
+        )
+        self._ending = ends_with_us(self.process.pid)
+        self._ending.__enter__()
         assert self.process.stderr is not None
         while self.count("ready") < self._workers:
             line = self.process.stderr.readline()
@@ -60,6 +65,7 @@ class Unasked:
             self.process.wait(15)
         except subprocess.TimeoutExpired:
             self.process.kill()
+        self._ending.__exit__(None, None, None)
         self._drain.kill()
         self._drain.wait()
         assert self.process.stderr is not None

@@ -20,7 +20,7 @@ from itertools import chain
 from ..errors import DeviceLost, NotReady, Overloaded
 from ..tensors import Array
 from .batch import Batch, BatchEngine, BufferPool, NullObserver, Observer
-from .latency_model import LatencyModel
+from .latency_model import SAFE_SHARE, LatencyModel
 from .queue import Queue
 from .request import CLIENT, Answer, BatchAnswer, FutureRequest, Request, join
 
@@ -186,8 +186,10 @@ class Batcher:
         expected, left = self._latency.seconds_for(ahead + rows, is_idle=is_idle), deadline - time.perf_counter()
         if not self._latency.can_promise(expected, left):
             self._refused("deadline_ahead", source)
-            times = f"{expected * 1e3:.0f} ms, the deadline leaves {max(0.0, left) * 1e3:.0f} ms"
-            raise Overloaded(f"the answer would take {times}", math.ceil(max(0.0, expected - left)))
+            times = f"{expected * 1e3:.0f} ms, and the deadline leaves {max(0.0, left) * 1e3:.0f} ms"
+            message = f"the answer would take {times}, of which {SAFE_SHARE:.0%} may be promised"
+            after = math.ceil(max(0.0, expected - left * SAFE_SHARE))
+            raise Overloaded(f"{message}: ask again, or allow more time", after)
 
     def _refused(self, reason: str, source: str) -> None:
         if source == CLIENT:

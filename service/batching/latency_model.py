@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 
 # A promise uses at most this much of the time that is left. Under overload the queue is always as long as admission
 # lets it be: without a margin every accepted request would be answered at its deadline, half of them just after it.
-_SAFE_SHARE = 0.7
+SAFE_SHARE = 0.7
 # What one more batch costs besides its run: a turn of the loop, the call into the engine, caches gone cold. That is
 # a third of this on an idle machine, but with two workers under load, batches cut to save less made answers 7 % dearer.
 _BATCH_SECONDS = 100e-6
@@ -45,7 +45,7 @@ class LatencyModel:
         self._buckets = sorted(measured)
         self._largest = self._buckets[-1]
         # An idle engine can promise any one batch to a request that has this long, without a closer look.
-        self.easy_seconds = max(measured.values()) / _SAFE_SHARE
+        self.easy_seconds = max(measured.values()) / SAFE_SHARE
         self._short = frozenset(bucket for bucket, seconds in measured.items() if seconds < self._short_seconds)
         self._first_rows = _first_rows(measured)
         self._most_rows = _most_rows(measured, self._short)
@@ -72,7 +72,7 @@ class LatencyModel:
 
     def can_promise(self, seconds: float, left: float) -> bool:
         """Whether work of `seconds` can be promised when `left` seconds are left until its deadline."""
-        return seconds <= left * _SAFE_SHARE
+        return seconds <= left * SAFE_SHARE
 
     def run_seconds(self, rows: int) -> float:
         """Seconds that a batch of `rows`, or the largest if they are more, needs at least."""

@@ -173,11 +173,13 @@ class WorkQueue:
         ahead = sum(self._measured.seconds(other.pixels) for other in (*waiting, *self._running))
         free = len(self._running) + len(waiting) < self._thread_count
         expected = 0.0 if free else ahead / self._thread_count + self._measured.seconds(job.pixels)
-        left = job.deadline - time.perf_counter()
-        if expected > left * _SAFE_SHARE or left <= 0:
+        left = max(0.0, job.deadline - time.perf_counter())
+        safe = left * _SAFE_SHARE
+        if expected > safe or not left:
             self._refused("deadline_ahead")
-            times = f"{expected * 1e3:.0f} ms, the deadline leaves {max(0.0, left) * 1e3:.0f} ms"
-            raise Overloaded(f"decoding the pictures would take {times}", math.ceil(max(0.0, expected - left)))
+            times = f"{expected * 1e3:.0f} ms, and the deadline leaves {left * 1e3:.0f} ms"
+            message = f"decoding the pictures would take {times}, of which {_SAFE_SHARE:.0%} may be promised"
+            raise Overloaded(f"{message}: ask again, or allow more time", math.ceil(max(0.0, expected - safe)))
 
     def _start_thread(self) -> None:
         if len(self._threads) < min(self._thread_count, len(self._waiting) + len(self._running)):

@@ -8,6 +8,7 @@ cannot be loaded is refused with its reason, and the old one goes on.
 import asyncio
 import contextlib
 import functools
+import gc
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -142,6 +143,7 @@ class Reconciler:
         self._is_started = True
         for name, version in self.refusals:  # where the start fails, its error holds the reason
             self._log_refusal(name, version)
+        gc.collect()  # a hundred models are a million objects: gone through once now, and not while requests wait
         self._registry.open()
         self._loader.prove_rest(self._registry.tell_change)
         self._polling = asyncio.create_task(self._poll())

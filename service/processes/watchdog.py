@@ -24,7 +24,7 @@ _BEAT_SECONDS = 0.5
 
 
 class Watchdog:
-    """A beat on the event loop that checks batches, and a thread that checks the beat.
+    """A beat on the event loop that notes which batches run, and a thread that checks the beat and the batches.
 
     Time is counted in checks rather than read from a clock: a process that was stopped has not checked meanwhile, and
     goes on. A check counts as far as the threads that should have moved had a core: on a starved machine the thread
@@ -46,6 +46,7 @@ class Watchdog:
         self._running = running
         self._end = end or end_process
         self._beats = 0
+        self._noted: Mapping[str, int] = {}  # what ran at the last beat
         self._still: dict[str, _Still] = {}
         self._is_over = threading.Event()
         self._batch_wait = CpuStarvation(os.getpid())
@@ -56,7 +57,7 @@ class Watchdog:
         beat = asyncio.create_task(self._beat())
         if self._limit_seconds > 0:
             wait = CpuStarvation(os.getpid(), threading.get_native_id())  # of the loop's thread, which this is
-            threading.Thread(target=self._check_loop, args=(wait,), name="watchdog", daemon=True).start()
+            threading.Thread(target=self._check, args=(wait,), name="watchdog", daemon=True).start()
         try:
             yield
         finally:
@@ -65,23 +66,28 @@ class Watchdog:
 
     async def _beat(self) -> None:
         while True:
-            self._beats += 1
             if self._limit_seconds > 0:
-                self._check_batches()
+                self._noted = dict(self._running())
+            self._beats += 1
             await asyncio.sleep(_BEAT_SECONDS)
 
-    def _check_batches(self) -> None:
-        running, waited = self._running(), self._batch_wait.seconds()
+    def _check(self, wait: CpuStarvation) -> None:
+        """Check again and again. Not on the loop: a hundred models have as many threads, and a file for each."""
+        still, checked = _Still(), 0
+        while not self._is_over.wait(_BEAT_SECONDS):
+            beats = self._beats
+            if still.seconds(beats, wait.seconds()) >= self._limit_seconds:
+                self._end(f"the event loop has not moved for {self._limit_seconds:g} s")
+            if beats != checked:  # what an older beat has noted says nothing of now
+                checked = beats
+                self._check_batches(self._noted)
+
+    def _check_batches(self, running: Mapping[str, int]) -> None:
+        waited = self._batch_wait.seconds() if running else 0.0
         self._still = {name: self._still.get(name) or _Still() for name in running}
         for name, batch in running.items():
             if self._still[name].seconds(batch, waited) >= self._limit_seconds:
                 self._end(f"a batch of {name!r} has run for {self._limit_seconds:g} s")
-
-    def _check_loop(self, wait: CpuStarvation) -> None:
-        still = _Still()
-        while not self._is_over.wait(_BEAT_SECONDS):
-            if still.seconds(self._beats, wait.seconds()) >= self._limit_seconds:
-                self._end(f"the event loop has not moved for {self._limit_seconds:g} s")
 
 
 class _Still:

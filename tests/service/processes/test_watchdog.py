@@ -60,6 +60,22 @@ async def main():
 asyncio.run(main())
 """
 
+# Which threads open files while a batch runs: those that say how long each thread waited for a core.
+LOOKING = """
+import asyncio, sys, threading
+from foldserve.service.processes.watchdog import Watchdog
+opened = set()
+sys.addaudithook(lambda event, given: event == "open" and opened.add(threading.current_thread().name))
+async def main():
+    async with Watchdog(60.0, lambda: {"fashion/1": 1}).watch():
+        opened.clear()
+        while "watchdog" not in opened:
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(1)
+        print(opened)
+asyncio.run(main())
+"""
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -106,3 +122,11 @@ def test_a_process_that_is_starved_goes_on():
     done = subprocess.run([sys.executable, "-c", STARVED], capture_output=True, text=True, timeout=60)
     assert done.stdout == "alive\n", done.stderr
     assert done.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="this system does not count waits for a core")
+def test_the_loop_reads_no_files_to_see_whether_batches_hang():
+    """A hundred models have as many threads, and a look at each of them held liveness up twice a second."""
+    done = subprocess.run([sys.executable, "-c", LOOKING], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "{'watchdog'}\n", done.stderr
