@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from foldserve.training.errors import CannotJudge, FoldError
 from foldserve.training.fold.onnx.api import fold_onnx, verify_onnx
@@ -286,3 +286,81 @@ def test_outputs_of_another_dtype_are_another_interface():
     other.graph.output[0].type.tensor_type.elem_type = TensorProto.DOUBLE
     with pytest.raises(FoldError, match=r"y \(DOUBLE\).*expected.*y \(FLOAT\)"):
         verify_onnx(one, other)
+
+
+def sequence(net: Net, x: str, *parts: str) -> onnx.ModelProto:
+    """Returns the parts as a sequence."""
+    net.nodes.append(helper.make_node("SequenceConstruct", list(parts), ["s"]))
+    graph_inputs, tensors = net.inputs, [numpy_helper.from_array(v, k) for k, v in net.tensors.items()]
+    output = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None)
+    graph = helper.make_graph(net.nodes, "sequence", graph_inputs, [output], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+def convolved() -> tuple[Net, str]:
+    net = Net(opset=18)
+    return net, net.node("Conv", [net.input("x", 2, 3, 8, 8), net.constant("w", 4, 3, 3, 3)])
+
+
+def two_parts(axis: int) -> onnx.ModelProto:
+    net, c = convolved()
+    halves = ["first", "second"]
+    net.nodes.append(helper.make_node("Split", [c], halves, axis=axis, num_outputs=2))
+    return sequence(net, c, *halves)
+
+
+def one_part(*shape: int) -> onnx.ModelProto:
+    net, c = convolved()
+    return sequence(net, c, net.node("Reshape", [c, put(net, shape, np.int64)]))
+
+
+def ended(op: str, *more: object, to: int = TensorProto.FLOAT, **fields: object) -> onnx.ModelProto:
+    net, c = convolved()
+    others = [put(net, value, np.float32) for value in more]
+    net.node("Cast", [net.node(op, [c, *others], **fields)], "y", to=to)
+    net.output("y", 4)
+    model = net.model()
+    model.graph.output[0].type.tensor_type.elem_type = to
+    return model
+
+
+INT = {"to": TensorProto.INT64}
+PAIRS: dict[str, tuple[Callable[[], onnx.ModelProto], Callable[[], onnx.ModelProto]]] = {
+    "a sequence of one and of two": (lambda: two_parts(0), lambda: one_part(2, 4, 6, 6)),
+    "a sequence of other shapes": (lambda: one_part(2, 4, 36), lambda: one_part(2, 36, 4)),
+    "a sequence in another order": (lambda: two_parts(0), lambda: two_parts(2)),
+    "a clip at large values": (lambda: ended("Clip", -60.0, 60.0), lambda: ended("Identity")),
+    "a smaller clip": (lambda: ended("Clip", -1.0, 1.0), lambda: ended("Clip", -2.0, 2.0)),
+    "whole numbers": (lambda: ended("Mul", 10.0, **INT), lambda: ended("Mul", 11.0, **INT)),
+    "whole numbers, one more": (lambda: ended("Mul", 10.0, **INT), lambda: ended("Add", 1.0, **INT)),
+    "the largest and the smallest": (lambda: ended("ArgMax", axis=1, **INT), lambda: ended("ArgMin", axis=1, **INT)),
+    "another axis": (
+        lambda: ended("ReduceMean", keepdims=1, noop_with_empty_axes=0),
+        lambda: ended("ReduceMax", keepdims=1, noop_with_empty_axes=0),
+    ),
+    "truth values": (
+        lambda: ended("Greater", 0.0, to=TensorProto.BOOL),
+        lambda: ended("Less", 0.0, to=TensorProto.BOOL),
+    ),
+    "another order of elements": (
+        lambda: ended("Transpose", perm=[0, 1, 2, 3]),
+        lambda: ended("Transpose", perm=[0, 1, 3, 2]),
+    ),
+    "infinity of the other sign": (lambda: ended("Div", 0.0), lambda: ended("Div", -0.0)),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_files_that_differ_never_pass(name):
+    """Neither way round; each and itself do, where there is something to judge by."""
+    one, other = PAIRS[name]
+    for before, after in ((one, other), (other, one)):
+        with pytest.raises((FoldError, CannotJudge)):
+            verify_onnx(before(), after())
+
+
+@pytest.mark.parametrize("name", ["a sequence of one and of two", "a clip at large values", "a smaller clip"])
+def test_files_that_are_alike_pass(name):
+    """Sequences and clipped values are judged, and found equal."""
+    for make in PAIRS[name]:
+        assert verify_onnx(make(), make()).algebra_error == 0

@@ -14,7 +14,7 @@ from ..core import Array
 from ..failures import during
 from ..refusals import Refusal
 from ..report import Proof, Report, Site
-from .functions import labels, norms_in_functions, refused_in_functions, with_norms_inlined
+from .functions import norms_in_functions, own_labels, refused_in_functions, with_norms_inlined
 from .model_proof import compare_models
 from .order import with_nodes_in_order
 from .probe import Shapes
@@ -118,7 +118,7 @@ def _fold_with_functions(model: onnx.ModelProto, exact_padding: bool, shapes: Sh
     except Refusal as refusal:
         return _fold_graphs(model, norms_in_functions(model, refusal), exact_padding, shapes)
     folded = _fold_graphs(inlined, [], exact_padding, shapes)
-    own = labels(model.graph)
+    own = own_labels(model)
     if inlined is model or any(site.node not in own for site in folded.report.folded):
         return folded
     return _fold_graphs(model, refused_in_functions(folded.report.refused, own), exact_padding, shapes)

@@ -52,10 +52,18 @@ def norms_in_functions(model: onnx.ModelProto, refusal: Refusal) -> list[Site]:
     return [Site.refused(label(node), label(node), "batch_norm", refusal) for node in nodes]
 
 
-def labels(graph: onnx.GraphProto) -> set[str]:
-    """Return what the report calls the nodes of `graph` and of the bodies in it."""
-    own = {label(node) for node in graph.node if node.output}
-    return own | {name for node in graph.node for body in subgraphs(node) for name in labels(body)}
+def own_labels(model: onnx.ModelProto) -> set[str]:
+    """Return what the report calls the nodes of `model` and of the bodies in it, without calls that are written out.
+
+    What is written out makes the values that its call made, and may be called after them.
+    """
+    return _labels(model.graph, _functions_with_norms(model))
+
+
+def _labels(graph: onnx.GraphProto, written_out: set[tuple[str, str]]) -> set[str]:
+    nodes = [node for node in graph.node if node.output and (node.domain, node.op_type) not in written_out]
+    inside = {name for node in nodes for body in subgraphs(node) for name in _labels(body, written_out)}
+    return {label(node) for node in nodes} | inside
 
 
 def _functions_with_norms(model: onnx.ModelProto) -> set[tuple[str, str]]:

@@ -54,16 +54,41 @@ def _conv(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | N
 def _conv_transpose(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
     x, weight, bias = _operands(inputs)
     kernel = _Window(fields, weight.shape[2:])
-    if kernel.pads is None or "output_shape" in fields or x.ndim - 2 not in (1, 2, 3):
+    if x.ndim - 2 not in (1, 2, 3):
         return None
     function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[x.ndim - 3]
     extra = fields.get("output_padding", [0] * (x.ndim - 2))
-    begins, ends = kernel.pads
+    pads = _cut_from_transposed(fields, kernel, x.shape[2:], extra)
+    if pads is None:
+        return None
+    begins, ends = pads
     if any(extra) and any(e >= s and e >= d for e, s, d in zip(extra, kernel.strides, kernel.dilations, strict=True)):
         return None
     full = function(x, weight, bias, kernel.strides, 0, extra, fields.get("group", 1), kernel.dilations)
     cut = tuple(slice(b, size - e) for b, e, size in zip(begins, ends, full.shape[2:], strict=True))
     return np.asarray(full[(slice(None), slice(None), *cut)].numpy())
+
+
+def _cut_from_transposed(
+    fields: dict[str, Any], kernel: "_Window", sizes: Sequence[int], extra: Sequence[int]
+) -> tuple[list[int], list[int]] | None:
+    """Return what is cut from begins and ends of the whole result of a transposed convolution, None where unknown.
+
+    Source: ONNX, operator ConvTranspose: with a size of the output, or as many strides as the input has elements.
+    """
+    mode = fields.get("auto_pad", b"NOTSET")
+    wanted = fields.get("output_shape") or [n * stride for n, stride in zip(sizes, kernel.strides, strict=True)]
+    if "output_shape" not in fields and mode not in (b"SAME_UPPER", b"SAME_LOWER"):
+        return kernel.pads
+    begins, ends = list[int](), list[int]()
+    parts = zip(sizes, wanted[-len(sizes) :], kernel.sizes, kernel.strides, kernel.dilations, extra, strict=True)
+    for n, size, width, stride, dilation, more in parts:
+        total = stride * (n - 1) + more + (width - 1) * dilation + 1 - size
+        if total < 0:
+            return None
+        begins.append(total // 2 if mode == b"SAME_UPPER" else total - total // 2)
+        ends.append(total - begins[-1])
+    return begins, ends
 
 
 def _max_pool(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
@@ -95,16 +120,25 @@ def _global_average_pool(inputs: Sequence[Values | None], fields: dict[str, Any]
     return np.asarray(x.mean(axis=tuple(range(2, x.ndim)), keepdims=True))
 
 
+def _same(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
+    """An optional value that there is, which ONNX's reference wraps in a list."""
+    return inputs[0] if inputs else None
+
+
 def _pad(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
     """Padding with a constant; negative pads crop, which the reference does not know."""
     x = np.asarray(inputs[0])
-    if fields.get("mode", b"constant") != b"constant" or (len(inputs) > 3 and inputs[3] is not None):
+    if fields.get("mode", b"constant") != b"constant":
         return None
     pads = [int(p) for p in (inputs[1] if len(inputs) > 1 and inputs[1] is not None else fields.get("pads", []))]
     filling = np.asarray(inputs[2] if len(inputs) > 2 and inputs[2] is not None else fields.get("value", 0.0))
-    begins, ends = pads[: x.ndim], pads[x.ndim :]
-    if len(begins) != x.ndim or len(ends) != x.ndim:
+    named = inputs[3] if len(inputs) > 3 else None
+    axes = list(range(x.ndim)) if named is None else [int(axis) % x.ndim for axis in np.ravel(named)]
+    if len(pads) != 2 * len(axes):
         return None
+    begins, ends = [0] * x.ndim, [0] * x.ndim
+    for place, axis in enumerate(axes):
+        begins[axis], ends[axis] = pads[place], pads[place + len(axes)]
     kept = tuple(slice(max(-b, 0), size - max(-e, 0)) for b, e, size in zip(begins, ends, x.shape, strict=True))
     around = [(max(b, 0), max(e, 0)) for b, e in zip(begins, ends, strict=True)]
     return np.pad(x[kept], around, constant_values=x.dtype.type(filling.item()))
@@ -229,5 +263,7 @@ KERNELS: dict[str, Kernel] = {
     "MatMul": _matmul,
     "MaxPool": _max_pool,
     "MeanVarianceNormalization": _mean_variance,
+    "Optional": _same,
+    "OptionalGetElement": _same,
     "Pad": _pad,
 }

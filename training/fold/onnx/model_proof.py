@@ -4,6 +4,7 @@ At the end of the ONNX flow, after `site_proof` and with what `pair` runs. It re
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 
@@ -14,12 +15,15 @@ from ...errors import CannotJudge, FoldError
 from ..core import Array
 from ..refusals import Refusal, RefusalCode
 from ..report import Proof
+from ..rounding import BFLOAT16
 from .decisions import Decisions, name_of_way, sizes_to_try, with_way
 from .pair import Pair
 from .probe import Probe, Prober, Shapes
 from .protos import check, with_free_sizes
 from .shapes import with_output_shapes
 from .site_proof import Segment, Sites, Verdicts, require_rounded_once
+
+_LARGER = -32.0  # a power of two, so that a float32 stays one
 
 
 def prove_onnx(
@@ -87,6 +91,7 @@ def compare_models(
     pair = Pair(original, folded, exact)
     decisions = Decisions.of(pair.before.model), Decisions.of(pair.after.model)
     judged = [proof for proof in _judged(pair, decisions, shapes) if proof is not None]
+    _require_same_for_larger_values(pair, shapes)
     proofs = [*judged, *_forced(pair, decisions, shapes)]
     for side in decisions:
         for name in side.unturned():
@@ -112,6 +117,20 @@ def _judged(pair: Pair, decisions: tuple[Decisions, Decisions], shapes: Shapes |
             if not number:
                 raise
             yield None
+
+
+def _require_same_for_larger_values(pair: Pair, shapes: Shapes | None) -> None:
+    """Raise FoldError where two models differ for values some thirty times as large, which reach a clip or a threshold.
+
+    Not in half precision, whose range such values leave.
+    """
+    if any(dtype in ("float16", BFLOAT16) for dtype in pair.dtypes_of_inputs):
+        return
+    probe = next(iter(Prober(pair.before, shapes).probes(pair.wanted)))
+    feeds = {name: _LARGER * value if value.dtype.kind == "f" else value for name, value in probe.feeds.items()}
+    values = pair.before.run(feeds, pair.wanted)
+    with suppress(CannotJudge):  # other values that say nothing take nothing from the first
+        pair.judge(replace(probe, feeds=feeds, values=values, unknown=dict(pair.before.unknown)), pair.outputs)
 
 
 def _forced(pair: Pair, decisions: tuple[Decisions, Decisions], shapes: Shapes | None) -> Iterator[Proof]:

@@ -18,7 +18,7 @@ from ..report import Proof
 from ..verdict import STEP, Runs, judge
 from .evaluator import Cause, Evaluator, Gap
 from .probe import Probe, stored_form
-from .protos import Values, coarsest_roundoff, is_boxed, to_array, unit_roundoff, widened
+from .protos import FLOAT_TYPES, Values, coarsest_roundoff, is_boxed, to_array, unit_roundoff, widened
 from .randomness import draws_of, with_draws_as_inputs
 from .runtime import CannotRunError, outputs_of
 from .tails import tail_of
@@ -69,6 +69,12 @@ class Pair:
         self._draws = draws_of(self.before.model), draws_of(self.after.model)
         self.wanted = {*(name for tail, _ in self._tails.values() for name in tail), *self._draws[0]}
         self._folded, self.exact = folded, exact
+
+    @property
+    def dtypes_of_inputs(self) -> list[str]:
+        """The float dtypes that the original's inputs are declared to have."""
+        kinds = [value.type.tensor_type.elem_type for value in self.before.model.graph.input]
+        return [FLOAT_TYPES[kind] for kind in kinds if kind in FLOAT_TYPES]
 
     def judge(self, probe: Probe, names: Sequence[str], optional: Collection[str] = ()) -> Proof:
         """Return the agreement of the two models on one probe.
@@ -156,6 +162,9 @@ class Pair:
         else:
             why = "no node makes it" if gap is None else gap.reason
             raise FoldError(f"{two[0]!r} of the folded model cannot be computed: {why}")
+        if _form(values[0]) != _form(got[0]):
+            shapes = f"{one[0]!r} as {_form(got[0])}, the original {_form(values[0])}"
+            raise FoldError(f"the folded model returns {shapes}")
         if not any(map(_holds_floats, values)):
             if not np.array_equal(values[0], got[0]):
                 raise FoldError(f"the folded model does not compute what the original computes: {one[0]!r} differs")
@@ -238,6 +247,13 @@ def _nudged(feeds: Named, step: float) -> dict[str, Values]:
         name: value * (1 + step * rng.choice([-1.0, 1.0], value.shape)) if value.dtype.kind == "f" else value
         for name, value in feeds.items()
     }
+
+
+def _form(value: Values) -> str:
+    """Return the shape of a tensor, or of each one in a sequence, for messages and to be compared."""
+    if is_boxed(value):
+        return f"a sequence of shapes {[_form(one).removeprefix('shape ') for one in value.item()]}"
+    return f"shape {value.shape}"
 
 
 def _is_numeric(value: Values) -> bool:

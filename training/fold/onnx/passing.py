@@ -1,7 +1,8 @@
 """The ONNX operations that a per-channel affine may pass, and under which conditions.
 
 The closed table that `producers` and `consumers` go by: `op(s x + t) = s op(x) + t` holds for an operation exactly when
-each element of its output is a copy of one element or a mean of several of one channel. Nothing else is passed.
+each element of its output is a copy of one element or a mean of several of one channel, or the largest or smallest of
+several where s is not negative. Nothing else is passed.
 Source of the conditions: the identity itself; each is checked in float64 by the tests.
 """
 
@@ -66,6 +67,13 @@ def _copies(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None)
     return
 
 
+def _cast(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:
+    """A cast to the dtype that the values have is a copy, as tools for half precision leave it."""
+    before, after = graph.dtype(node.input[0]), graph.dtype(node.output[0])
+    if before is None or before != after:
+        raise blocked(node)
+
+
 def _dropout(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:
     if len(node.output) > 1 and graph.uses(node.output[1]):
         raise Refusal(RefusalCode.UNKNOWN_OP, f"the mask of Dropout {node.name!r} is used")
@@ -86,6 +94,11 @@ def _max_pool(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | Non
     _require_channels(node, axis)
     if len(node.output) > 1 and node.output[1]:
         raise Refusal(RefusalCode.POOL, f"MaxPool {node.name!r} returns indices")
+    _require_no_turn(node, affine)
+
+
+def _require_no_turn(node: NodeProto, affine: Affine) -> None:
+    """A largest value is the smallest one once its sign has changed."""
     if np.any(affine.scale < 0):
         count = int(np.sum(affine.scale < 0))
         raise Refusal(RefusalCode.SIGN, f"{count} of {affine.channels} scales are negative before {node.op_type}")
@@ -96,25 +109,48 @@ def _global_pool(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | 
 
 
 def _reduce_mean(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:
-    """A mean over other axes passes; it must keep them, or the channel axis would move."""
+    """A mean over other axes passes; where it takes them away, they have to stand behind the channels."""
     fields = attributes(node)
     axes = integers_at(graph, node, 1) or list(fields.get("axes", []))
     shape = graph.shape(node.input[0])
     if axis is None and axes:
         return
-    if not axes or shape is None or axis in {a % len(shape) for a in axes} or not fields.get("keepdims", 1):
-        raise Refusal(RefusalCode.AXIS, f"ReduceMean {node.name!r} does not keep the channel axis in its place")
+    is_other = bool(axes) and shape is not None and axis not in {a % len(shape) for a in axes}
+    moves = not is_other or (not fields.get("keepdims", 1) and any(a % len(shape or ()) < (axis or 0) for a in axes))
+    if moves:
+        raise Refusal(RefusalCode.AXIS, f"{node.op_type} {node.name!r} does not keep the channel axis in its place")
+
+
+def _reduce_max(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:
+    _reduce_mean(graph, node, affine, axis)
+    _require_no_turn(node, affine)
 
 
 def _pad(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:
-    fields = attributes(node)
-    if fields.get("mode", b"constant") == b"constant":
-        raise Refusal(RefusalCode.PAD, f"Pad {node.name!r} adds a constant around the values")
+    """Padding with copies passes, and so does negative padding, which cuts off."""
+    fields, shape = attributes(node), graph.shape(node.input[0])
     pads = integers_at(graph, node, 1) or list(fields.get("pads", []))
+    if fields.get("mode", b"constant") == b"constant" and (not pads or max(pads) > 0):
+        raise Refusal(RefusalCode.PAD, f"Pad {node.name!r} adds a constant around the values")
+    axes = list(range(len(pads) // 2))
     if len(node.input) > 3 and node.input[3]:
-        raise Refusal(RefusalCode.PAD, f"Pad {node.name!r} names its axes in an input")
-    if not pads or (axis is not None and (pads[axis] or pads[axis + len(pads) // 2])):
+        named = integers_at(graph, node, 3)
+        if not named or shape is None:
+            raise Refusal(RefusalCode.PAD, f"Pad {node.name!r} names its axes in an input")
+        axes = [a % len(shape) for a in named]
+    sides = dict(zip(axes, zip(pads[: len(axes)], pads[len(axes) :], strict=True), strict=True))
+    if not pads or (axis is not None and any(sides.get(axis, ()))):
         raise Refusal(RefusalCode.AXIS, f"Pad {node.name!r} does not keep the channel axis as it is")
+
+
+def _copies_along_others(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:
+    """Tile and Expand copy; along the channels they must not, and no axis may come in front of them."""
+    before, after = graph.shape(node.input[0]), graph.shape(node.output[0])
+    if axis is None:
+        return
+    is_kept = before is not None and after is not None and len(before) == len(after)
+    if not is_kept or not isinstance((before or ())[axis], int) or (before or ())[axis] != (after or ())[axis]:
+        raise Refusal(RefusalCode.AXIS, f"{node.op_type} {node.name!r} does not keep the channel axis as it is")
 
 
 def _gather(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:
@@ -145,12 +181,18 @@ def _require_channels(node: NodeProto, axis: int | None) -> None:
 
 _RULES: dict[str, Rule] = {
     "Identity": _copies,
+    "Cast": _cast,
+    "CastLike": _cast,
     "Dropout": _dropout,
     "AveragePool": _average_pool,
     "GlobalAveragePool": _global_pool,
     "MaxPool": _max_pool,
     "GlobalMaxPool": _max_pool,
     "ReduceMean": _reduce_mean,
+    "ReduceMax": _reduce_max,
+    "ReduceMin": _reduce_max,
+    "Tile": _copies_along_others,
+    "Expand": _copies_along_others,
     "Pad": _pad,
     "Gather": _gather,
     "GatherND": _gather,

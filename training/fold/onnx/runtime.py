@@ -4,7 +4,7 @@ Used by `pair` and `exporter`. Optimisations are off because some of them are th
 have a norm, and the model is what is judged. It compares nothing.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto
 
 from ...errors import FoldError
-from .protos import Values, boxed, rebuilt, to_array, with_initializers_as_inputs
+from .protos import Values, boxed, rebuilt, subgraphs, to_array, with_initializers_as_inputs
 
 _LARGE = 2**14  # elements
 _FED_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)  # those that numpy knows
@@ -62,5 +62,33 @@ def _run(onnxruntime: Any, model: onnx.ModelProto, feeds: Mapping[str, Values], 
     options.log_severity_level = 4
     options.enable_cpu_mem_arena = False  # one run: nothing to keep memory for
     options.add_session_config_entry("session.disable_prepacking", "1")
+    model = _without_empty_ends(model)
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return {name: boxed(value) for name, value in zip(names, session.run(names, dict(feeds)), strict=True)}
+
+
+def _without_empty_ends(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return `model`, or a copy without the empty names at the end of a node's outputs, which say nothing.
+
+    The runtime's BatchNormalization of opset 9 to 13 writes to such outputs, which ends the process.
+    """
+    if not any(map(_has_empty_end, _nodes(model.graph))):
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for node in filter(_has_empty_end, _nodes(copy.graph)):
+        while _has_empty_end(node):
+            del node.output[-1]
+    return copy
+
+
+def _has_empty_end(node: onnx.NodeProto) -> bool:
+    return len(node.output) > 1 and not node.output[-1]
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes of a graph and of the bodies in it."""
+    for node in graph.node:
+        yield node
+        for body in subgraphs(node):
+            yield from _nodes(body)

@@ -120,7 +120,9 @@ def _verdict(before: Evaluator, after: Evaluator, segment: Segment, probe: Probe
     if one is None or two is None or size is None:
         reason = "its magnitude is not finite" if gap is None else f"{gap.node!r}: {gap.reason}"
         return _unproved(f"{segment.result!r} cannot be computed in float64: {reason}", "")
-    if one.shape != two.shape or one.size == 0:
+    if one.size == 0 and one.shape == two.shape:
+        return _unproved(f"{segment.result!r} is empty for inputs of {probe.sizes}", "")
+    if one.shape != two.shape:
         return _unproved(f"{segment.result!r} has shape {two.shape}, expected {one.shape}")
     floor = max(_SMALLEST * float(np.max(size)), np.finfo(float).tiny)
     error = float(np.max(np.abs(two - one) / np.maximum(size, floor)))

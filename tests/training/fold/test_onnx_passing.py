@@ -1,0 +1,218 @@
+"""What a norm passes on its way to a layer of a file: folded as onnxruntime computes it, or refused with the reason."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from foldserve.training.fold.onnx.api import fold_onnx
+from tests.support.onnx_cases import Net
+
+torch.set_num_threads(1)
+
+
+def ints(net: Net, *values: int) -> str:
+    return net.put(f"i{len(net.tensors)}", values, np.int64)
+
+
+def floats(net: Net, *values: float) -> str:
+    return net.put(f"f{len(net.tensors)}", values, np.float32)
+
+
+def run(model: onnx.ModelProto, x: np.ndarray) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return list(session.run(None, {"x": x}))
+
+
+def require_same(model: onnx.ModelProto, folded: onnx.ModelProto, *shapes: tuple[int, ...]) -> None:
+    for shape in shapes:
+        x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        for one, other in zip(run(model, x), run(folded, x), strict=True):
+            assert one.shape == other.shape
+            np.testing.assert_allclose(other, one, rtol=0, atol=1e-4 * float(np.abs(one).max()))
+
+
+PASSES: dict[str, Callable[[Net, str], str]] = {
+    "Pad that cuts off": lambda net, x: net.node("Pad", [x, ints(net, 0, 0, -1, 0, 0, 0, -1, -2)]),
+    "Pad that cuts off the last axis": lambda net, x: net.node("Pad", [x, ints(net, -1, -2), "", ints(net, -1)]),
+    "Pad that repeats, with axes": lambda net, x: net.node(
+        "Pad", [x, ints(net, 1, 0, 2, 1), "", ints(net, 3, 2)], mode="edge"
+    ),
+    "Tile": lambda net, x: net.node("Tile", [x, ints(net, 1, 1, 2, 3)]),
+    "Tile of the batch": lambda net, x: net.node("Tile", [x, ints(net, 2, 1, 1, 1)]),
+    "Expand": lambda net, x: net.node("Expand", [net.node("GlobalAveragePool", [x]), ints(net, 1, 4, 5, 6)]),
+    "ReduceMean": lambda net, x: net.node("ReduceMean", [x, ints(net, 2)], keepdims=1),
+    "Cast to the same dtype": lambda net, x: net.node("Cast", [x], to=TensorProto.FLOAT),
+    "CastLike of the same dtype": lambda net, x: net.node("CastLike", [x, "x"]),
+}
+LEFT: dict[str, tuple[str, Callable[[Net, str], str]]] = {
+    "Pad with zeros": ("pad", lambda net, x: net.node("Pad", [x, ints(net, 0, 0, 1, 1, 0, 0, 1, 1)])),
+    "Pad that cuts off and adds": ("pad", lambda net, x: net.node("Pad", [x, ints(net, 0, 0, 1, 0, 0, 0, -1, 0)])),
+    "Pad that cuts off channels": ("axis", lambda net, x: net.node("Pad", [x, ints(net, 0, -1, 0, 0, 0, -1, 0, 0)])),
+    "Tile of the channels": ("axis", lambda net, x: net.node("Tile", [x, ints(net, 1, 2, 1, 1)])),
+    "Expand of a channel": (
+        "axis",
+        lambda net, x: net.node("Expand", [net.node("ReduceMean", [x, ints(net, 1)]), ints(net, 1, 4, 1, 1)]),
+    ),
+    "ReduceMax of both signs": ("sign", lambda net, x: net.node("ReduceMax", [x, ints(net, 2)], keepdims=1)),
+    "ReduceSum": ("unknown-op", lambda net, x: net.node("ReduceSum", [x, ints(net, 2)], keepdims=1)),
+    "DepthToSpace": ("unknown-op", lambda net, x: net.node("DepthToSpace", [x], blocksize=2)),
+    "SpaceToDepth": ("unknown-op", lambda net, x: net.node("SpaceToDepth", [x], blocksize=2)),
+    "Einsum": ("unknown-op", lambda net, x: net.node("Einsum", [x], equation="nchw->nchw")),
+    "Cast to half and back": (
+        "dtype",
+        lambda net, x: net.node("Cast", [net.node("Cast", [x], to=TensorProto.FLOAT16)], to=TensorProto.FLOAT),
+    ),
+    "Mean": ("unknown-op", lambda net, x: net.node("Mean", [x, "x"])),
+}
+
+
+def before_conv(between: Callable[[Net, str], str], channels: int = 4) -> onnx.ModelProto:
+    net = Net(opset=18)
+    x = between(net, net.norm(net.input("x", "N", 4, 8, 8), 4))
+    net.node("Conv", [x, net.constant("w", 3, channels, 1, 1)], "y")
+    net.output("y", 4)
+    return net.model()
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_a_norm_passes_what_copies_or_averages(name: str) -> None:
+    """Before the Conv that takes it, and after one."""
+    model = before_conv(PASSES[name])
+    result = fold_onnx(model)
+    assert len(result.report.folded) == 1, result.report.table()
+    require_same(model, result.model, (1, 4, 8, 8), (3, 4, 8, 8))
+    net = Net(opset=18)
+    x = PASSES[name](net, net.node("Conv", [net.input("x", "N", 3, 8, 8), net.constant("w", 4, 3, 1, 1)]))
+    net.norm(x, 4, "y")
+    net.output("y", 4)
+    model = net.model()
+    result = fold_onnx(model)
+    assert len(result.report.folded) == 1, result.report.table()
+    require_same(model, result.model, (1, 3, 8, 8), (3, 3, 8, 8))
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_a_norm_stays_before_what_does_more(name: str) -> None:
+    """With the code that is true; its model computes what it did."""
+    code, between = LEFT[name]
+    channels = {"DepthToSpace": 1, "SpaceToDepth": 16, "Pad that cuts off channels": 2, "Tile of the channels": 8}
+    model = before_conv(between, channels.get(name, 4))
+    result = fold_onnx(model)
+    assert [site.code for site in result.report.refused] == [code], result.report.table()
+    require_same(model, result.model, (2, 4, 8, 8))
+
+
+@pytest.mark.parametrize("op", ["ReduceMean", "ReduceMax", "ReduceMin"])
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_a_reduction_behind_the_channels_is_passed(op: str, keepdims: int) -> None:
+    """Also where it takes the axes away; a largest value only by scales that are not negative."""
+    net = Net(opset=18)
+    c = net.node("Conv", [net.input("x", "N", 3, 8, 8), net.constant("w", 4, 3, 3, 3)])
+    net.norm(net.node(op, [c, ints(net, 2, -1)], keepdims=keepdims), 4, "y", prefix="bn")
+    net.tensors["bn_scale"] = np.abs(net.tensors["bn_scale"])
+    net.output("y", 4 if keepdims else 2)
+    model = net.model()
+    result = fold_onnx(model)
+    assert len(result.report.folded) == 1, result.report.table()
+    require_same(model, result.model, (2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
+        {"auto_pad": "SAME_LOWER", "strides": [2, 1]},
+        {"auto_pad": "VALID", "strides": [2, 2]},
+        {"output_shape": [10, 13], "strides": [2, 2]},
+        {"strides": [2, 2], "output_padding": [1, 1]},
+    ],
+)
+def test_a_norm_behind_a_transposed_convolution_of_every_padding(fields: dict[str, object], groups: int) -> None:
+    """The proof computes it in float64 as the runtime does in float32, grouped ones too."""
+    net = Net(opset=18)
+    c = net.node(
+        "ConvTranspose", [net.input("x", "N", 4, 5, 7), net.constant("w", 4, 6 // groups, 3, 2)], group=groups, **fields
+    )
+    net.norm(c, 6, "y")
+    net.output("y", 4)
+    model = net.model()
+    result = fold_onnx(model)
+    assert len(result.report.folded) == 1, result.report.table()
+    require_same(model, result.model, (1, 4, 5, 7), (2, 4, 5, 7))
+
+
+def test_a_norm_with_outputs_without_names_does_not_end_the_process() -> None:
+    """The runtime writes to the empty ones of opset 9, so that the proof does not show them to it."""
+    net = Net(opset=9)
+    c = net.node("Conv", [net.input("x", "N", 3, 8, 8), net.constant("w", 4, 3, 3, 3)])
+    net.nodes.append(helper.make_node("BatchNormalization", [c, *net.statistics("bn", 4)], ["n", "", "", "", ""]))
+    net.node("BatchNormalization", ["n", *net.statistics("other", 4)], "y")
+    net.output("y", 4)
+    report = fold_onnx(net.model(ir_version=7)).report
+    assert len(report.folded) + len(report.refused) == 2
+
+
+def behind_a_conv(end: Callable[[Net, str], str], *dims: int | str) -> onnx.ModelProto:
+    net = Net(opset=18)
+    c = net.node("Conv", [net.input("x", *dims), net.constant("w", 4, 3, 3, 3)])
+    net.node("Identity", [end(net, net.norm(c, 4, prefix="bn"))], "y")
+    net.output("y", 4)
+    return net.model()
+
+
+def test_an_optional_value_behind_the_norm_is_proved() -> None:
+    """The reference implementation wraps it; the proof compares the value itself."""
+    model = behind_a_conv(lambda net, x: net.node("OptionalGetElement", [net.node("Optional", [x])]), "N", 3, 8, 8)
+    result = fold_onnx(model)
+    assert len(result.report.folded) == 1
+    require_same(model, result.model, (2, 3, 8, 8))
+
+
+def test_a_batch_of_no_rows_is_said_to_be_empty() -> None:
+    """It is no mistake of the fold, and nothing to be reported."""
+    report = fold_onnx(behind_a_conv(lambda net, x: x, 0, 3, 8, 8)).report
+    assert [site.code for site in report.refused] == ["unjudged"]
+    assert "is empty for inputs of x 0x3x8x8" in report.refused[0].reason
+
+
+def test_a_sparse_weight_is_named() -> None:
+    """It is a constant, in a form that no fold writes."""
+    net = Net(opset=13)
+    net.norm(net.node("MatMul", [net.input("x", "N", 5), "w"]), 4, "y")
+    net.output("y", 2)
+    values, places = numpy_helper.from_array(np.float32([1, 2]), "w"), np.array([[0, 1], [3, 2]])
+    indices = numpy_helper.from_array(places, "w_places")
+    tensors = [numpy_helper.from_array(value, name) for name, value in net.tensors.items()]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])]
+    graph = helper.make_graph(net.nodes, "sparse", net.inputs, outputs, tensors)
+    graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [5, 4]))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
+    report = fold_onnx(model).report
+    assert [(site.code, "'w' of MatMul" in site.reason) for site in report.refused] == [("dtype", True)]
+
+
+@pytest.mark.parametrize("name", ["", "call"])
+def test_a_norm_in_a_function_is_folded_whatever_its_call_is_called(name: str) -> None:
+    """A call without a name is known by the value that it makes, as is the norm in it once that is written out."""
+    model = behind_a_conv(lambda net, x: net.node("Relu", [x]), "N", 3, 8, 8)
+    conv, norm, *others = model.graph.node
+    names = ["a", "w", "s", "b", "m", "v"]
+    body = [helper.make_node("Conv", names[:2], ["c"]), helper.make_node(norm.op_type, ["c", *names[2:]], ["o"])]
+    function = helper.make_function("local", "ConvNorm", names, ["o"], body, [helper.make_opsetid("", 18)])
+    call = helper.make_node("ConvNorm", [*conv.input, *norm.input[1:]], norm.output, name, domain="local")
+    del model.graph.node[:]
+    model.graph.node.extend([call, *others])
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    result = fold_onnx(model)
+    assert len(result.report.folded) == 1, result.report.table()
+    require_same(model, result.model, (2, 3, 8, 8))
