@@ -14,6 +14,7 @@ from typing import Any
 
 from foldserve.format.errors import FormatError
 from foldserve.format.manifest import MODEL_FILE, regular_file
+from foldserve.format.text import decoded
 
 from ..errors import ArtifactInvalid
 
@@ -157,9 +158,13 @@ def _version_policy(path: Path, text: str) -> VersionPolicy | None:
 def _content(path: Path, root: Path) -> str:
     try:
         with regular_file(path, root).open("rb") as file:
-            return file.read(_LONGEST_BYTES).decode()
-    except (OSError, ValueError, FormatError) as err:
+            content = file.read(_LONGEST_BYTES)
+    except (OSError, FormatError) as err:
         raise ArtifactInvalid(f"{path} cannot be read: {err}") from err
+    try:
+        return decoded(content, str(path))
+    except FormatError as err:
+        raise ArtifactInvalid(str(err)) from err
 
 
 def _file_name(path: Path, text: str, key: str) -> str | None:

@@ -5,11 +5,15 @@ of that name.
 """
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from foldserve.format.errors import FormatError
+from foldserve.format.text import decoded
 
 from ..errors import ConfigError
 from .examples import Examples, digest_of, of_arrays
@@ -86,8 +90,8 @@ def column_names(path: Any) -> tuple[str, ...] | None:
 def _header(path: Any) -> tuple[str, ...] | None:
     if not isinstance(path, str | Path) or Path(path).suffix != ".csv" or not Path(path).is_file():
         return None
-    with Path(path).open(encoding="utf-8-sig") as file:
-        cells = [cell.strip() for cell in file.readline().rstrip("\n").split(",")]
+    with Path(path).open("rb") as file:
+        cells = [cell.strip() for cell in _text(file.readline(), path).split(",")]
     try:
         [float(cell) for cell in cells]
     except ValueError:
@@ -95,12 +99,19 @@ def _header(path: Any) -> tuple[str, ...] | None:
     return None
 
 
+def _text(content: bytes, path: Any) -> str:
+    try:
+        return decoded(content, f"examples: {path}")
+    except FormatError as err:
+        raise ConfigError(str(err)) from err
+
+
 def _stated_classes(given: Any) -> Array | None:
     """Return the true classes beside the rows, as they stand there; None where none do."""
     header = _header(given)
     if header is not None and LABEL in header:
-        with Path(given).open(encoding="utf-8-sig", newline="") as file:
-            lines = [line for line in csv.reader(file) if line][1:]
+        text = io.StringIO(_text(Path(given).read_bytes(), given), newline="")
+        lines = [line for line in csv.reader(text) if line][1:]
         return np.array([line[header.index(LABEL)].strip() for line in lines])
     if isinstance(given, str | Path):
         given = read_rows(given)

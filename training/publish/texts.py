@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+from foldserve.format.errors import FormatError
 from foldserve.format.manifest import CARD_FILE, LICENSE_FILE
+from foldserve.format.text import decoded
 
 from ..errors import ConfigError
 
@@ -28,9 +30,9 @@ def _read(flag: str, path: Path) -> bytes:
     if len(content) > _MOST_BYTES:
         raise ConfigError(f"{flag} {path} has more than {_MOST_BYTES} bytes; expected a text for people")
     try:
-        is_empty = not content.decode("utf-8-sig").strip()
-    except UnicodeDecodeError as err:
-        raise ConfigError(f"{flag} {path} is no UTF-8 text; expected a text file") from err
-    if is_empty:
+        text = decoded(content, f"{flag} {path}")
+    except FormatError as err:
+        raise ConfigError(str(err)) from err
+    if not text.strip():
         raise ConfigError(f"{flag} {path} is empty; leave it out, or write what the model is for")
     return content

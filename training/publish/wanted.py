@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foldserve.format.errors import FormatError
 from foldserve.format.task import CLASSIFY, OUTPUTS, TENSORS
+from foldserve.format.text import decoded
 
 from ..errors import ConfigError
 
@@ -62,12 +64,13 @@ def read_labels_file(path: Path) -> tuple[str, ...]:
     import re
 
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as err:
-        reason = getattr(err, "strerror", None) or err
+        text = decoded(path.read_bytes(), f"--labels {path}")
+    except OSError as err:
         raise ConfigError(
-            f"--labels {path} cannot be read: {reason}; expected UTF-8 text, one class name on each line"
+            f"--labels {path} cannot be read: {err.strerror or err}; expected UTF-8 text, one class name on each line"
         ) from err
+    except FormatError as err:
+        raise ConfigError(str(err)) from err
     if path.suffix.lower() == ".json":
         try:
             stated = json.loads(text)
@@ -138,9 +141,14 @@ def checked_labels(names: Sequence[str], what: str = "labels") -> tuple[str, ...
     if not names:
         raise ConfigError(f"{what}: no class name; expected one for each class")
     for number, name in enumerate(names):
-        if not isinstance(name, str) or name.splitlines() != [name] or "\0" in name:
+        if not isinstance(name, str) or name.splitlines() != [name] or "\0" in name or _is_undecoded(name):
             raise ConfigError(f"{what}: class {number} is {name!r:.80}; expected one line of text for each class")
     twice = sorted({name for name in names if list(names).count(name) > 1}) if len(set(names)) < len(names) else []
     if twice and len(names) < 100:
         raise ConfigError(f"{what}: {twice[0]!r} stands there twice; expected a name of its own for each class")
     return tuple(names)
+
+
+def _is_undecoded(name: str) -> bool:
+    """Return whether a name holds bytes that were no text, as the name of a folder in another encoding does."""
+    return any("\ud800" <= letter <= "\udfff" for letter in name)

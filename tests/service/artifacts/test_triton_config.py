@@ -65,6 +65,17 @@ def test_what_cannot_be_done_is_refused_by_name(folder, text, message):
         opened(folder)
 
 
+def test_class_names_in_another_encoding_are_refused_with_the_byte(folder):
+    """Names that look right but for a letter would be served for ever."""
+    names = folder / "classes#1.txt"
+    names.write_bytes(names.read_bytes().replace(b"kind 3", "f\xfcnf".encode("cp1252")))
+    with pytest.raises(ArtifactInvalid, match=r"classes#1\.txt is no UTF-8 text: byte 0xfc at 22, in line 4, .*iconv"):
+        opened(folder)
+    names.write_bytes(b"\xef\xbb\xbf" + names.read_bytes().replace(b"\xfc", "ü".encode()).replace(b"\n", b"\r\n"))
+    engine = Engine.load(opened(folder), provider="cpu", buckets=(1,))
+    assert engine.class_names == ("kind 0", "kind 1", "kind 2", "fünf", *(f"kind {index}" for index in range(4, 10)))
+
+
 @pytest.mark.parametrize(
     ("rows", "buckets"), [(0, (1,)), (1, (1,)), (3, (1, 3)), (4, (1, 4)), (6, (1, 4, 6)), (900, (1, 4, 8))]
 )

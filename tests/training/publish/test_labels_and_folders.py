@@ -1,5 +1,6 @@
 """Class names as people keep them, and folders of examples as they lie on a disk."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ from foldserve.format.image import ImageRecipe
 from foldserve.format.image_options import Normalisation
 from foldserve.training.errors import ConfigError
 from foldserve.training.publish.examples import Examples, PictureInput, class_folders, picture_examples
-from foldserve.training.publish.wanted import read_labels_file
+from foldserve.training.publish.rows import read_rows
+from foldserve.training.publish.texts import read_texts
+from foldserve.training.publish.wanted import checked_labels, read_labels_file
 from tests.support.vision import library
 
 NAMES = ("tench", "玫 瑰", "c, d")
@@ -47,8 +50,16 @@ def test_class_names_are_read_in_the_forms_that_people_have(tmp_path: Path, name
         ("a.json", b'{"a": 0, "b": 0, "c": 1}', "3 names for 2 class ids"),
         ("a.json", b'{"a": 0, "b": 2}', "none for class 1"),
         ("a.txt", "a\u2028x\nb\n".encode(), "class 0 is 'a\\\\u2028x'"),
-        ("a.txt", b"a\x00\nb\n", "class 0 is"),
-        ("a.txt", "a\nb\n".encode("utf-16"), "expected UTF-8 text"),
+        (
+            "a.txt",
+            "a\nb\n".encode("utf-16"),
+            r"a.txt is no UTF-8 text: byte 0xff at 0, in line 1, .*-f UTF-16 -t UTF-8",
+        ),
+        ("a.txt", "a\nb\n".encode("utf-32"), "byte 0xff at 0, in line 1, as in UTF-32"),
+        ("a.txt", "a\nb\n".encode("utf-16-le"), "byte 0x00 at 1, in line 1, as in UTF-16"),
+        ("a.txt", "rose\r\nh\xf6he\r\n\r\n".encode("cp1252"), "byte 0xf6 at 7, in line 2, .*-f WINDOWS-1252"),
+        ("a.csv", "0,rose\n1,h\xf6he\n".encode("cp1252"), "byte 0xf6 at 10, in line 2"),
+        ("a.json", '["h\xf6he"]'.encode("cp1252"), "byte 0xf6 at 3, in line 1"),
         ("a.txt", b"a\na\nb\n", "'a' stands there twice"),
         ("a.txt", b"\n\n", "no class name"),
     ],
@@ -58,6 +69,19 @@ def test_what_are_no_class_names_is_refused(tmp_path: Path, name: str, content: 
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         read_labels_file(tmp_path / name)
+
+
+def test_what_people_write_beside_a_network_has_one_sentence_for_another_encoding(tmp_path: Path) -> None:
+    """Rows, the model card, and a folder whose name was no text where it came from: as for the class names."""
+    card, rows, folder = tmp_path / "card.md", tmp_path / "rows.csv", os.fsdecode(b"h\xf6he")
+    card.write_bytes("H\xf6he".encode("cp1252"))
+    rows.write_bytes("h\xf6he,label\n1,a\n".encode("cp1252"))
+    with pytest.raises(ConfigError, match=r"--card .*card.md is no UTF-8 text: byte 0xf6 at 1, in line 1"):
+        read_texts(card, None)
+    with pytest.raises(ConfigError, match=r"examples: .*rows.csv is no UTF-8 text: byte 0xf6 at 1, in line 1"):
+        read_rows(rows)
+    with pytest.raises(ConfigError, match="class 0 is"):
+        checked_labels([folder])
 
 
 def picture(path: Path) -> None:
