@@ -7,6 +7,8 @@ loaded as both do for a training, by `Image.open(file).convert("RGB")`: orientat
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
+
 from ..errors import ConfigError
 
 _NOTHING = ("RGB", "Identity", "ToPureTensor")  # what they do is done, or changes no value
@@ -140,8 +142,10 @@ def _to_pixels(chain: _Chain, step: Any) -> None:
 
 
 def _to_dtype(chain: _Chain, step: Any) -> None:
-    """ConvertImageDtype and ToDtype: floats from 0 to 1, or the same numbers as floats."""
+    """ConvertImageDtype and ToDtype: floats from 0 to 1, or the same numbers as floats; whole pixels are bytes."""
     scales = getattr(step, "scale", True)
+    if str(step.dtype) == "torch.uint8" and "rescale" not in chain.options:
+        return
     if not str(step.dtype).startswith("torch.float"):
         raise ConfigError(f"transforms: {type(step).__name__} to {step.dtype}, expected a float type")
     if "rescale" not in chain.options:
@@ -149,7 +153,7 @@ def _to_dtype(chain: _Chain, step: Any) -> None:
 
 
 def _normalize(chain: _Chain, step: Any) -> None:
-    numbers = {key: [float(value) for value in getattr(step, key)] for key in ("mean", "std")}
+    numbers = {key: np.atleast_1d(getattr(step, key)).astype(float).tolist() for key in ("mean", "std")}
     if not chain.is_tensor:
         raise ConfigError("transforms: Normalize comes before the step that makes a tensor")
     chain.add(step, (), **numbers)
