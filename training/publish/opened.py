@@ -50,6 +50,7 @@ class Opened:
         examples: what the proof runs on.
         names: the served graph's inputs, in the network's order.
         notes: for people.
+        classes: as an ONNX graph's ZipMap names them, in the order of the scores; None where it has none.
     """
 
     network: Network
@@ -58,6 +59,7 @@ class Opened:
     examples: Examples
     names: tuple[str, ...]
     notes: tuple[str, ...]
+    classes: tuple[str, ...] | None = None
 
 
 def open_network(source: Source, wanted: Wanted) -> Opened:
@@ -97,9 +99,10 @@ def _open_onnx(model: onnx.ModelProto, wanted: Wanted) -> Opened:
     forms = _forms_of(model)
     if wanted.image is None:
         found = _row_examples(wanted, forms, network.fixed_rows)
-        return _with_rows(network, wanted, found, notes)
-    shape = forms[network.inputs[0]][0] if len(forms) == 1 else None
-    return _with_pictures(network, wanted, shape, notes)
+        opened = _with_rows(network, wanted, found, notes)
+    else:
+        opened = _with_pictures(network, wanted, forms[network.inputs[0]][0] if len(forms) == 1 else None, notes)
+    return replace(opened, classes=None if classes is None else tuple(classes))
 
 
 def _open_module(source: Source, wanted: Wanted) -> Opened:

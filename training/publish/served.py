@@ -28,6 +28,7 @@ from .golden_rows import choose
 from .network import Array, Feeds, OnnxNetwork, TorchNetwork
 from .network_graph import NetworkGraph, graph_of_module, graph_of_onnx
 from .opened import Opened
+from .own_classes import check_own_classes
 from .proof import Proof, check_served, golden_of
 from .reference import Answers, Reference, ask, reference_of
 from .served_graph import add_preprocessing, add_task, producer_of, rename_inputs
@@ -75,6 +76,8 @@ def serve(opened: Opened) -> Served:
     answers = ask(opened)
     scores = scores_of(answers.oracle, opened.wanted.chosen_task, opened.wanted.scores)
     _check_labels(opened, answers, scores)
+    if scores is not None and opened.wanted.chosen_task == CLASSIFY:
+        check_own_classes(answers.deployed, scores, opened.classes)
     graph = _network_graph(opened)
     meaning = _meaning(opened, answers, graph, scores)
     reference = reference_of(answers, meaning)
@@ -238,6 +241,10 @@ def _notes(opened: Opened, answers: Answers, meaning: Meaning) -> tuple[str, ...
     if scores is not None and len(answers.oracle) > 1:
         others = ", ".join(name for name in answers.oracle if name != scores)
         notes.append(f"the task is about output {scores!r}; not served: {others}")
+    if opened.classes is not None and scores is not None and not meaning.is_probability:
+        notes.append(
+            f"{scores!r} holds no probabilities: a softmax is added, which the classifier itself does not have"
+        )
     dropped = [name for name, value in answers.oracle.items() if value.dtype.kind not in "fiub"]
     if scores is None and dropped:
         notes.append(f"outputs {', '.join(dropped)} hold no numbers and are not served")

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops import op_loop
+from onnx.reference.ops.aionnxml import op_svm_classifier
 from torch import Tensor
 
 from ..tiled import convolve
@@ -249,7 +250,50 @@ class Loop(op_loop.Loop):
         return (*carried, *map(np.stack, results))
 
 
-REFERENCE_OPERATIONS: list[type[OpRun]] = [BatchNormalization, Loop]  # in place of ONNX's own, in bodies as well
+class SVMClassifier(op_svm_classifier.SVMClassifier):
+    """ONNX's own but for probabilities of three classes and more, where that sums what should stand side by side."""
+
+    op_domain = "ai.onnx.ml"
+
+    def _probabilities(self, scores: Values, class_count_: int) -> Values:
+        pairs = np.zeros((class_count_, class_count_))
+        stated: Any = self._svm.atts
+        above = np.triu_indices(class_count_, 1)
+        for score, a, b, i, j in zip(scores, stated.prob_a, stated.prob_b, *above, strict=True):
+            pairs[i, j] = np.clip(1 / (1 + np.exp(float(a) * score + float(b))), 1e-7, 1 - 1e-7)
+            pairs[j, i] = 1 - pairs[i, j]
+        return _coupled(pairs)
+
+
+def _coupled(pairs: Values) -> Values:
+    """Return probabilities (C,) of classes from those of pairs: `pairs[i, j]` of i where it is i or j.
+
+    Source: Wu, Lin and Weng 2004, Probability Estimates for Multi-class Classification by Pairwise Coupling, algorithm
+    2, with the end that LIBSVM has (`multiclass_probability` in its svm.cpp).
+    """
+    classes = len(pairs)
+    matrix = -pairs.T * pairs
+    np.fill_diagonal(matrix, (pairs**2).sum(axis=0))
+    found = np.full(classes, 1 / classes)
+    for _ in range(max(100, classes)):
+        gradient = matrix @ found
+        whole = float(found @ gradient)
+        if np.abs(gradient - whole).max() < 0.005 / classes:
+            break
+        for t in range(classes):
+            step = (whole - gradient[t]) / matrix[t, t]
+            found[t] += step
+            whole = (whole + step * (step * matrix[t, t] + 2 * gradient[t])) / (1 + step) ** 2
+            gradient = (gradient + step * matrix[t]) / (1 + step)
+            found /= 1 + step
+    return found
+
+
+REFERENCE_OPERATIONS: list[type[OpRun]] = [
+    BatchNormalization,
+    Loop,
+    SVMClassifier,
+]  # in place of ONNX's own, in bodies as well
 
 KERNELS: dict[str, Kernel] = {
     "AveragePool": _average_pool,
