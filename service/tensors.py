@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from foldserve.format.tensors import DTYPES
+from foldserve.format.tensors import BYTES, DTYPES
+
+__all__ = ["BYTES", "Array", "TensorSpec", "content"]
 
 Array = npt.NDArray[Any]
-
-BYTES = "BYTES"  # elements of any length: texts, as arrays of `bytes` objects
 
 
 @dataclass(frozen=True, slots=True)

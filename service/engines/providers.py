@@ -269,7 +269,10 @@ def _remedy(text: str) -> str:
     """Return what to do where a machine lacks something that a graph names."""
     if "Failed to construct locale" not in text:
         return ""
-    return "; the graph's text operators need this locale: apt-get install locales-all, or export it with locale C"
+    return (
+        "; the graph's text operators need this locale: apt-get install locales-all, or set their attribute locale to "
+        "C.UTF-8, which every system has and which changes letters as en_US.UTF-8 does (C changes those of ASCII alone)"
+    )
 
 
 def first_line(err: Exception) -> str:

@@ -4,14 +4,13 @@ Used by JSON, binary HTTP and gRPC alike. Every size is a Python integer and is 
 anything is allocated, so a shape like 2^60 costs nothing.
 """
 
-import struct
 from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from foldserve.format.tensors import DATATYPE_OF, DTYPES, LITTLE_ENDIAN
+from foldserve.format.tensors import DATATYPE_OF, DTYPES, LENGTH, LITTLE_ENDIAN, tensor_bytes
 
 from ..errors import InvalidInput
 from ..tensors import BYTES, Array
@@ -19,7 +18,6 @@ from ..tensors import BYTES, Array
 __all__ = ["BYTES", "DATATYPES", "bytes_tensor", "datatype_of", "tensor_from_bytes", "tensor_to_bytes"]
 
 DATATYPES = (*DTYPES, BYTES)
-_LENGTH = struct.Struct("<I")
 
 
 def tensor_from_bytes(data: memoryview, datatype: str, shape: Sequence[int], place: str) -> Array:
@@ -52,10 +50,7 @@ def tensor_from_bytes(data: memoryview, datatype: str, shape: Sequence[int], pla
 
 def tensor_to_bytes(array: Array) -> bytes:
     """Return the bytes of one tensor; an array of objects is taken as BYTES."""
-    if array.dtype == object:
-        elements = [bytes(element) for element in array.ravel()]
-        return b"".join(part for element in elements for part in (_LENGTH.pack(len(element)), element))
-    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    return tensor_bytes(array)
 
 
 def bytes_tensor(elements: Iterable[bytes], shape: Sequence[int]) -> Array:
@@ -74,13 +69,13 @@ def datatype_of(array: Array) -> str:
 def _elements(data: memoryview, shape: Sequence[int], place: str) -> Array:
     """Split the bytes of a BYTES tensor at the lengths that stand in them."""
     expected = prod(shape)
-    if expected * _LENGTH.size > len(data):
+    if expected * LENGTH.size > len(data):
         raise InvalidInput(f"{place}: {len(data)} bytes, too few for {expected} elements with their lengths")
     elements: list[bytes] = []
     start = 0
     while start < len(data):
-        body = start + _LENGTH.size
-        stop = body + _LENGTH.unpack_from(data, start)[0] if body <= len(data) else len(data) + 1
+        body = start + LENGTH.size
+        stop = body + LENGTH.unpack_from(data, start)[0] if body <= len(data) else len(data) + 1
         if stop > len(data) or len(elements) == expected:
             raise InvalidInput(f"{place}: the lengths in its {len(data)} bytes do not make {expected} elements")
         elements.append(bytes(data[body:stop]))

@@ -134,11 +134,13 @@ def picture_examples(given: Any, images: PictureInput, labels: Sequence[str] | N
 
 
 def made_rows(inputs: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], rows: int = MADE_ROWS) -> Examples:
-    """Return made-up rows: normal floats, zeros and ones for integers."""
+    """Return made-up rows: normal floats, zeros and ones for integers, a few words for texts."""
     generator = np.random.default_rng(0)
 
     def made(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         whole = (rows, *shape)
+        if dtype.kind == "O":
+            return generator.choice(["", "a", "text", "Three words here"], whole).astype(object)
         if dtype.kind == "f":
             return generator.normal(size=whole).astype(dtype)
         return generator.integers(0, 256 if dtype == np.uint8 else 2, whole).astype(dtype)

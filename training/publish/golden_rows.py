@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from foldserve.format.tensors import tensor_bytes
+
 from .network import Array, Feeds
 
 ROWS = 16
@@ -29,6 +31,13 @@ def choose(expected: Mapping[str, Array], unsure: Array, feeds: Feeds, rows: Arr
         order = np.concatenate([clear[first], np.delete(clear, first)])
     else:
         order = clear
-    size = sum(array[:1].nbytes for array in (*feeds.values(), *expected.values()))
+    size = sum(_row_bytes(array) for array in (*feeds.values(), *expected.values()))
     most = max(1, min(ROWS, _MOST_BYTES // max(1, size)))
     return np.sort(order[:most]), notes
+
+
+def _row_bytes(array: Array) -> int:
+    """Return the bytes of a row, of the longest one where they hold texts."""
+    if array.dtype != object:
+        return array[:1].nbytes
+    return max(len(tensor_bytes(array[row : row + 1])) for row in range(len(array)))

@@ -33,7 +33,13 @@ from .examples import (
 from .network import Network, OnnxNetwork, TorchNetwork, as_float32
 from .recipes import read_image
 from .rows import LABEL, column_names, read_rows, row_examples
-from .served_graph import graph_inputs, with_current_opset, without_dead_statistics, without_zipmaps
+from .served_graph import (
+    graph_inputs,
+    with_current_opset,
+    with_portable_locales,
+    without_dead_statistics,
+    without_zipmaps,
+)
 from .wanted import Wanted
 
 _ROWS = 2  # of what is only looked at
@@ -90,6 +96,12 @@ def _open_onnx(model: onnx.ModelProto, wanted: Wanted) -> Opened:
     notes: tuple[str, ...] = ()
     if dead:
         notes = (f"{dead} norms name statistics of a batch that nothing reads: they take their own, as at rest",)
+    model, texts = with_portable_locales(model)
+    if texts:
+        notes = (
+            *notes,
+            f"{texts} text operators take the locale C.UTF-8 for en_US.UTF-8: the same letters, everywhere",
+        )
     model, classes = without_zipmaps(with_current_opset(with_free_sizes(model)))
     if classes is not None and wanted.labels is None and wanted.task in (None, "classify"):
         wanted = replace(wanted, labels=classes)

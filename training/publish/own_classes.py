@@ -4,34 +4,37 @@ Exporters of scikit-learn's write both. A support vector machine names the class
 scores are of pairs or of distances: their largest may be another class, of two classes even the other one throughout.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from ..errors import ConfigError
 from .network import Array
+from .reference import Answers
 
 _NAMES = ("label", "output_label", "class", "class_id", "predicted_class")
 _NEAR = 1e-5  # of the largest score: nearer ones may be told apart either way
 
 
-def check_own_classes(outputs: Mapping[str, Array], scores: str, classes: Sequence[str] | None) -> None:
+def check_own_classes(answers: Answers, scores: str, classes: Sequence[str] | None) -> None:
     """Raise ConfigError where a network's own class is another one than that of its largest score.
 
+    It has to be so in float64 as in the network's own precision: of two classes the runtime names some wrongly itself.
+
     Args:
-        outputs: of the network in its own precision, by name.
+        answers: of the network.
         scores: the output that the task is about, (N, C).
         classes: as the graph names them, in the order of the scores; None: by their numbers.
     """
-    values = outputs[scores].reshape(len(outputs[scores]), -1)
+    values = answers.deployed[scores].reshape(len(answers.rows), -1)
     ordered = np.sort(values, axis=1)
     clear = ordered[:, -1] - ordered[:, -2] > _NEAR * np.abs(values).max()
     known = list(classes) if classes is not None else [str(number) for number in range(values.shape[1])]
-    for name, own in outputs.items():
-        named = _classes_named(name, own, known)
-        if named is None:
+    for name, own in answers.deployed.items():
+        named, exactly = (_classes_named(name, given, known) for given in (own, answers.oracle[name]))
+        if named is None or exactly is None:
             continue
-        differ = np.flatnonzero((named != values.argmax(axis=1)) & clear)
+        differ = np.flatnonzero((named != values.argmax(axis=1)) & (exactly == named) & clear)
         if differ.size:
             row = int(differ[0])
             raise ConfigError(

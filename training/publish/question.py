@@ -18,7 +18,7 @@ def question_for(name: str, opened: Opened) -> str:
         return f"curl -F file=@picture.jpg '{_SERVICE}{name}'"
     feeds = opened.examples.take(opened.examples.checked[:1])
     body = "@rows.json"
-    if sum(value[0].size for value in feeds.values()) < _LONGEST:
+    if sum(value[:1].size for value in feeds.values()) < _LONGEST:
         row: Any = {key: _values(value[0]) for key, value in feeds.items()}
         text = json.dumps({"instances": [row if len(row) > 1 else next(iter(row.values()))]})
         body = f"'{text}'" if len(text) <= _LONGEST else body
@@ -27,6 +27,7 @@ def question_for(name: str, opened: Opened) -> str:
 
 def _values(row: Array) -> Any:
     """Return a row as nested lists, each float as the shortest decimal that becomes it."""
+    row = np.asarray(row)  # of an array of texts it is one text
     if row.dtype.kind != "f":
         return row.tolist()
     shortest = [float(np.format_float_positional(value, trim="-")) for value in row.reshape(-1)]

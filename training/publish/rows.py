@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from foldserve.format.errors import FormatError
+from foldserve.format.tensors import tensor_bytes
 from foldserve.format.text import decoded
 
 from ..errors import ConfigError
@@ -50,10 +51,14 @@ def row_examples(
             size and size != got for size, got in zip(shape, arrays[name].shape[1:], strict=True)
         ):
             raise ConfigError(f"examples: input {name!r} has rows of {arrays[name].shape[1:]}, expected {shape}")
+        if dtype.kind == "O" and arrays[name].dtype.kind not in "OUS":
+            raise ConfigError(
+                f"examples: input {name!r} takes text, got numbers; give a list, or .npy or .npz of texts"
+            )
         arrays[name] = arrays[name].astype(dtype)
     stated = _stated_classes(given) if have_classes and LABEL not in inputs else None
     truth = None if stated is None else _truth(stated, labels, lengths.pop())
-    parts = [array.tobytes() for array in arrays.values()] + ([] if truth is None else [truth.tobytes()])
+    parts = [tensor_bytes(array) for array in arrays.values()] + ([] if truth is None else [truth.tobytes()])
     return of_arrays("rows", arrays, digest_of(parts), truth)
 
 

@@ -77,7 +77,7 @@ def serve(opened: Opened) -> Served:
     scores = scores_of(answers.oracle, opened.wanted.chosen_task, opened.wanted.scores)
     _check_labels(opened, answers, scores)
     if scores is not None and opened.wanted.chosen_task == CLASSIFY:
-        check_own_classes(answers.deployed, scores, opened.classes)
+        check_own_classes(answers, scores, opened.classes)
     graph = _network_graph(opened)
     meaning = _meaning(opened, answers, graph, scores)
     reference = reference_of(answers, meaning)

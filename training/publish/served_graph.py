@@ -16,7 +16,7 @@ from foldserve.format.image import ANY_SIZE, ImageRecipe
 from foldserve.format.task import CLASSIFY, MULTILABEL, TENSORS
 
 from ..errors import ConfigError, ExportError
-from ..fold.onnx.protos import captures
+from ..fold.onnx.protos import captures, set_attribute
 from .tasks import RESULTS
 
 PREFIX = "foldserve/"  # of the names of what is added
@@ -24,6 +24,8 @@ _LEAST_OPSET = 13  # from here on Softmax, Unsqueeze and the others are what the
 _LEAST_IR = 8  # of a file of that opset
 _STATED_MODE = 14  # opset from which on an attribute says whether a norm trains
 _BATCH = "batch"
+_PORTABLE = "C.UTF-8"
+_US_ENGLISH = ("", "en_US", "en_US.UTF-8", "en_US.utf8", "en-US")
 
 
 def with_current_opset(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -74,6 +76,24 @@ def without_dead_statistics(model: onnx.ModelProto) -> tuple[onnx.ModelProto, in
     for node in dead:
         del node.output[1:]
     return (changed, len(dead)) if dead else (model, 0)
+
+
+def with_portable_locales(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
+    """Return the model whose text operators need no locale of the machine's that serves it, and how many did.
+
+    Without the attribute it is en_US.UTF-8, which a container rarely has, and where it is empty the environment's own.
+    Letters change in C.UTF-8 as they do in en_US.UTF-8; what names another language is left alone.
+    """
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    nodes = [node for node in changed.graph.node if node.op_type == "StringNormalizer" and _locale(node) in _US_ENGLISH]
+    for node in nodes:
+        set_attribute(node, "locale", _PORTABLE)
+    return (changed, len(nodes)) if nodes else (model, 0)
+
+
+def _locale(node: NodeProto) -> str:
+    return next((attribute.s.decode() for attribute in node.attribute if attribute.name == "locale"), "")
 
 
 def without_zipmaps(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str] | None]:

@@ -207,6 +207,30 @@ class _Window:
         return F.pad(x, both, value=value)
 
 
+def _string_normalizer(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values:
+    """Return text without stop words, in letters of one case; ONNX's own takes accents off, which no runtime does."""
+    texts = np.asarray(inputs[0], object)
+    action = fields.get("case_change_action", b"NONE")
+    compared = str if fields.get("is_case_sensitive", 0) else _CASES.get(action, _lower)
+    hidden = {compared(word.decode()) for word in fields.get("stopwords", ())}
+    kept = [_CASES.get(action, str)(text) for text in texts.reshape(-1).tolist() if compared(text) not in hidden] or [
+        ""
+    ]
+    return np.array(kept, object).reshape(-1 if texts.ndim == 1 else (1, -1))
+
+
+def _lower(text: str) -> str:
+    """Return the text letter by letter in small ones, as `towlower` of C gives them: one for one."""
+    return "".join(letter.lower() if len(letter.lower()) == 1 else letter for letter in text)
+
+
+def _upper(text: str) -> str:
+    return "".join(letter.upper() if len(letter.upper()) == 1 else letter for letter in text)
+
+
+_CASES: dict[bytes, Callable[[str], str]] = {b"LOWER": _lower, b"UPPER": _upper}
+
+
 def _tensors(inputs: Sequence[Values | None]) -> list[Tensor]:
     return [torch.from_numpy(np.require(value, requirements=["C", "W"])) for value in inputs if value is not None]
 
@@ -306,6 +330,7 @@ KERNELS: dict[str, Kernel] = {
     "LRN": _local_response,
     "MatMul": _matmul,
     "MaxPool": _max_pool,
+    "StringNormalizer": _string_normalizer,
     "MeanVarianceNormalization": _mean_variance,
     "Optional": _same,
     "OptionalGetElement": _same,
