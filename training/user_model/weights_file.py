@@ -4,7 +4,8 @@ Nothing is unpickled but tensors (`weights_only=True`). What had to be taken off
 named, with its likely cause.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ _WRAPPERS = ("state_dict", "model", "model_state_dict", "module", "net", "networ
 _COUNTER = "num_batches_tracked"  # says how often a norm was updated, which no answer depends on
 _STATISTICS = ("running_mean", "running_var")
 _SHOWN = 5
+_DEEPEST = 3  # keys above a state dict
+_OPTIMIZER = re.compile("optim|sched|scaler", re.IGNORECASE)
 
 
 def load_weights(model: nn.Module, path: Path) -> tuple[str, ...]:
@@ -89,23 +92,45 @@ def holds_objects(err: Exception) -> bool:
 
 
 def _state_dict_in(content: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return the state dict in what was read, which may stand under a key beside other things."""
-    if _is_state_dict(content):
-        return {name: value for name, value in content.items() if isinstance(value, Tensor)}, ()
-    if isinstance(content, Mapping):
-        for key in _WRAPPERS:
-            if _is_state_dict(content.get(key)):
-                return _state_dict_in(content[key], path)[0], (f"weights taken from {key!r} in {path.name}",)
+    """Return the state dict in what was read, which may stand under keys beside other things."""
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{path} holds a {type(content).__name__}; expected a state dict: save model.state_dict()")
+    places = list(_places(content))
+    usual = [place for place in places if place and place[0] in _WRAPPERS]
+    if not places:
         keys = ", ".join(map(repr, list(content)[:_SHOWN]))
         raise ConfigError(f"{path} holds no state dict: its keys are {keys}; expected tensors by name, or {_WRAPPERS}")
-    raise ConfigError(f"{path} holds a {type(content).__name__}; expected a state dict: save model.state_dict()")
+    if len(places) > 1 and not usual:
+        keys = ", ".join(repr(".".join(place)) for place in places[:_SHOWN])
+        raise ConfigError(f"{path} holds several state dicts: {keys}; save the one that is meant by itself")
+    place = min(usual, key=lambda keys: _WRAPPERS.index(keys[0])) if usual else places[0]
+    for key in place:
+        content = content[key]
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    if not place:
+        return tensors, ()
+    others = [".".join(keys) for keys in places if keys != place]
+    beside = f", beside {', '.join(map(repr, others[:_SHOWN]))}" if others else ""
+    return tensors, (f"weights taken from {'.'.join(place)!r} in {path.name}{beside}",)
+
+
+def _places(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the keys that lead to each state dict in what was read; what an optimizer keeps is none."""
+    if _is_state_dict(value):
+        yield keys
+    elif isinstance(value, Mapping) and len(keys) < _DEEPEST:
+        for key, inner in value.items():
+            if isinstance(key, str) and not _OPTIMIZER.search(key):
+                yield from _places(inner, (*keys, key))
 
 
 def _is_state_dict(value: Any) -> bool:
-    if not isinstance(value, Mapping) or not value:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         return False
-    tensors = [name for name, item in value.items() if isinstance(item, Tensor)]
-    return len(tensors) > 0 and all(isinstance(item, Tensor | int | float | str) for item in value.values())
+    items = [item for name, item in value.items() if not name.endswith("_extra_state")]
+    return any(isinstance(item, Tensor) for item in items) and all(
+        isinstance(item, Tensor | int | float | str | None) for item in items
+    )
 
 
 def _without_prefix(

@@ -64,6 +64,33 @@ def test_a_checkpoint_holds_the_state_dict_under_a_key(key, trained, tmp_path):
     torch.testing.assert_close(model.state_dict()["3.weight"], trained.state_dict()["3.weight"])
 
 
+LOOPS = {
+    "params_ema": lambda s: {"params_ema": s},
+    "checkpoint.state_dict": lambda s: {"checkpoint": {"state_dict": s}, "optimizer": {"state": {"a": s}}},
+    "model.state_dict": lambda s: {"model": {"state_dict": s, "config": {"width": 1}}, "lr_scheduler": s},
+    "state_dict": lambda s: {"state_dict": s, "state_dict_ema": s, "optimizer_states": [{"a": s}], "callbacks": {}},
+    "net_state": lambda s: {"net_state": {**s, "_extra_state": None}, "epoch": torch.tensor(3)},
+}
+
+
+@pytest.mark.parametrize("place", LOOPS)
+def test_whatever_a_training_loop_calls_its_weights_they_are_found(place, trained, tmp_path):
+    """One state dict in the file is the one that is meant, wherever it stands; what an optimizer keeps is none."""
+    torch.save(LOOPS[place](trained.state_dict()), tmp_path / "w.ckpt")
+    model = network()
+    (note,) = load_weights(model, tmp_path / "w.ckpt")
+    assert f"taken from {place!r} in w.ckpt" in note
+    assert ("beside 'state_dict_ema'" in note) == (place == "state_dict")
+    torch.testing.assert_close(model.state_dict()["3.weight"], trained.state_dict()["3.weight"])
+
+
+def test_of_several_state_dicts_under_names_of_their_own_none_is_guessed(trained, tmp_path):
+    """A generator and its critic: the sentence names both."""
+    torch.save({"netG": trained.state_dict(), "netD": {"x": torch.zeros(2)}}, tmp_path / "w.pt")
+    with pytest.raises(ConfigError, match=r"holds several state dicts: 'netG', 'netD'; save the one that is meant"):
+        load_weights(network(), tmp_path / "w.pt")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
