@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -19,6 +20,7 @@ from ..refusals import Refusal, RefusalCode
 from ..registry import state_registered
 from ..report import Report, Site
 from .all_sizes import norms_of_one_size
+from .circumstances import PLAIN, Circumstance, call_as_before
 from .duplicates import Duplicate, duplicate_producers, note_of
 from .float64 import Inputs, named_tensors, sharing_copy
 from .graph import TorchGraph, hooked_modules, module_path, read
@@ -26,8 +28,9 @@ from .input_normalisation import InputNormalisation
 from .norms import Norm, find_norms
 from .parameters import Change, compute_changes
 from .placement import Placement, place_norms
+from .process_state import quiet
 from .site_proof import prove_sites
-from .sizes import Sizes, look_at_sizes, other_computations
+from .sizes import Sizes, Variant, look_at_sizes, other_computations
 from .unmatched import norms_in_bodies, unmatched_norms
 from .wrappers import is_exported
 
@@ -130,16 +133,21 @@ def _plan(
     """Return the plan; layers are copied where that helps, unless `excluded` is None, not for the norms in it."""
     graph = _graph(model, example_inputs, dynamic, exact)
     norms, unreadable = ([], []) if input_only else _norms(model, graph)
+    wanted = bool(norms or normalisation)
+    sizes = look_at_sizes(model, example_inputs, may_vary=dynamic is not False) if wanted else Sizes([])
+    if sizes.is_otherwise_traced:
+        graph = _graph(model, example_inputs, dynamic, exact, hides_tracing=True)
+        norms, unreadable = ([], []) if input_only else _norms(model, graph)
     duplicates: list[Duplicate] = []
     if excluded is not None:
         graph, duplicates = _with_copies(graph, norms, excluded)
         norms, unreadable = _norms(model, graph)
     if normalisation is not None:
         norms = [normalisation.norm(graph), *norms]
-    sizes = look_at_sizes(sharing_copy(model), example_inputs) if norms and dynamic is not False else Sizes([])
     others = []
-    for inputs in other_computations(sizes.variants, example_inputs):
-        other = _graph(model, inputs, False, exact)
+    for variant in other_computations(sizes.variants):
+        inputs = variant.inputs(example_inputs, has_values=False)
+        other = _graph(model, inputs, False, exact, variant.circumstance, example_inputs)
         if excluded is not None:
             other = _with_copies(other, find_norms(other)[0], excluded)[0]
         its_norms = [] if input_only else find_norms(other)[0]
@@ -165,14 +173,41 @@ def _with_copies(graph: TorchGraph, norms: list[Norm], excluded: Collection[str]
     """Return the graph with copied layers, and what was copied."""
     with during("copying layers for norms"):
         duplicates = duplicate_producers(graph, norms, excluded)
-        return TorchGraph(graph.program, graph.exact, graph.hooked), duplicates
+        return TorchGraph(graph.program, graph.exact, graph.hooked, graph.noted), duplicates
 
 
-def _graph(model: nn.Module, inputs: Inputs, dynamic: Any, exact: Mapping[str, Array]) -> TorchGraph:
+def _graph(
+    model: nn.Module,
+    inputs: Inputs,
+    dynamic: Any,
+    exact: Mapping[str, Array],
+    circumstance: Circumstance | None = None,
+    example: Inputs = (),
+    *,
+    hides_tracing: bool = False,
+) -> TorchGraph:
+    """Return the graph of a model, in another circumstance too; `example` has the values for its earlier calls."""
     with during("copying the model"):
         readable = sharing_copy(model)
+    there, noted = circumstance or PLAIN, frozenset[str]()
+    if there.calls:
+        with during(f"calling the model for what it does {there.words}"), torch.no_grad(), quiet():
+            call_as_before(readable, there, lambda shapes: Variant(shapes, ()).inputs(example))
+        noted = _noted(model, readable)
+    hides_tracing = hides_tracing or (circumstance is not None and not there.is_traced)
     stated = state_registered(readable)
-    return TorchGraph(_read(model, readable, inputs, dynamic), {**exact, **stated}, hooked_modules(model))
+    program = _read(model, readable, inputs, dynamic, there, hides_tracing)
+    return TorchGraph(program, {**exact, **stated}, hooked_modules(model), noted)
+
+
+def _noted(model: nn.Module, called: nn.Module) -> frozenset[str]:
+    """Return the names of the tensors that a called copy of the model holds, and the model does not."""
+    own = dict(named_tensors(model))
+    return frozenset(
+        name
+        for name, tensor in named_tensors(called)
+        if name not in own or own[name].shape != tensor.shape or not torch.equal(own[name], tensor)
+    )
 
 
 def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -198,9 +233,16 @@ def _norms(model: nn.Module, graph: TorchGraph) -> tuple[list[Norm], list[Site]]
     return norms, refused + unmatched_norms(model, graph, matched, refused)
 
 
-def _read(model: nn.Module, readable: nn.Module, example_inputs: Inputs, dynamic: Any) -> ExportedProgram:
+def _read(
+    model: nn.Module,
+    readable: nn.Module,
+    example_inputs: Inputs,
+    dynamic: Any,
+    circumstance: Circumstance,
+    hides_tracing: bool,
+) -> ExportedProgram:
     try:
-        return read(readable, example_inputs, dynamic)
+        return read(readable, example_inputs, dynamic, circumstance, hides_tracing=hides_tracing)
     except FoldError as err:
         quantised = _quantised(model)
         if quantised is None:

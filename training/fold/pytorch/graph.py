@@ -24,6 +24,7 @@ from ...errors import FoldError
 from ..core import Array
 from ..failures import failure, machine_failure
 from ..refusals import Refusal, RefusalCode
+from .circumstances import PLAIN, Circumstance, hide_tracing
 from .float64 import Inputs, run_in_float64
 from .process_state import quiet
 
@@ -50,11 +51,13 @@ class TorchGraph:
         program: what `torch.export` returned.
         exact: float64 values of parameters that an earlier fold rounded, by qualified name.
         hooked: paths of modules with forward hooks of the user's.
+        noted: names of tensors that hold what an earlier call left, and are no constants.
     """
 
     program: ExportedProgram
     exact: Mapping[str, Array] = field(default_factory=dict)
     hooked: frozenset[str] = frozenset()
+    noted: frozenset[str] = frozenset()
     _constants: dict[Node, Tensor] = field(default_factory=dict, repr=False)
     _is_constant: dict[Node, bool] = field(default_factory=dict, repr=False)
 
@@ -62,12 +65,17 @@ class TorchGraph:
         self.tensors: dict[str, Tensor] = {**self.program.state_dict, **self.program.constants}
         specs = self.program.graph_signature.input_specs
         self._targets = {s.arg.name: s.target for s in specs if s.kind is not InputKind.USER_INPUT and s.target}
-        self._mutated = set(self.program.graph_signature.buffers_to_mutate.values())
+        self._mutated = {*self.program.graph_signature.buffers_to_mutate.values(), *self.noted, *self._written()}
         self.user_inputs = [
             n for n in self.nodes if n.op == "placeholder" and n.name not in self._targets and is_tensor(n)
         ]
         self.outputs = set(self.program.graph.output_node().all_input_nodes)
         self.order = {node: position for position, node in enumerate(self.nodes)}
+
+    def _written(self) -> set[str]:
+        """Return the names of the tensors that an operation writes into."""
+        first = [node.args[0] for node in self.nodes if node.op == "call_function" and is_in_place(node) and node.args]
+        return {self._targets[one.name] for one in first if isinstance(one, Node) and one.name in self._targets}
 
     @property
     def nodes(self) -> list[Node]:
@@ -248,13 +256,22 @@ def _draws_random_numbers(node: Node) -> bool:
     return torch.Tag.nondeterministic_seeded in tags
 
 
-def read(model: nn.Module, example_inputs: Inputs, dynamic: Any) -> ExportedProgram:
+def read(
+    model: nn.Module,
+    example_inputs: Inputs,
+    dynamic: Any,
+    circumstance: Circumstance = PLAIN,
+    *,
+    hides_tracing: bool = False,
+) -> ExportedProgram:
     """Return the graph of `model`, a copy that may be spoiled, for inputs of the shapes of `example_inputs`.
 
     Args:
         model: in eval mode.
         example_inputs: positional arguments of its forward, or a mapping of keyword arguments.
         dynamic: True for a dynamic first axis of every tensor, False for none, else `torch.export`'s dynamic_shapes.
+        circumstance: in which it is called.
+        hides_tracing: let the model see no sign of torch.export.
 
     Raises:
         FoldError: `torch.export` cannot read the model or the inputs do not fit; says what it tripped over.
@@ -265,10 +282,13 @@ def read(model: nn.Module, example_inputs: Inputs, dynamic: Any) -> ExportedProg
         inputs = _batch_of_two(given)
         attempts = [(inputs, _dynamic_batch(model, inputs)), (given, None)]
     model.register_forward_hook(_plain_outputs)
+    if hides_tracing:
+        hide_tracing(model)
     for number, (sample, shapes) in enumerate(attempts, start=1):
         try:
-            with quiet(), torch.no_grad():
-                program = torch.export.export(model, *_split(_views(sample)), dynamic_shapes=shapes, strict=False)
+            with quiet(), torch.no_grad(), circumstance.entered():
+                views = circumstance.prepared(_views(sample))
+                program = torch.export.export(model, *_split(views), dynamic_shapes=shapes, strict=False)
                 if number == len(attempts) or sample is given or _agrees(program, model, given):
                     return program
         except Exception as err:  # torch.export raises nearly every type there is

@@ -15,10 +15,20 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ...errors import CannotJudge, FoldError
-from ..failures import during
+from ..failures import during, failure
 from ..report import Proof
 from ..verdict import STEP, Runs, judge, judge_in_float64, require_close
-from .float64 import Inputs, call, named_tensors, needs_no_mode, run_model_in_float64, sharing_copy, widen
+from .circumstances import Circumstance, call_as_before, resized
+from .float64 import (
+    Inputs,
+    call,
+    named_tensors,
+    needs_no_mode,
+    run_in_float64,
+    run_model_in_float64,
+    sharing_copy,
+    widen,
+)
 from .process_state import same_random_state
 from .reproducible import first_difference
 from .returned import Returned, difference, taken_apart
@@ -241,6 +251,48 @@ def proved_sizes(original: Runnable, folded: Runnable, inputs: Inputs, amplifica
         return ""
     require_close(oracle, got, amplification, f"for inputs of {shapes_of(inputs)}")
     return shapes_of(inputs)
+
+
+def prove_in(
+    circumstance: Circumstance, original: Runnable, folded: Runnable, inputs: Inputs, amplification: float
+) -> None:
+    """Require that two models agree in float64 in a circumstance, as far as the original runs there.
+
+    Raises:
+        FoldError: they differ by more than rounding can explain.
+    """
+    try:
+        oracle = _in_circumstance(circumstance, original, inputs)
+    except Exception:  # whatever a model raises
+        return
+    try:
+        got = _in_circumstance(circumstance, folded, inputs)
+    except Exception as err:
+        raise FoldError(failure(f"running the folded model {circumstance.words}", err)) from err
+    try:
+        require_close(oracle, got, amplification, circumstance.words)
+    except FoldError as err:
+        raise FoldError(
+            f"{circumstance.words} the model computes otherwise than in a first call without gradients, and the folded "
+            "form of it cannot follow; make its forward independent of that, or fold each part by itself"
+        ) from err
+
+
+def _in_circumstance(circumstance: Circumstance, model: Runnable, inputs: Inputs) -> Outputs:
+    """Return the outputs of the last call, evaluated in float64."""
+    copied = sharing_copy(model.module, keep=model.exact)
+
+    def run(given: Inputs) -> Any:
+        call_as_before(
+            copied, circumstance, lambda shapes: model.prepare(tree_map(widen, resized(shapes, _detached(inputs))))
+        )
+        with circumstance.entered():
+            return call(copied, circumstance.prepared(given))
+
+    given = model.prepare(tree_map(widen, _detached(inputs)))
+    with same_random_state():
+        outputs = taken_apart(run_in_float64(run, (given,), model.exact)).tensors
+    return [[output.detach()] for output in outputs]
 
 
 def shapes_of(inputs: Inputs) -> str:

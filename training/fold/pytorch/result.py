@@ -16,7 +16,7 @@ from ..report import Proof, Report
 from ..rounding import round_once
 from .float64 import Inputs, full_copy, named_tensors, tensor_named
 from .fold_plan import FoldPlan, report_of, without
-from .model_proof import Runnable, prove_model, proved_sizes, shapes_of
+from .model_proof import Runnable, prove_in, prove_model, proved_sizes, shapes_of
 from .parameters import Value
 from .site_proof import prove_stored
 from .sizes import second_sizes
@@ -75,7 +75,11 @@ def _written(
         concerned=plan.concerned_outputs,
         at_sites=lambda: prove_stored(plan.graph, plan.placement, plan.changes),
     )
-    others = (raw(inputs) for inputs in second_sizes(plan.reading.sizes.variants, example_inputs))
+    sizes_seen = plan.reading.sizes
+    for circumstance in sizes_seen.circumstances:
+        prove_in(circumstance, before, after, raw(example_inputs), proof.amplification)
+    variants = sizes_seen.variants if sizes_seen.may_vary else []
+    others = (raw(inputs) for inputs in second_sizes(variants, example_inputs))
     second = next(filter(None, (proved_sizes(before, after, inputs, proof.amplification) for inputs in others)), "")
     sizes = (shapes_of(example_inputs), second)
     return writer.model, exact, replace(proof, sizes=tuple(filter(None, sizes)))

@@ -7,7 +7,7 @@ comparison, each conversion to a plain number, and each argument of an operation
 
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,10 +29,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils._sympy.printers import PythonPrinter
 
+from .circumstances import PLAIN, Circumstance, Shapes, call_as_before
 from .float64 import Inputs, call, sharing_copy
 from .process_state import quiet
-
-Shapes = tuple[tuple[int, ...], ...]
 
 _PARTS = ("__iter__", "unbind", "split", "tensor_split", "chunk", "__len__")  # how many there are is a size, too
 _READS = ("shape", "size", "numel", "nelement", "nbytes", "stride", "is_same_size", *_PARTS)
@@ -183,7 +182,13 @@ def _is_roomy(shapes: Shapes, new: Shapes) -> bool:
     return all((a - b) % _ROOM == 0 for a, b in pairs)
 
 
-def questions(model: nn.Module, given: Inputs, reads: list[list[tuple[int, ...]]]) -> list[Question] | None:
+def questions(
+    model: nn.Module,
+    given: Inputs,
+    reads: list[list[tuple[int, ...]]],
+    circumstance: Circumstance = PLAIN,
+    earlier: Callable[[Shapes], Inputs] = tuple,
+) -> list[Question] | None:
     """Return what a forward asks about the sizes of these inputs; None when it cannot be followed.
 
     Args:
@@ -191,17 +196,25 @@ def questions(model: nn.Module, given: Inputs, reads: list[list[tuple[int, ...]]
         given: the inputs; their values are not looked at.
         reads: the shapes that it reads, see `SizeReads`, first for these inputs and then for others: what is the same
             for all of them does not vary.
+        circumstance: in which it is called.
+        earlier: makes the inputs of its earlier calls.
     """
     asked = _Asked(reads)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    model = sharing_copy(model)  # it may keep a symbol
+    original, model = model, sharing_copy(model)  # it may keep a symbol
     try:
         inputs = tree_map(lambda value: asked.named(mode, value) if isinstance(value, Tensor) else value, given)
-        with quiet(), torch.no_grad(), mode, asked, _as_numbers():
-            call(model, inputs)
+        with quiet(), torch.no_grad(), mode:
+            call_as_before(model, circumstance, earlier)
+            with circumstance.entered():
+                inputs = circumstance.prepared(inputs)
+                with asked, _as_numbers():
+                    call(model, inputs)
         if asked.count != len(reads[0]):
             return None  # it went another way with symbols
-        return asked.questions(_formulas(model, given) if asked.needs_formulas else [])
+        return asked.questions(
+            _formulas(sharing_copy(original), given, circumstance, earlier) if asked.needs_formulas else []
+        )
     except Exception:  # a size as the key of a dict, and whatever else symbols cannot do
         return None
 
@@ -388,7 +401,9 @@ def _varying(own: tuple[int, ...], others: list[tuple[int, ...]]) -> list[bool]:
     return [any(len(other) != len(own) or other[axis] != size for other in others) for axis, size in enumerate(own)]
 
 
-def _formulas(model: nn.Module, given: Inputs) -> list[tuple[Any, ...]]:
+def _formulas(
+    model: nn.Module, given: Inputs, circumstance: Circumstance, earlier: Callable[[Shapes], Inputs]
+) -> list[tuple[Any, ...]]:
     """Return the shapes that the forward reads as expressions in the names of the axes of its inputs."""
     mode, reads, numbers = FakeTensorMode(shape_env=_Values(), allow_non_fake_inputs=True), SizeReads(), count()
     names: dict[Any, Any] = {}
@@ -405,8 +420,12 @@ def _formulas(model: nn.Module, given: Inputs) -> list[tuple[Any, ...]]:
         return fake
 
     inputs = tree_map(symbolic, given)
-    with quiet(), torch.no_grad(), enable_python_dispatcher(), mode, reads:
-        call(model, inputs)
+    with quiet(), torch.no_grad(), enable_python_dispatcher(), mode:
+        call_as_before(model, circumstance, earlier)
+        with circumstance.entered():
+            inputs = circumstance.prepared(inputs)
+            with reads:
+                call(model, inputs)
     return [
         tuple(size.node.expr.xreplace(names) if isinstance(size, torch.SymInt) else sympy.Integer(size) for size in one)
         for one in reads.shapes

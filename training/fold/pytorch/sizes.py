@@ -6,7 +6,8 @@ are recorded here, on tensors without values, so that large sizes cost nothing.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, is_dataclass
+from contextlib import suppress
+from dataclasses import dataclass, is_dataclass, replace
 from itertools import islice
 from math import prod
 from typing import Any
@@ -17,10 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .float64 import Inputs, call
+from .circumstances import CIRCUMSTANCES, PLAIN, Circumstance, Shapes, after, resized
+from .float64 import Inputs, call, named_tensors, sharing_copy
 from .process_state import quiet
-from .size_questions import FOLLOW, Question, Shapes, SizeReads, questions
-from .user_code import Code, code_of
+from .size_questions import FOLLOW, Question, SizeReads, questions
+from .user_code import Code, code_of, plain_state
 
 Change = Callable[[int], int]
 Trace = tuple[tuple[str, str], ...]
@@ -52,6 +54,8 @@ _SWEPT = (*range(1, 41), 48, 56, 63, 64, 65, 80, 96, 127, 128, 129, 224, 256, 25
 _MOST_OPERATIONS, _MOST_COMPUTATIONS = 4_000, 12
 _FOLLOWING = 4  # a run with symbols, and one for the formulas of sizes, cost as much as so many without
 _LAYERS = ("convolution", "mm.", "batch_norm", "linear")
+_MOST_CALLS, _LEAST_CALLS, _MOST_CHANGES = 66, 4, 4  # of a model that counts them; calls that differ from the first
+_UNSEEN = ("prim.", "aten.detach", "aten.alias")  # operations that compute nothing
 
 
 @dataclass(frozen=True)
@@ -62,44 +66,36 @@ class Variant:
         shapes: of each tensor among the inputs, in their order.
         trace: the operations, with those arguments that are no tensors.
         reads: the shapes that its forward looked at, and may choose by.
+        circumstance: in which it was called.
     """
 
     shapes: Shapes
     trace: Trace
     reads: Shapes = ()
+    circumstance: Circumstance = PLAIN
 
     def inputs(self, example: Inputs, *, has_values: bool = True) -> Inputs:
         """Return the example in these sizes, its values repeated or left out; without values at no cost."""
-        shapes = iter(self.shapes)
-
-        def resize(value: Any) -> Any:
-            if not isinstance(value, Tensor):
-                return value
-            shape = next(shapes)
-            if not has_values:
-                return torch.empty(shape, dtype=value.dtype, device=value.device)
-            for axis, size in enumerate(shape):
-                places = torch.arange(size, device=value.device) % value.shape[axis]
-                value = value if size == value.shape[axis] else value.index_select(axis, places)
-            return value
-
-        resized: Inputs = tree_map(resize, dict(example) if isinstance(example, Mapping) else example)
-        return resized
+        return resized(self.shapes, example, has_values=has_values)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes that were looked at.
+    """The sizes and circumstances that were looked at.
 
     Attributes:
         variants: the example's own sizes, and all others that were tried and accepted by the model.
         matters: comparisons of its own sizes in the forward where another answer makes another computation, or none.
         is_complete: every question about sizes was answered both ways, as far as there are such sizes.
+        circumstances: those in which it computes otherwise than in a first call without gradients.
+        may_vary: sizes may be others than the example's.
     """
 
     variants: list[Variant]
     matters: tuple[Question, ...] = ()
     is_complete: bool = True
+    circumstances: tuple[Circumstance, ...] = ()
+    may_vary: bool = True
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -109,20 +105,53 @@ class Sizes:
         tried = len(self.variants)
         return (f"what the forward asks about sizes cannot be followed to its end: {tried} sizes were looked at",)
 
+    @property
+    def is_otherwise_traced(self) -> bool:
+        """True when the model computes otherwise while it is compiled or exported."""
+        return any(one.is_traced for one in self.circumstances)
+
+    def joined(self, other: "Sizes") -> "Sizes":
+        """Return both."""
+        return Sizes(
+            [*self.variants, *other.variants],
+            tuple(dict.fromkeys((*self.matters, *other.matters))),
+            self.is_complete and other.is_complete,
+            tuple(dict.fromkeys((*self.circumstances, *other.circumstances))),
+            self.may_vary,
+        )
+
 
 @quiet()
-def look_at_sizes(model: nn.Module, example: Inputs) -> Sizes:
-    """Return the sizes that the model accepts, and at which it may compute in another way.
+def look_at_sizes(model: nn.Module, example: Inputs, *, may_vary: bool = True) -> Sizes:
+    """Return the sizes that the model accepts, and at which it may compute in another way, in any circumstance.
 
     Args:
-        model: in eval mode; a copy, whose state may change.
+        model: in eval mode; not changed.
         example: positional arguments, or a mapping of keyword arguments.
+        may_vary: look at other sizes than the example's.
     """
-    search = _Search(model, example)
-    first = search.tried(_shapes(example))
-    if first is None:
-        return Sizes([])  # it runs on no tensor without values
-    code = code_of(model)
+    own, code = _shapes(example), code_of(model)
+    calls = _calls(model, example, own, 2)
+    if not calls:
+        return Sizes([], may_vary=may_vary)  # it runs on no tensor without values
+    first = calls[0].variant
+    sizes = replace(_searched(_Search(model, example), first, code, may_vary), may_vary=may_vary)
+    asked = [one for one in CIRCUMSTANCES if one.names & code.names]
+    tried = [(one, _variant(model, example, own, one)) for one in asked]
+    tried += _later_calls(model, example, calls, code)
+    for circumstance, there in tried:
+        if there is not None and (there.trace, there.reads) != (first.trace, first.reads):
+            found = _searched(_Search(model, example, circumstance), there, code, may_vary)
+            is_other = there.trace != first.trace
+            sizes = sizes.joined(replace(found, circumstances=(circumstance,) if is_other else ()))
+    return _with_orders(sizes, model, example) if calls[0].has_changed else sizes
+
+
+def _searched(search: "_Search", first: Variant, code: Code, may_vary: bool) -> Sizes:
+    """Return what is found from the sizes of the example in one circumstance."""
+    search.know(first)
+    if not may_vary:
+        return Sizes(search.accepted)
     search.change_axes(_CHANGES if first.reads or code.is_opaque else _CHANGES[:1], _INSTEAD)
     if not first.reads and not code.is_opaque:
         return Sizes(search.accepted)
@@ -133,16 +162,48 @@ def look_at_sizes(model: nn.Module, example: Inputs) -> Sizes:
     if not is_followed:
         search.change_axes(tuple(map(_to_residues, _RESIDUES)))
     is_complete = is_followed and not search.has_plain_numbers
-    if not is_complete:
+    if not is_complete and not first.circumstance.calls:
         search.sweep(first, code)
     return Sizes(search.accepted, tuple(matters or ()), is_complete and search.is_complete)
+
+
+def _later_calls(
+    model: nn.Module, example: Inputs, calls: list["_Call"], code: Code
+) -> list[tuple[Circumstance, Variant | None]]:
+    """Return later calls of the same sizes, the second and those that compute otherwise than all before."""
+    if calls[-1].state != calls[0].state:  # it counts
+        most = max([one for one in code.constants if one < _MOST_CALLS], default=0) + 2
+        count = max(_LEAST_CALLS, min(most, _MOST_OPERATIONS // max(len(calls[0].variant.trace), 1)))
+        calls = _calls(model, example, calls[0].variant.shapes, count)
+    known, later = set(_stretches(calls[0].variant.trace)), list[Variant]()
+    for number, call_ in enumerate(calls[1:], start=1):
+        stretches = _stretches(call_.variant.trace)
+        if (not stretches <= known and len(later) < _MOST_CHANGES) or (number == 1 and call_.has_changed):
+            later.append(call_.variant)
+        known |= stretches
+    return [(one.circumstance, one) for one in later]
+
+
+def _with_orders(sizes: Sizes, model: nn.Module, example: Inputs) -> Sizes:
+    """Return the sizes with calls that come after one of another size: a model may keep what it saw last."""
+    own = _shapes(example)
+    others = [one.shapes for one in sizes.variants if one.circumstance is PLAIN and one.shapes != own][:2]
+    known = set().union(*(_stretches(one.trace) for one in sizes.variants))
+    found: list[Variant] = []
+    for one, then in [pair for other in others for pair in ((own, other), (other, own))]:
+        there = _variant(model, example, then, after((one,)))
+        if there is not None and not _stretches(there.trace) <= known:
+            found.append(there)
+            known |= _stretches(there.trace)
+    circumstances = (*sizes.circumstances, *(one.circumstance for one in found), after((own,)))
+    return replace(sizes, variants=[*sizes.variants, *found], circumstances=tuple(dict.fromkeys(circumstances)))
 
 
 class _Search:
     """Looks for sizes at which a model computes in another way."""
 
-    def __init__(self, model: nn.Module, example: Inputs):
-        self._model, self._example = model, example
+    def __init__(self, model: nn.Module, example: Inputs, circumstance: Circumstance = PLAIN):
+        self._model, self._example, self._circumstance = model, example, circumstance
         self._tried: dict[Shapes, Variant | None] = {}
         self._operations = 0
         self.is_complete = True
@@ -152,12 +213,19 @@ class _Search:
     def accepted(self) -> list[Variant]:
         return [variant for variant in self._tried.values() if variant is not None]
 
+    def know(self, variant: Variant) -> None:
+        """Take a variant for tried."""
+        self._tried[variant.shapes] = variant
+
     def tried(self, shapes: Shapes) -> Variant | None:
         """Return the sizes with what the model runs for them, None when it does not accept them."""
         if shapes not in self._tried:
-            self._tried[shapes] = _variant(self._model, self._example, shapes)
+            self._tried[shapes] = _variant(self._model, self._example, shapes, self._circumstance)
             self._operations += len((self._tried[shapes] or self.accepted[0]).trace) if self.accepted else 0
         return self._tried[shapes]
+
+    def _earlier(self, shapes: Shapes) -> Inputs:
+        return Variant(shapes, ()).inputs(self._example, has_values=False)
 
     def change_axes(
         self, changes: tuple[tuple[Change, Change], ...], instead: tuple[tuple[Change, Change], ...] = ()
@@ -215,7 +283,8 @@ class _Search:
                 self.is_complete = False
                 continue
             reads = [list(here.reads), *(list(v.reads) for v in self.accepted)]
-            asked = questions(self._model, here.inputs(self._example, has_values=False), reads)
+            given = here.inputs(self._example, has_values=False)
+            asked = questions(self._model, given, reads, self._circumstance, self._earlier)
             if asked is None and here is first:
                 return None
             if asked is None:
@@ -282,17 +351,17 @@ def _to_residues(residues: tuple[int, int]) -> tuple[Change, Change]:
     return one, other
 
 
-def other_computations(accepted: list[Variant], example: Inputs) -> list[Inputs]:
-    """Return inputs without values of the sizes at which the model runs other operations than for its example.
+def other_computations(accepted: list[Variant]) -> list[Variant]:
+    """Return the sizes and circumstances in which the model runs other operations than for its example.
 
-    Sizes are left out at which whatever happens between two layers is what happens there at a size before.
+    Those are left out in which whatever happens between two layers is what happens there in one before.
     """
-    return [variant.inputs(example, has_values=False) for variant in _others(accepted)]
+    return _others(accepted)
 
 
 def _others(accepted: list[Variant]) -> list[Variant]:
     known: set[tuple[tuple[int, int], Trace]] = set()
-    others = []
+    others: list[Variant] = []
     for variant in accepted:
         stretches = _stretches(variant.trace)
         if known and not stretches <= known:
@@ -312,7 +381,7 @@ def _stretches(trace: Trace) -> set[tuple[tuple[int, int], Trace]]:
 def second_sizes(accepted: list[Variant], example: Inputs) -> list[Inputs]:
     """Return inputs of other sizes to prove a fold on, best first: another batch, with other sizes where accepted."""
     own = _shapes(example)
-    batch = _batch(own)
+    batch, accepted = _batch(own), [one for one in accepted if one.circumstance is PLAIN]
     if not batch or not accepted:
         return []
     new = batch - 1 if batch > 1 else 2
@@ -351,18 +420,54 @@ def _shapes_after(shapes: Shapes, free: tuple[int, list[int]], change: tuple[Cha
     return tuple(tuple(shape) for shape in others)
 
 
-def _variant(model: nn.Module, example: Inputs, shapes: Shapes) -> Variant | None:
+def _variant(model: nn.Module, example: Inputs, shapes: Shapes, circumstance: Circumstance = PLAIN) -> Variant | None:
     """Return the sizes with what the model runs for them, None when it does not accept them."""
-    inputs = Variant(shapes, ()).inputs(example, has_values=False)
-    mode, reads = FakeTensorMode(allow_non_fake_inputs=True), SizeReads()
-    fake = tree_map(lambda value: mode.from_tensor(value) if isinstance(value, Tensor) else value, inputs)
-    recorder = _Recorder(fake)
-    try:
-        with torch.no_grad(), mode, recorder, reads:
-            recorder.finish(call(model, fake))
-    except Exception:  # whatever a model raises for sizes that are not its own
-        return None
-    return Variant(shapes, tuple(recorder.trace), tuple(reads.shapes))
+    calls = _calls(model, example, shapes, 1, circumstance)
+    return calls[0].variant if calls else None
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One of several calls.
+
+    Attributes:
+        variant: what was run; its circumstance says how many calls came before.
+        state: the plain values that the model held afterwards.
+        has_changed: the model holds something else than before the call.
+    """
+
+    variant: Variant
+    state: tuple[Any, ...] = ()
+    has_changed: bool = False
+
+
+def _calls(
+    model: nn.Module, example: Inputs, shapes: Shapes, count: int, circumstance: Circumstance = PLAIN
+) -> list[_Call]:
+    """Return what a model runs in several calls of the same sizes; fewer, or none, where it does not accept them."""
+    model = sharing_copy(model, keep=[id(tensor) for _, tensor in named_tensors(model)])
+    mode, calls = FakeTensorMode(allow_non_fake_inputs=True), list[_Call]()
+
+    def faked(shapes: Shapes) -> Inputs:
+        inputs = Variant(shapes, ()).inputs(example, has_values=False)
+        fake: Inputs = tree_map(lambda value: mode.from_tensor(value) if isinstance(value, Tensor) else value, inputs)
+        return fake
+
+    with suppress(Exception), torch.no_grad(), mode:  # whatever a model raises for sizes that are not its own
+        for earlier in circumstance.calls:
+            call(model, faked(earlier))
+        for number in range(count):
+            before = plain_state(model, with_tensors=True) if count > 1 else ()
+            with circumstance.entered():
+                fake = circumstance.prepared(faked(shapes))
+                recorder, reads = _Recorder(fake), SizeReads()
+                with recorder, reads:
+                    recorder.finish(call(model, fake))
+            here = circumstance if number == 0 else after((shapes,) * number)
+            variant = Variant(shapes, tuple(recorder.trace), tuple(reads.shapes), here)
+            has_changed = count > 1 and before != plain_state(model, with_tensors=True)
+            calls.append(_Call(variant, plain_state(model) if count > 1 else (), has_changed))
+    return calls
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -383,6 +488,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = str(func)
+        if name.startswith(_UNSEEN):
+            results = func(*args, **(kwargs or {}))
+            known = [self._made[id(a)][1] for a in tree_leaves(args) if id(a) in self._made]
+            if isinstance(results, Tensor) and known:
+                self._made[id(results)] = results, known[0]
+            return results
         if is_layer(name):
             self._layer, self._start = self._layer + 1, len(self.trace)
         follows = any(word in name for word in FOLLOW)

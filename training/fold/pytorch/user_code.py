@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .entrances import methods_of, unguarded_class
 
 _MOST_SIZE, _MOST_VALUES = 4096, 4096  # of a number that is a size; of values that are looked into
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _DEPTH, _NO_PARTS = 5, (Tensor, nn.Module, type, ModuleType, str, bytes)  # of constants in what functions use
 
 
@@ -27,11 +28,13 @@ class Code:
     Attributes:
         constants: the numbers, and those beside; a size that became a plain number is most likely compared with one.
         pairs: those that stand two by two, as heights and widths do, or at the end of a longer tuple.
+        names: what the code calls things that are none of its own, and what the functions that it refers to are called.
         is_opaque: it holds what reads sizes unseen: a function that torch.jit compiled, or the handling of an error.
     """
 
     constants: list[int]
     pairs: list[tuple[int, int]]
+    names: frozenset[str]
     is_opaque: bool
 
 
@@ -55,7 +58,45 @@ def code_of(model: nn.Module) -> Code:
         for one in values
         if isinstance(one, tuple) and len(one) > 1 and all(isinstance(n, int) and _is_size(n) for n in one)
     ]
-    return Code(sorted(near, key=lambda number: (number not in found, number)), list(dict.fromkeys(tuples)), is_opaque)
+    return Code(
+        sorted(near, key=lambda number: (number not in found, number)),
+        list(dict.fromkeys(tuples)),
+        _all_names(values),
+        is_opaque,
+    )
+
+
+def _all_names(values: list[Any]) -> frozenset[str]:
+    names = set().union(*(_names(value) for value in values if isinstance(value, CodeType)))
+    called = (getattr(value, "__name__", "") for value in values if callable(value))
+    return frozenset(names | {name for name in called if isinstance(name, str)})
+
+
+def plain_state(model: nn.Module, *, with_tensors: bool = False) -> tuple[Any, ...]:
+    """Return the plain values that the modules hold, those in containers too; of tensors their shapes, or identities.
+
+    A module that holds others after a call has noted something of it.
+    """
+    found: list[Any] = []
+    for module in model.modules():
+        values: list[Any] = [{name: one for name, one in vars(module).items() if name not in _OF_EVERY_MODULE}]
+        values += [module._buffers]
+        for _ in range(_DEPTH):
+            inner: list[Any] = []
+            for value in values:
+                if isinstance(value, Tensor):
+                    found.append(id(value) if with_tensors else tuple(value.shape))
+                elif isinstance(value, dict):
+                    inner += [*value, *value.values()]
+                elif isinstance(value, tuple | list | set | frozenset):
+                    found.append(len(value))
+                    inner += value
+                elif isinstance(value, bool | int | float | str | None):
+                    found.append(value)
+                elif not isinstance(value, nn.Module):
+                    found.append(id(value) if with_tensors else type(value).__name__)
+            values = inner[:_MOST_VALUES]
+    return tuple(found)
 
 
 def _is_size(value: Any) -> bool:
@@ -99,7 +140,10 @@ def _parts(value: Any) -> list[Any]:
             *(function.__defaults__ or ()),
             *(function.__kwdefaults__ or {}).values(),
         ]
-        parts += [function.__globals__.get(name) for name in sorted(_names(function.__code__))]
+        names = sorted(_names(function.__code__))
+        referred = [function.__globals__.get(name) for name in names]
+        of_modules = [one for one in referred if isinstance(one, ModuleType) and not one.__name__.startswith("torch")]
+        parts += [*referred, *(vars(one)[name] for one in of_modules for name in names if name in vars(one))]
         for cell in function.__closure__ or ():
             with suppress(ValueError):  # an empty cell
                 parts.append(cell.cell_contents)
