@@ -125,15 +125,10 @@ def _sizes(original: nn.Module, folded: nn.Module, inputs: Inputs) -> list[Input
     found: list[Inputs] = []
     for model in (original, folded):
         accepted = look_at_sizes(sharing_copy(model), inputs).variants
-        found += [_filled(others, inputs) for others in other_computations(accepted, inputs)]
+        found += [variant.inputs(inputs) for variant in other_computations(accepted)]
         found += second_sizes(accepted, inputs)
         found += [variant.inputs(inputs) for variant in accepted[1:] if _count(variant) <= 2 * _elements(inputs)][:2]
     return found
-
-
-def _filled(empty: Inputs, inputs: Inputs) -> Inputs:
-    """Return the inputs in the sizes of `empty`, their values repeated."""
-    return Variant(tuple(tuple(value.shape) for value in _tensors(empty)), ()).inputs(inputs)
 
 
 def _larger(inputs: Inputs) -> Inputs:

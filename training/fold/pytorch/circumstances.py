@@ -4,10 +4,12 @@ Used by `sizes`, which records what a model runs in each of them that its code n
 and by `result`, which proves it there. The plain circumstance is a first call without gradients.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from threading import RLock
+from types import FrameType, FunctionType
 from typing import Any
 
 import torch
@@ -149,8 +151,63 @@ def _channels_last(value: Tensor) -> Tensor:
 _GRADIENTS = frozenset({"is_grad_enabled", "requires_grad", "grad_fn", "is_leaf"})
 _INFERENCE = frozenset({"is_inference_mode_enabled", "is_inference"})
 _AUTOCAST = frozenset({"is_autocast_enabled", "is_autocast_cpu_enabled", "is_autocast_cache_enabled"})
-_TRACED = frozenset({"is_compiling", "is_exporting", "is_torchdynamo_compiling", "is_dynamo_compiling"})
+_TRACED = frozenset({"is_compiling", "is_exporting"})
 _ONNX = frozenset({"is_in_onnx_export"})
+# What a forward asks is noted while it runs: attributes of tensors by a mode, functions in Python by `noting`. Those in
+# C are asked as soon as its code names them.
+ATTRIBUTES = frozenset({"requires_grad", "grad_fn", "is_leaf", "is_inference", "is_contiguous", "stride"})
+IN_C = frozenset({"is_grad_enabled", "is_inference_mode_enabled", "_is_tracing", "_get_tracing_state"}) | _AUTOCAST
+_FUNCTIONS: dict[str, Any] = {
+    "is_scripting": torch._jit_internal.is_scripting,
+    "is_tracing": torch.jit._trace.is_tracing,
+    "is_compiling": torch.compiler.is_compiling,
+    "is_exporting": torch.compiler.is_exporting,
+    "is_dynamo_compiling": torch.compiler.is_dynamo_compiling,
+    "is_in_onnx_export": torch.onnx.is_in_onnx_export,
+}
+_ORIGINALS = {name: FunctionType(one.__code__, one.__globals__) for name, one in _FUNCTIONS.items()}
+_notes: list[set[str]] = []
+
+
+def answer_and_note(name: str) -> Any:
+    """Return what a function of PyTorch's answers, and note that it was asked, unless by PyTorch itself."""
+    if _notes and not is_of_torch(sys._getframe(2)):
+        _notes[-1].add(name)
+    return _ORIGINALS[name]()
+
+
+def is_of_torch(frame: FrameType) -> bool:
+    """True for a frame of PyTorch's own code."""
+    return str(frame.f_globals.get("__name__", "")).startswith("torch.")
+
+
+def _noted(name: str) -> Any:
+    made: dict[str, Any] = {}
+    exec(  # noqa: S102 -- for whoever has imported the function too, its code is what has to change
+        f"def noted():\n import sys\n return sys.modules[{__name__!r}].answer_and_note({name!r})", made
+    )
+    return made["noted"].__code__
+
+
+_NOTED = {name: _noted(name) for name in _FUNCTIONS}
+
+
+@contextmanager
+def noting() -> Iterator[set[str]]:
+    """Give the set in which the names stand of the functions that are asked meanwhile."""
+    with _CHANGED:
+        before = {name: function.__code__ for name, function in _FUNCTIONS.items()}
+        for name, function in _FUNCTIONS.items():
+            if function.__code__ is _ORIGINALS[name].__code__:  # else a circumstance answers
+                function.__code__ = _NOTED[name]
+        _notes.append(set())
+        try:
+            yield _notes[-1]
+        finally:
+            _notes.pop()
+            for name, function in _FUNCTIONS.items():
+                function.__code__ = before[name]
+
 
 PLAIN = Circumstance()
 CIRCUMSTANCES: tuple[Circumstance, ...] = (

@@ -29,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils._sympy.printers import PythonPrinter
 
-from .circumstances import PLAIN, Circumstance, Shapes, call_as_before
+from .circumstances import ATTRIBUTES, PLAIN, Circumstance, Shapes, call_as_before, is_of_torch
 from .float64 import Inputs, call, sharing_copy
 from .process_state import quiet
 
@@ -57,11 +57,14 @@ class SizeReads(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.shapes: list[tuple[Any, ...]] = []
+        self.names = set[str]()  # of what else it reads
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = _name(func)
+        if name in ATTRIBUTES and not is_of_torch(sys._getframe(1)):
+            self.names.add(name)
         if name in _READS and not _is_of_torch_itself():
             tensors = args[: 2 if name == "is_same_size" else 1]
             self.shapes += [tuple(tensor.shape) for tensor in tensors if isinstance(tensor, FakeTensor)]

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .circumstances import CIRCUMSTANCES, PLAIN, Circumstance, Shapes, after, resized
+from .circumstances import CIRCUMSTANCES, IN_C, PLAIN, Circumstance, Shapes, after, noting, resized
 from .float64 import Inputs, call, named_tensors, sharing_copy
 from .process_state import quiet
 from .size_questions import FOLLOW, Question, SizeReads, questions
@@ -67,12 +67,14 @@ class Variant:
         trace: the operations, with those arguments that are no tensors.
         reads: the shapes that its forward looked at, and may choose by.
         circumstance: in which it was called.
+        asks: names of what it asked of PyTorch besides sizes.
     """
 
     shapes: Shapes
     trace: Trace
     reads: Shapes = ()
     circumstance: Circumstance = PLAIN
+    asks: frozenset[str] = frozenset()
 
     def inputs(self, example: Inputs, *, has_values: bool = True) -> Inputs:
         """Return the example in these sizes, its values repeated or left out; without values at no cost."""
@@ -136,15 +138,36 @@ def look_at_sizes(model: nn.Module, example: Inputs, *, may_vary: bool = True) -
         return Sizes([], may_vary=may_vary)  # it runs on no tensor without values
     first = calls[0].variant
     sizes = replace(_searched(_Search(model, example), first, code, may_vary), may_vary=may_vary)
-    asked = [one for one in CIRCUMSTANCES if one.names & code.names]
-    tried = [(one, _variant(model, example, own, one)) for one in asked]
+    tried = [(one, _variant(model, example, own, one)) for one in _asked(first, code)]
     tried += _later_calls(model, example, calls, code)
     for circumstance, there in tried:
         if there is not None and (there.trace, there.reads) != (first.trace, first.reads):
             found = _searched(_Search(model, example, circumstance), there, code, may_vary)
             is_other = there.trace != first.trace
             sizes = sizes.joined(replace(found, circumstances=(circumstance,) if is_other else ()))
+    sizes = _with_circumstances(sizes, model, example, code)
     return _with_orders(sizes, model, example) if calls[0].has_changed else sizes
+
+
+def _asked(variant: Variant, code: Code) -> list[Circumstance]:
+    """Return the circumstances that the forward asks about at some sizes, and those that it may ask about."""
+    names = variant.asks | (code.names & IN_C)
+    return [one for one in CIRCUMSTANCES if one.names & names]
+
+
+def _with_circumstances(sizes: Sizes, model: nn.Module, example: Inputs, code: Code) -> Sizes:
+    """Return the sizes with those at which a circumstance counts, though it does not at the example's own."""
+    known = set().union(*(_stretches(one.trace) for one in sizes.variants))
+    found: list[Variant] = []
+    plain = [one for one in sizes.variants[1:] if one.circumstance is PLAIN]
+    for one in sorted(plain, key=lambda one: not one.asks)[:_MOST_COMPUTATIONS]:
+        for circumstance in _asked(one, code):
+            there = _variant(model, example, one.shapes, circumstance)
+            if there is not None and not _stretches(there.trace) <= known:
+                found.append(there)
+                known |= _stretches(there.trace)
+    circumstances = (*sizes.circumstances, *(one.circumstance for one in found))
+    return replace(sizes, variants=[*sizes.variants, *found], circumstances=tuple(dict.fromkeys(circumstances)))
 
 
 def _searched(search: "_Search", first: Variant, code: Code, may_vary: bool) -> Sizes:
@@ -461,10 +484,11 @@ def _calls(
             with circumstance.entered():
                 fake = circumstance.prepared(faked(shapes))
                 recorder, reads = _Recorder(fake), SizeReads()
-                with recorder, reads:
+                with noting() as names, recorder, reads:
                     recorder.finish(call(model, fake))
             here = circumstance if number == 0 else after((shapes,) * number)
-            variant = Variant(shapes, tuple(recorder.trace), tuple(reads.shapes), here)
+            asks = frozenset(names | reads.names)
+            variant = Variant(shapes, tuple(recorder.trace), tuple(reads.shapes), here, asks)
             has_changed = count > 1 and before != plain_state(model, with_tensors=True)
             calls.append(_Call(variant, plain_state(model) if count > 1 else (), has_changed))
     return calls
