@@ -22,6 +22,7 @@ from .pytorch.input_normalisation import CastInput, InputNormalisation, Numbers
 from .pytorch.model_proof import Runnable
 from .pytorch.process_state import undisturbed
 from .pytorch.result import by_identity, carry_out, still_rounded
+from .pytorch.sizes import declared_axes
 from .pytorch.wrappers import unwrapped
 from .report import Proof, Report
 
@@ -89,7 +90,7 @@ def fold(
     normalisation = None if all(value is None for value in wanted) else _normalisation(*wanted)
     module, notes = unwrapped(model)
     plan = make_fold_plan(module, example_inputs, dynamic, padding, normalisation, duplicate=duplicate)
-    folded = _folded(module, example_inputs, plan, notes, entrances, dynamic is False)
+    folded = _folded(module, example_inputs, plan, notes, entrances, dynamic)
     if strict:
         folded.report.require_all_folded()
     return folded
@@ -179,7 +180,7 @@ def fold_input(
         raise FoldError("fold_input needs example_inputs for a model that is no result of fold; pass a tuple")
     exact = still_rounded(module, known.exact if known else {})
     plan = make_fold_plan(module, inputs, dynamic, padding, _normalisation(scale, mean, std), exact, input_only=True)
-    folded = _folded(module, inputs, plan, notes, entrances, dynamic is False).model
+    folded = _folded(module, inputs, plan, notes, entrances, dynamic).model
     return CastInput(folded).eval() if uint8 else folded
 
 
@@ -205,12 +206,14 @@ def _folded(
     plan: FoldPlan,
     notes: tuple[str, ...],
     entrances: str,
-    has_one_size: bool,
+    dynamic: Any,
 ) -> Folded:
     folded, report, exact = carry_out(plan, model, example_inputs)
     if exact:
         removed = tuple(site.path for site in report.folded)
-        way = traced_way(model, example_inputs, tuple(exact), removed, has_one_size)
+        declared = declared_axes(dynamic, example_inputs)
+        fixed = {axis: sizes for axis, sizes in plan.reading.sizes.fixed.items() if axis not in declared}
+        way = traced_way(model, example_inputs, tuple(exact), removed, dynamic is False, fixed)
         report = replace(report, entrances=other_entrances(folded, way))
         folded = guarded(folded, way) if entrances == "traced" else folded
     _ORIGINS[folded] = _Origin(example_inputs, exact)

@@ -5,17 +5,18 @@ training mode may read a changed weight without the norm that was taken into it,
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import Parameter, signature
 from types import CodeType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ...errors import FoldError
 from .float64 import Inputs
+from .size_guard import OtherSize
 
 _CONSTANTS = (bool, int, float, str, type(None), torch.dtype)
 
@@ -30,17 +31,20 @@ class TracedWay:
         changed: names of the tensors that a fold changed.
         removed: paths of the modules whose norm is gone.
         has_one_size: tensors have to have the shapes of the example.
+        fixed: of tensors in the order of the arguments: the number of one, an axis, and the sizes that it may have.
     """
 
     arguments: Mapping[str, Any]
     changed: tuple[str, ...]
     removed: tuple[str, ...]
     has_one_size: bool = False
+    fixed: tuple[tuple[int, int, tuple[int, ...]], ...] = ()
 
 
 @dataclass(frozen=True)
 class _Rank:
     axes: int
+    sizes: tuple[int, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -49,13 +53,34 @@ class _Shape:
 
 
 def traced_way(
-    model: nn.Module, inputs: Inputs, changed: tuple[str, ...], removed: tuple[str, ...], has_one_size: bool = False
+    model: nn.Module,
+    inputs: Inputs,
+    changed: tuple[str, ...],
+    removed: tuple[str, ...],
+    has_one_size: bool = False,
+    fixed: Mapping[tuple[int, int], tuple[int, ...]] | None = None,
 ) -> TracedWay:
-    """Return the way that `inputs` take through the forward of `model`; a model of one size stays one."""
+    """Return the way that `inputs` take through the forward of `model`; a model of one size stays one.
+
+    Args:
+        model: the original.
+        inputs: of the example.
+        changed: see `TracedWay`.
+        removed: see `TracedWay`.
+        has_one_size: see `TracedWay`.
+        fixed: the sizes that axes may have, each by the number of the tensor among the inputs and that of the axis.
+    """
     positional, keywords = ((), dict(inputs)) if isinstance(inputs, Mapping) else (inputs, {})
     before = vars(model).get("_traced_way")
     has_one_size = has_one_size or (before is not None and before.has_one_size)
-    return TracedWay(_form(model, positional, keywords, has_one_size), changed, removed, has_one_size)
+    numbers = {id(leaf): number for number, leaf in enumerate(_tensors(dict(keywords) or positional))}
+    places = {numbers.get(id(leaf)): place for place, leaf in enumerate(_tensors(_bound(model, positional, keywords)))}
+    new = tuple((places[number], axis, sizes) for (number, axis), sizes in (fixed or {}).items() if number in places)
+    return TracedWay(_form(model, positional, keywords, has_one_size), changed, removed, has_one_size, new)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def unguarded_class(cls: type[nn.Module]) -> type[nn.Module]:
@@ -124,9 +149,21 @@ def require_form(model: nn.Module, way: TracedWay, args: tuple[Any, ...], kwargs
     for name in [*way.arguments, *given]:
         one, other = way.arguments.get(name, _ABSENT), given.get(name, _ABSENT)
         if one != other and not _is_incomparable(one, other):
-            raise FoldError(
+            kind = OtherSize if isinstance(one, _Rank | _Shape) else FoldError
+            raise kind(
                 f"forward of a folded network: {_text(name, other)}, but it was folded with {_text(name, one)}, and "
                 'only that is promised. Fold with inputs as you need them, or with entrances="any" if this is meant'
+            )
+    _require_fixed(way, [one for one in tree_leaves(given) if isinstance(one, _Rank)])
+
+
+def _require_fixed(way: TracedWay, given: list[_Rank]) -> None:
+    for number, axis, sizes in way.fixed:
+        if number < len(given) and given[number].sizes[axis] not in sizes:
+            raise OtherSize(
+                f"forward of a folded network: tensor {number} has shape {tuple(given[number].sizes)}, but its forward "
+                f"asks about axis {axis}, which had the size {sizes[0]} wherever the fold was proved. Fold with an "
+                'example of that size, with `dynamic` for that axis, or with entrances="any" if this is meant'
             )
 
 
@@ -146,6 +183,11 @@ def _text(name: str, form: Any) -> str:
 
 def _form(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], has_one_size: bool) -> dict[str, Any]:
     """Return the arguments of the model's forward by name, defaults included; see `TracedWay`."""
+    named = _bound(model, args, kwargs)
+    return {name: tree_map(lambda one: _described(one, has_one_size), value) for name, value in named.items()}
+
+
+def _bound(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     expected = signature(unguarded_class(type(model)).forward)
     bound = expected.bind(model, *args, **kwargs)
     bound.apply_defaults()
@@ -153,12 +195,12 @@ def _form(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], ha
     for name, parameter in expected.parameters.items():
         if parameter.kind is Parameter.VAR_KEYWORD:
             named.update(named.pop(name, {}))
-    return {name: tree_map(lambda one: _described(one, has_one_size), value) for name, value in named.items()}
+    return named
 
 
 def _described(value: Any, has_one_size: bool) -> Any:
     if isinstance(value, Tensor):
-        return _Shape(tuple(value.shape)) if has_one_size else _Rank(value.ndim)
+        return _Shape(tuple(value.shape)) if has_one_size else _Rank(value.ndim, tuple(value.shape))
     return value if isinstance(value, _CONSTANTS) else type(value).__name__
 
 

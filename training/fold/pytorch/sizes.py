@@ -52,6 +52,7 @@ _MOST_TRIED, _TRIES, _MOST_CONSTANTS = 96, 3, 32  # sizes, sizes for one questio
 # What cannot be followed is tried at these sizes, as long as all that is tried is no more than so many operations.
 _SWEPT = (*range(1, 41), 48, 56, 63, 64, 65, 80, 96, 127, 128, 129, 224, 256, 257, 512)
 _MOST_OPERATIONS, _MOST_COMPUTATIONS = 4_000, 12
+_CHANNELS = (1, 3, 4)
 _FOLLOWING = 4  # a run with symbols, and one for the formulas of sizes, cost as much as so many without
 _LAYERS = ("convolution", "mm.", "batch_norm", "linear")
 _MOST_CALLS, _LEAST_CALLS, _MOST_CHANGES = 66, 4, 4  # of a model that counts them; calls that differ from the first
@@ -90,6 +91,8 @@ class Sizes:
         matters: comparisons of its own sizes in the forward where another answer makes another computation, or none.
         is_complete: every question about sizes was answered both ways, as far as there are such sizes.
         circumstances: those in which it computes otherwise than in a first call without gradients.
+        unanswered: axes, each as the number of the input and that of the axis, about which something is asked that has
+            another answer at no size that was found.
         may_vary: sizes may be others than the example's.
     """
 
@@ -97,7 +100,19 @@ class Sizes:
     matters: tuple[Question, ...] = ()
     is_complete: bool = True
     circumstances: tuple[Circumstance, ...] = ()
+    unanswered: frozenset[tuple[int, int]] = frozenset()
     may_vary: bool = True
+
+    @property
+    def fixed(self) -> dict[tuple[int, int], tuple[int, ...]]:
+        """The axes that may decide what is computed and have one size wherever the model was looked at, with it."""
+        if not self.variants:
+            return {}
+        own = self.variants[0].shapes
+        every = {(number, axis) for number, shape in enumerate(own) for axis in range(len(shape))}
+        asked = self.unanswered & every if self.is_complete else every
+        seen = {(number, axis): {one.shapes[number][axis] for one in self.variants} for number, axis in asked}
+        return {axis: tuple(sizes) for axis, sizes in seen.items() if len(sizes) == 1}
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -119,6 +134,7 @@ class Sizes:
             tuple(dict.fromkeys((*self.matters, *other.matters))),
             self.is_complete and other.is_complete,
             tuple(dict.fromkeys((*self.circumstances, *other.circumstances))),
+            self.unanswered | other.unanswered,
             self.may_vary,
         )
 
@@ -133,9 +149,10 @@ def look_at_sizes(model: nn.Module, example: Inputs, *, may_vary: bool = True) -
         may_vary: look at other sizes than the example's.
     """
     own, code = _shapes(example), code_of(model)
+    model = sharing_copy(model)  # a norm in training mode counts its batches, without values too
     calls = _calls(model, example, own, 2)
     if not calls:
-        return Sizes([], may_vary=may_vary)  # it runs on no tensor without values
+        return Sizes([Variant(own, ())], is_complete=False, may_vary=may_vary)  # it runs on no tensor without values
     first = calls[0].variant
     sizes = replace(_searched(_Search(model, example), first, code, may_vary), may_vary=may_vary)
     tried = [(one, _variant(model, example, own, one)) for one in _asked(first, code)]
@@ -184,10 +201,12 @@ def _searched(search: "_Search", first: Variant, code: Code, may_vary: bool) -> 
     is_followed = matters is not None and not code.is_opaque
     if not is_followed:
         search.change_axes(tuple(map(_to_residues, _RESIDUES)))
+        search.change_channels(_CHANNELS)
     is_complete = is_followed and not search.has_plain_numbers
     if not is_complete and not first.circumstance.calls:
         search.sweep(first, code)
-    return Sizes(search.accepted, tuple(matters or ()), is_complete and search.is_complete)
+    is_complete = is_complete and search.is_complete
+    return Sizes(search.accepted, tuple(matters or ()), is_complete, unanswered=frozenset(search.unanswered))
 
 
 def _later_calls(
@@ -229,6 +248,7 @@ class _Search:
         self._model, self._example, self._circumstance = model, example, circumstance
         self._tried: dict[Shapes, Variant | None] = {}
         self._operations = 0
+        self.unanswered = set[tuple[int, int]]()
         self.is_complete = True
         self.has_plain_numbers = False
 
@@ -274,6 +294,13 @@ class _Search:
         for batch in batches if _batch(own) else ():
             self.tried(tuple((batch, *shape[1:]) if shape else shape for shape in own))
 
+    def change_channels(self, channels: Iterable[int]) -> None:
+        """Try other sizes of the second axis, and the channels as the last."""
+        own = _shapes(self._example)
+        for size in channels:
+            self.tried(tuple((shape[0], size, *shape[2:]) if len(shape) > 2 else shape for shape in own))
+        self.tried(_channels_last(own))
+
     def sweep(self, first: Variant, code: Code) -> None:
         """Try the constants of the code and then many sizes: of the batch, and of all other axes.
 
@@ -318,6 +345,8 @@ class _Search:
                     continue
                 done.add(way)
                 there = self._other_answer(question, asked, here)
+                if there is None:
+                    self.unanswered |= set(question.axes)
                 stretches = set() if there is None else _stretches(there.trace)
                 if there is not None:
                     waiting.append((there, not stretches <= known))
@@ -351,7 +380,12 @@ class _Search:
             there = self.tried(shapes)
             if there is not None:
                 return there
-        return None
+        last = _channels_last(here.shapes)
+        return None if any(axis != 1 for _, axis in question.axes) or question.holds(last) else self.tried(last)
+
+
+def _channels_last(shapes: Shapes) -> Shapes:
+    return tuple((shape[0], *shape[2:], shape[1]) if len(shape) > 2 else shape for shape in shapes)
 
 
 def _batch(shapes: Shapes) -> int:
@@ -399,6 +433,29 @@ def _stretches(trace: Trace) -> set[tuple[tuple[int, int], Trace]]:
     ends = [*starts[1:], len(trace)]
     pairs = enumerate(zip(starts, ends, strict=True))
     return {((number, len(starts)), trace[start:end]) for number, (start, end) in pairs}
+
+
+def declared_axes(dynamic: Any, example: Inputs) -> set[tuple[int, int]]:
+    """Return the axes that the caller lets vary, each as the number of a tensor among the inputs and that of the axis.
+
+    Args:
+        dynamic: as in `api.fold`.
+        example: the inputs.
+    """
+    shapes = _shapes(example)
+    if isinstance(dynamic, bool) or dynamic is None:
+        return {(number, 0) for number, shape in enumerate(shapes) if dynamic is True and shape}
+    if isinstance(dynamic, Mapping):
+        given = [dynamic.get(name) for name in example] if isinstance(example, Mapping) else list(dynamic.values())
+    else:
+        given = list(dynamic)
+    if len(given) != len(shapes):  # nested: what is declared is not told apart
+        return {(number, axis) for number, shape in enumerate(shapes) for axis in range(len(shape))}
+    declared = set()
+    for number, axes in enumerate(given):
+        pairs = axes.items() if isinstance(axes, Mapping) else enumerate(axes or ())
+        declared |= {(number, axis) for axis, one in pairs if one is not None}
+    return declared
 
 
 def second_sizes(accepted: list[Variant], example: Inputs) -> list[Inputs]:

@@ -6,6 +6,7 @@ one of these.
 
 import dis
 import inspect
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from .entrances import methods_of, unguarded_class
 
+_LONGEST_TEXT = 40
 _MOST_SIZE, _MOST_VALUES = 4096, 4096  # of a number that is a size; of values that are looked into
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _DEPTH, _NO_PARTS = 5, (Tensor, nn.Module, type, ModuleType, str, bytes)  # of constants in what functions use
@@ -51,6 +53,7 @@ def code_of(model: nn.Module) -> Code:
             static = [one.__func__ for base in cls.__mro__ for one in vars(base).values() if type(one) is staticmethod]
             values += _values([*methods_of(cls).values(), cls.forward, own, *static])
     is_opaque = is_opaque or any(_is_opaque(value) for value in values)
+    values += [part for value in values if isinstance(value, str) for part in _in_text(value)]
     found = {int(one) for one in values if _is_size(one)}
     near = {number + step for number in found for step in (-1, 0, 1) if number + step > 0}
     tuples = [
@@ -64,6 +67,12 @@ def code_of(model: nn.Module) -> Code:
         _all_names(values),
         is_opaque,
     )
+
+
+def _in_text(text: str) -> list[Any]:
+    """Return the numbers that stand in a short text, as sizes do in "224x224", and all of them together."""
+    numbers = [int(number) for number in re.findall(r"\d+", text)] if len(text) <= _LONGEST_TEXT else []
+    return [*numbers, tuple(numbers)]
 
 
 def _all_names(values: list[Any]) -> frozenset[str]:
