@@ -135,7 +135,9 @@ def parse_states(data: bytes) -> dict[str, ModelState]:
     try:
         document = json.loads(data)
         if document["format"] != _FORMAT:
-            raise ValueError(f"format {document['format']!r}, expected {_FORMAT}")
+            raise ValueError(
+                f"format {document['format']!r}, expected {_FORMAT}: another release wrote it, whose format has changed"
+            )
         return {str(name): _state(entry) for name, entry in document["models"].items()}
     except KeyError as err:
         raise ValueError(f"there is no {err}") from err

@@ -55,7 +55,15 @@ def cut_off(folder: Path) -> None:
     (folder / "state.json").write_bytes(data[: len(data) // 2])
 
 
-@pytest.mark.parametrize("lose", [removed, emptied, replaced_by_a_file, replaced_by_a_pipe, cut_off])
+def of_a_newer_release(folder: Path) -> None:
+    document = json.loads((folder / "state.json").read_text()) | {"format": 2}
+    (folder / "newer.json").write_text(json.dumps(document))
+    (folder / "newer.json").rename(folder / "state.json")
+
+
+@pytest.mark.parametrize(
+    "lose", [removed, emptied, replaced_by_a_file, replaced_by_a_pipe, cut_off, of_a_newer_release]
+)
 def test_what_was_decided_holds_while_its_file_is_lost(tmp_path, caplog, lose):
     """The last decision stays, the loss is said once, changes are refused with the reason until the file is back."""
     kept = Kept(tmp_path / "state")
