@@ -174,18 +174,22 @@ def address(listener: socket.socket) -> str:
 
 def run_alone(settings: Settings, listener: socket.socket, grpc_listener: socket.socket | None = None) -> int:
     """Serve in this process; SIGTERM and SIGINT drain it, a second one ends it at once, and it ends with 0."""
-    # uvicorn drains and then raises the signal again for the handler before its own: the default one exits with -15.
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    models = None
     try:
         models = begin_loading(settings)
         from .processes.server import Server  # imported while models are loaded, as all that follows
 
-        config = server_config(settings, None, grpc_listener, models)
-        Server(config, settings.leave_seconds).run(sockets=[listener])
+        server = Server(server_config(settings, None, grpc_listener, models), settings.leave_seconds)
+        # uvicorn drains and then raises the signal again for the handler before its own, which would exit once more.
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        server.run(sockets=[listener])
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else START_FAILED
     except KeyboardInterrupt:  # the same for SIGINT
         return DONE
+    finally:
+        if models is not None:
+            models.reconciler.give_up()
     return DONE
 
 

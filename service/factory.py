@@ -44,11 +44,12 @@ def import_libraries() -> None:
 def begin_loading(settings: "Settings") -> "LiveModels":
     """Begin to load models, in threads, before the application is imported: that takes as long, and one core of two."""
     gc.disable()  # until the application is there
-    _spare_numpy_threads()
-    from .live.live_models import LiveModels
+    with _ending_with_the_reason():
+        _spare_numpy_threads()
+        from .live.live_models import LiveModels
 
-    models = LiveModels.of(settings)
-    models.reconciler.begin()
+        models = LiveModels.of(settings)
+        models.reconciler.begin()
     return models
 
 
@@ -65,18 +66,25 @@ def build_app(
     """
     gc.disable()
     try:
-        with _without_old_pydantic():
+        with _ending_with_the_reason(), _without_old_pydantic():
             import_libraries()
             from .app import create_app
 
             app = create_app(settings, workers, grpc_listener, models)
-        gc.freeze()
-    except Exception as err:  # the process would end with a traceback, and a supervisor start the next one
-        logger.error("the start failed: %s", err, exc_info=None if isinstance(err, OSError) else err)
-        sys.exit(START_FAILED)
+            gc.freeze()
     finally:
         gc.enable()
     return app
+
+
+@contextmanager
+def _ending_with_the_reason() -> Iterator[None]:
+    """End the process with one line where something fails: a supervisor would start the next one after a traceback."""
+    try:
+        yield
+    except Exception as err:
+        logger.error("the start failed: %s", err, exc_info=None if isinstance(err, OSError) else err)
+        sys.exit(START_FAILED)
 
 
 def _spare_numpy_threads() -> None:

@@ -19,6 +19,7 @@ from ..artifacts.repository import Repository
 from ..artifacts.triton_config import CONFIG_FILE, VersionPolicy
 from ..errors import ArtifactInvalid, NotReady, ServiceError, VersionLost
 from ..metrics import Metrics
+from ..processes.abandoned import abandon
 from ..processes.workers import Workers
 from ..settings import Settings
 from .declared import Declared
@@ -108,6 +109,12 @@ class Reconciler:
         executor = ThreadPoolExecutor(1, thread_name_prefix="begin")
         self._prepared = executor.submit(self._prepare, is_beginning=True)
         executor.shutdown(wait=False)
+
+    def give_up(self) -> None:
+        """Wait no longer for what was begun, if the start never came to it: the process is to end."""
+        if self._prepared is not None and not self._prepared.done():
+            abandon(self._prepared)
+        self._loader.forget_begun()
 
     def _prepare(self, *, is_beginning: bool = False) -> None:
         """Read what is declared and make the state folder; begin to load the first models, as many as there are cores.
