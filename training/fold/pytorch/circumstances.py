@@ -43,6 +43,11 @@ class Circumstance:
     calls: tuple[Shapes, ...] = ()
     is_traced: bool = False
 
+    @property
+    def has_gradients(self) -> bool:
+        """True for a call with gradients."""
+        return self.entered is torch.enable_grad
+
     def prepared(self, inputs: Inputs) -> Inputs:
         """Return the inputs as they are then; they have to be copies."""
         if self.changed is None:

@@ -155,14 +155,15 @@ def look_at_sizes(model: nn.Module, example: Inputs, *, may_vary: bool = True) -
         return Sizes([Variant(own, ())], is_complete=False, may_vary=may_vary)  # it runs on no tensor without values
     first = calls[0].variant
     sizes = replace(_searched(_Search(model, example), first, code, may_vary), may_vary=may_vary)
-    tried = [(one, _variant(model, example, own, one)) for one in _asked(first, code)]
+    trains = {one for one in _asked(first, code) if _trains(model, example, own, one)}
+    tried = [(one, _variant(model, example, own, one)) for one in _asked(first, code) if one not in trains]
     tried += _later_calls(model, example, calls, code)
     for circumstance, there in tried:
         if there is not None and (there.trace, there.reads) != (first.trace, first.reads):
             found = _searched(_Search(model, example, circumstance), there, code, may_vary)
             is_other = there.trace != first.trace
             sizes = sizes.joined(replace(found, circumstances=(circumstance,) if is_other else ()))
-    sizes = _with_circumstances(sizes, model, example, code)
+    sizes = _with_circumstances(sizes, model, example, code, trains)
     return _with_orders(sizes, model, example) if calls[0].has_changed else sizes
 
 
@@ -172,13 +173,26 @@ def _asked(variant: Variant, code: Code) -> list[Circumstance]:
     return [one for one in CIRCUMSTANCES if one.names & names]
 
 
-def _with_circumstances(sizes: Sizes, model: nn.Module, example: Inputs, code: Code) -> Sizes:
+def _trains(model: nn.Module, example: Inputs, shapes: Shapes, circumstance: Circumstance) -> bool:
+    """True when a model takes gradients for the sign of training, as the book's norm does, and updates its statistics.
+
+    That is training mode by another name, in which no norm is a fixed affine; a fold is of what it computes otherwise.
+    """
+    if not circumstance.has_gradients:
+        return False
+    plain, there = _calls(model, example, shapes, 2), _calls(model, example, shapes, 2, circumstance)
+    return bool(plain and there) and there[0].keeps and not plain[0].keeps
+
+
+def _with_circumstances(
+    sizes: Sizes, model: nn.Module, example: Inputs, code: Code, trains: set[Circumstance]
+) -> Sizes:
     """Return the sizes with those at which a circumstance counts, though it does not at the example's own."""
     known = set().union(*(_stretches(one.trace) for one in sizes.variants))
     found: list[Variant] = []
     plain = [one for one in sizes.variants[1:] if one.circumstance is PLAIN]
     for one in sorted(plain, key=lambda one: not one.asks)[:_MOST_COMPUTATIONS]:
-        for circumstance in _asked(one, code):
+        for circumstance in set(_asked(one, code)) - trains:
             there = _variant(model, example, one.shapes, circumstance)
             if there is not None and not _stretches(there.trace) <= known:
                 found.append(there)
@@ -514,11 +528,13 @@ class _Call:
         variant: what was run; its circumstance says how many calls came before.
         state: the plain values that the model held afterwards.
         has_changed: the model holds something else than before the call.
+        keeps: it holds what it computed in the call.
     """
 
     variant: Variant
     state: tuple[Any, ...] = ()
     has_changed: bool = False
+    keeps: bool = False
 
 
 def _calls(
@@ -547,7 +563,8 @@ def _calls(
             asks = frozenset(names | reads.names)
             variant = Variant(shapes, tuple(recorder.trace), tuple(reads.shapes), here, asks)
             has_changed = count > 1 and before != plain_state(model, with_tensors=True)
-            calls.append(_Call(variant, plain_state(model) if count > 1 else (), has_changed))
+            keeps = count > 1 and any(recorder.has_made(tensor) for _, tensor in named_tensors(model))
+            calls.append(_Call(variant, plain_state(model) if count > 1 else (), has_changed, keeps))
     return calls
 
 
@@ -585,6 +602,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         results = func(*args, **(kwargs or {}))
         self._note_made(results, self._layer)
         return results
+
+    def has_made(self, tensor: Tensor) -> bool:
+        """True for the result of an operation that was noted."""
+        return id(tensor) in self._made
 
     def finish(self, outputs: Any) -> None:
         """Note what is returned."""
