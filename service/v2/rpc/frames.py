@@ -13,6 +13,7 @@ from urllib.parse import quote
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
 NO_ERROR, CANCEL, ENHANCE_YOUR_CALM = 0x0, 0x8, 0xB
+NO_KIND = 0xFF  # of a frame that everybody passes over (RFC 9113 section 5.5)
 PREFACE_BYTES = 24  # that a client sends before its first frame
 PREFIX_BYTES = 5  # before each message of gRPC: whether it is compressed, and its length
 

@@ -18,7 +18,7 @@ import grpc
 
 from ...bodies.budget import BodyBudget, Share
 from ...error_answers import ErrorLog, error_answer
-from ...errors import BodyTooLarge, Overloaded, RequestTimeout, ServiceError
+from ...errors import BodyTooLarge, NotReady, Overloaded, RequestTimeout, ServiceError
 from ...request_context import new_request_id
 from ...transport.guard import Guard
 from .frames import (
@@ -26,13 +26,16 @@ from .frames import (
     DATA,
     END_STREAM,
     GOAWAY,
+    HEADER_BYTES,
     HEADERS,
+    NO_KIND,
     PREFACE_BYTES,
     RST_STREAM,
     FrameReader,
     MessageMeter,
     Piece,
     farewell,
+    literal,
     refusal,
     reset,
 )
@@ -41,6 +44,14 @@ ROUTE = "gRPC"  # of refused calls and connections in log and metrics: their own
 
 _FULL = b"connections: too many are open, try again later"
 _LAST_STREAM = 0x7FFF_FFFF
+_KIND = 3  # where the type of a frame stands in its header
+# The status, CANCELLED, with which the library ends calls that nobody has taken yet when it is told to stop.
+_NOT_TAKEN = literal((b"grpc-status", b"1"))
+
+
+def _start(piece: Piece) -> int:
+    """Return where the frame of a whole payload begins among the bytes that were read; negative: in those before."""
+    return piece.stop - len(piece.payload) - HEADER_BYTES
 
 
 def _nothing() -> None:
@@ -103,6 +114,7 @@ class Gate:
         self.max_bytes = max_bytes
         self.error_log = error_log
         self.open_lane = open_lane
+        self.is_leaving = False
         self._addresses: dict[str, str] = {}
         self._number = 0
         self._server: asyncio.Server | None = None
@@ -118,6 +130,7 @@ class Gate:
 
     def close(self) -> None:
         """Take no more connections; those that are open go on."""
+        self.is_leaving = True
         if self._server is not None:
             self._server.close()
 
@@ -263,7 +276,11 @@ class Inside(Side):
             self._keep_taken_calls(piece)
         if not piece.stream or piece.left:
             return
-        if piece.kind == RST_STREAM or (piece.flags & END_STREAM and piece.kind in (DATA, HEADERS)):
+        if self._outside.is_leaving and self._is_not_taken(piece):
+            # A client that asks again only where nobody is there would give the call up: it hears that instead.
+            self.changes.append((_start(piece) + _KIND, bytes((NO_KIND, 0))))
+            self._outside.refuse(piece.stream, NotReady("the service is shutting down; ask again"))
+        elif piece.kind == RST_STREAM or (piece.flags & END_STREAM and piece.kind in (DATA, HEADERS)):
             ended = self._streams.pop(piece.stream, None)
             if ended is not None:
                 ended.share.release()
@@ -281,6 +298,12 @@ class Inside(Side):
             lane.leave(self.other.transport.close)
         else:
             self.other.transport.close()
+
+    def _is_not_taken(self, piece: Piece) -> bool:
+        stream = self._streams.get(piece.stream)
+        if stream is None or stream.has_headers or piece.kind != HEADERS or not piece.flags & END_STREAM:
+            return False
+        return piece.is_first and _start(piece) >= 0 and _NOT_TAKEN in bytes(piece.payload)
 
     def _keep_taken_calls(self, piece: Piece) -> None:
         """Name the last stream of a connection that ends as it is: the library does not know of those it never saw.
@@ -321,6 +344,11 @@ class Outside(Side):
         self._connecting: asyncio.Task[None] | None = None
         self._refused_since: float | None = None
         self._early: list[bytes] | None = []  # until there is a connection to the library
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the library has been told to stop."""
+        return self._gate.is_leaving
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a client in, or say that there are too many."""
@@ -383,7 +411,7 @@ class Outside(Side):
         else:
             for number, stream in tuple(self._arriving.items()):
                 if now - stream.since > limits.body_seconds:
-                    self._refuse(number, RequestTimeout(f"message: not here in whole after {limits.body_seconds:g} s"))
+                    self.refuse(number, RequestTimeout(f"message: not here in whole after {limits.body_seconds:g} s"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the client."""
@@ -450,9 +478,9 @@ class Outside(Side):
                 raise BodyTooLarge(f"message: {meter.expected} bytes, expected at most {self._gate.max_bytes}")
             stream.share.add(meter.received - stream.share.held_bytes)
         except ServiceError as err:
-            self._refuse(number, err)
+            self.refuse(number, err)
 
-    def _refuse(self, number: int, error: ServiceError) -> None:
+    def refuse(self, number: int, error: ServiceError) -> None:
         """End a call: the library hears that the client has left it, and the client why."""
         stream = self.streams[number]
         self._drop(number)

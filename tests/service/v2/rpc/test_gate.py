@@ -1,5 +1,6 @@
 """Connections of gRPC under limits, asked with the library and with bare sockets."""
 
+import asyncio
 import socket
 import threading
 import time
@@ -9,8 +10,25 @@ import pytest
 
 grpc = pytest.importorskip("grpc", reason="needs the extra grpc")
 
+from foldserve.service.bodies.budget import BodyBudget  # noqa: E402
+from foldserve.service.error_answers import ErrorLog  # noqa: E402
+from foldserve.service.settings import Settings  # noqa: E402
+from foldserve.service.transport.guard import Guard  # noqa: E402
+from foldserve.service.transport.limits import connection_limits  # noqa: E402
 from foldserve.service.v2.rpc.descriptors import INFERENCE  # noqa: E402
-from foldserve.service.v2.rpc.frames import DATA, END_HEADERS, GOAWAY, HEADERS, SETTINGS, FrameReader, frame  # noqa: E402
+from foldserve.service.v2.rpc.frames import (  # noqa: E402
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    RST_STREAM,
+    SETTINGS,
+    FrameReader,
+    frame,
+    literal,
+)  # fmt: skip
+from foldserve.service.v2.rpc.gate import Gate  # noqa: E402
 from tests.support import artifacts  # noqa: E402
 from tests.support.grpc_calls import request  # noqa: E402
 from tests.support.grpc_service import STREAM, Code, call, channel_to, running  # noqa: E402
@@ -201,3 +219,40 @@ def test_the_address_of_a_client_is_known_behind_the_gate(folder, caplog):
     with running(folder, keys=True) as service:
         assert call(service.channel, b"", metadata=(("x-api-key", "wrong"),))[0] is Code.UNAUTHENTICATED
     assert "127.0.0.1" in [getattr(record, "address", None) for record in caplog.records]
+
+
+@pytest.mark.parametrize("status", [b"1", b"5"])
+def test_a_call_that_the_library_never_took_hears_that_the_service_leaves(tmp_path, status):
+    """The library ends those with CANCELLED, after which a client does not ask another service; other ends stay."""
+
+    async def answer() -> bytes:
+        library = await asyncio.start_unix_server(ended_at_once, gate.inside)
+        listener = socket.create_server(("127.0.0.1", 0))
+        await gate.open(listener)
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(OPENING + CALL)
+        asked = await reader.readexactly(len(opening))
+        gate.close()
+        is_leaving.set()
+        found = asked + await asyncio.wait_for(reader.read(), 20)
+        writer.close()
+        gate.end()
+        library.close()
+        return found
+
+    async def ended_at_once(reader, writer) -> None:
+        await reader.readexactly(len(OPENING + CALL))
+        writer.write(opening)
+        await is_leaving.wait()
+        fields = ((b":status", b"200"), (b"content-type", b"application/grpc"), (b"grpc-status", status))
+        block = b"".join(map(literal, fields))
+        writer.write(frame(HEADERS, END_HEADERS | END_STREAM, 1, block) + frame(RST_STREAM, 0, 1, bytes(4)))
+        writer.close()
+
+    opening = frame(SETTINGS, 0, 0, b"")
+    is_leaving = asyncio.Event()
+    guard = Guard(connection_limits(Settings()), lambda *_: None)
+    gate = Gate(tmp_path, guard, BodyBudget(1_000_000), 1_000_000, ErrorLog())
+    pieces = [piece for piece in FrameReader().read(asyncio.run(answer())) if piece.kind == HEADERS]
+    stated = b"14" if status == b"1" else status
+    assert [literal((b"grpc-status", stated)) in bytes(piece.payload) for piece in pieces] == [True]
