@@ -5,6 +5,7 @@ whether to pad; what is legal there must be legal at every size at which the mod
 are recorded here, on tensors without values, so that large sizes cost nothing.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, is_dataclass, replace
@@ -159,7 +160,7 @@ def look_at_sizes(model: nn.Module, example: Inputs, *, may_vary: bool = True) -
     tried = [(one, _variant(model, example, own, one)) for one in _asked(first, code) if one not in trains]
     tried += _later_calls(model, example, calls, code)
     for circumstance, there in tried:
-        if there is not None and (there.trace, there.reads) != (first.trace, first.reads):
+        if there is not None and not (there.trace == first.trace and Counter(there.reads) <= Counter(first.reads)):
             found = _searched(_Search(model, example, circumstance), there, code, may_vary)
             is_other = there.trace != first.trace
             sizes = sizes.joined(replace(found, circumstances=(circumstance,) if is_other else ()))
@@ -217,7 +218,7 @@ def _searched(search: "_Search", first: Variant, code: Code, may_vary: bool) -> 
         search.change_axes(tuple(map(_to_residues, _RESIDUES)))
         search.change_channels(_CHANNELS)
     is_complete = is_followed and not search.has_plain_numbers
-    if not is_complete and not first.circumstance.calls:
+    if not is_complete and first.circumstance is PLAIN:
         search.sweep(first, code)
     is_complete = is_complete and search.is_complete
     return Sizes(search.accepted, tuple(matters or ()), is_complete, unanswered=frozenset(search.unanswered))
