@@ -22,6 +22,7 @@ from ..tiled import convolve, give_memory_back
 Inputs = tuple[Any, ...] | Mapping[str, Any]
 _LARGE, _GIVEN_BACK_EVERY = 2**20, 2**24  # bytes
 NARROW = (torch.float32, torch.float16, torch.bfloat16)
+_LEAVES = (Tensor, int, float, str, torch.dtype, torch.device, type(None))
 
 
 class _Widening:
@@ -36,6 +37,12 @@ class _Widening:
             return self._exact[id(value)]
         return torch.float64 if isinstance(value, torch.dtype) and value in NARROW else widen(value)
 
+    def all_widened(self, values: Any) -> Any:
+        """Return arguments, a tuple or a dict, with each tensor and dtype in them widened."""
+        if isinstance(values, tuple) and all(isinstance(value, _LEAVES) for value in values):
+            return tuple(map(self.widened, values))  # most calls: looking for nested ones costs more than they do
+        return tree_map(self.widened, values) if values else values
+
 
 class _Functions(_Widening, TorchFunctionMode):
     """Widens the arguments of calls from Python, before an operation compares their dtypes."""
@@ -48,7 +55,7 @@ class _Functions(_Widening, TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         if name.endswith("_") and not name.endswith("__") and args:
             _refuse_narrow_writes(name, args[:1])
-        return func(*tree_map(self.widened, args), **tree_map(self.widened, kwargs or {}))
+        return func(*self.all_widened(args), **self.all_widened(kwargs or {}))
 
 
 class _Operations(_Widening, TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -65,9 +72,9 @@ class _Operations(_Widening, TorchDispatchMode):  # type: ignore[no-untyped-call
         if next(written, None) is not None:
             _refuse_narrow_writes(str(func), args[:1])
         if func is torch.ops.aten.convolution.default and not kwargs and not args[6]:
-            return self._counted(_convolution(*tree_map(self.widened, args)))
-        result = func(*tree_map(self.widened, args), **tree_map(self.widened, kwargs or {}))
-        return self._counted(tree_map(widen, result))
+            return self._counted(_convolution(*self.all_widened(args)))
+        result = func(*self.all_widened(args), **self.all_widened(kwargs or {}))
+        return self._counted(widen(result) if isinstance(result, Tensor) else tree_map(widen, result))
 
     def _counted(self, result: Any) -> Any:
         """Return the result; freed memory goes back to the system now and then, where results are large."""
@@ -108,7 +115,9 @@ def _narrow(value: Any) -> Any:
 
 def widen(value: Any) -> Any:
     """Return a narrow floating-point tensor as float64; anything else as it is."""
-    return value.detach().to(torch.float64) if isinstance(value, Tensor) and value.dtype in NARROW else value
+    if not isinstance(value, Tensor) or value.dtype not in NARROW:
+        return value
+    return (value.detach() if torch.is_grad_enabled() else value).to(torch.float64)
 
 
 def _refuse_narrow_writes(name: str, written: Iterable[Any]) -> None:

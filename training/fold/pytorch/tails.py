@@ -158,7 +158,12 @@ class TailRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _tensors(values: Any) -> list[Tensor]:
-    return [value for value in torch.utils._pytree.tree_leaves(values) if isinstance(value, Tensor)]
+    """Return the tensors among arguments or results of an operation, which holds them in lists and tuples at most."""
+    if isinstance(values, Tensor):
+        return [values]
+    if not isinstance(values, list | tuple):
+        return []
+    return [tensor for value in values if isinstance(value, Tensor | list | tuple) for tensor in _tensors(value)]
 
 
 def _are_counted(operands: list[Tensor], made: list[Tensor]) -> bool:
