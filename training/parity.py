@@ -18,16 +18,11 @@ from torch import nn
 from . import golden
 from .dataset import PIXEL_SCALE, Dataset, as_tensor, rows_at_once, scale_pixels
 from .errors import VerifyError
+from .served_session import RUNTIME_LEVELS, Session
 
 TOLERANCE = 1e-5  # of the largest |logit|; LeNet in float32 is typically at 1e-6, a wrong fold at 1e-1
 ALGEBRA_TOLERANCE = 1e-11  # of the layer on absolute values, float64 on both sides; typically 1e-15
 ROWS = 500  # of 28 x 28 pixels in one forward pass
-
-# Both levels are compared: with optimisations the runtime rewrites the graph before it runs it.
-RUNTIME_LEVELS: Mapping[str, onnxruntime.GraphOptimizationLevel] = {
-    "onnxruntime, optimisations off": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
-    "onnxruntime, default": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,18 +159,8 @@ def run_model(
     level: onnxruntime.GraphOptimizationLevel = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
 ) -> dict[str, NDArray[Any]]:
     """Return every output of `model` by name, as onnxruntime computes it on the CPU for `images` (N, C, H, W)."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = level
-    try:
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        parts = [session.run(None, {name: chunk.numpy()}) for chunk in _chunks(images)]
-    except Exception as err:  # onnxruntime's errors share no base below Exception
-        raise VerifyError(f"onnxruntime cannot run the model: {str(err).strip().splitlines()[0]}") from err
-    return {
-        output.name: np.concatenate(arrays)
-        for output, arrays in zip(session.get_outputs(), zip(*parts, strict=True), strict=True)
-    }
+    session = Session(model, level)
+    return session.run({session.inputs[0]: images})
 
 
 class Comparator:

@@ -7,7 +7,7 @@ accuracy on the real test images and, where the run's weights are given, the who
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,17 @@ import onnx
 
 from foldserve.format import metadata
 from foldserve.format.errors import FormatError
-from foldserve.format.golden import read_golden
 from foldserve.format.manifest import MANIFEST_FILE, MODEL_FILE
-from foldserve.pictures.golden_files import with_pixels
 
 from . import artifact, golden, model_file
 from .config import NETWORKS
 from .dataset import Dataset
 from .errors import ArtifactError, ExportError, TrainingError, VerifyError
 from .fold.onnx.exporter import require_valid
-from .parity import RUNTIME_LEVELS, TOLERANCE, check_parity, run_model
+from .parity import TOLERANCE, check_parity, run_model
 from .pipeline import PROOF_ROWS, algebra_of, fold_network
 from .publish import again
+from .publish.proof import CAP
 from .user_model.source import Source
 from .weights import Weights, read_weights
 
@@ -158,7 +157,7 @@ def _trained_parts(
     data, missing = _dataset_for(version, load_dataset)
     no_weights = _obstacle(version, weights, network)
     return {
-        "golden answers": (None, lambda: _check_golden(version)),
+        "golden answers": (None, lambda: _check_golden(version, golden.TOLERANCE["cpu"])),
         "test accuracy": (missing, lambda: _check_accuracy(version, data)),
         "whole chain": (no_weights or missing, lambda: _check_chain(version, data, weights)),
     }
@@ -173,10 +172,7 @@ def _brought_parts(version: Version, open_original: Callable[[], Source] | None,
         return again.check_against(version.model, version.metadata, version.manifest, open_original(), examples)
 
     return {
-        "golden answers": (
-            None,
-            lambda: again.check_golden(version.model, version.metadata, version.manifest["golden"]),
-        ),
+        "golden answers": (None, lambda: _check_golden(version)),
         "unfolded network": (no_source, against_original),
     }
 
@@ -222,18 +218,8 @@ def _check_graph(version: Version) -> str:
     return f"valid ONNX, {len(version.graph.graph.node)} nodes, {kept}, weights {digest[:12]}"
 
 
-def _check_golden(version: Version) -> str:
-    # Our own limit, whatever the manifest's is: one that lets everything pass would prove nothing.
-    known = replace(read_golden(version.manifest["golden"]), tolerance=golden.TOLERANCE)
-    remark, recipe = None, metadata.read_image(version.metadata)
-    if recipe is not None:
-        known, remark = with_pixels(known, recipe)
-    images = known.inputs[model_file.INPUT_NAME]
-    worst = max(
-        max(golden.check(known, run_model(version.model, images, level)).values()) for level in RUNTIME_LEVELS.values()
-    )
-    said = f" ({remark})" if remark else ""
-    return f"{len(images)} images, off by {worst:.1e} of the largest value, limit {golden.TOLERANCE['cpu']:.0e}{said}"
+def _check_golden(version: Version, most: float = CAP) -> str:
+    return again.check_golden(version.model, version.metadata, version.manifest["golden"], most)
 
 
 def _check_accuracy(version: Version, dataset: Dataset | None) -> str:

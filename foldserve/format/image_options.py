@@ -121,7 +121,7 @@ def json_object(path: Path) -> dict[str, Any]:
     """
     try:
         stated = json.loads(path.read_bytes())
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, RecursionError) as err:
         raise FormatError(f"--image: {path} cannot be read as JSON: {err}") from err
     if not isinstance(stated, dict):
         raise FormatError(f"--image: {path} holds a {type(stated).__name__}, expected an object of keys")

@@ -14,9 +14,9 @@ from foldserve.format.manifest import MODEL_FILE, read_manifest
 
 from .. import artifact, promotion
 from ..errors import TrainingError
+from ..served_session import Session
 from .examples import Examples, PictureInput, picture_examples
 from .network import Array, Network
-from .proof import Session
 from .served import Served
 
 _AT_ONCE = 32

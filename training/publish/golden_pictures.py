@@ -13,9 +13,10 @@ from foldserve.format.golden import Golden
 from foldserve.pictures.golden_files import pack
 
 from ..errors import VerifyError
+from ..served_session import Session
 from .examples import Examples, PictureInput
 from .network import Array, Network
-from .proof import Session, Tolerance, distance, undecided_rows
+from .proof import Tolerance, distance, undecided_rows
 from .reference import answers_of
 from .tasks import Meaning
 

@@ -21,11 +21,10 @@ from ..fold.onnx.protos import with_free_sizes
 from ..fold.onnx.runtime import CannotRunError, outputs_of
 from ..fold.pytorch.float64 import call, full_copy, run_model_in_float64, sharing_copy
 from ..fold.pytorch.reproducible import first_difference
+from ..served_session import chunks
 
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]
-
-_ELEMENTS_AT_ONCE = 2**19  # of the inputs of one run: three pictures of 224 x 224, for the sake of memory
 
 
 class Network(Protocol):
@@ -270,20 +269,6 @@ def named_outputs(value: Any, name: str = "output") -> dict[str, Tensor]:
     for key, item in parts:
         found |= {k if k not in found else f"{key}_{k}": v for k, v in named_outputs(item, key).items()}
     return found
-
-
-def chunks(feeds: Feeds, fixed: int | None = None) -> Iterator[Feeds]:
-    """Yield the rows in parts small enough for one run, of exactly `fixed` rows where a network takes no others."""
-    rows = len(next(iter(feeds.values())))
-    elements = max(1, sum(array[:1].size for array in feeds.values()))
-    size = fixed or max(1, min(rows, _ELEMENTS_AT_ONCE // elements))
-    for start in range(0, rows, size):
-        part = {name: array[start : start + size] for name, array in feeds.items()}
-        yield part if fixed is None else {name: _padded(array, fixed) for name, array in part.items()}
-
-
-def _padded(array: Array, rows: int) -> Array:
-    return np.concatenate([array, np.repeat(array[-1:], rows - len(array), axis=0)]) if len(array) < rows else array
 
 
 def _rows(feeds: Feeds) -> int:

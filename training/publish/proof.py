@@ -9,21 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from foldserve.format.golden import Golden
 
 from .. import golden
 from ..errors import VerifyError
-from ..parity import RUNTIME_LEVELS
-from .network import Array, Feeds, chunks
+from ..served_session import RUNTIME_LEVELS, Session
+from .network import Array, Feeds
 
 CAP = 1e-3  # of the largest |value| of an output: a thousandth of a probability, or of the range
 _LEAST = 1e-5  # in float32 another runtime or machine differs by so much though nothing is wrong
 _MARGIN = 8.0  # another order of the sums, another kernel
 _GPU_MARGIN = 10.0  # of a GPU over a CPU, as `golden.TOLERANCE`
-# As in the service: this pass folds once more, by rules that have changed answers.
-_DISABLED_OPTIMIZERS = ["MatMul_BatchNormalization_Fusion"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,48 +66,6 @@ def distance(got: Array, expected: Array) -> float:
         return float("inf")
     scale = float(np.abs(expected).max(initial=0.0)) or 1.0
     return float(np.abs(got.astype(np.float64) - expected).max(initial=0.0)) / scale
-
-
-class Session:
-    """A served graph as onnxruntime runs it on the CPU.
-
-    Args:
-        model: content of model.onnx.
-        level: how much the runtime rewrites.
-    """
-
-    def __init__(
-        self,
-        model: bytes,
-        level: onnxruntime.GraphOptimizationLevel = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
-    ) -> None:
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = level
-        options.log_severity_level = 4
-        try:
-            self._session = onnxruntime.InferenceSession(
-                model, options, providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED_OPTIMIZERS
-            )
-        except Exception as err:  # onnxruntime's errors share no base below Exception
-            raise VerifyError(f"onnxruntime cannot load the graph: {_first_line(err)}") from err
-        firsts = [given.shape[0] for given in self._session.get_inputs() if given.shape]
-        self.fixed_rows = next((rows for rows in firsts if isinstance(rows, int) and rows > 0), None)
-
-    def run(self, feeds: Feeds) -> dict[str, Array]:
-        """Return every output by name; the rows go through in parts, of the one size that a fixed batch takes."""
-        names = [output.name for output in self._session.get_outputs()]
-        rows = len(next(iter(feeds.values())))
-        try:
-            parts = [self._session.run(names, dict(part)) for part in chunks(feeds, self.fixed_rows)]
-        except Exception as err:  # onnxruntime's errors share no base below Exception
-            raise VerifyError(f"onnxruntime cannot run the graph: {_first_line(err)}") from err
-        return {
-            name: np.concatenate(arrays)[:rows] for name, arrays in zip(names, zip(*parts, strict=True), strict=True)
-        }
-
-
-def _first_line(err: Exception) -> str:
-    return (str(err).strip().splitlines() or [type(err).__name__])[0]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,7 +74,7 @@ def read_labels_file(path: Path) -> tuple[str, ...]:
     if path.suffix.lower() == ".json":
         try:
             stated = json.loads(text)
-        except ValueError as err:
+        except (ValueError, RecursionError) as err:
             raise ConfigError(f"--labels {path} is not JSON: {err}; expected an array of names") from err
         return labels_in_json(stated, f"--labels {path}")
     names = [line.strip() for line in re.split("\r\n|\n|\r", text)]

@@ -106,7 +106,7 @@ def _labels(archive: Archive) -> tuple[str, ...] | None:
 def _json(archive: Archive, name: str) -> Any:
     try:
         return json.loads(archive.read(name, _MOST_JSON))
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise ConfigError(f"{archive.path}: {name} is not JSON: {err}") from err
 
 

@@ -32,8 +32,8 @@ def read_arguments(text: str | None) -> dict[str, Any]:
     """
     try:
         arguments = json.loads(text or "{}")
-    except ValueError as err:
-        raise ConfigError(f"--factory-args {text!r} is not JSON ({err}); expected such as '{_EXAMPLE}'") from err
+    except (ValueError, RecursionError) as err:
+        raise ConfigError(f"--factory-args {text!r:.200} is not JSON ({err}); expected such as '{_EXAMPLE}'") from err
     if not isinstance(arguments, dict):
         raise ConfigError(f"--factory-args is a {type(arguments).__name__}; expected an object such as '{_EXAMPLE}'")
     return arguments

@@ -60,7 +60,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def _read(path: Path) -> Any:
     if not path.is_file():
         raise ConfigError(f"{path} is not a file; expected weights as safetensors, .pt or .pth")
-    if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".tar"):
+    if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".tar") or _is_pickled(path):
         return _read_pickle(path)
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -69,6 +69,15 @@ def _read(path: Path) -> Any:
         return load_file(path)
     except (SafetensorError, OSError) as err:
         raise ConfigError(f"{path} is not a readable safetensors file: {err}") from err
+
+
+def _is_pickled(path: Path) -> bool:
+    """Return whether a file begins as those of `torch.save` do, whatever it is called: a zip, or a pickled number.
+
+    A safetensors file begins with the length of its header, which would be 67 MB or more; some hundred KB are usual.
+    """
+    with path.open("rb") as file:
+        return file.read(4) in (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
 
 
 def _read_pickle(path: Path) -> Any:

@@ -49,6 +49,7 @@ def test_class_names_are_read_in_the_forms_that_people_have(tmp_path: Path, name
         ("a.csv", b"0,a\n0,b\n", "ids 0, 1, 2 and on"),
         ("a.json", b'{"a": 0, "b": 0, "c": 1}', "3 names for 2 class ids"),
         ("a.json", b'{"a": 0, "b": 2}', "none for class 1"),
+        ("a.json", b"[" * 100_000, "is not JSON: maximum recursion depth"),
         ("a.txt", "a\u2028x\nb\n".encode(), "class 0 is 'a\\\\u2028x'"),
         (
             "a.txt",

@@ -30,6 +30,8 @@ WRITTEN = {
     "w.safetensors": lambda state, path: save_file(state, path),
     "w.pt": torch.save,
     "w.pth": torch.save,
+    "w": torch.save,
+    "w.weights": lambda state, path: torch.save(state, path, _use_new_zipfile_serialization=False),
 }
 FORMS = {
     "as it is": (lambda state: state, ""),
