@@ -193,7 +193,8 @@ def _with_circumstances(
     found: list[Variant] = []
     plain = [one for one in sizes.variants[1:] if one.circumstance is PLAIN]
     for one in sorted(plain, key=lambda one: not one.asks)[:_MOST_COMPUTATIONS]:
-        for circumstance in set(_asked(one, code)) - trains:
+        new = replace(one, asks=one.asks - sizes.variants[0].asks)  # what the example asks too has been looked at
+        for circumstance in set(_asked(new, code)) - trains:
             there = _variant(model, example, one.shapes, circumstance)
             if there is not None and not _stretches(there.trace) <= known:
                 found.append(there)
