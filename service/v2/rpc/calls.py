@@ -8,6 +8,7 @@ as bytes, so that nothing is made of them before that.
 import asyncio
 import functools
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -149,8 +150,7 @@ class CallHandler:
         metadata = _read_metadata(rpc)
         async with self._answering(call, rpc, metadata) as context:
             with self._budget.hold() as share:
-                request = call.read(await self._receive(rpc, share))
-                response = await call.run(request, context)
+                response = await call.run(call.read(await self._receive(rpc, share)), context)
         return response
 
     async def _answer_watch(self, call: Call, _: object, rpc: Rpc) -> None:
@@ -238,6 +238,7 @@ class CallHandler:
         self._count(call, refused.status, context)
         trailers = _metadata([*context.headers(), *refused.headers])
         code, details = grpc.StatusCode[refused.grpc_status], refused.message[:DETAIL_CHARACTERS]
+        _forget_frames(err)
         await rpc.abort(code, details, trailing_metadata=trailers)
 
     def _count(self, call: Call, status: int, context: RequestContext) -> None:
@@ -247,6 +248,17 @@ class CallHandler:
             self._access_log.note(call.route, status, seconds, **context.known())
         if self._tracing.is_on:
             self._tracing.note_context(call.route, status, context)
+
+
+def _forget_frames(err: BaseException | None) -> None:
+    """Let go of what the calls held that an error has left, which is the message.
+
+    The library keeps what ends a call, with its context, in a cycle that only a full collection frees: sixty refused
+    messages of 20 MB held a gigabyte.
+    """
+    while err is not None:
+        traceback.clear_frames(err.__traceback__)
+        err = err.__cause__ or err.__context__
 
 
 def _read_metadata(rpc: Rpc) -> Metadata:

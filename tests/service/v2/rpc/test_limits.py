@@ -1,7 +1,10 @@
 """gRPC is a door like HTTP: what a call may hold and how long it may take, over a real connection."""
 
+import functools
+import gc
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -173,3 +176,23 @@ def test_a_key_that_is_revoked_ends_its_streams(folder):
         with pytest.raises(grpc.RpcError) as caught:
             next(stream)
         assert caught.value.code() is Code.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize("route", [INFER, STREAM])
+def test_refused_messages_are_held_by_nobody(service, route):
+    """The library keeps the error that ends a call in a cycle, and its traceback would keep the message."""
+    name = b"m" * 4_000_000
+    message = b"\x0a" + b"\x80\x92\xf4\x01" + name  # model_name, and its length
+    refuse = functools.partial(call, service.channel, message, route)
+    refuse()
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        for _ in range(5):
+            refuse()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert held < 2 * len(name)
