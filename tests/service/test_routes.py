@@ -14,6 +14,7 @@ import pytest
 from foldserve.service import asking
 from foldserve.service.app import create_app
 from foldserve.service.bodies.predict_body import read_images
+from foldserve.service.lane import predict
 from foldserve.service.settings import Settings
 from tests.support import artifacts
 from tests.support.live import serve
@@ -275,18 +276,20 @@ def test_a_client_that_leaves_in_mid_body_harms_nobody(narrow, caplog):
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-def test_a_large_file_is_decoded_off_the_event_loop(service, monkeypatch):
+@pytest.mark.parametrize(("door", "query"), [(predict, ""), (asking, "?top=1")], ids=["lane", "application"])
+def test_a_large_file_is_decoded_off_the_event_loop(service, monkeypatch, door, query):
     """While a picture of many pixels is decoded the loop goes on: the decoding has a thread of its own."""
     threads = []
 
-    def spy(*arguments: object) -> np.ndarray:
+    def spy(*arguments: object, **options: object) -> np.ndarray:
         threads.append(threading.current_thread().name)
-        return read_images(*arguments)
+        return read_images(*arguments, **options)
 
-    monkeypatch.setattr(asking, "read_images", spy)
+    monkeypatch.setattr(door, "read_images", spy)
     noise = np.random.default_rng(0).integers(0, 256, (600, 600), dtype=np.uint8)
     for body in (png(noise), png(artifacts.images(1)[0, 0])):
-        assert service.post("/predict", content=body, headers={"Content-Type": "image/png"}).status_code == 200
+        asked = service.post(f"/predict{query}", content=body, headers={"Content-Type": "image/png"})
+        assert asked.status_code == 200
     large, small = threads
     assert large != small
     assert "(run)" in small  # the thread in which the server's loop runs

@@ -220,7 +220,7 @@ def _string_normalizer(inputs: Sequence[Values | None], fields: dict[str, Any]) 
 
 
 def _lower(text: str) -> str:
-    """Return the text letter by letter in small ones, as `towlower` of C gives them: one for one."""
+    """Return the text letter by letter in small ones, as the towlower of C gives them: one for one."""
     return "".join(letter.lower() if len(letter.lower()) == 1 else letter for letter in text)
 
 
@@ -293,7 +293,7 @@ def _coupled(pairs: Values) -> Values:
     """Return probabilities (C,) of classes from those of pairs: `pairs[i, j]` of i where it is i or j.
 
     Source: Wu, Lin and Weng 2004, Probability Estimates for Multi-class Classification by Pairwise Coupling, algorithm
-    2, with the end that LIBSVM has (`multiclass_probability` in its svm.cpp).
+    2, with the end that LIBSVM has (multiclass_probability in its svm.cpp).
     """
     classes = len(pairs)
     matrix = -pairs.T * pairs
