@@ -244,8 +244,6 @@ ROWS = [
         change="sluggish",
         workers=TWO,
         part=2,
-        why_not="the time goes with what else runs: at 4cba11b 18 kills on a machine in light use were over after 0.8 "
-        "to 2.1 s, 5 on a full one after 2.2 to 4.9 s; to be taken again on a quiet one",
     ),
     Row(
         "R9",
