@@ -162,9 +162,8 @@ ROWS = [
         too_many,
         change="patient-decoding",
         part=12,
-        why_not="on a quiet machine at 47c9a1c it was 0.87 C at 2 C and 0.79 C at 4 C; since 33e34c9 a refused "
-        "photograph costs a third, and beside other work it was 0.96 C and 1.15 C; to be taken again, with two workers "
-        "too",
+        why_not="with one worker it is kept; with two the share of each moves, 0.66 to 1.16 C at 2 C over the rounds "
+        "on a quiet machine, and its median is too low",
     ),
     Row(
         "K20",
