@@ -28,6 +28,7 @@ LONGEST_REQUEST_BYTES = 65_536
 
 _MODULE = "foldserve.service.engines.prover"
 _START_SECONDS = 30.0
+_TRIES = 3  # processes for one proof: one that is about to end, one more, and a new one
 _IDLE_SECONDS = 5.0  # after which a process that nobody asks ends
 
 
@@ -59,9 +60,6 @@ class Proving:
             ArtifactInvalid: it needs more memory than there is, or more time.
         """
         assert artifact.sealed is not None
-        helper = self._take()
-        if helper is None:
-            return None
         request = {
             "name": artifact.name,
             "path": str(artifact.path),
@@ -70,13 +68,20 @@ class Proving:
             "is_beside": is_beside,
             "options": dict(options),
         }
-        try:
-            reason, measured = helper.ask(json.dumps(request).encode(), artifact.sealed.descriptor, seconds)
-        finally:
-            self._put_back(helper)
-        if reason:
-            raise ArtifactInvalid(f"version {artifact.version} {reason}")
-        return measured
+        for _ in range(_TRIES):
+            helper = self._take()
+            if helper is None:
+                return None
+            try:
+                reason, measured = helper.ask(json.dumps(request).encode(), artifact.sealed.descriptor, seconds)
+            except _EndedBeforeError:
+                continue
+            finally:
+                self._put_back(helper)
+            if reason:
+                raise ArtifactInvalid(f"version {artifact.version} {reason}")
+            return measured
+        raise ArtifactInvalid(f"version {artifact.version} cannot be proved: each process for it ended before it began")
 
     def stop(self) -> None:
         """End all processes, and with them the proofs that go on; no more are started."""
@@ -121,6 +126,10 @@ class Proving:
                 helper.end()
 
 
+class _EndedBeforeError(Exception):
+    """A process has ended by itself between two requests."""
+
+
 class _Helper:
     """One process.
 
@@ -162,7 +171,11 @@ class _Helper:
         return self.is_alive
 
     def ask(self, request: bytes, descriptor: int, seconds: float) -> tuple[str, Measured | None]:
-        """Return why a version cannot be loaded, an empty text where nothing was found; and what was measured."""
+        """Return why a version cannot be loaded, an empty text where nothing was found; and what was measured.
+
+        Raises:
+            _EndedBeforeError: it was about to end, as it does when it is idle or holds much memory, and did not begin.
+        """
         try:
             self._socket.settimeout(seconds)
             socket.send_fds(self._socket, [request], [descriptor])
@@ -178,6 +191,8 @@ class _Helper:
             measured = None if text is None else Measured.from_json(text)
             return (f"needs more memory than there is: {reason}" if reason else ""), measured
         code = self.end()
+        if code == 0:
+            raise _EndedBeforeError
         if code < 0:
             return f"needs more memory than there is: the process that proved it was ended by {_signal(-code)}", None
         return f"cannot be proved: the process that loaded it ended with {code}", None

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -70,6 +71,19 @@ def test_a_version_that_needs_more_memory_than_there_is_ends_elsewhere(models, p
         prove(proving, models, 2)
     prove(proving, models, 1)
     assert proving._idle == [helper]
+
+
+def test_a_process_that_ends_by_itself_leaves_the_proof_to_another(models, proving, monkeypatch):
+    """It ends when it holds much memory, which is seen too late by whoever asks it just then."""
+    artifacts.publish_echo(models)
+    prove(proving, models, 1)
+    (helper,) = proving._idle
+    helper._socket.shutdown(socket.SHUT_WR)  # there are no more requests: it ends with 0
+    assert helper._process.wait(30) == 0
+    monkeypatch.setattr(proving_module._Helper, "is_idle", lambda _: True)  # as it was a moment ago
+    artifact = Repository(models).open("echo", 1)
+    assert proving.prove(artifact, models, OPTIONS, 60, is_beside=True) is not None
+    assert helper not in proving._idle
 
 
 def test_a_proof_that_the_system_kills_is_a_refusal(models, proving):
