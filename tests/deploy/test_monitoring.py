@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -193,6 +193,13 @@ def known_traffic(models: Path, http: httpx.Client, key: str) -> None:
         file.write(b"somebody wrote here")
 
 
+def still(busy: Mapping[str, Any], counted: Collection[str]) -> set[str]:
+    """The queries that give nothing, or, where they count, nothing but zeros."""
+    return {
+        name for name, rows in busy.items() if not (any(float(row[1]) for row in rows) if name in counted else rows)
+    }
+
+
 def png(side: int) -> bytes:
     """A picture that takes longer than a millisecond to decode."""
     noise = np.random.default_rng(0).integers(0, 256, (side, side), dtype=np.uint8)
@@ -212,6 +219,8 @@ def pick(http: httpx.Client, key: str, index: int) -> int:
 @pytest.mark.skipif("CLUSTER_TOOLS" not in os.environ, reason="takes half a minute: make cluster-test")
 def test_each_panel_changes_with_what_happens(tmp_path):
     """No data before the service is there, and another value after known traffic than before it."""
+    counted = {name for name, query in queries().items() if "rate(" in query or "increase(" in query}
+    never = {name for name, query in queries().items() if NEVER in query}
     models = tmp_path / "models"
     artifacts.publish_classifier(models)
     pick_model(models)
@@ -229,16 +238,13 @@ def test_each_panel_changes_with_what_happens(tmp_path):
                 assert time.monotonic() < until
                 time.sleep(0.2)
             known_traffic(models, http, key)
-            time.sleep(3)  # some polls, some scrapes
-            busy = readings(asked)
+            until = time.monotonic() + 20  # for some polls and some scrapes
+            while still(busy := readings(asked), counted) != never and time.monotonic() < until:
+                time.sleep(0.2)
             shown = {target["health"] for target in asked.get("/api/v1/targets").json()["data"]["activeTargets"]}
     assert shown == {"up"}
-    counted = {name for name, query in queries().items() if "rate(" in query or "increase(" in query}
-    still = {
-        name for name, rows in busy.items() if not (any(float(row[1]) for row in rows) if name in counted else rows)
-    }
     assert not any(float(row[1]) for name in counted for row in quiet[name] if "process" not in queries()[name])
-    assert still == {name for name, query in queries().items() if NEVER in query}
+    assert still(busy, counted) == never
     assert float(busy["Instances that are ready A"][0][1]) == 1
     assert {rows[0]["status"] for rows in busy["Answers a second A"]} >= {"200", "401", "503"}
     changes = dict(zip("ABC", (busy[f"Versions refused, loads given up, folders changed {ref}"] for ref in "ABC")))

@@ -153,7 +153,7 @@ def test_what_took_much_memory_gives_it_back(models, proving, monkeypatch):
 def test_other_faults_are_left_to_the_load(fashion_and_echo, proving):
     """What is wrong with a version besides memory is told by the load, in its own words."""
     artifact = Repository(fashion_and_echo).open("echo", 1)
-    proving.prove(artifact, fashion_and_echo, OPTIONS | {"buckets": [4, 1]}, 60, is_beside=False)
+    assert proving.prove(artifact, fashion_and_echo, OPTIONS | {"buckets": [4, 1]}, 60, is_beside=False) is None
 
 
 def test_where_no_process_can_be_started_nothing_is_proved(models, proving, monkeypatch, caplog):

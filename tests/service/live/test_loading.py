@@ -1,6 +1,8 @@
 """Loads that take long, or never end: nothing else waits for them, and they are given up."""
 
 import asyncio
+import logging
+import threading
 import time
 
 import numpy as np
@@ -141,14 +143,20 @@ async def test_a_load_that_goes_on_is_told(fashion, monkeypatch, caplog):
     """Who reads the log of a service that is not ready yet learns what it waits for."""
     monkeypatch.setattr("foldserve.service.live.loading._PROGRESS_SECONDS", 0.01)
     caplog.set_level("INFO", "foldserve.service.live.loading")
-    slow = Loader._open_engine
+    is_told, told = threading.Event(), []
+    open_engine = Loader._open_engine
+
+    def hear(record):
+        if record.getMessage() == "still loading":
+            told.append(record)
+            is_told.set()
+        return True
 
     def slowly(*arguments):
-        time.sleep(0.2)
-        return slow(*arguments)
+        assert is_told.wait(60)
+        return open_engine(*arguments)
 
     monkeypatch.setattr(Loader, "_open_engine", slowly)
+    monkeypatch.setattr(logging.getLogger("foldserve.service.live.loading"), "filters", [hear])
     async with loaded(fashion):
-        told = [record for record in caplog.records if record.getMessage() == "still loading"]
-        assert told
         assert (told[0].model, told[0].version) == ("fashion", 1)
