@@ -23,6 +23,8 @@ ALIASES = {"train-and-export": "train"}
 # onnxruntime's official packages send events to their maker from 1.31 on. It reads this before its first line runs;
 # `disable_telemetry_events()` comes too late and leaves the connection in place, and an empty value is none.
 TELEMETRY_OFF = "ORT_DISABLE_TELEMETRY"
+# pydantic would read what every installed distribution says of itself, to find plugins that the service does not have.
+PLUGINS_OFF = "PYDANTIC_DISABLE_PLUGINS"
 
 
 def _demo(words: Sequence[str]) -> int:
@@ -39,6 +41,7 @@ def _training(words: Sequence[str]) -> int:
 
 def _serve(words: Sequence[str]) -> int:
     gc.disable()  # until all is imported, see `foldserve.service.factory`
+    os.environ.setdefault(PLUGINS_OFF, "1")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(DONE))  # until the service drains, there is nothing to drain
     from .service.processes.signals import ignore_strays
 

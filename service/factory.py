@@ -37,8 +37,9 @@ _LIBRARIES = (
 def import_libraries() -> None:
     """Import what every worker needs; their supervisor does it once for all of them."""
     _spare_numpy_threads()
-    for name in _LIBRARIES:
-        importlib.import_module(name)
+    with building_schemas_later():
+        for name in _LIBRARIES:
+            importlib.import_module(name)
 
 
 def begin_loading(settings: "Settings") -> "LiveModels":
@@ -66,7 +67,7 @@ def build_app(
     """
     gc.disable()
     try:
-        with _ending_with_the_reason(), _without_old_pydantic():
+        with _ending_with_the_reason(), building_schemas_later():
             import_libraries()
             from .app import create_app
 
@@ -93,17 +94,22 @@ def _spare_numpy_threads() -> None:
 
 
 @contextmanager
-def _without_old_pydantic() -> Iterator[None]:
-    """Keep FastAPI from importing pydantic's first version to see whether a route uses it: none does.
+def building_schemas_later() -> Iterator[None]:
+    """Have pydantic build what checks and describes a model when it is first used: most only stand in `/openapi.json`.
 
-    That would be a twentieth of what all imports take.
+    Nor is pydantic's first version imported, which FastAPI does to see whether a route uses it: none does. The two
+    would be an eighth of what all imports take.
     """
-    name = "pydantic.v1"
-    if name in sys.modules:
-        yield
-        return
-    sys.modules[name] = None  # type: ignore[assignment]  # an import of it fails, which FastAPI takes for an answer
+    from pydantic import BaseModel
+
+    old, config = "pydantic.v1", BaseModel.model_config
+    absent = old not in sys.modules
+    if absent:
+        sys.modules[old] = None  # type: ignore[assignment]  # an import of it fails, which FastAPI takes for an answer
+    BaseModel.model_config = {**config, "defer_build": True}  # which each class that is made now takes over
     try:
         yield
     finally:
-        del sys.modules[name]
+        BaseModel.model_config = config
+        if absent:
+            del sys.modules[old]

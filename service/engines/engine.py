@@ -106,6 +106,7 @@ class Engine:
         decide: Decide = decide_alone,
         references: Mapping[str, Measured] | None = None,
         known: Measured | None = None,
+        chosen: str | None = None,
         is_proved: bool = False,
         is_deferring: bool = False,
     ) -> "Engine":
@@ -127,6 +128,7 @@ class Engine:
                 but weights holds here too, and only the answers are checked: a measurement beside requests would be
                 wrong, and in their way.
             known: what was measured of this very model before.
+            chosen: what `choose_graph` found; None has the fastest graph found now.
             is_proved: whether another process of this service has proved this very model, in the batch sizes that are
                 known; each of them has to give the golden answers here too, but once, and not at every position.
             is_deferring: whether of a model whose runs are long only the smallest bucket is proved now; `prove_next`
@@ -171,11 +173,39 @@ class Engine:
         if opened > 1 and not threads:
             engine._runner = PlainRunner(cpu_session(artifact.source, 1))
         if is_autotuned and signature.fixed_rows is None and artifact.is_verified:
-            rewritten = engine._rewritten(artifact, threads, cores, decide, sibling, is_proved=is_proved)
+            rewritten = engine._rewritten(artifact, threads, cores, decide, sibling, chosen, is_proved=is_proved)
             if rewritten is not None:
                 return rewritten
         engine._prove(artifact, artifact.source, cores, sibling, is_proved=is_proved)
         return engine
+
+    @staticmethod
+    def choose_graph(artifact: Artifact, buckets: Sequence[int]) -> str | None:
+        """Return which graph of a small model is fastest on the CPU, an empty text for the published one.
+
+        It is timed in the thread's own time, so that other work may go on in the process; nothing else of a model may
+        be measured then.
+
+        Args:
+            artifact: a version folder.
+            buckets: of the settings.
+
+        Returns:
+            None where that is not to be found beforehand, or the model cannot be loaded, as `load` is going to say.
+        """
+        if not artifact.is_verified or artifact.source.stat().st_size >= _LARGE_BYTES:
+            return None
+        try:
+            session = cpu_session(artifact.source, 1)
+            signature = read_signature(session)
+            if signature.fixed_rows is not None:
+                return None
+            artifact = replace(artifact, golden=decode_golden(artifact.golden, signature.image, artifact.name))
+            check_golden_inputs(artifact, signature)
+            fitting = fitting_buckets(buckets, None, artifact.max_batch_size)
+            return autotune(artifact, PlainRunner(session), fitting, REWRITES).rewrite or ""
+        except ServiceError:
+            return None
 
     @classmethod
     def _on_cuda(
@@ -287,14 +317,15 @@ class Engine:
         cores: int,
         decide: Decide,
         sibling: Measured | None,
+        chosen: str | None,
         *,
         is_proved: bool,
     ) -> "Engine | None":
         """A proven engine of a rewritten graph, if one is right, faster, and the same in every batch."""
-        if sibling is None:
+        if sibling is None and chosen is None:
             choice = autotune(artifact, self._runner, self.buckets, REWRITES, decide)
         else:
-            choice = reuse_choice(artifact, sibling.rewrite, REWRITES, decide)
+            choice = reuse_choice(artifact, chosen if sibling is None else sibling.rewrite, REWRITES, decide)
         if choice.rewrite is None:
             return None
         runner = PlainRunner(cpu_session(choice.source, threads or 1))

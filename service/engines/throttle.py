@@ -15,6 +15,8 @@ _LONGEST_PAUSE_SECONDS = 0.05
 _SWITCH_SECONDS = 0.0005  # within which the event loop gets the interpreter back; Python's own 5 ms are a long time
 
 _this_thread = threading.local()
+_within = threading.Lock()
+_intervals: list[float] = []  # one for each thread that is within such a block; the first is the usual one
 
 
 @contextmanager
@@ -24,15 +26,31 @@ def throttled(*, is_needed: bool = True) -> Iterator[None]:
     Args:
         is_needed: whether another version serves meanwhile; at the start none does.
     """
-    interval = sys.getswitchinterval()
-    _this_thread.is_throttled = is_needed
+    if not is_needed:
+        yield
+        return
+    _this_thread.is_throttled = True
     try:
-        if is_needed:
-            sys.setswitchinterval(min(interval, _SWITCH_SECONDS))
+        with changing_hands_quickly():
+            yield
+    finally:
+        _this_thread.is_throttled = False
+
+
+@contextmanager
+def changing_hands_quickly() -> Iterator[None]:
+    """Let threads that wait for the interpreter have it soon within the block."""
+    with _within:
+        _intervals.append(sys.getswitchinterval())
+        sys.setswitchinterval(min(_SWITCH_SECONDS, _intervals[0]))
+    try:
         yield
     finally:
-        sys.setswitchinterval(interval)
-        _this_thread.is_throttled = False
+        with _within:
+            usual = _intervals[0]
+            _intervals.pop()
+            if not _intervals:
+                sys.setswitchinterval(usual)
 
 
 def pause(run_seconds: float) -> None:

@@ -33,7 +33,7 @@ from ..engines.providers import has_cuda
 from ..engines.proving import Proving
 from ..engines.runners import stoppable
 from ..engines.structure import structure_of
-from ..engines.throttle import throttled
+from ..engines.throttle import changing_hands_quickly, throttled
 from ..errors import ArtifactInvalid, DeviceLost, ServiceError, VersionLost
 from ..memory_limit import queue_rows
 from ..metrics import Metrics, PredictionMetrics
@@ -64,6 +64,7 @@ class _Read:
         content: digest of what decides how it answers.
         proved: what was measured where another worker has proved it.
         known: what was measured of it before.
+        chosen: its fastest graph, where that is known already.
         engine: of it, where it need not be measured.
     """
 
@@ -71,6 +72,7 @@ class _Read:
     content: str
     proved: Measured | None
     known: Measured | None
+    chosen: str | None = None
     engine: Engine | None = None
 
 
@@ -174,11 +176,12 @@ class Loader:
     def begin(self, name: str, version: int) -> None:
         """Begin to load a version that is going to be asked for, without a running loop.
 
-        It is read now, and opened and proved where it was measured before; of others the measurement would be wrong
-        beside whatever else goes on.
+        It is read now, and opened and proved where it was measured before; of the first of all others the fastest graph
+        is chosen. What else there is to measure would be wrong beside whatever else goes on.
         """
+        is_first = not self._begun
         self._begun[name, version] = begun = _Begun(name)
-        begun.submit(self._read, name, version, begun.options)
+        begun.submit(self._read, name, version, begun.options, is_first)
 
     def forget_begun(self, name: str | None = None, version: int = 0) -> None:
         """Give up what was begun and is not going to be asked for: one version, or all of them."""
@@ -339,23 +342,45 @@ class Loader:
         del model  # the last reference, or its memory could not be given back
         await asyncio.to_thread(give_back)
 
-    def _read(self, name: str, version: int, options: onnxruntime.RunOptions | None = None) -> "_Read":
+    def _read(
+        self, name: str, version: int, options: onnxruntime.RunOptions | None = None, is_first: bool = False
+    ) -> "_Read":
         """Read and check a version's files.
 
         Args:
             name: of the model.
             version: of it.
             options: of the runs of its engine, which is made at once where it was measured before; None: it is not.
+            is_first: whether its graph is chosen otherwise; the next ones may be of the same structure.
         """
+        with contextlib.nullcontext() if options is None else changing_hands_quickly():
+            return self._read_quickly(name, version, options, is_first=is_first)
+
+    def _read_quickly(
+        self, name: str, version: int, options: onnxruntime.RunOptions | None, *, is_first: bool
+    ) -> "_Read":
         artifact = self._open(name, version)
         content = _content_digest(artifact)
         proved = self._proofs.get(content, self._settings.buckets)
         known = self._measured.get(artifact.sha256, self._settings.buckets)
         read = _Read(artifact, content, proved, known)
-        if options is None or known is None:
+        if options is None:
             return read
+        if known is None:
+            return replace(read, chosen=self._choose_graph(artifact, options)) if is_first else read
         artifact, engine = self._open_engine(read, False, None, options)
         return replace(read, artifact=artifact, engine=engine)
+
+    def _choose_graph(self, artifact: Artifact, options: onnxruntime.RunOptions) -> str | None:
+        """Return the fastest graph of a version; None where it is run elsewhere first, on a GPU, or as it is."""
+        settings = self._settings
+        if not settings.specialise or settings.prove_above_bytes is not None or self._is_on_cuda():
+            return None
+        with stoppable(options):
+            return Engine.choose_graph(artifact, settings.buckets)
+
+    def _is_on_cuda(self) -> bool:
+        return self._settings.provider != "cpu" and has_cuda()
 
     def _open_engine(
         self, read: "_Read", is_beside: bool, like: Model | None, options: onnxruntime.RunOptions
@@ -368,7 +393,7 @@ class Loader:
             measured = known or self._prove_elsewhere(artifact, is_beside, is_known=proved is not None)
             with throttled(is_needed=is_beside), stoppable(options):
                 engine = self._engine_of(
-                    artifact, like, proved or measured, is_proved=proved is not None, is_beside=is_beside
+                    artifact, like, proved or measured, read.chosen, is_proved=proved is not None, is_beside=is_beside
                 )
         except ServiceError as err:  # which shall name the file, not the copy of it
             raise type(err)(str(err).replace(str(artifact.source), str(artifact.model_path))) from err
@@ -395,7 +420,7 @@ class Loader:
             ArtifactInvalid: it needs too much.
         """
         settings = self._settings
-        if settings.provider != "cpu" and has_cuda():
+        if self._is_on_cuda():
             return None
         above = settings.prove_above_bytes
         if artifact.source.stat().st_size < (available_bytes() // _SHARE_OF_MEMORY if above is None else above):
@@ -421,7 +446,14 @@ class Loader:
         }
 
     def _engine_of(
-        self, artifact: Artifact, like: Model | None, known: Measured | None, *, is_proved: bool, is_beside: bool
+        self,
+        artifact: Artifact,
+        like: Model | None,
+        known: Measured | None,
+        chosen: str | None,
+        *,
+        is_proved: bool,
+        is_beside: bool,
     ) -> Engine:
         """Return an engine; beside requests all of its batch sizes are proved before it takes over from another one."""
         settings = self._settings
@@ -437,6 +469,7 @@ class Loader:
             decide=self._decide,
             references=references,
             known=known,
+            chosen=chosen,
             is_proved=is_proved,
             is_deferring=not is_beside,
         )

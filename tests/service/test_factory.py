@@ -42,6 +42,40 @@ def test_the_first_version_of_pydantic_is_not_imported_and_can_be():
     assert printed(program) == ["False", "True", "BaseModel"]
 
 
+def test_what_describes_a_body_is_built_when_it_is_first_asked_for():
+    """A start builds none of it, `/openapi.json` all of it; classes that are made later are as pydantic makes them."""
+    program = (
+        "from foldserve.service.factory import build_app\n"
+        "from foldserve.service.settings import Settings\n"
+        "app = build_app(Settings(), None)\n"
+        "from foldserve.service.schemas import PredictResponse\n"
+        "from pydantic import BaseModel\n"
+        "print(PredictResponse.__pydantic_complete__, 'PredictResponse' in app.openapi()['components']['schemas'])\n"
+        "print(type('Later', (BaseModel,), {}).__pydantic_complete__)\n"
+    )
+    assert printed(program) == ["False", "True", "True"]
+
+
+def test_no_plugin_of_pydantic_is_looked_for(tmp_path):
+    """What another distribution hooks into pydantic is neither searched nor run, unless an operator wants it."""
+    facts = tmp_path / "hooked-1.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: hooked\nVersion: 1\n")
+    (facts / "entry_points.txt").write_text("[pydantic]\nhooked = hooked:plugin\n")
+    (tmp_path / "hooked.py").write_text(
+        "print('hooked')\n"
+        "class plugin:\n"
+        "    new_schema_validator = staticmethod(lambda *given, **named: (None, None, None))\n"
+    )
+    command = [sys.executable, "-m", "foldserve", "serve", "--help"]
+    environment = processes.environment() | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert "hooked" not in done.stdout
+    environment["PYDANTIC_DISABLE_PLUGINS"] = "others"
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.startswith("hooked\n")
+
+
 def test_spans_without_the_extra_end_the_start_with_its_name(tmp_path):
     """One line, not a traceback; and an address that is none is refused before."""
     artifacts.publish_classifier(tmp_path)

@@ -42,3 +42,14 @@ def test_the_interpreter_changes_hands_quickly_meanwhile():
     with throttle.throttled():
         assert sys.getswitchinterval() <= 0.0005
     assert sys.getswitchinterval() == before
+
+
+def test_the_usual_interval_is_back_once_the_last_of_several_threads_is_through():
+    """Whichever of them began first."""
+    usual = sys.getswitchinterval()
+    first, second = throttle.changing_hands_quickly(), throttle.changing_hands_quickly()
+    with first:
+        second.__enter__()
+    assert sys.getswitchinterval() < usual
+    second.__exit__(None, None, None)
+    assert sys.getswitchinterval() == usual

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from foldserve.service.engines import engine as engines
 from foldserve.service.errors import ArtifactInvalid
 from foldserve.service.live.live_models import LiveModels
 from foldserve.service.live.loading import Loader
@@ -61,11 +62,17 @@ async def test_what_was_measured_is_open_before_the_start_and_side_by_side(setti
 
 
 @on_loop
-async def test_what_was_never_measured_is_only_read(settings):
-    """A measurement beside the imports of the service would be wrong."""
+async def test_what_was_never_measured_is_read_and_the_first_graph_chosen(settings, monkeypatch):
+    """Any other measurement would be wrong beside imports; what was chosen is not looked for again."""
     models = await begun(settings)
-    assert {load.work.result().engine for load in models.reconciler._loader._begun.values()} == {None}
+    first, second = [load.work.result() for load in models.reconciler._loader._begun.values()]
+    assert (first.engine, second.engine) == (None, None)
+    assert first.chosen is not None
+    assert second.chosen is None
+    looked_for, autotune = [], engines.autotune
+    monkeypatch.setattr(engines, "autotune", lambda *given: (looked_for.append(given[0].name), autotune(*given))[1])
     await models.reconciler.start()
+    assert "fashion" not in looked_for
     assert [model.name for model in models.registry.models()] == ["fashion", "other"]
     await models.reconciler.stop()
 
