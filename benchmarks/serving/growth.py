@@ -31,8 +31,9 @@ import numpy as np
 
 from benchmarks import ROOT
 from benchmarks.endurance.starved import starved
+from benchmarks.serving.closed_loop import closed_loop
 from benchmarks.serving.large import ALL_PROVED, started
-from benchmarks.serving.servers import OCTETS, Running
+from benchmarks.serving.servers import BINARY, OCTETS, Running
 
 SHARES = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95)
 QUOTAS = (0.5, 1.0, 1.5, 2.0)
@@ -81,30 +82,12 @@ def ask(port: int, method: str, path: str, body: bytes | None = None, media_type
     return json.loads(text)
 
 
-def closed(server: Running, bodies: Path, size: int, connections: int, seconds: int) -> tuple[float, float]:
-    """Load with `wrk`; returns requests a second and microseconds of the server's CPU for each.
-
-    Raises:
-        SystemExit: an answer was not 200.
-    """
-    variables = {"WRK_BODIES": str(bodies), "WRK_SIZE": str(size), "WRK_TYPE": OCTETS}
-    script = str(ROOT / "benchmarks" / "serving" / "wrk.lua")
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "20s", "-s", script]
-    command.append(f"http://127.0.0.1:{server.port}/predict")
-    before = server.cpu_seconds()
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | variables)
-    result = json.loads(done.stdout.split("RESULT ")[1])
-    if result["not_2xx"] or result["failed"]:
-        raise SystemExit(f"answers that are not 200: {result}")
-    return result["requests"] / result["seconds"], (server.cpu_seconds() - before) / result["requests"] * 1e6
-
-
 def load(options: argparse.Namespace) -> None:
     """Print p50 and p99 at shares of the capacity."""
     with tempfile.TemporaryDirectory() as name:  # noqa: SIM117 - the second needs the first
         with served(options.models, options.model, Path(name)) as (server, bodies, size):
-            closed(server, bodies, size, 16, 2)  # warm
-            capacity, _ = closed(server, bodies, size, 16, 4)
+            closed_loop(server, BINARY, bodies, size, 16, 2)  # warm
+            capacity = closed_loop(server, BINARY, bodies, size, 16, 4).per_second
             print(f"{options.model}: capacity {capacity:,.0f} requests/s, load average {os.getloadavg()[0]:.1f}\n")
             print("| of capacity | requests/s | p50 ms | p99 ms | refused | generator's lag p99 |")
             print("|---|---|---|---|---|---|")
@@ -132,8 +115,9 @@ def quota(options: argparse.Namespace) -> None:
             for turn in range(options.rounds):
                 for cores in QUOTAS[:: 1 if turn % 2 == 0 else -1]:
                     with starved(server.processes(), cores) as way:
-                        closed(server, bodies, size, 32, 1)
-                        found[cores].append(closed(server, bodies, size, 32, options.seconds))
+                        closed_loop(server, BINARY, bodies, size, 32, 1)
+                        ran = closed_loop(server, BINARY, bodies, size, 32, options.seconds)
+                        found[cores].append((ran.per_second, ran.cpu_us))
     print(f"{options.model}, by {way}, load average {os.getloadavg()[0]:.1f}\n")
     print("| cores | requests/s: median (least to most) | us of CPU a request |\n|---|---|---|")
     for cores, runs in found.items():

@@ -31,8 +31,9 @@ def messages(bodies: bytes, model: str) -> list[bytes]:
     return made
 
 
-async def load(port: int, requests: list[bytes], connections: int, seconds: float) -> dict[str, object]:
-    """Ask for so many seconds; times in microseconds."""
+async def load(port: int, requests: list[bytes], connections: int, seconds: float, key: str) -> dict[str, object]:
+    """Ask for so many seconds, with an API key unless that is empty; times in microseconds."""
+    metadata = (("x-api-key", key),) if key else None
     times: list[float] = []
     failed = 0
     ends = time.perf_counter() + seconds
@@ -41,7 +42,7 @@ async def load(port: int, requests: list[bytes], connections: int, seconds: floa
         nonlocal failed
         while (asked := time.perf_counter()) < ends:
             try:
-                await infer(requests[number % len(requests)])
+                await infer(requests[number % len(requests)], metadata=metadata)
             except grpc.RpcError:
                 failed += 1
             else:
@@ -50,7 +51,7 @@ async def load(port: int, requests: list[bytes], connections: int, seconds: floa
 
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         infer = channel.unary_unary(f"/{INFERENCE.service}/ModelInfer")  # bytes in, bytes out
-        await infer(requests[0])
+        await infer(requests[0], metadata=metadata)
         started = time.perf_counter()
         await asyncio.gather(*(keep_asking(infer, number) for number in range(connections)))
         took = time.perf_counter() - started
@@ -69,9 +70,10 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--bodies", type=Path, required=True, help=f"file of images of {ROW_BYTES} bytes each")
+    parser.add_argument("--key", default="", help="API key that each call carries")
     arguments = parser.parse_args()
     requests = messages(arguments.bodies.read_bytes(), arguments.model)
-    result = asyncio.run(load(arguments.port, requests, arguments.connections, arguments.seconds))
+    result = asyncio.run(load(arguments.port, requests, arguments.connections, arguments.seconds, arguments.key))
     print("RESULT " + json.dumps(result))
 
 

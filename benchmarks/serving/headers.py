@@ -1,30 +1,34 @@
 """Requests with an API key, and with ids that are new each time, beside the same ones without: requests a second.
 
     python -m benchmarks.serving.headers --rounds 5
+    python -m benchmarks.serving.headers --form JSON --rounds 3
 
 Two services of this checkout run side by side, one of them with a keys file; each round loads them in turns with one
-image a request, so that both see the same of the machine's moods. Only ratios are results; that of the server's CPU
-time a request is steady on a busy machine too.
+image a request, as bytes, JSON or a photograph, or over gRPC, so that both
+see the same of the machine's moods. Only ratios are results; that of the server's CPU time a request is steady on a
+busy machine too.
 """
 
 import argparse
 import json
-import os
 import statistics as stats
-import subprocess
 import sys
 import tempfile
 from collections import defaultdict
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks import ROOT
-from benchmarks.serving.servers import BINARY, OCTETS, Form, Peer, Running, golden, newest_model, start
+from benchmarks.serving.closed_loop import Loaded, closed_loop, closed_loop_over_grpc
+from benchmarks.serving.photographs import photograph
+from benchmarks.serving.servers import BINARY, INSTANCES, OCTETS, Form, Peer, Running, golden, newest_model, start
 from foldserve.service.keys import new_key
 
 CONNECTIONS = (1, 32)
 PLAIN = "neither"
+GRPC = "gRPC"
+FORMS = {"binary": BINARY, "JSON": INSTANCES, "photograph": Form("/predict", "image/jpeg", ""), GRPC: BINARY}
 
 
 @dataclass(frozen=True)
@@ -48,29 +52,34 @@ def loads(key: str) -> dict[str, Load]:
     }
 
 
-def measure(server: Running, load: Load, bodies: Path, connections: int, seconds: int) -> tuple[float, float]:
-    """Load a server with `wrk`; returns requests a second, and microseconds of the server's CPU for each.
+def bodies_of(form: str, images: bytes) -> tuple[bytes, int]:
+    """Return what is sent in a form, and the bytes of each body; 0 where each is a line."""
+    if form == "JSON":
+        rows = [images[at : at + 784] for at in range(0, len(images), 784)]
+        return "\n".join(json.dumps({"instances": [list(row)]}) for row in rows).encode(), 0
+    if form == "photograph":
+        file = photograph("1/f", 480, 640)
+        return file, len(file)
+    return images, 784
+
+
+def measure(server: Running, name: str, load: Load, bodies: Path, size: int, connections: int, seconds: int) -> Loaded:
+    """Load a server in one form with what requests carry.
 
     Raises:
         SystemExit: an answer was not 200.
     """
-    variables = {"WRK_BODIES": str(bodies), "WRK_SIZE": "784", "WRK_TYPE": OCTETS}
-    variables |= {"WRK_HEADER": load.header, "WRK_NEW": load.new}
-    script = str(ROOT / "benchmarks" / "serving" / "wrk.lua")
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", script]
-    command.append(f"http://127.0.0.1:{server.port}{BINARY.path}")
-    before = server.cpu_seconds()
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | variables)
-    result = json.loads(done.stdout.split("RESULT ")[1])
-    if result["not_2xx"] or result["failed"]:
-        raise SystemExit(f"answers that are not 200: {result}")
-    spent = server.cpu_seconds() - before
-    return result["requests"] / result["seconds"], spent / result["requests"] * 1e6
+    if name == GRPC:
+        key = load.header.removeprefix("X-API-Key: ")
+        return closed_loop_over_grpc(
+            server, newest_model(ROOT / "models").parent.parent.name, bodies, connections, seconds, key
+        )
+    return closed_loop(server, replace(FORMS[name], header=load.header), bodies, size, connections, seconds, load.new)
 
 
 def service(keys_file: Path | None, header: str) -> Peer:
     """Return the service of this checkout; with keys it is asked with a header that holds one."""
-    command = "{python} -m foldserve serve --port {port} --models-dir {models}"
+    command = "{python} -m foldserve serve --port {port} --grpc-port {grpc} --models-dir {models}"
     options = f" --keys-file {keys_file}" if keys_file else ""
     form = Form(BINARY.path, OCTETS, "binary", header)
     return Peer("foldserve", command + options, {"binary": form}, env={"FOLDSERVE_LOG_LEVEL": "warning"})
@@ -80,6 +89,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=2, help="of each load (2)")
+    parser.add_argument("--form", default="binary", choices=list(FORMS), help="how an image is sent (binary)")
     options = parser.parse_args()
     images = golden(newest_model(ROOT / "models"), "inputs", "image").tobytes()
     key, line = new_key("bench", ["infer"])
@@ -87,7 +97,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         (folder / "keys").write_text(line + "\n")
-        (folder / "bodies").write_bytes(images)
+        data, size = bodies_of(options.form, images)
+        (folder / "bodies").write_bytes(data)
         servers = {}
         for has_keys in (False, True):
             peer = service(folder / "keys", f"X-API-Key: {key}") if has_keys else service(None, "")
@@ -98,8 +109,11 @@ def main() -> int:
             for connections in CONNECTIONS:
                 for load, what in list(loads(key).items())[:: 1 if turn % 2 == 0 else -1]:
                     server = servers[what.has_keys]
-                    figures = measure(server, what, folder / "bodies", connections, options.seconds)
-                    found[load, connections].append(figures)
+                    if options.form == GRPC and what.new:
+                        continue
+                    bodies = folder / "bodies"
+                    ran = measure(server, options.form, what, bodies, size, connections, options.seconds)
+                    found[load, connections].append((ran.per_second, ran.cpu_us))
             print(f"round {turn + 1} of {options.rounds}", file=sys.stderr)
     print("| with | connections | requests/s | of those without: median (least to most) | CPU a request, likewise |")
     print("|---|---|---|---|---|")

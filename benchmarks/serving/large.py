@@ -41,6 +41,12 @@ for path in sys.argv[1:]:
 
 def make(folder: Path, names: list[str]) -> None:
     """Publish networks of torchvision under their names, proved on made pictures."""
+    for name in names:
+        make_one(folder, name, name.replace("_", "-"), "imagenet")
+
+
+def make_one(folder: Path, architecture: str, name: str, image: str) -> None:
+    """Publish a network of torchvision with made weights, which are the same each time, for pictures of a recipe."""
     import torch
 
     from benchmarks.publish.__main__ import made_pictures
@@ -48,17 +54,14 @@ def make(folder: Path, names: list[str]) -> None:
     from tests.support.vision import library
 
     torch.manual_seed(0)
+    network = getattr(library("torchvision").models, architecture)().eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
     with tempfile.TemporaryDirectory() as pictures:
-        examples = made_pictures(Path(pictures))[:8]
-        for name in names:
-            network = getattr(library("torchvision").models, name)().eval()
-            for module in network.modules():
-                if isinstance(module, torch.nn.BatchNorm2d):
-                    module.running_mean.normal_(0, 0.1)
-                    module.running_var.uniform_(0.5, 1.5)
-            labels = [f"class {number}" for number in range(1000)]
-            options: dict[str, Any] = {"labels": labels, "image": "imagenet", "models_dir": folder}
-            publish(network, name=name.replace("_", "-"), examples=examples, **options)
+        options: dict[str, Any] = {"labels": [f"class {number}" for number in range(1000)], "models_dir": folder}
+        publish(network, name=name, examples=made_pictures(Path(pictures))[:8], image=image, **options)
 
 
 @contextmanager

@@ -11,16 +11,15 @@ ratios are printed as results, since the machine's speed moves between rounds an
 import argparse
 import itertools
 import json
-import os
 import statistics as stats
-import subprocess
 import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
 
 from benchmarks import ROOT
-from benchmarks.serving.servers import BINARY, INSTANCES, Form, Peer, Running, golden, newest_model, start
+from benchmarks.serving.closed_loop import closed_loop, closed_loop_over_grpc
+from benchmarks.serving.servers import BINARY, INSTANCES, Peer, golden, newest_model, start
 
 CONNECTIONS = (1, 32, 128)
 FORMS = {"binary": BINARY, "JSON": INSTANCES}
@@ -34,40 +33,6 @@ def service(checkout: Path, *, grpc: bool = False) -> Peer:
     return Peer(str(checkout), command + " --grpc-port {grpc}" * grpc, FORMS, env=env)
 
 
-def requests_per_second(server: Running, form: Form, bodies: Path, size: int, connections: int, seconds: int) -> float:
-    """Load a server with `wrk`.
-
-    Raises:
-        SystemExit: an answer was not 200.
-    """
-    environment = {"WRK_BODIES": str(bodies), "WRK_SIZE": str(size), "WRK_TYPE": form.media_type, "WRK_HEADER": ""}
-    script = str(ROOT / "benchmarks" / "serving" / "wrk.lua")
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", script]
-    command.append(f"http://127.0.0.1:{server.port}{form.path}")
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | environment)
-    result = json.loads(done.stdout.split("RESULT ")[1])
-    if result["not_2xx"] or result["failed"]:
-        raise SystemExit(f"answers that are not 200: {result}")
-    return float(result["requests"] / result["seconds"])
-
-
-def over_grpc(server: Running, model: str, bodies: Path, connections: int, seconds: int) -> tuple[float, float]:
-    """Return requests a second with a client in Python, which is then the bound, and the server's CPU time of each.
-
-    Raises:
-        SystemExit: an answer was not OK.
-    """
-    command = [sys.executable, "-m", "benchmarks.serving.grpc_load", "--port", str(server.grpc_port), "--model", model]
-    command += ["--connections", str(connections), "--seconds", str(seconds), "--bodies", str(bodies)]
-    cpu = server.cpu_seconds()
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    cpu = server.cpu_seconds() - cpu
-    result = json.loads(done.stdout.split("RESULT ")[1])
-    if result["not_2xx"]:
-        raise SystemExit(f"answers that are not OK: {result}")
-    return result["requests"] / result["seconds"], cpu / result["requests"] * 1e6
-
-
 def grpc_round(checkout: Path, images: bytes, folder: Path, seconds: int) -> dict[str, float]:
     """Start the service of a checkout once with its gRPC port, load that, and end it."""
     bodies = folder / "binary"
@@ -76,9 +41,9 @@ def grpc_round(checkout: Path, images: bytes, folder: Path, seconds: int) -> dic
     found = {}
     with start(service(checkout, grpc=True), 1, ROOT / "models", folder, images[:784], folder / "log") as server:
         for connections in CONNECTIONS:
-            rate, cpu = over_grpc(server, model, bodies, connections, seconds)
-            found[f"gRPC requests/s, {connections} in flight"] = rate
-            found[f"gRPC us of CPU a request, {connections} in flight"] = cpu
+            ran = closed_loop_over_grpc(server, model, bodies, connections, seconds)
+            found[f"gRPC requests/s, {connections} in flight"] = ran.per_second
+            found[f"gRPC us of CPU a request, {connections} in flight"] = ran.cpu_us
     return found
 
 
@@ -92,8 +57,8 @@ def one_round(checkout: Path, images: bytes, folder: Path, seconds: int) -> dict
         found = {"seconds until ready": server.ready_seconds}
         for (name, form), connections in itertools.product(FORMS.items(), CONNECTIONS):
             bodies, size = (binary, 784) if name == "binary" else (lines, 0)
-            rate = requests_per_second(server, form, bodies, size, connections, seconds)
-            found[f"requests/s, {name}, {connections} connections"] = rate
+            ran = closed_loop(server, form, bodies, size, connections, seconds)
+            found[f"requests/s, {name}, {connections} connections"] = ran.per_second
         return found | {"MiB after the load": server.memory_mib()}
 
 

@@ -1,5 +1,6 @@
 """A service whose models change, and the operator who changes them: each version's answers tell its number."""
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,7 +57,7 @@ class Operator(httpx.Client):
 def running(models: Path, **changes: object) -> Iterator[Operator]:
     """A service whose every change is asked for: it does not look at the disk by itself."""
     key, line = new_key("operator", ["admin"])
-    keys = models.parent / "keys"
+    keys = models.parent / f"keys-{secrets.token_hex(4)}"  # each service follows its own
     keys.write_text(line)
     # On a machine that has other things to do nothing is refused as late, and no watchdog ends the tests' own process.
     unhurried = {"default_deadline_ms": 300_000, "hang_seconds": 0}
