@@ -2,11 +2,13 @@
 
     python -m benchmarks.serving.large --make /tmp/large resnet18 mobilenet_v3_small
     python -m benchmarks.serving.large --models /tmp/large --workers 1 --rounds 3
+    python -m benchmarks.serving.large --models /tmp/large --rounds 1 --requests 1000 --cold
 
 `--make` publishes torchvision's definitions with made weights and golden pictures (it needs the training environment).
 Each round starts a service twice with one state folder: the first measures, the second has what it found. Beside them
 stands what onnxruntime alone takes to open the same files and run one row of each. Memory is the proportional set size
-of all processes, when ready and once all batch sizes are proved.
+of all processes, when ready, once all batch sizes are proved, and after so many requests to all models in turns, from
+16 connections. `--cold` empties the page cache before each start (it needs to be root).
 """
 
 import argparse
@@ -17,9 +19,11 @@ import statistics as stats
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,7 @@ from benchmarks import ROOT
 from benchmarks.serving.servers import Running, free_port
 
 PATIENCE_SECONDS = 120.0
+CONNECTIONS = 16
 ALL_PROVED = "all batch sizes proved"
 PLAIN = """
 import sys, numpy, onnxruntime
@@ -92,8 +97,8 @@ def started(models: Path, state: Path, workers: int, checkout: Path) -> Iterator
             process.wait(30)
 
 
-def one_start(models: Path, state: Path, workers: int, checkout: Path) -> dict[str, float]:
-    """Return what one start takes, and when each batch size was first served."""
+def one_start(models: Path, state: Path, workers: int, checkout: Path, requests: int) -> dict[str, float]:
+    """Return what one start takes, and when each batch size was first served; and what so many requests leave."""
     with started(models, state, workers, checkout) as server:
         began = time.perf_counter() - server.ready_seconds
         found = {"ready": server.ready_seconds, "MiB when ready": server.memory_mib()}
@@ -106,7 +111,41 @@ def one_start(models: Path, state: Path, workers: int, checkout: Path) -> dict[s
                 break
             time.sleep(0.05)
         time.sleep(0.5)  # in which the process that measured has ended
-        return found | {"MiB in the end": server.memory_mib()}
+        found["MiB in the end"] = server.memory_mib()
+        if requests:
+            found[f"answers/s, {requests:,} requests to all models in turns"] = answers_per_second(
+                server, names, requests
+            )
+            found[f"MiB after {requests:,} requests"] = server.memory_mib()
+            if not _is_ready(server.port):
+                raise SystemExit("the service is not ready after the requests")
+        return found
+
+
+def answers_per_second(server: Running, names: list[str], requests: int) -> float:
+    """Ask models in turns, 16 connections at a time.
+
+    Raises:
+        SystemExit: an answer is not 200.
+    """
+    size = 3 * 224 * 224
+    own = threading.local()
+
+    def ask(number: int) -> None:
+        if not hasattr(own, "connection"):
+            own.connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        body = bytes([number % 256]) * size
+        headers = {"Content-Type": "application/octet-stream", "X-Deadline-Ms": "60000"}
+        own.connection.request("POST", f"/predict?model={names[number % len(names)]}", body, headers)
+        answer = own.connection.getresponse()
+        text = answer.read()
+        if answer.status != 200:
+            raise SystemExit(f"{answer.status} {text[:300]!r}")
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(CONNECTIONS) as executor:
+        list(executor.map(ask, range(requests)))
+    return requests / (time.perf_counter() - began)
 
 
 def plain_seconds(models: Path) -> float:
@@ -147,6 +186,8 @@ def main() -> int:
     parser.add_argument("--checkout", type=Path, default=ROOT, help="whose service is started")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=0, help="asked once all batch sizes are proved (0)")
+    parser.add_argument("--cold", action="store_true", help="empty the page cache before each start")
     options = parser.parse_args()
     if options.make:
         make(Path(options.make[0]), options.make[1:])
@@ -156,7 +197,11 @@ def main() -> int:
         figures["onnxruntime alone"].append(plain_seconds(options.models))
         with tempfile.TemporaryDirectory() as folder:
             for start in ("first", "second"):
-                found = one_start(options.models, Path(folder) / "state", options.workers, options.checkout)
+                if options.cold:
+                    os.sync()
+                    Path("/proc/sys/vm/drop_caches").write_text("3")
+                state = Path(folder) / "state"
+                found = one_start(options.models, state, options.workers, options.checkout, options.requests)
                 for name, value in found.items():
                     figures[f"{start} start: {name}"].append(value)
     print(f"| {options.workers} worker(s) | median (least to most) |\n|---|---|")
