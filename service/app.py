@@ -53,6 +53,7 @@ from .routes import STATIC, router
 from .settings import Settings
 from .tracing import Tracing
 from .transport.connection import GUARD
+from .transport.even import OpenConnections
 from .transport.guard import Guard
 from .transport.limits import connection_limits
 from .v2.readers import Readers
@@ -115,6 +116,7 @@ def create_app(
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.workers = workers
+    app.state.place = models.place
     app.state.registry = models.registry
     app.state.reconciler = models.reconciler
     app.state.decoding = WorkQueue(
@@ -199,7 +201,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
             lane.decoding = decoding
             refused = functools.partial(metrics.observe_request, UNKNOWN_ROUTE, "unknown")
             with reloading(functools.partial(_reload, app)):
-                yield {GUARD: Guard(connection_limits(settings), refused), LANE: lane, LEAVE: registry.leave}
+                guard = Guard(connection_limits(settings), refused, _open_connections(app, "http"))
+                yield {GUARD: guard, LANE: lane, LEAVE: registry.leave}
         finally:
             canary.cancel()
             decoder_watch.cancel()
@@ -212,6 +215,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
             metrics.bring_up_to_date()
             await asyncio.to_thread(app.state.tracing.stop)
         logger.info("stopped")
+
+
+def _open_connections(app: FastAPI, door: str) -> OpenConnections | None:
+    """Return how many connections the workers have at a door; None where there are no others."""
+    workers: Workers | None = app.state.workers
+    return None if workers is None else OpenConnections(workers.folder / f"connections-{door}", app.state.place)
 
 
 async def _doubt_a_still_decoder(registry: Registry, decoding: WorkQueue, settings: Settings) -> None:
@@ -254,7 +263,8 @@ async def _start_grpc(app: FastAPI) -> None:
         parts.registry, settings, parts.metrics, parts.readers, parts.error_log, parts.access, parts.access_log,
         parts.tracing, blocks, parts.body_budget,
     )  # fmt: skip
-    server = grpc_server(parts, app.title, app.version, blocks, functools.partial(CallConnection, lane))
+    connections = _open_connections(app, "grpc")
+    server = grpc_server(parts, app.title, app.version, blocks, functools.partial(CallConnection, lane), connections)
     await server.start(app.state.grpc_listener)
     app.state.grpc = server
 

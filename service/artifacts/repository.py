@@ -129,8 +129,8 @@ class Repository:
         return {name: places for name, places in models.items() if places}
 
     def folder(self, name: str, version: int) -> Path:
-        """Return where a version is, or would be."""
-        return self._places(name, self._mounted.versions()).get(version, self.root / name / str(version))
+        """Return where a version is, or would be; one of a thousand is found without a look at the others."""
+        return self._place(name, version) or self.root / name / str(version)
 
     def held_back(self, models: Mapping[str, Mapping[int, Path]]) -> dict[tuple[str, int], str]:
         """Return why versions are not to be `latest` by themselves; a manifest is read when it is new or changed."""
@@ -168,13 +168,11 @@ class Repository:
             ModelNotFound: there is no such model or version.
             ArtifactInvalid: the folder does not match its manifest, or has none and needs one.
         """
-        places = self._places(name, self._mounted.versions())
-        if not places:
-            raise ModelNotFound(f"model {name!r} is not in {self.root}; there are {sorted(self.models())}")
-        version = max(places) if version is None else version
-        if version not in places:
-            raise ModelNotFound(f"model {name!r} has no version {version}; there are {sorted(places)}")
-        path = places[version]
+        if version is None:
+            version = max(self._places(name, self._mounted.versions()), default=0)
+        path = self._place(name, version)
+        if path is None:
+            raise self._not_there(name, version)
         if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.links)):
             raise ArtifactInvalid(f"{path} is a link out of {self.links}; a link may only lead to a place within it")
         if os.path.lexists(path / MANIFEST_FILE):
@@ -203,6 +201,22 @@ class Repository:
             if digest != expected:
                 return f"{path} has SHA-256 {digest[:12]}, expected {expected[:12]}; {kept}"
         return None
+
+    def _not_there(self, name: str, version: int) -> ModelNotFound:
+        places = self._places(name, self._mounted.versions())
+        if not places:
+            return ModelNotFound(f"model {name!r} is not in {self.root}; there are {sorted(self.models())}")
+        return ModelNotFound(f"model {name!r} has no version {version}; there are {sorted(places)}")
+
+    def _place(self, name: str, version: int) -> Path | None:
+        """Return the folder of one version, None where it is not there."""
+        mounted = self._mounted.versions()
+        if mounted and self._mounted.name(mounted) == name:
+            return mounted.get(version)
+        folder = self.root / name
+        place = folder / str(version)
+        is_there = is_model_name(name) and is_version(place.name) and folder not in mounted.values()
+        return place if is_there and os.path.isdir(place) else None
 
     def _folder_of(self, version: Path) -> Path:
         """Return the folder of the model that a version's folder belongs to."""

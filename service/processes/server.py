@@ -5,13 +5,19 @@ a closed port would lose. So ready is 503 at once, and what comes is answered fo
 """
 
 import asyncio
+import functools
 import logging
 import socket
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import uvicorn
+
+from ..transport.connection import GUARD
+from ..transport.even import EvenServer
+from ..transport.guard import Guard
 
 LEAVE = "foldserve.leave"  # of the lifespan's state: what turns ready false, while requests are answered
 _TICK_SECONDS = 0.1
@@ -41,6 +47,19 @@ class Server(uvicorn.Server):
         if self._may_leave is None:
             self.force_exit = self.force_exit or self.should_exit
         super().handle_exit(sig, frame)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application, then take connections; of several workers each takes its share of them."""
+        if self.config.workers <= 1 or sockets is None:
+            await super().startup(sockets)
+            return
+        await super().startup([])
+        state = self.lifespan.state
+        protocol: Any = self.config.http_protocol_class
+        make = functools.partial(protocol, config=self.config, server_state=self.server_state, app_state=state)
+        guard: Guard = state[GUARD]
+        assert guard.open_connections is not None
+        self.servers += [EvenServer(listener, make, guard.open_connections) for listener in sockets]  # type: ignore[misc]
 
     async def main_loop(self) -> None:
         """Serve until a signal comes, and then for as long as clients are still sent here."""

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
+from .even import OpenConnections
 from .limits import ConnectionLimits
 
 _LINGERING = 32  # connections over the limit that may stay to read why they were refused; few beside those kept back
@@ -27,15 +28,22 @@ class Guard:
     Args:
         limits: what each of them may do.
         refused: called with status and seconds of each answer that a connection gives by itself.
+        open_connections: of all workers that take connections from the same socket; None where there is only this one.
 
     Attributes:
         connections: those that are open.
         draining_since: when the service began to end; None while it runs.
     """
 
-    def __init__(self, limits: ConnectionLimits, refused: Callable[[int, float], None]) -> None:
+    def __init__(
+        self,
+        limits: ConnectionLimits,
+        refused: Callable[[int, float], None],
+        open_connections: OpenConnections | None = None,
+    ) -> None:
         self.limits = limits
         self.refused = refused
+        self.open_connections = open_connections
         self.draining_since: float | None = None
         self.connections: set[Connection] = set()
         self._refused: set[Connection] = set()  # they have no place, and stay only to read why
@@ -59,6 +67,7 @@ class Guard:
             self._by_address[address] < limits.connections_per_address or limits.proxies.trusts(address)
         )
         self.connections.add(connection)
+        self._count()
         if has_place:
             self._by_address[address] += 1
         else:
@@ -72,6 +81,7 @@ class Guard:
         if connection not in self.connections:
             return
         self.connections.remove(connection)
+        self._count()
         if connection in self._refused:
             self._refused.remove(connection)
         else:
@@ -81,6 +91,10 @@ class Guard:
         if not self.connections and self._tick is not None:
             self._tick.cancel()
             self._tick = None
+
+    def _count(self) -> None:
+        if self.open_connections is not None:
+            self.open_connections.are(len(self.connections))
 
     def _schedule(self) -> None:
         self._tick = asyncio.get_running_loop().call_later(self.limits.tick_seconds, self._look)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...processes.workers import private_folder
 from ...settings import Settings
+from ...transport.even import OpenConnections
 from ...transport.guard import Guard
 from ...transport.limits import connection_limits
 from .calls import CallHandler
@@ -19,7 +20,12 @@ from .wire import AROUND_BYTES
 
 
 def grpc_server(
-    parts: Any, name: str, version: str, blocks: KnownBlocks, open_lane: Callable[[Outside], Lane]
+    parts: Any,
+    name: str,
+    version: str,
+    blocks: KnownBlocks,
+    open_lane: Callable[[Outside], Lane],
+    open_connections: OpenConnections | None = None,
 ) -> GrpcServer:
     """Return the server of an application, not started yet.
 
@@ -29,6 +35,7 @@ def grpc_server(
         version: of the service.
         blocks: told of the metadata of every call.
         open_lane: makes each connection's way past the library.
+        open_connections: of all workers at the port; None where there is only this one.
 
     Raises:
         OSError: there is no place for a folder.
@@ -39,7 +46,7 @@ def grpc_server(
         connections=settings.grpc_max_connections,
         connections_per_address=settings.grpc_max_connections_per_address,
     )
-    guard = Guard(limits, functools.partial(parts.metrics.observe_request, ROUTE, "unknown"))
+    guard = Guard(limits, functools.partial(parts.metrics.observe_request, ROUTE, "unknown"), open_connections)
     folder = private_folder(None if parts.workers is None else parts.workers.folder)
     gate = Gate(folder, guard, parts.body_budget, settings.max_body_bytes + AROUND_BYTES, parts.error_log, open_lane)
     inference = InferenceService(

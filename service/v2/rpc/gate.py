@@ -20,6 +20,7 @@ from ...bodies.budget import BodyBudget, Share
 from ...error_answers import ErrorLog, error_answer
 from ...errors import BodyTooLarge, NotReady, Overloaded, RequestTimeout, ServiceError
 from ...request_context import new_request_id
+from ...transport.even import EvenServer
 from ...transport.guard import Guard
 from .frames import (
     CANCEL,
@@ -117,7 +118,7 @@ class Gate:
         self.is_leaving = False
         self._addresses: dict[str, str] = {}
         self._number = 0
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.Server | EvenServer | None = None
 
     @property
     def inside(self) -> str:
@@ -126,7 +127,11 @@ class Gate:
 
     async def open(self, listener: socket.socket) -> None:
         """Take connections from a socket that listens."""
-        self._server = await asyncio.get_running_loop().create_server(lambda: Outside(self), sock=listener)
+        connections = self.guard.open_connections
+        if connections is not None:
+            self._server = EvenServer(listener, lambda: Outside(self), connections)
+        else:
+            self._server = await asyncio.get_running_loop().create_server(lambda: Outside(self), sock=listener)
 
     def close(self) -> None:
         """Take no more connections; those that are open go on."""

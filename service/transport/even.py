@@ -1,0 +1,153 @@
+"""Connections that several workers take from one socket, as many each: the system wakes whichever it likes.
+
+Left to that, one worker of two may get eighty of a hundred clients, and has them for as long as they stay: it refuses
+what the other one has time for. So a worker that has more than another one leaves a connection to that for a moment.
+Knows counts and sockets, and nothing of what is said over them.
+"""
+
+import asyncio
+import mmap
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from ..processes.room import say_once
+
+_MOST_WORKERS = 256
+_NUMBER_BYTES = 8
+_TURN_SECONDS = 0.001  # that a connection is left to a worker with fewer, which may be busy or stopped
+_SLACK = 16  # of so many connections a worker may have one more than another one
+_AT_ONCE = 64  # of so many it takes one more when it was its turn: else thousands would be slow beside a stopped worker
+_NO_DESCRIPTORS_SECONDS = 0.1
+
+
+class OpenConnections:
+    """How many connections each worker has, in a file that all of them read.
+
+    Args:
+        path: of the file, which the first one makes; where there is no room for it nothing is shared out.
+        place: of this process among the workers, from 0.
+    """
+
+    def __init__(self, path: Path, place: int) -> None:
+        self._place = place % _MOST_WORKERS
+        self._open = self._coming = 0
+        size = _MOST_WORKERS * _NUMBER_BYTES
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, size)  # a hole could not be filled once there is no room
+                memory: memoryview = memoryview(mmap.mmap(descriptor, size))
+            finally:
+                os.close(descriptor)
+        except OSError as err:
+            say_once(path, err)
+            memory = memoryview(bytearray(size))
+        self._counts = memory.cast("q")  # one more than there are; 0 where no worker takes connections
+
+    @property
+    def own(self) -> int:
+        """How many connections this worker has."""
+        return self._open + self._coming
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether this worker has more than the one that has the fewest."""
+        counts = self._counts.tolist()
+        return counts[self._place] > min(filter(None, counts)) + self.own // _SLACK
+
+    def are(self, number: int) -> None:
+        """Note how many are open."""
+        self._open = number
+        self._note()
+
+    def come(self, number: int) -> None:
+        """Note so many more, or fewer, that were taken and are not open yet."""
+        self._coming += number
+        self._note()
+
+    def stop(self) -> None:
+        """This worker takes no more."""
+        self._counts[self._place] = 0
+
+    def _note(self) -> None:
+        self._counts[self._place] = self.own + 1
+
+
+class EvenServer:
+    """Takes connections from a socket for this worker; the part of `asyncio.Server` that is asked for.
+
+    Args:
+        listener: that listens.
+        make_protocol: called for each connection.
+        connections: those of all workers.
+    """
+
+    def __init__(
+        self, listener: socket.socket, make_protocol: Callable[[], asyncio.BaseProtocol], connections: OpenConnections
+    ) -> None:
+        self._listener = listener
+        self._make_protocol = make_protocol
+        self._connections = connections
+        self._loop = asyncio.get_running_loop()
+        self._opening: set[asyncio.Task[object]] = set()
+        self._turn: asyncio.TimerHandle | None = None
+        listener.setblocking(False)
+        connections.come(0)
+        self._loop.add_reader(listener, self._take)
+
+    def close(self) -> None:
+        """Take no more; those that are open go on."""
+        if self._turn is None:
+            self._loop.remove_reader(self._listener)
+        else:
+            self._turn.cancel()
+        self._connections.stop()
+
+    async def wait_closed(self) -> None:
+        """Return once every connection that was taken is open."""
+        await asyncio.gather(*self._opening, return_exceptions=True)
+
+    def _take(self) -> None:
+        """Take what waits, for as long as no worker has fewer."""
+        while not self._connections.is_ahead:
+            if not self._take_one():
+                return
+        self._wait(_TURN_SECONDS)
+
+    def _wait(self, seconds: float) -> None:
+        self._loop.remove_reader(self._listener)
+        self._turn = self._loop.call_later(seconds, self._go_on)
+
+    def _go_on(self) -> None:
+        """Take what the others have left."""
+        self._turn = None
+        self._loop.add_reader(self._listener, self._take)
+        for _ in range(1 + self._connections.own // _AT_ONCE):
+            if not self._take_one():
+                return
+
+    def _take_one(self) -> bool:
+        """Take a connection; False where none waits, or none can be taken."""
+        try:
+            connection, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionError):
+            return False
+        except OSError:  # no descriptor is free
+            self._wait(_NO_DESCRIPTORS_SECONDS)
+            return False
+        connection.setblocking(False)
+        self._connections.come(1)
+        task: asyncio.Task[object] = self._loop.create_task(self._open(connection))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+        return True
+
+    async def _open(self, connection: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._make_protocol, connection)
+        except OSError:  # the client has gone
+            connection.close()
+        finally:
+            self._connections.come(-1)
