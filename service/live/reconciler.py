@@ -368,12 +368,19 @@ class Reconciler:
         self._metrics.changed_versions.labels(model.name).set(count)
 
     async def _load_missing(self, name: str, version: int | None = None) -> None:
-        """Load what is wanted of one model and not there, each once, and move its pointers after each."""
+        """Load what is wanted of one model and not there, each once, and move its pointers after each.
+
+        What is missing changes with a version that is loaded, not with one that is refused: of a thousand of these
+        each costs the time of its own refusal.
+        """
         tried: set[int] = set()
         self.follow(name)
         while missing := [other for other in self._missing(name, version) if other not in tried]:
-            tried.add(missing[0])
-            await self._load(name, missing[0])
+            for other in missing:
+                tried.add(other)
+                await self._load(name, other)
+                if (name, other) not in self.refusals:
+                    break
 
     def _missing(self, name: str, only: int | None = None) -> list[int]:
         """Return the versions that are to be loaded, best first: those that `latest` shall point at, then others."""
@@ -455,7 +462,8 @@ class Reconciler:
         except ServiceError as err:
             self._files[name, version] = files
             self._refuse(name, version, Refusal(type(err)(str(err)), files))  # without its frames: they hold a session
-            self.follow(name)
+            if isinstance(err, VersionLost):  # which answers that it is, wherever a pointer leads to it
+                self.follow(name)
             return
         self.refusals.pop((name, version), None)
         self._loaded_files[model] = files

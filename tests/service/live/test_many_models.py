@@ -1,6 +1,7 @@
 """A hundred models cost a hundred small sums: one look at the disk, one arena, one measurement for each structure."""
 
 import asyncio
+import os
 import threading
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from foldserve.service.engines import autotune
 from foldserve.service.live.disk_scan import DiskScan
+from foldserve.service.live.reconciler import Reconciler
 from tests.support import artifacts
 from tests.support.live_models import loaded
 from tests.support.wire import on_loop
@@ -90,6 +92,24 @@ async def test_opening_a_version_does_not_look_at_the_other_models(models, monke
         monkeypatch.setattr(live.reconciler.repository, "places", noted.places)
         assert live.reconciler.repository.open("echo").version == 1
         assert noted.threads == []
+
+
+@on_loop
+async def test_each_of_many_refused_versions_is_looked_at_by_itself(models, monkeypatch):
+    """However many there are above the one that serves: none is found by listing the others, and each is tried once."""
+    artifacts.publish_echo(models)
+    for version in range(2, 42):
+        (models / "echo" / str(version)).mkdir()
+        (models / "echo" / str(version) / "model.onnx").write_bytes(b"x")
+    listed, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(Path(path).name) or scandir(path))
+    sought, missing = [], Reconciler._missing
+    monkeypatch.setattr(Reconciler, "_missing", lambda *given: sought.append(given) or missing(*given))
+    async with loaded(models, **FAST) as live:
+        assert live.registry.tables["echo"].latest == 1
+        assert sorted(version for _, version in live.reconciler.refusals) == list(range(2, 42))
+        assert listed.count("echo") <= 4
+        assert len(sought) <= 4
 
 
 @on_loop
