@@ -40,7 +40,7 @@ from .live.live_models import LiveModels
 from .live.memory import give_back
 from .live.registry import Registry
 from .metrics import Metrics
-from .openapi import describe, operation_id
+from .openapi import describe
 from .page.routes import router as page_router
 from .page.samples import SampleBook
 from .page.site import PREFIX, PageFiles, WholeFiles
@@ -105,7 +105,6 @@ def create_app(
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
-        generate_unique_id_function=operation_id,
         lifespan=_lifespan,
         exception_handlers={
             HTTPException: _refuse_as_http_does,
@@ -138,12 +137,9 @@ def create_app(
     app.state.access_log = AccessLog(settings.access_log_rate)
     app.state.tracing = Tracing()
     app.state.samples = SampleBook()
-    app.include_router(router)
-    app.include_router(v2_router)
-    app.include_router(page_router)
-    app.include_router(repository_router)
-    app.include_router(v1_router)
-    app.include_router(torchserve_router)
+    for part in (router, v2_router, page_router, repository_router, v1_router, torchserve_router):
+        # Not by `include_router`, which builds each route a second time, on the loop, when a request first comes by.
+        app.router.routes += part.routes
     if settings.page:
         app.mount(PREFIX, PageFiles(), name="page")
     app.mount("/static", WholeFiles(directory=STATIC), name="static")

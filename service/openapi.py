@@ -11,6 +11,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 
 from foldserve.format.image import ANY_SIZE
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fastapi import FastAPI
-    from fastapi.routing import APIRoute
     from PIL import Image
 
     from foldserve.format.image import ImageRecipe
@@ -118,6 +118,9 @@ def describe(app: FastAPI, models: Sequence[tuple[str, ImageRecipe]]) -> dict[st
         app: the application, for its routes.
         models: name and image of each model that takes images.
     """
+    for route in app.routes:
+        if isinstance(route, APIRoute):
+            route.unique_id = _operation_id(route)
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     models_of_bodies = (PredictRequest, RowsRequest, InferenceRequest, ErrorResponse, *BODIES)
@@ -138,6 +141,8 @@ def describe(app: FastAPI, models: Sequence[tuple[str, ImageRecipe]]) -> dict[st
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             _list_formats(operation, app.state.settings.image_formats)
+            for content in operation["responses"].get("200", {}).get("content", {}).values():
+                content.get("schema", {}).pop("title", None)  # FastAPI's, which says the path once more
             operation["responses"].pop("422", None)  # declared for every path with a parameter; we answer 400
             operation["responses"] |= error_responses(method.upper(), path, has_body="requestBody" in operation)
             for given in operation.get("parameters", ()):
@@ -157,7 +162,7 @@ def _list_formats(operation: dict[str, Any], formats: Sequence[str]) -> None:
         content.update({f"image/{name}": {"schema": _BINARY} for name in formats})
 
 
-def operation_id(route: APIRoute) -> str:
+def _operation_id(route: APIRoute) -> str:
     """Return the name of a route in generated clients: its function, and what else its path names."""
     chosen = [name for name in ("version", "label") if f"/{{{name}}}" in route.path_format]
     name = f"put_{route.name}" if "PUT" in (route.methods or ()) else route.name
