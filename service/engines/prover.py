@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -34,6 +35,8 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 def main() -> int:
     """Answer requests until there are no more."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # the process that asks is told too, and ends this one in its time
     _be_the_first_to_go()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     with socket.socket(fileno=os.dup(sys.stdin.fileno())) as requests:

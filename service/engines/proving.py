@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts.repository import Artifact
-from ..errors import ArtifactInvalid
+from ..errors import ArtifactInvalid, NotReady
 from .measured import Measured
 
 _log = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ _MODULE = "foldserve.service.engines.prover"
 _START_SECONDS = 30.0
 _TRIES = 3  # processes for one proof: one that is about to end, one more, and a new one
 _IDLE_SECONDS = 5.0  # after which a process that nobody asks ends
+_END_SECONDS = 5.0  # in which one that has closed its socket ends, on a machine that is busy
 
 
 class Proving:
@@ -40,6 +41,7 @@ class Proving:
         self._idle: list[_Helper] = []
         self._busy: set[_Helper] = set()
         self._is_possible = True
+        self._is_over = False
 
     def prove(
         self, artifact: Artifact, root: Path, options: Mapping[str, Any], seconds: float, *, is_beside: bool
@@ -57,7 +59,8 @@ class Proving:
             What was measured; None where the version cannot be loaded, or no process can be started.
 
         Raises:
-            ArtifactInvalid: it needs more memory than there is, or more time.
+            ArtifactInvalid: it needs more memory than there is, or more time, or it ends the process that runs it.
+            NotReady: the service ends, and the proof with it.
         """
         assert artifact.sealed is not None
         request = {
@@ -70,6 +73,8 @@ class Proving:
         }
         for _ in range(_TRIES):
             helper = self._take()
+            if self._is_over:
+                raise NotReady("the service is shutting down, and proves nothing any more")
             if helper is None:
                 return None
             try:
@@ -86,7 +91,7 @@ class Proving:
     def stop(self) -> None:
         """End all processes, and with them the proofs that go on; no more are started."""
         with self._lock:
-            self._is_possible = False
+            self._is_possible, self._is_over = False, True
             helpers, self._idle = [*self._idle, *self._busy], []
         for helper in helpers:
             helper.end()
@@ -103,6 +108,8 @@ class Proving:
         try:
             helper = _Helper()
         except OSError as err:
+            if self._is_over:
+                return None
             self._is_possible = False
             _log.warning("no process can be started to prove versions in; they are proved in this one: %s", err)
             return None
@@ -138,6 +145,7 @@ class _Helper:
     """
 
     def __init__(self) -> None:
+        self._is_killed = False  # by this process
         self._socket, its_end = socket.socketpair()
         with its_end:
             self._process: subprocess.Popen[bytes] = subprocess.Popen(  # noqa: S603 - our own module
@@ -151,10 +159,10 @@ class _Helper:
         self._socket.settimeout(_START_SECONDS)
         try:
             if self._socket.recv(len(HELLO)) != HELLO:
-                raise OSError("it ended at once")
-        except OSError:
-            self.end()
-            raise
+                raise OSError
+        except OSError as err:
+            code = self.end(_END_SECONDS)
+            raise OSError(f"it ended at once: {_ended_by(code)}") from err
 
     @property
     def is_alive(self) -> bool:
@@ -174,7 +182,8 @@ class _Helper:
         """Return why a version cannot be loaded, an empty text where nothing was found; and what was measured.
 
         Raises:
-            _EndedBeforeError: it was about to end, as it does when it is idle or holds much memory, and did not begin.
+            _EndedBeforeError: it was about to end, as it does when it is idle or holds much memory, and did not begin;
+                or it was ended here.
         """
         try:
             self._socket.settimeout(seconds)
@@ -190,25 +199,29 @@ class _Helper:
             reason, text = str(found["reason"]), found["measured"]
             measured = None if text is None else Measured.from_json(text)
             return (f"needs more memory than there is: {reason}" if reason else ""), measured
-        code = self.end()
-        if code == 0:
+        code = self.end(_END_SECONDS)
+        if not code:
             raise _EndedBeforeError
-        if code < 0:
-            return f"needs more memory than there is: the process that proved it was ended by {_signal(-code)}", None
-        return f"cannot be proved: the process that loaded it ended with {code}", None
+        if code == -signal.SIGKILL:  # nothing but the system and who has a reason of their own sends it
+            return f"needs more memory than there is: the process that proved it {_ended_by(code)}", None
+        return f"cannot be proved: the process that loaded it {_ended_by(code)}", None
 
-    def end(self) -> int:
-        """Kill it where it still runs; returns its exit code."""
+    def end(self, seconds: float = 0.2) -> int | None:
+        """Let it end within so many seconds, then kill it; returns its exit code, None where it is killed here."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(0.2)
-        self._process.kill()
+            self._process.wait(seconds)
+        if self._process.poll() is None:
+            self._is_killed = True
+            self._process.kill()
         code = self._process.wait()
         self._socket.close()
-        return code
+        return None if self._is_killed else code
 
 
-def _signal(number: int) -> str:
+def _ended_by(code: int | None) -> str:
     names = {item.value: item.name for item in signal.Signals}
-    return f"signal {number} ({names.get(number, 'unknown')})"
+    if code is None:
+        return "did not end and was killed"
+    return f"was ended by signal {-code} ({names.get(-code, 'unknown')})" if code < 0 else f"ended with {code}"

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from foldserve.service.artifacts.repository import Repository
 from foldserve.service.engines import proving as proving_module
 from foldserve.service.engines.proving import Proving
-from foldserve.service.errors import ArtifactInvalid
+from foldserve.service.errors import ArtifactInvalid, NotReady
 from tests.service.live.test_loading import publish_endless
 from tests.support import artifacts
 from tests.support.live_models import loaded
@@ -105,6 +105,55 @@ def test_a_proof_that_the_system_kills_is_a_refusal(models, proving):
     prove(proving, models, 1)
 
 
+def send_while_proving(proving: Proving, number: int) -> threading.Thread:
+    def send() -> None:
+        while not proving._busy:
+            time.sleep(0.005)
+        (helper,) = proving._busy
+        os.kill(helper._process.pid, number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    return sender
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1])
+def test_a_signal_that_means_the_service_ends_no_proof(models, proving, number):
+    """A group of processes is told to end at once: the one that serves decides, and this one goes on until then."""
+    artifacts.publish_echo(models)
+    publish_endless(models)
+    sender = send_while_proving(proving, number)
+    with pytest.raises(ArtifactInvalid, match=r"not proved within 1 s"):
+        prove(proving, models, 2, seconds=1)
+    sender.join()
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS])
+def test_a_version_that_ends_its_process_is_refused_by_the_signal_s_name(models, proving, number):
+    """What is no lack of memory is called none."""
+    artifacts.publish_echo(models)
+    publish_endless(models)
+    sender = send_while_proving(proving, number)
+    with pytest.raises(ArtifactInvalid, match=f"cannot be proved: .* was ended by signal .* .{number.name}.") as err:
+        prove(proving, models, 2)
+    assert "memory" not in str(err.value)
+    sender.join()
+
+
+def test_a_process_that_takes_long_to_end_lacks_no_memory(models, proving, monkeypatch):
+    """On a busy machine: it is killed at last, and the proof has another one."""
+    artifacts.publish_echo(models)
+    prove(proving, models, 1)
+    (helper,) = proving._idle
+    monkeypatch.setattr(proving_module, "_END_SECONDS", 0.01)
+    monkeypatch.setattr(proving_module._Helper, "is_idle", lambda _: True)
+    os.kill(helper._process.pid, signal.SIGSTOP)
+    helper._socket.shutdown(socket.SHUT_RD)
+    prove(proving, models, 1)
+    assert helper._process.poll() == -signal.SIGKILL
+    assert helper not in proving._idle
+
+
 def test_a_proof_that_never_ends_is_given_up(models, proving):
     """With the setting that allows more; its process is gone afterwards."""
     publish_endless(models)
@@ -121,7 +170,7 @@ def test_nothing_waits_for_a_proof_that_never_ends(models, proving):
     errors: list[str] = []
 
     def never_ends() -> None:
-        with pytest.raises(ArtifactInvalid) as err:
+        with pytest.raises(NotReady, match="shutting down") as err:
             prove(proving, models, 2, seconds=600)
         errors.append(str(err.value))
 
@@ -220,7 +269,12 @@ def test_a_process_that_starts_while_all_are_stopped_is_ended(tmp_path, monkeypa
             assert stopped.wait(60)
 
     monkeypatch.setattr(proving_module, "_Helper", Slow)
-    thread = threading.Thread(target=prove, args=(proving, tmp_path, 1))
+
+    def is_told() -> None:
+        with pytest.raises(NotReady, match="shutting down"):
+            prove(proving, tmp_path, 1)
+
+    thread = threading.Thread(target=is_told)
     thread.start()
     assert starts.wait(60)
     proving.stop()
