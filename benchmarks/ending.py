@@ -1,11 +1,38 @@
 """A service that a benchmark has started ends with it, however the benchmark ends: killed as well."""
 
 import os
+import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
 
 _WATCH = 'read -r _; kill -s TERM -- "-$0"; sleep 5; kill -s KILL -- "-$0"'
+
+
+@contextmanager
+def started(command: Sequence[str], **options: Any) -> "Iterator[subprocess.Popen[Any]]":
+    """Start a process; end it and its own processes with the block, kindly first, and whenever this one is gone.
+
+    Args:
+        command: its words.
+        options: of `subprocess.Popen`.
+    """
+    process = subprocess.Popen(command, start_new_session=True, **options)
+    with process:
+        try:
+            with ends_with_us(process.pid):
+                yield process
+        finally:
+            end(process)
+
+
+def end(process: "subprocess.Popen[Any]", seconds: float = 40.0) -> None:
+    """End a process that leads its group, and the group with it; what it still has to say is thrown away."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, number)
+            process.communicate(timeout=seconds)
 
 
 @contextmanager

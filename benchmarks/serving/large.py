@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ROOT
+from benchmarks import ROOT, ending
 from benchmarks.serving.servers import Running, free_port
 
 PATIENCE_SECONDS = 120.0
@@ -82,19 +82,16 @@ def started(models: Path, state: Path, workers: int, checkout: Path) -> Iterator
     env = usual | {"FOLDSERVE_STATE_DIR": str(state), "FOLDSERVE_PROVIDER": "cpu", "PYTHONPATH": str(checkout)}
     command = [sys.executable, "-m", "service", "--port", str(port), "--models-dir", str(models)]
     began = time.perf_counter()
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, "--workers", str(workers)], cwd=checkout, env=env, stdout=output, stderr=output
-        )
-        try:
-            while not _is_ready(port):
-                if process.poll() is not None or time.perf_counter() - began > PATIENCE_SECONDS:
-                    raise SystemExit(log.read_text()[-2000:])
-                time.sleep(0.01)
-            yield Running(port, 0, process, time.perf_counter() - began)
-        finally:
-            process.terminate()
-            process.wait(30)
+    words = [*command, "--workers", str(workers)]
+    with (
+        log.open("wb") as output,
+        ending.started(words, cwd=checkout, env=env, stdout=output, stderr=output) as process,
+    ):
+        while not _is_ready(port):
+            if process.poll() is not None or time.perf_counter() - began > PATIENCE_SECONDS:
+                raise SystemExit(log.read_text()[-2000:])
+            time.sleep(0.01)
+        yield Running(port, 0, process, time.perf_counter() - began)
 
 
 def one_start(models: Path, state: Path, workers: int, checkout: Path, requests: int) -> dict[str, float]:

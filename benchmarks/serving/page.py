@@ -10,12 +10,12 @@ import argparse
 import asyncio
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
 import time
 
+from benchmarks.ending import started
 from foldserve.bench import load, loopback, question
 
 from .startup import cpu_seconds, family, free_port, memory_megabytes, wait_until_ready
@@ -29,11 +29,10 @@ def one_run(flags: tuple[str, ...], seconds: float, connections: int) -> dict[st
     words = ["serve", "--demo", "--provider", "cpu", "--port", url.rpartition(":")[2], *flags]
     command = [sys.executable, "-m", "foldserve", *words]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    started = time.perf_counter()
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    try:
+    began = time.perf_counter()
+    with started(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         wait_until_ready(process, 1, f"{url}/v2/health/ready")
-        ready, pids = time.perf_counter() - started, family(process.pid)
+        ready, pids = time.perf_counter() - began, family(process.pid)
         found = {"ready seconds": ready, "CPU seconds until ready": cpu_seconds(pids)}
         place = loopback(url)
         request = question(place, None)
@@ -44,9 +43,6 @@ def one_run(flags: tuple[str, ...], seconds: float, connections: int) -> dict[st
         answers = len(outcome.latencies)
         rate = {"answers a second": answers / outcome.seconds, "CPU microseconds an answer": spent / answers * 1e6}
         return found | rate | {"memory MB": memory_megabytes(pids)}
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=40)
 
 
 def main(argv: list[str] | None = None) -> int:

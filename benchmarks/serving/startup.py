@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import platform
-import signal
 import socket
 import statistics as stats
 import subprocess
@@ -20,6 +19,8 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+from benchmarks.ending import started
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 SETTLE_SECONDS = 1.5  # the service imports a library a second after it is ready
@@ -82,10 +83,8 @@ def one_run(models_dir: str, workers: int, idle_seconds: float) -> dict[str, flo
     command = [sys.executable, "-m", "foldserve", "serve", "--models-dir", models_dir, "--port", str(port)]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     start = time.perf_counter()
-    process = subprocess.Popen(
-        [*command, "--workers", str(workers)], env=environment, stderr=subprocess.PIPE, text=True
-    )
-    try:
+    words = [*command, "--workers", str(workers)]
+    with started(words, env=environment, stderr=subprocess.PIPE, text=True) as process:
         wait_until_ready(process, workers, f"http://127.0.0.1:{port}/v2/health/ready")
         ready = time.perf_counter() - start
         pids = family(process.pid)
@@ -95,9 +94,6 @@ def one_run(models_dir: str, workers: int, idle_seconds: float) -> dict[str, flo
         time.sleep(idle_seconds)
         idle = (cpu_seconds(pids) - before) / idle_seconds / workers
         return found | {"idle_cpu_share": idle, "memory_mb": memory_megabytes(pids)}
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=40)
 
 
 def summary(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import uvloop
 
+from benchmarks.ending import ends_with_us
 from foldserve.service.keys import new_key
 from tests.support import artifacts
 
@@ -59,7 +60,7 @@ async def start(folder: Path, workers: int, keep_warm: int) -> tuple[asyncio.sub
         sys.executable, "-m", "foldserve", "serve", "--port", "0", "--provider", "cpu", "--workers", str(workers),
         "--models-dir", str(folder / "models"), "--state-dir", str(folder / "state"), "--keys-file",
         str(folder / "keys"), "--closed-scopes", "", "--poll-seconds", "0.1",
-        "--keep-warm", str(keep_warm), stderr=asyncio.subprocess.PIPE,
+        "--keep-warm", str(keep_warm), stderr=asyncio.subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     address = next(event["address"] for event in await first_events(process, workers) if "address" in event)
     host, port = address.removeprefix("http://").split(":")
@@ -165,16 +166,17 @@ async def run(arguments: argparse.Namespace) -> dict[str, object]:
         process, host, port, key = await start(Path(folder), arguments.workers, arguments.keep_warm)
         logs = asyncio.create_task(process.stderr.read())
         try:
-            right = await references(host, port, key, body)
-            most = await capacity(host, port, body, 3.0)
-            rate = most * arguments.share
-            before = resident_mib(process.pid)
-            answers, spans = await asyncio.gather(
-                load(host, port, body, rate, arguments.seconds),
-                swap(host, port, key, arguments.swaps, arguments.seconds),
-            )
-            await asyncio.sleep(2.0)  # the last version that left is drained beside the answers
-            after = resident_mib(process.pid)
+            with ends_with_us(process.pid):
+                right = await references(host, port, key, body)
+                most = await capacity(host, port, body, 3.0)
+                rate = most * arguments.share
+                before = resident_mib(process.pid)
+                answers, spans = await asyncio.gather(
+                    load(host, port, body, rate, arguments.seconds),
+                    swap(host, port, key, arguments.swaps, arguments.seconds),
+                )
+                await asyncio.sleep(2.0)  # the last version that left is drained beside the answers
+                after = resident_mib(process.pid)
         finally:
             process.terminate()
             await process.wait()

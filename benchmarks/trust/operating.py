@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks import ROOT
+from benchmarks.ending import started
 from benchmarks.endurance.setup import Service, wait_until
 from benchmarks.trust.asking import Answer, ask, get, post, request
 from benchmarks.trust.row import Bench, Measured, Row
@@ -157,21 +158,14 @@ def start(
     """Start a service that should not; return its exit code (-1 where it still runs), seconds and last line."""
     began = time.perf_counter()
     argv = [sys.executable, "-m", module, *processes.command(*flags)[3:]]
-    process = subprocess.Popen(
-        argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        env=processes.environment() | (env or {}),
-    )  # fmt: skip
-    try:
-        _, said = process.communicate(timeout=patience)
-        return process.returncode, time.perf_counter() - began, (said.strip().splitlines() or [""])[-1]
-    except subprocess.TimeoutExpired:
-        process.terminate()
+    env = processes.environment() | (env or {})
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with started(argv, cwd=ROOT, text=True, env=env, **streams) as process:
         try:
-            process.communicate(timeout=5)
+            _, said = process.communicate(timeout=patience)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-        return -1, time.perf_counter() - began, "it runs"
+            return -1, time.perf_counter() - began, "it runs"
+        return process.returncode, time.perf_counter() - began, (said.strip().splitlines() or [""])[-1]
 
 
 def gpu_truth(bench: Bench) -> Measured:

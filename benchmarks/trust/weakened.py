@@ -44,22 +44,6 @@ def patient_decoding() -> None:
 
 
 @change
-def steady_decoding() -> None:
-    """Decoding takes a fixed time and no core."""
-    import numpy as np
-
-    from foldserve.service.bodies import predict_body
-
-    def decode_image(data: bytes, spec: Any, budget: Any, place: str = "image") -> Any:
-        for _ in range(8):
-            time.sleep(0.006)
-            budget.beat()
-        return np.zeros((1, 28, 28), np.uint8)
-
-    put(predict_body, decode_image=decode_image)
-
-
-@change
 def wide_pixels() -> None:
     """Colours are worked out for a whole picture at a time."""
     from foldserve.pictures import colours
