@@ -6,11 +6,12 @@ one for each socket.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
-from ..errors import InvalidInput, Overloaded, ServiceError
+from ..errors import EngineError, InvalidInput, Overloaded, ServiceError
 from ..request_context import read_request_id, read_traceparent
 from .asgi import Application, AsgiRequest, Server, address
 from .deadlines import Deadlines, Overdue, Phase
@@ -22,6 +23,8 @@ from .proxy_protocol import ProxyHeader
 from .wire import error_bytes
 
 IDLE = Phase.IDLE  # on each request's way, where looking a member up in its class would cost a tenth of a microsecond
+_log = logging.getLogger(__name__)
+
 GUARD = "guard"  # the key of the lifespan's state
 
 
@@ -129,6 +132,9 @@ class Connection(asyncio.Protocol):
                 self.parser.feed(rest)
         except ServiceError as err:
             self.refuse(err)
+        except Exception as err:  # a mistake of ours: its request is answered like any other that fails
+            _log.exception("a connection failed and is closed")
+            self.refuse(EngineError(str(err)))
 
     def _read_proxy_header(self, header: ProxyHeader, data: bytes) -> bytes:
         """Take what a trusted proxy says of its client; returns what is behind it.
@@ -142,10 +148,9 @@ class Connection(asyncio.Protocol):
             return b""
         self._proxy_header = None
         if header.address is not None:
-            self.guard.leave(self, self.address)
-            self.address = header.address
+            before, self.address = self.address, header.address
             self._application = replace(self._application, announced=header.address)
-            if not self.guard.enter(self, self.address):
+            if not self.guard.move(self, before, self.address):
                 raise _no_place()
         return rest
 
@@ -262,7 +267,7 @@ class Connection(asyncio.Protocol):
         """Act on a deadline that has passed."""
         unread_bytes = self.transport.get_write_buffer_size()
         if self.deadlines.is_read_too_slowly(now, unread_bytes):
-            self.transport.abort()
+            self.abort()
         if unread_bytes or self.transport.is_closing():
             return
         if self.flow.read_paused and self.deadlines.phase is Phase.BODY:  # it is we who do not read
@@ -275,7 +280,11 @@ class Connection(asyncio.Protocol):
         elif overdue is Overdue.CLOSE:
             self.finish()
         elif overdue is Overdue.ABORT:
-            self.transport.abort()
+            self.abort()
+
+    def abort(self) -> None:
+        """Close at once, whatever is due."""
+        self.transport.abort()
 
     def shutdown(self) -> None:
         """The service ends: answer what was received, the last answer with `Connection: close`; take nothing new."""

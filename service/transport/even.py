@@ -28,11 +28,15 @@ class OpenConnections:
     Args:
         path: of the file, which the first one makes; where there is no room for it nothing is shared out.
         place: of this process among the workers, from 0.
+
+    Attributes:
+        own: connections of this worker.
     """
 
     def __init__(self, path: Path, place: int) -> None:
         self._place = place % _MOST_WORKERS
-        self._open = self._coming = 0
+        self.own = 0
+        self._takes = True
         size = _MOST_WORKERS * _NUMBER_BYTES
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -47,32 +51,21 @@ class OpenConnections:
         self._counts = memory.cast("q")  # one more than there are; 0 where no worker takes connections
 
     @property
-    def own(self) -> int:
-        """How many connections this worker has."""
-        return self._open + self._coming
-
-    @property
     def is_ahead(self) -> bool:
         """Whether this worker has more than the one that has the fewest."""
         counts = self._counts.tolist()
         return counts[self._place] > min(filter(None, counts)) + self.own // _SLACK
 
-    def are(self, number: int) -> None:
-        """Note how many are open."""
-        self._open = number
-        self._note()
-
-    def come(self, number: int) -> None:
-        """Note so many more, or fewer, that were taken and are not open yet."""
-        self._coming += number
-        self._note()
+    def add(self, number: int) -> None:
+        """Count so many more; fewer, where it is negative."""
+        self.own += number
+        if self._takes:
+            self._counts[self._place] = self.own + 1
 
     def stop(self) -> None:
-        """This worker takes no more."""
+        """This worker takes no more; those that it has may stay."""
+        self._takes = False
         self._counts[self._place] = 0
-
-    def _note(self) -> None:
-        self._counts[self._place] = self.own + 1
 
 
 class EvenServer:
@@ -81,7 +74,7 @@ class EvenServer:
     Args:
         listener: that listens.
         make_protocol: called for each connection.
-        connections: those of all workers.
+        connections: those of all workers; who makes the protocol takes one that has ended out of them.
     """
 
     def __init__(
@@ -94,7 +87,7 @@ class EvenServer:
         self._opening: set[asyncio.Task[object]] = set()
         self._turn: asyncio.TimerHandle | None = None
         listener.setblocking(False)
-        connections.come(0)
+        connections.add(0)
         self._loop.add_reader(listener, self._take)
 
     def close(self) -> None:
@@ -138,7 +131,7 @@ class EvenServer:
             self._wait(_NO_DESCRIPTORS_SECONDS)
             return False
         connection.setblocking(False)
-        self._connections.come(1)
+        self._connections.add(1)
         task: asyncio.Task[object] = self._loop.create_task(self._open(connection))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
@@ -147,7 +140,6 @@ class EvenServer:
     async def _open(self, connection: socket.socket) -> None:
         try:
             await self._loop.connect_accepted_socket(self._make_protocol, connection)
-        except OSError:  # the client has gone
+        except OSError:  # the client has gone, before anybody could count it
             connection.close()
-        finally:
-            self._connections.come(-1)
+            self._connections.add(-1)

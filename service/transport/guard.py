@@ -5,12 +5,15 @@ instead. Knows numbers and connections, and nothing of HTTP.
 """
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
 from .even import OpenConnections
 from .limits import ConnectionLimits
+
+_log = logging.getLogger(__name__)
 
 _LINGERING = 32  # connections over the limit that may stay to read why they were refused; few beside those kept back
 
@@ -20,6 +23,9 @@ class Connection(Protocol):
 
     def check(self, now: float) -> None:
         """Act if a deadline has passed; `now` is the loop's time."""
+
+    def abort(self) -> None:
+        """Close at once."""
 
 
 class Guard:
@@ -67,7 +73,6 @@ class Guard:
             self._by_address[address] < limits.connections_per_address or limits.proxies.trusts(address)
         )
         self.connections.add(connection)
-        self._count()
         if has_place:
             self._by_address[address] += 1
         else:
@@ -78,10 +83,18 @@ class Guard:
 
     def leave(self, connection: Connection, address: str) -> None:
         """Forget a connection; the clock stops with the last one."""
-        if connection not in self.connections:
-            return
+        if connection in self.connections:
+            self._forget(connection, address)
+            if self.open_connections is not None:
+                self.open_connections.add(-1)
+
+    def move(self, connection: Connection, address: str, to: str) -> bool:
+        """Count a connection for another address; returns whether there is a place for it."""
+        self._forget(connection, address)
+        return self.enter(connection, to)
+
+    def _forget(self, connection: Connection, address: str) -> None:
         self.connections.remove(connection)
-        self._count()
         if connection in self._refused:
             self._refused.remove(connection)
         else:
@@ -92,10 +105,6 @@ class Guard:
             self._tick.cancel()
             self._tick = None
 
-    def _count(self) -> None:
-        if self.open_connections is not None:
-            self.open_connections.are(len(self.connections))
-
     def _schedule(self) -> None:
         self._tick = asyncio.get_running_loop().call_later(self.limits.tick_seconds, self._look)
 
@@ -103,4 +112,8 @@ class Guard:
         self._schedule()  # first, so that what a check raises cannot stop the clock
         now = asyncio.get_running_loop().time()
         for connection in tuple(self.connections):
-            connection.check(now)
+            try:
+                connection.check(now)
+            except Exception:  # a mistake of ours about one connection must not spare the others their deadlines
+                _log.exception("a connection failed and is closed")
+                connection.abort()

@@ -286,9 +286,7 @@ class Inside(Side):
             self.changes.append((_start(piece) + _KIND, bytes((NO_KIND, 0))))
             self._outside.refuse(piece.stream, NotReady("the service is shutting down; ask again"))
         elif piece.kind == RST_STREAM or (piece.flags & END_STREAM and piece.kind in (DATA, HEADERS)):
-            ended = self._streams.pop(piece.stream, None)
-            if ended is not None:
-                ended.share.release()
+            self._outside.drop(piece.stream)
         elif piece.kind == HEADERS and piece.stream in self._streams:
             self._streams[piece.stream].has_headers = True
         elif piece.kind == DATA and piece.stream in self._streams:
@@ -400,7 +398,7 @@ class Outside(Side):
             self.last_stream = piece.stream
             self.streams[piece.stream] = Stream(self._gate.budget)
         elif piece.kind == RST_STREAM:
-            self._drop(piece.stream)
+            self.drop(piece.stream)
 
     def check(self, now: float) -> None:
         """Act if a deadline has passed; `now` is the loop's time."""
@@ -424,7 +422,7 @@ class Outside(Side):
         gate.guard.leave(self, self._address)
         gate.forget(self._name)
         for number in tuple(self.streams):
-            self._drop(number)
+            self.drop(number)
         if self.lane is not None:
             self.lane.close()
             self.lane = None
@@ -488,7 +486,7 @@ class Outside(Side):
     def refuse(self, number: int, error: ServiceError) -> None:
         """End a call: the library hears that the client has left it, and the client why."""
         stream = self.streams[number]
-        self._drop(number)
+        self.drop(number)
         gate = self._gate
         request_id = new_request_id()
         gate.error_log.note(error, request_id.decode(), ROUTE)
@@ -499,7 +497,8 @@ class Outside(Side):
         self.say(reset(number, CANCEL))
         self.other.say(refusal(number, status, answer.message, headers, is_first=not stream.has_headers))
 
-    def _drop(self, number: int) -> None:
+    def drop(self, number: int) -> None:
+        """Forget a call that has ended, wherever its message is; its bytes count for nothing any more."""
         stream = self.streams.pop(number, None)
         if stream is not None:
             self._arriving.pop(number, None)

@@ -33,6 +33,7 @@ class Worker:
             connection.transport.abort()
 
     async def end(self) -> None:
+        assert self.counts.own == self.number
         self.server.close()
         await self.server.wait_closed()
         self.leave_all()
@@ -55,6 +56,9 @@ class Held(asyncio.Protocol):
 
     def check(self, now: float) -> None:
         pass
+
+    def abort(self) -> None:
+        self.transport.abort()
 
 
 async def until(workers: list[Worker], holds: Callable[[], bool]) -> None:
@@ -124,7 +128,7 @@ def test_a_worker_that_stands_still_keeps_no_client_waiting(listener, tmp_path):
     """One that has fewer and takes none, as a stopped process, is left each client for a moment only."""
 
     async def run() -> float:
-        OpenConnections(tmp_path / "counts", 1).are(0)
+        OpenConnections(tmp_path / "counts", 1).add(0)
         worker = Worker(listener, tmp_path / "counts", 0)
         began = time.perf_counter()
         async with clients(listener, 300):
@@ -141,10 +145,13 @@ def test_a_worker_that_has_left_is_waited_for_by_none(listener, tmp_path):
 
     async def run() -> tuple[bool, bool]:
         workers = [Worker(listener, tmp_path / "counts", place) for place in range(2)]
-        workers[0].counts.are(5)
-        was_ahead = workers[0].counts.is_ahead
-        await workers[1].end()
-        is_ahead = workers[0].counts.is_ahead
+        async with clients(listener, 4):
+            await until(workers, lambda: sum(worker.number for worker in workers) == 4)
+            workers[0].counts.add(5)
+            was_ahead = workers[0].counts.is_ahead
+            await workers[1].end()
+            is_ahead = workers[0].counts.is_ahead
+            workers[0].counts.add(-5)
         await workers[0].end()
         return was_ahead, is_ahead
 

@@ -35,15 +35,22 @@ from tests.support.grpc_service import STREAM, Code, call, channel_to, running  
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 OPENING = PREFACE + frame(SETTINGS, 0, 0, b"")
-_ROUTE = b"/inference.GRPCInferenceService/ModelInfer"
-CALL = frame(HEADERS, END_HEADERS, 1, b"".join(
-    b"\x00" + bytes((len(name),)) + name + bytes((len(value),)) + value
-    for name, value in (
-        (b":method", b"POST"), (b":scheme", b"http"), (b":path", _ROUTE), (b":authority", b"h"),
-        (bytes((0x74, 0x65)), b"trailers"),
-        (b"content-type", b"application/grpc"),
-    )
-))  # fmt: skip
+_SERVICE = b"/inference.GRPCInferenceService/"
+
+
+def opened(method: bytes) -> bytes:
+    """The headers of a call on stream 1."""
+    return frame(HEADERS, END_HEADERS, 1, b"".join(
+        b"\x00" + bytes((len(name),)) + name + bytes((len(value),)) + value
+        for name, value in (
+            (b":method", b"POST"), (b":scheme", b"http"), (b":path", _SERVICE + method), (b":authority", b"h"),
+            (bytes((0x74, 0x65)), b"trailers"),
+            (b"content-type", b"application/grpc"),
+        )
+    ))  # fmt: skip
+
+
+CALL = opened(b"ModelInfer")
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +90,25 @@ def test_connections_that_say_nothing_whole_are_closed(folder, sent):
         read_all(client)
         assert 0.2 < time.monotonic() - started < 10
         assert call(service.channel, request().SerializeToString())[0] is Code.OK
+
+
+def test_a_call_that_ended_before_its_message_was_whole_keeps_no_deadline(folder, caplog):
+    """Of no method that is known, with half a message: those who came after it are still given up in their time."""
+    half = frame(DATA, 0, 1, b"\0" + (1000).to_bytes(4) + bytes(10))
+    with (
+        running(folder, header_seconds=0.3, body_seconds=0.3) as service,
+        connect(service, OPENING + opened(b"Nothing") + half) as ended,
+        connect(service) as silent,
+    ):
+        received = b""
+        while RST_STREAM not in kinds_in(received):
+            received += ended.recv(65_536)
+        read_all(silent)
+        with connect(service) as another:
+            read_all(another)
+        (left,) = service.app.state.grpc._gate.guard.connections
+        assert left._arriving == {}
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_headers_that_are_never_complete_are_closed(folder):
