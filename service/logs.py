@@ -135,6 +135,7 @@ def log_config(level: str, human: bool | None = None, file: Path | None = None) 
         "loggers": {
             "foldserve": {"level": level.upper()},
             "foldserve.audit": {"level": "INFO"},  # whatever else is written
+            "python_multipart": {"level": "CRITICAL"},  # its warnings are one a form that a client writes wrongly
             "uvicorn.error": {"level": "DEBUG" if level == "debug" else "WARNING"},
         },
     }

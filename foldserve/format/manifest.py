@@ -20,6 +20,7 @@ MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
 CARD_FILE, LICENSE_FILE = "README.md", "LICENSE"  # for people; the service reads neither
 FORMAT = 1
+MOST_MANIFEST_BYTES = 256 * 1024 * 1024  # golden answers take most of it
 
 
 def write_manifest(
@@ -45,7 +46,11 @@ def read_manifest(folder: Path, root: Path | None = None) -> dict[str, Any]:
     """
     path = folder / MANIFEST_FILE
     try:
-        manifest = json.loads(regular_file(path, root).read_bytes())
+        with regular_file(path, root).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MOST_MANIFEST_BYTES:
+                raise FormatError(f"{path} has {size} bytes, expected at most {MOST_MANIFEST_BYTES}")
+            manifest = json.loads(file.read())
     except (OSError, ValueError, RecursionError) as err:
         raise FormatError(f"{path} cannot be read as JSON: {err}") from err
     if not isinstance(manifest, dict):

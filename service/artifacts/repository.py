@@ -4,6 +4,7 @@ Between the folder that training publishes and the engine. Knows files, not sess
 in the graph and are read by the engine.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -84,17 +85,26 @@ class Repository:
         root: holds `<name>/<version>/model.onnx`, or one model by itself, see `layouts`.
         allow_unverified: also open folders without a manifest, and so without golden answers.
         model_name: of a model that is there by itself; None takes that of its manifest, else that of the folder.
+        room: says how many bytes may be copied into memory, 0 where that is not known.
 
     Attributes:
         root: as given.
         links: folder within which links may lead.
     """
 
-    def __init__(self, root: Path, *, allow_unverified: bool = False, model_name: str | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        allow_unverified: bool = False,
+        model_name: str | None = None,
+        room: Callable[[], int] = lambda: 0,
+    ) -> None:
         self.root = root
         self.links = link_boundary(root)
         self._mounted = MountedModel(root, self.links, model_name)
         self._allow_unverified = allow_unverified
+        self._room = room
         self._named: set[Path] = set()  # folders that a warning has named
         self._policies: dict[Path, tuple[tuple[int, ...], VersionPolicy | None]] = {}  # of folders, by configuration
         self._held: dict[Path, tuple[tuple[int, ...], str | None]] = {}  # manifest -> its identity, and what it says
@@ -175,6 +185,7 @@ class Repository:
             raise self._not_there(name, version)
         if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.links)):
             raise ArtifactInvalid(f"{path} is a link out of {self.links}; a link may only lead to a place within it")
+        self._refuse_what_has_no_room(path)
         if os.path.lexists(path / MANIFEST_FILE):
             is_mounted = path in (self.root, self.root / str(version))
             artifact = _open(name, version, path, self.links, is_mounted=is_mounted, is_root=path == self.root)
@@ -217,6 +228,17 @@ class Repository:
         place = folder / str(version)
         is_there = is_model_name(name) and is_version(place.name) and folder not in mounted.values()
         return place if is_there and os.path.isdir(place) else None
+
+    def _refuse_what_has_no_room(self, path: Path) -> None:
+        """Refuse a version whose files do not fit into memory, before its model file is copied there.
+
+        That happens in the process that serves, which the system would end.
+        """
+        room = self._room()
+        with contextlib.suppress(OSError):  # whoever reads it says why that cannot be
+            size = sum(file.stat().st_size for file in path.iterdir() if file.is_file()) if room else 0
+            if size > room:
+                raise ArtifactInvalid(f"{path} has {size} bytes, and there is room in memory for {room}")
 
     def _folder_of(self, version: Path) -> Path:
         """Return the folder of the model that a version's folder belongs to."""

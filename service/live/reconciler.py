@@ -25,6 +25,7 @@ from ..settings import Settings
 from .declared import Declared
 from .disk_scan import DiskScan
 from .loading import Loader
+from .memory import available_bytes
 from .model import Model
 from .registry import Registry
 from .served import ServedVersions
@@ -72,7 +73,10 @@ class Reconciler:
         self, registry: Registry, settings: Settings, metrics: Metrics, workers: Workers | None = None, place: int = 0
     ) -> None:
         self.repository = Repository(
-            settings.models_dir, allow_unverified=settings.allow_unverified, model_name=settings.model_name
+            settings.models_dir,
+            allow_unverified=settings.allow_unverified,
+            model_name=settings.model_name,
+            room=available_bytes,
         )
         spare = None if workers is None else workers.folder
         self.state = StateDir(settings.state_dir, metrics, settings.state_lock_seconds, spare)

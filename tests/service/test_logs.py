@@ -3,6 +3,7 @@
 import json
 import logging
 import logging.config
+import subprocess
 import sys
 import time
 
@@ -95,3 +96,22 @@ def test_a_full_disk_loses_lines_and_says_so_once(capsys):
     assert capsys.readouterr().err == (
         "foldserve: lines are missing in the log /dev/full: [Errno 28] No space left on device\n"
     )
+
+
+def test_forms_that_clients_write_wrongly_leave_no_line(tmp_path):
+    """The parser warns of each; a client's mistakes are its own, and would fill the log."""
+    script = (
+        "import sys\n"
+        "from foldserve.service.bodies.limits import Limits\n"
+        "from foldserve.service.bodies.predict_body import read_images\n"
+        "from foldserve.service.errors import InvalidInput\n"
+        "from foldserve.service.logs import configure_logging\n"
+        "configure_logging('debug')\n"
+        "form = b'--x\\r\\nContent-Disposition[: form-data; name=file\\r\\n\\r\\nabc\\r\\n--x--'\n"
+        "try:\n"
+        "    read_images(form, 'multipart/form-data; boundary=x', None, Limits(1, 100))\n"
+        "except InvalidInput:\n"
+        "    print('refused')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("refused\n", "")

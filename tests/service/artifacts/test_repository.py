@@ -51,6 +51,31 @@ def test_what_cannot_be_looked_at_hides_no_other_model(fashion, place):
     assert repository.open("fashion", 1).version == 1
 
 
+@pytest.mark.parametrize("has_manifest", [True, False], ids=["verified", "unverified"])
+@pytest.mark.parametrize("name", ["model.onnx", "weights.bin"])
+def test_what_does_not_fit_into_memory_is_refused_before_it_is_copied(fashion, has_manifest, name):
+    """A file of a tebibyte with nothing in it, which the process that serves would have been ended by."""
+    folder = fashion / "fashion" / "1"
+    if not has_manifest:
+        (folder / "manifest.json").unlink()
+    with (folder / name).open("ab") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ArtifactInvalid, match="and there is room in memory for 1000000000"):
+        Repository(fashion, allow_unverified=True, room=lambda: 10**9).open("fashion", 1)
+
+
+def test_a_manifest_that_is_too_long_is_one_version_s_own_trouble(fashion):
+    """It is not read, and every other model is listed and opens."""
+    artifacts.publish_classifier(fashion, version=2)
+    with (fashion / "fashion" / "2" / "manifest.json").open("ab") as file:
+        file.truncate(1 << 40)
+    repository = Repository(fashion)
+    assert repository.held_back(repository.places()) == {}
+    assert repository.open("fashion", 1).version == 1
+    with pytest.raises(ArtifactInvalid, match="has 1099511627776 bytes, expected at most"):
+        repository.open("fashion", 2)
+
+
 def test_the_newest_version_opens_by_default(fashion):
     """Version 10 is newer than version 9, and an older one can be asked for."""
     for version in (9, 10):
