@@ -44,6 +44,7 @@ from .openapi import describe
 from .page.routes import router as page_router
 from .page.samples import SampleBook
 from .page.site import PREFIX, PageFiles, WholeFiles
+from .processes.open_connections import OpenConnections
 from .processes.server import LEAVE
 from .processes.signals import reloading
 from .processes.watchdog import Watchdog
@@ -53,7 +54,6 @@ from .routes import STATIC, router
 from .settings import Settings
 from .tracing import Tracing
 from .transport.connection import GUARD
-from .transport.even import OpenConnections
 from .transport.guard import Guard
 from .transport.limits import connection_limits
 from .v2.readers import Readers

@@ -2,70 +2,37 @@
 
 Left to that, one worker of two may get eighty of a hundred clients, and has them for as long as they stay: it refuses
 what the other one has time for. So a worker that has more than another one leaves a connection to that for a moment.
-Knows counts and sockets, and nothing of what is said over them.
+Knows sockets and counts, and nothing of what is said over them.
 """
 
 import asyncio
-import mmap
-import os
 import socket
 from collections.abc import Callable
-from pathlib import Path
+from typing import Protocol
 
-from ..processes.room import say_once
-
-_MOST_WORKERS = 256
-_NUMBER_BYTES = 8
 _TURN_SECONDS = 0.001  # that a connection is left to a worker with fewer, which may be busy or stopped
-_SLACK = 16  # of so many connections a worker may have one more than another one
 _AT_ONCE = 64  # of so many it takes one more when it was its turn: else thousands would be slow beside a stopped worker
 _NO_DESCRIPTORS_SECONDS = 0.1
 
 
-class OpenConnections:
-    """How many connections each worker has, in a file that all of them read.
-
-    Args:
-        path: of the file, which the first one makes; where there is no room for it nothing is shared out.
-        place: of this process among the workers, from 0.
+class Counts(Protocol):
+    """The connections of all workers.
 
     Attributes:
-        own: connections of this worker.
+        own: of this worker.
     """
 
-    def __init__(self, path: Path, place: int) -> None:
-        self._place = place % _MOST_WORKERS
-        self.own = 0
-        self._takes = True
-        size = _MOST_WORKERS * _NUMBER_BYTES
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                os.posix_fallocate(descriptor, 0, size)  # a hole could not be filled once there is no room
-                memory: memoryview = memoryview(mmap.mmap(descriptor, size))
-            finally:
-                os.close(descriptor)
-        except OSError as err:
-            say_once(path, err)
-            memory = memoryview(bytearray(size))
-        self._counts = memory.cast("q")  # one more than there are; 0 where no worker takes connections
+    own: int
 
     @property
     def is_ahead(self) -> bool:
         """Whether this worker has more than the one that has the fewest."""
-        counts = self._counts.tolist()
-        return counts[self._place] > min(filter(None, counts)) + self.own // _SLACK
 
     def add(self, number: int) -> None:
-        """Count so many more; fewer, where it is negative."""
-        self.own += number
-        if self._takes:
-            self._counts[self._place] = self.own + 1
+        """Count so many more of this worker; fewer, where it is negative."""
 
     def stop(self) -> None:
-        """This worker takes no more; those that it has may stay."""
-        self._takes = False
-        self._counts[self._place] = 0
+        """This worker takes no more."""
 
 
 class EvenServer:
@@ -78,7 +45,7 @@ class EvenServer:
     """
 
     def __init__(
-        self, listener: socket.socket, make_protocol: Callable[[], asyncio.BaseProtocol], connections: OpenConnections
+        self, listener: socket.socket, make_protocol: Callable[[], asyncio.BaseProtocol], connections: Counts
     ) -> None:
         self._listener = listener
         self._make_protocol = make_protocol

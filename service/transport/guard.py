@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
-from .even import OpenConnections
+from .even import Counts
 from .limits import ConnectionLimits
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Guard:
         self,
         limits: ConnectionLimits,
         refused: Callable[[int, float], None],
-        open_connections: OpenConnections | None = None,
+        open_connections: Counts | None = None,
     ) -> None:
         self.limits = limits
         self.refused = refused

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from ...processes.open_connections import OpenConnections
 from ...processes.workers import private_folder
 from ...settings import Settings
-from ...transport.even import OpenConnections
 from ...transport.guard import Guard
 from ...transport.limits import connection_limits
 from .calls import CallHandler

@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from foldserve.service.processes.open_connections import OpenConnections
 from foldserve.service.settings import Settings
-from foldserve.service.transport.even import EvenServer, OpenConnections
+from foldserve.service.transport.even import EvenServer
 from foldserve.service.transport.guard import Guard
 from foldserve.service.transport.limits import connection_limits
 
