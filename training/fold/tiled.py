@@ -37,9 +37,13 @@ def convolve(
     """
     extent = dilation[0] * (weight.shape[2] - 1) + 1
     rows = (x.shape[2] + 2 * padding[0] - extent) // stride[0] + 1
-    per_row = weight[0].numel() * prod(side + 2 * pad for side, pad in zip(x.shape[3:], padding[1:], strict=True))
+    per_row = (
+        weight.numel()
+        // max(weight.shape[0], 1)
+        * prod(side + 2 * pad for side, pad in zip(x.shape[3:], padding[1:], strict=True))
+    )
     step = max(_LARGEST // max(per_row, 1), 1)
-    if weight[0, 0].numel() == 1 or x.shape[0] * rows <= step:
+    if prod(weight.shape[2:]) == 1 or x.shape[0] * rows <= step:
         return convolution(x, padding)
     together = max(step // rows, 1)  # rows of the batch in one stretch, where whole maps fit
     stretches = [range(rows)[at : at + step] for at in range(0, rows, step)]

@@ -8,19 +8,22 @@ written into a model's forward stays in float64 as well.
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map
 
 from ...errors import FoldError
 from ..tiled import convolve, give_memory_back
+from .plain_layers import has_plain_layers_only
 
 Inputs = tuple[Any, ...] | Mapping[str, Any]
-_LARGE, _GIVEN_BACK_EVERY = 2**20, 2**24  # bytes
+_SMALL, _LARGE, _GIVEN_BACK_EVERY = 2**18, 2**20, 2**24  # bytes
+_OF_TORCH = (Tensor, nn.Parameter)
 NARROW = (torch.float32, torch.float16, torch.bfloat16)
 _LEAVES = (Tensor, int, float, str, torch.dtype, torch.device, type(None))
 
@@ -66,10 +69,9 @@ class _Operations(_Widening, TorchDispatchMode):  # type: ignore[no-untyped-call
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        if _draws(func):
             return self._draw(func, args, kwargs or {})
-        written = (a for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write)
-        if next(written, None) is not None:
+        if _writes(func):
             _refuse_narrow_writes(str(func), args[:1])
         if func is torch.ops.aten.convolution.default and not kwargs and not args[6]:
             return self._counted(_convolution(*self.all_widened(args)))
@@ -92,6 +94,16 @@ class _Operations(_Widening, TorchDispatchMode):  # type: ignore[no-untyped-call
             drawn = func(torch.empty_like(args[0], dtype=torch.float32), *args[1:], **kwargs)
             return args[0].copy_(drawn)
         return tree_map(widen, func(*tree_map(_narrow, args), **tree_map(_narrow, kwargs)))
+
+
+@cache
+def _draws(func: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in func.tags
+
+
+@cache
+def _writes(func: Any) -> bool:
+    return any(one.alias_info is not None and one.alias_info.is_write for one in func._schema.arguments)
 
 
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *given: Any) -> Any:
@@ -152,15 +164,24 @@ def run_model_in_float64(model: nn.Module, inputs: Inputs, exact: Mapping[int, T
         inputs: positional arguments, or a mapping of keyword arguments.
         exact: as in `run_in_float64`.
     """
-    runnable = sharing_copy(model, keep=exact or ())
+    runnable = copy_to_run(model, keep=exact or ())
+    wide = {**_small_ones_widened(runnable), **(exact or {})}
     try:
-        return run_in_float64(lambda given: call(runnable, given), (inputs,), exact)
+        return run_in_float64(lambda given: call(runnable, given), (inputs,), wide)
     except RuntimeError as err:
         if not needs_no_mode(err):
             raise
     torch.compiler.reset()  # torch.cond keeps what it compiled under the mode, which does not run without it
     with torch.no_grad():
         return call(_widened_copy(model, exact or {}), tree_map(widen, inputs))
+
+
+def _small_ones_widened(model: nn.Module) -> dict[int, Tensor]:
+    """Return the small tensors of a model in float64, by `id`: where they are used, under the modes, costs far more."""
+    with _disable_current_modes(), torch.no_grad():
+        named = named_tensors(model)
+        small = [one for _, one in named if type(one) in _OF_TORCH and one.dtype in NARROW and one.nbytes <= _SMALL]
+        return {id(one): widen(one) for one in small}
 
 
 def needs_no_mode(err: RuntimeError) -> bool:
@@ -198,6 +219,11 @@ def sharing_copy(model: nn.Module, keep: Iterable[int] = ()) -> nn.Module:
     shared = set(keep)
     named = [tensor for _, tensor in named_tensors(model)]
     return full_copy(model, {id(t): t for t in named if isinstance(t, nn.Parameter) or id(t) in shared})
+
+
+def copy_to_run(model: nn.Module, keep: Iterable[int] = ()) -> nn.Module:
+    """Return what can be called without a trace on the model: a `sharing_copy`, or itself where no call leaves one."""
+    return model if has_plain_layers_only(model) else sharing_copy(model, keep)
 
 
 def full_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:

@@ -22,6 +22,7 @@ from .circumstances import Circumstance, call_as_before, resized
 from .float64 import (
     Inputs,
     call,
+    copy_to_run,
     named_tensors,
     needs_no_mode,
     run_in_float64,
@@ -84,7 +85,7 @@ class Runnable:
     def ran_as_deployed(self, inputs: Inputs) -> Ran:
         """Return what it gives in the model's own dtype."""
         given = self.prepare(_detached(inputs))
-        return self._ran(f"the {self.name}", lambda: call(sharing_copy(self.module), given), given)
+        return self._ran(f"the {self.name}", lambda: call(copy_to_run(self.module), given), given)
 
     def _ran(self, what: str, run: Callable[[], Any], given: Inputs) -> Ran:
         """Return each output with what it was before its tail; a second run keeps that where all would be too much."""

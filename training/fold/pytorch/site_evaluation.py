@@ -84,7 +84,7 @@ class Evaluation:
                 known[norm.source] * share for known in (self._values, self._sizes)
             )
             return
-        self._values[node] = run_in_float64(lambda: self._call(node, self._values, absolute=False), ())
+        self._values[node] = self._call(node, self._values, absolute=False)
         if norm is not None:
             self._sizes[node] = _apply(norm, norm.magnitude, self._sizes[norm.source])
         else:
@@ -125,8 +125,13 @@ class Evaluation:
             return known[source] if source in known else constant(source)
 
         args, kwargs = map_arg((node.args, node.kwargs), operand)
-        out = _target(node, absolute=absolute)(*args, **kwargs)
+        target = _target(node, absolute=absolute)
+        out = target(*args, **kwargs) if absolute else self._ran(target, args, kwargs)
         return sum(self._addends(node, args, absolute=absolute), start=out)
+
+    def _ran(self, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Return what the operation gives, in float64 whatever it asks for."""
+        return run_in_float64(lambda: target(*args, **kwargs), ())
 
     def _addends(self, node: Node, args: Any, *, absolute: bool) -> Iterable[Tensor]:
         """Yield what a folded layer adds besides: a bias where it had none, the correction at the border."""
@@ -171,6 +176,9 @@ class StoredEvaluation(Evaluation):
             super()._evaluate(node)
         else:
             self._values[node] = self._sizes[node] = self._call(node, self._values, absolute=False)
+
+    def _ran(self, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        return target(*args, **kwargs)
 
     def _as_used(self, value: Any, node: Node) -> Any:
         is_float = isinstance(value, Tensor) and value.is_floating_point()

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .circumstances import CIRCUMSTANCES, IN_C, PLAIN, Circumstance, Shapes, after, noting, resized
 from .float64 import Inputs, call, named_tensors, sharing_copy
+from .plain_layers import has_plain_layers_only
 from .process_state import quiet
 from .size_questions import FOLLOW, Question, SizeReads, questions
 from .user_code import Code, code_of, plain_state
@@ -29,9 +30,12 @@ Change = Callable[[int], int]
 Trace = tuple[tuple[str, str], ...]
 
 
+_SMALL = 32
+
+
 def _other_parity(n: int) -> int:
     """Return a size near half of it, or one less than a small one, even for odd and odd for even: any divisor ends."""
-    return n - 1 if n <= 32 else n // 2 + (n // 2 % 2 == n % 2)
+    return n - 1 if n <= _SMALL else n // 2 + (n // 2 % 2 == n % 2)
 
 
 # How the first free axis changes, and how the others do: to another parity, at which a proof costs less; down; far up.
@@ -149,7 +153,10 @@ def look_at_sizes(model: nn.Module, example: Inputs, *, may_vary: bool = True) -
         example: positional arguments, or a mapping of keyword arguments.
         may_vary: look at other sizes than the example's.
     """
-    own, code = _shapes(example), code_of(model)
+    own = _shapes(example)
+    if has_plain_layers_only(model):
+        return Sizes([Variant(one, ()) for one in [own, *_neighbours(own)]], may_vary=may_vary)  # the proof tries them
+    code = code_of(model)
     model = sharing_copy(model)  # a norm in training mode counts its batches, without values too
     calls = _calls(model, example, own, 2)
     if not calls:
@@ -502,6 +509,14 @@ def _free_axes(shapes: Shapes) -> list[tuple[int, list[int]]]:
         return []
     behind = list(range(2, len(shapes[largest])))
     return [(largest, axes) for axes in (behind, [1]) if axes]
+
+
+def _neighbours(own: Shapes) -> list[Shapes]:
+    """Return shapes of another parity that a network may accept: slightly larger and smaller, for large ones half."""
+    largest = max((size for shape in own for size in shape), default=0)
+    changes = [_CHANGES[0], _INSTEAD[0]] if largest > _SMALL else [_INSTEAD[0], _CHANGES[0]]
+    changed = (_shapes_after(own, axes, change) for axes in _free_axes(own)[:1] for change in changes)
+    return [one for one in changed if one is not None]
 
 
 def _shapes_after(shapes: Shapes, free: tuple[int, list[int]], change: tuple[Change, Change]) -> Shapes | None:

@@ -8,6 +8,7 @@ run. So large values are not kept on suspicion: the run is then repeated, and th
 
 from collections.abc import Collection, MutableMapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from weakref import WeakSet
 
@@ -79,9 +80,7 @@ class TailRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        name = func._schema.name.removeprefix("aten::")
-        is_in_place = name.endswith("_") and not name.endswith("__")
-        name = name.removesuffix("_") if is_in_place else name
+        name, is_in_place = _name(func)
         is_passed = name in _SATURATES or name in _PASSES
         operands = _tensors(args)
         shifts = name in _SHIFTS and len(operands) == 1
@@ -153,8 +152,18 @@ class TailRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for _ in range(_LONGEST):
             known = {id(parent): parent for one in oldest for parent in one.parents if parent is not None}
             oldest = list(known.values())
+            if not oldest:
+                return
         for one in oldest:  # what lies further back is let go, with the memory that it holds
             one.operand, one.parents = None, ()
+
+
+@cache
+def _name(func: Any) -> tuple[str, bool]:
+    """Return the name of an operation without the mark of one that works in place, and whether it does."""
+    name = func._schema.name.removeprefix("aten::")
+    is_in_place = name.endswith("_") and not name.endswith("__")
+    return (name.removesuffix("_") if is_in_place else name), is_in_place
 
 
 def _tensors(values: Any) -> list[Tensor]:
