@@ -286,6 +286,23 @@ class InForward(nn.Module):
         return y if features else nn.functional.batch_norm(y, n.running_mean, n.running_var, n.weight, n.bias)
 
 
+class NamesItsKind(Network):
+    """Its attributes are called as ours might be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kind, self.unguarded = "wide", True
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_network_may_have_attributes_of_any_name(copied: Callable[[nn.Module], nn.Module]) -> None:
+    """What the guards keep is of the class, and under a name of its own."""
+    torch.manual_seed(0)
+    folded = fold(randomise(NamesItsKind()), (X,)).model
+    assert vars(copied(folded))["kind"] == "wide"
+    require_guards(copied(folded))
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch's own, when a graph is copied
 @pytest.mark.parametrize("copied", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), saved])
 def test_a_graph_has_the_same_guards(copied: Callable[[nn.Module], nn.Module]) -> None:

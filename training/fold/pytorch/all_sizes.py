@@ -67,11 +67,12 @@ def _name(graph: TorchGraph, layer: Layer) -> str:
 
 def _refusal(other: TorchGraph, norm: Norm, staying: Mapping[str, Refusal]) -> Refusal:
     sizes = ", ".join(str(tuple(shape(node))) for node in other.user_inputs)
+    where = f"for inputs of {sizes} {other.circumstance}".rstrip()
     there = staying.get(norm.path)
     if there is not None:
-        return Refusal(there.code, f"for inputs of {sizes}: {there.reason}", there.remedy)
+        return Refusal(there.code, f"{where}: {there.reason}", there.remedy)
     return Refusal(
         RefusalCode.SPATIAL,
-        f"for inputs of {sizes} the model computes in another way, and the layers would have to take something else",
+        f"{where} the model computes in another way, and the layers would have to take something else",
         "make the computation independent of the size, or pass dynamic=False and keep to the size of the example",
     )

@@ -18,6 +18,7 @@ from ...errors import FoldError
 from .float64 import Inputs
 from .size_guard import OtherSize
 
+BASES = "_foldserve_guards"  # of a class with guards: the user's class, and the kind of guard
 _CONSTANTS = (bool, int, float, str, type(None), torch.dtype)
 
 
@@ -85,7 +86,7 @@ def _tensors(values: Any) -> list[Tensor]:
 
 def unguarded_class(cls: type[nn.Module]) -> type[nn.Module]:
     """Return the user's class of a guarded network, any other class as it is."""
-    unguarded: type[nn.Module] = vars(cls).get("unguarded", cls)
+    unguarded: type[nn.Module] = vars(cls).get(BASES, (cls,))[0]
     return unguarded
 
 

@@ -71,7 +71,7 @@ class _Operations(_Widening, TorchDispatchMode):  # type: ignore[no-untyped-call
     ) -> Any:
         if _draws(func):
             return self._draw(func, args, kwargs or {})
-        if _writes(func):
+        if writes(func):
             _refuse_narrow_writes(str(func), args[:1])
         if func is torch.ops.aten.convolution.default and not kwargs and not args[6]:
             return self._counted(_convolution(*self.all_widened(args)))
@@ -102,7 +102,8 @@ def _draws(func: Any) -> bool:
 
 
 @cache
-def _writes(func: Any) -> bool:
+def writes(func: Any) -> bool:
+    """True for an operation that says that it writes into an argument."""
     return any(one.alias_info is not None and one.alias_info.is_write for one in func._schema.arguments)
 
 

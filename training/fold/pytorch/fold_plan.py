@@ -173,7 +173,7 @@ def _with_copies(graph: TorchGraph, norms: list[Norm], excluded: Collection[str]
     """Return the graph with copied layers, and what was copied."""
     with during("copying layers for norms"):
         duplicates = duplicate_producers(graph, norms, excluded)
-        return TorchGraph(graph.program, graph.exact, graph.hooked, graph.noted), duplicates
+        return TorchGraph(graph.program, graph.exact, graph.hooked, graph.noted, graph.circumstance), duplicates
 
 
 def _graph(
@@ -197,7 +197,7 @@ def _graph(
     hides_tracing = hides_tracing or (circumstance is not None and not there.is_traced)
     stated = state_registered(readable)
     program = _read(model, readable, inputs, dynamic, there, hides_tracing)
-    return TorchGraph(program, {**exact, **stated}, hooked_modules(model), noted)
+    return TorchGraph(program, {**exact, **stated}, hooked_modules(model), noted, there.words)
 
 
 def _noted(model: nn.Module, called: nn.Module) -> frozenset[str]:

@@ -52,12 +52,14 @@ class TorchGraph:
         exact: float64 values of parameters that an earlier fold rounded, by qualified name.
         hooked: paths of modules with forward hooks of the user's.
         noted: names of tensors that hold what an earlier call left, and are no constants.
+        circumstance: in which it was read, in words; "" for the plain one.
     """
 
     program: ExportedProgram
     exact: Mapping[str, Array] = field(default_factory=dict)
     hooked: frozenset[str] = frozenset()
     noted: frozenset[str] = frozenset()
+    circumstance: str = ""
     _constants: dict[Node, Tensor] = field(default_factory=dict, repr=False)
     _is_constant: dict[Node, bool] = field(default_factory=dict, repr=False)
 

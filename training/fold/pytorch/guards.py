@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from ...errors import FoldError
-from .entrances import TracedWay, attributes_used, methods_of, require_form, unguarded_class, ways_of_modules
+from .entrances import BASES, TracedWay, attributes_used, methods_of, require_form, unguarded_class, ways_of_modules
 from .float64 import named_tensors
 
 _M = TypeVar("_M", bound=nn.Module)
@@ -72,24 +72,28 @@ def _new_graph(make: Callable[..., GraphModule], arguments: tuple[Any, ...]) -> 
 class _GuardedInner:
     """Before the user's class in the class of a module of a guarded network, whose methods read changed weights."""
 
-    unguarded: type[nn.Module]
-    kind: type
-
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
         make, arguments, *rest = reduced
         is_usual = make is copyreg.__newobj__  # type: ignore[attr-defined]
-        return (_new_module, (self.unguarded, self.kind, *arguments[1:]), *rest) if is_usual else reduced
+        return (_new_module, (*_bases(type(self)), *arguments[1:]), *rest) if is_usual else reduced
 
     def __prepare_scriptable__(self) -> Any:
         """Return the same network without guards: torch.jit.script cannot read them."""
-        plain = self.unguarded.__new__(self.unguarded)
+        unguarded, _ = _bases(type(self))
+        plain: Any = unguarded.__new__(unguarded)
         plain.__dict__.update({name: value for name, value in vars(self).items() if name != "_traced_way"})
         return plain
 
 
 class _GuardedModule(_Guard, _GuardedInner):
     """Before the user's class in the class of a guarded network."""
+
+
+def _bases(cls: type) -> tuple[type[nn.Module], type]:
+    """Return the user's class and the kind of guard of a class with guards; a module may have any other attribute."""
+    bases: tuple[type[nn.Module], type] = vars(cls)[BASES]
+    return bases
 
 
 def _new_module(base: type[nn.Module], kind: type, *arguments: Any) -> nn.Module:
@@ -103,7 +107,7 @@ def _class_with_guards(base: type[nn.Module], kind: type) -> type[nn.Module]:
     if (base, kind) in _classes:
         return _classes[base, kind]
     guards: dict[str, Any] = {name: _watched(method) for name, method in methods_of(base).items()}
-    guards |= {"unguarded": base, "kind": kind}
+    guards |= {BASES: (base, kind)}
     if kind is _GuardedModule:
         guards["forward"] = _only_traced(base.forward)
     guards |= {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}

@@ -51,11 +51,21 @@ def _is_of_torch_itself() -> bool:
     return str(sys._getframe(2).f_globals.get("__name__", "")).startswith(_MACHINERY)
 
 
-class SizeReads(TorchFunctionMode):
-    """Notes the shapes that Python reads of tensors that depend on the inputs; what reads none cannot choose by it."""
+def is_fake(value: Any) -> bool:
+    """True for a tensor without values."""
+    return isinstance(value, FakeTensor)
 
-    def __init__(self) -> None:
+
+class SizeReads(TorchFunctionMode):
+    """Notes the shapes that Python reads of tensors that depend on the inputs; what reads none cannot choose by it.
+
+    Args:
+        depends: whether a tensor does; by default those that have no values do.
+    """
+
+    def __init__(self, depends: Callable[[Tensor], bool] | None = None) -> None:
         super().__init__()
+        self._depends = depends or is_fake
         self.shapes: list[tuple[Any, ...]] = []
         self.names = set[str]()  # of what else it reads
 
@@ -67,7 +77,7 @@ class SizeReads(TorchFunctionMode):
             self.names.add(name)
         if name in _READS and not _is_of_torch_itself():
             tensors = args[: 2 if name == "is_same_size" else 1]
-            self.shapes += [tuple(tensor.shape) for tensor in tensors if isinstance(tensor, FakeTensor)]
+            self.shapes += [tuple(tensor.shape) for tensor in tensors if self._depends(tensor)]
         return func(*args, **(kwargs or {}))
 
 

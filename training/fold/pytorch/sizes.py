@@ -6,24 +6,31 @@ are recorded here, on tensors without values, so that large sizes cost nothing.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, is_dataclass, replace
 from itertools import islice
 from math import prod
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakIdKeyDictionary
 
+from ...errors import FoldError
 from .circumstances import CIRCUMSTANCES, IN_C, PLAIN, Circumstance, Shapes, after, noting, resized
-from .float64 import Inputs, call, named_tensors, sharing_copy
+from .float64 import Inputs, call, named_tensors, sharing_copy, writes
 from .plain_layers import has_plain_layers_only
 from .process_state import quiet
-from .size_questions import FOLLOW, Question, SizeReads, questions
+from .size_questions import FOLLOW, Question, SizeReads, is_fake, questions
 from .user_code import Code, code_of, plain_state
 
 Change = Callable[[int], int]
@@ -44,6 +51,7 @@ _CHANGES: tuple[tuple[Change, Change], ...] = (
     (lambda n: 16 * n + 1, lambda n: n // 2),
     (lambda n: n // 2, lambda n: 16 * n + 3),
 )
+_LARGER: tuple[Change, Change] = (lambda n: n + 1, lambda n: n + 1)
 _INSTEAD: tuple[tuple[Change, Change], ...] = (  # for a model that does not accept one of those
     (lambda n: n + 1, lambda n: n + 2),
     (lambda n: 2 * n, lambda n: 2 * n),
@@ -58,6 +66,7 @@ _MOST_TRIED, _TRIES, _MOST_CONSTANTS = 96, 3, 32  # sizes, sizes for one questio
 _SWEPT = (*range(1, 41), 48, 56, 63, 64, 65, 80, 96, 127, 128, 129, 224, 256, 257, 512)
 _MOST_OPERATIONS, _MOST_COMPUTATIONS = 4_000, 12
 _CHANNELS = (1, 3, 4)
+_MOST_VALUES = 2**20  # of the inputs of a model that runs on no tensor without values
 _FOLLOWING = 4  # a run with symbols, and one for the formulas of sizes, cost as much as so many without
 _LAYERS = ("convolution", "mm.", "batch_norm", "linear")
 _MOST_CALLS, _LEAST_CALLS, _MOST_CHANGES = 66, 4, 4  # of a model that counts them; calls that differ from the first
@@ -99,6 +108,7 @@ class Sizes:
         unanswered: axes, each as the number of the input and that of the axis, about which something is asked that has
             another answer at no size that was found.
         may_vary: sizes may be others than the example's.
+        outside: what the report says of choices by what is neither an input nor a module.
     """
 
     variants: list[Variant]
@@ -107,6 +117,7 @@ class Sizes:
     circumstances: tuple[Circumstance, ...] = ()
     unanswered: frozenset[tuple[int, int]] = frozenset()
     may_vary: bool = True
+    outside: tuple[str, ...] = ()
 
     @property
     def fixed(self) -> dict[tuple[int, int], tuple[int, ...]]:
@@ -123,9 +134,10 @@ class Sizes:
     def notes(self) -> tuple[str, ...]:
         """What the report has to say of them."""
         if self.is_complete:
-            return ()
+            return self.outside
         tried = len(self.variants)
-        return (f"what the forward asks about sizes cannot be followed to its end: {tried} sizes were looked at",)
+        words = f"what the forward asks about sizes cannot be followed to its end: {tried} sizes were looked at"
+        return (words, *self.outside)
 
     @property
     def is_otherwise_traced(self) -> bool:
@@ -141,6 +153,7 @@ class Sizes:
             tuple(dict.fromkeys((*self.circumstances, *other.circumstances))),
             self.unanswered | other.unanswered,
             self.may_vary,
+            self.outside,
         )
 
 
@@ -160,9 +173,13 @@ def look_at_sizes(model: nn.Module, example: Inputs, *, may_vary: bool = True) -
     model = sharing_copy(model)  # a norm in training mode counts its batches, without values too
     calls = _calls(model, example, own, 2)
     if not calls:
-        return Sizes([Variant(own, ())], is_complete=False, may_vary=may_vary)  # it runs on no tensor without values
+        notes = code.outside.notes
+        return Sizes(
+            [Variant(own, ())], is_complete=False, may_vary=may_vary, outside=notes
+        )  # it runs on no tensor without values
     first = calls[0].variant
-    sizes = replace(_searched(_Search(model, example), first, code, may_vary), may_vary=may_vary)
+    sizes = _searched(_Search(model, example), first, code, may_vary)
+    sizes = replace(sizes, may_vary=may_vary, outside=code.outside.notes)
     trains = {one for one in _asked(first, code) if _trains(model, example, own, one)}
     tried = [(one, _variant(model, example, own, one)) for one in _asked(first, code) if one not in trains]
     tried += _later_calls(model, example, calls, code)
@@ -178,7 +195,7 @@ def look_at_sizes(model: nn.Module, example: Inputs, *, may_vary: bool = True) -
 def _asked(variant: Variant, code: Code) -> list[Circumstance]:
     """Return the circumstances that the forward asks about at some sizes, and those that it may ask about."""
     names = variant.asks | (code.names & IN_C)
-    return [one for one in CIRCUMSTANCES if one.names & names]
+    return [*(one for one in CIRCUMSTANCES if one.names & names), *code.outside.circumstances]
 
 
 def _trains(model: nn.Module, example: Inputs, shapes: Shapes, circumstance: Circumstance) -> bool:
@@ -514,7 +531,7 @@ def _free_axes(shapes: Shapes) -> list[tuple[int, list[int]]]:
 def _neighbours(own: Shapes) -> list[Shapes]:
     """Return shapes of another parity that a network may accept: slightly larger and smaller, for large ones half."""
     largest = max((size for shape in own for size in shape), default=0)
-    changes = [_CHANGES[0], _INSTEAD[0]] if largest > _SMALL else [_INSTEAD[0], _CHANGES[0]]
+    changes = [_CHANGES[0], _LARGER] if largest > _SMALL else [_LARGER, _CHANGES[0]]
     changed = (_shapes_after(own, axes, change) for axes in _free_axes(own)[:1] for change in changes)
     return [one for one in changed if one is not None]
 
@@ -557,46 +574,95 @@ class _Call:
 def _calls(
     model: nn.Module, example: Inputs, shapes: Shapes, count: int, circumstance: Circumstance = PLAIN
 ) -> list[_Call]:
-    """Return what a model runs in several calls of the same sizes; fewer, or none, where it does not accept them."""
-    model = sharing_copy(model, keep=[id(tensor) for _, tensor in named_tensors(model)])
-    mode, calls = FakeTensorMode(allow_non_fake_inputs=True), list[_Call]()
+    """Return what a model runs in several calls of the same sizes; fewer, or none, where it does not accept them.
 
-    def faked(shapes: Shapes) -> Inputs:
-        inputs = Variant(shapes, ()).inputs(example, has_values=False)
+    It runs on tensors without values, and only where it asks for a value on those of the example.
+    """
+    calls = list[_Call]()
+    with suppress(Exception):  # whatever a model raises for sizes that are not its own
+        try:
+            _record(calls, model, example, shapes, count, circumstance)
+        except Exception as err:
+            if not _wants_values(err) or _count(shapes) > max(_MOST_VALUES, 4 * _count(_shapes(example))):
+                raise
+            calls.clear()
+            _record(calls, model, example, shapes, count, circumstance, has_values=True)
+    return calls
+
+
+_modes: WeakKeyDictionary[nn.Module, FakeTensorMode] = WeakKeyDictionary()  # each knows the weights of its model
+
+
+def _wants_values(err: Exception) -> bool:
+    """True for an error of a forward that asks a tensor without values for one, as `item` and `nonzero` do."""
+    return isinstance(err, DataDependentOutputException | DynamicOutputShapeException) or "fake" in str(err).lower()
+
+
+def _record(
+    calls: list[_Call],
+    model: nn.Module,
+    example: Inputs,
+    shapes: Shapes,
+    count: int,
+    circumstance: Circumstance,
+    *,
+    has_values: bool = False,
+) -> None:
+    """Append what a model runs in several calls; raise what it raises."""
+    mode = _modes.setdefault(model, FakeTensorMode(allow_non_fake_inputs=True))
+    shared = [] if has_values else [id(tensor) for _, tensor in named_tensors(model)]
+    model = sharing_copy(model, keep=shared)
+
+    def given(shapes: Shapes) -> Inputs:
+        inputs = Variant(shapes, ()).inputs(example, has_values=has_values)
+        if has_values:
+            own: Inputs = tree_map(lambda value: value.detach().clone() if isinstance(value, Tensor) else value, inputs)
+            return own
         fake: Inputs = tree_map(lambda value: mode.from_tensor(value) if isinstance(value, Tensor) else value, inputs)
         return fake
 
-    with suppress(Exception), torch.no_grad(), mode:  # whatever a model raises for sizes that are not its own
+    with torch.no_grad(), nullcontext() if has_values else mode:
         for earlier in circumstance.calls:
-            call(model, faked(earlier))
+            call(model, given(earlier))
         for number in range(count):
             before = plain_state(model, with_tensors=True) if count > 1 else ()
             with circumstance.entered():
-                fake = circumstance.prepared(faked(shapes))
-                recorder, reads = _Recorder(fake), SizeReads()
+                inputs = circumstance.prepared(given(shapes))
+                recorder = _Recorder(inputs, named_tensors(model), has_values=has_values)
+                reads = SizeReads(recorder.has_made if has_values else is_fake)
                 with noting() as names, recorder, reads:
-                    recorder.finish(call(model, fake))
+                    recorder.finish(call(model, inputs))
             here = circumstance if number == 0 else after((shapes,) * number)
             asks = frozenset(names | reads.names)
             variant = Variant(shapes, tuple(recorder.trace), tuple(reads.shapes), here, asks)
             has_changed = count > 1 and before != plain_state(model, with_tensors=True)
             keeps = count > 1 and any(recorder.has_made(tensor) for _, tensor in named_tensors(model))
             calls.append(_Call(variant, plain_state(model) if count > 1 else (), has_changed, keeps))
-    return calls
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes each operation: what it reads, and those arguments that are numbers, unless they follow the sizes.
 
-    A tensor goes by the place of the operation that made it, counted from the last layer; a constant by its identity.
-    Of a padding only whether it pads counts.
+    A tensor goes by the place of the operation that made it, counted from the last layer; one of the model's by its
+    name. Of a padding only whether it pads counts.
+
+    Args:
+        inputs: of the model.
+        named: the tensors of the model.
+        has_values: it runs on values.
+
+    Raises:
+        FoldError: the model would write into a parameter with values, which is the user's.
     """
 
-    def __init__(self, inputs: Inputs) -> None:
+    def __init__(self, inputs: Inputs, named: list[tuple[str, Tensor]], *, has_values: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.trace: list[tuple[str, str]] = []
         self._layer, self._start = 0, 0
-        self._made: dict[int, tuple[Tensor, tuple[int, ...]]] = {}  # with the tensor, so that no other gets its id
+        self._made: MutableMapping[Tensor, tuple[int, ...]] = WeakIdKeyDictionary()
+        self._names = {id(tensor): name for name, tensor in named}
+        parameters = [one for _, one in named if has_values and type(one) is nn.Parameter]
+        self._kept = {one.untyped_storage()._cdata for one in parameters}
         self._note_made(inputs, -1)
 
     def __torch_dispatch__(
@@ -605,9 +671,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = str(func)
         if name.startswith(_UNSEEN):
             results = func(*args, **(kwargs or {}))
-            known = [self._made[id(a)][1] for a in tree_leaves(args) if id(a) in self._made]
+            known = [self._made[a] for a in tree_leaves(args) if isinstance(a, Tensor) and a in self._made]
             if isinstance(results, Tensor) and known:
-                self._made[id(results)] = results, known[0]
+                self._made[results] = known[0]
             return results
         if is_layer(name):
             self._layer, self._start = self._layer + 1, len(self.trace)
@@ -616,26 +682,37 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         numbers = [] if follows else [a for a in leaves if not isinstance(a, Tensor)]
         numbers = [any(numbers)] if "constant_pad" in name else numbers
         self._note(name, numbers, leaves)
-        results = func(*args, **(kwargs or {}))
+        if self._kept and writes(func) and args[0].untyped_storage()._cdata in self._kept:
+            raise FoldError(f"the model writes into one of its parameters ({name})")
+        results = _run(func, args, kwargs or {})
         self._note_made(results, self._layer)
         return results
 
     def has_made(self, tensor: Tensor) -> bool:
         """True for the result of an operation that was noted."""
-        return id(tensor) in self._made
+        return tensor in self._made
 
     def finish(self, outputs: Any) -> None:
         """Note what is returned."""
         self._note("output", [], tree_leaves(_fields(outputs)))
 
     def _note(self, name: str, numbers: list[Any], leaves: list[Any]) -> None:
-        sources = [self._made[id(a)][1] if id(a) in self._made else id(a) for a in leaves if isinstance(a, Tensor)]
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        sources = [self._made[one] if one in self._made else self._names.get(id(one), id(one)) for one in tensors]
         self.trace.append((name, f"{numbers} {sources}"))
 
     def _note_made(self, results: Any, layer: int) -> None:
         for number, result in enumerate(tree_leaves(results)):
             if isinstance(result, Tensor):
-                self._made[id(result)] = result, (layer, len(self.trace) - self._start, number)
+                self._made[result] = (layer, len(self.trace) - self._start, number)
+
+
+def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what an operation gives; a norm of tensors without values costs as much as twenty other operations."""
+    is_norm = func is torch.ops.aten.native_batch_norm.default and len(args) == 8 and not kwargs
+    if not is_norm or not is_fake(args[0]) or args[5] or args[3] is None or args[4] is None:
+        return func(*args, **kwargs)
+    return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
 
 
 def is_layer(name: str) -> bool:

@@ -7,6 +7,7 @@ one of these.
 import dis
 import inspect
 import re
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .entrances import methods_of, unguarded_class
+from .outside import Outside, outside_of
 
 _LONGEST_TEXT = 40
 _MOST_SIZE, _MOST_VALUES = 4096, 4096  # of a number that is a size; of values that are looked into
@@ -32,12 +34,14 @@ class Code:
         pairs: those that stand two by two, as heights and widths do, or at the end of a longer tuple.
         names: what the code calls things that are none of its own, and what the functions that it refers to are called.
         is_opaque: it holds what reads sizes unseen: a function that torch.jit compiled, or the handling of an error.
+        outside: what it may choose by that is neither an input nor a module.
     """
 
     constants: list[int]
     pairs: list[tuple[int, int]]
     names: frozenset[str]
     is_opaque: bool
+    outside: Outside
 
 
 def code_of(model: nn.Module) -> Code:
@@ -66,7 +70,20 @@ def code_of(model: nn.Module) -> Code:
         list(dict.fromkeys(tuples)),
         _all_names(values),
         is_opaque,
+        outside_of(_functions(values)),
     )
+
+
+def _functions(values: list[Any]) -> list[FunctionType]:
+    """Return the user's functions among values, each once."""
+    functions = [inspect.unwrap(value) for value in values if callable(value) and not isinstance(value, _NO_PARTS)]
+    of_others = {"torch", *sys.stdlib_module_names}
+    own = [one for one in functions if isinstance(one, FunctionType) and _package(one) not in of_others]
+    return list({id(one): one for one in own}.values())
+
+
+def _package(function: FunctionType) -> str:
+    return str(function.__module__).partition(".")[0]
 
 
 def _in_text(text: str) -> list[Any]:
