@@ -54,7 +54,9 @@ class Contender:
 
 def contenders() -> list[Contender]:
     """Return every server in every form; the first is what the others are compared with."""
-    quiet = {"FOLDSERVE_LOG_LEVEL": "warning", "FOLDSERVE_DEFAULT_DEADLINE_MS": "60000"}  # peers refuse nothing as late
+    # Peers refuse nothing as late, and hold as many files as are sent.
+    quiet = {"FOLDSERVE_LOG_LEVEL": "warning", "FOLDSERVE_DEFAULT_DEADLINE_MS": "60000"}
+    quiet |= dict.fromkeys(("FOLDSERVE_MAX_DECODE_BYTES", "FOLDSERVE_MAX_BUFFERED_BYTES"), str(1 << 30))
     found = []
     for name, model in (("foldserve", EXACT), ("foldserve, scaled", SCALED)):
         form = Form(f"/predict?model={model}", JPEG.media_type, "jpeg")
