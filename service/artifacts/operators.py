@@ -49,9 +49,11 @@ def _check(path: Path, node: Message, own: set[str]) -> None:
 
 
 def _is_training(node: Message) -> bool:
-    """Whether a norm computes the statistics of its batch: it says so, or, before opset 14, it gives them out."""
-    outputs = [name for name in node.all_bytes(_NODE_OUTPUT) if name]
-    return len(outputs) > 1 or any(
+    """Whether a norm computes the statistics of its batch: it says so, or, before opset 14, it gives them out.
+
+    Outputs without a name count: onnxruntime writes to them, and ends.
+    """
+    return len(node.all_bytes(_NODE_OUTPUT)) > 1 or any(
         attribute.text(_ATTRIBUTE_NAME, "replace") == "training_mode" and attribute.integer(_ATTRIBUTE_INT) != 0
         for attribute in node.messages(_NODE_ATTRIBUTE)
     )

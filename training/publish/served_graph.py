@@ -4,7 +4,7 @@ The same for every source: what the exporter made of a PyTorch network, and an O
 operations around the network and changes none in it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from foldserve.format.image import ANY_SIZE, ImageRecipe
 from foldserve.format.task import CLASSIFY, MULTILABEL, TENSORS
 
 from ..errors import ConfigError, ExportError
-from ..fold.onnx.protos import captures, set_attribute
+from ..fold.onnx.protos import set_attribute, subgraphs
 from .tasks import RESULTS
 
 PREFIX = "foldserve/"  # of the names of what is added
@@ -67,15 +67,26 @@ def without_dead_statistics(model: onnx.ModelProto) -> tuple[onnx.ModelProto, in
     """
     if (_opset(model) or _STATED_MODE) >= _STATED_MODE:
         return model, 0
-    read = {name for node in model.graph.node for name in (*node.input, *captures(node))}
-    read |= {value.name for value in model.graph.output}
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
-    norms = [node for node in changed.graph.node if node.op_type == "BatchNormalization" and len(node.output) > 1]
+    nodes = [*_nodes(changed.graph.node), *(node for one in changed.functions for node in _nodes(one.node))]
+    read = {name for node in nodes for name in node.input}
+    graphs = [changed.graph, *(body for node in nodes for body in subgraphs(node))]
+    read |= {value.name for graph in graphs for value in graph.output}
+    read |= {name for function in changed.functions for name in function.output}
+    norms = [node for node in nodes if node.op_type == "BatchNormalization" and len(node.output) > 1]
     dead = [node for node in norms if not read & {name for name in node.output[1:] if name}]
     for node in dead:
         del node.output[1:]
     return (changed, len(dead)) if dead else (model, 0)
+
+
+def _nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """Yield nodes, and those of the bodies in them."""
+    for node in nodes:
+        yield node
+        for body in subgraphs(node):
+            yield from _nodes(body.node)
 
 
 def with_portable_locales(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:

@@ -3,7 +3,7 @@
 Used by `flow` in both directions. Two axes are the same only when everything before them (or everything after them) is
 the same number of elements: a Reshape keeps the row-major order, so that is a proof. An axis that is merged with others
 takes its affine along, repeated or tiled; one that is split lies on several axes until another Reshape joins them, as
-in a channel shuffle. Anything else is refused.
+in a channel shuffle. DepthToSpace and SpaceToDepth say themselves which channels become one. Anything else is refused.
 """
 
 from collections import Counter
@@ -18,7 +18,8 @@ from ..refusals import Refusal, RefusalCode
 from .graph import OnnxGraph
 from .protos import Dims, attributes
 
-SHAPE_OPERATIONS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
+_BLOCKS = frozenset({"DepthToSpace", "SpaceToDepth"})
+SHAPE_OPERATIONS = _BLOCKS | {"Einsum", "Expand", "Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 
 Axes = tuple[int, ...]
 
@@ -45,28 +46,92 @@ def across_shape_operation(
     Args:
         graph: knows the shapes of both sides.
         node: the shape operation.
-        affine: one channel per element of the axes taken together, more than one.
-        axes: of the node's output when going backward, of its input otherwise; the last one counts up fastest.
+        affine: one channel per element of the axes taken together.
+        axes: of the node's output when going backward, of its input otherwise; the last one counts up fastest. () for
+            a scalar, which passes wherever elements are copied.
         backward: from output to input.
 
     Raises:
-        Refusal: axis when the shapes do not prove where the channels go.
+        Refusal: axis when the shapes do not prove where the channels go, unknown-op for an Einsum that reckons.
     """
     names = (str(node.output[0]), str(node.input[0])) if backward else (str(node.input[0]), str(node.output[0]))
     here, there = graph.shape(names[0]), graph.shape(names[1])
-    if node.op_type == "Transpose":
-        rank = len(here or there or ())
+    rank = len(here or there or ())
+    order = _order_of_einsum(node, rank) if node.op_type == "Einsum" else None
+    if not axes:
+        return affine, axes
+    if node.op_type in ("Transpose", "Einsum"):
         if rank == 0:
-            raise Refusal(RefusalCode.AXIS, f"Transpose {node.name!r}: the rank of its input is not known")
-        perm = list(attributes(node).get("perm", range(rank - 1, -1, -1)))
+            raise Refusal(RefusalCode.AXIS, f"{node.op_type} {node.name!r}: the rank of its input is not known")
+        perm = attributes(node).get("perm") if order is None else order
+        perm = list(range(rank - 1, -1, -1) if perm is None else perm)
         return affine, tuple(int(perm[axis] if backward else perm.index(axis)) for axis in axes)
+    if node.op_type in _BLOCKS:
+        return _across_blocks(node, affine, axes, to_depth=(node.op_type == "SpaceToDepth") != backward), axes
     if here is None or there is None:
         raise _lost(node, f"the shape of {names[0] if here is None else names[1]!r} is not known")
+    if node.op_type == "Expand":
+        return affine, _across_expand(node, here, there, axes)
     moved = _moved(here, there, affine, axes)
     if moved is None:
         where = f"axis {axes[0]}" if len(axes) == 1 else f"axes {list(axes)}"
         raise _lost(node, f"{list(here)} -> {list(there)} does not keep {where} in one piece")
     return moved
+
+
+def _order_of_einsum(node: NodeProto, rank: int) -> list[int]:
+    """Return the axes of the one operand of an Einsum in the order in which the result has them.
+
+    Raises:
+        Refusal: unknown-op when it multiplies, sums or takes a diagonal.
+    """
+    equation = attributes(node)["equation"].decode().replace(" ", "")
+    terms, arrow, result = equation.partition("->")
+    others = "".join(map(chr, range(1, rank - len(terms.replace("...", "")) + 1)))  # what the dots stand for
+    labels = terms.replace("...", others)
+    result = result.replace("...", others) if arrow else others + "".join(sorted(terms.replace("...", "")))
+    if "," in terms or len({*labels}) < len(labels) or sorted(labels) != sorted(result):
+        reason = f"Einsum {node.name!r} ({equation}) does more than to change the order of axes"
+        raise Refusal(RefusalCode.UNKNOWN_OP, reason)
+    return [labels.index(label) for label in result]
+
+
+def _across_expand(node: NodeProto, here: Dims, there: Dims, axes: Axes) -> Axes:
+    """Return the same axes counted from the end, where Expand copies along others only."""
+    moved = tuple(axis + len(there) - len(here) for axis in axes)
+    for one, other in zip(axes, moved, strict=True):
+        if other < 0 or not isinstance(here[one], int) or here[one] != there[other]:
+            raise _lost(node, f"{list(here)} -> {list(there)} makes copies along it")
+    return moved
+
+
+def _across_blocks(node: NodeProto, affine: Affine, axes: Axes, *, to_depth: bool) -> Affine:
+    """Return the affine of all channels of the side with more of them, or of the other side.
+
+    Args:
+        node: DepthToSpace or SpaceToDepth; a channel of the one side is a block of `blocksize`² on the other.
+        affine: of the side that is left.
+        axes: of the channels.
+        to_depth: from the side with fewer channels to the one with more.
+
+    Raises:
+        Refusal: axis when channels that become one have several scales or shifts.
+
+    Source: ONNX, operators DepthToSpace and SpaceToDepth: DCR counts the blocks first, CRD the channels.
+    """
+    fields = attributes(node)
+    area = int(fields["blocksize"]) ** 2
+    channels = affine.channels if to_depth else affine.channels // area
+    if axes != (1,) or channels * area != affine.channels * (area if to_depth else 1):
+        raise _lost(node, f"the norm runs over the axes {list(axes)}, its channels are on axis 1")
+    blocks_first = fields.get("mode", b"DCR") == b"DCR"
+    one = np.tile(np.arange(channels), area) if blocks_first else np.repeat(np.arange(channels), area)
+    if to_depth:
+        return affine.pick(one)
+    few = affine.pick(np.arange(channels) * (1 if blocks_first else area))
+    if not np.array_equal([few.pick(one).scale, few.pick(one).shift], [affine.scale, affine.shift]):
+        raise _lost(node, "channels that become one have several scales or shifts")
+    return few
 
 
 def _moved(here: Dims, there: Dims, affine: Affine, axes: Axes) -> tuple[Affine, Axes] | None:

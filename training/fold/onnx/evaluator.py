@@ -7,9 +7,10 @@ evaluation.
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -24,6 +25,7 @@ from .protos import (
     attributes,
     boxed,
     captures,
+    first_line,
     is_boxed,
     label,
     operation,
@@ -31,7 +33,7 @@ from .protos import (
     to_array,
     widened,
 )
-from .randomness import draw, draws_of, draws_unseen, with_plain_draws
+from .randomness import PLAIN_DRAWS, draw, draws_of, draws_unseen, with_plain_draws
 
 _Precision = type[np.floating[Any]] | None  # of a run on magnitudes; None for an ordinary one
 _SUM_OF_MAGNITUDES = {"Sub": "Add", "Neg": "Identity"}
@@ -61,6 +63,23 @@ class Gap:
     cause: Cause
 
 
+def why_unknown(name: str, unknown: Mapping[str, Gap]) -> str:
+    """Return why a value could not be computed."""
+    gap = unknown.get(name)
+    return "nothing makes it" if gap is None else f"{gap.node!r}: {gap.reason}"
+
+
+class Watcher(Protocol):
+    """Takes values as soon as they are computed, so that not all have to be held until the end of a run."""
+
+    @property
+    def names(self) -> AbstractSet[str]:
+        """The values that it reads."""
+
+    def reached(self, values: Mapping[str, Values]) -> AbstractSet[str]:
+        """Return those of `names` that it no longer needs, when one more of them is among `values`."""
+
+
 class Evaluator:
     """One model and how to compute any of its values; plain draws are the same in every run.
 
@@ -68,28 +87,34 @@ class Evaluator:
         model: without local functions, random operations written as plain draws.
         inputs: names of the graph's inputs.
         unknown: value -> why it could not be computed, from the last run.
+        filled: the values of the last run that hold numbers.
     """
 
     def __init__(self, model: onnx.ModelProto, exact: Mapping[str, Array] | None = None):
         model = with_plain_draws(_without_functions(model))
         self.model = model
-        self.nodes: list[NodeProto] = list(model.graph.node)
         self.unknown: dict[str, Gap] = {}
+        self.filled: set[str] = set()
         self.inputs = [value.name for value in model.graph.input]
         self._exact = exact or {}
         self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._producers = {name: node for node in self.nodes for name in node.output if name}
+        nodes: list[NodeProto] = list(model.graph.node)
+        self._producers = {name: node for node in nodes for name in node.output if name}
+        self.nodes = self._with_constants_late(nodes)
         self._runners: dict[int, ReferenceEvaluator] = {}
         self._draws = {name: number for number, name in enumerate(draws_of(model))}
 
-    def run(self, feeds: Mapping[str, Values], keep: Iterable[str]) -> dict[str, Values]:
+    def run(
+        self, feeds: Mapping[str, Values], keep: Iterable[str], watcher: Watcher | None = None
+    ) -> dict[str, Values]:
         """Return the values named in `keep`, and the small ones on the way, as far as they could be computed.
 
         Args:
             feeds: values that are given, graph inputs or any others; what makes them is not run.
             keep: names of values.
+            watcher: what it read and has not let go at the end is returned as well.
         """
-        return self._run(feeds, keep, None)
+        return self._run(feeds, keep, None, watcher)
 
     def magnitude(self, feeds: Mapping[str, Values], result: str) -> Values | None:
         """Return `result` with every number replaced by its magnitude: the A of the error bound.
@@ -103,33 +128,45 @@ class Evaluator:
                 return size
         return None
 
-    def _run(self, feeds: Mapping[str, Values], keep: Iterable[str], absolute: _Precision) -> dict[str, Values]:
-        wanted = set(keep)
-        nodes = self._needed(wanted, set(feeds))
+    def _run(
+        self, feeds: Mapping[str, Values], keep: Iterable[str], absolute: _Precision, watcher: Watcher | None = None
+    ) -> dict[str, Values]:
+        wanted, watched = set(keep), set() if watcher is None else set(watcher.names)
+        nodes = self._needed(wanted | watched, set(feeds))
         last = {name: i for i, node in enumerate(nodes) for name in _reads(node)}
         live: dict[str, Values] = dict(feeds)
-        self.unknown = {}
+        unknown: dict[str, Gap] = {}
+        filled = {name for name, value in live.items() if value.size}
         for i, node in enumerate(nodes):
-            self._run_node(node, live, absolute)
-            for name in _reads(node):
-                if last[name] == i and name not in wanted and name in live and live[name].size > SMALL:
+            self._run_node(node, live, unknown, absolute)
+            filled.update(name for name in node.output if name in live and live[name].size)
+            done = set(_reads(node))
+            if watcher is not None and watched.intersection(node.output):
+                let_go = watcher.reached(live)
+                watched -= let_go
+                done |= let_go
+            for name in done - wanted - watched:
+                if last.get(name, i) <= i and name in live and live[name].size > SMALL:
                     del live[name]
-        for name in wanted - set(live):
+        for name in (wanted | watched) - set(live):
             if name in self._initializers:
                 live[name] = self._constant(name, absolute)
+        self.unknown, self.filled = unknown, filled | set(live)
         return live
 
-    def _run_node(self, node: NodeProto, live: dict[str, Values], absolute: _Precision) -> None:
-        gap = next((self.unknown[name] for name in _reads(node) if name in self.unknown), None)
+    def _run_node(
+        self, node: NodeProto, live: dict[str, Values], unknown: dict[str, Gap], absolute: _Precision
+    ) -> None:
+        gap = next((unknown[name] for name in _reads(node) if name in unknown), None)
         results: list[Values] = []
         try:
             if gap is None:
                 results = self._results(node, {n: self._value(n, live, absolute) for n in _reads(node)}, absolute)
         except Exception as err:  # whatever the operation tripped over: its results are unknown, which the caller sees
             cause = Cause.UNSUPPORTED if isinstance(err, NotImplementedError) else Cause.FAILED
-            gap = Gap(label(node), str(err) or type(err).__name__, Cause.RANDOM if draws_unseen(node) else cause)
+            gap = Gap(label(node), first_line(err), Cause.RANDOM if draws_unseen(node) else cause)
         if gap is not None:
-            self.unknown.update({name: gap for name in node.output if name})
+            unknown.update({name: gap for name in node.output if name})
             return
         for name, value in zip(node.output, results, strict=False):
             if name:
@@ -157,6 +194,25 @@ class Evaluator:
     def _constant(self, name: str, absolute: _Precision) -> Values:
         value = self._exact[name] if name in self._exact else widened(to_array(self._initializers[name]))
         return np.abs(value).astype(absolute) if absolute is not None and value.dtype.kind == "f" else value
+
+    def _with_constants_late(self, nodes: list[NodeProto]) -> list[NodeProto]:
+        """Return the nodes in the graph's order, but weights that are computed right before what reads them first."""
+        constant, late = {*self._initializers}, set[int]()
+        for place, node in enumerate(nodes):
+            if constant.issuperset(_reads(node)) and operation(node) not in PLAIN_DRAWS:
+                constant.update(node.output)
+                late.add(place)
+        makers = {name: place for place in late for name in nodes[place].output if name}
+        order: list[int] = []
+        for place in [place for place in range(len(nodes)) if place not in late]:
+            pending, before = [place], list[int]()
+            while pending:
+                found = {makers[name] for name in _reads(nodes[pending.pop()]) if name in makers} & late
+                late -= found
+                before += found
+                pending += found
+            order += [*sorted(before), place]
+        return [nodes[place] for place in [*order, *sorted(late)]]
 
     def _needed(self, wanted: set[str], given: set[str]) -> list[NodeProto]:
         """Return the nodes that lead to `wanted` without what leads to `given`, in the graph's order."""

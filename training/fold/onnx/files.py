@@ -12,7 +12,7 @@ from onnx import TensorProto, external_data_helper
 
 from ...disk import write_whole
 from ...errors import ConfigError, FoldError
-from .protos import subgraphs
+from .protos import first_line, subgraphs
 
 MOST_BYTES = 2**31 - 2**24  # of weights in a graph that is one file: protobuf ends at 2 GiB, names and shapes included
 
@@ -37,7 +37,7 @@ def load_onnx(path: Path, most_bytes: int | None = None) -> onnx.ModelProto:
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as err:  # protobuf's own errors, which ship no types
-        raise _no_model(path, f"is not a readable ONNX file ({_first_line(err)}); it may be cut off") from err
+        raise _no_model(path, f"is not a readable ONNX file ({first_line(err)}); it may be cut off") from err
     if not model.HasField("graph") or not model.opset_import:
         raise _no_model(path, "holds no ONNX graph; expected a file that an exporter wrote")
     for tensor in _tensors(model.graph):
@@ -47,7 +47,7 @@ def load_onnx(path: Path, most_bytes: int | None = None) -> onnx.ModelProto:
     try:
         external_data_helper.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as err:
-        raise FoldError(f"{path}: its external data cannot be read: {_first_line(err)}") from err
+        raise FoldError(f"{path}: its external data cannot be read: {first_line(err)}") from err
     return model
 
 
@@ -95,7 +95,7 @@ def write_onnx(model: onnx.ModelProto, path: Path) -> None:
     try:
         data = model.SerializeToString(deterministic=True)
     except Exception as err:  # protobuf's own errors, which ship no types
-        raise FoldError(f"the model does not fit into one ONNX file: {_first_line(err)}") from err
+        raise FoldError(f"the model does not fit into one ONNX file: {first_line(err)}") from err
     try:
         write_whole(path, data, replaces=False)
     except FileExistsError as err:
@@ -126,8 +126,3 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
                 yield attribute.t
         for body in subgraphs(node):
             yield from _tensors(body)
-
-
-def _first_line(err: Exception) -> str:
-    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    return lines[0] if lines else type(err).__name__

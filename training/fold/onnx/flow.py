@@ -71,8 +71,6 @@ class Flow:
         if operation(node) not in SHAPE_OPERATIONS:
             require_passing(graph, node, self.affine, self.axis)
             return self
-        if not self.axes:
-            return self
         affine, axes = across_shape_operation(graph, node, self.affine, self.axes, backward=backward)
         return replace(self, affine=affine, axes=axes)
 

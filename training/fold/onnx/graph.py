@@ -25,6 +25,7 @@ from .protos import (
     operation,
     opset_of,
     to_tensor,
+    without_initializers,
 )
 from .shapes import infer
 
@@ -41,9 +42,9 @@ class OnnxGraph:
     """The main graph of a copied model, with the edits that a fold needs.
 
     Attributes:
-        model: the copy; its nodes are complete only after `finish`.
+        model: the copy; its nodes and its initializers are complete only after `finish`.
         nodes: the main graph's nodes in order.
-        initializers: name -> tensor of the copy, edited in place.
+        initializers: name -> tensor, that of the original until another one is stored.
         exact: float64 values of the initializers that were written here, as they were before their one rounding.
         constants: names of the values that no input can change.
         known: what `read_constant` has worked out of them.
@@ -51,17 +52,16 @@ class OnnxGraph:
     """
 
     def __init__(self, model: onnx.ModelProto, names: set[str] | None = None):
-        self.model = onnx.ModelProto()
-        self.model.CopyFrom(model)
+        self.model = without_initializers(model)
         graph = self.model.graph
         self.nodes: list[NodeProto] = list(graph.node)
-        self.initializers: dict[str, TensorProto] = {tensor.name: tensor for tensor in graph.initializer}
+        self.initializers: dict[str, TensorProto] = {tensor.name: tensor for tensor in model.graph.initializer}
         self.exact: dict[str, Array] = {}
         self.opset = opset_of(self.model)
         self.inputs = {value.name for value in graph.input}
         self.outputs = {value.name for value in graph.output}
-        self._shapes, self._types = infer(self.model)
-        self.names = set(names_of(graph)) if names is None else names
+        self._shapes, self._types = infer(model)
+        self.names = set(names_of(model.graph)) if names is None else names
         self._index()
         self.constants = self.constant_values()
         self.known: dict[str, Any] = {}
@@ -138,10 +138,7 @@ class OnnxGraph:
         Raises:
             Refusal: overflow when a value does not fit `dtype`.
         """
-        tensor = to_tensor(name, round_once(exact, dtype), dtype)
-        if name not in self.initializers:
-            self.initializers[name] = self.model.graph.initializer.add()
-        self.initializers[name].CopyFrom(tensor)
+        self.initializers[name] = to_tensor(name, round_once(exact, dtype), dtype)
         self.exact[name] = exact
         self.constants.add(name)
         self._types[name], self._shapes[name] = TYPE_NUMBERS[dtype], tuple(exact.shape)
@@ -149,8 +146,7 @@ class OnnxGraph:
     def put_integers(self, wish: str, values: list[int]) -> str:
         """Add an int64 initializer of one axis, such as a shape, and return its name."""
         name = self.fresh(wish)
-        self.initializers[name] = self.model.graph.initializer.add()
-        self.initializers[name].CopyFrom(helper.make_tensor(name, TensorProto.INT64, [len(values)], values))
+        self.initializers[name] = helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
         self.constants.add(name)
         self._types[name], self._shapes[name] = TensorProto.INT64, (len(values),)
         return name
@@ -203,7 +199,9 @@ class OnnxGraph:
         del graph.node[:]
         graph.node.extend(nodes)
         gone = {name for name in self.initializers if self._is_orphan(name)}
-        _keep(graph.initializer, lambda tensor: tensor.name not in gone)
+        for name in [name for name in self.initializers if name not in gone]:
+            graph.initializer.append(self.initializers.pop(name))  # a copy; that of a stored one goes with it
+            self.initializers[name] = graph.initializer[-1]
         made = {name for node in nodes for name in node.output}
         _keep(graph.value_info, lambda value: value.name in made)
         if self.model.ir_version < 4:

@@ -145,6 +145,55 @@ def _pad(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | No
     return np.pad(x[kept], around, constant_values=x.dtype.type(filling.item()))
 
 
+def _resize(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
+    """Nearest and linear resizing, axis by axis; the reference does it number by number.
+
+    Coordinates are float32, as onnxruntime reckons, so that halves fall to the same side.
+    """
+    x, mode = np.asarray(inputs[0]), fields.get("mode", b"nearest")
+    scales, sizes = (inputs[i] if len(inputs) > i and np.size(inputs[i]) else None for i in (2, 3))
+    transform = _COORDINATES.get(fields.get("coordinate_transformation_mode", b"half_pixel"))
+    plain = {"mode", "coordinate_transformation_mode", "nearest_mode", "cubic_coeff_a", "extrapolation_value"}
+    given = scales if sizes is None else sizes
+    is_known = mode in (b"nearest", b"linear") and transform is not None and fields.keys() <= plain
+    if len(inputs) < 3 or given is None or np.size(given) != x.ndim or not is_known:  # of two inputs is opset 10
+        return None
+    for axis, number in enumerate(np.ravel(given)):
+        old = x.shape[axis]
+        scale = np.float32(number) if sizes is None else np.float32(number) / np.float32(old)
+        new = int(scale * np.float32(old)) if sizes is None else int(number)
+        if new != old:
+            at = transform(np.arange(new, dtype=np.float32), scale, old, new)
+            x = _interpolated(x, axis, at, mode, fields.get("nearest_mode", b"round_prefer_floor"))
+    return x
+
+
+def _interpolated(x: Values, axis: int, at: Values, mode: bytes, rounding: bytes) -> Values:
+    """Return the values of `x` at the places `at` of an axis, those beyond its ends as at the ends."""
+    last = x.shape[axis] - 1
+    if mode == b"nearest":
+        return np.take(x, np.clip(_ROUNDINGS[rounding](at), 0, last).astype(np.int64), axis)
+    at = np.clip(at, 0, last).astype(np.float64)
+    low = np.floor(at).astype(np.int64)
+    part = (at - low).reshape(-1, *[1] * (x.ndim - 1 - axis)).astype(x.dtype)
+    return np.take(x, low, axis) * (1 - part) + np.take(x, np.minimum(low + 1, last), axis) * part
+
+
+_HALF = np.float32(0.5)
+_COORDINATES: dict[bytes, Callable[[Values, Any, int, int], Values]] = {
+    b"half_pixel": lambda at, scale, old, new: (at + _HALF) / scale - _HALF,
+    b"pytorch_half_pixel": lambda at, scale, old, new: (at + _HALF) / scale - _HALF if new > 1 else at * 0,
+    b"asymmetric": lambda at, scale, old, new: at / scale,
+    b"align_corners": lambda at, scale, old, new: at * np.float32(old - 1) / np.float32(max(new - 1, 1)),
+}
+_ROUNDINGS: dict[bytes, Callable[[Values], Values]] = {
+    b"round_prefer_floor": lambda at: np.ceil(at - _HALF),
+    b"round_prefer_ceil": lambda at: np.floor(at + _HALF),
+    b"floor": np.floor,
+    b"ceil": np.ceil,
+}
+
+
 def _matmul(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
     return np.asarray(np.matmul(np.asarray(inputs[0]), np.asarray(inputs[1])))
 
@@ -335,4 +384,5 @@ KERNELS: dict[str, Kernel] = {
     "Optional": _same,
     "OptionalGetElement": _same,
     "Pad": _pad,
+    "Resize": _resize,
 }

@@ -46,17 +46,17 @@ def prove_onnx(
         FoldError: a stored parameter is not its value rounded once, or the outputs of the two models differ.
     """
     require_rounded_once(folded, exact)
-    pair, sites = Pair(original, folded, exact), Sites(folds)
-    starts = {name for segment in sites.live for name in segment.inputs}
-    wanted = {*starts, *(segment.result for segment in sites.live), *pair.wanted}
+    pair = Pair(original, folded, exact)
+    sites = Sites(folds, pair.before, pair.after)
     verdicts: Verdicts = [0.0] * len(folds)
     proofs: list[Proof] = []
-    for probe in Prober(pair.before, shapes).probes(wanted, starts):
-        verdicts = sites.prove(pair.before, pair.after, probe, verdicts)
+    for probe in Prober(pair.before, shapes, sites).probes(pair.wanted):
+        assert probe.trial is not None
+        verdicts = sites.of_folds(probe.trial.verdicts, verdicts)
         if any(isinstance(verdict, Refusal) for verdict in verdicts):
             return verdicts, None
         try:
-            proofs.append(_prove_whole(pair, probe.only({*pair.wanted}), sites))
+            proofs.append(_prove_whole(pair, probe, sites))
         except CannotJudge as doubt:
             if not proofs:  # another size that says nothing takes nothing from the first
                 return sites.withdrawn(doubt.outputs, Refusal(RefusalCode.UNJUDGED, str(doubt))), None

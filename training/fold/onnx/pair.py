@@ -4,7 +4,7 @@ Used by `model_proof`. Where an operation is not known to the float64 evaluation
 does not fit the inputs that were tried, or draws numbers that cannot be handed over, is judged by nothing.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,6 +49,23 @@ class _Row:
     folded: list[Values]
     deployed_original: list[Values]
     deployed_folded: list[Values]
+
+
+class _NudgedParameters(Mapping[str, Values]):
+    """The parameters of a model, each moved by a part of itself whenever it is read."""
+
+    def __init__(self, model: onnx.ModelProto):
+        self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def __getitem__(self, name: str) -> Values:
+        value: Values = widened(to_array(self._tensors[name]))
+        return _nudged({name: value}, STEP)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 class Pair:
@@ -132,10 +149,8 @@ class Pair:
 
     def _changed(self, rows: list[_Row], probe: Probe) -> list[list[Tensor]]:
         """Return what the original gives with every parameter moved by a part of itself."""
-        tensors = {t.name: widened(to_array(t)) for t in self.before.model.graph.initializer}
-        values = Evaluator(self.before.model, _nudged(tensors, STEP)).run(
-            probe.feeds, {n for r in rows for n in r.names}
-        )
+        changed = Evaluator(self.before.model, _NudgedParameters(self.before.model))
+        values = changed.run(probe.feeds, {name for row in rows for name in row.names})
         return _tensors([values.get(n, v) for n, v in zip(row.names, row.oracle, strict=True)] for row in rows)
 
     def _row(

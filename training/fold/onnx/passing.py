@@ -67,6 +67,12 @@ def _copies(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None)
     return
 
 
+def _alone(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:
+    """Of a single value it is a copy."""
+    if len(node.input) > 1:
+        raise blocked(node)
+
+
 def _cast(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:
     """A cast to the dtype that the values have is a copy, as tools for half precision leave it."""
     before, after = graph.dtype(node.input[0]), graph.dtype(node.output[0])
@@ -144,7 +150,7 @@ def _pad(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) ->
 
 
 def _copies_along_others(graph: OnnxGraph, node: NodeProto, affine: Affine, axis: int | None) -> None:
-    """Tile and Expand copy; along the channels they must not, and no axis may come in front of them."""
+    """Tile copies; along the channels it must not."""
     before, after = graph.shape(node.input[0]), graph.shape(node.output[0])
     if axis is None:
         return
@@ -192,7 +198,10 @@ _RULES: dict[str, Rule] = {
     "ReduceMax": _reduce_max,
     "ReduceMin": _reduce_max,
     "Tile": _copies_along_others,
-    "Expand": _copies_along_others,
+    "Max": _alone,
+    "Mean": _alone,
+    "Min": _alone,
+    "Sum": _alone,
     "Pad": _pad,
     "Gather": _gather,
     "GatherND": _gather,

@@ -4,8 +4,8 @@ Used by `model_proof`. Free sizes are tried from small to large until the model 
 with five poolings needs an image that survives them, and one that reads a waveform some thousand samples.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -14,9 +14,10 @@ from onnx import TensorProto, helper
 
 from ...errors import ConfigError
 from ..rounding import round_once
-from .evaluator import Evaluator, Gap
+from .evaluator import SMALL, Evaluator, Gap
 from .protos import FLOAT_TYPES, Dims, Values
 from .shapes import declared, infer
+from .site_proof import Sites, SiteTrial
 
 _INTEGERS = {getattr(TensorProto, f"{sign}INT{bits}") for sign in ("", "U") for bits in (8, 16, 32, 64)}
 _LARGE = 2**16  # elements of one row from which on a single row is enough work
@@ -36,25 +37,29 @@ class Probe:
         values: those of the wanted values that could be computed.
         unknown: value -> why it could not be computed.
         sizes: the shapes of the inputs, such as "x 2x3x12x12".
+        filled: the values of a run that held numbers, kept or not.
+        trial: the proof of the sites on these inputs, if there are any.
     """
 
     feeds: dict[str, Values]
     values: dict[str, Values]
     unknown: dict[str, Gap]
     sizes: str
-
-    def why_unknown(self, name: str) -> str:
-        """Return why a value could not be computed."""
-        gap = self.unknown.get(name)
-        return "nothing makes it" if gap is None else f"{gap.node!r}: {gap.reason}"
+    filled: frozenset[str] = frozenset()
+    trial: SiteTrial | None = None
 
     def holds(self, names: set[str]) -> int:
         """Return how many of `names` could be computed, and are not empty."""
-        return sum(name in self.values and self.values[name].size > 0 for name in names)
+        return len(names & self.filled)
 
-    def only(self, names: set[str]) -> "Probe":
-        """Return the probe with these values alone: those of all sites are large."""
-        return replace(self, values={name: value for name, value in self.values.items() if name in names})
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Inputs that are still to be run: numbers, their shapes as text, and how to draw more of the same sizes."""
+
+    feeds: dict[str, Values]
+    text: str
+    random: Callable[[str], Values | None]
 
 
 class Prober:
@@ -63,13 +68,15 @@ class Prober:
     Args:
         evaluator: the unfolded model.
         shapes: input -> its whole shape, where the caller says it; the others are chosen here.
+        sites: proved on each probe. Where an operation before one is unknown to us, it starts from random numbers of
+            its declared shape.
 
     Raises:
         ConfigError: `shapes` does not fit what the model declares.
     """
 
-    def __init__(self, evaluator: Evaluator, shapes: Shapes | None = None):
-        self._evaluator = evaluator
+    def __init__(self, evaluator: Evaluator, shapes: Shapes | None = None, sites: Sites | None = None):
+        self._evaluator, self._sites = evaluator, sites
         self._shapes, self._types = infer(evaluator.model)
         self._shapes |= {value.name: declared(value) for value in evaluator.model.graph.input}
         given = {tensor.name for tensor in evaluator.model.graph.initializer}
@@ -79,35 +86,37 @@ class Prober:
         for name, shape in (shapes or {}).items():
             self._bind(name, tuple(shape))
 
-    def probes(self, wanted: set[str], starts: Collection[str] = ()) -> Iterator[Probe]:
+    def probes(self, wanted: set[str]) -> Iterator[Probe]:
         """Yield the first probe on which every wanted value can be computed, else the one with most of them.
 
         Then yield one of another batch and other free sizes, when there is one on which as much can be computed; these
         differ from each other where the model takes that.
 
         Args:
-            wanted: names of values.
-            starts: those of them that a part of the graph starts from; where an operation before one is unknown to us,
-                it gets random numbers of its declared shape.
+            wanted: names of values that the probe has to hold; what the sites read is counted too, and not held.
         """
+        names = wanted if self._sites is None else wanted | self._sites.names
         tries: list[tuple[int, Probe]] = []
         for size in self._sizes():
-            tries.append((size, self._at(size, 2, wanted, starts)))
+            tries.append((size, self._at(self._inputs_of(size, 2), wanted)))
             repeats = size > _USUAL and tries[-1][1].unknown == tries[0][1].unknown  # no size changes that
-            if tries[-1][1].holds(wanted) == len(wanted) or repeats:
+            if tries[-1][1].holds(names) == len(names) or repeats:
                 break
-        size, best = max(tries, key=lambda one: one[1].holds(wanted))
+        size, best = max(tries, key=lambda one: one[1].holds(names))
         del tries
-        computed, sizes = best.holds(wanted), best.sizes
-        self._size, self._computed = size, computed
+        computed, tried = best.holds(names), {best.sizes}
+        self._size, self._computed = size, best.holds(wanted)
         yield best
         del best
         odd = size + size // 2 - 1
         for other, step in ((odd, 2), (odd, 0), (2 * size, 0)) if self._is_free else ():
-            probe = self._at(other, 3, wanted, starts, step)
-            if probe.holds(wanted) == computed and probe.sizes != sizes:
-                yield probe
-                return
+            inputs = self._inputs_of(other, 3, step)
+            if inputs.text not in tried:
+                tried.add(inputs.text)
+                probe = self._at(inputs, wanted)
+                if probe.holds(names) == computed:
+                    yield probe
+                    return
 
     def at_sizes(self, sizes: Collection[int], wanted: set[str]) -> Iterator[Probe]:
         """Yield probes with each of `sizes` as the batch, and as every other free size, where as much can be computed.
@@ -121,10 +130,12 @@ class Prober:
         shapes, tried = [self._declared(name) for name in self._inputs], set[str]()
         for size, batch in [(self._size, size) for size in sizes] + [(size, 3) for size in sizes]:
             if all(batch * self._elements(shape, size) <= _LARGEST for shape in shapes):
-                probe = self._at(size, batch, wanted, ())
-                if probe.holds(wanted) >= self._computed and probe.sizes not in tried:
-                    tried.add(probe.sizes)
-                    yield probe
+                inputs = self._inputs_of(size, batch)
+                if inputs.text not in tried:
+                    tried.add(inputs.text)
+                    probe = self._at(inputs, wanted)
+                    if probe.holds(wanted) >= self._computed:
+                        yield probe
 
     @property
     def _is_free(self) -> bool:
@@ -140,19 +151,29 @@ class Prober:
             if size == _SIZES[0] or all(self._elements(shape, size) <= _LARGEST for shape in free):
                 yield size
 
-    def _at(self, size: int, batch: int, wanted: set[str], starts: Collection[str], step: int = 0) -> Probe:
-        """Return the probe of this size and batch; each further free size is larger by `step`."""
+    def _inputs_of(self, size: int, batch: int, step: int = 0) -> _Inputs:
+        """Return inputs of this size and batch; each further free size is larger by `step`."""
         rng, sizes = np.random.default_rng(0), {**self._growing(size, step), **self._bound}
         made = {name: self._random(rng, name, sizes, size, batch) for name in self._inputs}
         feeds = {name: value for name, value in made.items() if value is not None}
         sizes |= {f"{name}?{axis}": dim for name, value in feeds.items() for axis, dim in enumerate(value.shape)}
-        values = self._evaluator.run(feeds, wanted)
-        for name in sorted({*starts} - set(values)):
-            value = self._random(rng, name, sizes, size, batch) if self._types.get(name) in FLOAT_TYPES else None
-            if value is not None and name in self._shapes:
-                values[name] = value
         text = ", ".join(f"{name} {'x'.join(map(str, value.shape)) or 'scalar'}" for name, value in feeds.items())
-        return Probe(feeds, values, dict(self._evaluator.unknown), text)
+        return _Inputs(feeds, text, lambda name: self._random(rng, name, sizes, size, batch))
+
+    def _at(self, inputs: _Inputs, wanted: set[str]) -> Probe:
+        """Return what the model makes of these inputs, with the proof of the sites."""
+        trial = None if self._sites is None else SiteTrial(self._sites, inputs.text)
+        values = self._evaluator.run(inputs.feeds, wanted, trial)
+        unknown, filled = dict(self._evaluator.unknown), set(self._evaluator.filled)
+        if trial is not None and self._sites is not None:
+            for name in sorted(self._sites.starts - filled - {*values}):
+                value = inputs.random(name) if self._types.get(name) in FLOAT_TYPES and name in self._shapes else None
+                if value is not None:
+                    values[name] = value
+                    filled |= {name} if value.size else set()
+            trial.finish(values, unknown)
+            values = {name: value for name, value in values.items() if name in wanted or value.size <= SMALL}
+        return Probe(inputs.feeds, values, unknown, inputs.text, frozenset(filled), trial)
 
     def _growing(self, size: int, step: int) -> dict[str, int]:
         """Return a size for each free dimension that is no batch, `size` and `step` more for each further one."""

@@ -19,6 +19,7 @@ from .norms import AffineOp, Norm, composed, read_affine_op
 from .protos import Dims, operation
 from .selections import selection_of
 
+_MEANS = frozenset({"Mean"})
 _SUMS = frozenset({"Add", "Sub", "Sum"})
 
 
@@ -45,7 +46,7 @@ def _makers_of(graph: OnnxGraph, value: str, flow: Flow) -> list[TargetLayer]:
     affine_op = read_affine_op(graph, node)
     if affine_op is not None:
         return _makers_of(graph, affine_op.source, _absorb(affine_op, flow))
-    if operation(node) in _SUMS:
+    if operation(node) in _SUMS | _MEANS:
         return _makers_of_sum(graph, node, flow)
     selection = selection_of(graph, node, value)
     if selection is not None:
@@ -86,14 +87,14 @@ def _slices(node: NodeProto, sizes: list[int | str | None], affine: Affine) -> l
 
 
 def _makers_of_sum(graph: OnnxGraph, node: NodeProto, flow: Flow) -> list[TargetLayer]:
-    """Every summand takes the scale, the first one the shift as well."""
+    """Every summand takes the scale, the first one the shift as well; of a mean every one takes both."""
     if any(read_constant(graph, name) is not None for name in node.input):
         raise Refusal(RefusalCode.AXIS, f"{node.op_type} {node.name!r} adds a constant that differs within a channel")
     shapes = [graph.shape(name) for name in (*node.input, node.output[0])]
     if flow.axis is not None and not _alike(shapes, flow.axis, flow.affine.channels):
         raise Refusal(RefusalCode.AXIS, f"{node.op_type} {node.name!r} adds values of different shapes")
-    scale = replace(flow, affine=flow.affine.without_shift())
-    flows = [flow, *[scale] * (len(node.input) - 1)]
+    other = flow if node.op_type in _MEANS else replace(flow, affine=flow.affine.without_shift())
+    flows = [flow, *[other] * (len(node.input) - 1)]
     return [t for name, part in zip(node.input, flows, strict=True) for t in _makers_of(graph, str(name), part)]
 
 

@@ -27,6 +27,7 @@ FLOAT_TYPES = {
 FRACTION_BITS = {"float16": 10, BFLOAT16: 7, "float32": 23, "float64": 52}
 TYPE_NUMBERS = {name: number for number, name in FLOAT_TYPES.items()}
 _CHECKED_WHOLE = 2**22  # numbers; the check of a larger model would hold it twice more
+_LONGEST_LINE = 500
 _SMALL = 1024  # initializers up to this many elements may be shapes or axes, which inference wants to see
 
 
@@ -66,8 +67,7 @@ def check(model: onnx.ModelProto, what: str, *, full: bool = True) -> None:
     try:
         onnx.checker.check_model(skeleton(model) if full and large else model, full_check=full)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as err:
-        first = next((line for line in str(err).splitlines() if line.strip()), type(err).__name__)
-        raise FoldError(f"{what} is not valid ONNX: {first.strip()}; expected one that passes onnx.checker") from err
+        raise FoldError(f"{what} is not valid ONNX: {first_line(err)}; expected one that passes onnx.checker") from err
 
 
 def check_folded(folded: onnx.ModelProto, original: onnx.ModelProto) -> None:
@@ -141,6 +141,12 @@ def label(node: NodeProto) -> str:
 def attributes(node: NodeProto) -> dict[str, Any]:
     """Return the node's attributes as Python values; a float has its float32 value exactly."""
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def first_line(err: Exception) -> str:
+    """Return what an exception says first; ONNX's own carry the whole model along."""
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    return lines[0].removesuffix(", proto is")[:_LONGEST_LINE] if lines else type(err).__name__
 
 
 def set_attribute(node: NodeProto, name: str, value: Any) -> None:
@@ -224,6 +230,25 @@ def rebuilt(
     result = helper.make_model(bare, opset_imports=model.opset_import, functions=model.functions)
     result.ir_version = model.ir_version
     return result
+
+
+def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of the model without the initializers of its graph: a message keeps the room of what left it."""
+    copy = onnx.ModelProto()
+    _copy_fields(model, copy, "graph")
+    _copy_fields(model.graph, copy.graph, "initializer")
+    return copy
+
+
+def _copy_fields(source: Any, copy: Any, left_out: str) -> None:
+    """Copy the fields of a protobuf message, all but one."""
+    for field, value in source.ListFields():
+        if field.name == left_out:
+            continue
+        if field.message_type is None and isinstance(value, str | bytes | int | float):
+            setattr(copy, field.name, value)
+        else:
+            getattr(copy, field.name).MergeFrom(value)
 
 
 def with_initializers_as_inputs(model: onnx.ModelProto, tensors: list[TensorProto]) -> onnx.ModelProto:

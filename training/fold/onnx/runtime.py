@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto
 
 from ...errors import FoldError
-from .protos import Values, boxed, rebuilt, subgraphs, to_array, with_initializers_as_inputs
+from .protos import Values, boxed, label, operation, rebuilt, subgraphs, to_array, with_initializers_as_inputs
 
 _LARGE = 2**14  # elements
 _FED_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)  # those that numpy knows
@@ -41,16 +41,17 @@ def outputs_of(
     except ImportError as err:
         raise FoldError("proof impossible: onnxruntime is not installed: pip install 'foldserve[cpu]'") from err
     wanted = [value.name for value in model.graph.output] if names is None else list(dict.fromkeys(names))
-    inner = [onnx.ValueInfoProto(name=name) for name in set(wanted) - {value.name for value in model.graph.output}]
-    if inner:
-        model = rebuilt(model, outputs=[*model.graph.output, *inner])
     large = [t for t in model.graph.initializer if t.data_type in _FED_TYPES and int(np.prod(t.dims)) > _LARGE]
     try:
         try:  # as inputs: a session would hold the weights twice more than the arrays that are fed
             weights = {tensor.name: to_array(tensor) for tensor in large}
             return _run(onnxruntime, with_initializers_as_inputs(model, large), {**feeds, **weights}, wanted)
+        except CannotRunError:
+            raise
         except Exception:  # an operation that wants its weights as constants
             return _run(onnxruntime, model, feeds, wanted)
+    except CannotRunError:
+        raise
     except Exception as err:  # onnxruntime's own exceptions share no public base
         raise CannotRunError(str(err).splitlines()[0]) from err
 
@@ -62,7 +63,14 @@ def _run(onnxruntime: Any, model: onnx.ModelProto, feeds: Mapping[str, Values], 
     options.log_severity_level = 4
     options.enable_cpu_mem_arena = False  # one run: nothing to keep memory for
     options.add_session_config_entry("session.disable_prepacking", "1")
+    inner = [onnx.ValueInfoProto(name=name) for name in set(names) - {value.name for value in model.graph.output}]
+    if inner:
+        model = rebuilt(model, outputs=[*model.graph.output, *inner])
     model = _without_empty_ends(model)
+    for node in filter(_writes_nowhere, _nodes(model.graph)):
+        raise CannotRunError(
+            f"{label(node)!r} names some of its outputs only; onnxruntime writes to the others, and ends"
+        )
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return {name: boxed(value) for name, value in zip(names, session.run(names, dict(feeds)), strict=True)}
 
@@ -84,6 +92,10 @@ def _without_empty_ends(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _has_empty_end(node: onnx.NodeProto) -> bool:
     return len(node.output) > 1 and not node.output[-1]
+
+
+def _writes_nowhere(node: onnx.NodeProto) -> bool:
+    return operation(node) == "BatchNormalization" and "" in node.output
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -76,20 +76,32 @@ def fold_graph(
     """
     withheld: dict[str, Refusal] = {}
     while True:
-        graph = OnnxGraph(model, names)
-        outcome = _fold_scope(graph, withheld, exact_padding=exact_padding)
-        folded = graph.finish()
-        if not outcome.folds and not outcome.proved:
-            return FoldedGraph(graph, folded, [], outcome.refused, None)
-        check_folded(folded, model)
-        verdicts, proof = prove_onnx(model, folded, graph.exact, [fold.segments for fold in outcome.folds], shapes)
-        proved = [(fold, v) for fold, v in zip(outcome.folds, verdicts, strict=True) if not isinstance(v, Refusal)]
-        if len(proved) == len(verdicts):
-            sites = [site for fold, error in proved for site in fold.sites(error)]
-            return FoldedGraph(graph, folded, [*sites, *outcome.proved], outcome.refused, proof)
-        for fold, verdict in zip(outcome.folds, verdicts, strict=True):
-            if isinstance(verdict, Refusal):
-                withheld |= {site.node: verdict for site in fold.sites()}
+        result = _folded_without(model, withheld, exact_padding, shapes, names)
+        if isinstance(result, FoldedGraph):
+            return result
+        withheld |= result
+
+
+def _folded_without(
+    model: onnx.ModelProto,
+    withheld: Mapping[str, Refusal],
+    exact_padding: bool,
+    shapes: Shapes | None,
+    names: set[str] | None,
+) -> FoldedGraph | dict[str, Refusal]:
+    """Return the graph folded without the norms that are withheld, or which others are not proved, and why."""
+    graph = OnnxGraph(model, names)
+    outcome = _fold_scope(graph, withheld, exact_padding=exact_padding)
+    folded = graph.finish()
+    if not outcome.folds and not outcome.proved:
+        return FoldedGraph(graph, folded, [], outcome.refused, None)
+    check_folded(folded, model)
+    verdicts, proof = prove_onnx(model, folded, graph.exact, [fold.segments for fold in outcome.folds], shapes)
+    results = list(zip(outcome.folds, verdicts, strict=True))
+    if any(isinstance(verdict, Refusal) for verdict in verdicts):
+        return {s.node: v for fold, v in results if isinstance(v, Refusal) for s in fold.sites()}
+    sites = [site for fold, error in results if isinstance(error, float) for site in fold.sites(error)]
+    return FoldedGraph(graph, folded, [*sites, *outcome.proved], outcome.refused, proof)
 
 
 def _fold_scope(graph: OnnxGraph, withheld: Mapping[str, Refusal], *, exact_padding: bool) -> Outcome:

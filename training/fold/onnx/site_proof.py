@@ -16,8 +16,7 @@ from ..failures import during
 from ..refusals import Refusal, RefusalCode
 from ..rounding import round_once
 from ..verdict import ALGEBRA_LIMIT
-from .evaluator import SMALL, Evaluator
-from .probe import Probe
+from .evaluator import SMALL, Evaluator, Gap, why_unknown
 from .protos import FLOAT_TYPES, Values, to_array
 
 Verdicts = list[float | Refusal]  # of each fold: its float64 error, or why it is not proved
@@ -45,30 +44,37 @@ class Sites:
 
     Args:
         folds: the segments of each, in the order in which they were made.
+        before: the original.
+        after: the folded model.
 
     Attributes:
         live: the segments that no later fold has changed; each stands for the earlier ones within it as well.
     """
 
-    def __init__(self, folds: Sequence[Sequence[Segment]]):
+    def __init__(self, folds: Sequence[Sequence[Segment]], before: Evaluator, after: Evaluator):
         segments = [segment for fold in folds for segment in fold]
         successors = iter([_successor(segments, i) for i in range(len(segments))])
         self._folds = [[segments[next(successors)] for _ in fold] for fold in folds]
         self.live = [segment for i, segment in enumerate(segments) if _successor(segments, i) == i]
+        self.before, self.after = before, after
 
-    def prove(self, before: Evaluator, after: Evaluator, probe: Probe, known: Verdicts) -> Verdicts:
+    @property
+    def starts(self) -> set[str]:
+        """What the live segments read."""
+        return {name for segment in self.live for name in segment.inputs}
+
+    @property
+    def names(self) -> set[str]:
+        """What the live segments read and make."""
+        return self.starts | {segment.result for segment in self.live}
+
+    def of_folds(self, verdicts: Mapping[Segment, float | Refusal], known: Verdicts) -> Verdicts:
         """Return the largest float64 error of each fold, relative to A, or why it is not proved.
 
         Args:
-            before: the original.
-            after: the folded model.
-            probe: holds the inputs and results of `live`.
+            verdicts: of the live segments, on one probe.
             known: the verdicts on other probes.
         """
-        verdicts: dict[Segment, float | Refusal] = {}
-        for segment in self.live:
-            with during(f"proving the fold up to {segment.result!r}"):
-                verdicts[segment] = _verdict(before, after, segment, probe)
         return [
             _worst([one, *(verdicts[segment] for segment in fold)])
             for one, fold in zip(known, self._folds, strict=True)
@@ -78,6 +84,76 @@ class Sites:
         """Return `refusal` for the folds with one of these live segments, for all when there is none."""
         concerned = {self.live[number] for number in numbers} or {*self.live}
         return [refusal if concerned & {*fold} else 0.0 for fold in self._folds]
+
+
+class SiteTrial:
+    """Proves the sites on one set of inputs while the original runs, each as soon as the values at its ends are there.
+
+    So these values, which are large, are held for one site at a time.
+
+    Args:
+        sites: to be proved.
+        inputs: what the message about an empty value says of the inputs.
+
+    Attributes:
+        names: see `Watcher`.
+        verdicts: of the live segments that were proved so far.
+    """
+
+    def __init__(self, sites: Sites, inputs: str):
+        self._sites, self._inputs = sites, inputs
+        self._pending = {segment: {segment.result, *segment.inputs} for segment in sites.live}
+        self.names = frozenset(sites.names)
+        self.verdicts: dict[Segment, float | Refusal] = {}
+
+    def reached(self, values: Mapping[str, Values]) -> frozenset[str]:
+        """Prove what is complete, and return the names that no further site reads; see `Watcher`."""
+        for segment in [segment for segment, names in self._pending.items() if names <= values.keys()]:
+            self._prove(segment, values, {})
+        return self.names.difference(*self._pending.values())
+
+    def finish(self, values: Mapping[str, Values], unknown: Mapping[str, Gap]) -> None:
+        """Prove the sites that are left.
+
+        Args:
+            values: may hold random numbers in the place of values that could not be computed.
+            unknown: why these could not.
+        """
+        for segment in list(self._pending):
+            self._prove(segment, values, unknown)
+
+    def _prove(self, segment: Segment, values: Mapping[str, Values], unknown: Mapping[str, Gap]) -> None:
+        del self._pending[segment]
+        with during(f"proving the fold up to {segment.result!r}"):
+            self.verdicts[segment] = self._verdict(segment, values, unknown)
+
+    def _verdict(self, segment: Segment, values: Mapping[str, Values], unknown: Mapping[str, Gap]) -> float | Refusal:
+        """Return max |folded - unfolded| / A over the segment's result, both computed from the same inputs."""
+        before, after = self._sites.before, self._sites.after
+        missing = next((name for name in segment.inputs if name not in values), None)
+        if missing is not None:
+            why = why_unknown(missing, unknown)
+            return _unproved(f"its input {missing!r} cannot be computed: {why}", "")
+        given = _given(before, segment, values)
+        one, gaps = values.get(segment.result) if segment.result not in unknown else None, dict[str, Gap]()
+        if one is None:
+            one = before.run(given, [segment.result]).get(segment.result)
+            gaps = before.unknown
+        two = after.run(given, [segment.result]).get(segment.result)
+        gap = next(iter({**gaps, **after.unknown}.values()), None)
+        size = after.magnitude(given, segment.result)
+        if one is None or two is None or size is None:
+            reason = "its magnitude is not finite" if gap is None else f"{gap.node!r}: {gap.reason}"
+            return _unproved(f"{segment.result!r} cannot be computed in float64: {reason}", "")
+        if one.size == 0 and one.shape == two.shape:
+            return _unproved(f"{segment.result!r} is empty for inputs of {self._inputs}", "")
+        if one.shape != two.shape:
+            return _unproved(f"{segment.result!r} has shape {two.shape}, expected {one.shape}")
+        floor = max(_SMALLEST * float(np.max(size)), np.finfo(float).tiny)
+        error = float(np.max(np.abs(two - one) / np.maximum(size, floor)))
+        if not error <= ALGEBRA_LIMIT:
+            return _unproved(f"in float64 {segment.result!r} is off by {error:.3g} of what it adds up")
+        return error
 
 
 def require_rounded_once(folded: onnx.ModelProto, exact: Mapping[str, Array]) -> None:
@@ -105,35 +181,8 @@ def _worst(verdicts: Sequence[float | Refusal]) -> float | Refusal:
     return max(errors) if len(errors) == len(verdicts) else next(v for v in verdicts if isinstance(v, Refusal))
 
 
-def _verdict(before: Evaluator, after: Evaluator, segment: Segment, probe: Probe) -> float | Refusal:
-    """Return max |folded - unfolded| / A over the segment's result, both computed from the same inputs."""
-    missing = [name for name in segment.inputs if name not in probe.values and name not in probe.feeds]
-    if missing:
-        return _unproved(f"its input {missing[0]!r} cannot be computed: {probe.why_unknown(missing[0])}", "")
-    given = _given(before, segment, probe)
-    one = probe.values.get(segment.result) if segment.result not in probe.unknown else None
-    one = before.run(given, [segment.result]).get(segment.result) if one is None else one
-    gaps = before.unknown
-    two = after.run(given, [segment.result]).get(segment.result)
-    gap = next(iter({**gaps, **after.unknown}.values()), None)
-    size = after.magnitude(given, segment.result)
-    if one is None or two is None or size is None:
-        reason = "its magnitude is not finite" if gap is None else f"{gap.node!r}: {gap.reason}"
-        return _unproved(f"{segment.result!r} cannot be computed in float64: {reason}", "")
-    if one.size == 0 and one.shape == two.shape:
-        return _unproved(f"{segment.result!r} is empty for inputs of {probe.sizes}", "")
-    if one.shape != two.shape:
-        return _unproved(f"{segment.result!r} has shape {two.shape}, expected {one.shape}")
-    floor = max(_SMALLEST * float(np.max(size)), np.finfo(float).tiny)
-    error = float(np.max(np.abs(two - one) / np.maximum(size, floor)))
-    if not error <= ALGEBRA_LIMIT:
-        return _unproved(f"in float64 {segment.result!r} is off by {error:.3g} of what it adds up")
-    return error
-
-
-def _given(before: Evaluator, segment: Segment, probe: Probe) -> dict[str, Values]:
+def _given(before: Evaluator, segment: Segment, values: Mapping[str, Values]) -> dict[str, Values]:
     """Return what both runs of the segment start from: its inputs, those of the model, and shapes."""
-    values = {**probe.feeds, **probe.values}
     shapes = {name for name, value in values.items() if value.size <= SMALL and value.dtype.kind in "iub"}
     names = {*before.inputs, *segment.inputs, *shapes} - {segment.result}
     return {name: value for name, value in values.items() if name in names}
