@@ -23,7 +23,7 @@ def refuse_operators(path: Path) -> None:
 
     Raises:
         ArtifactInvalid: a node is of a domain that is not built into onnxruntime, is a BatchNormalization in training
-            mode, or is a compiled engine; or the file is not an ONNX model.
+            mode or with outputs without a name, or is a compiled engine; or the file is not an ONNX model.
     """
     with opened(path) as data:
         functions = Message.parse(data).messages(_MODEL_FUNCTION)
@@ -41,6 +41,11 @@ def _check(path: Path, node: Message, own: set[str]) -> None:
         )
     if op_type in _REFUSED:
         raise ArtifactInvalid(f"{path} holds the operator {op_type!r}, {_REFUSED[op_type]}")
+    if op_type == "BatchNormalization" and not all(node.all_bytes(_NODE_OUTPUT)):
+        raise ArtifactInvalid(
+            f"{path} holds a BatchNormalization with outputs that have no name; onnxruntime writes to them and ends. "
+            "foldserve publish leaves such outputs out"
+        )
     if op_type == "BatchNormalization" and _is_training(node):
         raise ArtifactInvalid(
             f"{path} holds a BatchNormalization in training mode, whose answers depend on the batch; "
@@ -49,10 +54,7 @@ def _check(path: Path, node: Message, own: set[str]) -> None:
 
 
 def _is_training(node: Message) -> bool:
-    """Whether a norm computes the statistics of its batch: it says so, or, before opset 14, it gives them out.
-
-    Outputs without a name count: onnxruntime writes to them, and ends.
-    """
+    """Whether a norm computes the statistics of its batch: it says so, or, before opset 14, it gives them out."""
     return len(node.all_bytes(_NODE_OUTPUT)) > 1 or any(
         attribute.text(_ATTRIBUTE_NAME, "replace") == "training_mode" and attribute.integer(_ATTRIBUTE_INT) != 0
         for attribute in node.messages(_NODE_ATTRIBUTE)

@@ -100,6 +100,37 @@ def test_statistics_of_a_batch_that_something_reads_are_refused(tmp_path):
         publish(exporters.five_output_norm(used=True), name="used", models_dir=tmp_path / "published")
 
 
+def norm_in_a_branch(*further: str) -> onnx.ModelProto:
+    """A norm of opset 9 in the body of an If, with further outputs that have these names."""
+    values = np.float32([[1, 2, 0.5], [0.1, 0.2, 0.3], [0, 1, 2], [1, 2, 3]])
+    tensors = [onnx.numpy_helper.from_array(row, name) for row, name in zip(values, "sbmv", strict=True)]
+    tensors.append(onnx.numpy_helper.from_array(np.array(True), "always"))
+
+    def body(nodes: list[onnx.NodeProto], name: str) -> onnx.GraphProto:
+        return onnx.helper.make_graph(nodes, name, [], [onnx.helper.make_tensor_value_info(name, 1, None)])
+
+    norm = onnx.helper.make_node("BatchNormalization", ["a", *"sbmv"], ["normed", *further])
+    one = body([onnx.helper.make_node("Relu", ["x"], ["a"]), norm], "normed")
+    other = body([onnx.helper.make_node("Relu", ["x"], ["kept"])], "kept")
+    choice = onnx.helper.make_node("If", ["always"], ["y"], then_branch=one, else_branch=other)
+    x, y = (onnx.helper.make_tensor_value_info(name, 1, ["N", 3]) for name in "xy")
+    graph = onnx.helper.make_graph([choice], "branches", [x], [y], tensors)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 9)], ir_version=4)
+
+
+@pytest.mark.parametrize("further", [["", "", "", ""], ["", "b1", "", ""], ["a1", "b1", "c1", ""]])
+def test_outputs_without_a_name_are_refused_or_left_out_since_they_end_the_process(tmp_path, further):
+    """The runtime writes to what a norm in a body does not name: the service refuses the file, publish mends it."""
+    exported.save(tmp_path, "ends", norm_in_a_branch(*further))
+    with pytest.raises(ArtifactInvalid, match="outputs that have no name; onnxruntime writes to them and ends"):
+        Repository(tmp_path, allow_unverified=True).open("ends")
+    publish(norm_in_a_branch(*further), name="mended", models_dir=tmp_path / "published")
+    published = onnx.load(tmp_path / "published" / "mended" / "1" / "model.onnx")
+    x = RNG.normal(size=(3, 3)).astype(np.float32)
+    expected = session(norm_in_a_branch()).run(None, {"x": x})[0]
+    np.testing.assert_allclose(session(published).run(None, {"x": x})[0], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_batch_that_one_input_fixes_at_one_is_served_one_by_one(tmp_path):
     """`{1, None}`: as many rows as a client likes, each in a run of its own."""
     model = exporters.mixed_batches()
