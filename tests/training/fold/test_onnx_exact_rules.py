@@ -302,3 +302,21 @@ def test_resizing_in_float64_is_that_of_the_runtime(how: str, transform: str, si
         got = KERNELS["Resize"](values, {name: value.encode() for name, value in fields.items()})
         assert got is not None
         np.testing.assert_allclose(got, run(model, x), atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_resizing_of_opset_10_is_that_of_the_runtime(mode: str) -> None:
+    """Without a choice of coordinates, which the reference does not run at all."""
+    for to in ((2, 1.5), (0.5, 3), (1 / 3, 0.7)):
+        x, scales = np.random.default_rng(0).normal(size=(2, 3, 7, 10)).astype(np.float32), np.float32([1, 1, *to])
+        graph = helper.make_graph(
+            [helper.make_node("Resize", ["x", "to"], ["y"], mode=mode)],
+            "resize",
+            [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, x.shape)],
+            [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(scales, "to")],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 10)], ir_version=5)
+        got = KERNELS["Resize"]([x.astype(float), scales.astype(float)], {"mode": mode.encode()})
+        assert got is not None
+        np.testing.assert_allclose(got, run(model, x), atol=1e-5)

@@ -168,6 +168,41 @@ def test_an_optional_value_behind_the_norm_is_proved() -> None:
     require_one_folded(model, (2, 3, 8, 8))
 
 
+BETWEEN: dict[str, Callable[[Net, str], str]] = {
+    "blocks": lambda net, x: net.node(
+        "Conv", [net.node("SpaceToDepth", [x], blocksize=2), net.constant("w", 4, 12, 1, 1)]
+    ),
+    "other order": lambda net, x: net.node(
+        "Transpose",
+        [net.node("MatMul", [net.node("Transpose", [x], perm=[0, 2, 3, 1]), net.constant("w", 3, 4)])],
+        perm=[0, 3, 1, 2],
+    ),
+    "pool": lambda net, x: net.node(
+        "Conv", [net.node("AveragePool", [x], kernel_shape=[2, 2]), net.constant("w", 4, 3, 3, 3)]
+    ),
+    "two layers": lambda net, x: net.node(
+        "Add",
+        [
+            net.node("Conv", [net.node("GlobalAveragePool", [x]), net.constant("w", 4, 3, 1, 1)]),
+            net.node("Conv", [net.node("AveragePool", [x], kernel_shape=[2, 2]), net.constant("v", 4, 3, 3, 3)]),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_a_layer_takes_the_norm_before_it_past_something_and_the_one_behind_it(name: str) -> None:
+    """What the layer reads means something else after the first fold, so that the second is proved from before it."""
+    net = Net(opset=18)
+    x = BETWEEN[name](net, net.norm(net.input("x", "N", 3, 8, 8), 3, prefix="first"))
+    net.norm(x, 4, "y", prefix="second")
+    net.output("y", 4)
+    model = net.model()
+    result = fold_onnx(model)
+    assert len(result.report.folded) == 2, result.report.table()
+    require_same(model, result.model, (1, 3, 8, 8), (3, 3, 8, 8))
+
+
 def test_a_batch_of_no_rows_is_said_to_be_empty() -> None:
     """It is no mistake of the fold, and nothing to be reported."""
     report = fold_onnx(behind_a_conv(lambda net, x: x, 0, 3, 8, 8)).report

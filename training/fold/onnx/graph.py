@@ -176,7 +176,10 @@ class OnnxGraph:
         self._enter(node)
 
     def rename_output(self, node: NodeProto, old: str, new: str) -> None:
-        """Let `node` make `new` where it made `old`; the shape stays what was known of `new`."""
+        """Let `node` make `new` where it made `old`; the shape stays what was known of `new`, or is that of `old`."""
+        if new not in self._types and old in self._types:
+            self._types[new] = self._types[old]
+            self._shapes |= {new: self._shapes[old]} if old in self._shapes else {}
         at = list(node.output).index(old)
         node.output[at] = new
         self._producers.pop(old, None)

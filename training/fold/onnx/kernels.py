@@ -146,25 +146,28 @@ def _pad(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | No
 
 
 def _resize(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
-    """Nearest and linear resizing, axis by axis; the reference does it number by number.
+    """Nearest and linear resizing, axis by axis; the reference does it number by number, and not that of opset 10.
 
     Coordinates are float32, as onnxruntime reckons, so that halves fall to the same side.
     """
-    x, mode = np.asarray(inputs[0]), fields.get("mode", b"nearest")
-    scales, sizes = (inputs[i] if len(inputs) > i and np.size(inputs[i]) else None for i in (2, 3))
-    transform = _COORDINATES.get(fields.get("coordinate_transformation_mode", b"half_pixel"))
+    x, is_old = np.asarray(inputs[0]), len(inputs) == 2
+    given = [None if value is None or not np.size(value) else np.ravel(value) for value in (*inputs[1:], None, None)]
+    scales, sizes = (given[0], None) if is_old else (given[1], given[2])
+    mode, rounding = fields.get("mode", b"nearest"), fields.get("nearest_mode", b"round_prefer_floor")
+    transform = b"asymmetric" if is_old else fields.get("coordinate_transformation_mode", b"half_pixel")
     plain = {"mode", "coordinate_transformation_mode", "nearest_mode", "cubic_coeff_a", "extrapolation_value"}
-    given = scales if sizes is None else sizes
-    is_known = mode in (b"nearest", b"linear") and transform is not None and fields.keys() <= plain
-    if len(inputs) < 3 or given is None or np.size(given) != x.ndim or not is_known:  # of two inputs is opset 10
+    numbers = scales if sizes is None else sizes
+    is_known = mode in (b"nearest", b"linear") and transform in _COORDINATES and fields.keys() <= plain
+    if numbers is None or numbers.size != x.ndim or not is_known:
         return None
-    for axis, number in enumerate(np.ravel(given)):
+    for axis, number in enumerate(numbers):
         old = x.shape[axis]
         scale = np.float32(number) if sizes is None else np.float32(number) / np.float32(old)
         new = int(scale * np.float32(old)) if sizes is None else int(number)
         if new != old:
-            at = transform(np.arange(new, dtype=np.float32), scale, old, new)
-            x = _interpolated(x, axis, at, mode, fields.get("nearest_mode", b"round_prefer_floor"))
+            at = _COORDINATES[transform](np.arange(new, dtype=np.float32), scale, old, new)
+            simple = b"floor" if scale >= 1 else b"ceil"
+            x = _interpolated(x, axis, at, mode, simple if is_old else rounding)
     return x
 
 
@@ -176,7 +179,8 @@ def _interpolated(x: Values, axis: int, at: Values, mode: bytes, rounding: bytes
     at = np.clip(at, 0, last).astype(np.float64)
     low = np.floor(at).astype(np.int64)
     part = (at - low).reshape(-1, *[1] * (x.ndim - 1 - axis)).astype(x.dtype)
-    return np.take(x, low, axis) * (1 - part) + np.take(x, np.minimum(low + 1, last), axis) * part
+    above = np.take(x, np.minimum(low + 1, last), axis)
+    return np.asarray(np.take(x, low, axis) * (1 - part) + above * part)
 
 
 _HALF = np.float32(0.5)

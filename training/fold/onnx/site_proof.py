@@ -5,7 +5,7 @@ also checked alone. What cannot be proved is refused with its reason; the other 
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -52,7 +52,7 @@ class Sites:
     """
 
     def __init__(self, folds: Sequence[Sequence[Segment]], before: Evaluator, after: Evaluator):
-        segments = [segment for fold in folds for segment in fold]
+        segments = _from_kept_values([segment for fold in folds for segment in fold])
         successors = iter([_successor(segments, i) for i in range(len(segments))])
         self._folds = [[segments[next(successors)] for _ in fold] for fold in folds]
         self.live = [segment for i, segment in enumerate(segments) if _successor(segments, i) == i]
@@ -165,6 +165,21 @@ def require_rounded_once(folded: onnx.ModelProto, exact: Mapping[str, Array]) ->
         if not np.array_equal(to_array(tensor), expected):
             what = f"the stored parameter {tensor.name!r} is not its float64 value rounded once"
             raise FoldError(f"{what}; please report this")
+
+
+def _from_kept_values(segments: Sequence[Segment]) -> list[Segment]:
+    """Return the segments, each that starts from a value which an earlier fold changed extended to where that started.
+
+    Such a value lies between a norm that was folded forward and the layer that took it.
+    """
+    found: list[Segment] = []
+    for segment in segments:
+        for earlier in reversed(found):
+            if earlier.changed.intersection(segment.inputs):
+                kept = (name for name in segment.inputs if name not in earlier.changed)
+                segment = replace(segment, inputs=tuple(dict.fromkeys((*earlier.inputs, *kept))))
+        found.append(segment)
+    return found
 
 
 def _successor(segments: Sequence[Segment], index: int) -> int:
