@@ -50,7 +50,7 @@ def main() -> int:
 
     def run(name: str) -> None:
         if time.monotonic() < end:
-            rows[name] = {**judged(python, name, args.limit), "versions": found["versions"]}
+            rows[name] = {**judged(python, name, args.limit), "versions": found["versions"], "jobs": args.jobs}
             with args.raw.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(rows[name]) + "\n")
             print(row_of(rows[name]), flush=True)
@@ -76,7 +76,14 @@ def described() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
+    versions["foldserve"] = revision()
     return {"names": [entry.name for entry in entries()], "versions": versions}
+
+
+def revision() -> str:
+    """Return the commit that the zoo is run with, as short as git says it; "unknown" without git."""
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
 
 
 def asked(python: str, code: str) -> dict[str, Any]:
@@ -143,7 +150,13 @@ def page(rows: list[Row], count: int) -> str:
     words = Counter(verdict(row) for row in rows)
     norms = sum(row.get("norms", 0) for row in rows)
     left = norms - sum(row.get("folded", 0) for row in rows)
-    versions = ", ".join(f"{name} {version}" for name, version in (rows[-1]["versions"] if rows else {}).items())
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        for name, version in row["versions"].items():
+            found.setdefault(name, set()).add(version)
+    versions = ", ".join(f"{name} {' and '.join(sorted(several))}" for name, several in found.items())
+    jobs = sorted({row.get("jobs", 1) for row in rows})
+    at_once = f"{' or '.join(map(str, jobs))} models at a time on a machine of {os.cpu_count()} processors"
     total = ", ".join(f"{number} {word}" for word, number in words.most_common())
     return f"""# The zoo
 
@@ -154,18 +167,17 @@ and batch: the largest difference over the largest output, in PyTorch's float64 
 {LIMIT_IN_FLOAT64:g}), for files in onnxruntime's float32 (limit {LIMIT_IN_FLOAT32:g}); `not run` where the original
 does not take that size, `other size` where the result is a graph that says which sizes it was read for. `codes` are
 those of the norms that are left. Seconds and memory (the peak above the loaded model, and that over its parameters)
-are those of one fold on one thread, proofs included, while the machine had other work: read them as upper bounds.
+are those of one fold on one thread, proofs included, {at_once}.
 `refused` is a model that cannot be read, with a reason and a remedy.
 
 For files the largest output counts as 1e-3 at least: those of PP-OCRv4_det are 1e-5 and less for random inputs,
 where float32's rounding (1e-7, with the norms and without) is up to 4 % of them; that scale called the fold WRONG.
 
-A `miss` is a model that keeps a norm because it was not judged. The rows were found over several revisions: seconds and
-memory of about the first ninety are those from before sites were proved on crops, and before one run was held at a
-time.
+A `miss` is a model that keeps a norm because it was not judged.
 `explain` gave the same report as `fold` for every model that is called right and folds within 20 s.
 
 {len(rows)} of {count} models tried: {total}; {norms} norms, {left} left.
+{words["WRONG"]} wrong, {words["raised"]} raised, {words["false alarm"]} false alarms.
 
 {versions}; {machine()}.
 
