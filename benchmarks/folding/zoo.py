@@ -167,7 +167,8 @@ and batch: the largest difference over the largest output, in PyTorch's float64 
 {LIMIT_IN_FLOAT64:g}), for files in onnxruntime's float32 (limit {LIMIT_IN_FLOAT32:g}); `not run` where the original
 does not take that size, `other size` where the result is a graph that says which sizes it was read for. `codes` are
 those of the norms that are left. Seconds and memory (the peak above the loaded model, and that over its parameters)
-are those of one fold on one thread, proofs included, {at_once}.
+are those of one fold on one thread, proofs included, {at_once}; weights
+that a file computes count as what the folded file holds of them.
 `refused` is a model that cannot be read, with a reason and a remedy.
 
 For files the largest output counts as 1e-3 at least: those of PP-OCRv4_det are 1e-5 and less for random inputs,
