@@ -122,7 +122,7 @@ class Evaluator:
         It is a yardstick, for which float32 is fine enough and far faster; where that overflows, float64 is used.
         """
         for precision in (np.float32, np.float64):
-            magnitudes = {n: np.abs(v).astype(precision) if v.dtype.kind == "f" else v for n, v in feeds.items()}
+            magnitudes = {n: _magnitude(v, precision) for n, v in feeds.items()}
             size = self._run(magnitudes, [result], precision).get(result)
             if size is not None and np.all(np.isfinite(size)):
                 return size
@@ -183,7 +183,7 @@ class Evaluator:
             results = run_node(node, values, self.model, self._runners)
         is_new = number is not None or node.op_type in ("Constant", "ConstantOfShape")
         if absolute is not None and is_new:
-            return [np.abs(r).astype(absolute) if r.dtype.kind == "f" else r for r in results]
+            return [_magnitude(result, absolute) for result in results]
         return results
 
     def _value(self, name: str, live: Mapping[str, Values], absolute: _Precision) -> Values:
@@ -193,7 +193,7 @@ class Evaluator:
 
     def _constant(self, name: str, absolute: _Precision) -> Values:
         value = self._exact[name] if name in self._exact else widened(to_array(self._initializers[name]))
-        return np.abs(value).astype(absolute) if absolute is not None and value.dtype.kind == "f" else value
+        return value if absolute is None else _magnitude(value, absolute)
 
     def _with_constants_late(self, nodes: list[NodeProto]) -> list[NodeProto]:
         """Return the nodes in the graph's order, but weights that are computed right before what reads them first."""
@@ -225,6 +225,11 @@ class Evaluator:
             needed.add(id(node))
             pending += [name for name in _reads(node) if name not in given]
         return [node for node in self.nodes if id(node) in needed]
+
+
+def _magnitude(value: Values, precision: type[np.floating[Any]]) -> Values:
+    """Return floats without their sign, rounded first, so that no third copy of a large value is made."""
+    return np.asarray(np.abs(value.astype(precision, copy=False))) if value.dtype.kind == "f" else value
 
 
 def run_node(
