@@ -41,21 +41,22 @@ def _check(path: Path, node: Message, own: set[str]) -> None:
         )
     if op_type in _REFUSED:
         raise ArtifactInvalid(f"{path} holds the operator {op_type!r}, {_REFUSED[op_type]}")
-    if op_type == "BatchNormalization" and not all(node.all_bytes(_NODE_OUTPUT)):
-        raise ArtifactInvalid(
-            f"{path} holds a BatchNormalization with outputs that have no name; onnxruntime writes to them and ends. "
-            "foldserve publish leaves such outputs out"
-        )
     if op_type == "BatchNormalization" and _is_training(node):
         raise ArtifactInvalid(
             f"{path} holds a BatchNormalization in training mode, whose answers depend on the batch; "
             "put the network into eval mode and export it again"
         )
+    if op_type == "BatchNormalization" and not all(node.all_bytes(_NODE_OUTPUT)):
+        raise ArtifactInvalid(
+            f"{path} holds a BatchNormalization with outputs that have no name; onnxruntime writes to them and ends. "
+            "foldserve publish leaves such outputs out"
+        )
 
 
 def _is_training(node: Message) -> bool:
     """Whether a norm computes the statistics of its batch: it says so, or, before opset 14, it gives them out."""
-    return len(node.all_bytes(_NODE_OUTPUT)) > 1 or any(
+    outputs = [name for name in node.all_bytes(_NODE_OUTPUT) if name]
+    return len(outputs) > 1 or any(
         attribute.text(_ATTRIBUTE_NAME, "replace") == "training_mode" and attribute.integer(_ATTRIBUTE_INT) != 0
         for attribute in node.messages(_NODE_ATTRIBUTE)
     )

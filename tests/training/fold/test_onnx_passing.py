@@ -203,6 +203,49 @@ def test_a_layer_takes_the_norm_before_it_past_something_and_the_one_behind_it(n
     require_same(model, result.model, (1, 3, 8, 8), (3, 3, 8, 8))
 
 
+def two_before_a_product(net: Net) -> str:
+    """norm -> Transpose -> norm -> MatMul, which gets a bias by the one and another by the other."""
+    x = net.node("Transpose", [net.norm(net.input("x", "N", 3, 8, 8), 3)], perm=[0, 1, 3, 2])
+    x = net.node("Transpose", [net.norm(x, 3)], perm=[0, 2, 3, 1])
+    return net.node("Transpose", [net.node("MatMul", [x, net.constant("w", 3, 4)])], perm=[0, 3, 1, 2])
+
+
+def two_before_a_border(net: Net) -> str:
+    x = net.node("Transpose", [net.norm(net.input("x", "N", 3, 8, 8), 3)], perm=[0, 1, 3, 2])
+    return net.node("Conv", [net.norm(x, 3), net.constant("w", 4, 3, 3, 3)], pads=[1] * 4)
+
+
+def last_of_three(net: Net, *, between: bool) -> str:
+    """A norm that two read goes forward after the norms behind both."""
+    x = net.norm(net.input("x", "N", 3, 8, 8), 3)
+    one = net.node("Conv", [net.norm(x, 3), net.constant("v", 4, 3, 1, 1)])
+    other = net.node("Conv", [x, net.constant("w", 4, 3, 1, 1)])
+    other = net.node("Identity", [other]) if between else other
+    return net.node("Add", [net.node("Relu", [one]), net.node("Relu", [net.norm(other, 4)])])
+
+
+SEVERAL: dict[str, tuple[int, Callable[[Net], str]]] = {
+    "two before a product": (2, two_before_a_product),
+    "two before a border": (2, two_before_a_border),
+    "one behind, then one before": (3, lambda net: last_of_three(net, between=False)),
+    "one behind something, then one before": (3, lambda net: last_of_three(net, between=True)),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_several_norms_fold_into_one_layer_in_any_order(name: str) -> None:
+    """A later fold ends where the first one has moved the end, or changed it: both are proved together."""
+    count, build = SEVERAL[name]
+    net = Net(opset=18)
+    net.node("Identity", [build(net)], "y")
+    net.output("y", 4)
+    model = net.model()
+    result = fold_onnx(model, padding="exact")
+    assert [site.code for site in result.report.refused] == [], result.report.table()
+    assert len(result.report.folded) == count
+    require_same(model, result.model, (1, 3, 8, 8), (3, 3, 8, 8))
+
+
 def test_a_batch_of_no_rows_is_said_to_be_empty() -> None:
     """It is no mistake of the fold, and nothing to be reported."""
     report = fold_onnx(behind_a_conv(lambda net, x: x, 0, 3, 8, 8)).report

@@ -49,6 +49,7 @@ class OnnxGraph:
         constants: names of the values that no input can change.
         known: what `read_constant` has worked out of them.
         names: every name that is taken, shared between a graph and the bodies in it.
+        added: those of them that were not in the original.
     """
 
     def __init__(self, model: onnx.ModelProto, names: set[str] | None = None):
@@ -62,6 +63,7 @@ class OnnxGraph:
         self.outputs = {value.name for value in graph.output}
         self._shapes, self._types = infer(model)
         self.names = set(names_of(model.graph)) if names is None else names
+        self.added: set[str] = set()
         self._index()
         self.constants = self.constant_values()
         self.known: dict[str, Any] = {}
@@ -130,6 +132,7 @@ class OnnxGraph:
             number += 1
             name = f"{wish}_{number}"
         self.names.add(name)
+        self.added.add(name)
         return name
 
     def store(self, name: str, exact: Array, dtype: str) -> None:

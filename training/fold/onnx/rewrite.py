@@ -105,7 +105,10 @@ def _bypass(graph: OnnxGraph, source: str, nodes: list[NodeProto]) -> None:
 def _segment_to(graph: OnnxGraph, norm: Norm, target: TargetLayer, changed: frozenset[str]) -> Segment:
     """Return the stretch from the norm's input, and whatever a Concat joins to it, to the layer's output."""
     others = [name for name in target.flow.joined if name not in changed and graph.producer(name) is not None]
-    return Segment(str(target.layer.output[0]), tuple(dict.fromkeys((norm.source, *others))), changed)
+    result = str(target.layer.output[0])
+    while result in graph.added:  # by an earlier fold, before its bias or its border
+        result = str(graph.uses(result)[0].node.output[0])
+    return Segment(result, tuple(dict.fromkeys((norm.source, *others))), changed)
 
 
 def _site(graph: OnnxGraph, norm: Norm, changes: list[Change], where: str) -> Site:

@@ -52,7 +52,7 @@ class Sites:
     """
 
     def __init__(self, folds: Sequence[Sequence[Segment]], before: Evaluator, after: Evaluator):
-        segments = _from_kept_values([segment for fold in folds for segment in fold])
+        segments = _between_kept_values([segment for fold in folds for segment in fold])
         successors = iter([_successor(segments, i) for i in range(len(segments))])
         self._folds = [[segments[next(successors)] for _ in fold] for fold in folds]
         self.live = [segment for i, segment in enumerate(segments) if _successor(segments, i) == i]
@@ -167,14 +167,19 @@ def require_rounded_once(folded: onnx.ModelProto, exact: Mapping[str, Array]) ->
             raise FoldError(f"{what}; please report this")
 
 
-def _from_kept_values(segments: Sequence[Segment]) -> list[Segment]:
-    """Return the segments, each that starts from a value which an earlier fold changed extended to where that started.
+def _between_kept_values(segments: Sequence[Segment]) -> list[Segment]:
+    """Return the segments, those that start or end at a value which an earlier fold changed extended by that fold's.
 
-    Such a value lies between a norm that was folded forward and the layer that took it.
+    Such a value lies between a norm and the layer that took it: before a layer that takes what stands behind it, too,
+    or behind one that takes what stands before it.
     """
     found: list[Segment] = []
     for segment in segments:
         for earlier in reversed(found):
+            if segment.result in earlier.changed:
+                more = (name for name in earlier.inputs if name not in segment.changed)
+                inputs = tuple(dict.fromkeys((*segment.inputs, *more)))
+                segment = replace(segment, result=earlier.result, inputs=inputs)
             if earlier.changed.intersection(segment.inputs):
                 kept = (name for name in segment.inputs if name not in earlier.changed)
                 segment = replace(segment, inputs=tuple(dict.fromkeys((*earlier.inputs, *kept))))
