@@ -269,6 +269,19 @@ def test_a_sparse_weight_is_named() -> None:
     assert [(site.code, "'w' of MatMul" in site.reason) for site in report.refused] == [("dtype", True)]
 
 
+@pytest.mark.parametrize("part", ["scale", "mean"])
+def test_a_sparse_statistic_is_named(part: str) -> None:
+    """It is not computed while the model runs, which would be said of one that is no constant."""
+    model = behind_a_conv(lambda net, x: x, "N", 3, 8, 8)
+    (dense,) = (tensor for tensor in model.graph.initializer if tensor.name == f"bn_{part}")
+    model.graph.initializer.remove(dense)
+    values = numpy_helper.from_array(np.float32([1, 2]), f"bn_{part}")
+    places = numpy_helper.from_array(np.int64([0, 2]), "places")
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [4]))
+    report = fold_onnx(model).report
+    assert [(site.code, f"'bn_{part}' is sparse" in site.reason) for site in report.refused] == [("dtype", True)]
+
+
 @pytest.mark.parametrize("name", ["", "call"])
 def test_a_norm_in_a_function_is_folded_whatever_its_call_is_called(name: str) -> None:
     """A call without a name is known by the value that it makes, as is the norm in it once that is written out."""

@@ -125,6 +125,10 @@ class OnnxGraph:
         """True when callers may replace this initializer; before IR 4 every initializer had to be an input."""
         return value in self.initializers and value in self.inputs and self.model.ir_version >= 4
 
+    def is_sparse(self, value: str) -> bool:
+        """True for a constant in a form that no fold reads or writes."""
+        return any(tensor.values.name == value for tensor in self.model.graph.sparse_initializer)
+
     def fresh(self, wish: str) -> str:
         """Return `wish`, numbered when it is taken anywhere in the model, and reserve it."""
         name, number = wish, 0

@@ -201,6 +201,8 @@ def _once_per_channel(affine: Affine, mean: Array) -> tuple[Affine, Array]:
 def _statistic(graph: OnnxGraph, node: NodeProto, index: int) -> Array:
     name = ("", "scale", "bias", "mean", "variance")[index]
     constant = read_constant(graph, node.input[index])
+    if constant is None and graph.is_sparse(node.input[index]):
+        raise Refusal(RefusalCode.DTYPE, f"its {name} {node.input[index]!r} is sparse")
     if constant is None:
         raise Refusal(RefusalCode.BATCH_STATS, f"its {name} {node.input[index]!r} is computed while the model runs")
     return constant.values

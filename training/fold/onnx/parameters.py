@@ -66,9 +66,9 @@ def change_producer(graph: OnnxGraph, target: TargetLayer) -> Change:
     layer = target.layer
     is_second = layer.op_type in ("Gemm", "MatMul") and read_constant(graph, layer.input[1]) is None
     if is_second and read_constant(graph, layer.input[0]) is None:
-        sparse = {tensor.values.name for tensor in graph.model.graph.sparse_initializer} & {*layer.input}
+        sparse = [name for name in layer.input if graph.is_sparse(name)]
         if sparse:
-            raise Refusal(RefusalCode.DTYPE, f"weight {min(sparse)!r} of {layer.op_type} {layer.name!r} is sparse")
+            raise Refusal(RefusalCode.DTYPE, f"weight {sparse[0]!r} of {layer.op_type} {layer.name!r} is sparse")
         raise Refusal(RefusalCode.NO_PRODUCER, f"{layer.op_type} {layer.name!r} multiplies two values of the data")
     if is_second and layer.op_type == "Gemm":
         raise Refusal(RefusalCode.AXIS, f"Gemm {layer.name!r} has its constant on the rows, the norm its columns")
