@@ -4,6 +4,7 @@ The command line's `verify`. It trusts nothing but the bytes before it: digests 
 accuracy on the real test images and, where the run's weights are given, the whole chain from the unfolded network.
 """
 
+import functools
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -75,7 +76,9 @@ class Version:
         return metadata.DATA in self.metadata
 
 
-Parts = dict[str, tuple[str | None, Callable[[], str]]]  # what -> why it cannot be checked, and the check
+Obstacle = Callable[[], str | None]  # returns why a part cannot be checked, None when it can
+Parts = dict[str, tuple[Obstacle, Callable[[], str]]]  # both read what the folder says, which may be anything
+_GARBLED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 
 
 def version_folder(path: Path) -> Path:
@@ -125,8 +128,11 @@ def reverify(
     model, manifest = artifact.read(path)
     version = Version(model, _parsed(model), manifest)
     parts: Parts = {
-        "digests": (None, lambda: f"{MODEL_FILE}, {len(model)} bytes, is the file that the manifest was written for"),
-        "graph": (None, lambda: _check_graph(version)),
+        "digests": (
+            _nothing,
+            lambda: f"{MODEL_FILE}, {len(model)} bytes, is the file that the manifest was written for",
+        ),
+        "graph": (_nothing, lambda: _check_graph(version)),
     }
     if version.is_trained_here:
         parts |= _trained_parts(version, load_dataset, weights, network)
@@ -135,7 +141,7 @@ def reverify(
     checks = []
     for what, (obstacle, check) in parts.items():
         with during(what):
-            checks.append(Check(what, Outcome.NOT_CHECKED, obstacle) if obstacle else _outcome(what, check))
+            checks.append(_outcome(what, obstacle, check))
         on_check(checks[-1])
     return checks
 
@@ -144,7 +150,7 @@ def _obstacle(version: Version, weights: Path | None, network: str | None) -> st
     """Return why the whole chain cannot be checked, None when it can."""
     if weights is None:
         return "the unfolded weights were not given; add --weights RUN/model.safetensors"
-    stated = json.loads(version.metadata.get(metadata.RECIPE, "{}")).get("network", "lenet-bn")
+    stated = _stated_network(version) or "lenet-bn"
     if stated not in NETWORKS and stated != network:
         return f"the network was made by {stated}, which would run; add --network {stated} if you trust it"
     return None
@@ -154,13 +160,35 @@ def _trained_parts(
     version: Version, load_dataset: Callable[[], Dataset], weights: Path | None, network: str | None
 ) -> Parts:
     """Return what is checked of a version that `foldserve train` made: its data and its run are known."""
-    data, missing = _dataset_for(version, load_dataset)
-    no_weights = _obstacle(version, weights, network)
+    found = functools.cache(lambda: _dataset_for(version, load_dataset))
     return {
-        "golden answers": (None, lambda: _check_golden(version, golden.TOLERANCE["cpu"])),
-        "test accuracy": (missing, lambda: _check_accuracy(version, data)),
-        "whole chain": (no_weights or missing, lambda: _check_chain(version, data, weights)),
+        "golden answers": (_nothing, lambda: _check_golden(version, golden.TOLERANCE["cpu"])),
+        "test accuracy": (lambda: found()[1], lambda: _check_accuracy(version, found()[0])),
+        "whole chain": (
+            lambda: _obstacle(version, weights, network) or found()[1],
+            lambda: _check_chain(version, found()[0], weights),
+        ),
     }
+
+
+def _nothing() -> None:
+    """Stand in the way of no check."""
+
+
+def _stated_network(version: Version) -> str | None:
+    """Return the network that the graph's recipe names; None: it names none.
+
+    Raises:
+        ArtifactError: the recipe is none.
+    """
+    text = version.metadata.get(metadata.RECIPE, "{}")
+    try:
+        recipe = json.loads(text)
+    except (ValueError, RecursionError):
+        recipe = None
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("network", ""), str):
+        raise ArtifactError(f"the graph's metadata {metadata.RECIPE} is {text[:80]!r}, expected the recipe as JSON")
+    return recipe.get("network")
 
 
 def _brought_parts(version: Version, open_original: Callable[[], Source] | None, examples: Any) -> Parts:
@@ -172,17 +200,19 @@ def _brought_parts(version: Version, open_original: Callable[[], Source] | None,
         return again.check_against(version.model, version.metadata, version.manifest, open_original(), examples)
 
     return {
-        "golden answers": (None, lambda: _check_golden(version)),
-        "unfolded network": (no_source, against_original),
+        "golden answers": (_nothing, lambda: _check_golden(version)),
+        "unfolded network": (lambda: no_source, against_original),
     }
 
 
-def _outcome(what: str, check: Callable[[], str]) -> Check:
+def _outcome(what: str, obstacle: Obstacle, check: Callable[[], str]) -> Check:
     try:
+        if (reason := obstacle()) is not None:
+            return Check(what, Outcome.NOT_CHECKED, reason)
         return Check(what, Outcome.PASSED, check())
     except (TrainingError, FormatError) as err:
         return Check(what, Outcome.FAILED, str(err))
-    except (KeyError, TypeError, ValueError) as err:
+    except _GARBLED as err:
         return Check(what, Outcome.FAILED, f"the manifest or the metadata lacks or garbles an entry: {err!r}")
 
 
@@ -241,7 +271,7 @@ def _check_chain(version: Version, dataset: Dataset | None, path: Path | None) -
     assert dataset is not None
     assert path is not None
     weights = read_weights(path)
-    stated = json.loads(version.metadata[metadata.RECIPE]).get("network", weights.recipe.network)
+    stated = _stated_network(version) or weights.recipe.network
     if weights.recipe.network != stated:
         raise VerifyError(f"{path} is of the network {weights.recipe.network}, the version of {stated}")
     network = weights.network(version.metadata[metadata.STATISTICS])

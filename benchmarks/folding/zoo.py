@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks import ROOT
 from benchmarks.folding.random_graphs import RESULTS
-from benchmarks.folding.random_graphs import TITLE as RANDOM_TITLE
+from benchmarks.folding.random_graphs import section as random_section
 from benchmarks.folding.runs import machine
 from benchmarks.folding.zoo_before import BEFORE
 
@@ -59,8 +59,7 @@ def main() -> int:
         list(pool.map(run, wanted))
     listed = [rows[name] for name in found["names"] if name in rows]
     args.raw.write_text("".join(json.dumps(row) + "\n" for row in listed), encoding="utf-8")
-    _, mark, random = args.out.read_text(encoding="utf-8").partition(RANDOM_TITLE) if args.out.exists() else ("",) * 3
-    args.out.write_text(page(listed, len(found["names"])) + mark + random, encoding="utf-8")
+    args.out.write_text(page(listed, len(found["names"])) + random_section(), encoding="utf-8")
     return 1 if any(verdict(row) in ("WRONG", "raised", "false alarm") for row in listed) else 0
 
 

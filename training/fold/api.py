@@ -13,10 +13,11 @@ from torch import nn
 
 from ..errors import FoldError
 from .core import Array
+from .failures import alone, during
 from .pytorch.agreement import agree_everywhere
 from .pytorch.entrances import other_entrances, traced_way
 from .pytorch.float64 import Inputs
-from .pytorch.fold_plan import FoldPlan, make_fold_plan, require_choice, require_eval
+from .pytorch.fold_plan import FoldPlan, foldable, make_fold_plan, require_choice, require_eval, require_values
 from .pytorch.guards import guarded
 from .pytorch.input_normalisation import CastInput, InputNormalisation, Numbers
 from .pytorch.model_proof import Runnable
@@ -24,6 +25,7 @@ from .pytorch.process_state import undisturbed
 from .pytorch.result import by_identity, carry_out, still_rounded
 from .pytorch.sizes import declared_axes
 from .pytorch.wrappers import unwrapped
+from .pytorch.writing import apart
 from .report import Proof, Report
 
 ENTRANCES = ("traced", "any")
@@ -44,7 +46,9 @@ class Folded:
     exact: Mapping[str, Array] = field(default_factory=dict, repr=False)
 
 
+@alone()
 @undisturbed()
+@during("folding the model")
 def fold(
     model: nn.Module,
     example_inputs: Inputs,
@@ -89,6 +93,7 @@ def fold(
     wanted = (input_scale, input_mean, input_std)
     normalisation = None if all(value is None for value in wanted) else _normalisation(*wanted)
     module, notes = unwrapped(model)
+    module = foldable(module, example_inputs)
     plan = make_fold_plan(module, example_inputs, dynamic, padding, normalisation, duplicate=duplicate)
     folded = _folded(module, example_inputs, plan, notes, entrances, dynamic)
     if strict:
@@ -108,13 +113,15 @@ def explain(
     return fold(model, example_inputs, dynamic=dynamic, padding=padding, duplicate=duplicate).report
 
 
+@alone()
 @undisturbed()
+@during("comparing the models")
 def verify(original: nn.Module, folded: nn.Module | Folded, inputs: Inputs) -> Proof:
     """Return how well two models agree on `inputs`; raise FoldError when they are not the same function.
 
     What they return is compared whole: numbers, dtypes, containers, keys and their order. So it is at other sizes and
-    batches, as far as a model accepts them and up to eight times as large, on larger values, with grad on, and in a
-    later call. What no input shows that was tried, nothing can tell.
+    batches, as far as a model accepts them and up to eight times as large, on larger values and zeros, with grad on,
+    and in a later call; and so are the inputs after the call. What no input shows that was tried, nothing can tell.
 
     The command `foldserve verify DIR` is another thing: it proves a published version folder once more.
 
@@ -130,17 +137,20 @@ def verify(original: nn.Module, folded: nn.Module | Folded, inputs: Inputs) -> P
         FoldError: they differ, or only one of them runs; a folded network or an exported one may refuse other sizes.
         CannotJudge: the inputs say nothing, since the outputs are random, empty, not finite, all equal or no numbers.
     """
-    before = Runnable("original", unwrapped(original)[0])
-    require_eval(before.module, "original")
-    if not isinstance(folded, Folded):
-        after = Runnable("folded model", unwrapped(folded)[0])
-        require_eval(after.module, "folded model")
-        return agree_everywhere(before, after, inputs, is_exact=False)
-    after = Runnable("folded model", folded.model, by_identity(folded.model, folded.exact))
-    return agree_everywhere(before, after, inputs, is_exact=True)
+    is_exact = isinstance(folded, Folded)
+    models = {"original": unwrapped(original)[0], "folded model": unwrapped(folded.model if is_exact else folded)[0]}
+    for name, model in models.items():
+        require_eval(model, name)
+        require_values(model, inputs)
+    before, after = (Runnable(name, apart(model, inputs)) for name, model in models.items())
+    if isinstance(folded, Folded):
+        after = replace(after, exact=by_identity(after.module, folded.exact))
+    return agree_everywhere(before, after, inputs, is_exact=is_exact)
 
 
+@alone()
 @undisturbed()
+@during("folding the input's normalisation")
 def fold_input(
     model: nn.Module | Folded,
     scale: Numbers,
@@ -179,6 +189,7 @@ def fold_input(
     if inputs is None:
         raise FoldError("fold_input needs example_inputs for a model that is no result of fold; pass a tuple")
     exact = still_rounded(module, known.exact if known else {})
+    module = foldable(module, inputs)
     plan = make_fold_plan(module, inputs, dynamic, padding, _normalisation(scale, mean, std), exact, input_only=True)
     folded = _folded(module, inputs, plan, notes, entrances, dynamic).model
     return CastInput(folded).eval() if uint8 else folded

@@ -105,6 +105,7 @@ def _rows(values: Tensor, axis: int | None, parts: int) -> Tensor:
     """Return the values as (channels, rest); those of two parts as (channels * parts, rest)."""
     if parts > 1:
         values = values.movedim(-1, 0)
+        values = values if values.ndim > 1 else values[:, None]
         channels = values.flatten(1)[:, None] if axis is None else values.movedim(axis + 1, 1)
         return channels.reshape(parts * channels.shape[1], -1) if values.numel() else values.new_zeros((parts, 0))
     return values.reshape(1, -1) if axis is None else values.movedim(axis, 0).flatten(1)

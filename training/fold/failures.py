@@ -3,6 +3,7 @@
 Used around every step that runs PyTorch, a user's module or our own reading of a graph.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,14 @@ from ..errors import FoldError, TrainingError
 
 _LONGEST = 400
 _steps: list[str] = []
+_ALONE = threading.RLock()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let other threads of the process wait that fold or verify networks: torch.export reads one at a time."""
+    with _ALONE:
+        yield
 
 
 def current_step(task: str = "folding") -> str:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ..errors import FoldError
 from .api import fold
+from .failures import alone
 from .pytorch.entrances import traced_way
 from .pytorch.float64 import sharing_copy
-from .pytorch.fold_plan import require_choice, require_foldable
+from .pytorch.fold_plan import foldable, require_choice, require_foldable, require_values
 from .pytorch.guards import guarded
 from .pytorch.unmatched import is_norm
 from .refusals import Refusal, RefusalCode
@@ -24,6 +25,7 @@ _OF_ONE_RANK = nn.BatchNorm2d | nn.BatchNorm3d | nn.modules.instancenorm._Instan
 _LAYERS = nn.modules.conv._ConvNd | nn.Linear
 
 
+@alone()
 def fold_pair(layer: nn.Module, norm: nn.Module, *, padding: str = "refuse") -> nn.Module:
     """Return the one layer that computes `norm(layer(x))` in eval mode; both arguments are left as they were.
 
@@ -46,9 +48,10 @@ def fold_pair(layer: nn.Module, norm: nn.Module, *, padding: str = "refuse") -> 
     is_norm_first = isinstance(norm, _LAYERS)
     inner, other = (norm, layer) if is_norm_first else (layer, norm)
     _require_pair(inner, other, is_norm_first)
-    pair = nn.Sequential(layer, norm)
-    pair.training = False
+    given = nn.Sequential(layer, norm)
+    given.training = False
     inputs = (_example(inner),)
+    pair = foldable(given, inputs)
     _require_rank(pair, inputs)
     folded = fold(pair, inputs, padding=padding, entrances="any")
     for site in folded.report.refused:
@@ -84,6 +87,7 @@ def _require_pair(layer: Any, norm: Any, is_norm_first: bool) -> None:
         if any(part.training for part in module.modules()):
             raise Refusal(RefusalCode.TRAINING, f"the {type(module).__name__} is in training mode; expected .eval()")
         require_foldable(module)
+        require_values(module)
     if isinstance(norm, _LAYERS):
         raise Refusal(RefusalCode.UNKNOWN_OP, f"both are layers; expected a norm beside the {type(layer).__name__}")
     if isinstance(norm, _OF_THE_BATCH):
@@ -99,13 +103,13 @@ def _require_pair(layer: Any, norm: Any, is_norm_first: bool) -> None:
         )
 
 
-def _require_rank(pair: nn.Sequential, inputs: tuple[Tensor, ...]) -> None:
+def _require_rank(pair: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     """Raise Refusal when one of the two does not take values of the rank that the other gives."""
     try:
         with torch.no_grad():
             sharing_copy(pair)(*inputs)
     except (ValueError, RuntimeError, IndexError) as err:
-        shape, kinds = tuple(inputs[0].shape), " and ".join(type(module).__name__ for module in pair)
+        shape, kinds = tuple(inputs[0].shape), " and ".join(type(module).__name__ for module in pair.children())
         raise Refusal(
             RefusalCode.AXIS,
             f"{kinds} do not run one after the other on values of shape {shape}: {' '.join(str(err).split())[:200]}",

@@ -145,7 +145,8 @@ def _judged_in_float64(
     unit = ALGEBRA_LIMIT if is_exact else DEPLOYED_FACTOR * roundoff
     moved = _deviations(runs.oracle, runs.moved())
     growth = [[(of / STEP).clamp(min=1.0) for of in tensors] for tensors in moved]
-    flaws = [[flaw(tensor, unit) for tensor in tensors] for tensors in runs.oracle]
+    resolution = min(unit, _cap(roundoff))
+    flaws = [[flaw(tensor, resolution) for tensor in tensors] for tensors in runs.oracle]
     verdict = _Judge(runs.oracle, names, flaws, runs.still(moved), concerned, require_reproducible)
     folded = runs.folded()
     errors = _deviations(runs.oracle, folded)

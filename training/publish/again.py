@@ -15,7 +15,7 @@ from foldserve.format.task import TENSORS, read_task
 from foldserve.pictures.golden_files import with_pixels
 
 from .. import golden
-from ..errors import ConfigError
+from ..errors import ConfigError, VerifyError
 from ..served_session import RUNTIME_LEVELS, Session
 from ..user_model.source import Source
 from .opened import Opened, open_network
@@ -42,7 +42,12 @@ def check_golden(model: bytes, stated: dict[str, str], section: Any, most: float
     known = Golden(known.inputs, known.outputs, {"cpu": limit, "cuda": limit})
     worst = 0.0
     for level in RUNTIME_LEVELS.values():
-        deviations = golden.check(known, Session(model, level).run(known.inputs))
+        answers = Session(model, level).run(known.inputs)
+        if unproved := sorted(answers.keys() - known.outputs.keys()):
+            raise VerifyError(
+                f"the manifest has golden answers of no output {unproved[0]!r}; publish the version again"
+            )
+        deviations = golden.check(known, answers)
         worst = max(worst, *deviations.values(), 0.0)
     files = f" ({remark})" if remark else ""
     return f"{known.rows} rows, off by {worst:.1e} of the largest value, limit {limit:.0e}{files}"

@@ -80,8 +80,37 @@ class Remembering(nn.Module):
         return y
 
 
+class At(nn.Module):
+    """Puts a number in the place of another."""
+
+    def __init__(self, value: float, instead: float):
+        super().__init__()
+        self.value, self.instead = value, instead
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x == self.value, self.instead, x)
+
+
+class Scaled(nn.Module):
+    """Twice its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2
+
+
+class ScaledInPlace(nn.Module):
+    """The same, and its caller's tensor too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(2)
+
+
 def of(behind: Behind) -> nn.Module:
     return Network(behind).eval()
+
+
+def behind_a(first: nn.Module) -> nn.Module:
+    return nn.Sequential(first, of(same)).eval()
 
 
 def pair(one: Behind, other: Behind) -> tuple[nn.Module, nn.Module]:
@@ -144,6 +173,7 @@ DIFFERENT: dict[str, Callable[[], tuple[nn.Module, nn.Module]]] = {
     "another whole number": lambda: pair(lambda y: (y, 3), lambda y: (y, 4)),
     "a number and a bool": lambda: pair(lambda y: (y, 1), lambda y: (y, True)),
     "a whole number and a float": lambda: pair(lambda y: (y, 1), lambda y: (y, 1.0)),
+    "a complex number": lambda: pair(lambda y: (y, 1 + 2j), lambda y: (y, 1 - 2j)),
     "another float": lambda: pair(lambda y: (y, 0.5), lambda y: (y, 0.25)),
     "a float made of the values": lambda: pair(lambda y: (y, y.sum().item()), lambda y: (y, y.mean().item())),
     "another text": lambda: pair(lambda y: (y, "a"), lambda y: (y, "b")),
@@ -167,7 +197,13 @@ DIFFERENT: dict[str, Callable[[], tuple[nn.Module, nn.Module]]] = {
         lambda y: nn.functional.interpolate(y, size=(6, 6)), lambda y: nn.functional.interpolate(y, scale_factor=1)
     ),
     "another container at other sizes": lambda: pair(same, lambda y: y if y.shape[0] == 2 else (y,)),
+    "from the ninth row on": lambda: pair(same, lambda y: torch.cat([y[:9], 2 * y[9:]])),
+    "from the twentieth column on": lambda: pair(same, lambda y: torch.cat([y[..., :19], 2 * y[..., 19:]], -1)),
     # other values
+    "at zero": lambda: (of(same), behind_a(At(0.0, 3.0))),
+    "rounded to half": lambda: pair(same, lambda y: y.half().to(y.dtype)),
+    "rounded to bfloat16": lambda: pair(same, lambda y: y.bfloat16().to(y.dtype)),
+    "what is left in the input": lambda: (behind_a(Scaled()), behind_a(ScaledInPlace())),
     "from a value of 20 on": lambda: pair(lambda y: y.clamp(max=20), same),
     "below zero": lambda: pair(lambda y: y.abs().sqrt(), lambda y: (y + 1e-30).abs().sqrt() * (1 + (y > 40))),
     # another state
@@ -208,6 +244,7 @@ ALIKE: dict[str, Behind] = {
     "bools": lambda y: y > 0,
     "bools beside": lambda y: (y, y > 0),
     "indices": lambda y: y.mean((2, 3)).topk(2).indices,
+    "a complex number": lambda y: (y, 1 + 2j),
     "not a number in places": lambda y: with_nan(y, 1),
     "infinity in places": lambda y: with_inf(y, -1),
     "sparse": lambda y: y.relu().to_sparse(),
@@ -227,7 +264,7 @@ def test_a_network_and_itself_pass(name: str) -> None:
     """As two objects, and as the network and what `fold` made of it."""
     proof = verify(of(ALIKE[name]), of(ALIKE[name]), (IMAGES,))
     assert proof.algebra_error == 0
-    if name == "an object":  # torch.export reads none that it does not know
+    if name in ("an object", "a complex number"):  # torch.export reads no value that it does not know
         return
     result = fold(of(ALIKE[name]), (IMAGES,))
     assert [site.path for site in result.report.folded] == ["layers.1"]
@@ -239,6 +276,18 @@ def test_a_network_and_itself_pass(name: str) -> None:
 def test_networks_with_the_same_state_pass(make: Callable[[], nn.Module]) -> None:
     """What a call leaves behind is the same in both, and so is what a second call gives."""
     assert verify(make().eval(), make().eval(), (IMAGES,)).algebra_error == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_a_network_in_another_dtype_passes(dtype: torch.dtype) -> None:
+    """The coarser its rounding, the less there is to tell, but something is."""
+    assert verify(of(same).to(dtype), of(same).to(dtype), (IMAGES.to(dtype),)).algebra_error == 0
+
+
+def test_an_exported_network_passes() -> None:
+    """It cannot be put into eval mode, which is no reason to refuse it."""
+    exported = torch.export.export(of(same), (IMAGES,)).module()
+    assert verify(of(same), exported, (IMAGES,)).algebra_error == 0
 
 
 def test_the_sizes_that_ran_are_said() -> None:

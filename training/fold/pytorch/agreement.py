@@ -16,10 +16,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ...errors import CannotJudge, FoldError
 from ..comparison import deviation
+from ..failures import during
 from ..report import Proof
-from ..verdict import CAP
-from .float64 import Inputs, sharing_copy
-from .model_proof import Ran, Runnable, prove_model, require_same, shapes_of
+from ..verdict import CAP, DEPLOYED_FACTOR
+from .float64 import Inputs, call, sharing_copy
+from .model_proof import Ran, Runnable, prove_model, require_same, shapes_of, unit_roundoff
 from .process_state import same_random_state
 from .returned import difference
 from .sizes import Variant, look_at_sizes, other_computations, second_sizes
@@ -45,12 +46,39 @@ def agree_everywhere(original: Runnable, folded: Runnable, inputs: Inputs, *, is
         CannotJudge: the inputs say nothing.
     """
     proof = prove_model(original, folded, inputs, is_exact=is_exact)
+    _require_like_rounding(proof, folded)
+    _require_same_writes(original, folded, inputs)
     sizes = [shapes_of(inputs)]
     for others in _other_inputs(original.module, folded.module, inputs):
         if _agree(original, folded, others, is_exact):
             sizes.append(shapes_of(others))
     _require_same_in_other_states(original, folded, inputs)
     return replace(proof, sizes=tuple(dict.fromkeys(sizes)))
+
+
+def _require_like_rounding(proof: Proof, folded: Runnable) -> None:
+    """Raise CannotJudge when the original rounds far more than the other: one of them rounds by a cast of its own."""
+    least = max(proof.deployed_error, unit_roundoff(folded.module) * proof.amplification)
+    if proof.original_error > DEPLOYED_FACTOR * least:
+        raise CannotJudge(
+            f"as deployed the original is off by {proof.original_error:.3g} of a channel's scale from what it is in "
+            f"float64, the folded model by {proof.deployed_error:.3g}: one of them rounds where the other does not",
+            "a cast in the original",
+        )
+
+
+def _require_same_writes(original: Runnable, folded: Runnable, inputs: Inputs) -> None:
+    """Raise FoldError when one of two models alone leaves other values in its inputs."""
+    written = []
+    for model in (original, folded):
+        given = _copied(inputs if isinstance(inputs, tuple) else dict(inputs))
+        with during(f"running the {model.name} on the inputs"), torch.no_grad(), same_random_state():
+            call(sharing_copy(model.module), given)
+        pairs = zip(_tensors(inputs), _tensors(given), strict=True)
+        written.append([number for number, pair in enumerate(pairs) if bool(deviation(*pair).any())])
+    if written[0] != written[1]:
+        name, number = ("original", written[0]) if len(written[0]) > len(written[1]) else ("folded model", written[1])
+        raise FoldError(f"only the {name} writes into its input {number[0]}, which its caller sees")
 
 
 def _agree(original: Runnable, folded: Runnable, inputs: Inputs, is_exact: bool) -> bool:
@@ -107,6 +135,7 @@ def _is_graph(model: nn.Module) -> bool:
 def _other_inputs(original: nn.Module, folded: nn.Module, inputs: Inputs) -> Iterator[Inputs]:
     """Yield the inputs with other values, then in other sizes: where a model computes otherwise, and another batch."""
     yield _larger(inputs)
+    yield from _more(inputs)
     tried = {shapes_of(inputs)}
     most = max(_AT_LEAST, _TIMES * _elements(inputs))
     left = 2 * most
@@ -131,15 +160,36 @@ def _sizes(original: nn.Module, folded: nn.Module, inputs: Inputs) -> list[Input
     return found
 
 
+def _more(inputs: Inputs) -> Iterator[Inputs]:
+    """Yield the inputs with eight times as many rows, and with as many places more along each other axis.
+
+    A forward that takes rows or places by their number, such as `x[9:]`, asks nothing about sizes.
+    """
+    tensors = _tensors(inputs)
+    for axis in range(max((tensor.ndim for tensor in tensors), default=0)):
+        if axis == 1 or _TIMES * _elements(inputs) > _AT_LEAST:
+            continue
+        yield _repeated(inputs, axis)
+
+
+def _repeated(inputs: Inputs, axis: int) -> Inputs:
+    def repeat(value: Any) -> Any:
+        is_long = isinstance(value, Tensor) and value.ndim > max(axis, 1) and value.layout is torch.strided
+        return torch.cat([value] * _TIMES, axis) if is_long else value
+
+    repeated: Inputs = tree_map(repeat, inputs if isinstance(inputs, tuple) else dict(inputs))
+    return repeated
+
+
 def _larger(inputs: Inputs) -> Inputs:
-    """Return the inputs with every floating-point value up to a hundred times as large, of either sign."""
+    """Return the inputs with every floating-point value up to a hundred times as large, of either sign, some zero."""
     generator = torch.Generator().manual_seed(2)
 
     def enlarge(value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
         powers, signs = (torch.rand(value.shape, generator=generator, dtype=torch.float64) for _ in range(2))
-        factors = 100.0**powers * torch.where(signs < 0.5, -1.0, 1.0)
+        factors = 100.0**powers * torch.where(signs < 0.5, -1.0, 1.0) * (powers < 0.9)
         return (value * factors.to(value.device)).to(value.dtype)
 
     larger: Inputs = tree_map(enlarge, dict(inputs) if not isinstance(inputs, tuple) else inputs)
@@ -155,7 +205,7 @@ def _require_same_in_other_states(original: Runnable, folded: Runnable, inputs: 
     """
     first = [one.ran_as_deployed(inputs) for one in (original, folded)]
     for state, within in (("with grad on", _WithGrad), (f"in call {_CALLS} on the same network", _CalledAgain)):
-        ran = [replace(one, module=within(one.module).eval()).ran_as_deployed(inputs) for one in (original, folded)]
+        ran = [replace(one, module=within(one.module)).ran_as_deployed(inputs) for one in (original, folded)]
         if all(_is_same(*pair) for pair in zip(first, ran, strict=True)):
             continue
         differs = difference(ran[0].returned, ran[1].returned, has_dtypes=True)
@@ -175,6 +225,7 @@ class _Around(nn.Module):
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
+        self.training = False  # what torch.export returns cannot be told so
 
 
 class _WithGrad(_Around):

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -208,10 +209,19 @@ def tensors_in(value: Any) -> list[Tensor]:
     return tensors_in(vars(value)) if hasattr(value, "__dataclass_fields__") else []
 
 
+WRITING: WeakSet[nn.Module] = WeakSet()  # those whose forward writes into their parameters, see `writing.apart`
+
+
+def is_writing(model: nn.Module) -> bool:
+    """True for what `writing.apart` put in the place of a model whose forward writes into its parameters."""
+    return any(module in WRITING for module in model.modules())
+
+
 def sharing_copy(model: nn.Module, keep: Iterable[int] = ()) -> nn.Module:
     """Return a copy of the module tree around the very same parameters, to run without a trace on the model itself.
 
-    Norms update buffers, or assign their statistics anew, even in eval mode; these are the copy's own.
+    Norms update buffers, or assign their statistics anew, even in eval mode; these are the copy's own. So are the
+    parameters where the forward writes into those; see `writing.apart`.
 
     Args:
         model: what to copy.
@@ -219,7 +229,8 @@ def sharing_copy(model: nn.Module, keep: Iterable[int] = ()) -> nn.Module:
     """
     shared = set(keep)
     named = [tensor for _, tensor in named_tensors(model)]
-    return full_copy(model, {id(t): t for t in named if isinstance(t, nn.Parameter) or id(t) in shared})
+    shares = not is_writing(model)
+    return full_copy(model, {id(t): t for t in named if (shares and isinstance(t, nn.Parameter)) or id(t) in shared})
 
 
 def copy_to_run(model: nn.Module, keep: Iterable[int] = ()) -> nn.Module:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
 
 from ...errors import CannotJudge, FoldError
 from ..core import Array
@@ -22,7 +23,7 @@ from ..report import Report, Site
 from .all_sizes import norms_of_one_size
 from .circumstances import PLAIN, Circumstance, call_as_before
 from .duplicates import Duplicate, duplicate_producers, note_of
-from .float64 import Inputs, named_tensors, sharing_copy
+from .float64 import Inputs, is_writing, named_tensors, sharing_copy
 from .graph import TorchGraph, hooked_modules, module_path, read
 from .input_normalisation import InputNormalisation
 from .norms import Norm, find_norms
@@ -33,6 +34,7 @@ from .site_proof import prove_sites
 from .sizes import Sizes, Variant, look_at_sizes, other_computations
 from .unmatched import norms_in_bodies, unmatched_norms
 from .wrappers import is_exported
+from .writing import apart
 
 
 @dataclass
@@ -107,7 +109,6 @@ def make_fold_plan(
     """
     _require_arguments(example_inputs, padding)
     require_choice("duplicate", duplicate, ("refuse", "allow"))
-    require_foldable(model)
     options = (dynamic, padding == "exact", normalisation, exact or {}, input_only)
     plan = _plan(model, example_inputs, *options, None)
     excluded: set[str] = set()
@@ -153,8 +154,8 @@ def _plan(
         its_norms = [] if input_only else find_norms(other)[0]
         others.append((other, its_norms if normalisation is None else [normalisation.norm(other), *its_norms]))
     reading = Reading(graph, norms, unreadable, sizes, others, exact_padding, normalisation, duplicates)
-    quantised = _quantised(model)
-    return _placed(reading, dict.fromkeys(norms, quantised) if quantised else {})
+    as_a_whole = _quantised(model) or _hooked_everywhere()
+    return _placed(reading, dict.fromkeys(norms, as_a_whole) if as_a_whole else {})
 
 
 def without(plan: FoldPlan, doubt: CannotJudge) -> FoldPlan:
@@ -245,9 +246,14 @@ def _read(
         return read(readable, example_inputs, dynamic, circumstance, hides_tracing=hides_tracing)
     except FoldError as err:
         quantised = _quantised(model)
-        if quantised is None:
-            raise
-        raise quantised from err
+        if quantised is not None:
+            raise quantised from err
+        if is_writing(model):
+            raise FoldError(
+                "the forward writes into parameters of the model, which torch.export cannot read; do that once, before "
+                f"the fold, and leave it out of the forward ({err})"
+            ) from err
+        raise
 
 
 def _quantised(model: nn.Module) -> Refusal | None:
@@ -258,6 +264,18 @@ def _quantised(model: nn.Module) -> Refusal | None:
             return Refusal(
                 RefusalCode.QUANTISED, f"the module '{name}' is {kind}: scales were, or will be, chosen with it"
             )
+    return None
+
+
+def _hooked_everywhere() -> Refusal | None:
+    """Return why nothing is folded while the process has forward hooks for all modules; None when it has none."""
+    everywhere = nn.modules.module
+    if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
+        return Refusal(
+            RefusalCode.HOOK,
+            "a forward hook for all modules sees, and may change, the values between (register_module_forward_hook)",
+            "remove the hook for the fold",
+        )
     return None
 
 
@@ -302,9 +320,39 @@ def require_foldable(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
             raise Refusal(RefusalCode.LAZY, f"the module '{name}' has no shapes yet; run one batch through the model")
+
+
+def foldable(model: nn.Module, example_inputs: Inputs) -> nn.Module:
+    """Return what is folded and run in the place of a model, which is the model as a rule; see `apart`.
+
+    Raises:
+        FoldError: the model is in a state that no fold can start from.
+    """
+    require_foldable(model)
+    require_values(model, example_inputs)
+    return apart(model, example_inputs)
+
+
+def require_values(model: nn.Module, inputs: object = ()) -> None:
+    """Raise FoldError where a tensor of the model or its inputs has no values, or a kind that nothing may be set of."""
+    probe = torch.empty(0)
+    if probe.is_meta or type(probe) is not Tensor:
+        raise FoldError("tensors that are made here have no values; leave the meta device or FakeTensorMode first")
+    own = [(f"the tensor '{name}'", "load the weights first", tensor) for name, tensor in named_tensors(model)]
+    leaves = tree_leaves(dict(inputs) if isinstance(inputs, Mapping) else inputs)
+    given = [("an input", "expected one with values", value) for value in leaves if isinstance(value, Tensor)]
+    for name, remedy, tensor in [*own, *given]:
+        if tensor.is_meta or type(tensor).__name__ == "FakeTensor":
+            where = "a FakeTensor" if type(tensor).__name__ == "FakeTensor" else "on the meta device"
+            raise FoldError(f"{name} is {where}, without values; {remedy}")
     for name, tensor in named_tensors(model):
-        if tensor.is_meta:
-            raise FoldError(f"the tensor '{name}' is on the meta device, without values; load the weights first")
+        if tensor.layout in (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc):
+            raise FoldError(f"the tensor '{name}' is {tensor.layout}, which PyTorch cannot copy; fold dense weights")
+        if tensor.is_inference() and not torch.is_inference_mode_enabled():
+            raise FoldError(
+                f"the tensor '{name}' was made in torch.inference_mode, outside of which it may not be used in every "
+                "way; make or load the model outside of it"
+            )
 
 
 def report_of(plan: FoldPlan) -> Report:

@@ -150,7 +150,7 @@ def prove_model(
     pair = _Pair(original, folded, inputs)
     return judge(
         pair.runs(),
-        roundoff=_unit_roundoff(folded.module),
+        roundoff=unit_roundoff(folded.module),
         is_exact=is_exact,
         names=pair.names,
         concerned=concerned,
@@ -178,7 +178,7 @@ def require_same(original: Runnable, folded: Runnable, inputs: Inputs, *, is_exa
     runs.deployed_folded()
     judge_in_float64(
         runs,
-        roundoff=_unit_roundoff(folded.module),
+        roundoff=unit_roundoff(folded.module),
         is_exact=is_exact,
         names=pair.names,
         require_reproducible=pair.require_reproducible,
@@ -336,6 +336,7 @@ def _is_nudged(inputs: Inputs) -> bool:
     return any(isinstance(v, Tensor) and v.is_floating_point() and bool((v != 0).any()) for v in values)
 
 
-def _unit_roundoff(model: nn.Module) -> float:
+def unit_roundoff(model: nn.Module) -> float:
+    """Return the largest unit roundoff among the dtypes of a model's parameters."""
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()} or {torch.float32}
     return max(float(np.ldexp(torch.finfo(d).eps, -1)) for d in dtypes)
