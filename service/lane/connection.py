@@ -103,8 +103,10 @@ class ConnectionLane:
         self._started = time.perf_counter()
         raw = data[: data.find(_HEAD_END) + len(_HEAD_END)]
         known = self.shared.heads.get(raw)
-        if known is None and self._repeated is not None and self._repeated.begins(raw):
-            known = self._repeated
+        if known is None and self._repeated is not None:
+            if not self._repeated.begins(raw):
+                self._repeated = self.shared.recognise(raw) or self._repeated
+            known = self._repeated if self._repeated.begins(raw) else None
         if known is not None and self._is_free() and self.shared.still_holds(known.head):
             return known
         if raw.startswith(_POST):  # then the parser ends the head at the first empty line too

@@ -28,7 +28,7 @@ from .counts import AnswerCounts
 from .exchange import Endpoint, RequestHead, Route
 from .failures import Failures
 from .infer import Infer, can_take
-from .known_head import KnownHead
+from .known_head import KnownHead, without_ids
 from .predict import Predict
 
 INFER_ROUTE = "/v2/models/{model}/infer"
@@ -77,6 +77,7 @@ class FastLane:
         self.budget = budget
         self.access = access
         self.heads: BoundedDict[bytes, KnownHead] = BoundedDict(_MAX_HEADS)
+        self._heads_with_ids: BoundedDict[bytes, RequestHead] = BoundedDict(_MAX_HEADS)
         self.endpoints: dict[bytes, Endpoint] = {}
         self._counts = AnswerCounts(metrics, access_log, tracing)
         self._error_log = error_log
@@ -93,6 +94,7 @@ class FastLane:
         for endpoint in self.endpoints.values():
             endpoint.is_current = False
         self.heads.clear()
+        self._heads_with_ids.clear()
         self.endpoints = {
             path: Endpoint(route, self._counts, self._error_log, self.registry.shadows)
             for path, route in _routes(self.registry, self._limits, self._readers).items()
@@ -150,14 +152,21 @@ class FastLane:
         return head.endpoint.is_current and head.keys is self.access.keys
 
     def remember(self, raw: bytes, head: RequestHead) -> KnownHead | None:
-        """Know these very bytes again; returns a head with an id in it, which only its connection will see again."""
+        """Know these very bytes again, whatever the ids in them are; returns a head that has some."""
         if len(raw) > _MAX_HEAD_BYTES:
             return None
-        known = KnownHead(raw, head)
-        if not known.is_exact:
+        known, masked = KnownHead(raw, head), without_ids(raw)
+        if masked is not None:
+            self._heads_with_ids[masked] = head
             return known
         self.heads[raw] = known
         return None
+
+    def recognise(self, raw: bytes) -> KnownHead | None:
+        """Return a head that any connection has sent with other ids: of bodies of many lengths each has its own."""
+        masked = without_ids(raw)
+        head = None if masked is None else self._heads_with_ids.get(masked)
+        return None if head is None else KnownHead(raw, head)
 
     def renew(self, head: RequestHead) -> RequestHead:
         """Return what a head means now that the models have changed since it was read.

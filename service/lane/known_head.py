@@ -24,6 +24,12 @@ _ID_BYTES = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ._:-
 _ID_LINE = re.compile(rb"\r\n(%b): ([%b]+)(?=\r\n)" % (b"|".join(_NAMES), re.escape(_ID_BYTES)), re.IGNORECASE)
 
 
+def without_ids(raw: bytes) -> bytes | None:
+    """Return the bytes of a head with a zero byte for each id; None where there is no id, or such a byte already."""
+    masked, count = _ID_LINE.subn(rb"\r\n\1: \0", raw)
+    return masked if count and b"\0" not in raw else None
+
+
 class KnownHead:
     """One head and the bytes by which it is known again.
 

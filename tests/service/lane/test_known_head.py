@@ -1,11 +1,12 @@
 """Heads that are known again: by all of their bytes, or by all but an id that is new with every request."""
 
+import json
 import random
 from pathlib import Path
 
 import pytest
 
-from foldserve.service.lane.known_head import KnownHead
+from foldserve.service.lane.known_head import KnownHead, without_ids
 from tests.support.lane import OCTETS, ONE, ask, assert_equal, service
 from tests.support.wire import Client, on_loop
 
@@ -61,6 +62,27 @@ async def test_a_head_with_a_new_id_is_known_and_answered_as_one_that_is_not(
         assert len(server.seen) == 6
 
 
+@on_loop
+async def test_heads_of_many_lengths_are_read_once_each_whatever_their_ids(
+    fashion: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JSON is of another length each time; what one connection has sent is known on others, under every id."""
+    watched = Watched(monkeypatch)
+    rows = [json.dumps({"instances": [[pixel] * 784]}).encode() for pixel in (7, 77, 177)]
+    async with service(fashion) as server:
+        for turn in range(3):
+            async with server.connect() as client:
+                for count in range(9):
+                    sent = IDS["two ids"] % (turn * 9 + count, 7)
+                    await client.send(ask(rows[count % 3], b"application/json", sent))
+                    answer = await client.answer()
+                    assert answer.status == 200
+                    assert answer.headers["x-request-id"] == f"mine-{turn * 9 + count:016x}"
+                    assert answer.headers["traceparent"].split("-")[1] == f"{7:032x}"
+        assert watched.read == 3 + 2  # each length once, and the first of each later connection
+        assert len(server.seen) == 0
+
+
 async def send_in_two(client: Client, request: bytes) -> None:
     """Send a head, and its body once it has gone."""
     head, _, body = request.partition(b"\r\n\r\n")
@@ -104,6 +126,15 @@ def test_an_id_ends_no_line() -> None:
         assert not known.begins(raw.replace(b"abcdefgh", b"abc%cefgh" % byte))
     assert not known.begins(raw.replace(b"abcdefgh", b"abcdefghi"))
     assert not known.begins(raw[:-1])
+
+
+def test_two_heads_are_one_without_their_ids_only_where_nothing_else_differs() -> None:
+    """Length, names and all other bytes are part of it; a zero byte of the client's stands for no id."""
+    raw = b"POST / HTTP/1.1\r\nx-request-id: a\r\ntraceparent: b\r\nContent-Length: 5\r\n\r\n"
+    assert without_ids(raw) == without_ids(raw.replace(b": a", b": other").replace(b": b", b": 00-1"))
+    for old, new in ((b"5", b"6"), (b"x-r", b"X-r"), (b": a", b":a"), (b": a", b": \0"), (b"parent", b"parents")):
+        assert without_ids(raw.replace(old, new)) != without_ids(raw)
+    assert without_ids(raw.replace(b"x-request-id: a\r\ntraceparent: b\r\n", b"")) is None
 
 
 def test_what_is_read_of_a_head_is_no_id() -> None:
