@@ -167,7 +167,8 @@ def run_model_in_float64(model: nn.Module, inputs: Inputs, exact: Mapping[int, T
         exact: as in `run_in_float64`.
     """
     runnable = copy_to_run(model, keep=exact or ())
-    wide = {**_small_ones_widened(runnable), **(exact or {})}
+    small = _small_ones_widened(runnable)  # held: what a model lets go would leave its `id` to another tensor
+    wide = {**{id(one): widened for one, widened in small}, **(exact or {})}
     try:
         return run_in_float64(lambda given: call(runnable, given), (inputs,), wide)
     except RuntimeError as err:
@@ -178,12 +179,12 @@ def run_model_in_float64(model: nn.Module, inputs: Inputs, exact: Mapping[int, T
         return call(_widened_copy(model, exact or {}), tree_map(widen, inputs))
 
 
-def _small_ones_widened(model: nn.Module) -> dict[int, Tensor]:
-    """Return the small tensors of a model in float64, by `id`: where they are used, under the modes, costs far more."""
+def _small_ones_widened(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Return the small tensors of a model and each in float64: where they are used, under the modes, costs far more."""
     with _disable_current_modes(), torch.no_grad():
         named = named_tensors(model)
         small = [one for _, one in named if type(one) in _OF_TORCH and one.dtype in NARROW and one.nbytes <= _SMALL]
-        return {id(one): widen(one) for one in small}
+        return [(one, widen(one)) for one in small]
 
 
 def needs_no_mode(err: RuntimeError) -> bool:

@@ -594,7 +594,7 @@ _modes: WeakKeyDictionary[nn.Module, FakeTensorMode] = WeakKeyDictionary()  # ea
 
 
 def _wants_values(err: Exception) -> bool:
-    """True for an error of a forward that asks a tensor without values for one, as `item` and `nonzero` do."""
+    """True for an error of a forward that asks a tensor without values for one, as item() and nonzero() do."""
     return isinstance(err, DataDependentOutputException | DynamicOutputShapeException) or "fake" in str(err).lower()
 
 
