@@ -162,8 +162,6 @@ ROWS = [
         too_many,
         change="patient-decoding",
         part=12,
-        why_not="with two workers the share moved, 0.66 to 1.16 C at 2 C over the rounds, with the connections that "
-        "each of them got; they share them out now, and that was not measured again on a quiet machine",
     ),
     Row(
         "K20",

@@ -10,7 +10,6 @@ import pytest
 
 from foldserve.service.processes.open_connections import OpenConnections
 from foldserve.service.settings import Settings
-from foldserve.service.transport import even
 from foldserve.service.transport.even import EvenServer
 from foldserve.service.transport.guard import Guard
 from foldserve.service.transport.limits import connection_limits
