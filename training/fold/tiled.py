@@ -1,4 +1,4 @@
-"""Convolutions in float64, a stretch of the map at a time.
+"""Convolutions a stretch of the map at a time.
 
 Used by `float64` and by the ONNX kernels. PyTorch has no double convolution that works in place: it copies each input
 once for every place of the kernel, for the whole batch, which is more than the rest of a proof takes together.
@@ -29,7 +29,7 @@ def convolve(
 
     Args:
         convolution: computes it for an input and a padding; everything else of it is fixed.
-        x: (N, C, ...) in float64.
+        x: (N, C, ...), floats.
         weight: (C_out, C / groups, ...).
         stride: of each spatial axis, as the following.
         padding: with zeros, the same at both ends.

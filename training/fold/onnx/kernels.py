@@ -28,8 +28,11 @@ def _batch_norm(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Valu
         return None
     shape = (1, *mean.shape) + (1,) * (x.ndim - 1 - mean.ndim)  # with spatial=0 each position has its own statistics
     deviation = np.sqrt(var + fields.get("epsilon", float(np.float32(1e-5))))
-    normalised = (x - mean.reshape(shape)) / deviation.reshape(shape)
-    return np.asarray(normalised * gamma.reshape(shape) + beta.reshape(shape))
+    result = np.subtract(x, mean.reshape(shape), dtype=np.result_type(x, mean, var, gamma, beta))
+    result /= deviation.reshape(shape)
+    result *= gamma.reshape(shape)
+    result += beta.reshape(shape)
+    return np.asarray(result)
 
 
 def _conv(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
@@ -39,14 +42,11 @@ def _conv(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | N
         return None
     function = (F.conv1d, F.conv2d, F.conv3d)[x.ndim - 3]
     begins, ends = kernel.pads
-    pads = begins if begins == ends else 0
     x = x if begins == ends else kernel.pad(x, 0.0)
 
     def convolution(part: Tensor, padding: Any) -> Any:
         return function(part, weight, bias, kernel.strides, padding, kernel.dilations, fields.get("group", 1))
 
-    if x.dtype is not torch.float64:
-        return np.asarray(convolution(x, pads).numpy())
     sides = begins if begins == ends else [0] * len(kernel.strides)
     result = convolve(convolution, x, weight, kernel.strides, sides, kernel.dilations)
     return np.asarray(result.numpy())
