@@ -6,9 +6,12 @@ Knows sockets and counts, and nothing of what is said over them.
 """
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable
 from typing import Protocol
+
+_log = logging.getLogger(__name__)
 
 _TURN_SECONDS = 0.001  # that a connection is left to a worker with fewer, which may be busy or stopped
 _AT_ONCE = 64  # of so many it takes one more when it was its turn: else thousands would be slow beside a stopped worker
@@ -108,5 +111,10 @@ class EvenServer:
         try:
             await self._loop.connect_accepted_socket(self._make_protocol, connection)
         except OSError:  # the client has gone, before anybody could count it
-            connection.close()
-            self._connections.add(-1)
+            pass
+        except Exception:  # a mistake of ours
+            _log.exception("a connection failed and is closed")
+        else:
+            return
+        connection.close()
+        self._connections.add(-1)

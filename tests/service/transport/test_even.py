@@ -174,3 +174,31 @@ def test_without_room_for_the_counts_every_client_is_taken(listener, tmp_path):
         return is_ahead
 
     assert not asyncio.run(run())
+
+
+def test_a_protocol_that_cannot_be_made_is_no_connection(listener, tmp_path, caplog):
+    """Its client is told at once, and the worker takes as many after it as before."""
+
+    async def run() -> tuple[list[bytes], int, int]:
+        worker = Worker(listener, tmp_path / "counts", 0)
+        make, worker.server._make_protocol = worker.server._make_protocol, fail
+        got = [await asyncio.to_thread(ask, listener.getsockname()) for _ in range(3)]
+        failed = worker.counts.own
+        worker.server._make_protocol = make
+        async with clients(listener, 2):
+            await until([worker], lambda: worker.number == 2)
+            taken = worker.counts.own
+        await worker.end()
+        return got, failed, taken
+
+    assert asyncio.run(run()) == ([b""] * 3, 0, 2)
+    assert [record.getMessage() for record in caplog.records] == ["a connection failed and is closed"] * 3
+
+
+def fail() -> asyncio.BaseProtocol:
+    raise MemoryError
+
+
+def ask(address: tuple[str, int]) -> bytes:
+    with socket.create_connection(address, timeout=10) as connection:
+        return connection.recv(1)
