@@ -47,6 +47,7 @@ _HELD_SECONDS = 0.005  # for which the beginning of a call waits for its rest
 # Of the client's window for the connection these are the lane's: half of the least that a client may have, and more
 # where it opens by more at once. All but these the library has, and no answer is promised that would not fit.
 _LEAST_WINDOW, _MOST_WINDOW, _SHARE = 32_768, 262_144, 4
+_MOST_OPENED = 0x7FFF_FFFF  # bytes by which one frame may open a window
 _CREDIT_BYTES = 8_192  # read from a client before it is told so
 _INITIAL_WINDOW_SIZE = 4  # a setting
 _FRAME = struct.Struct(">IBI")  # length and type, flags, stream
@@ -177,9 +178,12 @@ class CallConnection:
         """Pass on what was held of a call whose rest has not come."""
         self._release = None
         data, self._held = self._held, b""
-        if data:
-            self._read(data, may_wait=False)
-            self._outside.note_half()
+        try:
+            if data:
+                self._read(data, may_wait=False)
+                self._outside.note_half()
+        except Exception:
+            self._outside.failed()
 
     def _look_at(self, kind: int, flags: int, stream: int, payload: bytes) -> bytes | None:
         """Look at a frame that is no part of a call; returns what is passed on instead of it, None for itself."""
@@ -277,7 +281,10 @@ class CallConnection:
             elif kind == WINDOW_UPDATE and stop - position == 4 and other in (0, stream):
                 if stop > end:
                     return _WAIT
-                opened += 0 if other else int.from_bytes(data[position:stop])
+                more = int.from_bytes(data[position:stop]) & _MOST_OPENED
+                opened += 0 if other else more
+                if not more or opened > _MOST_OPENED:  # mistakes, which the library answers
+                    return _PASS
             else:
                 return _PASS
             position = stop
@@ -332,7 +339,7 @@ class CallConnection:
         """Take our part of what a client lets us send; returns what is passed on instead, None for all of it."""
         if stream:
             return b"" if self._is_ours(stream) else None
-        size &= 0x7FFF_FFFF
+        size &= _MOST_OPENED
         self._most_window = max(self._most_window, min(_MOST_WINDOW, size // _SHARE))
         ours = min(size, self._most_window - self._window)
         if not ours:

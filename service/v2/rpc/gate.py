@@ -8,6 +8,7 @@ the library; all it learns of them is that their streams have been.
 
 import asyncio
 import contextlib
+import logging
 import shutil
 import socket
 from collections.abc import Callable
@@ -40,6 +41,8 @@ from .frames import (
     refusal,
     reset,
 )
+
+_log = logging.getLogger(__name__)
 
 ROUTE = "gRPC"  # of refused calls and connections in log and metrics: their own route is not known here
 
@@ -218,6 +221,22 @@ class Side(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
 
     def data_received(self, data: bytes) -> None:
+        """Take what arrives."""
+        try:
+            self.receive(data)
+        except Exception:
+            self.failed()
+
+    def failed(self) -> None:
+        """End a connection on which a mistake of ours came to light; both sides see it end."""
+        _log.exception("a connection failed and is closed")
+        self.transport.abort()
+
+    def receive(self, data: bytes) -> None:
+        """Take what arrives."""
+        self.pass_on(data)
+
+    def pass_on(self, data: bytes) -> None:
         """Watch what arrives, and pass it on; what the gate has to say goes between two frames of it."""
         cut = None
         self.is_reading = True
@@ -365,8 +384,8 @@ class Outside(Side):
         else:
             self._turn_away()
 
-    def data_received(self, data: bytes) -> None:
-        """Watch what a client sends, and pass it on."""
+    def receive(self, data: bytes) -> None:
+        """Show the lane what a client sends; what that leaves is passed on."""
         if self._refused_since is not None:
             return
         if self._early is not None:  # reading is paused, but uvloop may have read once before
@@ -377,10 +396,6 @@ class Outside(Side):
         else:
             self.pass_on(data)
         self.note_half()
-
-    def pass_on(self, data: bytes) -> None:
-        """Watch what is for the library, and send it there."""
-        super().data_received(data)
 
     def note_half(self) -> None:
         """Begin or end the time in which a frame that is no message's has to be whole."""
@@ -437,8 +452,9 @@ class Outside(Side):
         try:
             inner, self._name = self._gate.connect(self._address)
         except OSError:
-            self._turn_away()
-            self.transport.resume_reading()
+            if not self.transport.is_closing():
+                self._turn_away()
+                self.transport.resume_reading()
             return
         _, self.other = await asyncio.get_running_loop().create_unix_connection(lambda: Inside(self), sock=inner)
         if self.transport.is_closing():

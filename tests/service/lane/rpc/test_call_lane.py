@@ -14,6 +14,7 @@ from foldserve.service.keys import new_key  # noqa: E402
 from foldserve.service.v2.rpc.frames import (  # noqa: E402
     DATA,
     END_HEADERS,
+    END_STREAM,
     GOAWAY,
     HEADERS,
     PING,
@@ -343,3 +344,20 @@ def test_resets_that_come_with_calls_end_nothing_else(service):
         assert client.ask(2_007, message())
         assert not [it for it in client.frames if it[0] in (GOAWAY, RST_STREAM)]
     assert call(service.channel, message())[0] is Code.OK
+
+
+@pytest.mark.parametrize("sizes", [[0], [2**31 - 1] * 3, [2**32 - 1] * 2], ids=["not at all", "too far", "with a bit"])
+def test_windows_that_open_wrongly_within_a_call_are_the_librarys(service, caplog, sizes):
+    """It ends the call, the connection or nothing; the lane had failed on the sum of what they opened by."""
+    updates = b"".join(window_update(0, size) for size in sizes)
+    with client_of(service) as client:
+        for stream in (1, 3, 5):
+            client.ask(stream, message())
+        calls = [infer_frames(stream, message()) for stream in (7, 9)]
+        start = 9 + len(BLOCK)
+        client.send(b"".join(call[:start] + updates + call[start:] for call in calls))
+        while not any(it[0] == GOAWAY or (it[1] & END_STREAM and it[2] == 9) for it in client.frames):
+            if not client.receive():
+                break
+    assert call(service.channel, message())[0] is Code.OK
+    assert not [record for record in caplog.records if record.exc_info]
