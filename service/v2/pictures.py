@@ -1,13 +1,15 @@
 """Encoded pictures as a BYTES tensor, in the place of the pixels of a model that states a picture recipe.
 
-An element is a PNG or JPEG file, or its base64, as JSON needs it. They are decoded as those of `/predict` are; whoever
-reads such a request has it admitted as work first, since to decode can take seconds.
+An element is a PNG or JPEG file, or one of a format that is switched on, or its base64, as JSON needs it. They are
+decoded as those of `/predict` are; whoever reads such a request has it admitted as work first, since to decode can take
+seconds.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from foldserve.format.image import ImageRecipe
+from foldserve.format.picture_types import picture_type
 
 from ..bodies.decoder import decode_image
 from ..bodies.free_pictures import stacked
@@ -16,8 +18,6 @@ from ..bodies.limits import Limits
 from ..tensors import Array, TensorSpec
 from .checks import DeclaredTensor
 from .datatypes import BYTES
-
-_FILES = (b"\x89PNG", b"\xff\xd8")  # how a file begins; base64 has none of these bytes
 
 
 class Pictures:
@@ -57,7 +57,7 @@ class Pictures:
             beat: called while files are decoded; raises when nobody waits for them any more.
 
         Raises:
-            InvalidInput: an element is neither a PNG or JPEG file nor base64 of one, or does not fit the recipe.
+            InvalidInput: an element is neither a file that is decoded nor base64 of one, or does not fit the recipe.
             BodyTooLarge: more pixels in all files than one request may have decoded.
         """
         files = arrays[self.input]
@@ -67,8 +67,7 @@ class Pictures:
         images = []
         for index, file in enumerate(files.ravel()):
             place = self._place(index)
-            is_file = file.startswith(_FILES)
-            decode = decode_image if is_file else decode_base64
+            decode = decode_base64 if picture_type(file) is None else decode_image  # no base64 begins like a file
             images.append(decode(file, self._recipe, budget, place))
         return {**arrays, self.input: stacked(images, self._recipe, self._limits, self._place)}
 

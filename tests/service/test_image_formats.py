@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def shown(answer: httpx.Response) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", PICTURE_FORMATS)
 def test_every_format_is_read_pixel_for_pixel(every, kind):
-    """By its media type, in a form, as base64 and on TorchServe's route: what the model sees is what was written."""
+    """By its media type, in a form, as base64, on TorchServe's route and by the protocol: as what was written."""
     data = file(kind) if kind != "jpeg" else file("jpeg", quality=100, subsampling=0)
     expected = PIXELS if kind != "jpeg" else np.asarray(Image.open(io.BytesIO(data)))
     headers = {"Content-Type": f"image/{kind}"}
@@ -74,6 +75,19 @@ def test_every_format_is_read_pixel_for_pixel(every, kind):
     raw = every.post("/predict", content=expected.tobytes(), headers={"Content-Type": "application/octet-stream"})
     assert said == raw.json()["predictions"]
     assert every.put("/predictions/fashion", content=data).status_code == 200
+    for element in (data, base64.b64encode(data)):
+        assert by_protocol(every, element).json()["outputs"] == by_protocol(every, expected).json()["outputs"]
+
+
+def by_protocol(http: httpx.Client, sent: bytes | np.ndarray) -> httpx.Response:
+    """The probabilities of one picture or its pixels, sent behind the JSON."""
+    is_file = isinstance(sent, bytes)
+    content = len(sent).to_bytes(4, "little") + sent if is_file else sent.tobytes()
+    tensor = {"name": "image", "datatype": "BYTES" if is_file else "UINT8", "shape": [1] if is_file else [1, 1, 28, 28]}
+    tensor["parameters"] = {"binary_data_size": len(content)}
+    head = json.dumps({"inputs": [tensor], "outputs": [{"name": "probabilities"}]}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    return http.post("/v2/models/fashion/infer", content=head + content, headers=headers)
 
 
 @pytest.mark.parametrize("kind", MORE)
@@ -85,6 +99,8 @@ def test_what_is_not_switched_on_is_refused(usual, kind):
     by_content = usual.post("/predict", content=file(kind), headers={"Content-Type": "image/png"})
     assert by_content.json() == {"error": "image: not a PNG or JPEG image, expected the bytes of one"}
     assert by_content.status_code == 400
+    by_protocol_too = by_protocol(usual, file(kind))
+    assert by_protocol_too.json() == {"error": "input 'image'[0]: not a PNG or JPEG image, expected the bytes of one"}
 
 
 @pytest.mark.parametrize("kind", MORE)
