@@ -1,8 +1,10 @@
-"""A service that a benchmark has started ends with it, however the benchmark ends: killed as well."""
+"""What a benchmark has started ends with it, however the benchmark ends: killed as well."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -59,3 +61,18 @@ def ends_with_us(group: int) -> Iterator[None]:
         watch.kill()
         watch.wait()
         os.close(writer)
+
+
+def end_with_parent() -> None:
+    """End this process as soon as the one that it was started by is gone; for a pool of processes to begin with.
+
+    A process of a pool holds both ends of the pipe that it reads, and never sees that nobody will write there again.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: Any) -> None:
+    parent.join()
+    os._exit(1)

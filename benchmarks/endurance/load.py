@@ -16,6 +16,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+from benchmarks.ending import end_with_parent
 from benchmarks.serving.open_loop import Connection, Load
 
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: a close sends a reset at once
@@ -125,7 +126,7 @@ def generate(make: Callable[..., Load], arguments: Sequence[Any], rate: float, s
 @contextmanager
 def beside() -> Any:
     """Give a function that starts a load in a process of its own and returns its future summary."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent) as pool:
 
         def begin(make: Callable[..., Load], arguments: Sequence[Any], rate: float, seconds: float) -> Future[Any]:
             return pool.submit(generate, make, arguments, rate, seconds)

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 import grpc
 
+from benchmarks.ending import end_with_parent
 from benchmarks.trust.asking import Answer, get
 from benchmarks.trust.at_the_door import is_closed_within
 from benchmarks.trust.row import Bench, Measured, Row
@@ -78,7 +79,7 @@ def watched(service: Unasked, calls: list["Future[str]"], beside: list[Answer]) 
 
 def senders() -> ProcessPoolExecutor:
     """Processes of their own, so that what they send holds up nobody here who asks for the time."""
-    pool = ProcessPoolExecutor(4, multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(4, multiprocessing.get_context("spawn"), end_with_parent)
     list(pool.map(len, WORDS))  # they have started
     return pool
 

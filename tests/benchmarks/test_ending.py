@@ -3,6 +3,7 @@
 import ast
 import os
 import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,24 @@ with started(["sh", "-c", "sleep 600 & echo $!; wait"], stdout=subprocess.PIPE, 
     print(process.stdout.readline(), flush=True)
     sys.stdin.read()
 """
+
+BESIDE = """
+import multiprocessing, sys
+from benchmarks.endurance.load import beside
+with beside():
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    sys.stdin.read()
+"""
+ROW = """
+import sys
+from benchmarks.trust.row import Bench
+with Bench(workers=2).serve() as service:
+    print(*service.workers(), flush=True)
+    sys.stdin.read()
+"""
 # They start what ends by itself: loads for so many seconds, and what watches its parent or reads from it.
+_START = {"Popen", "create_subprocess_exec", "ProcessPoolExecutor"}
+_END = {"ends_with_us", "started", "end_with_parent"}
 _END_BY_THEMSELVES = {"endurance/crowded.py", "endurance/memory.py", "ending.py", "folding/runs.py"}
 
 
@@ -40,23 +58,27 @@ def test_every_benchmark_that_starts_a_process_ends_it_however_it_ends_itself():
     """Each names what does that; five that did not had left services behind, which other figures then suffered from."""
     folder = Path(benchmarks.__file__).parent
     trees = {str(path.relative_to(folder)): ast.parse(path.read_text()) for path in folder.rglob("*.py")}
-    start = {name for name, tree in trees.items() if names(tree) & {"Popen", "create_subprocess_exec"}}
-    ends = {name for name, tree in trees.items() if names(tree) & {"ends_with_us", "started"}}
-    assert "serving/servers.py" in start & ends
+    start = {name for name, tree in trees.items() if names(tree) & _START}
+    ends = {name for name, tree in trees.items() if names(tree) & _END}
+    assert {"serving/servers.py", "endurance/load.py"} <= start & ends
     assert start - ends - _END_BY_THEMSELVES == set()
 
 
-@pytest.mark.parametrize("code", [STARTS, STARTED], ids=["service", "its worker"])
-def test_a_killed_benchmark_takes_its_service_along(code):
+@pytest.mark.parametrize("code", [STARTS, STARTED, BESIDE, ROW], ids=["service", "its worker", "load", "row"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_benchmark_takes_what_it_started_along(code, number):
     """`timeout` had ended the runner of a row, and two workers of its weakened service stayed for hours."""
     runner = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    service = os.pidfd_open(int(runner.stdout.readline()))
+    started = [os.pidfd_open(int(pid)) for pid in runner.stdout.readline().split()]
     try:
-        runner.kill()
-        assert select.select([service], [], [], 30)[0]
+        assert started
+        runner.send_signal(number)
+        for process in started:
+            assert select.select([process], [], [], 30)[0]
     finally:
         runner.communicate()
-        os.close(service)
+        for process in started:
+            os.close(process)
 
 
 def test_a_benchmark_that_goes_on_ends_nothing():
