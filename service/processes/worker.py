@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import uvicorn
 from uvicorn._subprocess import subprocess_started
-from uvicorn.supervisors.multiprocess import SIGNALS, Process
+from uvicorn.supervisors.multiprocess import Process
 
 from foldserve.exit_codes import DONE
 
@@ -57,9 +57,10 @@ class Worker(Process):
 
 def _serve(config: uvicorn.Config, target: Callable[..., None], sockets: list[socket.socket]) -> None:
     """Run in the copy: forget that the supervisor collects signals, then serve."""
-    for number in SIGNALS:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    ignore_strays()
+    ignore_strays()  # first, so that none of them ends this process meanwhile
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGWINCH):
+        signal.signal(number, signal.SIG_DFL)
     _go_on_without_parent()
     gc.disable()  # until all is imported, see `factory`
     subprocess_started(config, target, sockets, None)
