@@ -117,11 +117,14 @@ class KeysFile:
         while not self._is_closed:
             is_told = self._wake.wait(LOOK_SECONDS)
             self._wake.clear()
-            self.look()
-            if is_told and not self._is_closed:
-                time.sleep(_UNCHANGED_SECONDS)
-                self.look(is_told=True)
-            also()
+            try:
+                self.look()
+                if is_told and not self._is_closed:
+                    time.sleep(_UNCHANGED_SECONDS)
+                    self.look(is_told=True)
+                also()
+            except Exception:  # a mistake of ours: a key that is revoked later still has to be noticed
+                _log.exception("following the keys file failed")
 
     def _parse(self, data: bytes) -> tuple[Key, ...]:
         keys = parse_keys(self._path, data)
