@@ -47,10 +47,14 @@ def decide_alone(key: str, measure: Callable[[], str]) -> str:
 
 @dataclass(frozen=True)
 class Choice:
-    """The graph to run, a path or a model's bytes, and the name of the rewrite; None for the published graph."""
+    """The graph to run, a path or a model's bytes, and the name of the rewrite; None for the published graph.
+
+    `runner` runs it, where it was opened already.
+    """
 
     source: Source
     rewrite: str | None = None
+    runner: Runner | None = None
 
 
 def autotune(
@@ -84,7 +88,9 @@ def may_pay(artifact: Artifact, lone_seconds: float, rewrites: Mapping[str, Rewr
     return lone_seconds * artifact.golden.rows <= _LONGEST_RUN_SECONDS and bool(_candidates(artifact, rewrites))
 
 
-def reuse_choice(artifact: Artifact, name: str | None, rewrites: Mapping[str, Rewrite], decide: Decide) -> Choice:
+def reuse_choice(
+    artifact: Artifact, name: str | None, rewrites: Mapping[str, Rewrite], decide: Decide, threads: int = 1
+) -> Choice:
     """Return the graph that another model of the same structure runs, if it is right for this one too.
 
     Args:
@@ -92,11 +98,14 @@ def reuse_choice(artifact: Artifact, name: str | None, rewrites: Mapping[str, Re
         name: of the rewrite that the other one runs; None for the published graph.
         rewrites: by name.
         decide: makes all workers run the same.
+        threads: of one run.
     """
     chosen = decide(f"graph-{artifact.sha256}", lambda: name or "")
     candidates = _candidates(artifact, {chosen: rewrites[chosen]}) if chosen in rewrites else {}
-    if chosen in candidates and _is_right(artifact, chosen, PlainRunner(cpu_session(candidates[chosen], 1))):
-        return Choice(candidates[chosen], chosen)
+    if chosen in candidates:
+        runner = PlainRunner(cpu_session(candidates[chosen], threads))
+        if _is_right(artifact, chosen, runner):
+            return Choice(candidates[chosen], chosen, runner)
     return Choice(artifact.model_path)
 
 

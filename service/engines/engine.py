@@ -107,6 +107,7 @@ class Engine:
         references: Mapping[str, Measured] | None = None,
         known: Measured | None = None,
         chosen: str | None = None,
+        structure: str = "",
         is_proved: bool = False,
         is_deferring: bool = False,
     ) -> "Engine":
@@ -129,6 +130,7 @@ class Engine:
                 wrong, and in their way.
             known: what was measured of this very model before.
             chosen: what `choose_graph` found; None has the fastest graph found now.
+            structure: of its graph, where that was looked at before.
             is_proved: whether another process of this service has proved this very model, in the batch sizes that are
                 known; each of them has to give the golden answers here too, but once, and not at every position.
             is_deferring: whether of a model whose runs are long only the smallest bucket is proved now; `prove_next`
@@ -165,18 +167,19 @@ class Engine:
             refuse_dependent_rows(published, artifact)
         # Of a large file it is found later, by whoever defers: reading it once more would hold up the start.
         is_large = artifact.source.stat().st_size >= _LARGE_BYTES
-        structure = "" if is_deferring and is_large else structure_of(artifact.source)
-        sibling = ((references or {}).get(structure) if structure and not is_proved else None) or known
+        structure = structure or ("" if is_deferring and is_large else structure_of(artifact.source))
+        like = (references or {}).get(structure) if structure and not is_proved else None
+        sibling, is_brief = like or known, is_proved or like is not None
         engine = cls(published, device, signature, fitting, structure=structure)
         if is_deferring and engine._defer(artifact, opened, known, decide, is_autotuned=is_autotuned):
             return engine
         if opened > 1 and not threads:
             engine._runner = PlainRunner(cpu_session(artifact.source, 1))
         if is_autotuned and signature.fixed_rows is None and artifact.is_verified:
-            rewritten = engine._rewritten(artifact, threads, cores, decide, sibling, chosen, is_proved=is_proved)
+            rewritten = engine._rewritten(artifact, threads, cores, decide, sibling, chosen, is_brief=is_brief)
             if rewritten is not None:
                 return rewritten
-        engine._prove(artifact, artifact.source, cores, sibling, is_proved=is_proved)
+        engine._prove(artifact, artifact.source, cores, sibling, is_brief=is_brief)
         return engine
 
     @staticmethod
@@ -319,18 +322,19 @@ class Engine:
         sibling: Measured | None,
         chosen: str | None,
         *,
-        is_proved: bool,
+        is_brief: bool,
     ) -> "Engine | None":
         """A proven engine of a rewritten graph, if one is right, faster, and the same in every batch."""
         if sibling is None and chosen is None:
             choice = autotune(artifact, self._runner, self.buckets, REWRITES, decide)
         else:
-            choice = reuse_choice(artifact, chosen if sibling is None else sibling.rewrite, REWRITES, decide)
+            name = chosen if sibling is None else sibling.rewrite
+            choice = reuse_choice(artifact, name, REWRITES, decide, threads or 1)
         if choice.rewrite is None:
             return None
-        runner = PlainRunner(cpu_session(choice.source, threads or 1))
+        runner = choice.runner or PlainRunner(cpu_session(choice.source, threads or 1))
         engine = Engine(runner, self.device, self._signature, self.buckets, choice.rewrite, self.structure)
-        engine._prove(artifact, choice.source, cores, sibling, is_proved=is_proved)
+        engine._prove(artifact, choice.source, cores, sibling, is_brief=is_brief)
         if engine.batch_invariant and engine.buckets == engine._profile.tried:
             return engine
         _log.warning("model %s: %r left out: answers depend on the batch", artifact.name, choice.rewrite)
@@ -343,18 +347,31 @@ class Engine:
         cores: int = 1,
         sibling: Measured | None = None,
         *,
-        is_proved: bool = False,
+        is_brief: bool = False,
     ) -> None:
-        """Measure every bucket, unless it is known how long it takes, and compare each with the golden answers."""
+        """Measure every bucket, unless it is known how long it takes, and compare each with the golden answers.
+
+        Args:
+            artifact: a version folder.
+            source: of the graph that runs on the CPU, which more threads may run too.
+            cores: how many there may be.
+            sibling: what was measured of the same model, or of one whose graph differs in nothing but weights.
+            is_brief: whether that one was proved in this service, so that its buckets give the same bytes wherever a
+                row stands: that is a matter of the graph.
+        """
         self.golden = golden = artifact.golden
-        seconds = self._use_threads(source, cores, sibling) if source is not None and cores > 1 else {}
-        if sibling is not None and sibling.rewrite == self.rewrite:
+        before = self._runner, self._profile
+        is_same = sibling is not None and sibling.rewrite == self.rewrite
+        is_brief = is_brief and is_same
+        seconds = self._use_threads(source, cores, sibling, is_brief=is_brief)
+        if sibling is not None and is_same:
             seconds = sibling.seconds
         worth = [bucket for bucket in self.buckets if not seconds or bucket in seconds]
-        is_brief = is_proved and sibling is not None and seconds is sibling.seconds
         self._profile = profile_buckets(self._run_of(artifact), golden.inputs, worth, seconds, is_brief=is_brief)
-        if is_brief and self.buckets != tuple(seconds):  # it does not agree with what the other process found
-            self._profile = profile_buckets(self._run_of(artifact), golden.inputs, worth, seconds)
+        if is_brief and self.buckets != tuple(seconds):  # it does not agree with what was found there
+            (self._runner, self._profile), self.threaded_from = before, None
+            self._prove(artifact, source, cores, sibling)
+            return
         self._check_answers(artifact)
 
     def _run_of(self, artifact: Artifact) -> Run:
@@ -374,9 +391,14 @@ class Engine:
             extra={"rewrite": self.rewrite},
         )
 
-    def _use_threads(self, source: Source, cores: int, sibling: Measured | None) -> Mapping[int, float]:
-        """Run large buckets on all cores if that pays and changes no byte; returns the seconds that were measured."""
-        if sibling is not None and sibling.threaded_from is None:
+    def _use_threads(
+        self, source: Source | None, cores: int, sibling: Measured | None, *, is_brief: bool
+    ) -> Mapping[int, float]:
+        """Run large buckets on all cores if that pays and changes no byte; returns the seconds that were measured.
+
+        A brief proof compares all buckets with one another, so that the bytes need no look here.
+        """
+        if source is None or cores <= 1 or (sibling is not None and sibling.threaded_from is None):
             return {}
         single, threaded, inputs = self._runner, PlainRunner(cpu_session(source, cores)), self.golden.inputs
         if sibling is None:
@@ -385,7 +407,8 @@ class Engine:
             first, seconds = sibling.threaded_from, {}
             large = [bucket for bucket in sibling.seconds if first is not None and bucket >= first]
             runs_all = first == self.buckets[0]  # then there is no other form to agree with
-            if not runs_all and not all(answers_agree(single.run, threaded.run, inputs, bucket) for bucket in large):
+            unsure = [] if runs_all or is_brief else large
+            if not all(answers_agree(single.run, threaded.run, inputs, bucket) for bucket in unsure):
                 first = None
         if first is not None:  # where all runs take all threads, the session for one thread gives its memory back
             self._runner = threaded if first == self.buckets[0] else ThreadedRunner(single, threaded, first)

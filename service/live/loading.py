@@ -66,6 +66,7 @@ class _Read:
         known: what was measured of it before.
         chosen: its fastest graph, where that is known already.
         engine: of it, where it need not be measured.
+        structure: of its graph; empty where that was not looked at.
     """
 
     artifact: Artifact
@@ -74,6 +75,7 @@ class _Read:
     known: Measured | None
     chosen: str | None = None
     engine: Engine | None = None
+    structure: str = ""
 
 
 class _Begun:
@@ -138,12 +140,14 @@ class Loader:
         self.side_by_side = max(1, available_cores() // settings.workers)
         self._some_loads = asyncio.Semaphore(self.side_by_side)
         self._one_load = asyncio.Semaphore(1)  # that measures
+        self._proofs_going_on = asyncio.Semaphore(self.side_by_side)  # beside none that measures
         self._begun: dict[tuple[str, int], _Begun] = {}
         self._proving = Proving()
         options = {**self._options(), "provider": settings.provider, "specialise": settings.specialise}
         self._measured = MeasuredCache(settings.state_dir, options)
         self._proofs = MeasuredCache(None if workers is None else workers.folder, options)
         self._rest: asyncio.Task[None] | None = None
+        self._is_ending = False
         self._names: set[str] = set()  # of all models that were ever loaded
         self._loaded: dict[Model, asyncio.Task[None] | None] = {}  # with the task that unloads it
         metrics.before_reading += [self._count_waiting, self._count_statistics]
@@ -202,13 +206,12 @@ class Loader:
                 read: _Read = await asyncio.wrap_future(begun.work)
                 if read.engine is not None:
                     return await self._proved(read.artifact, read.engine, begun.executor)
-            async with _turn(self._one_load):
-                async with asyncio.timeout(limit):
-                    begun.submit(self._open_engine, read, is_beside, like, begun.options)
-                    artifact, engine = await asyncio.wrap_future(begun.work)
-                    return await self._proved(artifact, engine, begun.executor)
+            async with self._turn_of(read, is_beside=is_beside), asyncio.timeout(limit):
+                begun.submit(self._open_engine, read, is_beside, like, begun.options)
+                artifact, engine = await asyncio.wrap_future(begun.work)
+                return await self._proved(artifact, engine, begun.executor)
         except ServiceError:
-            begun.executor.shutdown()
+            begun.executor.shutdown(wait=False)
             raise
         except BaseException as err:
             begun.give_up()
@@ -219,6 +222,17 @@ class Loader:
                 f"version {version} was not loaded and proved within {limit:g} s and is given up; "
                 "--load-seconds allows more"
             ) from None
+
+    @contextlib.asynccontextmanager
+    async def _turn_of(self, read: _Read, *, is_beside: bool) -> AsyncIterator[None]:
+        """Wait until a version may be opened and proved: alone where it is measured, else beside others like it."""
+        is_measured = read.known is not None or read.proved is not None or read.structure in self._references()
+        if is_measured and not is_beside:
+            async with _turn(self._proofs_going_on):
+                yield
+        else:
+            async with _turn(self._one_load), _turn(self._proofs_going_on, self.side_by_side):
+                yield
 
     def _open(self, name: str, version: int) -> Artifact:
         """Return a version after checking its files.
@@ -318,7 +332,8 @@ class Loader:
         return "" if measured is None else measured.to_json()
 
     async def unload_all(self) -> None:
-        """Unload everything that was loaded, and wait until all of it is gone."""
+        """Unload everything that was loaded, and wait until all of it is gone; the process ends then."""
+        self._is_ending = True
         if self._rest is not None:
             self._rest.cancel()
         self.forget_begun()
@@ -334,13 +349,14 @@ class Loader:
             _log.error("model %r version %d still ran after %g s and was left", model.name, model.version, seconds)
             model.executor.shutdown(wait=False, cancel_futures=True)
         else:
-            model.executor.shutdown()
+            await asyncio.to_thread(model.executor.shutdown)
         del self._loaded[model]
         model.statistics.close()
         self._metrics.forget_model(*_identity(model))
         _log.info("unloaded", extra={"model": model.name, "version": model.version})
         del model  # the last reference, or its memory could not be given back
-        await asyncio.to_thread(give_back)
+        if not self._is_ending:
+            await asyncio.to_thread(give_back)
 
     def _read(
         self, name: str, version: int, options: onnxruntime.RunOptions | None = None, is_first: bool = False
@@ -365,7 +381,8 @@ class Loader:
         known = self._measured.get(artifact.sha256, self._settings.buckets)
         read = _Read(artifact, content, proved, known)
         if options is None:
-            return read
+            is_large = artifact.source.stat().st_size >= _LARGE_BYTES
+            return read if is_large else replace(read, structure=structure_of(artifact.source))
         if known is None:
             return replace(read, chosen=self._choose_graph(artifact, options)) if is_first else read
         artifact, engine = self._open_engine(read, False, None, options)
@@ -392,9 +409,7 @@ class Loader:
         try:
             measured = known or self._prove_elsewhere(artifact, is_beside, is_known=proved is not None)
             with throttled(is_needed=is_beside), stoppable(options):
-                engine = self._engine_of(
-                    artifact, like, proved or measured, read.chosen, is_proved=proved is not None, is_beside=is_beside
-                )
+                engine = self._engine_of(artifact, like, proved or measured, read, is_beside=is_beside)
         except ServiceError as err:  # which shall name the file, not the copy of it
             raise type(err)(str(err).replace(str(artifact.source), str(artifact.model_path))) from err
         finally:
@@ -450,15 +465,12 @@ class Loader:
         artifact: Artifact,
         like: Model | None,
         known: Measured | None,
-        chosen: str | None,
+        read: _Read,
         *,
-        is_proved: bool,
         is_beside: bool,
     ) -> Engine:
         """Return an engine; beside requests all of its batch sizes are proved before it takes over from another one."""
         settings = self._settings
-        serving = [*self._loaded, *([like] if like is not None else [])]  # the last of its structure counts
-        references = {model.engine.structure: model.engine.measured for model in serving}
         return Engine.load(
             artifact,
             provider=settings.provider,
@@ -467,12 +479,18 @@ class Loader:
             tf32=settings.tf32,
             is_autotuned=settings.specialise,
             decide=self._decide,
-            references=references,
+            references=self._references(like),
             known=known,
-            chosen=chosen,
-            is_proved=is_proved,
+            chosen=read.chosen,
+            structure=read.structure,
+            is_proved=read.proved is not None,
             is_deferring=not is_beside,
         )
+
+    def _references(self, like: Model | None = None) -> dict[str, Measured]:
+        """Return what was measured of the models in memory, by structure."""
+        serving = [*self._loaded, *([like] if like is not None else [])]  # the last of its structure counts
+        return {model.engine.structure: model.engine.measured for model in serving if model.engine.structure}
 
     def _predictions(self, name: str, version: int, engine: Engine) -> Predictions | None:
         """What counts the classes and confidences of a version that classifies; None where it does not."""
@@ -525,17 +543,23 @@ class Loader:
 
 
 @contextlib.asynccontextmanager
-async def _turn(loads: asyncio.Semaphore) -> AsyncIterator[None]:
-    """Wait for other loads, which measure or fill the memory; but for none that takes long, or may never end."""
-    has_turn = True
+async def _turn(loads: asyncio.Semaphore, places: int = 1) -> AsyncIterator[None]:
+    """Wait for other loads, which measure or fill the memory; but for none that takes long, or may never end.
+
+    Args:
+        loads: counts those that go on.
+        places: how many this one takes.
+    """
+    taken = 0
     try:
-        await asyncio.wait_for(loads.acquire(), _PATIENCE_SECONDS)
-    except TimeoutError:
-        has_turn = False
-    try:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                while taken < places:
+                    await loads.acquire()
+                    taken += 1
         yield
     finally:
-        if has_turn:
+        for _ in range(taken):
             loads.release()
 
 

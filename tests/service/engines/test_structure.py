@@ -1,5 +1,8 @@
 """Models that differ in nothing but their weights: what was measured for one holds for the other."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import pytest
@@ -95,3 +98,44 @@ def test_a_rewrite_is_taken_over_and_proved_again(models, monkeypatch):
 
     monkeypatch.setattr(engines, "REWRITES", {name: wrong})
     assert loaded(models, 2, reference=first).rewrite is None
+
+
+def test_each_row_of_such_a_version_is_answered_once_in_each_batch_size(models, monkeypatch):
+    """That its place changes nothing is known of the graph; of the first one of its kind it has to be seen."""
+    for version in (1, 2):
+        artifacts.publish_classifier(models, version=version, seed=version)
+    rows, run = [], engines.PlainRunner.run
+    monkeypatch.setattr(engines.PlainRunner, "run", lambda *given: rows.append(len(given[1]["image"])) or run(*given))
+    first = loaded(models, 1)
+    before = sum(rows)
+    second = loaded(models, 2, reference=first)
+    golden = second.golden.rows
+    assert sum(rows) - before <= sum(max(golden, bucket) for bucket in second.buckets) + 2 * golden < before
+    assert second.buckets == first.buckets
+
+
+def test_such_a_version_is_looked_at_in_whole_where_it_disagrees(models, monkeypatch):
+    """Threads that change its last bits are left out for it, and no batch size is."""
+    for version in (1, 2):
+        artifacts.publish_classifier(models, version=version, seed=version)
+    first = loaded(models, 1, threads=1, is_autotuned=False)
+    threaded, open_one, run = [], engines.cpu_session, engines.PlainRunner.run
+
+    def opened(source, threads):
+        session = open_one(source, threads)
+        threaded.extend([session] if threads > 1 else [])
+        return session
+
+    def unlike(self, inputs):
+        answers = run(self, inputs)
+        if self._session not in threaded:
+            return answers
+        return {name: array * (1 + 1e-6) if array.dtype.kind == "f" else array for name, array in answers.items()}
+
+    monkeypatch.setattr(engines, "cpu_session", opened)
+    monkeypatch.setattr(engines.PlainRunner, "run", unlike)
+    measured = replace(first.measured, threaded_from=8)
+    kind = SimpleNamespace(structure=first.structure, measured=measured)
+    second = loaded(models, 2, reference=kind, is_autotuned=False)
+    assert threaded
+    assert (second.buckets, second.threaded_from) == (first.buckets, None)
