@@ -126,8 +126,14 @@ def calls() -> dict[str, tuple[nn.Module, Callable[[], Any]]]:
     }
 
 
+@pytest.fixture(scope="module")
+def imported() -> None:
+    """What is imported on first use stays imported: a first fold, before anything is compared."""
+    fold(unruly(), (IMAGES,))
+
+
 @pytest.fixture
-def own_state() -> Any:
+def own_state(imported: None) -> Any:
     """Puts back what a failing test might have left."""
     levels = {name: logging.getLogger(name).level for name in ("torch", "somebody")}
     threads = torch.get_num_threads()
@@ -141,7 +147,6 @@ def own_state() -> Any:
 @pytest.mark.parametrize("name", calls())
 def test_everything_is_as_found(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     """Random states, modes, threads, dtype, loggers, warnings, streams, hooks and the model; nothing is printed."""
-    fold(unruly(), (IMAGES,))  # what is imported on first use stays imported
     model, call = calls()[name]
     capfd.readouterr()
     before = found(model)

@@ -159,7 +159,7 @@ FOLDS: dict[str, Callable[[], nn.Module]] = {
     "object that refuses to be copied": lambda: Holder(Uncopyable()),
     "tensor with a history": lambda: Holder([torch.ones(3, requires_grad=True) * 2]),
     "scripted part": lambda: nn.Sequential(*pair(), torch.jit.script(nn.ReLU())),
-    "compiled": lambda: torch.compile(pair()),
+    "compiled": lambda: torch.compile(pair(), backend="eager"),
     "data parallel": lambda: nn.DataParallel(pair()),
     "fx": lambda: torch.fx.symbolic_trace(pair()),
     "exported": lambda: torch.export.export(pair(), (IMAGES,)).module(),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from foldserve.training.errors import FoldError
-from foldserve.training.fold import explain, fold, fold_input
+from foldserve.training.fold import fold, fold_input
 from tests.support.fold_cases import randomise
 
 FREE = ({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},)
@@ -99,7 +99,6 @@ def test_what_is_legal_at_one_size_alone_is_refused(name: str, dynamic: Any) -> 
     inputs = (torch.randn(2, 3, 30 if name == "padding before the norm" else 32, 32),)
     result = fold(model, inputs, dynamic=dynamic)
     assert [str(site.code) for site in result.report.refused] == [code]
-    assert explain(model, inputs, dynamic=dynamic).refused == result.report.refused
     assert max(off(result.model, model, size) for size in (16, 31, 32, 33, 64, 100)) < 1e-5
 
 
@@ -295,7 +294,7 @@ class Pyramid(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         outputs, x = [], F.relu(x)
-        while min(x.shape[2:]) >= 4:
+        while min(x.shape[2:]) >= 8:
             y = self.conv(x)
             outputs.append(self.norm(F.relu(y) if y.shape[2] == 11 else y))
             x = F.max_pool2d(x, 2)
