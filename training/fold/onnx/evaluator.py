@@ -18,7 +18,7 @@ from onnx import NodeProto, TensorProto, helper, inliner, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from ..core import Array
-from .kernels import KERNELS, REFERENCE_OPERATIONS
+from .kernels import KERNELS
 from .protos import (
     FLOAT_TYPES,
     Values,
@@ -34,6 +34,7 @@ from .protos import (
     widened,
 )
 from .randomness import PLAIN_DRAWS, draw, draws_of, draws_unseen, with_plain_draws
+from .reference_operations import REFERENCE_OPERATIONS
 
 _Precision = type[np.floating[Any]] | None  # of a run on magnitudes; None for an ordinary one
 _SUM_OF_MAGNITUDES = {"Sub": "Add", "Neg": "Identity"}
