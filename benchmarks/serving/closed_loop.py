@@ -47,7 +47,7 @@ def closed_loop(
 
 
 def closed_loop_over_grpc(
-    server: Running, model: str, bodies: Path, connections: int, seconds: int, key: str = ""
+    server: Running, model: str, bodies: Path, connections: int, seconds: int, header: str = ""
 ) -> Loaded:
     """Load the gRPC port of a server with a client in Python, which is then the bound.
 
@@ -57,14 +57,14 @@ def closed_loop_over_grpc(
         bodies: file of rows.
         connections: calls in flight at a time.
         seconds: for how long.
-        key: API key that each call carries; empty: none.
+        header: that each call carries, as `Name: value`; empty: none.
 
     Raises:
         SystemExit: an answer was not OK, or none came.
     """
     command = [sys.executable, "-m", "benchmarks.serving.grpc_load", "--port", str(server.grpc_port), "--model", model]
     command += ["--connections", str(connections), "--seconds", str(seconds), "--bodies", str(bodies)]
-    return _result(server, [*command, *(["--key", key] if key else [])], {})
+    return _result(server, [*command, "--header", header], {})
 
 
 def _result(server: Running, command: list[str], variables: dict[str, str]) -> Loaded:

@@ -31,9 +31,10 @@ def messages(bodies: bytes, model: str) -> list[bytes]:
     return made
 
 
-async def load(port: int, requests: list[bytes], connections: int, seconds: float, key: str) -> dict[str, object]:
-    """Ask for so many seconds, with an API key unless that is empty; times in microseconds."""
-    metadata = (("x-api-key", key),) if key else None
+async def load(port: int, requests: list[bytes], connections: int, seconds: float, header: str) -> dict[str, object]:
+    """Ask for so many seconds, with a header unless that is empty; times in microseconds."""
+    name, _, value = header.partition(": ")
+    metadata = ((name.lower(), value),) if header else None
     times: list[float] = []
     failed = 0
     ends = time.perf_counter() + seconds
@@ -70,10 +71,10 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--bodies", type=Path, required=True, help=f"file of images of {ROW_BYTES} bytes each")
-    parser.add_argument("--key", default="", help="API key that each call carries")
+    parser.add_argument("--header", default="", help="that each call carries, as `Name: value`")
     arguments = parser.parse_args()
     requests = messages(arguments.bodies.read_bytes(), arguments.model)
-    result = asyncio.run(load(arguments.port, requests, arguments.connections, arguments.seconds, arguments.key))
+    result = asyncio.run(load(arguments.port, requests, arguments.connections, arguments.seconds, arguments.header))
     print("RESULT " + json.dumps(result))
 
 

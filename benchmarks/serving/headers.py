@@ -6,7 +6,7 @@
 Two services of this checkout run side by side, one of them with a keys file; each round loads them in turns with one
 image a request, as bytes, JSON or a photograph, or over gRPC, so that both
 see the same of the machine's moods. Only ratios are results; that of the server's CPU time a request is steady on a
-busy machine too.
+busy machine too. A header that means nothing and is as long says what of it is the client's own work.
 """
 
 import argparse
@@ -46,6 +46,8 @@ def loads(key: str) -> dict[str, Load]:
     trace, request_id = "traceparent: 00-%s-00f067aa0ba902b7-01", "X-Request-ID: %s"
     return {
         PLAIN: Load(),
+        "a header as long as a key, always the same": Load(f"X-Nothing: {'0' * len(key)}"),
+        "a header as long as a traceparent, always the same": Load(new=f"X-Nothing12: {'0' * 55}"),
         "an API key": Load(f"X-API-Key: {key}", has_keys=True),
         "a new traceparent each": Load(new=trace),
         "a new X-Request-ID each": Load(new=request_id),
@@ -71,10 +73,8 @@ def measure(server: Running, name: str, load: Load, bodies: Path, size: int, con
         SystemExit: an answer was not 200.
     """
     if name == GRPC:
-        key = load.header.removeprefix("X-API-Key: ")
-        return closed_loop_over_grpc(
-            server, newest_model(ROOT / "models").parent.parent.name, bodies, connections, seconds, key
-        )
+        model = newest_model(ROOT / "models").parent.parent.name
+        return closed_loop_over_grpc(server, model, bodies, connections, seconds, load.header)
     return closed_loop(server, replace(FORMS[name], header=load.header), bodies, size, connections, seconds, load.new)
 
 
