@@ -59,7 +59,6 @@ class ConnectionLane:
         self._deadlines = connection.deadlines
         self._share = Share(lane.budget, connection.address)
         self._usual: KnownHead | None = None  # of the last request, if nothing was received since but such requests
-        self._repeated: KnownHead | None = None  # of the last head with an id that is new each time
         self._started = 0.0  # when the first byte of the newest request was read
         self._raw_head: bytes | None = None  # of the next request that the parser reads, where it is all there
         self._head: RequestHead | None = None  # of the request whose body is being received
@@ -78,37 +77,33 @@ class ConnectionLane:
             start, head = usual.length, usual.head
             if (
                 len(data) == start + head.length
-                and (usual.is_exact or usual.fits(data))
+                and (ids := head.ids if usual.places is None else usual.read(data)) is not None
                 and self.shared.still_holds(head)
                 and self.shared.registry.ready
             ):
                 self._started = time.perf_counter()
-                self._take(head, data[start:], head.ids if usual.is_exact else usual.ids(data), usual)
+                self._take(head, data[start:], ids, usual)
                 return b""
         self._usual = None
         while data and deadlines.phase < Phase.MUST_CLOSE:
             if self._missing:
                 data = self._fill(data)
-            elif (known := self._known_head(data)) is not None:
-                data = self._begin(known, data)
+            elif (found := self._known_head(data)) is not None:
+                data = self._begin(*found, data)
             else:
                 break
         return data
 
-    def _known_head(self, data: bytes) -> KnownHead | None:
-        """Return the head with which a request begins here, if its bytes are known."""
+    def _known_head(self, data: bytes) -> tuple[KnownHead, Ids] | None:
+        """Return the head with which a request begins here and the ids in it, if its bytes are known."""
         self._raw_head = None
         if self._deadlines.phase is not Phase.IDLE and self._deadlines.phase is not Phase.NEW:
             return None
         self._started = time.perf_counter()
         raw = data[: data.find(_HEAD_END) + len(_HEAD_END)]
-        known = self.shared.heads.get(raw)
-        if known is None and self._repeated is not None:
-            if not self._repeated.begins(raw):
-                self._repeated = self.shared.recognise(raw) or self._repeated
-            known = self._repeated if self._repeated.begins(raw) else None
-        if known is not None and self._is_free() and self.shared.still_holds(known.head):
-            return known
+        found = self.shared.heads.find(raw)
+        if found is not None and self._is_free() and self.shared.still_holds(found[0].head):
+            return found
         if raw.startswith(_POST):  # then the parser ends the head at the first empty line too
             self._raw_head = raw
         return None
@@ -118,9 +113,9 @@ class ConnectionLane:
         due = self._outbox.due
         return self.shared.registry.ready and (not due or isinstance(due[-1], Exchange))
 
-    def _begin(self, known: KnownHead, data: bytes) -> bytes:
+    def _begin(self, known: KnownHead, ids: Ids, data: bytes) -> bytes:
         """Take what was received of a request whose head is known; returns what follows it."""
-        head, start, ids = known.head, known.length, known.ids(data)
+        head, start = known.head, known.length
         stop = start + head.length
         if len(data) >= stop:
             self._take(head, data[start:stop], ids, known if len(data) == stop else None)
@@ -147,7 +142,7 @@ class ConnectionLane:
         if self._head is None:
             return None
         if raw is not None:
-            self._repeated = self.shared.remember(raw, self._head) or self._repeated
+            self.shared.heads.add(raw, self._head)
         self._await_body(self._head, self._head.ids)
         return self
 

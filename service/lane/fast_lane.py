@@ -13,7 +13,6 @@ from ..access_log import AccessLog
 from ..bodies.budget import BodyBudget
 from ..bodies.limits import Limits
 from ..bodies.work_queue import WorkQueue
-from ..bounded_dict import BoundedDict
 from ..error_answers import ErrorLog
 from ..errors import InvalidInput, NotReady, Unsupported
 from ..keys import INFER
@@ -28,16 +27,13 @@ from .counts import AnswerCounts
 from .exchange import Endpoint, RequestHead, Route
 from .failures import Failures
 from .infer import Infer, can_take
-from .known_head import KnownHead, without_ids
+from .known_head import KnownHeads
 from .predict import Predict
 
 INFER_ROUTE = "/v2/models/{model}/infer"
 VERSION_ROUTE = "/v2/models/{model}/versions/{version}/infer"
 
 LANE = "lane"  # the key of the lifespan's state
-
-_MAX_HEADS = 4_096  # heads that are remembered; each is small, and few clients write more than one
-_MAX_HEAD_BYTES = 2_048
 
 # Headers that change how a request is to be read or answered; such requests, and those in which a header stands twice,
 # are left to the application.
@@ -76,8 +72,7 @@ class FastLane:
         self.registry = registry
         self.budget = budget
         self.access = access
-        self.heads: BoundedDict[bytes, KnownHead] = BoundedDict(_MAX_HEADS)
-        self._heads_with_ids: BoundedDict[bytes, RequestHead] = BoundedDict(_MAX_HEADS)
+        self.heads = KnownHeads()
         self.endpoints: dict[bytes, Endpoint] = {}
         self._counts = AnswerCounts(metrics, access_log, tracing)
         self._error_log = error_log
@@ -93,8 +88,7 @@ class FastLane:
         """Look again at what answers: a pointer has moved, or a version was added or removed."""
         for endpoint in self.endpoints.values():
             endpoint.is_current = False
-        self.heads.clear()
-        self._heads_with_ids.clear()
+        self.heads.forget()
         self.endpoints = {
             path: Endpoint(route, self._counts, self._error_log, self.registry.shadows)
             for path, route in _routes(self.registry, self._limits, self._readers).items()
@@ -150,23 +144,6 @@ class FastLane:
     def still_holds(self, head: RequestHead) -> bool:
         """Return whether neither models nor keys have changed since a head was read."""
         return head.endpoint.is_current and head.keys is self.access.keys
-
-    def remember(self, raw: bytes, head: RequestHead) -> KnownHead | None:
-        """Know these very bytes again, whatever the ids in them are; returns a head that has some."""
-        if len(raw) > _MAX_HEAD_BYTES:
-            return None
-        known, masked = KnownHead(raw, head), without_ids(raw)
-        if masked is not None:
-            self._heads_with_ids[masked] = head
-            return known
-        self.heads[raw] = known
-        return None
-
-    def recognise(self, raw: bytes) -> KnownHead | None:
-        """Return a head that any connection has sent with other ids: of bodies of many lengths each has its own."""
-        masked = without_ids(raw)
-        head = None if masked is None else self._heads_with_ids.get(masked)
-        return None if head is None else KnownHead(raw, head)
 
     def renew(self, head: RequestHead) -> RequestHead:
         """Return what a head means now that the models have changed since it was read.
