@@ -1,5 +1,8 @@
 """Small made-up data that every training test can share; nothing here touches the network or the real data set."""
 
+import functools
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -44,6 +47,18 @@ def made_up_data(rows: int) -> FashionMNIST:
 def made_up() -> FashionMNIST:
     """A data set of 352 training rows (5 batches of 64 and a tail of 32) and 100 test rows."""
     return made_up_data(352)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _operations_are_read_once():
+    """PyTorch's exporter reads all of its operations for each export, which takes longer than most of our networks."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own deprecations, on the first import
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        yield
 
 
 @pytest.fixture(autouse=True)
