@@ -4,8 +4,8 @@ import asyncio
 import base64
 import io
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,16 @@ def instances(*images: Any) -> bytes:
     return orjson.dumps({"instances": list(images)})
 
 
+@contextmanager
+def of(case: object) -> Iterator[None]:
+    """Name the case that fails, of many that one service answers."""
+    try:
+        yield
+    except BaseException as err:
+        err.add_note(f"in the case {case!r}")
+        raise
+
+
 async def both(server: Service, body: bytes, media_type: bytes, *headers: bytes) -> tuple[Answer, Answer]:
     """Ask on the lane and by a spelling of the same target that the lane leaves alone."""
     async with server.connect() as client:
@@ -99,7 +109,7 @@ def assert_equal(on_lane: Answer, application: Answer) -> None:
         for answer in (on_lane, application)
     ]
     if on_lane.status == 200:
-        assert stages[0] == stages[1]
+        assert stages[0] == stages[1], stages
 
 
 class Valve:

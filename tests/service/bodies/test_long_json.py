@@ -50,9 +50,15 @@ def dtype_scale(dtype: str) -> np.generic:
     return np.dtype(dtype).type(3.7)
 
 
-@pytest.mark.parametrize("dtype", NUMBERS)
+SHORT_ROWS, LONG_ROWS, ONE_ROW = (24_000, 2, 3), (2, 100, 750), (1, 3, 50_000)
+
+
 @pytest.mark.parametrize("form", ["flat", "nested"])
-@pytest.mark.parametrize("shape", [(40_000, 2, 3), (2, 100, 1_500), (1, 3, 100_000)])
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [*((dtype, SHORT_ROWS) for dtype in NUMBERS)]
+    + [(dtype, shape) for dtype in ("uint8", "int64", "float64", "bool") for shape in (LONG_ROWS, ONE_ROW)],
+)
 def test_a_long_tensor_arrives_byte_for_byte(dtype, form, shape):
     """In every datatype, flat and nested, in many short rows and in few long ones: exactly what the client wrote."""
     array = random_array(dtype, shape)

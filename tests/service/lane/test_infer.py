@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import pytest
 
-from tests.support.lane import FLAT, JSON, NESTED, OCTETS, ONE, ask, assert_equal, service
+from tests.support.lane import FLAT, JSON, NESTED, OCTETS, ONE, ask, assert_equal, of, service
 from tests.support.wire import on_loop
 
 
@@ -58,18 +57,19 @@ V2_FORMS: dict[str, tuple[bytes, ...]] = {
 }
 
 
-@pytest.mark.parametrize("request_parts", V2_FORMS.values(), ids=V2_FORMS)
 @on_loop
-async def test_both_ways_answer_the_infer_route_alike(fashion: Path, request_parts: tuple[bytes, ...]) -> None:
+async def test_both_ways_answer_the_infer_route_alike(fashion: Path) -> None:
     """Every form and every error of the Open Inference Protocol, byte for byte; twice, as the lane remembers."""
-    body, *headers = request_parts
     target = b"/v2/models/fashion/infer"
-    async with service(fashion, buckets=(1, 2, 4, 8), max_rows=10) as server, server.connect() as client:
-        for _ in range(2):
-            await client.send(ask(body, JSON, *headers, target=target))
-            on_lane = await client.answer()
-            await client.send(ask(body, JSON, *headers, target=target + b"?"))
-            assert_equal(on_lane, await client.answer())
+    async with service(fashion, buckets=(1, 2, 4, 8), max_rows=10) as server:
+        for name, (body, *headers) in V2_FORMS.items():
+            with of(name):
+                async with server.connect() as client:
+                    for _ in range(2):
+                        await client.send(ask(body, JSON, *headers, target=target))
+                        on_lane = await client.answer()
+                        await client.send(ask(body, JSON, *headers, target=target + b"?"))
+                        assert_equal(on_lane, await client.answer())
 
 
 @on_loop
