@@ -51,10 +51,10 @@ typecheck: install
 	$(PYTHON) -m mypy
 
 unit: install
-	$(PYTHON) -m pytest -n $(JOBS) -m 'not container and not browser' $(ARGS)
+	$(PYTHON) -m pytest -n $(JOBS) --dist worksteal -m 'not container and not browser' $(ARGS)
 
 page-test: install ## the page at / in a real Chromium (apt-get install chromium; or CHROMIUM=path)
-	PAGE_TEST=1 $(PYTHON) -m pytest -n $(JOBS) -m browser tests/page $(ARGS)
+	PAGE_TEST=1 $(PYTHON) -m pytest -n $(JOBS) --dist worksteal -m browser tests/page $(ARGS)
 
 pages-test: install ## the blocks of the documents that take minutes, as they stand (trains the book's LeNet three times)
 	PAGES_TEST=1 $(PYTHON) -m pytest -v tests/training/test_document.py $(ARGS)
@@ -67,7 +67,7 @@ large-test: install ## a model of more than 2 GiB, published beside its graph an
 
 CLIENTS ?= .venv-clients
 clients-test: install $(CLIENTS)/.installed ## the service asked by tritonclient and the KServe client, from an environment of their own
-	CLIENTS_PYTHON=$(abspath $(CLIENTS))/bin/python $(PYTHON) -m pytest tests/service/v2/test_clients.py tests/test_documents.py tests/training/publish/test_vision_networks.py tests/training/publish/test_public_clients.py
+	CLIENTS_PYTHON=$(abspath $(CLIENTS))/bin/python $(PYTHON) -m pytest -n $(JOBS) --dist loadfile tests/service/v2/test_clients.py tests/test_documents.py tests/training/publish/test_vision_networks.py tests/training/publish/test_public_clients.py
 
 $(CLIENTS)/.installed: tests/service/v2/clients/requirements.txt
 	python3 -m venv $(CLIENTS)
@@ -182,6 +182,8 @@ docs/assets/mermaid.min.js:
 	npm pack --silent --pack-destination .npm-pack mermaid@11.17.2
 	tar -xzOf .npm-pack/mermaid-11.17.2.tgz package/dist/mermaid.min.js > $@.new && mv $@.new $@
 	rm -r .npm-pack
+
+tools: $(CLIENTS)/.installed $(CLUSTER)/.installed $(RAY)/.installed $(DOCS_TOOLS)/.installed ## what clients-test, cluster-test and docs install, ahead of them
 
 RELEASE ?= .venv-release
 release-check: $(RELEASE)/.installed ## build wheel and source distribution, check both, and serve from fresh environments

@@ -30,7 +30,7 @@ NOTHING: dict[str, Any] = {"autoscaling.enabled": False, "networkPolicy": False,
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not (TOOLS / "kubectl").exists(), reason="needs the tools of make cluster-test"),
+    pytest.mark.skipif(not (TOOLS / ".installed").exists(), reason="needs the tools of make cluster-test"),
 ]
 needs_kserve = pytest.mark.skipif(not CRDS.exists(), reason=f"KServe's definitions are not at {CRDS} (KSERVE_CRDS)")
 

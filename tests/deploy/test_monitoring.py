@@ -97,7 +97,10 @@ def test_compose_mounts_what_is_there():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not TYPES.exists(), reason="needs npm and make cluster-test, for the types of Grafana")
+@pytest.mark.skipif(
+    not ((TOOLS / ".installed").exists() and TYPES.exists()),
+    reason="needs npm and make cluster-test, for the types of Grafana",
+)
 @pytest.mark.parametrize("misspelt", [None, ("gridPos", "girdPos"), ("unit", "unti"), ("targets", "xargets")])
 def test_the_dashboard_is_one_by_the_types_of_grafana(tmp_path, misspelt):
     """The compiler takes it as it is, and no member that the schema does not know."""
