@@ -23,6 +23,8 @@ ALIASES = {"train-and-export": "train"}
 # onnxruntime's official packages send events to their maker from 1.31 on. It reads this before its first line runs;
 # `disable_telemetry_events()` comes too late and leaves the connection in place, and an empty value is none.
 TELEMETRY_OFF = "ORT_DISABLE_TELEMETRY"
+# The library of gRPC writes to standard error what a client says in a frame, line breaks and all.
+GRPC_LINES = "GRPC_VERBOSITY"
 # pydantic would read what every installed distribution says of itself, to find plugins that the service does not have.
 PLUGINS_OFF = "PYDANTIC_DISABLE_PLUGINS"
 
@@ -146,9 +148,11 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Mistakes and a missing extra are one line on standard error.
 
-    It is a command's own process that keeps libraries from calling home, and only where its user did not decide.
+    It is a command's own process that keeps libraries from calling home, and from writing what is no event of a log;
+    only where its user did not decide.
     """
     os.environ[TELEMETRY_OFF] = os.environ.get(TELEMETRY_OFF) or "1"
+    os.environ.setdefault(GRPC_LINES, "NONE")
     words = list(sys.argv[1:] if argv is None else argv)
     return answering(words, lambda: _run(words))
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 _TRACEBACK_SECONDS = 1.0  # between two tracebacks of the same exception
+_LIBRARY_SECONDS = 1.0  # between two lines that a library writes in one place
 _LOST_SECONDS = 60.0  # between two lines that say that lines are missing
 _KNOWN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
@@ -44,7 +45,8 @@ class _Formatter(logging.Formatter):
             return None
         error = record.exc_info[1]
         frame = [*traceback.walk_tb(error.__traceback__)][-1:]
-        raised = [(place.f_code, line) for place, line in frame]
+        # Extensions make a frame's code anew each time, so that it is known by its names.
+        raised = [(place.f_code.co_filename, place.f_code.co_name, line) for place, line in frame]
         same = (record.pathname, record.lineno, type(error), *raised)
         if record.created - self._whole_at.get(same, -math.inf) < _TRACEBACK_SECONDS:
             return "error", "".join(traceback.format_exception_only(error)).strip()
@@ -89,6 +91,31 @@ class WithoutChatter(logging.Filter):
         return record.msg != "Application startup failed. Exiting."
 
 
+class RationedLibraries(logging.Filter):
+    """Lets each line of a library through once a second for each place that writes it: clients may cause them.
+
+    Those that were left out before are counted in the next one of that place, as `count`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._places: dict[tuple[str, int, int], tuple[float, int]] = {}  # when it wrote last, and how often since
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the event is worth a line."""
+        if record.name.partition(".")[0] == "foldserve":
+            return True
+        place = record.pathname, record.lineno, record.levelno
+        at, left_out = self._places.get(place, (-math.inf, 0))
+        if 0 <= record.created - at < _LIBRARY_SECONDS:
+            self._places[place] = at, left_out + 1
+            return False
+        self._places[place] = record.created, 0
+        if left_out:
+            record.count = left_out
+        return True
+
+
 class LogFile(logging.handlers.WatchedFileHandler):
     """A file that may be on a full disk: lines that cannot be written are left out, and standard error says so."""
 
@@ -129,8 +156,11 @@ def log_config(level: str, human: bool | None = None, file: Path | None = None) 
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"line": {"()": f"{__name__}.{formatter.__name__}"}},
-        "filters": {"without-chatter": {"()": f"{__name__}.{WithoutChatter.__name__}"}},
-        "handlers": {"log": {**where, "formatter": "line", "filters": ["without-chatter"]}},
+        "filters": {
+            "without-chatter": {"()": f"{__name__}.{WithoutChatter.__name__}"},
+            "rationed": {"()": f"{__name__}.{RationedLibraries.__name__}"},
+        },
+        "handlers": {"log": {**where, "formatter": "line", "filters": ["without-chatter", "rationed"]}},
         "root": {"handlers": ["log"], "level": "WARNING"},
         "loggers": {
             "foldserve": {"level": level.upper()},

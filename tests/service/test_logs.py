@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from foldserve.service.logs import HumanFormatter, JsonFormatter, LogFile, log_config
+from foldserve.service.logs import HumanFormatter, JsonFormatter, LogFile, RationedLibraries, log_config
 
 HOSTILE = 'a\nb\r\x1b[31m"\u2028\ud800'
 
@@ -76,6 +76,35 @@ def test_what_fails_again_and_again_is_told_whole_once_a_second(formatter):
     assert all("ValueError: inner" in line for line in lines)
     assert sorted(map(len, lines))[-5] < 250
     assert "Traceback" in formatter.format(failing(KeyError))
+
+
+def test_frames_of_extensions_are_known_by_their_names():
+    """The library of gRPC makes the code of its frames anew for each exception."""
+    formatter = JsonFormatter()
+    lines = []
+    for _ in range(3):
+        try:
+            exec(compile("raise ValueError", "extension.pyx", "exec"))
+        except ValueError:
+            event = record("failed")
+            event.exc_info = sys.exc_info()
+        lines.append(formatter.format(event))
+    assert ["traceback" in json.loads(line) for line in lines] == [True, False, False]
+
+
+def test_lines_of_libraries_are_rationed_by_their_place():
+    """A client may cause them; those of ours and of another place are written, and the next one counts the others."""
+    ration, kept = RationedLibraries(), []
+    for number in range(1_000):
+        for name, line in (("grpc", 1), ("grpc", 2), ("foldserve.service", 1)):
+            event = logging.LogRecord(name, logging.ERROR, "calls.pyx", line, "invalid", (), None)
+            event.created = 1_000 + number * 2.5 / 999
+            if ration.filter(event):
+                kept.append((name, line, getattr(event, "count", 0)))
+    assert kept.count(("foldserve.service", 1, 0)) == 1_000
+    for line in (1, 2):
+        counts = [left_out for name, other, left_out in kept if (name, other) == ("grpc", line)]
+        assert (counts[0], len(counts), sum(counts) > 700) == (0, 3, True)
 
 
 def test_the_configuration_chooses_the_form_and_the_level():

@@ -47,6 +47,7 @@ _log = logging.getLogger(__name__)
 ROUTE = "gRPC"  # of refused calls and connections in log and metrics: their own route is not known here
 
 _FULL = b"connections: too many are open, try again later"
+_HEAR_SECONDS = 1.0  # in which a client hears that the service ends, and what it sent before has arrived
 _LAST_STREAM = 0x7FFF_FFFF
 _KIND = 3  # where the type of a frame stands in its header
 # The status, CANCELLED, with which the library ends calls that nobody has taken yet when it is told to stop.
@@ -118,7 +119,7 @@ class Gate:
         self.max_bytes = max_bytes
         self.error_log = error_log
         self.open_lane = open_lane
-        self.is_leaving = False
+        self.leaving_since: float | None = None
         self._addresses: dict[str, str] = {}
         self._number = 0
         self._server: asyncio.Server | EvenServer | None = None
@@ -137,8 +138,8 @@ class Gate:
             self._server = await asyncio.get_running_loop().create_server(lambda: Outside(self), sock=listener)
 
     def close(self) -> None:
-        """Take no more connections; those that are open go on."""
-        self.is_leaving = True
+        """Take no more connections; those that are open go on as long as they have calls."""
+        self.leaving_since = asyncio.get_running_loop().time()
         if self._server is not None:
             self._server.close()
 
@@ -370,7 +371,13 @@ class Outside(Side):
     @property
     def is_leaving(self) -> bool:
         """Whether the library has been told to stop."""
-        return self._gate.is_leaving
+        return self._gate.leaving_since is not None
+
+    def _is_left(self, now: float) -> bool:
+        """Whether the service ends, and the client has had time to hear of it and has no call."""
+        since = self._gate.leaving_since
+        is_heard = since is not None and now - since > _HEAR_SECONDS
+        return is_heard and not self.streams and (self.lane is None or not self.lane.is_busy)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a client in, or say that there are too many."""
@@ -424,6 +431,8 @@ class Outside(Side):
         elif self._half_since is not None and now - self._half_since > limits.header_seconds:
             self._gate.guard.refused(RequestTimeout.status, now - self._half_since)
             self.abort()
+        elif self._is_left(now):
+            self.transport.close()
         elif self.blocked_since is not None and now - self.blocked_since > limits.write_seconds:
             self.abort()
         else:

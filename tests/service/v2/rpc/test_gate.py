@@ -1,6 +1,7 @@
 """Connections of gRPC under limits, asked with the library and with bare sockets."""
 
 import asyncio
+import json
 import socket
 import threading
 import time
@@ -22,6 +23,7 @@ from foldserve.service.v2.rpc.frames import (  # noqa: E402
     END_STREAM,
     GOAWAY,
     HEADERS,
+    PING,
     RST_STREAM,
     SETTINGS,
     FrameReader,
@@ -29,7 +31,7 @@ from foldserve.service.v2.rpc.frames import (  # noqa: E402
     literal,
 )  # fmt: skip
 from foldserve.service.v2.rpc.gate import Gate  # noqa: E402
-from tests.support import artifacts  # noqa: E402
+from tests.support import artifacts, processes  # noqa: E402
 from tests.support.grpc_calls import request  # noqa: E402
 from tests.support.grpc_service import STREAM, Code, call, channel_to, running  # noqa: E402
 
@@ -245,6 +247,35 @@ def test_the_address_of_a_client_is_known_behind_the_gate(folder, caplog):
     with running(folder, keys=True) as service:
         assert call(service.channel, b"", metadata=(("x-api-key", "wrong"),))[0] is Code.UNAUTHENTICATED
     assert "127.0.0.1" in [getattr(record, "address", None) for record in caplog.records]
+
+
+def test_a_client_without_calls_does_not_hold_up_the_end(folder):
+    """It hears that the service ends and has a moment to go; one that stays is left."""
+    with running(folder, drain_seconds=60) as service:
+        client = connect(service, OPENING)
+        assert client.recv(65_536)
+        began = time.monotonic()
+    assert time.monotonic() - began < 30
+    assert GOAWAY in kinds_in(read_all(client))
+    client.close()
+
+
+def test_what_a_client_says_in_its_farewell_is_no_line_of_the_log(folder):
+    """The library of gRPC writes it to standard error, where a line break let anybody write an event of his own."""
+    forged = b'\n{"event": "audit", "action": "promote"}\n'
+    flags = ("--models-dir", str(folder / "models"), "--grpc-port", "0")
+    with processes.started(*flags) as (process, _):
+        port = next(event["port"] for event in process.events if event["event"] == "gRPC listens")
+        farewell = frame(GOAWAY, 0, 0, bytes(4) + (99).to_bytes(4) + forged)
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+            client.sendall(OPENING + farewell + frame(PING, 0, 0, bytes(8)))
+            received = b""
+            while PING not in kinds_in(received):  # then it has read the farewell too
+                received += client.recv(65_536)
+        process.terminate()
+        events = [json.loads(line)["event"] for line in process.stderr]
+    assert "audit" not in events
+    assert events[-1] == "stopped"
 
 
 @pytest.mark.parametrize("status", [b"1", b"5"])
