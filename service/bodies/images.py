@@ -6,9 +6,13 @@ themselves are those of `foldserve.pictures`.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
 import io
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -100,7 +104,20 @@ def open_image(data: bytes, budget: PixelBudget, place: str = "image") -> ImageF
             "baseline or progressive JPEG with fewer"
         )
     image.decodermaxblock = _BLOCK_BYTES
+    if image.format == "TIFF":
+        _hush_libtiff()
     return image
+
+
+@functools.cache
+def _hush_libtiff() -> None:
+    """Keep the library behind Pillow from writing to standard error what it thinks of a stranger's file."""
+    with contextlib.suppress(OSError, AttributeError):
+        mapped = Path("/proc/self/maps").read_text().splitlines()
+        for path in {line.split(maxsplit=5)[-1] for line in mapped if "libtiff" in line}:
+            library = ctypes.CDLL(path)
+            for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+                getattr(library, name)(None)
 
 
 def _refuse_unusual_tiff(image: ImageFile, place: str) -> None:

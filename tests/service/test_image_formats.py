@@ -137,6 +137,15 @@ def test_what_a_tiff_may_be_beside_a_picture_is_refused(every, pixels, options, 
     assert answer.json()["error"].startswith(sentence)
 
 
+def test_the_library_of_tiff_writes_nothing(every, capfd):
+    """It would write to standard error as it stands what it thinks of each file that a stranger damaged."""
+    data = bytearray(file("tiff"))
+    data[20:40] = b"\xff" * 20
+    answer = every.post("/predict", content=bytes(data), headers={"Content-Type": "image/tiff"})
+    assert answer.status_code == 400
+    assert "tempfile.tif" not in capfd.readouterr().err
+
+
 def test_the_description_lists_what_is_decoded(every, usual):
     """And the setting refuses what there is no decoder for."""
 
