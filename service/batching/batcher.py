@@ -177,7 +177,8 @@ class Batcher:
             self._refused("closed", source)
             raise NotReady("the service is shutting down; ask again")
         is_idle = not self._is_running and not self._queue
-        ahead = self._queue.rows + sum(batch.rows for batch in self._prepared)
+        prepared = [*self._prepared]  # in one step: the worker thread may take it meanwhile
+        ahead = self._queue.rows + sum(batch.rows for batch in prepared)
         if ahead and ahead + rows > self._max_queue_rows:
             self._refused("queue_full", source)
             after = math.ceil(self._latency.seconds_for(ahead, is_idle=is_idle))

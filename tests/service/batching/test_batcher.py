@@ -136,6 +136,30 @@ def test_what_arrives_in_one_turn_of_the_loop_is_one_batch():
     run(test())
 
 
+def test_a_batch_may_be_taken_while_it_is_counted():
+    """The worker thread takes the prepared batch whenever it is free, also in the middle of an admission."""
+
+    async def test():
+        engine = Held()
+        batcher = Batcher(engine, max_queue_rows=100)
+
+        class Taken:
+            @property
+            def rows(self) -> int:
+                batcher._prepared.popleft()
+                return 8
+
+        tasks = await arrive(batcher.infer(rows(1)))
+        await engine.has_started()
+        batcher._prepared.append(Taken())
+        tasks += await arrive(batcher.infer(rows(2)))
+        assert not batcher._prepared
+        engine.let_go.release(2)
+        assert [echoed(await task) for task in tasks] == [[1], [2]]
+
+    run(test())
+
+
 class Called(Request):
     """A request that is its own receiver and passes the answer on."""
 

@@ -108,7 +108,10 @@ async def test_a_model_that_does_not_give_its_golden_answers_stops_a_strict_star
         await models.reconciler.start()
     assert not models.registry.ready
     assert "model 'bad'" in models.registry.reasons[0]
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("engine-")]
+    left = [thread for thread in threading.enumerate() if thread.name.startswith("engine-")]
+    for thread in left:
+        await asyncio.to_thread(thread.join, 30)  # it is told to end, and does so when it gets a core
+    assert not [thread.name for thread in left if thread.is_alive()]
 
 
 def test_before_anything_is_loaded_a_request_hears_so(fashion):
