@@ -6,14 +6,12 @@ take. Which versions are wanted is decided by `reconciler`.
 
 import asyncio
 import contextlib
-import hashlib
-import json
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import onnxruntime
@@ -25,26 +23,23 @@ from ..artifacts.repository import Artifact, Repository
 from ..batching.batcher import Batcher
 from ..batching.request import GOLDEN
 from ..cores import available_cores
-from ..engines.autotune import decide_alone
 from ..engines.engine import Engine
 from ..engines.measured import Measured
-from ..engines.measured_cache import MeasuredCache
-from ..engines.providers import has_cuda
-from ..engines.proving import Proving
-from ..engines.runners import stoppable
 from ..engines.structure import structure_of
-from ..engines.throttle import changing_hands_quickly, throttled
-from ..errors import ArtifactInvalid, DeviceLost, ServiceError, VersionLost
+from ..engines.throttle import throttled
+from ..errors import ArtifactInvalid, DeviceLost, ServiceError
 from ..memory_limit import queue_rows
 from ..metrics import Metrics, PredictionMetrics
 from ..processes.abandoned import abandon
 from ..processes.workers import Workers
 from ..settings import Settings
-from .memory import available_bytes, give_back
+from .memory import give_back
 from .model import UNVERIFIED, Model
+from .opening import Opener, Read, version_lost
 from .predictions import Predictions, is_countable
 from .served import ServedVersions
 from .statistics import Statistics
+from .turns import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -53,29 +48,6 @@ _PROGRESS_SECONDS = 5.0  # between two lines about a load
 _LARGE_BYTES = 1024 * 1024  # of a model file: what reading it leaves in memory is worth giving back
 _SHARE_OF_MEMORY = 8  # a file that is a smaller part of what is free has room in memory for sure
 _PROOF_SECONDS = 0.02  # in which golden answers go the way of requests; all of them were proved before
-
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """A version as it was read.
-
-    Attributes:
-        artifact: with its sealed file, unless there is an engine.
-        content: digest of what decides how it answers.
-        proved: what was measured where another worker has proved it.
-        known: what was measured of it before.
-        chosen: its fastest graph, where that is known already.
-        engine: of it, where it need not be measured.
-        structure: of its graph; empty where that was not looked at.
-    """
-
-    artifact: Artifact
-    content: str
-    proved: Measured | None
-    known: Measured | None
-    chosen: str | None = None
-    engine: Engine | None = None
-    structure: str = ""
 
 
 class _Begun:
@@ -130,22 +102,15 @@ class Loader:
         lost: Callable[[DeviceLost], None],
         workers: Workers | None = None,
     ) -> None:
-        self._repository = repository
         self._settings = settings
         self._metrics = metrics
         self._served = served
         self._lost = lost
-        self._decide = decide_alone if workers is None else workers.decide
         self._folder = None if workers is None else workers.folder / "statistics"
         self.side_by_side = max(1, available_cores() // settings.workers)
-        self._some_loads = asyncio.Semaphore(self.side_by_side)
-        self._one_load = asyncio.Semaphore(1)  # that measures
-        self._proofs_going_on = asyncio.Semaphore(self.side_by_side)  # beside none that measures
+        self._turns = Turns(self.side_by_side)
+        self._opener = Opener(repository, settings, served, self._references, workers)
         self._begun: dict[tuple[str, int], _Begun] = {}
-        self._proving = Proving()
-        options = {**self._options(), "provider": settings.provider, "specialise": settings.specialise}
-        self._measured = MeasuredCache(settings.state_dir, options)
-        self._proofs = MeasuredCache(None if workers is None else workers.folder, options)
         self._rest: asyncio.Task[None] | None = None
         self._is_ending = False
         self._names: set[str] = set()  # of all models that were ever loaded
@@ -164,7 +129,7 @@ class Loader:
         Raises:
             ServiceError: it is not what its manifest says, cannot be loaded or answers wrongly; nothing of it is kept.
         """
-        async with _turn(self._some_loads):
+        async with self._turns.load():
             started = time.perf_counter()
             progress = asyncio.create_task(_report_progress(name, version, started))
             try:
@@ -185,7 +150,7 @@ class Loader:
         """
         is_first = not self._begun
         self._begun[name, version] = begun = _Begun(name)
-        begun.submit(self._read, name, version, begun.options, is_first)
+        begun.submit(self._opener.read, name, version, begun.options, is_first)
 
     def forget_begun(self, name: str | None = None, version: int = 0) -> None:
         """Give up what was begun and is not going to be asked for: one version, or all of them."""
@@ -199,15 +164,15 @@ class Loader:
         begun = self._begun.pop((name, version), None)
         if begun is None:
             begun = _Begun(name)
-            begun.submit(self._read, name, version)
+            begun.submit(self._opener.read, name, version)
         limit = self._settings.load_seconds
         try:
             async with asyncio.timeout(limit):
-                read: _Read = await asyncio.wrap_future(begun.work)
+                read: Read = await asyncio.wrap_future(begun.work)
                 if read.engine is not None:
                     return await self._proved(read.artifact, read.engine, begun.executor)
             async with self._turn_of(read, is_beside=is_beside), asyncio.timeout(limit):
-                begun.submit(self._open_engine, read, is_beside, like, begun.options)
+                begun.submit(self._opener.open_engine, read, is_beside, like, begun.options)
                 artifact, engine = await asyncio.wrap_future(begun.work)
                 return await self._proved(artifact, engine, begun.executor)
         except ServiceError:
@@ -223,33 +188,15 @@ class Loader:
                 "--load-seconds allows more"
             ) from None
 
-    @contextlib.asynccontextmanager
-    async def _turn_of(self, read: _Read, *, is_beside: bool) -> AsyncIterator[None]:
+    def _turn_of(self, read: Read, *, is_beside: bool) -> contextlib.AbstractAsyncContextManager[None]:
         """Wait until a version may be opened and proved: alone where it is measured, else beside others like it."""
         is_measured = read.known is not None or read.proved is not None or read.structure in self._references()
-        if is_measured and not is_beside:
-            async with _turn(self._proofs_going_on):
-                yield
-        else:
-            async with _turn(self._one_load), _turn(self._proofs_going_on, self.side_by_side):
-                yield
+        return self._turns.prove() if is_measured and not is_beside else self._turns.measure()
 
-    def _open(self, name: str, version: int) -> Artifact:
-        """Return a version after checking its files.
-
-        Raises:
-            VersionLost: they are not those that were served as this version.
-        """
-        served = self._served.digest(name, version)
-        try:
-            artifact = self._repository.open(name, version)
-        except ServiceError as err:
-            if served is None:
-                raise
-            raise VersionLost(f"what was served as version {version} (SHA-256 {served[:12]}) is lost: {err}") from err
-        if served is not None and served != artifact.sha256:
-            raise _lost(artifact, served)
-        return artifact
+    def _references(self, like: Model | None = None) -> dict[str, Measured]:
+        """Return what was measured of the models in memory, by structure."""
+        serving = [*self._loaded, *([like] if like is not None else [])]  # the last of its structure counts
+        return {model.engine.structure: model.engine.measured for model in serving if model.engine.structure}
 
     async def _proved(self, artifact: Artifact, engine: Engine, executor: ThreadPoolExecutor) -> Model:
         """Return a version whose golden answers have come by the way that requests take."""
@@ -264,7 +211,7 @@ class Loader:
             await _prove(model)
             served = self._served.claim(name, artifact.version, artifact.sha256)
             if served != artifact.sha256:
-                raise _lost(artifact, served)
+                raise version_lost(artifact, served)
         except BaseException:
             statistics.close()
             raise
@@ -303,14 +250,13 @@ class Loader:
         engine, artifact = model.engine, model.artifact
         is_known = not engine.pending
         if not (is_known or engine.is_planned):
-            text = await asyncio.to_thread(self._decide, f"buckets-{artifact.sha256}", lambda: self._measure(artifact))
-            measured = Measured.from_json(text)
+            measured = await asyncio.to_thread(self._opener.measured, artifact)
             if measured is None:
                 return
             engine.plan(measured.seconds)
         while engine.pending and self._loaded.get(model, model) is None:
             before = engine.buckets
-            async with _turn(self._one_load):
+            async with self._turns.measure():
                 await asyncio.to_thread(_prove_next, engine)
             if engine.buckets != before:
                 model.batcher.take_buckets()
@@ -318,18 +264,8 @@ class Loader:
                 changed()
         if not engine.pending:
             if not is_known:
-                await asyncio.to_thread(self._measured.put, artifact.sha256, engine.measured)
+                await asyncio.to_thread(self._opener.remember, artifact, engine)
             _log.info("all batch sizes proved", extra={"model": model.name, "buckets": engine.buckets})
-
-    def _measure(self, artifact: Artifact) -> str:
-        """Return what a process of its own measures of a version in every batch size; empty where there is none."""
-        artifact = self._open(artifact.name, artifact.version)
-        assert artifact.sealed is not None
-        try:
-            measured = self._prove_in_a_process(artifact, is_beside=True)
-        finally:
-            artifact.sealed.close()
-        return "" if measured is None else measured.to_json()
 
     async def unload_all(self) -> None:
         """Unload everything that was loaded, and wait until all of it is gone; the process ends then."""
@@ -337,7 +273,7 @@ class Loader:
         if self._rest is not None:
             self._rest.cancel()
         self.forget_begun()
-        self._proving.stop()
+        self._opener.stop()
         await asyncio.gather(*map(self.unload, list(self._loaded)))
 
     async def _unload(self, model: Model) -> None:
@@ -357,140 +293,6 @@ class Loader:
         del model  # the last reference, or its memory could not be given back
         if not self._is_ending:
             await asyncio.to_thread(give_back)
-
-    def _read(
-        self, name: str, version: int, options: onnxruntime.RunOptions | None = None, is_first: bool = False
-    ) -> "_Read":
-        """Read and check a version's files.
-
-        Args:
-            name: of the model.
-            version: of it.
-            options: of the runs of its engine, which is made at once where it was measured before; None: it is not.
-            is_first: whether its graph is chosen otherwise; the next ones may be of the same structure.
-        """
-        with contextlib.nullcontext() if options is None else changing_hands_quickly():
-            return self._read_quickly(name, version, options, is_first=is_first)
-
-    def _read_quickly(
-        self, name: str, version: int, options: onnxruntime.RunOptions | None, *, is_first: bool
-    ) -> "_Read":
-        artifact = self._open(name, version)
-        content = _content_digest(artifact)
-        proved = self._proofs.get(content, self._settings.buckets)
-        known = self._measured.get(artifact.sha256, self._settings.buckets)
-        read = _Read(artifact, content, proved, known)
-        if options is None:
-            is_large = artifact.source.stat().st_size >= _LARGE_BYTES
-            return read if is_large else replace(read, structure=structure_of(artifact.source))
-        if known is None:
-            return replace(read, chosen=self._choose_graph(artifact, options)) if is_first else read
-        artifact, engine = self._open_engine(read, False, None, options)
-        return replace(read, artifact=artifact, engine=engine)
-
-    def _choose_graph(self, artifact: Artifact, options: onnxruntime.RunOptions) -> str | None:
-        """Return the fastest graph of a version; None where it is run elsewhere first, on a GPU, or as it is."""
-        settings = self._settings
-        if not settings.specialise or settings.prove_above_bytes is not None or self._is_on_cuda():
-            return None
-        with stoppable(options):
-            return Engine.choose_graph(artifact, settings.buckets)
-
-    def _is_on_cuda(self) -> bool:
-        return self._settings.provider != "cpu" and has_cuda()
-
-    def _open_engine(
-        self, read: "_Read", is_beside: bool, like: Model | None, options: onnxruntime.RunOptions
-    ) -> tuple[Artifact, Engine]:
-        """Make the engine of a version that was read, whose runs end when `options` say so."""
-        artifact, proved, known = read.artifact, read.proved, read.known
-        assert artifact.sealed is not None
-        size = artifact.source.stat().st_size
-        try:
-            measured = known or self._prove_elsewhere(artifact, is_beside, is_known=proved is not None)
-            with throttled(is_needed=is_beside), stoppable(options):
-                engine = self._engine_of(artifact, like, proved or measured, read, is_beside=is_beside)
-        except ServiceError as err:  # which shall name the file, not the copy of it
-            raise type(err)(str(err).replace(str(artifact.source), str(artifact.model_path))) from err
-        finally:
-            artifact.sealed.close()
-        if size >= _LARGE_BYTES:
-            give_back()
-        if not engine.pending and engine.device.provider == "cpu":
-            if known is None:
-                self._measured.put(artifact.sha256, engine.measured)
-            if proved is None and engine.batch_invariant:
-                self._proofs.put(read.content, engine.measured)
-        return replace(artifact, sealed=None), engine
-
-    def _prove_elsewhere(self, artifact: Artifact, is_beside: bool, *, is_known: bool) -> Measured | None:
-        """Have a process of its own run a version first that may need much memory; returns what it measured, if it did.
-
-        Args:
-            artifact: with its sealed file.
-            is_beside: whether requests are answered meanwhile.
-            is_known: whether another worker has measured it.
-
-        Raises:
-            ArtifactInvalid: it needs too much.
-        """
-        settings = self._settings
-        if self._is_on_cuda():
-            return None
-        above = settings.prove_above_bytes
-        if artifact.source.stat().st_size < (available_bytes() // _SHARE_OF_MEMORY if above is None else above):
-            known = {model.engine.structure for model in list(self._loaded)}
-            if not is_beside or is_known or structure_of(artifact.source) in known:
-                return None
-        return self._prove_in_a_process(artifact, is_beside=is_beside)
-
-    def _prove_in_a_process(self, artifact: Artifact, *, is_beside: bool) -> Measured | None:
-        settings = self._settings
-        options = {**self._options(), "is_autotuned": settings.specialise}
-        links, seconds = self._repository.links, settings.load_seconds
-        return self._proving.prove(artifact, links, options, seconds, is_beside=is_beside)
-
-    def _options(self) -> dict[str, Any]:
-        """How much of the processor a version may use, and in which batches."""
-        settings = self._settings
-        return {
-            "threads": settings.threads,
-            "cores": max(1, available_cores() // settings.workers),
-            "buckets": settings.buckets,
-            "max_free_axis": settings.max_free_axis,
-        }
-
-    def _engine_of(
-        self,
-        artifact: Artifact,
-        like: Model | None,
-        known: Measured | None,
-        read: _Read,
-        *,
-        is_beside: bool,
-    ) -> Engine:
-        """Return an engine; beside requests all of its batch sizes are proved before it takes over from another one."""
-        settings = self._settings
-        return Engine.load(
-            artifact,
-            provider=settings.provider,
-            **self._options(),
-            device_id=settings.cuda_device,
-            tf32=settings.tf32,
-            is_autotuned=settings.specialise,
-            decide=self._decide,
-            references=self._references(like),
-            known=known,
-            chosen=read.chosen,
-            structure=read.structure,
-            is_proved=read.proved is not None,
-            is_deferring=not is_beside,
-        )
-
-    def _references(self, like: Model | None = None) -> dict[str, Measured]:
-        """Return what was measured of the models in memory, by structure."""
-        serving = [*self._loaded, *([like] if like is not None else [])]  # the last of its structure counts
-        return {model.engine.structure: model.engine.measured for model in serving if model.engine.structure}
 
     def _predictions(self, name: str, version: int, engine: Engine) -> Predictions | None:
         """What counts the classes and confidences of a version that classifies; None where it does not."""
@@ -542,45 +344,10 @@ class Loader:
             self._metrics.bucket_seconds.labels(model.name, str(bucket)).set(expected)
 
 
-@contextlib.asynccontextmanager
-async def _turn(loads: asyncio.Semaphore, places: int = 1) -> AsyncIterator[None]:
-    """Wait for other loads, which measure or fill the memory; but for none that takes long, or may never end.
-
-    Args:
-        loads: counts those that go on.
-        places: how many this one takes.
-    """
-    taken = 0
-    try:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE_SECONDS):
-                while taken < places:
-                    await loads.acquire()
-                    taken += 1
-        yield
-    finally:
-        for _ in range(taken):
-            loads.release()
-
-
 def _prove_next(engine: Engine) -> None:
     """Try the next batch size, pausing between its runs."""
     with throttled():
         engine.prove_next()
-
-
-def _content_digest(artifact: Artifact) -> str:
-    """Return the SHA-256 of what decides how a version answers: the very graph that runs, and its golden answers."""
-    assert artifact.sealed is not None
-    golden = json.dumps(artifact.manifest.get("golden"), sort_keys=True)
-    return hashlib.sha256(f"{artifact.sealed.sha256} {golden}".encode()).hexdigest()
-
-
-def _lost(artifact: Artifact, served: str) -> VersionLost:
-    return VersionLost(
-        f"{artifact.path} holds another content (SHA-256 {artifact.sha256[:12]}) than was served as version "
-        f"{artifact.version} ({served[:12]}); put that back, or publish this one under a new number"
-    )
 
 
 async def _report_progress(name: str, version: int, started: float) -> None:

@@ -10,7 +10,7 @@ import pytest
 from foldserve.service.engines import engine as engines
 from foldserve.service.errors import ArtifactInvalid
 from foldserve.service.live.live_models import LiveModels
-from foldserve.service.live.loading import Loader
+from foldserve.service.live.opening import Opener
 from foldserve.service.settings import Settings
 from tests.support import artifacts
 from tests.support.live_models import loaded
@@ -49,8 +49,8 @@ async def test_what_was_measured_is_open_before_the_start_and_side_by_side(setti
     """Both models at a time, each in the thread in which it runs; the start makes no second engine."""
     await measure(settings)
     both = threading.Barrier(2, timeout=30)
-    read = Loader._read
-    monkeypatch.setattr(Loader, "_read", lambda self, *given: (both.wait() and False) or read(self, *given))
+    read = Opener.read
+    monkeypatch.setattr(Opener, "read", lambda self, *given: (both.wait() and False) or read(self, *given))
     models = await begun(settings)
     engines = {name: load.work.result().engine for (name, _), load in models.reconciler._loader._begun.items()}
     assert set(engines) == {"fashion", "other"}

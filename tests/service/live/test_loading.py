@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from foldserve.service.errors import ArtifactInvalid, InvalidInput
-from foldserve.service.live.loading import Loader
+from foldserve.service.live.opening import Opener
 from tests.support import artifacts
 from tests.support.live_models import loaded
 from tests.support.wire import on_loop
@@ -144,7 +144,7 @@ async def test_a_load_that_goes_on_is_told(fashion, monkeypatch, caplog):
     monkeypatch.setattr("foldserve.service.live.loading._PROGRESS_SECONDS", 0.01)
     caplog.set_level("INFO", "foldserve.service.live.loading")
     is_told, told = threading.Event(), []
-    open_engine = Loader._open_engine
+    open_engine = Opener.open_engine
 
     def hear(record):
         if record.getMessage() == "still loading":
@@ -156,7 +156,7 @@ async def test_a_load_that_goes_on_is_told(fashion, monkeypatch, caplog):
         assert is_told.wait(60)
         return open_engine(*arguments)
 
-    monkeypatch.setattr(Loader, "_open_engine", slowly)
+    monkeypatch.setattr(Opener, "open_engine", slowly)
     monkeypatch.setattr(logging.getLogger("foldserve.service.live.loading"), "filters", [hear])
     async with loaded(fashion):
         assert (told[0].model, told[0].version) == ("fashion", 1)
