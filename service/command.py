@@ -18,7 +18,7 @@ from foldserve.exit_codes import DONE, START_FAILED, USAGE
 
 from .cores import available_cores
 from .errors import ProviderUnavailable, ServiceError
-from .factory import PROTOCOL, begin_loading, build_app, import_libraries
+from .factory import PROTOCOL, begin_loading, build_app, import_libraries, import_uvicorn
 from .keys import read_keys
 from .logs import configure_logging, log_config
 from .memory_limit import available_memory, fit_to_memory
@@ -177,6 +177,7 @@ def run_alone(settings: Settings, listener: socket.socket, grpc_listener: socket
     models = None
     try:
         models = begin_loading(settings)
+        import_uvicorn()
         from .processes.server import Server  # imported while models are loaded, as all that follows
 
         server = Server(server_config(settings, None, grpc_listener, models), settings.leave_seconds)

@@ -12,13 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
 from ..artifacts.golden import check_golden
 from ..artifacts.repository import Artifact
 from ..errors import ArtifactInvalid
 from ..tensors import Array
-from .buckets import golden_batch
+from .buckets import golden_batch, median
 from .graph import LARGEST_FILE_BYTES
 from .providers import Source, cpu_session
 from .rewrites import Rewrite, fill_blocks, split_pooling
@@ -158,9 +156,9 @@ def _gains(
     gains = []
     for size, rounds in zip(sizes, (_LONE_ROUNDS, _BATCH_ROUNDS), strict=True):
         batch = golden_batch(inputs, size)
-        times = np.array([[_seconds(runner, batch) for runner in runners.values()] for _ in range(rounds + 1)])
-        medians = np.median(times[1:], axis=0)  # the first run warms up
-        gains.append(dict(zip(runners, (medians[0] / medians).tolist(), strict=True)))
+        times = [[_seconds(runner, batch) for runner in runners.values()] for _ in range(rounds + 1)]
+        medians = list(map(median, zip(*times[1:], strict=True)))  # the first run warms up
+        gains.append({name: medians[0] / each for name, each in zip(runners, medians, strict=True)})
     return {name: (gains[0][name], gains[1][name]) for name in rewritten}
 
 

@@ -42,6 +42,28 @@ def test_the_first_version_of_pydantic_is_not_imported_and_can_be():
     assert printed(program) == ["False", "True", "BaseModel"]
 
 
+def test_neither_the_command_line_of_uvicorn_nor_masked_arrays_are_imported(fashion):
+    """A start needs neither; whoever does has them afterwards as they always are."""
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from foldserve.service.factory import build_app\n"
+        "from foldserve.service.settings import Settings\n"
+        "from foldserve.service.artifacts.repository import Repository\n"
+        "from foldserve.service.engines.engine import Engine\n"
+        f"artifact = Repository(Path({str(fashion)!r})).open('fashion')\n"
+        "Engine.load(artifact, provider='cpu', chosen=Engine.choose_graph(artifact, (1, 8)), buckets=(1, 8))\n"
+        "app = build_app(Settings(), None)\n"
+        "from foldserve.service.processes.server import Server\n"
+        "print(*[name for name in ('click', 'uvicorn.main', 'numpy.ma') if name in sys.modules])\n"
+        "import uvicorn\n"
+        "print(hasattr(uvicorn, 'run'), uvicorn.Server.__module__)\n"
+        "from uvicorn.main import run, Server as same\n"
+        "print(run.__name__, same is uvicorn.Server is Server.__mro__[1])\n"
+    )
+    assert printed(program) == ["False", "uvicorn.server", "run", "True"]
+
+
 def test_what_describes_a_body_is_built_when_it_is_first_asked_for():
     """A start builds none of it, `/openapi.json` all of it; classes that are made later are as pydantic makes them."""
     program = (
