@@ -15,6 +15,26 @@ _IGNORED = (
     "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO", "SIGPWR", "SIGTTIN", "SIGTTOU",
 )  # fmt: skip
 
+_ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Hold the signals that end a process; a copy of it that is made within holds them until it calls `let_go`.
+
+    Until then the copy would take them for those of the process that it is a copy of.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def let_go() -> None:
+    """Take the signals that were held."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+
 
 def ignore_strays() -> None:
     """Let no signal end this process but those that are meant to, each of which drains."""

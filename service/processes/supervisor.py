@@ -16,7 +16,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 import uvicorn
-from uvicorn.supervisors.multiprocess import Multiprocess
+from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from foldserve.exit_codes import START_FAILED
 
@@ -67,7 +67,8 @@ class Supervisor(Multiprocess):
             if self._is_to_replace.is_set():
                 self._is_to_replace.clear()
                 self.restart_all()
-            self.keep_subprocess_alive()
+            if not self._is_told_to_end():
+                self.keep_subprocess_alive()
         if self._leave_seconds and not self.has_failed:
             self._workers.leave()
         self.terminate_all()
@@ -93,14 +94,35 @@ class Supervisor(Multiprocess):
                 if not self.should_exit.is_set():
                     logger.error("a new worker was not ready in time, the old ones stay", extra={"worker": new.pid})
                 return
-            old.terminate()
-            old.join()
             self.processes[index] = new
+            self._retire(old)
+            if self._is_told_to_end():
+                return
 
     def handle_ttin(self) -> None:
         """SIGTTIN: one worker more."""
         self.processes_num += 1
         self.processes.append(self._start())
+
+    def handle_ttou(self) -> None:
+        """SIGTTOU: one worker less, as long as there is more than one."""
+        if self.processes_num > 1:
+            self.processes_num -= 1
+            self._retire(self.processes.pop())
+
+    def _retire(self, process: Process) -> None:
+        """End a worker whose place is taken, or that is one too many; one that drains for too long is killed."""
+        process.terminate()
+        until = time.monotonic() + self._drain_seconds + GRACE_SECONDS
+        while process.exitcode is None and not self._is_told_to_end():
+            if time.monotonic() > until:
+                process.process.kill()
+            wait([process.process.sentinel], 0.1)
+        if process.exitcode is None:
+            self.processes.append(process)  # it ends with all others
+
+    def _is_told_to_end(self) -> bool:
+        return any(number in (signal.SIGTERM, signal.SIGINT) for number in self.signal_queue)
 
     def keep_subprocess_alive(self) -> None:
         """Replace every worker that has ended or does not answer."""
@@ -133,8 +155,7 @@ class Supervisor(Multiprocess):
             logger.info("draining")
         until = time.monotonic() + self._leave_seconds + self._drain_seconds + GRACE_SECONDS
         while left := [process for process in self.processes if process.exitcode is None]:
-            is_urgent = any(number in (signal.SIGTERM, signal.SIGINT) for number in self.signal_queue)
-            if is_urgent or time.monotonic() > until:
+            if self._is_told_to_end() or time.monotonic() > until:
                 for process in left:
                     process.process.kill()
             wait([process.process.sentinel for process in left], 0.1)

@@ -4,6 +4,7 @@ Between the supervisor and uvicorn's server. What makes threads, onnxruntime bef
 a process of one thread can be copied safely.
 """
 
+import contextlib
 import ctypes
 import gc
 import multiprocessing
@@ -20,7 +21,7 @@ from foldserve.exit_codes import DONE
 
 from .abandoned import end_if_abandoned
 from .server import Server
-from .signals import ignore_strays
+from .signals import held, ignore_strays, let_go
 from .workers import Workers
 
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
@@ -46,6 +47,11 @@ class Worker(Process):
             copied = multiprocessing.get_context("fork")
             self.process = copied.Process(target=_serve, args=(config, self.target, sockets))  # type: ignore[assignment]
 
+    def start(self) -> None:
+        """Start it, so that it takes every signal that it is sent from then on."""
+        with held() if sys.platform == "linux" else contextlib.nullcontext():
+            super().start()
+
     @property
     def server(self) -> Server:
         """What serves in the copy; a worker that another one replaces leaves without a word, as the others stay."""
@@ -61,6 +67,7 @@ def _serve(config: uvicorn.Config, target: Callable[..., None], sockets: list[so
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGWINCH):
         signal.signal(number, signal.SIG_DFL)
+    let_go()
     _go_on_without_parent()
     gc.disable()  # until all is imported, see `factory`
     subprocess_started(config, target, sockets, None)

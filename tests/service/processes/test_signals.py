@@ -53,6 +53,18 @@ def test_signals_reload_or_do_nothing_and_never_kill(tmp_path, workers):
         assert process.wait(60) == 0
 
 
+def test_a_worker_that_is_sent_away_as_soon_as_it_starts_goes(tmp_path):
+    """It is a copy of its supervisor, and took the signal for one of that; which then waited for it for ever."""
+    artifacts.publish_classifier(tmp_path / "models", version=1, seed=1)
+    with started("--models-dir", str(tmp_path / "models"), "--workers", "2", ready_lines=2) as (process, _):
+        for _ in range(5):
+            process.send_signal(signal.SIGTTIN)
+            process.send_signal(signal.SIGTTOU)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+
+
 BEFORE_IMPORTS = """
 import signal, sys
 from foldserve import command
