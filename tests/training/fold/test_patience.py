@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import termios
 import time
@@ -50,24 +49,20 @@ def test_progress_is_quiet_in_a_pipe(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(("step", "expected"), [("", b"publishing: "), ("reading", b"reading: ")])
-def test_progress_is_seen_on_a_terminal(step: str, expected: bytes) -> None:
+def test_progress_is_seen_on_a_terminal(step: str, expected: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """The step that goes on, or else the task; the line is gone once it is done."""
     main, side = os.openpty()
     termios.tcsetwinsize(side, (24, 80))
-    code = (
-        "from contextlib import nullcontext\nfrom foldserve.training.fold.failures import during\n"
-        "from foldserve.training.fold.patience import shown\n"
-        f"with shown('publishing', after=0.01), during({step!r}) if {step!r} else nullcontext():\n    input()\n"
-    )
-    command = [sys.executable, "-c", code]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=side)
-    os.close(side)
-    seen = b""
-    while expected not in seen:
-        seen += os.read(main, 4096)
-    process.communicate(b"\n", timeout=60)
+    seen, until = b"", time.monotonic() + 30
+    with open(side, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        with shown("publishing", after=0.01), during(step) if step else contextlib.nullcontext():
+            while expected not in seen:
+                assert time.monotonic() < until, seen
+                seen += os.read(main, 4096)
+        while not seen.endswith(b"\r\033[K"):
+            seen += os.read(main, 4096)
     os.close(main)
-    assert process.returncode == 0
 
 
 def test_the_command_knows_the_limit(tmp_path: Path) -> None:
