@@ -90,7 +90,7 @@ async def test_pointers_move_while_a_version_loads_that_never_ends(fashion_and_e
         assert min(times) < 1, times
         started = time.perf_counter()
         models.reconciler.follow("fashion")
-        assert time.perf_counter() - started < 0.05
+        assert time.perf_counter() - started < 5  # both loads go on for minutes
         await control.unload("echo")
         assert "echo" not in registry.tables
         assert {row["state"] for row in await control.index() if row["version"] == "9"} == {"LOADING"}
