@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foldserve.training.fold import fold
-from foldserve.training.fold.pytorch.sizes import look_at_sizes
+from foldserve.training.fold.pytorch.look import look_at_sizes
 from tests.support.fold_cases import randomise
 
 FAST, PLAIN, LIMIT, MODE, EPS = False, True, 3, "exact", 1e-5

@@ -1,6 +1,6 @@
 """Whether two models agree beyond the inputs that were given: at other sizes and values, with grad on, called again.
 
-Used by `verify`, after the proof on the inputs themselves. `sizes` says at which sizes each of them computes in another
+Used by `verify`, after the proof on the inputs themselves. `look` says at which sizes each of them computes in another
 way; the values are those of the inputs, repeated.
 """
 
@@ -20,10 +20,12 @@ from ..failures import during
 from ..report import Proof
 from ..verdict import CAP, DEPLOYED_FACTOR
 from .float64 import Inputs, call, sharing_copy
+from .look import look_at_sizes
 from .model_proof import Ran, Runnable, prove_model, require_same, shapes_of, unit_roundoff
 from .process_state import same_random_state
+from .recorded_calls import Variant, other_computations
 from .returned import difference
-from .sizes import Variant, look_at_sizes, other_computations, second_sizes
+from .sizes import second_sizes
 
 _MOST_RUNS = 24
 _AT_LEAST = 2**20  # elements of the inputs; larger ones are tried up to so many times the inputs that were given

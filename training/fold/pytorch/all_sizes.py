@@ -1,6 +1,6 @@
 """A placement that holds at every size: what is folded in one graph is folded in the graphs of other sizes as well.
 
-After `placement`, with the graphs of those sizes at which the model computes in another way; see `sizes`. A norm is
+After `placement`, with the graphs of those sizes at which the model computes in another way; see `look`. A norm is
 refused where a layer that takes it would take something else at another size, or where the norm would stay there.
 """
 

@@ -1,6 +1,6 @@
 """What a forward may choose by besides the sizes of its inputs: gradients, tracing, earlier calls, and their like.
 
-Used by `sizes`, which records what a model runs in each of them that its code names, by `graph`, which reads it there,
+Used by `look`, which records what a model runs in each of them that its code names, by `graph`, which reads it there,
 and by `result`, which proves it there. The plain circumstance is a first call without gradients.
 """
 

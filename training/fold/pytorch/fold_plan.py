@@ -26,12 +26,14 @@ from .duplicates import Duplicate, duplicate_producers, note_of
 from .float64 import Inputs, is_writing, named_tensors, sharing_copy
 from .graph import TorchGraph, hooked_modules, module_path, read
 from .input_normalisation import InputNormalisation
+from .look import look_at_sizes
 from .norms import Norm, find_norms
 from .parameters import Change, compute_changes
 from .placement import Placement, place_norms
 from .process_state import quiet
+from .recorded_calls import Variant, other_computations
 from .site_proof import prove_sites
-from .sizes import Sizes, Variant, look_at_sizes, other_computations
+from .sizes import Sizes
 from .unmatched import norms_in_bodies, unmatched_norms
 from .wrappers import is_exported
 from .writing import apart

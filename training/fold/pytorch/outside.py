@@ -1,6 +1,6 @@
 """What a forward may choose by that lies outside its inputs and its modules: globals, the environment, the clock.
 
-Used by `sizes`. It is found in the code of the user's functions, where a choice is made by it. What has two values is
+Used by `look`. It is found in the code of the user's functions, where a choice is made by it. What has two values is
 tried with the other one, as a circumstance of the call; of the rest the report says that only what is now is proved.
 """
 

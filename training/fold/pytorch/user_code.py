@@ -1,6 +1,6 @@
 """What stands in the code of the user's classes: numbers that a size may be compared with, and what reads sizes unseen.
 
-Used by `sizes`. A size that the forward makes a plain number can no longer be followed; most likely it is compared with
+Used by `look`. A size that the forward makes a plain number can no longer be followed; most likely it is compared with
 one of these.
 """
 
