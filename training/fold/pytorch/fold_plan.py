@@ -5,7 +5,7 @@ model, which `explain` relies on.
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,7 +48,7 @@ class Reading:
         norms: all that were recognised, in order of evaluation.
         unreadable: refused sites for those that were not.
         sizes: the example's sizes and others that the model accepts; none when they may not vary.
-        others: graphs of those sizes at which the model computes in another way, each with its norms.
+        others: graphs of those sizes and circumstances at which the model computes in another way, each with its norms.
         exact_padding: norms may go into zero-padded convolutions, with a correction at the border.
         normalisation: of the input, to be folded as well; None for none.
         duplicates: what was copied in the graph for norms that could not fold otherwise.
@@ -58,10 +58,28 @@ class Reading:
     norms: list[Norm]
     unreadable: list[Site]
     sizes: Sizes
-    others: list[tuple[TorchGraph, list[Norm]]]
+    others: "OtherGraphs"
     exact_padding: bool
     normalisation: InputNormalisation | None
     duplicates: list[Duplicate] = field(default_factory=list)
+
+
+class OtherGraphs:
+    """Graphs that are read when they are asked for, each once: where no norm folds, none is.
+
+    Args:
+        unread: yields each with its norms.
+    """
+
+    def __init__(self, unread: Iterator[tuple[TorchGraph, list[Norm]]]):
+        self._unread = unread
+        self._read: list[tuple[TorchGraph, list[Norm]]] = []
+
+    def __iter__(self) -> Iterator[tuple[TorchGraph, list[Norm]]]:
+        yield from self._read
+        for one in self._unread:
+            self._read.append(one)
+            yield one
 
 
 @dataclass
@@ -147,14 +165,17 @@ def _plan(
         norms, unreadable = _norms(model, graph)
     if normalisation is not None:
         norms = [normalisation.norm(graph), *norms]
-    others = []
-    for variant in other_computations(sizes.variants):
-        inputs = variant.inputs(example_inputs, has_values=False)
-        other = _graph(model, inputs, False, exact, variant.circumstance, example_inputs)
-        if excluded is not None:
-            other = _with_copies(other, find_norms(other)[0], excluded)[0]
-        its_norms = [] if input_only else find_norms(other)[0]
-        others.append((other, its_norms if normalisation is None else [normalisation.norm(other), *its_norms]))
+
+    def read_otherwise() -> Iterator[tuple[TorchGraph, list[Norm]]]:
+        for variant in other_computations(sizes.variants):
+            inputs = variant.inputs(example_inputs, has_values=False)
+            other = _graph(model, inputs, False, exact, variant.circumstance, example_inputs)
+            if excluded is not None:
+                other = _with_copies(other, find_norms(other)[0], excluded)[0]
+            its_norms = [] if input_only else find_norms(other)[0]
+            yield other, its_norms if normalisation is None else [normalisation.norm(other), *its_norms]
+
+    others = OtherGraphs(read_otherwise())
     reading = Reading(graph, norms, unreadable, sizes, others, exact_padding, normalisation, duplicates)
     as_a_whole = _quantised(model) or _hooked_everywhere()
     return _placed(reading, dict.fromkeys(norms, as_a_whole) if as_a_whole else {})
@@ -301,7 +322,7 @@ def _placed(reading: Reading, banned: dict[Norm, Refusal]) -> FoldPlan:
 def _of_one_size(reading: Reading, placement: Placement, banned: Mapping[Norm, Refusal]) -> dict[Norm, Refusal]:
     """Return the norms whose place is another one at another size of the inputs."""
     paths = {norm.path: refusal for norm, refusal in banned.items()}
-    for other, norms in reading.others:
+    for other, norms in reading.others if placement.folded else ():
         known = {norm: paths[norm.path] for norm in norms if norm.path in paths}
         there = place_norms(other, norms, reading.exact_padding, known)
         moved = norms_of_one_size(reading.graph, placement, other, there)

@@ -13,7 +13,7 @@ from .circumstances import CIRCUMSTANCES, IN_C, PLAIN, Circumstance, Shapes, aft
 from .float64 import Inputs, sharing_copy
 from .plain_layers import has_plain_layers_only
 from .process_state import quiet
-from .recorded_calls import Call, Variant, recorded_calls, stretches_of, variant_of
+from .recorded_calls import Call, Variant, recorded_calls, variant_of
 from .shape_changes import neighbours, shapes_in
 from .size_search import MOST_COMPUTATIONS, MOST_OPERATIONS, Search, searched
 from .sizes import Sizes
@@ -78,16 +78,16 @@ def _with_circumstances(
     sizes: Sizes, model: nn.Module, example: Inputs, code: Code, trains: set[Circumstance]
 ) -> Sizes:
     """Return the sizes with those at which a circumstance counts, though it does not at the example's own."""
-    known = set().union(*(stretches_of(one.trace) for one in sizes.variants))
+    known = set().union(*(one.stretches for one in sizes.variants))
     found: list[Variant] = []
     plain = [one for one in sizes.variants[1:] if one.circumstance is PLAIN]
     for one in sorted(plain, key=lambda one: not one.asks)[:MOST_COMPUTATIONS]:
         new = replace(one, asks=one.asks - sizes.variants[0].asks)  # what the example asks too has been looked at
         for circumstance in set(_asked(new, code)) - trains:
             there = variant_of(model, example, one.shapes, circumstance)
-            if there is not None and not stretches_of(there.trace) <= known:
+            if there is not None and not there.stretches <= known:
                 found.append(there)
-                known |= stretches_of(there.trace)
+                known |= there.stretches
     circumstances = (*sizes.circumstances, *(one.circumstance for one in found))
     return replace(sizes, variants=[*sizes.variants, *found], circumstances=tuple(dict.fromkeys(circumstances)))
 
@@ -100,9 +100,9 @@ def _later_calls(
         most = max([one for one in code.constants if one < _MOST_CALLS], default=0) + 2
         count = max(_LEAST_CALLS, min(most, MOST_OPERATIONS // max(len(calls[0].variant.trace), 1)))
         calls = recorded_calls(model, example, calls[0].variant.shapes, count)
-    known, later = set(stretches_of(calls[0].variant.trace)), list[Variant]()
+    known, later = set(calls[0].variant.stretches), list[Variant]()
     for number, call_ in enumerate(calls[1:], start=1):
-        stretches = stretches_of(call_.variant.trace)
+        stretches = call_.variant.stretches
         if (not stretches <= known and len(later) < _MOST_CHANGES) or (number == 1 and call_.has_changed):
             later.append(call_.variant)
         known |= stretches
@@ -113,12 +113,12 @@ def _with_orders(sizes: Sizes, model: nn.Module, example: Inputs) -> Sizes:
     """Return the sizes with calls that come after one of another size: a model may keep what it saw last."""
     own = shapes_in(example)
     others = [one.shapes for one in sizes.variants if one.circumstance is PLAIN and one.shapes != own][:2]
-    known = set().union(*(stretches_of(one.trace) for one in sizes.variants))
+    known = set().union(*(one.stretches for one in sizes.variants))
     found: list[Variant] = []
     for one, then in [pair for other in others for pair in ((own, other), (other, own))]:
         there = variant_of(model, example, then, after((one,)))
-        if there is not None and not stretches_of(there.trace) <= known:
+        if there is not None and not there.stretches <= known:
             found.append(there)
-            known |= stretches_of(there.trace)
+            known |= there.stretches
     circumstances = (*sizes.circumstances, *(one.circumstance for one in found), after((own,)))
     return replace(sizes, variants=[*sizes.variants, *found], circumstances=tuple(dict.fromkeys(circumstances)))

@@ -7,6 +7,7 @@ nothing. Nothing here decides which sizes are looked at.
 from collections.abc import MutableMapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, is_dataclass
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,20 +18,22 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ...errors import FoldError
 from .circumstances import PLAIN, Circumstance, Shapes, after, noting, resized
+from .fake_runs import FunctionShortcuts, cut_short, fake_mode, is_fake
 from .float64 import Inputs, call, named_tensors, sharing_copy, writes
 from .shape_changes import elements_of, shapes_in
-from .size_reads import FOLLOW, SizeReads, is_fake
+from .size_reads import FOLLOW, SizeReads
 from .user_code import plain_state
 
 Trace = tuple[tuple[str, str], ...]
+Stretch = tuple[tuple[int, int], Trace]
 _MOST_VALUES = 2**20  # of the inputs of a model that runs on no tensor without values
-_LAYERS = ("convolution", "mm.", "batch_norm", "linear")
+_LAYERS = ("convolution", "mm.", "batch_norm", "linear", "layer.")
 _UNSEEN = ("prim.", "aten.detach", "aten.alias")  # operations that compute nothing
 
 
@@ -52,32 +55,45 @@ class Variant:
     circumstance: Circumstance = PLAIN
     asks: frozenset[str] = frozenset()
 
+    @cached_property
+    def stretches(self) -> frozenset[Stretch]:
+        """The operations from each layer to the next, with the number of the layer and of all layers."""
+        starts = [0, *(place for place, (name, _) in enumerate(self.trace) if is_layer(name))]
+        ends = [*starts[1:], len(self.trace)]
+        pairs = enumerate(zip(starts, ends, strict=True))
+        return frozenset(((number, len(starts)), self.trace[start:end]) for number, (start, end) in pairs)
+
     def inputs(self, example: Inputs, *, has_values: bool = True) -> Inputs:
         """Return the example in these sizes, its values repeated or left out; without values at no cost."""
         return resized(self.shapes, example, has_values=has_values)
 
 
 def other_computations(accepted: list[Variant]) -> list[Variant]:
-    """Return the sizes and circumstances in which the model runs other operations than for its example.
+    """Return the sizes and circumstances in which the model runs other operations than for its example, first of all.
 
-    Those are left out in which whatever happens between two layers is what happens there in one before.
+    Whatever happens between two layers in one of `accepted` happens there in the example or in one of those returned;
+    they are few, for each is a graph to be read.
     """
-    known: set[tuple[tuple[int, int], Trace]] = set()
-    others: list[Variant] = []
+    left, chosen = list(accepted[1:]), set[int]()
+    known = set(accepted[0].stretches) if accepted else set()
+    while left:
+        most = max(left, key=lambda one: len(one.stretches - known))
+        if most.stretches <= known:
+            break
+        chosen.add(id(most))
+        known |= most.stretches
+    return [one for one in left if id(one) in chosen]
+
+
+def new_computations(accepted: list[Variant]) -> list[Variant]:
+    """Return those in which something happens between two layers that happens in none before, the first left out."""
+    known: set[Stretch] = set()
+    new: list[Variant] = []
     for variant in accepted:
-        stretches = stretches_of(variant.trace)
-        if known and not stretches <= known:
-            others.append(variant)
-        known |= stretches
-    return others
-
-
-def stretches_of(trace: Trace) -> set[tuple[tuple[int, int], Trace]]:
-    """Return the operations from each layer to the next, with the number of the layer and of all layers."""
-    starts = [0, *(place for place, (name, _) in enumerate(trace) if is_layer(name))]
-    ends = [*starts[1:], len(trace)]
-    pairs = enumerate(zip(starts, ends, strict=True))
-    return {((number, len(starts)), trace[start:end]) for number, (start, end) in pairs}
+        if known and not variant.stretches <= known:
+            new.append(variant)
+        known |= variant.stretches
+    return new
 
 
 def variant_of(model: nn.Module, example: Inputs, shapes: Shapes, circumstance: Circumstance = PLAIN) -> Variant | None:
@@ -141,7 +157,7 @@ def _record(
     has_values: bool = False,
 ) -> None:
     """Append what a model runs in several calls; raise what it raises."""
-    mode = _modes.setdefault(model, FakeTensorMode(allow_non_fake_inputs=True))
+    mode = _modes.setdefault(model, fake_mode())
     shared = [] if has_values else [id(tensor) for _, tensor in named_tensors(model)]
     model = sharing_copy(model, keep=shared)
 
@@ -162,7 +178,7 @@ def _record(
                 inputs = circumstance.prepared(given(shapes))
                 recorder = _Recorder(inputs, named_tensors(model), has_values=has_values)
                 reads = SizeReads(recorder.has_made if has_values else is_fake)
-                with noting() as names, recorder, reads:
+                with noting() as names, recorder, FunctionShortcuts(recorder.note_layer), reads:
                     recorder.finish(call(model, inputs))
             here = circumstance if number == 0 else after((shapes,) * number)
             asks = frozenset(names | reads.names)
@@ -216,7 +232,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._note(name, numbers, leaves)
         if self._kept and writes(func) and args[0].untyped_storage()._cdata in self._kept:
             raise FoldError(f"the model writes into one of its parameters ({name})")
-        results = _run(func, args, kwargs or {})
+        results = cut_short(func, args, kwargs or {})
         self._note_made(results, self._layer)
         return results
 
@@ -224,27 +240,34 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """True for the result of an operation that was noted."""
         return tensor in self._made
 
+    def note_layer(self, name: str, args: tuple[Any, ...], results: tuple[Tensor, ...]) -> None:
+        """Note a layer that is no operation by itself, and what it returns."""
+        self._layer, self._start = self._layer + 1, len(self.trace)
+        leaves = tree_leaves(args)
+        self._note(f"layer.{name}", [one for one in leaves if not isinstance(one, Tensor)], leaves)
+        self._note_made(results, self._layer)
+
     def finish(self, outputs: Any) -> None:
         """Note what is returned."""
         self._note("output", [], tree_leaves(_fields(outputs)))
 
     def _note(self, name: str, numbers: list[Any], leaves: list[Any]) -> None:
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        sources = [self._made[one] if one in self._made else self._names.get(id(one), id(one)) for one in tensors]
+        sources = [self._made[one] if one in self._made else self._name_of(one, name) for one in tensors]
         self.trace.append((name, f"{numbers} {sources}"))
+
+    def _name_of(self, tensor: Tensor, operation: str) -> Any:
+        """Return what tells a tensor that no operation made from others: its values, where the call wrote them down."""
+        if operation.startswith("aten.lift_fresh") and type(tensor) is Tensor and tensor.layout is torch.strided:
+            with _disable_current_modes():
+                values = tensor.detach().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+            return str(tensor.dtype), tuple(tensor.shape), hash(values)
+        return self._names.get(id(tensor), id(tensor))
 
     def _note_made(self, results: Any, layer: int) -> None:
         for number, result in enumerate(tree_leaves(results)):
             if isinstance(result, Tensor):
                 self._made[result] = (layer, len(self.trace) - self._start, number)
-
-
-def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return what an operation gives; a norm of tensors without values costs as much as twenty other operations."""
-    is_norm = func is torch.ops.aten.native_batch_norm.default and len(args) == 8 and not kwargs
-    if not is_norm or not is_fake(args[0]) or args[5] or args[3] is None or args[4] is None:
-        return func(*args, **kwargs)
-    return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
 
 
 def is_layer(name: str) -> bool:

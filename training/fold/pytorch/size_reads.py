@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 
 from .circumstances import ATTRIBUTES, is_of_torch
+from .fake_runs import is_fake
 
 _PARTS = ("__iter__", "unbind", "split", "tensor_split", "chunk", "__len__")  # how many there are is a size, too
 READS = ("shape", "size", "numel", "nelement", "nbytes", "stride", "is_same_size", *_PARTS)
@@ -25,11 +25,6 @@ _MACHINERY = ("torch._subclasses", "torch._prims", "torch._refs", "torch._decomp
 def is_of_torch_itself() -> bool:
     """True when PyTorch's own machinery calls the function that is asking, such as for the first sight of a weight."""
     return str(sys._getframe(2).f_globals.get("__name__", "")).startswith(_MACHINERY)
-
-
-def is_fake(value: Any) -> bool:
-    """True for a tensor without values."""
-    return isinstance(value, FakeTensor)
 
 
 class SizeReads(TorchFunctionMode):

@@ -11,7 +11,7 @@ from torch import nn
 
 from .circumstances import PLAIN, Circumstance, Shapes
 from .float64 import Inputs
-from .recorded_calls import Variant, other_computations, stretches_of, variant_of
+from .recorded_calls import Trace, Variant, new_computations, variant_of
 from .shape_changes import (
     BATCHES,
     CHANGES,
@@ -29,7 +29,8 @@ from .shape_changes import (
     to_residues,
     to_size,
 )
-from .size_questions import Question
+from .size_formulas import Formulas
+from .size_questions import Axis, Question
 from .size_symbols import questions
 from .sizes import Sizes
 from .user_code import Code
@@ -54,9 +55,9 @@ def searched(search: "Search", first: Variant, code: Code, may_vary: bool) -> Si
     if not is_followed:
         search.change_axes(tuple(map(to_residues, RESIDUES)))
         search.change_channels(CHANNELS)
-    is_complete = is_followed and not search.has_plain_numbers
+    is_complete = is_followed and not search.plain_axes
     if not is_complete and first.circumstance is PLAIN:
-        search.sweep(first, code)
+        search.sweep(first, code, search.plain_axes if is_followed and search.is_complete else None)
     is_complete = is_complete and search.is_complete
     return Sizes(search.accepted, tuple(matters or ()), is_complete, unanswered=frozenset(search.unanswered))
 
@@ -68,9 +69,10 @@ class Search:
         self._model, self._example, self._circumstance = model, example, circumstance
         self._tried: dict[Shapes, Variant | None] = {}
         self._operations = 0
-        self.unanswered = set[tuple[int, int]]()
+        self._formulas: dict[Trace, Formulas] = {}
+        self.unanswered = set[Axis]()
         self.is_complete = True
-        self.has_plain_numbers = False
+        self.plain_axes = set[Axis]()  # whose sizes became plain numbers
 
     @property
     def accepted(self) -> list[Variant]:
@@ -122,20 +124,29 @@ class Search:
             self.tried(tuple((shape[0], size, *shape[2:]) if len(shape) > 2 else shape for shape in own))
         self.tried(channels_last(own))
 
-    def sweep(self, first: Variant, code: Code) -> None:
+    def sweep(self, first: Variant, code: Code, plain: set[Axis] | None) -> None:
         """Try the constants of the code and then many sizes: of the batch, and of all other axes.
 
         It ends early once there are enough other computations; each is a graph to be read.
+
+        Args:
+            first: the example's own.
+            code: of the model.
+            plain: the axes that became plain numbers; nothing new can come of others. None for any.
         """
+        has_batch = plain is None or any(axis == 0 for _, axis in plain)
+        has_others = plain is None or any(axis > 1 or len(first.shapes[number]) == axis + 1 for number, axis in plain)
         left = max(MOST_OPERATIONS // max(len(first.trace), 1), _MOST_CONSTANTS) + len(self._tried)
-        constants, known = code.constants[:_MOST_CONSTANTS], len(other_computations(self.accepted))
+        constants, known = code.constants[:_MOST_CONSTANTS], len(new_computations(self.accepted))
         for size in dict.fromkeys((*constants, *SWEPT)):
-            if len(self._tried) > left or len(other_computations(self.accepted)) > known + MOST_COMPUTATIONS:
+            if len(self._tried) > left or len(new_computations(self.accepted)) > known + MOST_COMPUTATIONS:
                 self.is_complete = False
                 return
-            self.change_batch([size])
-            self.change_axes(((to_size(size), to_size(size)),))
-            if size in constants:
+            if has_batch:
+                self.change_batch([size])
+            if has_others:
+                self.change_axes(((to_size(size), to_size(size)),))
+            if has_others and size in constants:
                 self.change_axes(((to_size(size), same_size), (same_size, to_size(size))))
 
     def answer_otherwise(self, first: Variant, code: Code) -> list[Question] | None:
@@ -145,7 +156,7 @@ class Search:
             what it asks at its own sizes where another answer makes another computation, or where none was found that
             the model accepts; None when it cannot be followed.
         """
-        known, done, waiting = stretches_of(first.trace), set[frozenset[str]](), [(first, True)]
+        known, done, waiting = first.stretches, set[frozenset[str]](), [(first, True)]
         matters: list[Question] = []
         while waiting:
             here, is_new = waiting.pop(0)
@@ -155,7 +166,8 @@ class Search:
                 continue
             reads = [list(here.reads), *(list(v.reads) for v in self.accepted)]
             given = here.inputs(self._example, has_values=False)
-            asked = questions(self._model, given, reads, self._circumstance, self._earlier)
+            formulas = self._formulas.setdefault(here.trace, Formulas())
+            asked = questions(self._model, given, reads, formulas, self._circumstance, self._earlier)
             if asked is None and here is first:
                 return None
             if asked is None:
@@ -168,7 +180,7 @@ class Search:
                 there = self._other_answer(question, asked, here)
                 if there is None:
                     self.unanswered |= set(question.axes)
-                stretches = set() if there is None else stretches_of(there.trace)
+                stretches = set() if there is None else there.stretches
                 if there is not None:
                     waiting.append((there, not stretches <= known))
                 if here is first and not question.number and (there is None or there.trace != here.trace):
@@ -180,7 +192,7 @@ class Search:
         self, asked: list[Question], is_new: bool, constants: list[int]
     ) -> Iterator[tuple[Question, frozenset[str]]]:
         """Return the questions, each with a key: of all answers on the way to another one, or of itself alone."""
-        self.has_plain_numbers |= any(not question.is_seen for question in asked)
+        self.plain_axes |= {axis for question in asked if not question.is_seen for axis in question.axes}
         more = [one for question in asked if not question.is_seen for one in question.of_values(constants)]
         for place, question in enumerate([*asked, *more]):
             before = [one.expression for one in asked[:place] if is_new and not one.number]

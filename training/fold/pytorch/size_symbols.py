@@ -7,7 +7,6 @@ operation that is made of them.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import count
 from math import prod
 from threading import Lock
 from typing import Any
@@ -15,21 +14,23 @@ from typing import Any
 import sympy  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, nn
-from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.fx.experimental.symbolic_shapes import DimDynamic
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils._sympy.printers import PythonPrinter
 
 from .circumstances import PLAIN, Circumstance, Shapes, call_as_before
+from .fake_runs import Shortcuts, fake_mode
 from .float64 import Inputs, call, sharing_copy
 from .process_state import quiet
-from .size_questions import Question, axis_name
-from .size_reads import FOLLOW, READS, SizeReads, function_name, is_of_torch_itself
+from .size_formulas import Formulas, Values, axis_symbol, shapes_as_formulas
+from .size_questions import Question
+from .size_reads import FOLLOW, READS, function_name, is_of_torch_itself
 
 _MOST_ASKED = 512  # questions of one forward, beyond which it is not followed
+_FEW = 4  # chunks
 _CHANGED = Lock()
 
 
@@ -37,6 +38,7 @@ def questions(
     model: nn.Module,
     given: Inputs,
     reads: list[list[tuple[int, ...]]],
+    formulas: Formulas,
     circumstance: Circumstance = PLAIN,
     earlier: Callable[[Shapes], Inputs] = tuple,
 ) -> list[Question] | None:
@@ -47,11 +49,12 @@ def questions(
         given: the inputs; their values are not looked at.
         reads: the shapes that it reads, see `SizeReads`, first for these inputs and then for others: what is the same
             for all of them does not vary.
+        formulas: of the way that it takes for these inputs, as far as they are known.
         circumstance: in which it is called.
         earlier: makes the inputs of its earlier calls.
     """
     asked = _Asked(reads)
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = fake_mode()
     original, model = model, sharing_copy(model)  # it may keep a symbol
     try:
         inputs = tree_map(lambda value: asked.named(mode, value) if isinstance(value, Tensor) else value, given)
@@ -59,12 +62,15 @@ def questions(
             call_as_before(model, circumstance, earlier)
             with circumstance.entered():
                 inputs = circumstance.prepared(inputs)
-                with asked, _as_numbers():
+                with Shortcuts(), asked, _as_numbers():
                     call(model, inputs)
         if asked.count != len(reads[0]):
             return None  # it went another way with symbols
+        if not asked.needs_formulas:
+            return asked.questions([])
         return asked.questions(
-            _formulas(sharing_copy(original), given, circumstance, earlier) if asked.needs_formulas else []
+            formulas.known_for(given, reads[0])
+            or formulas.know(shapes_as_formulas(sharing_copy(original), given, circumstance, earlier))
         )
     except Exception:  # a size as the key of a dict, and whatever else symbols cannot do
         return None
@@ -94,18 +100,7 @@ def _as_numbers() -> Iterator[None]:
                     delattr(torch.SymInt, name)
 
 
-class _Values(ShapeEnv):
-    """Answers what is asked of symbols by their values; it draws no conclusions, which would hide the next question."""
-
-    def __init__(self) -> None:
-        super().__init__(duck_shape=False, specialize_zero_one=False, assume_static_by_default=False)
-
-    def evaluate_expr(self, orig_expr: Any, hint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Return the value of an expression: a condition, or something that Python makes a plain number."""
-        return sympy.sympify(hint)
-
-
-class _Symbols(_Values):
+class _Symbols(Values):
     """Notes what is asked of symbols.
 
     Attributes:
@@ -223,7 +218,7 @@ class _Asked(TorchFunctionMode):
         known = {}
         for symbol, (number, read, axis) in self._places.items():
             if number is not None or formulas:
-                known[symbol] = _axis_symbol(number, axis) if number is not None else formulas[read][axis]
+                known[symbol] = axis_symbol(number, axis) if number is not None else formulas[read][axis]
         text = PythonPrinter().doprint
         asked = []
         for condition, number, is_seen in self._env.asked:
@@ -242,7 +237,11 @@ def _ask_for_parts(name: str, sizes: tuple[Any, ...], count: Any = None, dim: in
     count = kwargs.get("split_size", kwargs.get("chunks", count))
     if isinstance(count, int) and name != "tensor_split":
         size = sizes[dim]
-        int(-(-size // (count if name == "split" else -(-size // count))))
+        parts = -(-size // (count if name == "split" else -(-size // count)))
+        if name == "split" or count > _FEW:
+            int(parts)
+        else:  # there are no more than asked for: a question for each number can be answered otherwise
+            any(bool(parts == fewer) for fewer in range(1, count))
 
 
 def _varying(own: tuple[int, ...], others: list[tuple[int, ...]]) -> list[bool]:
@@ -250,38 +249,3 @@ def _varying(own: tuple[int, ...], others: list[tuple[int, ...]]) -> list[bool]:
     if not others:
         return [True] * len(own)
     return [any(len(other) != len(own) or other[axis] != size for other in others) for axis, size in enumerate(own)]
-
-
-def _formulas(
-    model: nn.Module, given: Inputs, circumstance: Circumstance, earlier: Callable[[Shapes], Inputs]
-) -> list[tuple[Any, ...]]:
-    """Return the shapes that the forward reads as expressions in the names of the axes of its inputs."""
-    mode, reads, numbers = FakeTensorMode(shape_env=_Values(), allow_non_fake_inputs=True), SizeReads(), count()
-    names: dict[Any, Any] = {}
-
-    def symbolic(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        number = next(numbers)
-        context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC] * value.ndim)
-        fake = mode.from_tensor(value, symbolic_context=context, source=ConstantSource(f"input_{number}"))
-        sizes: Any = fake.shape
-        for axis, size in enumerate(sizes):
-            names[size.node.expr] = _axis_symbol(number, axis)
-        return fake
-
-    inputs = tree_map(symbolic, given)
-    with quiet(), torch.no_grad(), enable_python_dispatcher(), mode:
-        call_as_before(model, circumstance, earlier)
-        with circumstance.entered():
-            inputs = circumstance.prepared(inputs)
-            with reads:
-                call(model, inputs)
-    return [
-        tuple(size.node.expr.xreplace(names) if isinstance(size, torch.SymInt) else sympy.Integer(size) for size in one)
-        for one in reads.shapes
-    ]
-
-
-def _axis_symbol(number: int, axis: int) -> Any:
-    return sympy.Symbol(axis_name(number, axis), integer=True, positive=True)
