@@ -7,7 +7,6 @@ does on this machine next to its client, which takes a core of it; to compare se
 import asyncio
 import ipaddress
 import json
-import os
 import time
 import urllib.error
 import urllib.request
@@ -21,9 +20,9 @@ from urllib.parse import SplitResult, quote, urlsplit
 from .arguments import Parser, add_json
 from .exit_codes import DONE, FAILED, USAGE
 from .json_document import complain, fill
+from .key_file import KEY_VARIABLE, read_key
 from .patience import shown
 
-KEY_VARIABLE = "API_KEY"
 MOST_CONNECTIONS, MOST_SECONDS = 256, 60.0
 _HEADER_END = b"\r\n\r\n"
 _COLUMNS = ("connections", "answered", "refused", "answers/s", "p50 ms", "p95 ms", "p99 ms")
@@ -184,7 +183,8 @@ def _get(place: SplitResult, path: str) -> Any:
 
 
 def _key() -> dict[str, str]:
-    return {"X-API-Key": os.environ[KEY_VARIABLE]} if os.environ.get(KEY_VARIABLE) else {}
+    key = read_key(None)
+    return {"X-API-Key": key} if key else {}
 
 
 def _reason(err: Exception) -> str:

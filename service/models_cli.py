@@ -6,7 +6,6 @@ the second writes to the terminal, and to the keys file where a key is taken bac
 
 import argparse
 import json
-import os
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -17,12 +16,12 @@ from typing import Any
 from foldserve.arguments import Parser, add_json
 from foldserve.exit_codes import DONE, FAILED
 from foldserve.json_document import complain, fill
+from foldserve.key_file import KEY_VARIABLE, read_key
 from foldserve.patience import shown
 
 from .errors import ServiceError
 from .keys import SCOPES, new_key, read_keys, revoke_key
 
-KEY_VARIABLE = "API_KEY"
 _TIMEOUT_SECONDS = 300  # a load takes as long as the model is large
 
 
@@ -109,10 +108,9 @@ def _call(arguments: argparse.Namespace, method: str, path: str, body: dict[str,
     """Call the service; returns its JSON, None where the answer is empty."""
     headers = {"Content-Type": "application/json"}
     try:
-        key = arguments.key_file.read_text().strip() if arguments.key_file else os.environ.get(KEY_VARIABLE)
-    except (OSError, UnicodeError) as err:
-        reason = getattr(err, "strerror", None) or err
-        raise CommandError(f"key file {arguments.key_file} cannot be read: {reason}") from err
+        key = read_key(arguments.key_file)
+    except ValueError as err:
+        raise CommandError(str(err)) from err
     if key:
         headers["X-API-Key"] = key
     data = None if body is None else json.dumps(body).encode()
@@ -128,7 +126,7 @@ def _call(arguments: argparse.Namespace, method: str, path: str, body: dict[str,
     except (OSError, ValueError) as err:
         reason = getattr(err, "reason", err)
         raise CommandError(
-            f"no answer from {arguments.url}: {reason}; does a service run there? --url before the call names another"
+            f"no answer from {arguments.url}: {reason}; does a service run there? --url names another"
         ) from err
     return json.loads(text) if text else None
 
@@ -150,15 +148,23 @@ def _text(answer: Any) -> str:
     return json.dumps(answer, indent=2, ensure_ascii=False)
 
 
+def _add_service(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+    """Let a parser take where the service is and with which key, before the call and behind it; the latter wins."""
+    url = "where the service is (default: http://127.0.0.1:8000)"
+    parser.add_argument("--url", default=defaults.get("url", argparse.SUPPRESS), help=url)
+    key = f"file that holds the admin key (default: ${KEY_VARIABLE})"
+    parser.add_argument("--key-file", type=Path, default=defaults.get("key_file", argparse.SUPPRESS), help=key)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="foldserve")
     groups = parser.add_subparsers(required=True)
     models = groups.add_parser("models", help="list, load, promote, roll back and compare models of a running service")
-    models.add_argument("--url", default="http://127.0.0.1:8000", help="where the service is (default: %(default)s)")
-    models.add_argument("--key-file", type=Path, help=f"file that holds the admin key (default: ${KEY_VARIABLE})")
+    _add_service(models, url="http://127.0.0.1:8000", key_file=None)
     calls = models.add_subparsers(required=True)
     listing = calls.add_parser("list", help="every version and its state")
     listing.set_defaults(run=_list)
+    _add_service(listing)
     add_json(listing)
     for name, run, text in (
         ("show", _show, "labels, versions, history and comparison"),
@@ -171,6 +177,7 @@ def _parser() -> argparse.ArgumentParser:
         call = calls.add_parser(name, help=text)
         call.add_argument("model")
         call.set_defaults(run=run, call=name)
+        _add_service(call)
         add_json(call)
         if name in ("load", "promote", "shadow"):
             call.add_argument("--version", type=int)

@@ -8,6 +8,7 @@ from typing import Any, Self, Unpack
 import httpx
 
 from foldserve.format.tensors import Array
+from foldserve.key_file import checked_key
 
 from .calls import Calls, Flow, InferOptions, Pause, PredictOptions
 from .messages import Result
@@ -26,7 +27,7 @@ class AsyncClient:
         retries: int = 3,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        headers = {"Authorization": f"Bearer {checked_key(api_key, 'api_key')}"} if api_key else {}
         self._http = httpx.AsyncClient(base_url=url, headers=headers, transport=transport)
         self._calls = Calls(deadline, retries)
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,11 @@ from typing import Any
 from foldserve.arguments import Parser, add_json
 from foldserve.exit_codes import DONE, FAILED, USAGE
 from foldserve.json_document import complain, fill
+from foldserve.key_file import KEY_VARIABLE, read_key
 from foldserve.patience import shown
 
 from .errors import ClientError, Unreachable
 from .sync import Client
-
-KEY_VARIABLE = "API_KEY"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,8 +21,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     answers: list[dict[str, Any]] = []
     try:
-        key = arguments.key_file.read_text().strip() if arguments.key_file else os.environ.get(KEY_VARIABLE)
-        with Client(arguments.url, api_key=key or None, deadline=arguments.deadline) as client:
+        with Client(arguments.url, api_key=read_key(arguments.key_file), deadline=arguments.deadline) as client:
             for file in arguments.files:
                 top = arguments.top
                 options = {"version": arguments.version, "label": arguments.label, "top": top}

@@ -8,6 +8,7 @@ from typing import Any, Self, Unpack
 import httpx
 
 from foldserve.format.tensors import Array
+from foldserve.key_file import checked_key
 
 from .calls import Calls, Flow, InferOptions, Pause, PredictOptions
 from .messages import Result
@@ -19,7 +20,7 @@ class Client:
 
     Args:
         url: of the server, such as "http://127.0.0.1:8000".
-        api_key: sent as a bearer token with every call.
+        api_key: sent as a bearer token with every call; ValueError where it could not stand in a header.
         deadline: seconds within which an answer is of use, where a call does not say; None waits.
         retries: further attempts after one that the server put off or that broke.
         transport: another way to reach the server, for httpx.
@@ -34,7 +35,7 @@ class Client:
         retries: int = 3,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        headers = {"Authorization": f"Bearer {checked_key(api_key, 'api_key')}"} if api_key else {}
         self._http = httpx.Client(base_url=url, headers=headers, transport=transport)
         self._calls = Calls(deadline, retries)
 

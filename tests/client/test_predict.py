@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foldserve.client import Client, ClientError, Refused
+from foldserve.client import AsyncClient, Client, ClientError, Refused
 from foldserve.command import main
 from foldserve.format.task import Task
 from foldserve.service.app import create_app
@@ -156,3 +156,29 @@ def test_the_command_ends_with_one_line(url, picture, capsys, words, code, expec
     assert captured.err.count("\n") == 1
     assert expected in captured.err
     assert captured.out == ""
+
+
+def test_what_is_no_key_is_neither_sent_nor_shown(url, picture, tmp_path, capsys, monkeypatch):
+    """The whole output of `keys new`, an empty file, bytes, a key with a line break: one sentence, without the key."""
+    for content, said in (
+        (b"the key, shown this once: secret-key\nthe line for the keys file: x infer 0\n", "holds 2 lines"),
+        (b"\n", "holds nothing"),
+        (b"secret-key and more", "not all of them of a key"),
+        (b"\xff\xfesecret-key", "cannot be read: it is no text"),
+    ):
+        (tmp_path / "key").write_bytes(content)
+        words = ["--url", url, "--key-file", str(tmp_path / "key")]
+        for command in (["predict", str(picture), "--model", "fashion", *words], ["models", "list", *words]):
+            assert main(command) in (1, 2)
+            printed = capsys.readouterr()
+            assert printed.out == ""
+            assert said in printed.err
+            assert "secret-key" not in printed.err
+            assert printed.err.count("\n") == 1
+    monkeypatch.setenv("API_KEY", "secret-key\nmore")
+    assert main(["bench", url, "--seconds", "0.1"]) in (1, 2)
+    assert "$API_KEY holds 2 lines" in capsys.readouterr().err
+    for make in (Client, AsyncClient):
+        with pytest.raises(ValueError, match=r"api_key holds 2 lines; expected one key") as caught:
+            make(url, api_key="secret-key\nmore")
+        assert "secret-key" not in str(caught.value)

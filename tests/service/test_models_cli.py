@@ -50,6 +50,10 @@ def test_a_refusal_is_one_line_and_an_exit_code(typed, monkeypatch, tmp_path):
     (tmp_path / "key").write_text("wrong\n")
     code, said = typed("--key-file", str(tmp_path / "key"), "unload", "fashion")
     assert (code, said[:4]) == (1, "401:")
+    code, said = typed("list", "--url", "http://127.0.0.1:9")  # behind the call, where other commands have it
+    assert (code, said.startswith("no answer from http://127.0.0.1:9: ")) == (1, True)
+    code, said = typed("unload", "fashion", "--key-file", str(tmp_path / "key"))
+    assert (code, said[:4]) == (1, "401:")
     code, said = typed("--url", "http://127.0.0.1:9", "list")
     assert code == 1
     assert said.startswith("no answer from http://127.0.0.1:9: ")
