@@ -150,14 +150,14 @@ def test_the_page_of_the_service(reader: Reader) -> None:
 
 
 def test_the_page_of_the_fold(reader: Reader) -> None:
-    """Both Python blocks, and both commands on files."""
+    """The Python blocks, and both commands on files."""
+    onnx.save(onnx_cases.cases()[0].build(), reader.folder / "in.onnx")
     for block in blocks("docs/fold.md", "python"):
         reader.type(f"{sys.executable} - <<'END'\n{block}END\n")
     (reader.folder / "mynets.py").write_text(blocks("README.md", "python")[0].replace("flowers", "network"))
     reader.type(
         f"{sys.executable} - <<'END'\nimport mynets, torch\ntorch.save(mynets.network().state_dict(), 'w.pt')\nEND\n"
     )
-    onnx.save(onnx_cases.cases()[0].build(), reader.folder / "in.onnx")
     (commands,) = blocks("docs/fold.md", "sh")
     reader.type(commands)
     assert (reader.folder / "out.onnx").stat().st_size

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..file_kind import kind_of
 from .unset_statistics import require_statistics
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "module", "net", "network", "weights")
@@ -68,7 +69,11 @@ def _read(path: Path) -> Any:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as err:
-        raise ConfigError(f"{path} is not a readable safetensors file: {err}") from err
+        kind = kind_of(path)
+        why = f"it is {kind}" if kind else str(err)
+        raise ConfigError(
+            f"{path} is not a readable safetensors file: {why}; expected safetensors, .pt or .pth"
+        ) from err
 
 
 def _is_pickled(path: Path) -> bool:

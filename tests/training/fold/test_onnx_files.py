@@ -7,6 +7,7 @@ import pytest
 from onnx import external_data_helper
 
 from foldserve.training.errors import ConfigError, FoldError
+from foldserve.training.fold.onnx.api import explain_onnx, fold_onnx, verify_onnx
 from foldserve.training.fold.onnx.files import load_onnx, write_onnx
 from tests.support.onnx_cases import cases
 
@@ -127,3 +128,29 @@ def test_short_external_data(tmp_path):
     (tmp_path / "model" / "weights.bin").write_bytes(b"12")
     with pytest.raises(FoldError, match="external data"):
         load_onnx(path)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("in.onnx", "is a str; expected an onnx.ModelProto, such as onnx.load(path) returns"),
+        (Path("in.onnx"), "Path; expected an onnx.ModelProto, such as onnx.load(path) returns"),
+        (b"", "is a bytes; expected an onnx.ModelProto, such as onnx.load_from_string(data) returns"),
+        (
+            None,
+            "such as onnx.load(path) returns; fold takes PyTorch's modules",
+        ),
+    ],
+)
+def test_a_path_in_the_place_of_a_model(given, said):
+    """Each function on models says what it got, and the call that makes a model of it."""
+    for name, call in (
+        ("model", lambda: fold_onnx(given)),
+        ("model", lambda: explain_onnx(given)),
+        ("original", lambda: verify_onnx(given, model())),
+        ("folded", lambda: verify_onnx(model(), given)),
+    ):
+        with pytest.raises(FoldError) as caught:
+            call()
+        assert str(caught.value).startswith(f"{name} is a ")
+        assert said in str(caught.value)

@@ -6,6 +6,7 @@ and proves the result (`model_proof`). It reads and writes no files; `cli` does.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import onnx
 
@@ -69,6 +70,7 @@ def fold_onnx(
     """
     if padding not in ("refuse", "exact"):
         raise FoldError(f'padding is {padding!r}; expected "refuse" or "exact"')
+    _require_models(model=model)
     with during("reading the model"):
         model = with_output_shapes(with_free_sizes(with_nodes_in_order(model)))
         check(model, "the model", full=False)
@@ -105,10 +107,23 @@ def verify_onnx(
         CannotJudge: an output says nothing, such as one that is random, empty, not finite or all equal, or a
             decision that always came out alike; see its `node`.
     """
+    compared = folded.model if isinstance(folded, FoldedOnnx) else folded
+    _require_models(original=original, folded=compared)
     with during("comparing the models"):
         if isinstance(folded, FoldedOnnx):
             return compare_models(original, folded.model, folded.exact, input_shapes)
         return compare_models(original, folded, None, input_shapes)
+
+
+def _require_models(**models: object) -> None:
+    """Raise FoldError where an argument is no model in memory, with the call that makes one of it."""
+    for name, model in models.items():
+        if isinstance(model, onnx.ModelProto):
+            continue
+        cures = {str: "onnx.load(path)", Path: "onnx.load(path)", bytes: "onnx.load_from_string(data)"}
+        cure = next((call for kind, call in cures.items() if isinstance(model, kind)), None)
+        cure = f"such as {cure} returns" if cure else "such as onnx.load(path) returns; fold takes PyTorch's modules"
+        raise FoldError(f"{name} is a {type(model).__name__}; expected an onnx.ModelProto, {cure}")
 
 
 def _fold_with_functions(model: onnx.ModelProto, exact_padding: bool, shapes: Shapes | None) -> FoldedOnnx:

@@ -12,6 +12,7 @@ from onnx import TensorProto, external_data_helper
 
 from ...disk import write_whole
 from ...errors import ConfigError, FoldError
+from ...file_kind import kind_of
 from .protos import first_line, subgraphs
 
 MOST_BYTES = 2**31 - 2**24  # of weights in a graph that is one file: protobuf ends at 2 GiB, names and shapes included
@@ -29,7 +30,8 @@ def load_onnx(path: Path, most_bytes: int | None = None) -> onnx.ModelProto:
         FoldError: it is no ONNX file, or its external data is missing, too short or outside the model's folder.
     """
     if path.is_dir():
-        raise ConfigError(f"{path} is a folder; expected an ONNX file")
+        kind = kind_of(path) or "a folder"
+        raise ConfigError(f"{path} is {kind}; expected an ONNX file")
     if not path.is_file():
         raise ConfigError(
             f"{path} does not exist; expected an ONNX file, or package.module:factory for a PyTorch network"
@@ -70,7 +72,15 @@ def weights_bytes(model: onnx.ModelProto) -> int:
 
 
 def _no_model(path: Path, what: str) -> ConfigError | FoldError:
-    """Return the error for a file that is no model: where its name says that it never was one, the name is mended."""
+    """Return the error for a file that is no model: where its name says that it never was one, the name is mended.
+
+    Args:
+        path: of the file.
+        what: is wrong with it, where its first bytes do not say what it is.
+    """
+    kind = kind_of(path)
+    if kind is not None:
+        what = f"is not a readable ONNX file: it is {kind}"
     if path.suffix == ".onnx":
         return FoldError(f"{path} {what}")
     return ConfigError(f"{path} {what}; a network is package.module:factory, a .pt2 file or an .onnx file")
