@@ -197,7 +197,10 @@ def _example(source: Source, wanted: Wanted) -> tuple[Tensor, ...]:
         return source.example
     given = read_rows(wanted.examples)
     if given is None:
-        raise ConfigError("the shapes of the inputs are not known; say them with --input, such as --input 1,3,224,224")
+        raise ConfigError(
+            "the shapes of the inputs are not known; give rows with --examples, or the shape of each input, in "
+            "order, with --input, such as --input 1,3,224,224 (in Python examples= and inputs=)"
+        )
     arrays = (
         [rows for name, rows in given.items() if name != LABEL]
         if isinstance(given, Mapping)

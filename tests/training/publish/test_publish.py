@@ -3,6 +3,8 @@
 import copy
 import io
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -411,7 +413,35 @@ def test_the_line_to_ask_it_holds_the_row_as_people_write_it(tmp_path: Path) -> 
     long = publish(
         nn.Flatten().eval(), name="long", examples=np.ones((2, 500), np.float32), models_dir=tmp_path, dry_run=True
     )
+    assert long.question.endswith('# rows.json: {"instances": [<500 values>, ...]}')
     assert "-d @rows.json" in long.question
+
+
+def test_a_line_with_a_file_says_what_the_file_holds(tmp_path: Path) -> None:
+    """Each input by name, with the lengths of its lists, behind a line that a shell takes as it is."""
+
+    class Sum(nn.Module):
+        def forward(self, image: torch.Tensor, facts: torch.Tensor) -> torch.Tensor:
+            return image.mean((1, 2, 3)) + facts
+
+    rows = {"image": np.ones((2, 3, 20, 20), np.float32), "facts": np.ones(2, np.float32)}
+    asked = publish(Sum().eval(), name="sum", examples=rows, models_dir=tmp_path, dry_run=True).question
+    assert asked.endswith('# rows.json: {"instances": [{"image": <3 x 20 x 20 values>, "facts": <value>}, ...]}')
+    assert shlex.split(asked, comments=True)[-1] == "localhost:8000/predict?model=sum"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (None, "model is a NoneType; expected a torch.nn.Module, an exported program, an onnx.ModelProto, or as text"),
+        ({"0.weight": torch.ones(1)}, "model is a dict; expected the network that these weights are of"),
+        (nn.ReLU, "model is a type; expected what it makes: call it first"),
+    ],
+)
+def test_what_is_no_network_is_named(given: object, said: str, tmp_path: Path) -> None:
+    """A state dict, a class or nothing in the place of a network is refused with what to give instead."""
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        publish(given, name="none", models_dir=tmp_path)
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
@@ -467,7 +497,7 @@ class Branching(nn.Module):
 BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (mlp(), {"labels": ["a"], "inputs": ["2,5"]}, ConfigError, "1 labels for 2 outputs"),
     (mlp(), {"labels": ["a", "a"], "inputs": ["2,5"]}, ConfigError, "stands there twice"),
-    (mlp(), {}, ConfigError, "not known; say them with --input"),
+    (mlp(), {}, ConfigError, "not known; give rows with --examples, or .* with --input"),
     (mlp(), {"inputs": ["2,6"]}, ConfigError, "does not run on inputs of float32"),
     (mlp(), {"examples": np.zeros((4, 6), np.float32), "inputs": ["2,5"]}, ConfigError, "rows of"),
     (mlp(), {"examples": np.zeros((0, 5), np.float32), "inputs": ["2,5"]}, ConfigError, "one number above 0"),
