@@ -53,13 +53,18 @@ def give(visit, key: str) -> None:
 def test_a_file_that_is_no_picture_is_refused_in_the_services_words(visit, url, data, kind):
     """Damaged, cut off, or of a type that is not taken: status and sentence are those of the answer."""
     answer = httpx.post(f"{url}/predict?model=flowers", content=data, headers={"Content-Type": kind})
-    visit.go(url, "flowers").drop(data, "broken.png", kind)
+    visit.go(url, "flowers").drop(photo())
+    known, code = visit.said(), visit.text("#snippet")
+    visit.drop(data, "broken.png", kind)
     assert visit.trouble() == f"{answer.status_code} {answer.json()['error']}"
     if data == b"no picture at all":  # nothing to be shown: the place for a picture is empty again
         visit.page.wait_for_selector("#invitation:not([hidden])")
         assert visit.page.locator("#shown").is_hidden()
+    assert visit.page.locator("#details").is_hidden()  # of the answer before
+    assert known not in visit.text("#said")
+    assert visit.text("#snippet") != code
     visit.drop(photo())
-    assert visit.said()
+    assert visit.said() == known
     assert visit.page.locator("#trouble").is_hidden()
 
 

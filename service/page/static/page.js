@@ -152,7 +152,11 @@ async function askNow() {
   const beside = version && send(question, { version }).catch((refused) => ({ refused, version }));
   const answers = await Promise.all([send(question, choice()), beside]).catch((error) => error);
   if (turn !== state.turn) return; // something else was asked meanwhile
-  if (answers instanceof Error) throw answers;
+  if (answers instanceof Error) {
+    showNoAnswer(); // what stands there answers another question
+    await showCode();
+    throw answers;
+  }
   const [one, two] = answers;
   byId("trouble").hidden = true;
   showAnswers(one, two);
@@ -402,11 +406,16 @@ function invitation() {
 /** Forget the last question: another model may not take it. */
 function forget() {
   Object.assign(state, { question: null, turn: state.turn + 1 });
-  byId("said").className = "";
-  byId("said").replaceChildren(element("p", { className: "empty", textContent: invitation() }));
-  for (const id of ["verdict", "details", "shown", "trouble"]) byId(id).hidden = true;
+  showNoAnswer();
+  for (const id of ["shown", "trouble"]) byId(id).hidden = true;
   byId("invitation").hidden = false;
   byId("news").textContent = "";
+}
+
+function showNoAnswer() {
+  byId("said").className = "";
+  byId("said").replaceChildren(element("p", { className: "empty", textContent: invitation() }));
+  for (const id of ["verdict", "details"]) byId(id).hidden = true;
 }
 
 listen();
