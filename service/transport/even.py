@@ -15,6 +15,7 @@ _log = logging.getLogger(__name__)
 
 _TURN_SECONDS = 0.001  # that a connection is left to a worker with fewer, which may be busy or stopped
 _AT_ONCE = 64  # of so many it takes one more when it was its turn: else thousands would be slow beside a stopped worker
+_MOST_OPENING = 16  # that are taken and not looked at yet: those that have no place hold a descriptor until then
 _NO_DESCRIPTORS_SECONDS = 0.1
 
 
@@ -76,7 +77,7 @@ class EvenServer:
         """Take what waits, for as long as no worker has fewer."""
         while not self._connections.is_ahead:
             if not self._take_one():
-                return
+                return  # the loop calls again for what still waits
         self._wait(_TURN_SECONDS)
 
     def _wait(self, seconds: float) -> None:
@@ -93,6 +94,8 @@ class EvenServer:
 
     def _take_one(self) -> bool:
         """Take a connection; False where none waits, or none can be taken."""
+        if len(self._opening) >= _MOST_OPENING:
+            return False
         try:
             connection, _ = self._listener.accept()
         except (BlockingIOError, ConnectionError):

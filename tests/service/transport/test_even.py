@@ -195,6 +195,28 @@ def test_a_protocol_that_cannot_be_made_is_no_connection(listener, tmp_path, cap
     assert [record.getMessage() for record in caplog.records] == ["a connection failed and is closed"] * 3
 
 
+def test_few_are_taken_before_they_are_looked_at(listener, tmp_path):
+    """Of a crowd that has no place each holds a descriptor until it is told so: a few at one time."""
+
+    async def run() -> tuple[int, int]:
+        worker = Worker(listener, tmp_path / "counts", 0)
+        most, take_one = [], worker.server._take_one
+
+        def noted() -> bool:
+            most.append(worker.counts.own - worker.number)
+            return take_one()
+
+        worker.server._take_one = noted
+        async with clients(listener, 300):
+            await until([worker], lambda: worker.number == 300)
+        await worker.end()
+        return len(most), max(most)
+
+    times, most = asyncio.run(run())
+    assert times >= 300
+    assert most <= 20
+
+
 def fail() -> asyncio.BaseProtocol:
     raise MemoryError
 
