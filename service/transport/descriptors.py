@@ -9,6 +9,8 @@ import resource
 from ..settings import Settings
 
 _KEPT_BACK = 256  # descriptors for everything but connections: models, metrics, workers, refusals on their way
+# That a process has open beside its connections, and what each of these adds: other workers, and the library of gRPC.
+_USED, _USED_MORE = 48, 16
 _LEAST = 64  # below it models, metrics and workers fail one by one, each with another error
 _OF_GRPC = 3  # descriptors of one of its connections: the client's, and both ends of the one to its library
 
@@ -24,10 +26,11 @@ def fit_to_descriptors(settings: Settings) -> Settings:
     limit = raise_limit()
     if 0 <= limit < _LEAST:  # no limit is -1
         raise OSError(f"this process may open {limit} files, expected at least {_LEAST}: raise ulimit -n")
-    allowed = allowed_connections(limit)
+    more = (settings.workers > 1) + (settings.grpc_port is not None)
+    allowed = allowed_connections(limit, _USED + more * _USED_MORE)
     if settings.grpc_port is not None:
         settings = _fit_grpc(settings, allowed // 4 // _OF_GRPC)
-        allowed -= settings.grpc_max_connections * _OF_GRPC
+        allowed = max(1, allowed - settings.grpc_max_connections * _OF_GRPC)
     wanted = settings.max_connections
     if wanted <= allowed:
         return settings
@@ -55,8 +58,13 @@ def raise_limit() -> int:
     return hard
 
 
-def allowed_connections(limit: int) -> int:
-    """Return how many connections fit into so many descriptors; where these are few, half are kept back."""
+def allowed_connections(limit: int, used: int = _USED) -> int:
+    """Return how many connections fit into so many descriptors; where these are few, half are kept back, or more.
+
+    Args:
+        limit: of descriptors.
+        used: for everything else, at least.
+    """
     if limit == resource.RLIM_INFINITY:
         return 2**31
-    return max(1, limit - min(_KEPT_BACK, limit // 2))
+    return max(1, limit - min(_KEPT_BACK, max(limit // 2, used)))

@@ -64,7 +64,7 @@ class Guard:
     @property
     def may_linger(self) -> bool:
         """Whether a refused connection may stay for a moment: not where so many are refused that descriptors end."""
-        return len(self._refused) <= _LINGERING
+        return len(self._refused) <= min(_LINGERING, self.limits.connections // 4)
 
     def enter(self, connection: Connection, address: str) -> bool:
         """Look after a connection from now on; returns whether there is a place for it, and for its address."""

@@ -21,6 +21,14 @@ def test_some_descriptors_are_kept_back(limit: int, allowed: int) -> None:
     assert descriptors.allowed_connections(resource.RLIM_INFINITY) > 1_000_000
 
 
+def test_workers_and_grpc_have_descriptors_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each keeps sixteen open; where nearly nothing is left there is still a connection of each kind."""
+    for limit, http, rpc in ((128, 36, 4), (64, 1, 1)):
+        monkeypatch.setattr(descriptors, "raise_limit", lambda limit=limit: limit)
+        fitted = descriptors.fit_to_descriptors(Settings(grpc_port=0, workers=2))
+        assert (fitted.max_connections, fitted.grpc_max_connections) == (http, rpc)
+
+
 def test_an_address_keeps_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is lowered is lowered for one address too, and settings that fit stay as they are."""
     monkeypatch.setattr(descriptors, "raise_limit", lambda: 1_024)
