@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from foldserve.format.errors import FormatError
@@ -117,7 +117,6 @@ def test_a_recipe_that_does_not_fit_the_model_is_refused(text, shape, message):
         read(text, shape)
 
 
-@settings(deadline=None)  # it writes a file, which takes as long as the machine is busy
 @given(st.integers(1, 300), st.sampled_from(CHOICES["filter"]), st.sampled_from(["apply", "ignore"]))
 def test_a_file_holds_the_same_keys(tmp_path_factory, size, filter, exif):
     """As text, as a JSON file of the same keys, and as the JSON that is stored: one recipe."""
