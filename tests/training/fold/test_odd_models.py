@@ -376,3 +376,22 @@ def test_what_is_written_into_is_not_computed_twice(name: str) -> None:
     report = fold(randomise(Overwritten(WRITES[name])), (torch.randn(2, 3, 6, 6),), duplicate="allow").report
     assert [site.path for site in report.refused] == ["norm"]
     assert not report.folded
+
+
+class WithData(nn.Module):
+    """Reads a parameter as `.data`, as forwards from before torch.no_grad() do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.scale = nn.Parameter(torch.rand(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) * self.scale.data
+
+
+def test_a_parameter_that_is_read_as_data_is_refused_with_what_to_write() -> None:
+    """torch.export asks its user to report a mistake there, which is none."""
+    with pytest.raises(FoldError, match="through NumPy; expected the parameter") as raised:
+        fold(WithData().eval(), (torch.randn(2, 3, 8, 8),))
+    assert "issue" not in str(raised.value)

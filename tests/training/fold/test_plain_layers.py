@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from foldserve.training.fold import fold
-from foldserve.training.fold.pytorch import fold_plan, result, sizes
+from foldserve.training.fold.pytorch import fold_plan, look, result
 from foldserve.training.fold.pytorch.fold_plan import make_fold_plan
 from foldserve.training.fold.pytorch.plain_layers import has_plain_layers_only
 from foldserve.training.fold.pytorch.site_proof import prove_sites
@@ -27,7 +27,7 @@ def test_nothing_is_recorded_of_plain_layers(monkeypatch: pytest.MonkeyPatch) ->
     def recorded(*_: object, **__: object) -> None:
         raise AssertionError("a network of plain layers was recorded")
 
-    monkeypatch.setattr(sizes, "_calls", recorded)
+    monkeypatch.setattr(look, "recorded_calls", recorded)
     whole = fold(randomise(plain()), (torch.randn(2, 3, 12, 12),)).report
     assert len(whole.folded) == 1
     assert whole.proof is not None
@@ -36,6 +36,12 @@ def test_nothing_is_recorded_of_plain_layers(monkeypatch: pytest.MonkeyPatch) ->
     proof = fold(randomise(of_one_size), (torch.randn(2, 3, 12, 12),)).report.proof
     assert proof is not None
     assert proof.sizes == ("(2, 3, 12, 12)", "(1, 3, 12, 12)")
+
+
+def test_what_was_folded_from_plain_layers_is_plain() -> None:
+    """Its classes have guards, which choose by nothing either: folding its input needs no look at sizes."""
+    assert has_plain_layers_only(fold(randomise(plain()), (torch.randn(2, 3, 12, 12),)).model)
+    assert not has_plain_layers_only(nn.Sequential(plain(), OwnForward(2, 2, 1)).eval())
 
 
 class OwnForward(nn.Conv2d):

@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ...errors import FoldError
 from .float64 import Inputs
+from .guarded_classes import unguarded_class
 from .size_guard import OtherSize
 
-BASES = "_foldserve_guards"  # of a class with guards: the user's class, and the kind of guard
 _CONSTANTS = (bool, int, float, str, type(None), torch.dtype)
 
 
@@ -82,12 +82,6 @@ def traced_way(
 
 def _tensors(values: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
-
-
-def unguarded_class(cls: type[nn.Module]) -> type[nn.Module]:
-    """Return the user's class of a guarded network, any other class as it is."""
-    unguarded: type[nn.Module] = vars(cls).get(BASES, (cls,))[0]
-    return unguarded
 
 
 def other_entrances(model: nn.Module, way: TracedWay) -> tuple[str, ...]:

@@ -28,6 +28,10 @@ from .circumstances import PLAIN, Circumstance, hide_tracing
 from .float64 import Inputs, run_in_float64
 from .process_state import quiet
 
+_UNSEEN_VALUES = (
+    "torch.export cannot see where the forward takes a tensor of the model from: it reads one as `.data`, or through "
+    "NumPy; expected the parameter or buffer itself, with `.detach()` where its gradient is not wanted"
+)
 _READS_ONLY_METADATA = {
     "aten::sym_size",
     "aten::sym_stride",
@@ -359,6 +363,8 @@ def _unreadable(err: Exception) -> FoldError:
     kind, message = type(err).__name__, " ".join(str(err).split())[:400]
     if machine_failure(err):
         return FoldError(failure("reading the model with torch.export", err))
+    if "fake tensor in the exported program" in message:
+        return FoldError(_UNSEEN_VALUES)
     # the last sign: a module raised when it was called, and its caller went on, which torch.export cannot follow
     signs = (
         "DataDependent",

@@ -19,8 +19,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from ...errors import FoldError
-from .entrances import BASES, TracedWay, attributes_used, methods_of, require_form, unguarded_class, ways_of_modules
+from .entrances import TracedWay, attributes_used, methods_of, require_form, ways_of_modules
 from .float64 import named_tensors
+from .guarded_classes import BASES, unguarded_class
 
 _M = TypeVar("_M", bound=nn.Module)
 

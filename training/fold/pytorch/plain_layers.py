@@ -1,11 +1,14 @@
 """Networks made of PyTorch's own layers alone, one after the other: they choose by nothing, and keep nothing of a call.
 
 Used where a network of the user's has to be looked at, or copied before it runs. Neither is needed for those whose
-every line is known: a forward of the user's, a hook or a tensor of another class makes them any network.
+every line is known, what was folded from such a network among them: a forward of the user's, a hook or a tensor of
+another class makes them any network.
 """
 
 import torch
 from torch import Tensor, nn
+
+from .guarded_classes import unguarded_class
 
 # fmt: off
 _PLAIN = frozenset({
@@ -32,7 +35,7 @@ def has_plain_layers_only(model: nn.Module) -> bool:
 
 def _is_plain(module: nn.Module) -> bool:
     own = vars(module)
-    if type(module) not in _PLAIN or module.training or any(own.get(name) for name in _HOOKS):
+    if unguarded_class(type(module)) not in _PLAIN or module.training or any(own.get(name) for name in _HOOKS):
         return False
     if own.get("_compiled_call_impl") is not None or any(name in own for name in _CALLED):
         return False

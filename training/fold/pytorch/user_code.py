@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .entrances import methods_of, unguarded_class
+from .entrances import methods_of
+from .guarded_classes import unguarded_class
 from .outside import Outside, outside_of
 
 _LONGEST_TEXT = 40
