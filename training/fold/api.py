@@ -17,7 +17,15 @@ from .failures import alone, during
 from .pytorch.agreement import agree_everywhere
 from .pytorch.entrances import other_entrances, traced_way
 from .pytorch.float64 import Inputs
-from .pytorch.fold_plan import FoldPlan, foldable, make_fold_plan, require_choice, require_eval, require_values
+from .pytorch.fold_plan import (
+    FoldPlan,
+    foldable,
+    make_fold_plan,
+    require_arguments,
+    require_choice,
+    require_eval,
+    require_values,
+)
 from .pytorch.guards import guarded
 from .pytorch.input_normalisation import CastInput, InputNormalisation, Numbers
 from .pytorch.model_proof import Runnable
@@ -137,6 +145,7 @@ def verify(original: nn.Module, folded: nn.Module | Folded, inputs: Inputs) -> P
         FoldError: they differ, or only one of them runs; a folded network or an exported one may refuse other sizes.
         CannotJudge: the inputs say nothing, since the outputs are random, empty, not finite, all equal or no numbers.
     """
+    require_arguments(inputs, "inputs")
     is_exact = isinstance(folded, Folded)
     models = {"original": unwrapped(original)[0], "folded model": unwrapped(folded.model if is_exact else folded)[0]}
     for name, model in models.items():

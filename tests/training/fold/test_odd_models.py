@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from foldserve.training.errors import FoldError
-from foldserve.training.fold import fold
+from foldserve.training.fold import fold, verify
 from tests.support.fold_cases import randomise
 
 IMAGES = torch.randn((2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
@@ -208,6 +208,8 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "scripted": (lambda: torch.jit.script(pair()), "TorchScript|fold the module that it was made from"),
     "traced": (lambda: torch.jit.trace(pair(), IMAGES), "fold the module that it was made from"),
     "no module": (lambda: print, "expected a torch.nn.Module"),
+    "a class": (lambda: nn.Conv2d, "expected a torch.nn.Module, which calling it may make"),
+    "its weights": (lambda: pair().state_dict(), "expected the torch.nn.Module that these weights are of"),
     "KeyError": (lambda: Raises(KeyError("key")).eval(), "KeyError: 'key'"),
     "StopIteration": (lambda: Raises(StopIteration()).eval(), "StopIteration"),
     "MemoryError": (lambda: Raises(MemoryError()).eval(), "out of memory while reading the model"),
@@ -224,6 +226,25 @@ def test_it_is_refused_in_a_sentence(name: str) -> None:
         fold(make(), (IMAGES,))
     if name.endswith("Error"):
         assert type(raised.value.__cause__).__name__ == name
+
+
+ODD_INPUTS: dict[str, tuple[object, str]] = {
+    "a tensor": (IMAGES, "is a Tensor; expected a tuple of arguments"),
+    "a list": ([IMAGES], "is a list; expected a tuple of arguments"),
+    "an array": (IMAGES.numpy(), "is a ndarray; expected a tuple of arguments"),
+    "an array within": ((IMAGES.numpy(),), "holds an array of NumPy; expected tensors"),
+    "an array by name": ({"input": IMAGES.numpy()}, "holds an array of NumPy; expected tensors"),
+}
+
+
+@pytest.mark.parametrize("name", ODD_INPUTS)
+def test_inputs_that_are_no_arguments_are_named(name: str) -> None:
+    """Fold and verify say the same of them, each under the name of its own argument."""
+    inputs, words = ODD_INPUTS[name]
+    with pytest.raises(FoldError, match=f"^example_inputs {words}"):
+        fold(pair(), inputs)  # type: ignore[arg-type]
+    with pytest.raises(FoldError, match=f"^inputs {words}"):
+        verify(pair(), pair(), inputs)  # type: ignore[arg-type]
 
 
 @pytest.fixture

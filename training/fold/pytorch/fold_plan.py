@@ -127,7 +127,7 @@ def make_fold_plan(
     Raises:
         FoldError: the arguments do not fit, the model cannot be read, or the input's normalisation has to stay.
     """
-    _require_arguments(example_inputs, padding)
+    require_choice("padding", padding, ("refuse", "exact"))
     require_choice("duplicate", duplicate, ("refuse", "allow"))
     options = (dynamic, padding == "exact", normalisation, exact or {}, input_only)
     plan = _plan(model, example_inputs, *options, None)
@@ -240,11 +240,14 @@ def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise FoldError(f"{name} is {value!r}; expected {' or '.join(map(json.dumps, choices))}")
 
 
-def _require_arguments(example_inputs: object, padding: str) -> None:
-    require_choice("padding", padding, ("refuse", "exact"))
-    if not isinstance(example_inputs, tuple | Mapping):
-        kind = type(example_inputs).__name__
-        raise FoldError(f"example_inputs is a {kind}; expected a tuple of arguments, or a mapping of keyword arguments")
+def require_arguments(inputs: object, name: str) -> None:
+    """Raise FoldError unless what is called `name` can be the arguments of a forward."""
+    if not isinstance(inputs, tuple | Mapping):
+        kind = type(inputs).__name__
+        raise FoldError(f"{name} is a {kind}; expected a tuple of arguments, or a mapping of keyword arguments")
+    for value in tree_leaves(dict(inputs) if isinstance(inputs, Mapping) else inputs):
+        if type(value).__name__ == "ndarray":
+            raise FoldError(f"{name} holds an array of NumPy; expected tensors: torch.from_numpy makes them")
 
 
 def _norms(model: nn.Module, graph: TorchGraph) -> tuple[list[Norm], list[Site]]:
@@ -351,6 +354,7 @@ def foldable(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     Raises:
         FoldError: the model is in a state that no fold can start from.
     """
+    require_arguments(example_inputs, "example_inputs")
     require_foldable(model)
     require_values(model, example_inputs)
     return apart(model, example_inputs)

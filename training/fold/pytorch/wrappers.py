@@ -3,6 +3,7 @@
 Before everything else: training wraps models for many devices, and exporting or scripting turns them into other things.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -24,7 +25,7 @@ def unwrapped(model: Any) -> tuple[nn.Module, tuple[str, ...]]:
         notes.append(f"taken out of its {type(model).__name__}")
         model = model.module() if isinstance(model, ExportedProgram) else model.module
     if not isinstance(model, nn.Module):
-        raise FoldError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+        raise FoldError(f"model is a {type(model).__name__}; expected {_instead_of(model)}")
     classes = {base.__name__ for base in type(model).__mro__}
     if "ScriptModule" in classes:
         raise FoldError(
@@ -38,6 +39,12 @@ def unwrapped(model: Any) -> tuple[nn.Module, tuple[str, ...]]:
             "fully_shard, or load its full state dict into an unsharded one"
         )
     return model, tuple(notes)
+
+
+def _instead_of(model: Any) -> str:
+    if isinstance(model, Mapping):
+        return "the torch.nn.Module that these weights are of: network.load_state_dict(weights), then network.eval()"
+    return "a torch.nn.Module, which calling it may make" if callable(model) else "a torch.nn.Module"
 
 
 def is_exported(model: nn.Module) -> bool:
