@@ -7,8 +7,9 @@ from tests.support.random_judge import judge_onnx, judge_torch
 
 torch.set_num_threads(1)
 
-# 147 chose its way by a size that was odd at every size tried; 497 and 1205 give empty outputs.
-TORCH_SEEDS = (*range(9), 147, 497, 1205)
+# 147 chose its way by a size that was odd at every size tried; 497 and 1205 give empty outputs;
+# 5470 holds a layer with a norm that nothing reads.
+TORCH_SEEDS = (*range(9), 147, 497, 1205, 5470)
 ONNX_SEEDS = (*range(18), 497, 990)
 
 

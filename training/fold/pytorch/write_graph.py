@@ -6,6 +6,7 @@ parameter names, without the folded norms and without the user's classes.
 
 import copy
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -66,8 +67,18 @@ class GraphWriter(Writer):
                 self._node(norm.output).replace_all_uses_with(self._node(norm.source))
         self.model.graph.eliminate_dead_code()
         self.model.delete_all_unused_submodules()
+        self._forget_unread()
         self.model.recompile()
         self.model.eval()
+
+    def _forget_unread(self) -> None:
+        """Delete the new parameters of what nothing reads, which a copy of the model would not have either."""
+        read = {id(attrgetter(str(n.target))(self.model)) for n in self.model.graph.nodes if n.op == "get_attr"}
+        unread = [tensor for tensor, _ in self._values if id(tensor) not in read]
+        for name, tensor in list(named_tensors(self.model)):
+            if any(tensor is one for one in unread):
+                path, _, attribute = name.rpartition(".")
+                delattr(self.model.get_submodule(path), attribute)
 
     def _node(self, node: Node) -> Node:
         written: Node = self._inputs[node.name] if node.op == "placeholder" else self._nodes[node.name]
