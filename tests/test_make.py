@@ -1,6 +1,7 @@
 """Every `make` target that a page names does what it says: the quick ones run, the long ones get right commands."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -23,9 +24,11 @@ def test_every_target_that_a_page_names_exists() -> None:
 
 
 def make(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run make with this Python and nothing to install."""
+    """Run make with this Python, nothing to install, and none of the variables of a make that runs these tests."""
     settings = [f"PYTHON={sys.executable}", "--no-print-directory", "-o", "install"]
-    done = subprocess.run(["make", *settings, *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    passed_on = {"ARGS", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS"}
+    env = {name: value for name, value in os.environ.items() if name not in passed_on}
+    done = subprocess.run(["make", *settings, *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 

@@ -84,3 +84,4 @@ class WorkerHealth:
             logger.debug("worker answers", extra={"worker": self.process.pid})
         if is_up and self._serves_since is None:
             self._serves_since = now
+            logger.debug("worker serves", extra={"worker": self.process.pid})

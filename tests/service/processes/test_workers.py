@@ -208,7 +208,10 @@ def test_workers_that_a_signal_exchanged_or_added_are_looked_after(fashion):
 @pytest.mark.slow
 def test_a_worker_that_cannot_live_is_tried_again_more_and_more_rarely(fashion):
     """Once a service has served, a worker that dies at every start is replaced after longer and longer pauses."""
-    with started("--models-dir", str(fashion), *TWO, "--poll-seconds", "0", ready_lines=2) as (process, address):
+    options = ("--models-dir", str(fashion), *TWO, "--poll-seconds", "0", "--log-level", "debug")
+    with started(*options, ready_lines=2) as (process, address):
+        if not any(event["event"] == "worker serves" for event in process.events):
+            read_until(process, "worker serves")  # the supervisor asks twice a second
         (fashion / "fashion").rename(fashion / ".gone")
         os.kill(children(process.pid)[0], signal.SIGKILL)
         ends = [read_until(process, "worker ended and is replaced") for _ in range(3)]
