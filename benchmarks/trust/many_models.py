@@ -71,7 +71,5 @@ ROWS = [
         hundred,
         change="slow-listings",
         part=12,
-        why_not="with one worker, liveness beside the first listing took 51, 59 and 99 ms, since its routes were built "
-        "then; they are built before now, and that was not measured again on a quiet machine",
     ),
 ]
