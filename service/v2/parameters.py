@@ -13,7 +13,7 @@ Parameter = str | int | float | bool
 
 _MAX_CLASSES = 1_000_000
 FINAL_RESPONSE = "triton_final_response"  # of an answer in a stream: no other follows to the same request
-_EMPTY_FINAL_RESPONSE = "triton_enable_empty_final_response"
+EMPTY_FINAL_RESPONSE = "triton_enable_empty_final_response"  # changes no answer here: each one is the final one
 
 
 def check_parameters(parameters: Mapping[str, Parameter]) -> None:
@@ -27,11 +27,11 @@ def check_parameters(parameters: Mapping[str, Parameter]) -> None:
     """
     if parameters.get("sequence_id"):
         raise Unsupported("parameters.sequence_id: sequences are not offered, send each request for itself")
-    if type(parameters.get(_EMPTY_FINAL_RESPONSE, False)) is not bool:
-        got = describe(parameters[_EMPTY_FINAL_RESPONSE])
-        raise InvalidInput(f"parameters.{_EMPTY_FINAL_RESPONSE}: {got}, expected true or false")
+    if type(parameters.get(EMPTY_FINAL_RESPONSE, False)) is not bool:
+        got = describe(parameters[EMPTY_FINAL_RESPONSE])
+        raise InvalidInput(f"parameters.{EMPTY_FINAL_RESPONSE}: {got}, expected true or false")
     for name in parameters:
-        if name.startswith("triton_") and name != _EMPTY_FINAL_RESPONSE:
+        if name.startswith("triton_") and name != EMPTY_FINAL_RESPONSE:
             raise InvalidInput(f"parameters: {clip(name)!r}, expected no name beginning with triton_ (reserved)")
 
 

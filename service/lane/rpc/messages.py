@@ -18,6 +18,7 @@ from ...errors import ServiceError
 from ...tensors import TensorSpec
 from ...v2.checks import WantedOutput
 from ...v2.datatypes import datatype_of
+from ...v2.parameters import EMPTY_FINAL_RESPONSE
 from ...v2.request import InferRequest
 from ...v2.rpc.descriptors import INFERENCE
 from ...v2.rpc.frames import PREFIX_BYTES
@@ -88,7 +89,7 @@ class KnownMessages:
 
     def _find_out(self, data: bytes) -> KnownMessage | None:
         message = split_request(data)
-        if len(message.raw) != 1 or message.head.parameters:
+        if len(message.raw) != 1 or not {*message.head.parameters} <= {EMPTY_FINAL_RESPONSE}:
             return None
         endpoint = self._find(message.head.model_name, message.head.model_version)
         if endpoint is None:

@@ -30,6 +30,8 @@ from tests.support.grpc_calls import MESSAGES, request  # noqa: E402
 from tests.support.grpc_frames import BLOCK, OPENING, PREFACE, FrameClient, infer_frames  # noqa: E402
 from tests.support.grpc_service import INFER, Code, call, channel_to, running  # noqa: E402
 
+FINAL = "triton_enable_empty_final_response"
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -104,6 +106,8 @@ def client_of(service, opening=OPENING, room=1_000_000):
         message(outputs=[{"name": "probabilities", "parameters": {"classification": {"int64_param": 2}}}]),
         message(parameters={"timeout": {"int64_param": 5_000_000}}), message(form="typed"), b"\xff", b"",
         message(parameters={"binary_data_output": {"bool_param": False}}), message()[:-1], message() + b"x",
+        message(parameters={FINAL: {"bool_param": True}}), message(parameters={FINAL: {"int64_param": 1}}),
+        message(parameters={FINAL: {"bool_param": True}, "sequence_id": {"int64_param": 1}}),
         request("sum", {"a": artifacts.images(1), "b": artifacts.images(1)}).SerializeToString(),
     ],
 )  # fmt: skip
@@ -127,6 +131,13 @@ def test_usual_calls_are_taken_and_counted(folder):
         count = call_until_taken(service)
         text = httpx.get(f"{service.url}/metrics").text
         assert f'foldserve_requests_total{{method="POST",route="{INFER}",status="200"}} {count}.0' in text
+
+
+def test_calls_of_perf_analyzer_are_usual(folder):
+    """It says with each of them that it could do with an empty answer at the end, which changes none."""
+    with running(folder) as service:
+        data = message(parameters={FINAL: {"bool_param": True}})
+        assert any(call(service.channel, data)[0] is Code.OK and taken(service) for _ in range(200))
 
 
 def test_answers_in_company_are_those_alone(service):
