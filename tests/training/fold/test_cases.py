@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from foldserve.training.fold import fold
 from foldserve.training.fold.pytorch.float64 import sharing_copy
-from tests.support.fold_cases import CASES, Case
+from tests.support.fold_cases import BN, CASES, PERMUTATIONS, C, Case, Forward, randomise
 
 
 def flat(value: object) -> list[Tensor]:
@@ -39,3 +39,16 @@ def test_verdict_and_agreement(case: Case) -> None:
         )
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) or before[name].isnan().any() for name in before)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 9, 9), (1, 8, 3, 9), (1, 8, 3, 3)])
+@pytest.mark.parametrize("name", [name for name, (folds, _) in PERMUTATIONS.items() if folds])
+def test_permutations_are_followed_at_sizes_of_one(name: str, shape: tuple[int, ...]) -> None:
+    """A graph for one row, or for maps of one place, does not say which axis a size of one was; it folds alike."""
+    parts = {"conv": C(8, 8, 3, groups=2), "bn": BN(8), "order": nn.Buffer(torch.randperm(8))}
+    model = randomise(Forward(lambda m, x: m.bn(PERMUTATIONS[name][1](m, m.conv(x))), **parts))
+    x = torch.randn(shape)
+    result = fold(model, (x,), dynamic=False)
+    assert len(result.report.folded) == 1, result.report.table()
+    with torch.no_grad():
+        torch.testing.assert_close(result.model(x), model(x), rtol=1e-5, atol=1e-5)

@@ -87,23 +87,22 @@ def _written_out(nodes: list[Node]) -> Permutation | None:
     """Return the permutation of a reshape that splits one axis, moves of its parts, and a reshape that joins them."""
     first, *moves, last = nodes
     source = first.all_input_nodes[0]
-    split = axis_map(first)
-    parts = [place for place, origin in enumerate(split) if origin is None]
-    if not parts or not moves or not same_shape(source, last) or len(split) - len(parts) != len(shape(source)) - 1:
+    before, after = shape(source), shape(first)
+    count = len(after) - len(before) + 1
+    if count < 2 or not moves or not same_shape(source, last):
         return None
-    axis, sizes = parts[0], shape(first)[parts[0] : parts[-1] + 1]
-    rest = [place for place in range(len(shape(source))) if place != axis]
-    together = parts == list(range(axis, parts[-1] + 1)) and [o for o in split if o is not None] == rest
-    if not together or not all(isinstance(size, int) for size in sizes) or not same(prod(sizes), shape(source)[axis]):
-        return None
-    order: list[int | None] = list(range(len(split)))
+    order: list[int | None] = list(range(len(after)))
     for move in moves:
-        if operation(move) in _COPIES:
-            continue
-        order = [None if place is None else order[place] for place in axis_map(move)]
-    moved = [place for place in order if place is not None and place in parts]
-    fixed = len(order) == len(split) and all(p in parts or order[p] == p for p in range(len(split)))
-    if not fixed or sorted(moved) != parts:
-        return None
-    numbers = torch.arange(prod(sizes)).reshape(sizes).permute([place - axis for place in moved]).reshape(-1)
-    return Permutation(source, tuple(nodes), axis, numbers.numpy())
+        if operation(move) not in _COPIES:
+            order = [None if place is None else order[place] for place in axis_map(move)]
+    for axis, size in enumerate(before):  # by place: sizes of one, as a batch may have, say nothing
+        end = axis + count
+        parts, sizes = list(range(axis, end)), after[axis:end]
+        kept = zip((*after[:axis], *after[end:]), (*before[:axis], *before[axis + 1 :]), strict=True)
+        is_split = all(isinstance(one, int) for one in sizes) and same(prod(sizes), size)
+        is_still = [*order[:axis], *order[end:]] == [place for place in range(len(after)) if place not in parts]
+        if is_split and all(same(*pair) for pair in kept) and is_still and set(order[axis:end]) == set(parts):
+            moved = [place - axis for place in order[axis:end] if place is not None]
+            numbers = torch.arange(prod(sizes)).reshape(sizes).permute(moved).reshape(-1)
+            return Permutation(source, tuple(nodes), axis, numbers.numpy())
+    return None
