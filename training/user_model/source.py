@@ -3,7 +3,6 @@
 The first step of `fold`, `publish` and `verify`. It reads and runs the user's files, and neither folds nor exports.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,25 +84,16 @@ def as_source(model: Any, weights: Path | None = None, factory_args: str | None 
         return from_program(model, "exported program")
     if isinstance(model, onnx.ModelProto):
         return Source(name="ONNX model", model=model)
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model is a {type(model).__name__}; expected {_instead_of(model)}")
-    from ..fold.pytorch.wrappers import is_exported, unwrapped
+    from ..fold.pytorch.wrappers import instead_of, is_exported, unwrapped
 
+    if not isinstance(model, nn.Module):
+        kinds = f"a torch.nn.Module, an exported program, an onnx.ModelProto, or as text {_KINDS}"
+        raise ConfigError(f"model is a {type(model).__name__}; expected {instead_of(model, kinds)}")
     module, notes = (model, ()) if is_script(model) else unwrapped(model)
     training = [name or "the model" for name, part in module.named_modules() if part.training]
     if training and not is_exported(module):
         raise ConfigError(f"{training[0]} is in training mode; call .eval() on the network before it is published")
     return Source(name=type(module).__name__, model=module, notes=notes)
-
-
-def _instead_of(model: Any) -> str:
-    if isinstance(model, Mapping):
-        return (
-            "the network that these weights are of: network.load_state_dict(weights), then publish(network.eval(), ...)"
-        )
-    if callable(model):
-        return "what it makes: call it first"
-    return f"a torch.nn.Module, an exported program, an onnx.ModelProto, or as text {_KINDS}"
 
 
 def from_program(program: ExportedProgram, name: str) -> Source:

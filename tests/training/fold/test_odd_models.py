@@ -207,9 +207,10 @@ class Counts(Holder):
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "scripted": (lambda: torch.jit.script(pair()), "TorchScript|fold the module that it was made from"),
     "traced": (lambda: torch.jit.trace(pair(), IMAGES), "fold the module that it was made from"),
-    "no module": (lambda: print, "expected a torch.nn.Module"),
-    "a class": (lambda: nn.Conv2d, "expected a torch.nn.Module, which calling it may make"),
-    "its weights": (lambda: pair().state_dict(), "expected the torch.nn.Module that these weights are of"),
+    "no module": (lambda: 3, "expected a torch.nn.Module"),
+    "a function": (lambda: print, "expected what it makes, a torch.nn.Module: call it first"),
+    "a class": (lambda: nn.Conv2d, "expected what it makes, a torch.nn.Module: call it first"),
+    "its weights": (lambda: pair().state_dict(), "expected the network that these weights are of"),
     "KeyError": (lambda: Raises(KeyError("key")).eval(), "KeyError: 'key'"),
     "StopIteration": (lambda: Raises(StopIteration()).eval(), "StopIteration"),
     "MemoryError": (lambda: Raises(MemoryError()).eval(), "out of memory while reading the model"),

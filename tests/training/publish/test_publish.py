@@ -435,7 +435,7 @@ def test_a_line_with_a_file_says_what_the_file_holds(tmp_path: Path) -> None:
     [
         (None, "model is a NoneType; expected a torch.nn.Module, an exported program, an onnx.ModelProto, or as text"),
         ({"0.weight": torch.ones(1)}, "model is a dict; expected the network that these weights are of"),
-        (nn.ReLU, "model is a type; expected what it makes: call it first"),
+        (nn.ReLU, "model is a type; expected what it makes, a torch.nn.Module: call it first"),
     ],
 )
 def test_what_is_no_network_is_named(given: object, said: str, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def unwrapped(model: Any) -> tuple[nn.Module, tuple[str, ...]]:
         notes.append(f"taken out of its {type(model).__name__}")
         model = model.module() if isinstance(model, ExportedProgram) else model.module
     if not isinstance(model, nn.Module):
-        raise FoldError(f"model is a {type(model).__name__}; expected {_instead_of(model)}")
+        raise FoldError(f"model is a {type(model).__name__}; expected {instead_of(model)}")
     classes = {base.__name__ for base in type(model).__mro__}
     if "ScriptModule" in classes:
         raise FoldError(
@@ -41,10 +41,11 @@ def unwrapped(model: Any) -> tuple[nn.Module, tuple[str, ...]]:
     return model, tuple(notes)
 
 
-def _instead_of(model: Any) -> str:
+def instead_of(model: object, otherwise: str = "a torch.nn.Module") -> str:
+    """Return what is expected where something that is no network was given, and how to come to it."""
     if isinstance(model, Mapping):
-        return "the torch.nn.Module that these weights are of: network.load_state_dict(weights), then network.eval()"
-    return "a torch.nn.Module, which calling it may make" if callable(model) else "a torch.nn.Module"
+        return "the network that these weights are of: network.load_state_dict(weights), then network.eval()"
+    return "what it makes, a torch.nn.Module: call it first" if callable(model) else otherwise
 
 
 def is_exported(model: nn.Module) -> bool:
