@@ -23,7 +23,7 @@ from foldserve.patience import shown
 
 from .artifacts.repository import Repository
 from .cores import available_cores, visible_cores
-from .engines.engine import Engine
+from .engines.load import load_engine
 from .engines.providers import cuda_obstacle, has_cuda
 from .errors import ServiceError
 from .floors import below_floors
@@ -283,7 +283,7 @@ def _verdict(repository: Repository, settings: Settings, name: str, version: int
             return Finding(place, OK, said, details)
         buckets, free = settings.buckets[:1], settings.max_free_axis
         provider = settings.provider
-        engine = Engine.load(artifact, provider=provider, buckets=buckets, max_free_axis=free, is_autotuned=False)
+        engine = load_engine(artifact, provider=provider, buckets=buckets, max_free_axis=free, is_autotuned=False)
     except ServiceError as err:
         return Finding(place, WARNING, str(err))
     says = "gives its golden answers" if artifact.is_verified else "runs; its answers are not verified"

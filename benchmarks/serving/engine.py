@@ -21,6 +21,7 @@ import onnxruntime
 
 from foldserve.service.artifacts.repository import Artifact, Repository
 from foldserve.service.engines.engine import Engine
+from foldserve.service.engines.load import load_engine
 from foldserve.service.settings import DEFAULT_BUCKETS
 
 Run = Callable[[dict[str, np.ndarray]], object]
@@ -40,8 +41,8 @@ def ways(artifact: Artifact) -> tuple[dict[str, Run], Engine]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(artifact.model_path, options, providers=["CPUExecutionProvider"])
-    engine = Engine.load(artifact, provider="cpu", threads=1)
-    plain = Engine.load(artifact, provider="cpu", threads=1, is_autotuned=False)
+    engine = load_engine(artifact, provider="cpu", threads=1)
+    plain = load_engine(artifact, provider="cpu", threads=1, is_autotuned=False)
     return dict(zip(WAYS, (lambda inputs: session.run(None, inputs), plain.run, engine.run), strict=True)), engine
 
 

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.training.textbook import Textbook
 from foldserve.service.artifacts.repository import Repository
-from foldserve.service.engines.engine import Engine
+from foldserve.service.engines.load import load_engine
 from foldserve.service.errors import ServiceError
 from foldserve.training.config import Recipe
 from foldserve.training.dataset import FashionMNIST, load
@@ -174,7 +174,7 @@ def check_serving(models_dir: Path, name: str) -> Report:
     """Return how the engine on CUDA compares with the engine on the CPU over all 10,000 test images."""
     artifact = Repository(models_dir).open(name)
     images = load().test_images
-    cpu, cuda = (Engine.load(artifact, provider=provider) for provider in ("cpu", "cuda"))
+    cpu, cuda = (load_engine(artifact, provider=provider) for provider in ("cpu", "cuda"))
     rows = min(max(cpu.buckets), max(cuda.buckets))
     batches = [images[at : at + rows] for at in range(0, len(images), rows)]
     answers = {

@@ -11,22 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import onnxruntime
 
 from foldserve.format.golden import Golden
 from foldserve.format.image import ImageRecipe
 from foldserve.format.task import Task
 
-from ..artifacts.golden import check_golden, decode_golden, with_tf32
+from ..artifacts.golden import check_golden
 from ..artifacts.repository import Artifact
 from ..artifacts.unverified import check_rows
-from ..cores import available_cores
-from ..errors import ArtifactInvalid, DeviceLost, EngineError, InvalidInput, ProviderUnavailable, ServiceError
-from ..settings import DEFAULT_BUCKETS
+from ..errors import DeviceLost, EngineError, InvalidInput, ServiceError
 from ..tensors import Array, TensorSpec
-from .autotune import REWRITES, Decide, autotune, decide_alone, may_pay, reuse_choice
 from .buckets import (
-    SHORT_RUN_SECONDS,
     Profile,
     Run,
     answers_agree,
@@ -35,13 +30,11 @@ from .buckets import (
     profile_buckets,
     with_bucket,
 )
-from .checks import check_golden_inputs, fitting_buckets, refuse_dependent_rows, refuse_failing, workable_inputs
 from .measured import Measured
-from .providers import Device, Source, cpu_session, does_not_run, fall_back, first_line, open_session
-from .runners import GraphRunner, PlainRunner, Runner, ThreadedRunner
-from .signature import Signature, read_signature
-from .structure import structure_of
-from .threads import does_pay, first_threaded_bucket, thread_gain
+from .providers import Device, Source, cpu_session
+from .runners import PlainRunner, Runner, ThreadedRunner
+from .signature import Signature
+from .threads import first_threaded_bucket
 
 _log = logging.getLogger(__name__)
 
@@ -52,13 +45,8 @@ _NODE_FAILED = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (?=Non-zero stat
 _NOT_THE_INPUTS = re.compile(r"alloc|out of memory|cuda|cudnn|cublas", re.IGNORECASE)
 
 
-# From this size of a file on loading takes long enough that it is opened for all threads at once, which large networks
-# gain by; a small file is opened a second time without being noticed.
-_LARGE_BYTES = 1024 * 1024
-
-
 class Engine:
-    """A proven session; make one with `Engine.load`.
+    """A proven session; make one with `load_engine`.
 
     Attributes:
         device: the provider requested, the one that runs, and why they differ.
@@ -90,181 +78,23 @@ class Engine:
         self._known_seconds: Mapping[int, float] = {}  # of buckets that are pending
         self._run_to_prove: Run = self._run_exactly
 
-    @classmethod
-    def load(
-        cls,
-        artifact: Artifact,
-        *,
-        provider: str = "auto",
-        threads: int = 0,
-        cores: int | None = None,
-        buckets: Sequence[int] = DEFAULT_BUCKETS,
-        device_id: int = 0,
-        tf32: bool = False,
-        is_autotuned: bool = True,
-        max_free_axis: int = 1,
-        decide: Decide = decide_alone,
-        references: Mapping[str, Measured] | None = None,
-        known: Measured | None = None,
-        chosen: str | None = None,
-        structure: str = "",
-        is_proved: bool = False,
-        is_deferring: bool = False,
-    ) -> "Engine":
-        """Load, warm and prove a model; nothing is served that did not give its golden answers, where it has any.
+    def prove_smallest(self, artifact: Artifact, known: Measured | None = None) -> None:
+        """Prove the smallest bucket alone; `prove_next` proves those that are `pending` then.
 
         Args:
-            artifact: a version folder; one without a manifest is measured on made inputs, and the answers to those
-                are only known to be answers.
-            provider: "auto", "cuda" or "cpu".
-            threads: of one run on the CPU; 0 takes one, and `cores` where a bucket is measured to gain by them.
-            cores: how many threads there may be; None takes all cores of the process.
-            buckets: batch sizes to try, rising.
-            device_id: which GPU.
-            tf32: let CUDA round products to TF32.
-            is_autotuned: on the CPU, run a rewritten graph where that is exact and measured to pay.
-            max_free_axis: how large an axis behind the batch may be where the graph leaves it free.
-            decide: has the graph chosen once for all processes that have to give the same bytes.
-            references: of engines that serve, by structure; what was measured for one whose graph differs in nothing
-                but weights holds here too, and only the answers are checked: a measurement beside requests would be
-                wrong, and in their way.
+            artifact: a version folder.
             known: what was measured of this very model before.
-            chosen: what `choose_graph` found; None has the fastest graph found now.
-            structure: of its graph, where that was looked at before.
-            is_proved: whether another process of this service has proved this very model, in the batch sizes that are
-                known; each of them has to give the golden answers here too, but once, and not at every position.
-            is_deferring: whether of a model whose runs are long only the smallest bucket is proved now; `prove_next`
-                proves those that are `pending`, while this one answers.
 
         Raises:
-            ProviderUnavailable: "cuda" is required and cannot be had.
-            ArtifactInvalid: the model cannot be loaded, cannot be batched, or does not give its golden answers.
-            BucketsInvalid: `buckets` is empty or not rising, or the model's fixed batch size is larger than all.
+            ArtifactInvalid: it does not give the golden answers.
+            EngineError: the run failed.
         """
-        cores = 1 if threads else (cores or available_cores())
-        opened = threads or (_threads_to_try(artifact, cores, known) if is_deferring else 1)
-        session, device = open_session(artifact.source, provider, threads=opened, device_id=device_id, tf32=tf32)
-        signature = read_signature(session, max_free_axis)
-        if device.provider == "cuda" and signature.is_free:
-            session, device = _off_cuda(artifact, provider, threads or 1)
-        if artifact.is_verified:
-            artifact = replace(artifact, golden=decode_golden(artifact.golden, signature.image, artifact.name))
-            check_golden_inputs(artifact, signature)
-        else:
-            artifact = replace(artifact, golden=Golden(workable_inputs(PlainRunner(session), signature), {}, {}))
-        fitting = fitting_buckets(buckets, signature.fixed_rows, artifact.max_batch_size)
-        if device.provider == "cuda":
-            try:
-                return cls._on_cuda(artifact, session, device, signature, fitting, device_id, tf32)
-            except (ProviderUnavailable, ArtifactInvalid) as err:
-                if provider == "cuda":
-                    raise
-                session, device = fall_back(artifact.source, threads or 1, str(err))
-        published = PlainRunner(session)
-        if known is None:  # what ran before is proved without a run that is for nothing else
-            refuse_failing(published, artifact, fitting[0])
-        if not artifact.is_verified and signature.fixed_rows is None:
-            refuse_dependent_rows(published, artifact)
-        # Of a large file it is found later, by whoever defers: reading it once more would hold up the start.
-        is_large = artifact.source.stat().st_size >= _LARGE_BYTES
-        structure = structure or ("" if is_deferring and is_large else structure_of(artifact.source))
-        like = (references or {}).get(structure) if structure and not is_proved else None
-        sibling, is_brief = like or known, is_proved or like is not None
-        engine = cls(published, device, signature, fitting, structure=structure)
-        if is_deferring and engine._defer(artifact, opened, known, decide, is_autotuned=is_autotuned):
-            return engine
-        if opened > 1 and not threads:
-            engine._runner = PlainRunner(cpu_session(artifact.source, 1))
-        if is_autotuned and signature.fixed_rows is None and artifact.is_verified:
-            rewritten = engine._rewritten(artifact, threads, cores, decide, sibling, chosen, is_brief=is_brief)
-            if rewritten is not None:
-                return rewritten
-        engine._prove(artifact, artifact.source, cores, sibling, is_brief=is_brief)
-        return engine
-
-    @staticmethod
-    def choose_graph(artifact: Artifact, buckets: Sequence[int]) -> str | None:
-        """Return which graph of a small model is fastest on the CPU, an empty text for the published one.
-
-        It is timed in the thread's own time, so that other work may go on in the process; nothing else of a model may
-        be measured then.
-
-        Args:
-            artifact: a version folder.
-            buckets: of the settings.
-
-        Returns:
-            None where that is not to be found beforehand, or the model cannot be loaded, as `load` is going to say.
-        """
-        if not artifact.is_verified or artifact.source.stat().st_size >= _LARGE_BYTES:
-            return None
-        try:
-            session = cpu_session(artifact.source, 1)
-            signature = read_signature(session)
-            if signature.fixed_rows is not None:
-                return None
-            artifact = replace(artifact, golden=decode_golden(artifact.golden, signature.image, artifact.name))
-            check_golden_inputs(artifact, signature)
-            fitting = fitting_buckets(buckets, None, artifact.max_batch_size)
-            return autotune(artifact, PlainRunner(session), fitting, REWRITES).rewrite or ""
-        except ServiceError:
-            return None
-
-    @classmethod
-    def _on_cuda(
-        cls,
-        artifact: Artifact,
-        session: onnxruntime.InferenceSession,
-        device: Device,
-        signature: Signature,
-        buckets: Sequence[int],
-        device_id: int,
-        tf32: bool,
-    ) -> "Engine":
-        """A proven engine of a session on CUDA; that it opened says little, its first run may fail."""
-        runner = GraphRunner(session, signature.inputs, signature.outputs, device_id=device_id)
-        engine = cls(runner, device, signature, buckets)
-        try:
-            engine._prove(replace(artifact, golden=with_tf32(artifact.golden)) if tf32 else artifact)
-        except EngineError as err:
-            reason = first_line(err.__cause__) if isinstance(err.__cause__, Exception) else str(err)
-            raise does_not_run(artifact.name, device_id, reason) from err
-        return engine
-
-    def _defer(
-        self, artifact: Artifact, threads: int, known: Measured | None, decide: Decide, *, is_autotuned: bool
-    ) -> bool:
-        """Prove the smallest bucket alone, if trying all of them would take long; returns whether that is so.
-
-        Args:
-            artifact: a version folder.
-            threads: of the session that is open.
-            known: what was measured of this very model before.
-            decide: has the number of threads chosen once for all processes.
-            is_autotuned: whether a rewritten graph would be tried.
-        """
-        inputs, first = artifact.golden.inputs, self.buckets[0]
-        gain, seconds = 0.0, 0.0 if known is None else known.seconds.get(first, 0.0)
-        if not seconds:
-            gain, seconds = thread_gain(self._runner.run, inputs, first)
-        if seconds / first * self.buckets[-1] <= SHORT_RUN_SECONDS:
-            return False
-        is_tuned = is_autotuned and artifact.is_verified and (known is None or known.rewrite is not None)
-        if is_tuned and may_pay(artifact, seconds / first, REWRITES):
-            return False
-        if threads > 1:
-            does_gain = does_pay(gain) if known is None else known.threaded_from is not None
-            if decide(f"threads-{artifact.sha256}", lambda: "all" if does_gain else "one") == "all":
-                self.threaded_from = first
-            else:
-                self._runner = PlainRunner(cpu_session(artifact.source, 1))
         self.golden = artifact.golden
         self._run_to_prove = self._run_of(artifact)
-        self._profile = first_profile(self._run_to_prove, inputs, self.buckets)
+        self._profile = first_profile(self._run_to_prove, artifact.golden.inputs, self.buckets)
         if known is not None:
             self.plan(known.seconds)
         self._check_answers(artifact)
-        return True
 
     def plan(self, seconds: Mapping[int, float]) -> None:
         """Leave those buckets pending of which it is known that they are worth having.
@@ -313,34 +143,7 @@ class Engine:
         """What was measured, for others that need not measure it again."""
         return Measured(self.rewrite, self.threaded_from, self.bucket_seconds)
 
-    def _rewritten(
-        self,
-        artifact: Artifact,
-        threads: int,
-        cores: int,
-        decide: Decide,
-        sibling: Measured | None,
-        chosen: str | None,
-        *,
-        is_brief: bool,
-    ) -> "Engine | None":
-        """A proven engine of a rewritten graph, if one is right, faster, and the same in every batch."""
-        if sibling is None and chosen is None:
-            choice = autotune(artifact, self._runner, self.buckets, REWRITES, decide)
-        else:
-            name = chosen if sibling is None else sibling.rewrite
-            choice = reuse_choice(artifact, name, REWRITES, decide, threads or 1)
-        if choice.rewrite is None:
-            return None
-        runner = choice.runner or PlainRunner(cpu_session(choice.source, threads or 1))
-        engine = Engine(runner, self.device, self._signature, self.buckets, choice.rewrite, self.structure)
-        engine._prove(artifact, choice.source, cores, sibling, is_brief=is_brief)
-        if engine.batch_invariant and engine.buckets == engine._profile.tried:
-            return engine
-        _log.warning("model %s: %r left out: answers depend on the batch", artifact.name, choice.rewrite)
-        return None
-
-    def _prove(
+    def prove(
         self,
         artifact: Artifact,
         source: Source | None = None,
@@ -370,7 +173,7 @@ class Engine:
         self._profile = profile_buckets(self._run_of(artifact), golden.inputs, worth, seconds, is_brief=is_brief)
         if is_brief and self.buckets != tuple(seconds):  # it does not agree with what was found there
             (self._runner, self._profile), self.threaded_from = before, None
-            self._prove(artifact, source, cores, sibling)
+            self.prove(artifact, source, cores, sibling)
             return
         self._check_answers(artifact)
 
@@ -456,6 +259,11 @@ class Engine:
         return self._profile.buckets
 
     @property
+    def serves_all(self) -> bool:
+        """Whether every bucket that was tried is served."""
+        return self.buckets == self._profile.tried
+
+    @property
     def batch_invariant(self) -> bool:
         """Whether the same row got the same bytes in every served bucket, position and batch."""
         return self._profile.batch_invariant
@@ -528,25 +336,6 @@ class Engine:
         except Exception:
             return False
         return True
-
-
-def _off_cuda(artifact: Artifact, provider: str, threads: int) -> tuple[onnxruntime.InferenceSession, Device]:
-    """Return a session on the CPU for a graph with free axes: a CUDA graph is recorded for one shape.
-
-    Raises:
-        ProviderUnavailable: "cuda" is required.
-    """
-    reason = f"{artifact.name} leaves axes behind the batch free, which recorded CUDA graphs cannot"
-    if provider == "cuda":
-        raise ProviderUnavailable(f"{reason}; serve it with FOLDSERVE_PROVIDER=cpu, or export it with fixed sizes")
-    return fall_back(artifact.source, threads, reason)
-
-
-def _threads_to_try(artifact: Artifact, cores: int, known: Measured | None) -> int:
-    """Return the threads for which a session is opened first."""
-    if known is not None:
-        return cores if known.threaded_from is not None else 1
-    return cores if artifact.source.stat().st_size >= _LARGE_BYTES else 1
 
 
 def _pad(array: Array, rows: int) -> Array:

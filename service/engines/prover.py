@@ -22,7 +22,7 @@ from foldserve.format.manifest import read_manifest
 
 from ..artifacts.repository import Artifact
 from ..errors import ServiceError
-from .engine import Engine
+from .load import load_engine
 from .measured import Measured
 from .proving import HELLO, LONGEST_REQUEST_BYTES
 
@@ -65,7 +65,7 @@ def _prove(request: dict[str, Any], descriptor: int) -> tuple[str, Measured | No
     if request["is_beside"]:
         _give_way()
     try:
-        engine = Engine.load(_artifact(request, descriptor), provider="cpu", is_deferring=True, **request["options"])
+        engine = load_engine(_artifact(request, descriptor), provider="cpu", is_deferring=True, **request["options"])
         while engine.pending:
             engine.prove_next()
     except MemoryError:

@@ -51,7 +51,7 @@ class Proving:
         Args:
             artifact: with its sealed file.
             root: the models folder.
-            options: of `Engine.load`, as JSON knows them.
+            options: of `load_engine`, as JSON knows them.
             seconds: after which the proof is given up.
             is_beside: whether requests are answered meanwhile, to which it gives way.
 

@@ -16,6 +16,7 @@ from ..artifacts.repository import Artifact, Repository
 from ..cores import available_cores
 from ..engines.autotune import decide_alone
 from ..engines.engine import Engine
+from ..engines.load import choose_graph, load_engine
 from ..engines.measured import Measured
 from ..engines.measured_cache import MeasuredCache
 from ..engines.providers import has_cuda
@@ -149,7 +150,7 @@ class Opener:
         if not settings.specialise or settings.prove_above_bytes is not None or self._is_on_cuda():
             return None
         with stoppable(options):
-            return Engine.choose_graph(artifact, settings.buckets)
+            return choose_graph(artifact, settings.buckets)
 
     def _is_on_cuda(self) -> bool:
         return self._settings.provider != "cpu" and has_cuda()
@@ -242,7 +243,7 @@ class Opener:
     ) -> Engine:
         """Return an engine; beside requests all of its batch sizes are proved before it takes over from another one."""
         settings = self._settings
-        return Engine.load(
+        return load_engine(
             artifact,
             provider=settings.provider,
             **self._options(),

@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 
 from foldserve.service.app import create_app
 from foldserve.service.artifacts.repository import Repository
-from foldserve.service.engines.engine import Engine
+from foldserve.service.engines.load import load_engine
 from foldserve.service.errors import ArtifactInvalid, BucketsInvalid
 from foldserve.service.settings import Settings
 from tests.support import exported
@@ -115,4 +115,4 @@ def test_what_is_no_batch_is_refused_with_what_to_do(tmp_path, model, error, mes
     exported.save(tmp_path, "odd", model)
     artifact = Repository(tmp_path, allow_unverified=True).open("odd")
     with pytest.raises(error, match=message):
-        Engine.load(artifact, provider="cpu", threads=1, buckets=(1, 8))
+        load_engine(artifact, provider="cpu", threads=1, buckets=(1, 8))

@@ -14,7 +14,7 @@ from foldserve.pictures import decode
 from foldserve.pictures.golden_files import pack
 from foldserve.service.app import create_app
 from foldserve.service.artifacts.repository import Repository
-from foldserve.service.engines.engine import Engine
+from foldserve.service.engines.load import load_engine
 from foldserve.service.errors import ArtifactInvalid
 from foldserve.service.settings import Settings
 from tests.support import picture_models, pictures
@@ -117,7 +117,7 @@ def test_another_decoder_is_logged_and_served(tmp_path, caplog):
     manifest["golden"]["files"] = [published.as_dict()]
     picture_models.artifacts.rewrite_manifest(folder, golden=manifest["golden"])
     with caplog.at_level(logging.WARNING):
-        Engine.load(Repository(tmp_path).open("flowers"), provider="cpu", buckets=(1, 2))
+        load_engine(Repository(tmp_path).open("flowers"), provider="cpu", buckets=(1, 2))
     assert "model flowers: 1 golden pictures decode to other pixels" in caplog.text
 
 
@@ -130,7 +130,7 @@ def test_a_recipe_that_was_changed_after_the_proof_is_not_served(tmp_path):
     entry = picture_models.artifacts.file_entry(folder / "model.onnx")
     picture_models.artifacts.rewrite_manifest(folder, files={"model.onnx": entry})
     with pytest.raises(ArtifactInvalid, match=r"golden picture .a\.jpg.: its pixels"):
-        Engine.load(Repository(tmp_path).open("flowers"), provider="cpu", buckets=(1, 2))
+        load_engine(Repository(tmp_path).open("flowers"), provider="cpu", buckets=(1, 2))
 
 
 def jpeg(quality: int) -> bytes:

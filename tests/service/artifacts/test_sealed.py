@@ -9,7 +9,7 @@ import pytest
 
 from foldserve.service.artifacts.repository import Repository
 from foldserve.service.artifacts.sealed import SealedFile
-from foldserve.service.engines.engine import Engine
+from foldserve.service.engines.load import load_engine
 from foldserve.service.errors import ArtifactInvalid
 from tests.support import artifacts
 
@@ -34,7 +34,7 @@ def test_a_file_that_changes_after_it_was_checked_does_not_run(fashion):
     artifact = Repository(fashion).open("fashion")
     other = artifacts.publish_classifier(fashion.parent / "elsewhere", seed=5)
     artifact.model_path.write_bytes((other / "model.onnx").read_bytes())
-    engine = Engine.load(artifact, provider="cpu", buckets=(1, 4))
+    engine = load_engine(artifact, provider="cpu", buckets=(1, 4))
     asked = artifacts.images(4)
     expected = artifacts.classify(asked, artifacts.classifier_weights(0))
     np.testing.assert_allclose(engine.run({"image": asked})["logits"], expected["logits"], rtol=1e-4, atol=1e-4)

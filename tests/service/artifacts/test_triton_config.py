@@ -4,7 +4,7 @@ import pytest
 
 from foldserve.service.artifacts.repository import Artifact, Repository
 from foldserve.service.artifacts.triton_config import read_config
-from foldserve.service.engines.engine import Engine
+from foldserve.service.engines.load import load_engine
 from foldserve.service.errors import ArtifactInvalid
 from tests.support import artifacts, exported
 
@@ -34,7 +34,7 @@ def test_the_file_and_the_class_names_are_those_of_the_configuration(folder):
     """The folder serves as it did."""
     artifact = opened(folder)
     assert artifact.model_path.name == "net.onnx"
-    engine = Engine.load(artifact, provider="cpu", buckets=(1, 4))
+    engine = load_engine(artifact, provider="cpu", buckets=(1, 4))
     assert engine.class_names == tuple(f"kind {index}" for index in range(10))
 
 
@@ -72,7 +72,7 @@ def test_class_names_in_another_encoding_are_refused_with_the_byte(folder):
     with pytest.raises(ArtifactInvalid, match=r"classes#1\.txt is no UTF-8 text: byte 0xfc at 22, in line 4, .*iconv"):
         opened(folder)
     names.write_bytes(b"\xef\xbb\xbf" + names.read_bytes().replace(b"\xfc", "ü".encode()).replace(b"\n", b"\r\n"))
-    engine = Engine.load(opened(folder), provider="cpu", buckets=(1,))
+    engine = load_engine(opened(folder), provider="cpu", buckets=(1,))
     assert engine.class_names == ("kind 0", "kind 1", "kind 2", "fünf", *(f"kind {index}" for index in range(4, 10)))
 
 
@@ -83,7 +83,7 @@ def test_no_run_has_more_rows_than_the_configuration_allows(folder, rows, bucket
     """More of them in one request are split; 0 is one by one."""
     (folder / "config.pbtxt").write_text(f'max_batch_size: {rows} default_model_filename: "net.onnx"')
     artifact = opened(folder)
-    engine = Engine.load(artifact, provider="cpu", buckets=(1, 4, 8))
+    engine = load_engine(artifact, provider="cpu", buckets=(1, 4, 8))
     assert set(engine.buckets) <= set(buckets)
     assert engine.buckets[-1] == buckets[-1]
 

@@ -14,7 +14,7 @@ from foldserve.service.app import create_app
 from foldserve.service.artifacts import onnx_file, weights_beside
 from foldserve.service.artifacts.protobuf import Message
 from foldserve.service.artifacts.repository import Artifact, Repository
-from foldserve.service.engines.engine import Engine
+from foldserve.service.engines.load import load_engine
 from foldserve.service.errors import ArtifactInvalid
 from foldserve.service.settings import Settings
 from tests.support import artifacts
@@ -62,7 +62,7 @@ def test_a_published_model_is_proved_and_answers(folder):
 def test_an_unverified_model_is_served_from_one_file_or_many(tmp_path, options):
     """With a file for each tensor too, as older exporters write them."""
     folder = artifacts.publish_classifier(tmp_path / "models", "flowers")
-    expected = Engine.load(opened(folder), provider="cpu", buckets=(1, 4), is_autotuned=False).run(
+    expected = load_engine(opened(folder), provider="cpu", buckets=(1, 4), is_autotuned=False).run(
         {"image": artifacts.images(4)}
     )
     split(folder, **options)
@@ -72,7 +72,7 @@ def test_an_unverified_model_is_served_from_one_file_or_many(tmp_path, options):
     onnx.save(model, folder / "model.onnx")
     artifact = opened(folder, allow_unverified=True)
     assert set(artifact.side_files) == set(os.listdir(folder)) - {"model.onnx"}
-    given = Engine.load(artifact, provider="cpu", buckets=(1, 4), is_autotuned=False).run(
+    given = load_engine(artifact, provider="cpu", buckets=(1, 4), is_autotuned=False).run(
         {"image": artifacts.images(4)}
     )
     assert all(given[name].tobytes() == expected[name].tobytes() for name in expected)
@@ -163,7 +163,7 @@ def test_weights_of_more_than_one_message_are_handed_over_apart(tmp_path, monkey
     artifact = opened(folder, allow_unverified=True)
     with onnx_file.opened(artifact.source) as data:
         assert weights_beside.split(data) is not None
-    engine = Engine.load(artifact, provider="cpu", buckets=(1, 4))
+    engine = load_engine(artifact, provider="cpu", buckets=(1, 4))
     images = artifacts.images(4)
     expected = artifacts.classify(images)["probabilities"]
     np.testing.assert_allclose(engine.run({"image": images})["probabilities"], expected, atol=1e-5)
@@ -232,6 +232,6 @@ def test_a_model_over_two_gibibytes_is_served(tmp_path):
         file.seek((rows - 1) * width * 4)
         file.write(last.tobytes())
     artifact = Repository(tmp_path / "models", allow_unverified=True).open("table")
-    engine = Engine.load(artifact, provider="cpu", threads=1, buckets=(1, 4))
+    engine = load_engine(artifact, provider="cpu", threads=1, buckets=(1, 4))
     answer = engine.run({"row": np.array([0, rows - 1])})["y"]
     assert answer[:, -1].tolist() == [0, width - 1]

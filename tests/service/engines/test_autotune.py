@@ -7,6 +7,7 @@ from onnx import numpy_helper
 from foldserve.service.artifacts.repository import Repository
 from foldserve.service.engines.autotune import REWRITES, autotune
 from foldserve.service.engines.engine import Engine
+from foldserve.service.engines.load import load_engine
 from foldserve.service.engines.providers import cpu_session
 from foldserve.service.engines.rewrites import split_pooling
 from foldserve.service.engines.runners import PlainRunner
@@ -70,10 +71,10 @@ def test_an_engine_that_runs_a_rewritten_graph_is_proven_like_any_other(fashion,
     monkeypatch.setattr(
         "foldserve.service.engines.autotune._gains", lambda plain, others, *rest: dict.fromkeys(others, (2.0, 2.0))
     )
-    monkeypatch.setattr("foldserve.service.engines.engine.REWRITES", {name: REWRITES[name]})
+    monkeypatch.setattr("foldserve.service.engines.load.REWRITES", {name: REWRITES[name]})
     artifact = Repository(fashion).open("fashion")
     before = artifact.model_path.read_bytes()
-    engine = Engine.load(artifact, provider="cpu", threads=1, buckets=(1, 2, 8, 64))
+    engine = load_engine(artifact, provider="cpu", threads=1, buckets=(1, 2, 8, 64))
     is_possible = REWRITES[name](before) is not None
     assert engine.rewrite == (name if is_possible else None)
     assert engine.batch_invariant
@@ -88,14 +89,14 @@ def test_an_engine_that_runs_a_rewritten_graph_is_proven_like_any_other(fashion,
 def test_it_can_be_switched_off(fashion):
     """Then the published file runs."""
     artifact = Repository(fashion).open("fashion")
-    assert Engine.load(artifact, provider="cpu", threads=1, buckets=(1, 64), is_autotuned=False).rewrite is None
+    assert load_engine(artifact, provider="cpu", threads=1, buckets=(1, 64), is_autotuned=False).rewrite is None
 
 
 def test_a_rewrite_whose_answers_depend_on_the_batch_is_left(fashion, monkeypatch):
     """Speed does not buy back the promise that neighbours change nothing."""
     from foldserve.service.engines import engine as module
 
-    prove = Engine._prove
+    prove = Engine.prove
 
     def unsteady(self, *given, **options):
         prove(self, *given, **options)
@@ -105,8 +106,8 @@ def test_a_rewrite_whose_answers_depend_on_the_batch_is_left(fashion, monkeypatc
     monkeypatch.setattr(
         "foldserve.service.engines.autotune._gains", lambda plain, others, *rest: dict.fromkeys(others, (2.0, 2.0))
     )
-    monkeypatch.setattr(Engine, "_prove", unsteady)
+    monkeypatch.setattr(Engine, "prove", unsteady)
     artifact = Repository(fashion).open("fashion")
-    engine = Engine.load(artifact, provider="cpu", threads=1, buckets=(1, 64))
+    engine = load_engine(artifact, provider="cpu", threads=1, buckets=(1, 64))
     assert engine.rewrite is None
     assert engine.buckets == (1, 64)

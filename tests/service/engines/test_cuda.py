@@ -15,9 +15,9 @@ from onnx import numpy_helper
 
 from foldserve.service.artifacts.golden import TF32_TOLERANCE
 from foldserve.service.artifacts.repository import Repository
-from foldserve.service.engines import engine as engine_module
+from foldserve.service.engines import load as loading
 from foldserve.service.engines import providers
-from foldserve.service.engines.engine import Engine
+from foldserve.service.engines.load import load_engine
 from foldserve.service.engines.providers import Device, cpu_session, open_session
 from foldserve.service.errors import ArtifactInvalid, ProviderUnavailable
 from tests.support import artifacts
@@ -128,16 +128,16 @@ class Unwilling:
 def opens(monkeypatch):
     """Let every session open "on CUDA"; return what sets the runner."""
     monkeypatch.setattr(
-        engine_module, "open_session", lambda path, provider, **_: (cpu_session(path, 1), Device(provider, "cuda"))
+        loading, "open_session", lambda path, provider, **_: (cpu_session(path, 1), Device(provider, "cuda"))
     )
-    return lambda runner: monkeypatch.setattr(engine_module, "GraphRunner", runner)
+    return lambda runner: monkeypatch.setattr(loading, "GraphRunner", runner)
 
 
 def test_auto_takes_the_cpu_when_the_first_run_fails(fashion, opens, caplog):
     """That a session opened says little; the reason is logged, and stands on the device."""
     opens(Unwilling)
     with caplog.at_level(logging.WARNING, logger=providers.__name__):
-        engine = Engine.load(Repository(fashion).open("fashion"), provider="auto")
+        engine = load_engine(Repository(fashion).open("fashion"), provider="auto")
     assert (engine.device.requested, engine.device.provider) == ("auto", "cpu")
     assert "cuDNN is not available" in engine.device.fallback_reason
     assert "running on the CPU" in caplog.text
@@ -149,7 +149,7 @@ def test_a_required_gpu_whose_first_run_fails_is_refused_with_the_reason(fashion
     """Nothing is served on another device than the one that was asked for."""
     opens(Unwilling)
     with pytest.raises(ProviderUnavailable, match=r"CUDA device 0 does not run fashion: .*cuDNN is not available"):
-        Engine.load(Repository(fashion).open("fashion"), provider="cuda")
+        load_engine(Repository(fashion).open("fashion"), provider="cuda")
 
 
 class Tf32:
@@ -186,10 +186,10 @@ def test_tf32_can_start(opens):
     """FOLDSERVE_TF32=1 is off by more than float32's limit and by less than its own; without it, it is refused."""
     opens(Tf32)
     artifact = Repository(MODELS).open("lenet-bn", 1)
-    engine = Engine.load(artifact, provider="cuda", tf32=True)
+    engine = load_engine(artifact, provider="cuda", tf32=True)
     assert engine.device.provider == "cuda"
     assert 1e-4 < engine.deviations["logits"] < TF32_TOLERANCE
     assert engine.golden.tolerance["cuda"] == TF32_TOLERANCE
     assert engine.golden.tolerance["cpu"] == artifact.golden.tolerance["cpu"]
     with pytest.raises(ArtifactInvalid, match="is off by"):
-        Engine.load(artifact, provider="cuda")
+        load_engine(artifact, provider="cuda")

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from foldserve.service.artifacts.repository import Repository
-from foldserve.service.engines import engine as engines
+from foldserve.service.engines import load as loading
 from foldserve.service.engines import threads
 from foldserve.service.engines.buckets import first_profile, with_bucket
 from foldserve.service.engines.engine import Engine
+from foldserve.service.engines.load import load_engine
 from foldserve.service.engines.measured import Measured
 from foldserve.service.errors import ArtifactInvalid
 from tests.support import artifacts
@@ -19,13 +20,13 @@ BUCKETS = (1, 2, 4, 8)
 @pytest.fixture
 def all_long(monkeypatch):
     """Every run counts as long."""
-    monkeypatch.setattr(engines, "SHORT_RUN_SECONDS", 0.0)
+    monkeypatch.setattr(loading, "SHORT_RUN_SECONDS", 0.0)
 
 
 def deferred(models, **options) -> Engine:
     artifact = Repository(models).open("fashion")
     options = {"buckets": BUCKETS, "threads": 1, "is_autotuned": False, **options}
-    return Engine.load(artifact, provider="cpu", is_deferring=True, **options)
+    return load_engine(artifact, provider="cpu", is_deferring=True, **options)
 
 
 def proved(engine: Engine) -> Engine:
@@ -38,7 +39,7 @@ def proved(engine: Engine) -> Engine:
 
 def test_only_the_smallest_batch_is_proved_before_it_answers(fashion, all_long):
     """On every golden row; the answers of a larger one are those of the smaller, whichever is used."""
-    engine, whole = deferred(fashion), Engine.load(Repository(fashion).open("fashion"), provider="cpu", threads=1)
+    engine, whole = deferred(fashion), load_engine(Repository(fashion).open("fashion"), provider="cpu", threads=1)
     assert (engine.buckets, engine.pending, engine.batch_invariant) == ((1,), (2, 4, 8), True)
     assert max(engine.deviations.values()) < 1e-5
     images = artifacts.images(8, seed=4)
@@ -90,8 +91,8 @@ def test_all_batches_run_on_all_threads_where_they_share_the_work(
     fashion, all_long, monkeypatch, gain, threaded_from, count
 ):
     """Of a large file: the session that was opened for all threads stays, or is replaced by one for one thread."""
-    monkeypatch.setattr(engines, "_LARGE_BYTES", 0)
-    monkeypatch.setattr(engines, "thread_gain", lambda *_: (gain, 0.01))
+    monkeypatch.setattr(loading, "_LARGE_BYTES", 0)
+    monkeypatch.setattr(loading, "thread_gain", lambda *_: (gain, 0.01))
     engine = deferred(fashion, threads=0, cores=2)
     assert engine.threaded_from == threaded_from
     assert engine._runner._session.get_session_options().intra_op_num_threads == count
@@ -100,7 +101,7 @@ def test_all_batches_run_on_all_threads_where_they_share_the_work(
 
 def test_what_is_known_is_not_measured_again(fashion, all_long, monkeypatch):
     """Threads and sizes are taken over; every answer is proved all the same."""
-    monkeypatch.setattr(engines, "thread_gain", pytest.fail)
+    monkeypatch.setattr(loading, "thread_gain", pytest.fail)
     engine = deferred(fashion, threads=0, cores=2, known=Measured(None, 1, {1: 0.2, 8: 0.4}))
     assert (engine.threaded_from, engine.pending, engine.is_planned) == (1, (8,), True)
     engine.prove_next()

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from foldserve.service.artifacts.repository import Repository
 from foldserve.service.engines import buckets, threads
-from foldserve.service.engines.engine import Engine
+from foldserve.service.engines.load import load_engine
 from foldserve.service.errors import ArtifactInvalid, BucketsInvalid, EngineError
 from foldserve.service.settings import Settings
 from foldserve.service.tensors import TensorSpec
@@ -24,7 +24,7 @@ def unhurried(monkeypatch):
 
 
 def load(root, name="fashion", **options):
-    return Engine.load(Repository(root).open(name), provider="cpu", threads=1, **options)
+    return load_engine(Repository(root).open(name), provider="cpu", threads=1, **options)
 
 
 def test_names_types_and_shapes_come_from_the_graph(fashion):
@@ -127,7 +127,7 @@ def test_a_failed_run_is_an_engine_error(fashion):
 def test_measured_threads_do_not_change_the_answers(fashion):
     """threads=0 measures; what it chooses gives the golden answers too."""
     artifact = Repository(fashion).open("fashion")
-    measured, one = Engine.load(artifact, provider="cpu"), Engine.load(artifact, provider="cpu", threads=1)
+    measured, one = load_engine(artifact, provider="cpu"), load_engine(artifact, provider="cpu", threads=1)
     inputs = {"image": artifacts.images(5)}
     assert np.array_equal(measured.run(inputs)["class_id"], one.run(inputs)["class_id"])
 
@@ -147,7 +147,7 @@ def test_larger_batches_take_all_threads_from_where_it_pays_and_changes_nothing(
     monkeypatch.setattr(threads, "median_seconds", median_seconds)
     monkeypatch.setattr(threads, "answers_agree", lambda one, other, inputs, bucket: bucket not in inexact)
     artifact = Repository(fashion).open("fashion")
-    engine = Engine.load(artifact, provider="cpu", cores=2, buckets=(1, 64, 256), is_autotuned=False)
+    engine = load_engine(artifact, provider="cpu", cores=2, buckets=(1, 64, 256), is_autotuned=False)
     assert engine.threaded_from == threaded_from
     assert engine.buckets == (1, 64, 256)
     if threaded_from == 64:

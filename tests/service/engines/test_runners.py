@@ -7,6 +7,7 @@ import pytest
 from foldserve.format.golden import Golden
 from foldserve.service.artifacts.repository import Repository
 from foldserve.service.engines.engine import Engine
+from foldserve.service.engines.load import load_engine
 from foldserve.service.engines.providers import Device, cpu_session, open_session
 from foldserve.service.engines.runners import GraphRunner, PlainRunner, ThreadedRunner
 from foldserve.service.engines.signature import read_signature
@@ -99,7 +100,7 @@ def test_a_bad_batch_is_told_from_a_lost_device(session, for_ever, error):
 )
 def test_cuda_gives_the_golden_answers_in_every_bucket(fashion):
     """Loading proves it: every node on CUDA, every bucket compared, within 1e-4."""
-    engine = Engine.load(Repository(fashion).open("fashion"), provider="cuda")
+    engine = load_engine(Repository(fashion).open("fashion"), provider="cuda")
     assert engine.device == Device("cuda", "cuda")
     inputs = artifacts.images(200)
     assert np.array_equal(engine.run({"image": inputs})["class_id"], artifacts.classify(inputs)["class_id"])

@@ -10,15 +10,16 @@ from onnx import numpy_helper
 
 from foldserve.service.artifacts.repository import Repository
 from foldserve.service.engines import engine as engines
+from foldserve.service.engines import load as loading
 from foldserve.service.engines.autotune import decide_alone
-from foldserve.service.engines.engine import Engine
+from foldserve.service.engines.load import load_engine
 from foldserve.service.engines.structure import structure_of
 from tests.support import artifacts
 
 
 def loaded(models, version, reference=None, **options):
     artifact = Repository(models).open("fashion", version)
-    return Engine.load(
+    return load_engine(
         artifact,
         provider="cpu",
         buckets=(1, 4, 8),
@@ -67,7 +68,7 @@ def test_a_version_like_the_one_that_serves_is_proved_and_not_timed(models, monk
     def measured(*_, **__):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(engines, "autotune", measured)
+    monkeypatch.setattr(loading, "autotune", measured)
     monkeypatch.setattr(engines, "first_threaded_bucket", measured)
     second = loaded(models, 2, reference=first)
     assert (second.rewrite, second.threaded_from, second.buckets) == (first.rewrite, first.threaded_from, first.buckets)
@@ -84,8 +85,8 @@ def test_a_rewrite_is_taken_over_and_proved_again(models, monkeypatch):
     for version in (1, 2):
         artifacts.publish_classifier(models, version=version, seed=version)
     name = "pools split"
-    taken = lambda artifact, *_: engines.reuse_choice(artifact, name, engines.REWRITES, decide_alone)  # noqa: E731
-    monkeypatch.setattr(engines, "autotune", taken)
+    taken = lambda artifact, *_: loading.reuse_choice(artifact, name, loading.REWRITES, decide_alone)  # noqa: E731
+    monkeypatch.setattr(loading, "autotune", taken)
     first = loaded(models, 1)
     assert first.rewrite == name
     assert loaded(models, 2, reference=first).rewrite == name
@@ -96,7 +97,7 @@ def test_a_rewrite_is_taken_over_and_proved_again(models, monkeypatch):
         bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 1, "fc.bias"))
         return model.SerializeToString()
 
-    monkeypatch.setattr(engines, "REWRITES", {name: wrong})
+    monkeypatch.setattr(loading, "REWRITES", {name: wrong})
     assert loaded(models, 2, reference=first).rewrite is None
 
 
@@ -104,8 +105,8 @@ def test_each_row_of_such_a_version_is_answered_once_in_each_batch_size(models, 
     """That its place changes nothing is known of the graph; of the first one of its kind it has to be seen."""
     for version in (1, 2):
         artifacts.publish_classifier(models, version=version, seed=version)
-    rows, run = [], engines.PlainRunner.run
-    monkeypatch.setattr(engines.PlainRunner, "run", lambda *given: rows.append(len(given[1]["image"])) or run(*given))
+    rows, run = [], loading.PlainRunner.run
+    monkeypatch.setattr(loading.PlainRunner, "run", lambda *given: rows.append(len(given[1]["image"])) or run(*given))
     first = loaded(models, 1)
     before = sum(rows)
     second = loaded(models, 2, reference=first)
@@ -119,7 +120,7 @@ def test_such_a_version_is_looked_at_in_whole_where_it_disagrees(models, monkeyp
     for version in (1, 2):
         artifacts.publish_classifier(models, version=version, seed=version)
     first = loaded(models, 1, threads=1, is_autotuned=False)
-    threaded, open_one, run = [], engines.cpu_session, engines.PlainRunner.run
+    threaded, open_one, run = [], engines.cpu_session, loading.PlainRunner.run
 
     def opened(source, threads):
         session = open_one(source, threads)
@@ -133,7 +134,7 @@ def test_such_a_version_is_looked_at_in_whole_where_it_disagrees(models, monkeyp
         return {name: array * (1 + 1e-6) if array.dtype.kind == "f" else array for name, array in answers.items()}
 
     monkeypatch.setattr(engines, "cpu_session", opened)
-    monkeypatch.setattr(engines.PlainRunner, "run", unlike)
+    monkeypatch.setattr(loading.PlainRunner, "run", unlike)
     measured = replace(first.measured, threaded_from=8)
     kind = SimpleNamespace(structure=first.structure, measured=measured)
     second = loaded(models, 2, reference=kind, is_autotuned=False)

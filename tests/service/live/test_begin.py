@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from foldserve.service.engines import engine as engines
+from foldserve.service.engines import load as loading
 from foldserve.service.errors import ArtifactInvalid
 from foldserve.service.live.live_models import LiveModels
 from foldserve.service.live.opening import Opener
@@ -69,8 +69,8 @@ async def test_what_was_never_measured_is_read_and_the_first_graph_chosen(settin
     assert (first.engine, second.engine) == (None, None)
     assert first.chosen is not None
     assert second.chosen is None
-    looked_for, autotune = [], engines.autotune
-    monkeypatch.setattr(engines, "autotune", lambda *given: (looked_for.append(given[0].name), autotune(*given))[1])
+    looked_for, autotune = [], loading.autotune
+    monkeypatch.setattr(loading, "autotune", lambda *given: (looked_for.append(given[0].name), autotune(*given))[1])
     await models.reconciler.start()
     assert "fashion" not in looked_for
     assert [model.name for model in models.registry.models()] == ["fashion", "other"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from foldserve.service.engines import engine as engines
+from foldserve.service.engines import load as loading
 from foldserve.service.engines.engine import Engine
 from foldserve.service.engines.measured import Measured
 from foldserve.service.engines.proving import Proving
@@ -23,7 +23,7 @@ EIGHT = artifacts.images(8, seed=3).tobytes()
 @pytest.fixture(autouse=True)
 def all_long(monkeypatch):
     """Every run of this process counts as long."""
-    monkeypatch.setattr(engines, "SHORT_RUN_SECONDS", 0.0)
+    monkeypatch.setattr(loading, "SHORT_RUN_SECONDS", 0.0)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ BUCKETS = (1, 4, 16)
 def unhurried(monkeypatch):
     """On a busy machine the runs of a small model take long, too: none is left for later here."""
     monkeypatch.setattr(buckets, "SHORT_RUN_SECONDS", 10.0)
-    monkeypatch.setattr("foldserve.service.engines.engine.SHORT_RUN_SECONDS", 10.0)
+    monkeypatch.setattr("foldserve.service.engines.load.SHORT_RUN_SECONDS", 10.0)
 
 
 @pytest.fixture
