@@ -240,7 +240,7 @@ class ModelControl:
         row: dict[str, Any] = {"name": name, "version": str(version), "state": "READY", "reason": ""}
         if table is not None and version in table.loaded:
             verified = table.loaded[version].is_verified
-            changed = self._reconciler.changes.get((name, version))
+            changed = self._reconciler.change_of(name, version)
             reason = changed or ("" if verified else f"unverified: {UNVERIFIED}")
             accuracy = table.loaded[version].artifact.accuracy
             known = {} if accuracy is None else {"accuracy": accuracy}

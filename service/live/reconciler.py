@@ -13,17 +13,18 @@ import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..artifacts.repository import Repository
-from ..artifacts.triton_config import CONFIG_FILE, VersionPolicy
+from ..artifacts.triton_config import VersionPolicy
 from ..errors import ArtifactInvalid, NotReady, ServiceError, VersionLost
 from ..metrics import Metrics
 from ..processes.abandoned import abandon
 from ..processes.workers import Workers
 from ..settings import Settings
+from .choice import Choice, left_out
 from .declared import Declared
 from .disk_scan import DiskScan
+from .folder_changes import Fingerprint, FolderChanges, fingerprint
 from .loading import Loader
 from .memory import available_bytes
 from .model import Model
@@ -36,7 +37,6 @@ from .versions import VersionTable
 _log = logging.getLogger(__name__)
 
 Key = tuple[str, int]  # name and version
-Fingerprint = tuple[tuple[str | int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,6 @@ class Reconciler:
         state: what operators decided.
         declared: what is declared, and wins over that.
         refusals: why a version is not served, by name and version.
-        changes: what became of the folder of a version in memory, by name and version.
         loading: the loads that are going on, by name and version.
         held_back: why a version does not become `latest` by itself, by name and version, at the last look.
         policies: which versions are served, of the models whose Triton configuration says so, at the last look.
@@ -82,7 +81,6 @@ class Reconciler:
         self.state = StateDir(settings.state_dir, metrics, settings.state_lock_seconds, spare)
         self.declared = Declared(settings.pin, settings.label, settings.deployment_file, metrics)
         self.refusals: dict[tuple[str, int], Refusal] = {}
-        self.changes: dict[tuple[str, int], str] = {}
         self.loading: dict[tuple[str, int], asyncio.Task[None]] = {}
         self.held_back: Mapping[tuple[str, int], str] = {}
         self.policies: Mapping[str, VersionPolicy] = {}
@@ -94,6 +92,7 @@ class Reconciler:
         )
         self._settings = settings
         self._metrics = metrics
+        self._folders = FolderChanges(self.repository, metrics)
         self._place = place
         self._warm: dict[str, list[int]] = {}  # versions that were latest before, newest last
         self._is_started = False
@@ -102,7 +101,6 @@ class Reconciler:
         self._disk = DiskScan(self._look)
         self._on_disk: Mapping[str, Sequence[int]] = {}  # at the last look
         self._files: dict[tuple[str, int], Fingerprint] = {}  # of refused versions, at the last look
-        self._loaded_files: dict[Model, Fingerprint] = {}  # of versions in memory, as they were proved
         self._passes: dict[str, asyncio.Task[None]] = {}  # of the poll, by model
         self._polling: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -163,6 +161,10 @@ class Reconciler:
         """Return what holds for a model: what was decided about it, and what is declared in its place."""
         return self.declared.applied(name, self.state.of(name))
 
+    def change_of(self, name: str, version: int) -> str | None:
+        """Return what became of the folder of a version in memory; None: it is as it was."""
+        return self._folders.reasons.get((name, version))
+
     def poll_now(self) -> None:
         """Look at the disk and at what was decided soon, whenever the next poll would be."""
         self._wake.set()
@@ -219,13 +221,12 @@ class Reconciler:
             name: the model.
             fresh: a version that has just been loaded.
         """
-        state, table = self.state_of(name), self._registry.tables.get(name)
+        choice, table = self._choice(name), self._registry.tables.get(name)
         loaded = dict(table.loaded) if table else {}
         if fresh is not None:
             loaded[fresh.version] = fresh
-        lost, now = self._lost(name), self._now(name)
-        can_be_latest = {*loaded, *(lost.keys() & set(now))}
-        latest = next((version for version in self._candidates(name, state) if version in can_be_latest), None)
+        state, lost = choice.state, self._lost(name)
+        latest = choice.latest(loaded, lost)
         if state.is_unloaded or latest is None:
             self._registry.shadows.follow(name, None, {})
             self._replace(name, None)
@@ -235,8 +236,8 @@ class Reconciler:
             if table is None or latest != table.latest:
                 self._note_move(name, latest, loaded.get(latest))
             self._registry.shadows.follow(name, state.shadow, loaded)
-            labels = _labels(state, table, loaded, lost)
-            keep = self._wanted(name, state) | {latest, *labels.values(), *self._warm.get(name, [])}
+            labels = choice.labels(table, loaded, lost)
+            keep = choice.wanted() | {latest, *labels.values(), *self._warm.get(name, [])}
             kept = {version: model for version, model in loaded.items() if version in keep}
             self._replace(name, VersionTable(name, latest, labels, kept, lost))
         table = self._registry.tables.get(name)
@@ -314,8 +315,8 @@ class Reconciler:
                 for name in list(self._registry.tables):
                     self.follow(name)
                 await self.look()
-                for model, change in (await asyncio.to_thread(self._changed)).items():
-                    self._note_change(model, change)
+                for model, change in (await asyncio.to_thread(self._folders.look)).items():
+                    self._folders.note(model, change)
                 for name in sorted({*self._on_disk, *self._registry.tables}):
                     if name not in self._passes and self._missing(name):
                         self._passes[name] = task = asyncio.create_task(self._load_missing(name))
@@ -338,38 +339,13 @@ class Reconciler:
         places = self.repository.places()
         models = {name: sorted(versions) for name, versions in places.items()}
         files = {
-            (name, version): _fingerprint(places[name][version])
+            (name, version): fingerprint(places[name][version])
             if version in places.get(name, ())
             else self._fingerprint(name, version)
             for name, version in list(self.refusals)
         }
         policies = self.repository.version_policies(places)
-        return models, files, _left_out(models, policies) | self.repository.held_back(places), policies
-
-    def _changed(self) -> dict[Model, str | None]:
-        """Look at the folders of versions in memory, in a thread; returns what became of those that changed."""
-        changes: dict[Model, str | None] = {}
-        for model, files in list(self._loaded_files.items()):
-            now = self._fingerprint(model.name, model.version)
-            if now != files:
-                changes[model] = self.repository.change_of(model.artifact)
-                if changes[model] is None:
-                    self._loaded_files[model] = now
-        return changes
-
-    def _note_change(self, model: Model, change: str | None) -> None:
-        """Keep and report, once, what became of the folder of a version; None: it is as it was."""
-        key = model.name, model.version
-        if change == self.changes.get(key):
-            return
-        fields = {"model": model.name, "version": model.version}
-        if change is None:
-            del self.changes[key]
-        else:
-            self.changes[key] = change
-            _log.error("a version that serves changed on disk", extra={**fields, "reason": change})
-        count = sum(name == model.name for name, _ in self.changes)
-        self._metrics.changed_versions.labels(model.name).set(count)
+        return models, files, left_out(models, policies) | self.repository.held_back(places), policies
 
     async def _load_missing(self, name: str, version: int | None = None) -> None:
         """Load what is wanted of one model and not there, each once, and move its pointers after each.
@@ -387,27 +363,23 @@ class Reconciler:
                     break
 
     def _missing(self, name: str, only: int | None = None) -> list[int]:
-        """Return the versions that are to be loaded, best first: those that `latest` shall point at, then others."""
-        state, table = self.state_of(name), self._registry.tables.get(name)
-        if state.is_unloaded:
-            return []
-        loaded, lost, now = table.loaded if table else {}, self._lost(name), self._now(name)
-        before = []
-        for version in self._candidates(name, state):
-            if version in loaded:
-                break
-            before.append(version)
-            if version in lost and version in now:  # nothing else may take its place until its files are back
-                break
-        wanted = sorted(self._wanted(name, state) & set(self._on_disk.get(name, ())) - set(loaded))
-        versions = dict.fromkeys([*before, *wanted])
+        """Return the versions that are to be loaded, best first."""
+        table = self._registry.tables.get(name)
+        versions = self._choice(name).missing(table.loaded if table else {}, self._lost(name))
         return [v for v in versions if (only is None or v == only) and not self._is_refused(name, v)]
 
-    def _wanted(self, name: str, state: ModelState) -> set[int]:
-        """Return the versions that operators want in memory, and those that the model's own policy does."""
-        policy = self.policies.get(name)
-        served = policy.served(self._on_disk.get(name, ())) if policy is not None else set()
-        return served | {*state.labels.values(), *state.loaded, *([state.shadow.version] if state.shadow else [])}
+    def _choice(self, name: str) -> Choice:
+        """Return what is known of a model for its versions to be chosen."""
+        table = self._registry.tables.get(name)
+        return Choice(
+            self.state_of(name),
+            self._on_disk.get(name, ()),
+            {version for other, version in self.held_back if other == name},
+            self.policies.get(name),
+            table.latest if table else self._served.latest(name),  # in this worker or, while it has none, in the others
+            is_declared=LATEST in self.declared.of(name),
+            promotes_new=self._settings.promote_new,
+        )
 
     def _lost(self, name: str) -> dict[int, str]:
         """Return why versions that this service serves cannot be loaded by this process."""
@@ -418,31 +390,6 @@ class Reconciler:
         """Whether a version was refused, and its files are as they were then."""
         refusal = self.refusals.get((name, version))
         return refusal is not None and self._files.get((name, version), refusal.files) == refusal.files
-
-    def _candidates(self, name: str, state: ModelState) -> list[int]:
-        """Versions for `latest`, best first: the pinned one, else the newest; and always the one that it is now.
-
-        Those that their publisher holds back are taken when an operator says so, and else never.
-        """
-        offered = (version for version in self._on_disk.get(name, ()) if (name, version) not in self.held_back)
-        newest_first = sorted(offered, reverse=True)
-        now = self._now(name)
-        if LATEST in self.declared.of(name):  # nothing else answers, but for what does until that is there
-            return [state.labels[LATEST], *now]
-        if LATEST in state.labels:
-            return [state.labels[LATEST], *now, *newest_first]
-        policy = self.policies.get(name)
-        if now and policy is not None and not policy.served(now):  # it answers until another one can
-            return [*newest_first, *now]
-        if now and not self._settings.promote_new:
-            return [*now, *newest_first]
-        return [version for version in newest_first if not now or version > now[0]] + now + newest_first
-
-    def _now(self, name: str) -> list[int]:
-        """Return the version that `latest` points at, in this worker or, while it has none, in the others."""
-        table = self._registry.tables.get(name)
-        latest = table.latest if table else self._served.latest(name)
-        return [] if latest is None else [latest]
 
     async def _load(self, name: str, version: int) -> None:
         """Load a version and move the pointers, or refuse it; waits for a load of it that is going on already.
@@ -470,7 +417,7 @@ class Reconciler:
                 self.follow(name)
             return
         self.refusals.pop((name, version), None)
-        self._loaded_files[model] = files
+        self._folders.keep(model, files)
         self.follow(name, model)
 
     def _refuse(self, name: str, version: int, refusal: Refusal) -> None:
@@ -506,44 +453,8 @@ class Reconciler:
         kept = table.loaded if table else {}
         for version, model in (before.loaded if before else {}).items():
             if kept.get(version) is not model:
-                self._loaded_files.pop(model, None)
-                self._note_change(model, None)
+                self._folders.forget(model)
                 self._loader.unload(model)
 
     def _fingerprint(self, name: str, version: int) -> Fingerprint:
-        return _fingerprint(self.repository.folder(name, version))
-
-
-def _fingerprint(folder: Path) -> Fingerprint:
-    """Names, identities, sizes and times of a version's files, by which a change is noticed."""
-    try:
-        files = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
-    except OSError:
-        return ()
-    return tuple((file, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns) for file, st in files)
-
-
-def _left_out(models: Mapping[str, Sequence[int]], policies: Mapping[str, VersionPolicy]) -> dict[Key, str]:
-    """Return why versions that a policy does not name are no `latest`; the newest ones are, whatever their number."""
-    reasons: dict[Key, str] = {}
-    for name, policy in policies.items():
-        if policy.only is not None:
-            reason = f"{CONFIG_FILE} serves versions {', '.join(map(str, policy.only))} alone"
-            reasons |= {(name, version): reason for version in models[name] if version not in policy.only}
-    return reasons
-
-
-def _labels(
-    state: ModelState, table: VersionTable | None, loaded: Mapping[int, Model], lost: Mapping[int, str]
-) -> dict[str, int]:
-    """Return where labels besides `latest` point: at what is wanted, until that is loaded at what they pointed at."""
-    labels = {}
-    for label, version in state.labels.items():
-        before = table.labels.get(label) if table else None
-        if label == LATEST:
-            continue
-        if version in loaded or version in lost:
-            labels[label] = version
-        elif before is not None and before in loaded:
-            labels[label] = before
-    return labels
+        return fingerprint(self.repository.folder(name, version))

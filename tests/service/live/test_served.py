@@ -65,8 +65,9 @@ CHANGES = [other_content, in_place, gone, model_gone, model_alone_gone, damaged]
 
 async def polled(models) -> None:
     """One turn of the poll, by hand."""
-    for model, change in models.reconciler._changed().items():
-        models.reconciler._note_change(model, change)
+    folders = models.reconciler._folders
+    for model, change in folders.look().items():
+        folders.note(model, change)
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -79,7 +80,7 @@ async def test_a_change_on_disk_is_noticed_and_reported_once(fashion, caplog, ch
     async with loaded(fashion) as models:
         model = models.registry.get()
         await polled(models)
-        assert models.reconciler.changes == {}
+        assert models.reconciler._folders.reasons == {}
         change(fashion)
         for _ in range(3):
             await polled(models)
