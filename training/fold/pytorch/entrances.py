@@ -6,12 +6,14 @@ training mode may read a changed weight without the norm that was taken into it,
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, partialmethod
 from inspect import Parameter, signature
 from types import CodeType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ...errors import FoldError
@@ -46,6 +48,7 @@ class TracedWay:
 class _Rank:
     axes: int
     sizes: tuple[int, ...] = field(default=(), compare=False)
+    constant: Any = field(default=None, compare=False)  # torch.jit.trace makes tensors of constants, defaults included
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,9 @@ def other_entrances(model: nn.Module, way: TracedWay) -> tuple[str, ...]:
     """
     ways = ways_of_modules(model, way)
     found = [
-        f"{path}.{name}()" if path else f"{name}()"
+        f"{path}.{name}" if path else name
         for path, module in model.named_modules()
-        for name in sorted(_reading_methods(module, ways.get(path)))
+        for name in sorted(map(_as_read, _reading_methods(module, ways.get(path)).items()))
     ]
     constants = [name for name, form in way.arguments.items() if isinstance(form, _CONSTANTS) and name]
     return tuple([f"forward({name}=...)" for name in constants] + found)
@@ -114,25 +117,46 @@ def ways_of_modules(model: nn.Module, way: TracedWay) -> dict[str, TracedWay]:
     return ways
 
 
-def _reading_methods(module: nn.Module, way: TracedWay | None) -> set[str]:
-    """Return the methods of the user's class that use what a fold changed or removed, or such a method."""
+def _reading_methods(module: nn.Module, way: TracedWay | None) -> dict[str, Any]:
+    """Return what the user's class defines that uses what a fold changed or removed, or such a method."""
     heads = set() if way is None else {name.split(".")[0] for name in (*way.changed, *way.removed)}
-    methods = methods_of(unguarded_class(type(module)))
-    reading = {name for name, method in methods.items() if attributes_used(method.__code__) & heads}
-    while more := {n for n, m in methods.items() if n not in reading and attributes_used(m.__code__) & reading}:
+    defined = defined_in(unguarded_class(type(module)))
+    used = {name: attributes_used(function.__code__) for name, one in defined.items() if (function := _function(one))}
+    reading = {name for name, names in used.items() if names & heads}
+    while more := {name for name, names in used.items() if name not in reading and names & reading}:
         reading |= more
-    return reading
+    return {name: defined[name] for name in reading}
+
+
+def _as_read(method: tuple[str, Any]) -> str:
+    name, defined = method
+    return name if isinstance(defined, property | cached_property) else f"{name}()"
+
+
+def _function(defined: Any) -> FunctionType | None:
+    """Return the function behind what a class defines: a method, a property, and their like."""
+    for name in ("fget", "func", "__func__"):
+        defined = getattr(defined, name, defined)
+    return defined if isinstance(defined, FunctionType) else None
 
 
 def methods_of(cls: type[nn.Module]) -> dict[str, FunctionType]:
     """Return the methods of the user's own classes, without forward and what PyTorch itself calls."""
-    methods: dict[str, FunctionType] = {}
+    return {name: one for name, one in defined_in(cls).items() if isinstance(one, FunctionType)}
+
+
+def defined_in(cls: type[nn.Module]) -> dict[str, Any]:
+    """Return what the user's own classes define that runs code of theirs, as it stands there; see `methods_of`."""
+    defined: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         if base.__module__.startswith("torch.") or base is object:
             continue
-        own = {name: value for name, value in vars(base).items() if isinstance(value, FunctionType)}
-        methods |= {n: m for n, m in own.items() if not n.startswith("__") and not hasattr(nn.Module, n)}
-    return methods
+        own = {name: value for name, value in vars(base).items() if isinstance(value, _DEFINED)}
+        defined |= {n: one for n, one in own.items() if not n.startswith("__") and not hasattr(nn.Module, n)}
+    return defined
+
+
+_DEFINED = (FunctionType, property, cached_property, partialmethod, staticmethod, classmethod)
 
 
 def require_form(model: nn.Module, way: TracedWay, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -143,6 +167,7 @@ def require_form(model: nn.Module, way: TracedWay, args: tuple[Any, ...], kwargs
         return  # the call itself says it best
     for name in [*way.arguments, *given]:
         one, other = way.arguments.get(name, _ABSENT), given.get(name, _ABSENT)
+        other = other.constant if isinstance(one, _CONSTANTS) and isinstance(other, _Rank) and not other.axes else other
         if one != other and not _is_incomparable(one, other):
             kind = OtherSize if isinstance(one, _Rank | _Shape) else FoldError
             raise kind(
@@ -165,7 +190,13 @@ def _require_fixed(way: TracedWay, given: list[_Rank]) -> None:
 _ABSENT = "nothing"
 
 
+class _Unknown:
+    """A value that torch.fx traces: nothing is known of it."""
+
+
 def _is_incomparable(one: Any, other: Any) -> bool:
+    if isinstance(other, _Unknown):
+        return True
     known = (*_CONSTANTS, _Rank, _Shape, list, tuple, dict)
     return not isinstance(one, known) and not isinstance(other, known)
 
@@ -183,10 +214,11 @@ def _form(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], ha
 
 
 def _bound(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    expected = signature(unguarded_class(type(model)).forward)
-    bound = expected.bind(model, *args, **kwargs)
+    own = vars(model).get("forward")  # one that was set on the model itself
+    expected = signature(own or unguarded_class(type(model)).forward)
+    bound = expected.bind(*args, **kwargs) if own else expected.bind(model, *args, **kwargs)
     bound.apply_defaults()
-    named = dict(list(bound.arguments.items())[1:])
+    named = dict(list(bound.arguments.items())[0 if own else 1 :])
     for name, parameter in expected.parameters.items():
         if parameter.kind is Parameter.VAR_KEYWORD:
             named.update(named.pop(name, {}))
@@ -194,6 +226,10 @@ def _bound(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
 
 
 def _described(value: Any, has_one_size: bool) -> Any:
+    if isinstance(value, Proxy):
+        return _Unknown()
+    if isinstance(value, Tensor) and value.ndim == 0 and torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return _Rank(0, constant=value.item())
     if isinstance(value, Tensor):
         return _Shape(tuple(value.shape)) if has_one_size else _Rank(value.ndim, tuple(value.shape))
     return value if isinstance(value, _CONSTANTS) else type(value).__name__

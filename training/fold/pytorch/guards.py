@@ -4,10 +4,12 @@ After the proof. The guards are of the class and hold no state besides a `Traced
 that copies, pickles and wrappers of the network have them too.
 """
 
+import abc
 import copyreg
 import functools
+import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from types import FunctionType
 from typing import Any, TypeVar
@@ -19,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from ...errors import FoldError
-from .entrances import TracedWay, attributes_used, methods_of, require_form, ways_of_modules
+from .entrances import TracedWay, attributes_used, defined_in, require_form, ways_of_modules
 from .float64 import named_tensors
 from .guarded_classes import BASES, unguarded_class
 
@@ -40,7 +42,7 @@ def guarded(model: _M, way: TracedWay) -> _M:
 
 
 def _guard(module: nn.Module, way: TracedWay, kind: type) -> None:
-    module.__class__ = _class_with_guards(unguarded_class(type(module)), kind)
+    object.__setattr__(module, "__class__", _class_with_guards(unguarded_class(type(module)), kind))
     module.__dict__["_traced_way"] = way
 
 
@@ -49,12 +51,12 @@ class _Guard:
 
     def train(self, mode: bool = True) -> Any:
         """Put the network in eval mode; raise FoldError for training mode."""
-        if mode:
+        if mode and not _is_open(self):
             raise FoldError(
                 "a folded network has no norms to train: their statistics are in the weights. Train the original and "
                 'fold again, or fold with entrances="any" to train what is left'
             )
-        return super().train(False)  # type: ignore[misc]
+        return super().train(mode)  # type: ignore[misc]
 
 
 class _GuardedGraph(_Guard, GraphModule):
@@ -73,6 +75,9 @@ def _new_graph(make: Callable[..., GraphModule], arguments: tuple[Any, ...]) -> 
 class _GuardedInner:
     """Before the user's class in the class of a module of a guarded network, whose methods read changed weights."""
 
+    def __init_subclass__(cls) -> None:
+        """Keep the class out of the lists that a class of the user's may keep of those below it."""
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
         make, arguments, *rest = reduced
@@ -89,6 +94,18 @@ class _GuardedInner:
 
 class _GuardedModule(_Guard, _GuardedInner):
     """Before the user's class in the class of a guarded network."""
+
+    def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *options: Any) -> None:
+        """Load what belongs to the network; raise FoldError for the weights of one whose norms are not folded."""
+        own = {prefix + name for name, _ in named_tensors(self)} | {prefix + name for name in self.state_dict()}  # type: ignore[arg-type, attr-defined]
+        removed = () if _is_open(self) else tuple(f"{prefix}{path}." for path in _way(self).removed)  # type: ignore[arg-type]
+        strange = next((name for name in state if name.startswith(removed) and name not in own), None)
+        if strange is not None:
+            raise FoldError(
+                f"the weights have '{strange}', of a norm that this network has in its other weights; expected those "
+                "of a folded network. Load them into the original, and fold it again"
+            )
+        super()._load_from_state_dict(state, prefix, *options)  # type: ignore[misc]
 
 
 def _bases(cls: type) -> tuple[type[nn.Module], type]:
@@ -107,13 +124,14 @@ def _class_with_guards(base: type[nn.Module], kind: type) -> type[nn.Module]:
     """Return the subclass of `base` that raises away from the traced way; it has the name of its base."""
     if (base, kind) in _classes:
         return _classes[base, kind]
-    guards: dict[str, Any] = {name: _watched(method) for name, method in methods_of(base).items()}
+    guards: dict[str, Any] = {name: _watched(one) for name, one in defined_in(base).items() if _is_watched(one)}
     guards |= {BASES: (base, kind)}
     if kind is _GuardedModule:
         guards["forward"] = _only_traced(base.forward)
     guards |= {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
     metaclass: Any = type(base)
-    _classes[base, kind] = metaclass(base.__name__, (kind, base), guards)
+    new = next(one.__new__ for one in metaclass.__mro__ if one in (type, abc.ABCMeta))  # its own may keep lists too
+    _classes[base, kind] = new(metaclass, base.__name__, (kind, base), guards)
     return _classes[base, kind]
 
 
@@ -156,7 +174,7 @@ def _is_inside(model: nn.Module) -> bool:
 def _only_traced(forward: Any) -> Any:
     @functools.wraps(forward)
     def traced(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not _is_inside(self):
+        if not _is_inside(self) and not _is_open(self):
             require_form(self, _way(self), args, kwargs)
         if torch.compiler.is_dynamo_compiling():
             return forward(self, *args, **kwargs)
@@ -166,18 +184,56 @@ def _only_traced(forward: Any) -> Any:
     return traced
 
 
-def _watched(method: FunctionType) -> Any:
+def _is_watched(defined: Any) -> bool:
+    """True for methods; a property computes nothing of values that it is not given."""
+    return isinstance(defined, FunctionType | functools.partialmethod)
+
+
+def _watched(method: Any) -> Any:
+    """Return the method with a watch on what it computes, also where it does that only when it is asked to go on."""
+    if isinstance(method, functools.partialmethod):
+        return functools.partialmethod(_watched(method.func), *method.args, **method.keywords)
+
     @functools.wraps(method)
     def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_dynamo_compiling() or _is_inside(self):
+        if torch.compiler.is_dynamo_compiling() or _is_inside(self) or _is_open(self):
             return method(self, *args, **kwargs)
         removed = attributes_used(method.__code__) & set(_way(self).removed)
         if removed:
             raise _other_entrance(method.__name__, f"uses the norm '{min(removed)}', which is gone")
         with _Watch(self, method.__name__):
-            return method(self, *args, **kwargs)
+            result = method(self, *args, **kwargs)
+        return _watched_steps(result, self, method.__name__) if inspect.isgenerator(result) else result
 
-    return watched
+    @functools.wraps(method)
+    async def awaited(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return await _Awaited(self, method, args, kwargs)
+
+    return awaited if inspect.iscoroutinefunction(method) else watched
+
+
+class _Awaited:
+    """A call of a coroutine of a network, watched whenever it goes on."""
+
+    def __init__(self, model: nn.Module, method: FunctionType, args: tuple[Any, ...], kwargs: Mapping[str, Any]):
+        self._model, self._method = model, method
+        self._steps = method(model, *args, **kwargs).__await__()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        is_free = _is_inside(self._model) or _is_open(self._model)
+        return self._steps if is_free else _watched_steps(self._steps, self._model, self._method.__name__)
+
+
+def _watched_steps(steps: Generator[Any, Any, Any], model: nn.Module, method: str) -> Generator[Any, Any, Any]:
+    """Return what a generator yields and returns, each step of it watched."""
+    sent: Any = None
+    while True:
+        with _Watch(model, method):
+            try:
+                value = steps.send(sent)
+            except StopIteration as end:
+                return end.value
+        sent = yield value
 
 
 class _Watch(TorchFunctionMode):
@@ -212,6 +268,11 @@ def _writes(func: Any, first: Any, own: Mapping[int, str]) -> bool:
     """True when the operation gives a tensor of the model other values, as loading a state does."""
     name = getattr(func, "__name__", "")
     return name == "__set__" or (name.endswith("_") and not name.endswith("__") and id(first) in own)
+
+
+def _is_open(model: object) -> bool:
+    """True for a network that was made anew with the class of a guarded one: nothing in it is folded."""
+    return isinstance(model, _GuardedInner) and "_traced_way" not in vars(model)
 
 
 def _way(model: nn.Module) -> TracedWay:

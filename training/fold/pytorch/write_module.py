@@ -49,6 +49,8 @@ class ModuleWriter(Writer):
         Raises:
             CannotExpress: see the class; the copy is then of no use.
         """
+        if "forward" in vars(self.model):
+            raise CannotExpress("the forward was set on the model itself, where no class can refuse other ways into it")
         for change in changes:
             for layer in {module_path(one.node): one for one in change.layers}.values():
                 self._write_layer(graph, layer, change)
