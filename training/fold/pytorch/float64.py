@@ -9,6 +9,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from types import FunctionType, ModuleType
 from typing import Any
 from weakref import WeakSet
 
@@ -26,6 +27,9 @@ Inputs = tuple[Any, ...] | Mapping[str, Any]
 _SMALL, _LARGE, _GIVEN_BACK_EVERY = 2**18, 2**20, 2**24  # bytes
 _OF_TORCH = (Tensor, nn.Parameter)
 NARROW = (torch.float32, torch.float16, torch.bfloat16)
+_NO_PARTS = (nn.Module, type, ModuleType, FunctionType, str, bytes, int, float, type(None))
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_MOST_VALUES = 4096  # of a module that are looked into
 _LEAVES = (Tensor, int, float, str, torch.dtype, torch.device, type(None))
 
 
@@ -229,9 +233,10 @@ def sharing_copy(model: nn.Module, keep: Iterable[int] = ()) -> nn.Module:
         keep: `id` of tensors to share although they are no parameters.
     """
     shared = set(keep)
-    named = [tensor for _, tensor in named_tensors(model)]
     shares = not is_writing(model)
-    return full_copy(model, {id(t): t for t in named if (shares and isinstance(t, nn.Parameter)) or id(t) in shared})
+    own = [tensor for _, tensor in named_tensors(model) if shares and isinstance(tensor, nn.Parameter)]
+    kept = [tensor for _, tensor in kept_tensors(model) if id(tensor) in shared] if shared else []
+    return full_copy(model, {id(tensor): tensor for tensor in [*own, *kept]})
 
 
 def copy_to_run(model: nn.Module, keep: Iterable[int] = ()) -> nn.Module:
@@ -296,6 +301,30 @@ def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
                 visited.add(id(value))
                 named.append((f"{path}.{name}" if path else name, value))
     return named
+
+
+def kept_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return `named_tensors` and those in containers and plain objects that modules hold, such as a cache by device.
+
+    The name of one of these is its way, and for people and for telling it from others alone.
+    """
+    found = named_tensors(model)
+    visited = {id(tensor) for _, tensor in found}
+    for path, module in model.named_modules():
+        pending = [(f"{path}.{name}", value) for name, value in vars(module).items() if name not in OF_EVERY_MODULE]
+        for way, value in pending:
+            if id(value) in visited or isinstance(value, _NO_PARTS) or len(pending) > _MOST_VALUES:
+                continue
+            visited.add(id(value))
+            if isinstance(value, Tensor):
+                found.append((way, value))
+            elif isinstance(value, Mapping):
+                pending += [(f"{way}[{key}]", one) for key, one in value.items()]
+            elif isinstance(value, list | tuple | set | frozenset):
+                pending += [(f"{way}[{place}]", one) for place, one in enumerate(value)]
+            else:
+                pending += [(f"{way}.{name}", one) for name, one in getattr(value, "__dict__", {}).items()]
+    return found
 
 
 def tensor_named(model: nn.Module, name: str) -> Tensor:

@@ -25,7 +25,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ...errors import FoldError
 from .circumstances import PLAIN, Circumstance, Shapes, after, noting, resized
 from .fake_runs import FunctionShortcuts, cut_short, fake_mode, is_fake
-from .float64 import Inputs, call, named_tensors, sharing_copy, writes
+from .float64 import Inputs, call, kept_tensors, named_tensors, sharing_copy, writes
 from .shape_changes import elements_of, shapes_in
 from .size_reads import FOLLOW, SizeReads
 from .user_code import plain_state
@@ -158,7 +158,7 @@ def _record(
 ) -> None:
     """Append what a model runs in several calls; raise what it raises."""
     mode = _modes.setdefault(model, fake_mode())
-    shared = [] if has_values else [id(tensor) for _, tensor in named_tensors(model)]
+    shared = [] if has_values else [id(tensor) for _, tensor in kept_tensors(model)]
     model = sharing_copy(model, keep=shared)
 
     def given(shapes: Shapes) -> Inputs:
@@ -176,7 +176,7 @@ def _record(
             before = plain_state(model, with_tensors=True) if count > 1 else ()
             with circumstance.entered():
                 inputs = circumstance.prepared(given(shapes))
-                recorder = _Recorder(inputs, named_tensors(model), has_values=has_values)
+                recorder = _Recorder(inputs, kept_tensors(model), has_values=has_values)
                 reads = SizeReads(recorder.has_made if has_values else is_fake)
                 with noting() as names, recorder, FunctionShortcuts(recorder.note_layer), reads:
                     recorder.finish(call(model, inputs))

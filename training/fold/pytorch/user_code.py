@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from .entrances import methods_of
+from .float64 import OF_EVERY_MODULE
 from .guarded_classes import unguarded_class
 from .outside import Outside, outside_of
 
 _LONGEST_TEXT = 40
 _MOST_SIZE, _MOST_VALUES = 4096, 4096  # of a number that is a size; of values that are looked into
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _DEPTH, _NO_PARTS = 5, (Tensor, nn.Module, type, ModuleType, str, bytes)  # of constants in what functions use
 
 
@@ -106,7 +106,7 @@ def plain_state(model: nn.Module, *, with_tensors: bool = False) -> tuple[Any, .
     """
     found: list[Any] = []
     for module in model.modules():
-        values: list[Any] = [{name: one for name, one in vars(module).items() if name not in _OF_EVERY_MODULE}]
+        values: list[Any] = [{name: one for name, one in vars(module).items() if name not in OF_EVERY_MODULE}]
         values += [module._buffers]
         for _ in range(_DEPTH):
             inner: list[Any] = []
