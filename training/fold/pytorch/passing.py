@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
 from torch.fx import Node
 
 from ..core import Affine, concatenate
 from ..refusals import Refusal, RefusalCode
 from .axes import MOVES_AXES, SPLITS, axis_after, axis_before, merged
+from .channel_copies import COPIES, copies_backward, copies_forward
 from .graph import TorchGraph, arguments, dtype, is_tensor, operation, same_shape, shape
 from .norms import AffineNode, read_affine_node
 from .permutations import permutation_from, permutation_to
+from .selections import SELECTIONS, dims_of, is_selection, picked, static_size, unpicked
 
 _KEEPS = {"aten::clone", "aten::contiguous", "aten::detach", "aten::alias", "aten::lift_fresh_copy"}
 _CASTS = {"aten::to", "aten::_to_copy", "aten::type_as"}
@@ -31,9 +30,8 @@ _AVERAGES |= {f"aten::upsample_{kind}" for kind in ("linear1d", "bilinear2d", "t
 _AVERAGES |= {f"aten::_upsample_{kind}_aa" for kind in ("bilinear2d", "bicubic2d")}
 _MAXIMA = {f"aten::{kind}max_pool{n}d" for kind in ("", "adaptive_") for n in (1, 2, 3)}
 _MAXIMA |= {f"aten::max_pool{n}d_with_indices" for n in (1, 2, 3)}
-_COPIES = {f"aten::{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)}
+_COPYING_PADS = {f"aten::{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)}
 _REDUCTIONS = {"aten::mean", "aten::amax", "aten::amin"}
-_SELECTIONS = {"aten::slice", "aten::narrow", "aten::index_select", "aten::flip", "aten::roll"}
 _SUMS = {"aten::add", "aten::sub"}
 # fmt: off
 _ACTIVATIONS = {
@@ -73,19 +71,19 @@ def backward(graph: TorchGraph, node: Node, axis: int | None, affine: Affine) ->
         return [Flow(node.all_input_nodes[0], axis_before(node, axis), affine)]
     if name == "aten::cat":
         return _cat_backward(node, axis, affine)
-    if is_plain_sum(graph, node):
+    if _is_sum(graph, node):  # with any factor of the second one: both are scaled alike
         first, second = node.args[:2]
         return [Flow(first, axis, affine), Flow(second, axis, affine.without_shift())]  # type: ignore[arg-type]
     if name == "getitem":
         return _getitem_backward(node, axis, affine)
-    if name == "aten::pixel_shuffle":
-        return [_pixel_shuffle_backward(node, axis, affine)]
+    if name in COPIES:
+        return [Flow(_source(node), *copies_backward(node, axis, affine))]
     step = read_affine_node(graph, node)
     if step is not None:
         return [Flow(step.source, axis, _before_step(node, affine, _constants(step, node, axis, affine.channels)))]
     source = _source(node)
-    if _is_selection(graph, node) and axis is not None and _dim(node) == axis:
-        return [Flow(source, axis, _unpicked(graph, node, axis, affine))]
+    if axis is not None and is_selection(graph, node, axis):
+        return [Flow(source, axis, unpicked(graph, node, axis, affine))]
     before = _axis_before_reduction(node, axis) if name in _REDUCTIONS else axis
     require_passing(node, before, affine)
     return [Flow(source, before, affine)]
@@ -114,8 +112,10 @@ def forward(graph: TorchGraph, node: Node, value: Node, axis: int | None, affine
         return Flow(node, axis, affine.past(_constants(step, node, axis, affine.channels)))
     if _source(node) is not value:
         raise _unknown(node)
-    if _is_selection(graph, node) and axis is not None and _dim(node) == axis:
-        return Flow(node, axis, affine.pick(_picked(graph, node, axis)))
+    if name in COPIES:
+        return Flow(node, *copies_forward(node, axis, affine))
+    if axis is not None and is_selection(graph, node, axis):
+        return Flow(node, axis, affine.pick(picked(graph, node, axis)))
     require_passing(node, axis, affine)
     return Flow(node, _axis_after_reduction(node, axis) if name in _REDUCTIONS else axis, affine)
 
@@ -141,9 +141,9 @@ def require_passing(node: Node, axis: int | None, affine: Affine) -> None:
                 f"and the largest value of '{node.name}' would become the smallest",
             )
         _require_other_axes(node, axis, given)
-    elif name in _REDUCTIONS or name in _SELECTIONS:
+    elif name in _REDUCTIONS or name in SELECTIONS:
         _require_other_axes(node, axis, given)
-    elif name == "aten::pad" or name == "aten::constant_pad_nd" or name in _COPIES:
+    elif name == "aten::pad" or name == "aten::constant_pad_nd" or name in _COPYING_PADS:
         _require_copying_pad(node, given, affine)
     else:
         raise _unknown(node)
@@ -175,11 +175,16 @@ def _unknown(node: Node) -> Refusal:
 
 def is_plain_sum(graph: TorchGraph, node: Node) -> bool:
     """True for the sum or difference of two different values of one shape."""
+    return _is_sum(graph, node) and float(node.kwargs.get("alpha", 1)) == 1  # type: ignore[arg-type]
+
+
+def _is_sum(graph: TorchGraph, node: Node) -> bool:
+    """True for the same with a factor of the second value."""
     if _name(node) not in _SUMS:
         return False
     operands = list(node.args[:2])
     moving = all(is_tensor(a) and not graph.is_constant(a) for a in operands)  # type: ignore[arg-type]
-    if not moving or operands[0] is operands[1] or float(node.kwargs.get("alpha", 1)) != 1:  # type: ignore[arg-type]
+    if not moving or operands[0] is operands[1]:
         return False
     return all(same_shape(a, node) for a in operands)  # type: ignore[arg-type]
 
@@ -204,11 +209,11 @@ def _cat_backward(node: Node, axis: int | None, affine: Affine) -> list[Flow]:
     parts: Any = node.args[0]
     if len(set(parts)) < len(parts):
         raise Refusal(RefusalCode.MULTI_USE, f"'{node.name}' joins a value with itself")
-    if axis is None or _dim(node) != axis:
+    if axis is None or dims_of(node) != [axis]:
         return [Flow(part, axis, affine) for part in parts]
     flows, start = [], 0
     for part in parts:
-        size = _static(node, shape(part)[axis])
+        size = static_size(node, shape(part)[axis])
         flows.append(Flow(part, axis, affine.take(start, start + size)))
         start += size
     return flows
@@ -216,90 +221,54 @@ def _cat_backward(node: Node, axis: int | None, affine: Affine) -> list[Flow]:
 
 def _cat_forward(node: Node, value: Node, axis: int | None, affine: Affine) -> Flow:
     parts: Any = node.args[0]
-    if axis is None or _dim(node) != axis:
+    (dim,) = dims_of(node)
+    if axis not in (None, dim):
         raise Refusal(RefusalCode.MULTI_USE, f"'{node.name}' joins the norm's output with values that have no norm")
-    sizes = [_static(node, shape(part)[axis]) for part in parts]
-    pieces = [affine if part is value else Affine.identity(n) for part, n in zip(parts, sizes, strict=True)]
-    return Flow(node, axis, concatenate(pieces))
+    sizes = [static_size(node, shape(part)[dim]) for part in parts]
+    pieces = [affine.spread(n) if one is value else Affine.identity(n) for one, n in zip(parts, sizes, strict=True)]
+    return Flow(node, dim, concatenate(pieces))
 
 
 def _getitem_backward(node: Node, axis: int | None, affine: Affine) -> list[Flow]:
     split, index = node.args[0], node.args[1]
     assert isinstance(split, Node)
     assert isinstance(index, int)
-    name = _name(split)
-    if index == 0 and name in _MAXIMA and len(split.users) == 1:
+    if index == 0 and _is_maximum_alone(split):
         require_passing(split, axis, affine)
         return [Flow(_source(split), axis, affine, (split,))]
-    if name not in SPLITS or axis is None or _dim(split) != axis:
+    dim = dims_of(split)[0] if _name(split) in SPLITS else None
+    if dim is None or axis not in (None, dim):
         raise _unknown(split)
     if sum(user.args[1:] == node.args[1:] for user in split.users) > 1:
         raise Refusal(RefusalCode.MULTI_USE, f"part {index} of '{split.name}' is taken twice")
-    sizes = [_static(split, part.shape[axis]) for part in split.meta["val"]]
-    pieces = [affine if i == index else Affine.identity(size) for i, size in enumerate(sizes)]
-    return [Flow(_source(split), axis, concatenate(pieces), (split,))]
+    sizes = [static_size(split, part.shape[dim]) for part in split.meta["val"]]
+    pieces = [affine.spread(size) if i == index else Affine.identity(size) for i, size in enumerate(sizes)]
+    return [Flow(_source(split), dim, concatenate(pieces), (split,))]
 
 
-def _pixel_shuffle_backward(node: Node, axis: int | None, affine: Affine) -> Flow:
-    """Each channel of the output is made of factor**2 neighbouring channels of the input."""
-    given = arguments(node)
-    if axis is not None and axis != len(shape(node)) - 3:
-        raise _unknown(node)
-    return Flow(_source(node), len(shape(node)) - 3, affine.repeat(int(given["upscale_factor"]) ** 2))
+def forward_to_parts(node: Node, axis: int | None, affine: Affine) -> list[Flow] | None:
+    """Return what the parts of a split, or of a maximum with its places, carry; None for any other operation.
+
+    Raises:
+        Refusal: as `forward`.
+    """
+    parts = [user for user in node.users if user.users or _name(user) != "getitem"]
+    if _is_maximum_alone(node):
+        require_passing(node, axis, affine)
+        return [Flow(part, axis, affine) for part in parts]
+    if _name(node) not in SPLITS or any(_name(part) != "getitem" for part in parts):
+        return None
+    if axis is None or dims_of(node) != [axis]:
+        return [Flow(part, axis, affine) for part in parts]
+    ends = np.cumsum([static_size(node, part.shape[axis]) for part in node.meta["val"]])
+    stretches = [(end - value.shape[axis], end) for end, value in zip(ends, node.meta["val"], strict=True)]
+    return [Flow(part, axis, affine.take(*stretches[part.args[1]])) for part in parts]  # type: ignore[index]
 
 
-def _unpicked(graph: TorchGraph, node: Node, axis: int, affine: Affine) -> Affine:
-    """Return the affine of all channels from that of the picked ones; the others stay as they are."""
-    picked = _picked(graph, node, axis)
-    if len(set(picked)) < len(picked):
-        raise Refusal(RefusalCode.MULTI_USE, f"'{node.name}' picks a channel twice")
-    whole = Affine.identity(_static(node, shape(_source(node))[axis]))
-    whole.scale[picked], whole.shift[picked] = affine.scale, affine.shift
-    return whole
-
-
-def _picked(graph: TorchGraph, node: Node, axis: int) -> npt.NDArray[np.int64]:
-    """Return which channels of its input a selection gives, in its order, by running it on their numbers."""
-    given, numbers = arguments(node), torch.arange(_static(node, shape(_source(node))[axis]))
-    if _name(node) == "aten::index":
-        return np.asarray(numbers[graph.constant(_index(node)[1])])
-    options = {name: value for name, value in given.items() if name != "self"}
-    tensors = {name: value for name, value in options.items() if isinstance(value, Node)}
-    if not all(graph.is_constant(value) for value in tensors.values()) or len(given.get("dims", [axis])) > 1:
-        raise Refusal(RefusalCode.AXIS, f"'{node.name}' picks channels by a tensor that varies, or along several axes")
-    options |= {name: graph.constant(value) for name, value in tensors.items()}
-    options |= {name: [0] if isinstance(given[name], list | tuple) else 0 for name in ("dim", "dims") if name in given}
-    target: Any = node.target
-    picked: Tensor = target(numbers, **options)
-    return picked.numpy()
-
-
-def _is_selection(graph: TorchGraph, node: Node) -> bool:
-    """True for a selection along one axis; indexing by tensors is one with a single constant vector."""
-    if _name(node) != "aten::index":
-        return _name(node) in _SELECTIONS
-    vectors = [one for one in arguments(node)["indices"] if one is not None]
-    return len(vectors) == 1 and graph.is_constant(vectors[0]) and len(shape(vectors[0])) == 1
-
-
-def _index(node: Node) -> tuple[int, Node]:
-    """Return along which axis the vector of an indexing picks, and the vector."""
-    return next((axis, one) for axis, one in enumerate(arguments(node)["indices"]) if one is not None)
-
-
-def _dim(node: Node) -> int:
-    if _name(node) == "aten::index":
-        return _index(node)[0]
-    rank = len(shape(node)) if is_tensor(node) else len(node.meta["val"][0].shape)
-    given = arguments(node)
-    dim = given.get("dim", given.get("dims", 0))
-    return int(dim[0] if isinstance(dim, list | tuple) else dim) % rank
-
-
-def _static(node: Node, size: Any) -> int:
-    if not isinstance(size, int):
-        raise Refusal(RefusalCode.AXIS, f"the number of channels at '{node.name}' is not fixed")
-    return size
+def _is_maximum_alone(node: Node) -> bool:
+    """True for a maximum that gives its places too, which nothing reads: where the scale is zero, they are others."""
+    is_pair = _name(node) in _MAXIMA and not is_tensor(node)
+    return is_pair and all(user.args[1] == 0 or not user.users for user in node.users)
 
 
 def _require_plain_average(node: Node, given: dict[str, Any]) -> None:
@@ -312,7 +281,7 @@ def _require_plain_average(node: Node, given: dict[str, Any]) -> None:
 
 def _require_copying_pad(node: Node, given: dict[str, Any], affine: Affine) -> None:
     """Allow padding that copies values, crops, or adds a constant that the affine leaves as it is."""
-    if _name(node) in _COPIES or given.get("mode", "constant") != "constant" or all(p <= 0 for p in given["pad"]):
+    if _name(node) in _COPYING_PADS or given.get("mode", "constant") != "constant" or all(p <= 0 for p in given["pad"]):
         return
     value = float(given.get("value") or 0.0)
     if np.any(affine.scale * value + affine.shift != value):
@@ -321,7 +290,7 @@ def _require_copying_pad(node: Node, given: dict[str, Any], affine: Affine) -> N
 
 def _require_other_axes(node: Node, axis: int | None, given: dict[str, Any]) -> None:
     """Refuse a reduction, selection or maximum along the channel axis itself."""
-    if axis is None and _name(node) in _REDUCTIONS | _SELECTIONS | _MAXIMA:
+    if axis is None and _name(node) in _REDUCTIONS | SELECTIONS | _MAXIMA:
         return
     wanted = given.get("dims", given.get("dim"))
     if _name(node) in _MAXIMA:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 from torch.fx import Node
 
 from ..core import Affine, Layout, in_channels, out_channels
@@ -16,7 +17,8 @@ from .graph import TorchGraph, is_in_place, operation
 from .layers import Layer, read_layer, read_map, read_vector, require_axis
 from .norms import Norm
 from .parallel_branch import covers
-from .passing import Flow, backward, forward, is_plain_sum
+from .passing import Flow, backward, forward, forward_to_parts, is_plain_sum
+from .selections import changes, picks_of_unchanged
 
 
 @dataclass
@@ -55,7 +57,7 @@ def walk_back(graph: TorchGraph, norm: Norm, folded: Mapping[Norm, object], *, i
             if layer is not None:
                 walk.identities.append((layer, flow.affine))
                 continue
-            graph.require_single_reader(flow.value, reader)
+            walk.passed.extend(_other_picks(graph, flow, reader))
         if flow.value in folded_at:
             inner = folded_at[flow.value]
             walk.passed.extend(inner.nodes)
@@ -148,8 +150,11 @@ def walk_forward(graph: TorchGraph, norm: Norm, norms: Sequence[Norm], exact_pad
                 walk.takes.append((layer, _taken(layer, flow, "input")))
                 _require_no_border(layer, walk.takes[-1][1], exact_padding)
                 continue
-            pending.append(_forward(graph, reader, flow))
-            walk.passed.extend(dict.fromkeys((*pending[-1].through, pending[-1].value, reader)))
+            flows = _forward(graph, reader, flow)
+            pending.extend(flows)
+            passed = [node for one in flows for node in (*one.through, one.value)]
+            unread = (user for user in reader.users if operation(user) == "getitem" and not user.users)
+            walk.passed.extend(dict.fromkeys((*passed, *unread, reader)))
     _require_once(walk)
     return walk
 
@@ -163,10 +168,11 @@ def _past_norm(norm: Norm, flow: Flow) -> Flow:
     return Flow(norm.output, flow.axis if norm.axis is None else norm.axis, affine)
 
 
-def _forward(graph: TorchGraph, reader: Node, flow: Flow) -> Flow:
+def _forward(graph: TorchGraph, reader: Node, flow: Flow) -> list[Flow]:
     if operation(reader) == "getitem":
         raise Refusal(RefusalCode.UNKNOWN_OP, f"'{reader.name}' takes a part of the normalised value")
-    return forward(graph, reader, flow.value, flow.axis, flow.affine)
+    parts = forward_to_parts(reader, flow.axis, flow.affine)
+    return [forward(graph, reader, flow.value, flow.axis, flow.affine)] if parts is None else parts
 
 
 def _is_norm_layer(layer: Layer) -> bool:
@@ -174,10 +180,22 @@ def _is_norm_layer(layer: Layer) -> bool:
 
 
 def _require_once(walk: Walk) -> None:
-    """Refuse a norm whose output reaches one operation twice."""
-    nodes = [layer.node for layer, _ in walk.takes] + walk.passed
-    if len(set(nodes)) != len(nodes):
-        raise Refusal(RefusalCode.MULTI_USE, "the normalised value reaches one operation twice")
+    """Refuse a norm whose output reaches one channel of a layer twice; by a concatenation it may reach others too."""
+    changed: dict[Node, npt.NDArray[np.int64]] = {}
+    for layer, affine in walk.takes:
+        counts = changed.get(layer.node, 0) + changes(affine).astype(np.int64)
+        if counts.max(initial=0) > 1:
+            raise Refusal(RefusalCode.MULTI_USE, f"the normalised value reaches '{layer.node.name}' twice")
+        changed[layer.node] = counts
+
+
+def _other_picks(graph: TorchGraph, flow: Flow, reader: Node) -> list[Node]:
+    """Return what else reads the value: picks of channels that stay as they are. Refuse anything else."""
+    others = [one for one in graph.readers(flow.value) if one is not reader]
+    picks = [picks_of_unchanged(graph, one, flow.axis, flow.affine) for one in others]
+    if flow.value in graph.outputs or not all(picks):
+        graph.require_single_reader(flow.value, reader)
+    return [node for found in picks for node in found]
 
 
 def _taken(layer: Layer, flow: Flow, side: str) -> Affine:
