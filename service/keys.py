@@ -199,6 +199,20 @@ def new_key(name: str, scopes: Iterable[str]) -> tuple[str, str]:
     return key, f"{name} {','.join(scopes)} {hashlib.sha256(key.encode()).hexdigest()}"
 
 
+def add_key(path: Path, line: str) -> None:
+    """Put the line of a new key at the end of a file, in one step; a new file is its owner's alone.
+
+    Raises:
+        ArtifactInvalid: the file cannot be read or written, or a line of it is not a key's.
+    """
+    if not path.exists():
+        _write(path, f"{line}\n", 0o600)
+        return
+    read_keys(path)
+    text = _read(path).decode()
+    _write(path, f"{text}{'' if text.endswith(chr(10)) or not text else chr(10)}{line}\n", path.stat().st_mode & 0o777)
+
+
 def revoke_key(path: Path, name: str) -> int:
     """Take every key of this name out of a file, in one step; returns how many there were.
 
@@ -212,17 +226,21 @@ def revoke_key(path: Path, name: str) -> int:
     if not known:
         raise InvalidInput(f"key file {path} holds no key {name[:64]!r}")
     lines = _read(path).decode().splitlines()
-    text = "".join(f"{_without(line, name)}\n" for line in lines)
+    _write(path, "".join(f"{_without(line, name)}\n" for line in lines), path.stat().st_mode & 0o777)
+    return len(known)
+
+
+def _write(path: Path, text: str, mode: int) -> None:
+    """Replace a file in one step, with this mode from its first byte on."""
     place = path.resolve()
     temporary = place.with_name(f".{place.name}.{os.getpid()}")
     try:
-        temporary.touch(mode=place.stat().st_mode & 0o777)
+        temporary.touch(mode=mode)
         temporary.write_text(text)
         temporary.replace(place)
     except OSError as err:
         temporary.unlink(missing_ok=True)
         raise ArtifactInvalid(f"key file {path} cannot be written: {err.strerror or err}") from err
-    return len(known)
 
 
 def _without(line: str, name: str) -> str:

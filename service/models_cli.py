@@ -10,6 +10,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from foldserve.key_file import KEY_VARIABLE, read_key
 from foldserve.patience import shown
 
 from .errors import ServiceError
-from .keys import SCOPES, new_key, read_keys, revoke_key
+from .keys import SCOPES, add_key, new_key, read_keys, revoke_key
 
+_TIMES = frozenset({"at", "since", "until"})  # names of moments in answers
 _TIMEOUT_SECONDS = 300  # a load takes as long as the model is large
 
 
@@ -82,7 +84,13 @@ def _new(arguments: argparse.Namespace) -> str:
     except ServiceError as err:
         raise CommandError(str(err)) from err
     fill(key=key, line=line)
-    return f"the key, shown this once: {key}\nthe line for the keys file:  {line}"
+    if arguments.file is None:
+        return f"the key, shown this once: {key}\nthe line for the keys file:  {line}"
+    try:
+        add_key(arguments.file, line)
+    except ServiceError as err:
+        raise CommandError(str(err)) from err
+    return key
 
 
 def _keys(arguments: argparse.Namespace) -> str:
@@ -145,7 +153,19 @@ def _path(arguments: argparse.Namespace, call: str = "") -> str:
 
 def _text(answer: Any) -> str:
     fill(**answer)
-    return json.dumps(answer, indent=2, ensure_ascii=False)
+    return json.dumps(_dated(answer), indent=2, ensure_ascii=False)
+
+
+def _dated(value: Any) -> Any:
+    """Return what the service answered with its times as people write them; `--json` gives them as they are."""
+    if isinstance(value, dict):
+        return {name: _date(one) if name in _TIMES else _dated(one) for name, one in value.items()}
+    return [_dated(one) for one in value] if isinstance(value, list) else value
+
+
+def _date(seconds: Any) -> Any:
+    """Return a moment in UTC; of anything but seconds since 1970 itself."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}" if isinstance(seconds, int | float) else seconds
 
 
 def _add_service(parser: argparse.ArgumentParser, **defaults: Any) -> None:
@@ -190,6 +210,11 @@ def _parser() -> argparse.ArgumentParser:
     new = keys.add_parser("new", help="make a key and the line that makes it known")
     new.add_argument("--name", required=True, help="whose key it is")
     new.add_argument("--scopes", required=True, help=f"some of {','.join(SCOPES)}")
+    new.add_argument(
+        "--file",
+        type=Path,
+        help="keys file that takes the line, made where it is not there; the key alone is printed then",
+    )
     new.set_defaults(run=_new)
     revoke = keys.add_parser("revoke", help="take the keys of a name out of the keys file, also the last one")
     revoke.add_argument("--name", required=True, help="whose key it is")

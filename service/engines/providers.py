@@ -96,13 +96,18 @@ def open_session(
         return fall_back(path, threads, str(err))
 
 
+_said = set[str]()  # reasons that were logged
+
+
 def fall_back(path: Path, threads: int, reason: str) -> tuple[onnxruntime.InferenceSession, Device]:
-    """Create the session on the CPU that "auto" takes where CUDA does not run the model, and log the `reason`.
+    """Create the session on the CPU that "auto" takes where CUDA does not run the model, and log the `reason` once.
 
     Raises:
         ArtifactInvalid: onnxruntime cannot read the model.
     """
-    _log.warning("running on the CPU: %s", reason)
+    if reason not in _said:  # a hundred models without a GPU are one piece of news
+        _said.add(reason)
+        _log.warning("running on the CPU: %s", reason)
     return cpu_session(path, threads), Device("auto", "cpu", reason)
 
 

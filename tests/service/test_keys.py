@@ -198,3 +198,29 @@ def test_guesses_are_logged_with_their_address_and_rationed(clock, caplog):
     assert len(caplog.records) == 2
     assert caplog.records[1].count == 999
     assert sorted(caplog.records[1].addresses) == [f"10.0.0.{number}" for number in range(5)]
+
+
+def test_a_new_key_goes_into_the_keys_file_by_itself(tmp_path, capsys):
+    """The file is made for its owner alone; what stands in one stays, its mode too, and a broken one is not touched."""
+    path = tmp_path / "keys"
+    given = []
+    for name in ("first", "second"):
+        assert main(["keys", "new", "--name", name, "--scopes", "infer,read", "--file", str(path)]) == 0
+        given.append(capsys.readouterr().out)
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert [key.name for key in read_keys(path)] == ["first", "second"]
+    for key, said in zip(read_keys(path), given, strict=True):
+        assert key.digest == hashlib.sha256(said.strip().encode()).digest()
+        assert said.count("\n") == 1
+    path.write_text(path.read_text().rstrip("\n"))
+    path.chmod(0o640)
+    assert main(["keys", "new", "--name", "third", "--scopes", "admin", "--file", str(path)]) == 0
+    assert [key.name for key in read_keys(path)] == ["first", "second", "third"]
+    assert path.stat().st_mode & 0o777 == 0o640
+    path.write_text("no key's line\n")
+    capsys.readouterr()
+    assert main(["keys", "new", "--name", "fourth", "--scopes", "admin", "--file", str(path)]) == 1
+    assert "line 1" in capsys.readouterr().err
+    assert main(["keys", "new", "--name", "fifth", "--scopes", "admin", "--file", str(tmp_path / "none/keys")]) == 1
+    assert path.read_text() == "no key's line\n"
+    assert os.listdir(tmp_path) == ["keys"]

@@ -1,6 +1,8 @@
 """`foldserve models` and `foldserve keys`, typed against a running service."""
 
 import json
+import time
+from datetime import datetime
 
 import pytest
 
@@ -38,6 +40,8 @@ def test_a_version_is_promoted_compared_and_taken_back(typed):
     assert typed.operator.answering() == 1
     assert json.loads(typed("shadow", "fashion", "--version", "2", "--seconds", "60")[1])["shadow"]["version"] == 2
     assert json.loads(typed("shadow", "fashion", "--end")[1])["shadow"] is None
+    shown, given = (json.loads(typed("show", "fashion", *more)[1])["history"][0]["at"] for more in ([], ["--json"]))
+    assert datetime.fromisoformat(shown).timestamp() == int(given) > time.time() - 600
     assert json.loads(typed("rollback", "fashion")[1])["latest"] == 2
     assert json.loads(typed("promote", "fashion", "--version", "1", "--label", "stable")[1])["labels"] == {"stable": 1}
     assert json.loads(typed("show", "fashion")[1])["pinned"] is True

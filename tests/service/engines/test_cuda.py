@@ -133,8 +133,9 @@ def opens(monkeypatch):
     return lambda runner: monkeypatch.setattr(loading, "GraphRunner", runner)
 
 
-def test_auto_takes_the_cpu_when_the_first_run_fails(fashion, opens, caplog):
+def test_auto_takes_the_cpu_when_the_first_run_fails(fashion, opens, caplog, monkeypatch):
     """That a session opened says little; the reason is logged, and stands on the device."""
+    monkeypatch.setattr(providers, "_said", set())
     opens(Unwilling)
     with caplog.at_level(logging.WARNING, logger=providers.__name__):
         engine = load_engine(Repository(fashion).open("fashion"), provider="auto")

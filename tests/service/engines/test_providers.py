@@ -5,6 +5,7 @@ import logging
 import onnxruntime
 import pytest
 
+from foldserve.service.engines import providers
 from foldserve.service.engines.providers import Device, open_session
 from foldserve.service.errors import ArtifactInvalid, ProviderUnavailable
 from tests.support import artifacts
@@ -34,14 +35,16 @@ def test_cuda_that_cannot_be_had_is_refused_with_what_to_install(path):
 
 
 @without_cuda
-def test_auto_falls_back_and_says_so(path, caplog):
-    """The reason is in the log and on the device."""
+def test_auto_falls_back_and_says_so_once(path, caplog, monkeypatch):
+    """The reason is in the log, whatever the number of models, and on the device of each."""
+    monkeypatch.setattr(providers, "_said", set())
     with caplog.at_level(logging.WARNING, logger="foldserve.service.engines.providers"):
+        open_session(path, "auto")
         _, device = open_session(path, "auto")
     assert device.requested == "auto"
     assert device.provider == "cpu"
     assert "no CUDA provider" in device.fallback_reason
-    assert "running on the CPU" in caplog.text
+    assert caplog.text.count("running on the CPU") == 1
 
 
 def pretend_cuda_is_built_in(monkeypatch):
