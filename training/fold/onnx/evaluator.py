@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import StrEnum
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from onnx import NodeProto, TensorProto, helper, inliner, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from ..core import Array
+from ..tiled import give_memory_back
 from .kernels import KERNELS
 from .protos import (
     FLOAT_TYPES,
@@ -38,6 +40,7 @@ from .reference_operations import REFERENCE_OPERATIONS
 
 _Precision = type[np.floating[Any]] | None  # of a run on magnitudes; None for an ordinary one
 _SUM_OF_MAGNITUDES = {"Sub": "Add", "Neg": "Identity"}
+_LARGE = 2**23  # bytes of a value; before another one comes, the system gets back what is free
 SMALL = 64  # values up to this many elements are kept anyway: they are shapes, which any part of the graph may read
 
 
@@ -87,20 +90,22 @@ class Evaluator:
     Attributes:
         model: without local functions, random operations written as plain draws.
         inputs: names of the graph's inputs.
+        constants: the values that follow from initializers alone.
         unknown: value -> why it could not be computed, from the last run.
-        filled: the values of the last run that hold numbers.
+        shapes: of the values of the last run, whether they were kept or not.
     """
 
     def __init__(self, model: onnx.ModelProto, exact: Mapping[str, Array] | None = None):
         model = with_plain_draws(_without_functions(model))
         self.model = model
         self.unknown: dict[str, Gap] = {}
-        self.filled: set[str] = set()
+        self.shapes: dict[str, tuple[int, ...]] = {}
         self.inputs = [value.name for value in model.graph.input]
         self._exact = exact or {}
         self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         nodes: list[NodeProto] = list(model.graph.node)
         self._producers = {name: node for node in nodes for name in node.output if name}
+        self.constants = _constants(nodes, self._initializers)
         self.nodes = self._with_constants_late(nodes)
         self._runners: dict[int, ReferenceEvaluator] = {}
         self._draws = {name: number for number, name in enumerate(draws_of(model))}
@@ -133,15 +138,17 @@ class Evaluator:
         self, feeds: Mapping[str, Values], keep: Iterable[str], absolute: _Precision, watcher: Watcher | None = None
     ) -> dict[str, Values]:
         wanted, watched = set(keep), set() if watcher is None else set(watcher.names)
-        nodes = self._needed(wanted | watched, set(feeds))
-        last = {name: i for i, node in enumerate(nodes) for name in _reads(node)}
+        nodes = self.needed(wanted | watched, set(feeds))
+        last = {name: i for i, node in enumerate(nodes) for name in reads(node)}
         live: dict[str, Values] = dict(feeds)
         unknown: dict[str, Gap] = {}
-        filled = {name for name, value in live.items() if value.size}
+        shapes: dict[str, tuple[int, ...]] = {}
         for i, node in enumerate(nodes):
+            if any(live[name].nbytes > _LARGE for name in reads(node) if name in live):
+                give_memory_back()
             self._run_node(node, live, unknown, absolute)
-            filled.update(name for name in node.output if name in live and live[name].size)
-            done = set(_reads(node))
+            shapes |= {name: live[name].shape for name in node.output if name in live}
+            done = set(reads(node))
             if watcher is not None and watched.intersection(node.output):
                 let_go = watcher.reached(live)
                 watched -= let_go
@@ -152,17 +159,20 @@ class Evaluator:
         for name in (wanted | watched) - set(live):
             if name in self._initializers:
                 live[name] = self._constant(name, absolute)
-        self.unknown, self.filled = unknown, filled | set(live)
+        shapes |= {name: value.shape for name, value in live.items()}
+        if any(8 * prod(shape) > _LARGE for shape in shapes.values()):
+            give_memory_back()
+        self.unknown, self.shapes = unknown, shapes
         return live
 
     def _run_node(
         self, node: NodeProto, live: dict[str, Values], unknown: dict[str, Gap], absolute: _Precision
     ) -> None:
-        gap = next((unknown[name] for name in _reads(node) if name in unknown), None)
+        gap = next((unknown[name] for name in reads(node) if name in unknown), None)
         results: list[Values] = []
         try:
             if gap is None:
-                results = self._results(node, {n: self._value(n, live, absolute) for n in _reads(node)}, absolute)
+                results = self._results(node, self._read(node, live, absolute), absolute)
         except Exception as err:  # whatever the operation tripped over: its results are unknown, which the caller sees
             cause = Cause.UNSUPPORTED if isinstance(err, NotImplementedError) else Cause.FAILED
             gap = Gap(label(node), first_line(err), Cause.RANDOM if draws_unseen(node) else cause)
@@ -187,6 +197,13 @@ class Evaluator:
             return [_magnitude(result, absolute) for result in results]
         return results
 
+    def _read(self, node: NodeProto, live: Mapping[str, Values], absolute: _Precision) -> dict[str, Values]:
+        """Return what the node reads; the weights of a product, which widens them by itself, in their own dtype."""
+        weights = [n for n in node.input[:2] if n in self._initializers and n not in {*self._exact, *live}]
+        is_product = absolute is None and operation(node) in ("Gemm", "MatMul") and len(weights) == 1
+        narrow = {name: to_array(self._initializers[name]) for name in weights} if is_product else {}
+        return {name: narrow[name] if name in narrow else self._value(name, live, absolute) for name in reads(node)}
+
     def _value(self, name: str, live: Mapping[str, Values], absolute: _Precision) -> Values:
         if name not in live and name not in self._exact and name not in self._initializers:
             raise NotImplementedError(f"{name!r} has no value")
@@ -198,24 +215,24 @@ class Evaluator:
 
     def _with_constants_late(self, nodes: list[NodeProto]) -> list[NodeProto]:
         """Return the nodes in the graph's order, but weights that are computed right before what reads them first."""
-        constant, late = {*self._initializers}, set[int]()
-        for place, node in enumerate(nodes):
-            if constant.issuperset(_reads(node)) and operation(node) not in PLAIN_DRAWS:
-                constant.update(node.output)
-                late.add(place)
+        late = {place for place, node in enumerate(nodes) if self.constants & {*node.output}}
         makers = {name: place for place in late for name in nodes[place].output if name}
         order: list[int] = []
         for place in [place for place in range(len(nodes)) if place not in late]:
             pending, before = [place], list[int]()
             while pending:
-                found = {makers[name] for name in _reads(nodes[pending.pop()]) if name in makers} & late
+                found = {makers[name] for name in reads(nodes[pending.pop()]) if name in makers} & late
                 late -= found
                 before += found
                 pending += found
             order += [*sorted(before), place]
         return [nodes[place] for place in [*order, *sorted(late)]]
 
-    def _needed(self, wanted: set[str], given: set[str]) -> list[NodeProto]:
+    def dims(self, name: str) -> list[int] | None:
+        """Return the shape of an initializer, None for any other value."""
+        return list(self._initializers[name].dims) if name in self._initializers else None
+
+    def needed(self, wanted: set[str], given: set[str]) -> list[NodeProto]:
         """Return the nodes that lead to `wanted` without what leads to `given`, in the graph's order."""
         needed: set[int] = set()
         pending = [name for name in wanted if name not in given]
@@ -224,8 +241,17 @@ class Evaluator:
             if node is None or id(node) in needed:
                 continue
             needed.add(id(node))
-            pending += [name for name in _reads(node) if name not in given]
+            pending += [name for name in reads(node) if name not in given]
         return [node for node in self.nodes if id(node) in needed]
+
+
+def _constants(nodes: Iterable[NodeProto], initializers: Iterable[str]) -> set[str]:
+    """Return the names of initializers and of all that is made of them alone."""
+    constants = {*initializers}
+    for node in nodes:
+        if constants.issuperset(reads(node)) and operation(node) not in PLAIN_DRAWS:
+            constants.update(name for name in node.output if name)
+    return constants
 
 
 def _magnitude(value: Values, precision: type[np.floating[Any]]) -> Values:
@@ -283,7 +309,8 @@ def _without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
 
 
-def _reads(node: NodeProto) -> list[str]:
+def reads(node: NodeProto) -> list[str]:
+    """Return the values that the node reads, in its bodies too."""
     return [name for name in (*node.input, *sorted(captures(node))) if name]
 
 

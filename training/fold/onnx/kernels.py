@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .products import product
 from .protos import Values
 from .reference_operations import batch_norm
 from .resize import resize
@@ -46,13 +47,13 @@ def _pad(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | No
 
 
 def _matmul(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
-    return np.asarray(np.matmul(np.asarray(inputs[0]), np.asarray(inputs[1])))
+    return product(np.asarray(inputs[0]), np.asarray(inputs[1]))
 
 
 def _gemm(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values | None:
     a, b = np.asarray(inputs[0]), np.asarray(inputs[1])
-    product = (a.T if fields.get("transA", 0) else a) @ (b.T if fields.get("transB", 0) else b)
-    result = fields.get("alpha", 1.0) * product
+    result = product(a.T if fields.get("transA", 0) else a, b.T if fields.get("transB", 0) else b)
+    result *= fields.get("alpha", 1.0)
     c = inputs[2] if len(inputs) > 2 else None
     return np.asarray(result if c is None else result + fields.get("beta", 1.0) * c)
 

@@ -164,16 +164,16 @@ class Prober:
         """Return what the model makes of these inputs, with the proof of the sites."""
         trial = None if self._sites is None else SiteTrial(self._sites, inputs.text)
         values = self._evaluator.run(inputs.feeds, wanted, trial)
-        unknown, filled = dict(self._evaluator.unknown), set(self._evaluator.filled)
+        unknown, shapes = dict(self._evaluator.unknown), dict(self._evaluator.shapes)
         if trial is not None and self._sites is not None:
-            for name in sorted(self._sites.starts - filled - {*values}):
+            for name in sorted(self._sites.starts - {*shapes}):
                 value = inputs.random(name) if self._types.get(name) in FLOAT_TYPES and name in self._shapes else None
                 if value is not None:
-                    values[name] = value
-                    filled |= {name} if value.size else set()
-            trial.finish(values, unknown)
+                    values[name], shapes[name] = value, value.shape
+            trial.finish(values, shapes, unknown)
             values = {name: value for name, value in values.items() if name in wanted or value.size <= SMALL}
-        return Probe(inputs.feeds, values, unknown, inputs.text, frozenset(filled), trial)
+        filled = frozenset(name for name, shape in shapes.items() if 0 not in shape)
+        return Probe(inputs.feeds, values, unknown, inputs.text, filled, trial)
 
     def _growing(self, size: int, step: int) -> dict[str, int]:
         """Return a size for each free dimension that is no batch, `size` and `step` more for each further one."""

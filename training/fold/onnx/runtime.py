@@ -4,6 +4,7 @@ Used by `pair` and `exporter`. Optimisations are off because some of them are th
 have a norm, and the model is what is judged. It compares nothing.
 """
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import onnx
 from onnx import TensorProto
 
 from ...errors import FoldError
+from ..tiled import give_memory_back
 from .protos import Values, boxed, label, operation, rebuilt, subgraphs, to_array, with_initializers_as_inputs
 
 _LARGE = 2**14  # elements
@@ -41,9 +43,18 @@ def outputs_of(
     except ImportError as err:
         raise FoldError("proof impossible: onnxruntime is not installed: pip install 'foldserve[cpu]'") from err
     wanted = [value.name for value in model.graph.output] if names is None else list(dict.fromkeys(names))
+    values = _with_weights_fed(onnxruntime, model, feeds, wanted)
+    give_memory_back()
+    return values
+
+
+def _with_weights_fed(
+    onnxruntime: Any, model: onnx.ModelProto, feeds: Mapping[str, Values], wanted: list[str]
+) -> dict[str, Values]:
+    """Return the values of a run to which large weights are inputs: a session would hold them twice more."""
     large = [t for t in model.graph.initializer if t.data_type in _FED_TYPES and int(np.prod(t.dims)) > _LARGE]
     try:
-        try:  # as inputs: a session would hold the weights twice more than the arrays that are fed
+        try:
             weights = {tensor.name: to_array(tensor) for tensor in large}
             return _run(onnxruntime, with_initializers_as_inputs(model, large), {**feeds, **weights}, wanted)
         except CannotRunError:
@@ -61,7 +72,6 @@ def _run(onnxruntime: Any, model: onnx.ModelProto, feeds: Mapping[str, Values], 
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
-    options.enable_cpu_mem_arena = False  # one run: nothing to keep memory for
     options.add_session_config_entry("session.disable_prepacking", "1")
     inner = [onnx.ValueInfoProto(name=name) for name in set(names) - {value.name for value in model.graph.output}]
     if inner:
@@ -72,7 +82,8 @@ def _run(onnxruntime: Any, model: onnx.ModelProto, feeds: Mapping[str, Values], 
             f"{label(node)!r} names some of its outputs only; onnxruntime writes to the others, and ends"
         )
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return {name: boxed(value) for name, value in zip(names, session.run(names, dict(feeds)), strict=True)}
+    results = zip(names, session.run(names, dict(feeds)), strict=True)
+    return {name: boxed(copy.deepcopy(value)) for name, value in results}  # its own arrays keep all that a run took
 
 
 def _without_empty_ends(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -82,12 +93,12 @@ def _without_empty_ends(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     if not any(map(_has_empty_end, _nodes(model.graph))):
         return model
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for node in filter(_has_empty_end, _nodes(copy.graph)):
+    cut = onnx.ModelProto()
+    cut.CopyFrom(model)
+    for node in filter(_has_empty_end, _nodes(cut.graph)):
         while _has_empty_end(node):
             del node.output[-1]
-    return copy
+    return cut
 
 
 def _has_empty_end(node: onnx.NodeProto) -> bool:

@@ -4,7 +4,8 @@ Part of the proof. Sigmoid, Relu and ArgMax hide wrong channels from a compariso
 also checked alone. What cannot be proved is refused with its reason; the other norms fold.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,12 +13,15 @@ import onnx
 
 from ...errors import FoldError
 from ..core import Array
+from ..crops import Shape
 from ..failures import during
 from ..refusals import Refusal, RefusalCode
 from ..rounding import round_once
+from ..tiled import give_memory_back
 from ..verdict import ALGEBRA_LIMIT
 from .evaluator import SMALL, Evaluator, Gap, why_unknown
 from .protos import FLOAT_TYPES, Values, to_array
+from .site_crops import Crop, crop_of
 
 Verdicts = list[float | Refusal]  # of each fold: its float64 error, or why it is not proved
 
@@ -50,6 +54,7 @@ class Sites:
 
     Attributes:
         live: the segments that no later fold has changed; each stands for the earlier ones within it as well.
+        crops: those of them that are proved on small maps of random numbers, with what they read.
     """
 
     def __init__(self, folds: Sequence[Sequence[Segment]], before: Evaluator, after: Evaluator):
@@ -58,6 +63,8 @@ class Sites:
         self._folds = [[segments[next(successors)] for _ in fold] for fold in folds]
         self.live = [segment for i, segment in enumerate(segments) if _successor(segments, i) == i]
         self.before, self.after = before, after
+        crops = ((segment, crop_of((before, after), segment.result, segment.inputs)) for segment in self.live)
+        self.crops = {segment: crop for segment, crop in crops if crop is not None}
 
     @property
     def starts(self) -> set[str]:
@@ -88,9 +95,10 @@ class Sites:
 
 
 class SiteTrial:
-    """Proves the sites on one set of inputs while the original runs, each as soon as the values at its ends are there.
+    """Proves the sites on one set of inputs.
 
-    So these values, which are large, are held for one site at a time.
+    On small maps where that is as strong, once the original has run; else while it runs, each site as soon as the
+    values at its ends are there. So these values, which are large, are held for one site at a time, if at all.
 
     Args:
         sites: to be proved.
@@ -103,40 +111,59 @@ class SiteTrial:
 
     def __init__(self, sites: Sites, inputs: str):
         self._sites, self._inputs = sites, inputs
-        self._pending = {segment: {segment.result, *segment.inputs} for segment in sites.live}
+        self._pending = {s: {s.result, *s.inputs} for s in sites.live if s not in sites.crops}
         self.names = frozenset(sites.names)
         self.verdicts: dict[Segment, float | Refusal] = {}
 
     def reached(self, values: Mapping[str, Values]) -> frozenset[str]:
         """Prove what is complete, and return the names that no further site reads; see `Watcher`."""
         for segment in [segment for segment, names in self._pending.items() if names <= values.keys()]:
-            self._prove(segment, values, {})
+            self._prove(segment, values)
         return self.names.difference(*self._pending.values())
 
-    def finish(self, values: Mapping[str, Values], unknown: Mapping[str, Gap]) -> None:
+    def finish(self, values: Mapping[str, Values], shapes: Mapping[str, Shape], unknown: Mapping[str, Gap]) -> None:
         """Prove the sites that are left.
 
         Args:
             values: may hold random numbers in the place of values that could not be computed.
+            shapes: of all values that could be computed, and of these.
             unknown: why these could not.
         """
+        for segment, crop in self._sites.crops.items():
+            with _proving(segment):
+                self.verdicts[segment] = _missing(crop.sources, shapes, unknown) or self._of_crop(segment, crop, shapes)
         for segment in list(self._pending):
-            self._prove(segment, values, unknown)
+            missing = _missing(segment.inputs, values, unknown)
+            if missing is None:
+                known = {name: value for name, value in values.items() if name not in unknown or name in segment.inputs}
+                self._prove(segment, known)
+            else:
+                self.verdicts[segment] = missing
+        give_memory_back()
 
-    def _prove(self, segment: Segment, values: Mapping[str, Values], unknown: Mapping[str, Gap]) -> None:
+    def _prove(self, segment: Segment, values: Mapping[str, Values]) -> None:
         del self._pending[segment]
-        with during(f"proving the fold up to {segment.result!r}"):
-            self.verdicts[segment] = self._verdict(segment, values, unknown)
+        with _proving(segment):
+            given = _given(self._sites.before, segment, values)
+            self.verdicts[segment] = self._verdict(segment, given, values.get(segment.result))
 
-    def _verdict(self, segment: Segment, values: Mapping[str, Values], unknown: Mapping[str, Gap]) -> float | Refusal:
-        """Return max |folded - unfolded| / A over the segment's result, both computed from the same inputs."""
-        before, after = self._sites.before, self._sites.after
-        missing = next((name for name in segment.inputs if name not in values), None)
-        if missing is not None:
-            why = why_unknown(missing, unknown)
-            return _unproved(f"its input {missing!r} cannot be computed: {why}", "")
-        given = _given(before, segment, values)
-        one, gaps = values.get(segment.result) if segment.result not in unknown else None, dict[str, Gap]()
+    def _of_crop(self, segment: Segment, crop: Crop, shapes: Mapping[str, Shape]) -> float | Refusal:
+        """Return the verdict on small maps, or on whole ones where these do not fit."""
+        for given in crop.samples(shapes):
+            one = self._sites.before.run(given, [segment.result]).get(segment.result)
+            if one is not None:
+                break
+        return self._verdict(segment, given, one)
+
+    def _verdict(self, segment: Segment, given: Mapping[str, Values], one: Values | None) -> float | Refusal:
+        """Return max |folded - unfolded| / A over the segment's result, both computed from `given`.
+
+        Args:
+            segment: the stretch.
+            given: its inputs, at least.
+            one: the unfolded result, if it is known.
+        """
+        before, after, gaps = self._sites.before, self._sites.after, dict[str, Gap]()
         if one is None:
             one = before.run(given, [segment.result]).get(segment.result)
             gaps = before.unknown
@@ -217,6 +244,20 @@ def _given(before: Evaluator, segment: Segment, values: Mapping[str, Values]) ->
     shapes = {name for name, value in values.items() if value.size <= SMALL and value.dtype.kind in "iub"}
     names = {*before.inputs, *segment.inputs, *shapes} - {segment.result}
     return {name: value for name, value in values.items() if name in names}
+
+
+@contextmanager
+def _proving(segment: Segment) -> Iterator[None]:
+    with during(f"proving the fold up to {segment.result!r}"):
+        yield
+
+
+def _missing(names: Collection[str], known: Collection[str], unknown: Mapping[str, Gap]) -> Refusal | None:
+    """Return the refusal for the first of `names` that is not known, None when all are."""
+    name = next((name for name in names if name not in known), None)
+    if name is None:
+        return None
+    return _unproved(f"its input {name!r} cannot be computed: {why_unknown(name, unknown)}", "")
 
 
 def _unproved(reason: str, remedy: str = "report this model to us") -> Refusal:

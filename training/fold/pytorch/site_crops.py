@@ -1,8 +1,7 @@
 """Smaller samples for the proof of a site, where its operations do the same at every place of a map.
 
-Used by `site_proof`. A fold changes weights, and what a channel adds; both are the same at every place, so a map that
-has all borders and an inside as wide as the kernels reach shows every product that a larger one does, with other
-numbers only. Whatever is told a size, such as a view, keeps the example's.
+Used by `site_proof`; `crops` says how small they may be, and why. Whatever is told a size, such as a view, keeps the
+example's.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,12 +9,9 @@ from typing import Any
 
 from torch.fx import Node
 
+from ..crops import Shape, cropped, reach_of
 from .graph import arguments, operation
 
-Shape = tuple[int, ...]
-
-_INSIDE = 16  # places beyond the reach of the borders
-_STEP = 8  # sides change by multiples of it, so that strides find the same remainders
 _ANYWHERE: tuple[str, ...] = (
     "conv",
     "batch_norm",
@@ -46,21 +42,7 @@ def cropped_shapes(nodes: Iterable[Node], shapes: Sequence[Shape]) -> list[Shape
         if not name.startswith(_ANYWHERE) or "adaptive" in name or arguments(node).get("dim", 1) != 1:
             return list(shapes)
         reach += _reach(node)
-    maps = {shape[2:] for shape in shapes if len(shape) > 2 and max(shape[2:]) > 1}
-    least = _INSIDE + 2 * reach
-    if len(maps) == 1:
-        sides = tuple(side - max(side - least, 0) // _STEP * _STEP for side in maps.pop())
-        return [shape[:2] + sides if len(shape) > 2 and max(shape[2:]) > 1 else shape for shape in shapes]
-    factor = _common_factor(maps, least)
-    return [shape[:2] + tuple(-(-side // factor) for side in shape[2:]) for shape in shapes]
-
-
-def _common_factor(maps: set[Shape], least: int) -> int:
-    """Return the largest power of two that divides all sides and leaves none too small, so that their ratios stay."""
-    factor = 1
-    while maps and all(side % (2 * factor) == 0 and side // (2 * factor) >= least for sides in maps for side in sides):
-        factor *= 2
-    return factor
+    return cropped(shapes, reach)
 
 
 def _reach(node: Node) -> int:
@@ -70,9 +52,8 @@ def _reach(node: Node) -> int:
     given = arguments(node)
     weight = given.get("weight")
     kernel: Any = weight.meta["val"].shape[2:] if isinstance(weight, Node) else given.get("kernel_size") or [1]
-    steps = [one for name in ("dilation", "stride") for one in _numbers(given.get(name)) or [1]]
-    pads = _numbers(given.get("padding"))
-    return max([*_numbers(kernel), 1]) * max(steps) + max([*pads, 0])
+    strides, dilations, pads = (_numbers(given.get(name)) for name in ("stride", "dilation", "padding"))
+    return reach_of(_numbers(kernel), strides, dilations, pads)
 
 
 def _numbers(value: Any) -> list[int]:
