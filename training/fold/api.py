@@ -31,6 +31,7 @@ from .pytorch.input_normalisation import CastInput, InputNormalisation, Numbers
 from .pytorch.model_proof import Runnable
 from .pytorch.process_state import undisturbed
 from .pytorch.result import by_identity, carry_out, still_rounded
+from .pytorch.size_guard import opened
 from .pytorch.sizes import declared_axes
 from .pytorch.wrappers import unwrapped
 from .pytorch.writing import apart
@@ -233,8 +234,9 @@ def _folded(
         removed = tuple(site.path for site in report.folded)
         declared = declared_axes(dynamic, example_inputs)
         fixed = {axis: sizes for axis, sizes in plan.reading.sizes.fixed.items() if axis not in declared}
-        way = traced_way(model, example_inputs, tuple(exact), removed, dynamic is False, fixed)
+        trains = plan.reading.sizes.trains_with_gradients
+        way = traced_way(model, example_inputs, tuple(exact), removed, dynamic is False, fixed, trains)
         report = replace(report, entrances=other_entrances(folded, way))
-        folded = guarded(folded, way) if entrances == "traced" else folded
+        folded = guarded(folded, way) if entrances == "traced" else opened(folded)
     _ORIGINS[folded] = _Origin(example_inputs, exact)
     return Folded(folded, replace(report, notes=(*notes, *report.notes)), exact)

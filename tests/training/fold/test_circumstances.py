@@ -1,6 +1,7 @@
 """A fold is right in every circumstance of a call, or refused: gradients, tracing, and what earlier calls left."""
 
 import copy
+import pickle
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -11,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, is_grad_enabled, nn
 
 from foldserve.training.errors import FoldError
-from foldserve.training.fold import fold
+from foldserve.training.fold import fold, verify
 from tests.support.fold_cases import randomise
+from tests.support.fold_networks import BookNorm, book_batch_norm
 
 
 class Chooses(nn.Module):
@@ -159,6 +161,39 @@ def test_a_graph_of_a_forward_that_has_two_ways_is_refused(name: str, words: str
     model = randomise(AsGraph(STAYS[name]))
     with pytest.raises(FoldError, match=words):
         fold(model, (torch.randn(2, 3, 16, 16),))
+
+
+class Book(nn.Module):
+    """A convolution and the book's norm, as a module, or as a call in the forward, which folds to a graph."""
+
+    def __init__(self, *, is_module: bool):
+        super().__init__()
+        self.conv, self.norm, self.is_module = nn.Conv2d(1, 6, 3), BookNorm(6, 4), is_module
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, norm = self.conv(x), self.norm
+        if self.is_module:
+            return norm(y)
+        z, norm.moving_mean, norm.moving_var = book_batch_norm(
+            y, norm.gamma, norm.beta, norm.moving_mean, norm.moving_var, 1e-5
+        )
+        return z
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+@pytest.mark.parametrize("is_module", [True, False])
+def test_a_norm_that_trains_with_gradients_is_folded_for_calls_without(is_module: bool) -> None:
+    """With gradients on the result raises, unless it is meant; copies and pickles of it do."""
+    model, x = randomise(Book(is_module=is_module)), torch.randn(2, 1, 8, 8)
+    result = fold(model, (x,))
+    assert (result.report.form, len(result.report.folded)) == ("module" if is_module else "graph", 1)
+    for folded in (result.model, copy.deepcopy(result.model), pickle.loads(pickle.dumps(result.model))):
+        with torch.no_grad():
+            torch.testing.assert_close(folded(x), copy.deepcopy(model)(x), rtol=1e-4, atol=1e-4)
+        with pytest.raises(FoldError, match=r"gradients are on.*torch\.no_grad"):
+            folded(x)
+    verify(model, result, (x,))
+    assert fold(model, (x,), entrances="any").model(x).requires_grad
 
 
 def test_the_inputs_get_no_gradients() -> None:

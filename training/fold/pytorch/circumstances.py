@@ -34,6 +34,7 @@ class Circumstance:
         changed: what the tensors among the inputs are then.
         calls: the sizes of the inputs of earlier calls.
         is_traced: torch.compiler's flags say so.
+        counts_numbers: a computation is another one where it has other numbers alone.
     """
 
     words: str = ""
@@ -42,6 +43,7 @@ class Circumstance:
     changed: Change | None = None
     calls: tuple[Shapes, ...] = ()
     is_traced: bool = False
+    counts_numbers: bool = True
 
     @property
     def has_gradients(self) -> bool:
@@ -111,14 +113,17 @@ def call_as_before(model: nn.Module, circumstance: Circumstance, inputs: Callabl
 @contextmanager
 def _autocast() -> Iterator[None]:
     """Turn autocast on, to the type that numbers have anyway: what it does by itself is of no interest."""
-    before = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
-    torch.set_autocast_enabled("cpu", True)
-    torch.set_autocast_dtype("cpu", torch.float32)
+    kinds = ("cpu", "cuda")  # a forward that names none asks about the second
+    before = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds]
+    for kind in kinds:
+        torch.set_autocast_enabled(kind, True)
+        torch.set_autocast_dtype(kind, torch.float32)
     try:
         yield
     finally:
-        torch.set_autocast_enabled("cpu", before[0])
-        torch.set_autocast_dtype("cpu", before[1])
+        for kind, is_enabled, dtype in before:
+            torch.set_autocast_enabled(kind, is_enabled)
+            torch.set_autocast_dtype(kind, dtype)
 
 
 def _answering(owner: Any, name: str) -> Callable[[], AbstractContextManager[None]]:

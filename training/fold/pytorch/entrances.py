@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ...errors import FoldError
 from .float64 import Inputs
 from .guarded_classes import unguarded_class
-from .size_guard import OtherSize
+from .size_guard import OtherSize, require_no_gradients
 
 _CONSTANTS = (bool, int, float, str, type(None), torch.dtype)
 
@@ -35,6 +35,7 @@ class TracedWay:
         removed: paths of the modules whose norm is gone.
         has_one_size: tensors have to have the shapes of the example.
         fixed: of tensors in the order of the arguments: the number of one, an axis, and the sizes that it may have.
+        trains_with_gradients: with gradients on, the original trains.
     """
 
     arguments: Mapping[str, Any]
@@ -42,6 +43,7 @@ class TracedWay:
     removed: tuple[str, ...]
     has_one_size: bool = False
     fixed: tuple[tuple[int, int, tuple[int, ...]], ...] = ()
+    trains_with_gradients: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def traced_way(
     removed: tuple[str, ...],
     has_one_size: bool = False,
     fixed: Mapping[tuple[int, int], tuple[int, ...]] | None = None,
+    trains_with_gradients: bool = False,
 ) -> TracedWay:
     """Return the way that `inputs` take through the forward of `model`; a model of one size stays one.
 
@@ -73,6 +76,7 @@ def traced_way(
         removed: see `TracedWay`.
         has_one_size: see `TracedWay`.
         fixed: the sizes that axes may have, each by the number of the tensor among the inputs and that of the axis.
+        trains_with_gradients: see `TracedWay`.
     """
     positional, keywords = ((), dict(inputs)) if isinstance(inputs, Mapping) else (inputs, {})
     before = vars(model).get("_traced_way")
@@ -80,7 +84,8 @@ def traced_way(
     numbers = {id(leaf): number for number, leaf in enumerate(_tensors(dict(keywords) or positional))}
     places = {numbers.get(id(leaf)): place for place, leaf in enumerate(_tensors(_bound(model, positional, keywords)))}
     new = tuple((places[number], axis, sizes) for (number, axis), sizes in (fixed or {}).items() if number in places)
-    return TracedWay(_form(model, positional, keywords, has_one_size), changed, removed, has_one_size, new)
+    trains = trains_with_gradients or (before is not None and before.trains_with_gradients)
+    return TracedWay(_form(model, positional, keywords, has_one_size), changed, removed, has_one_size, new, trains)
 
 
 def _tensors(values: Any) -> list[Tensor]:
@@ -160,7 +165,12 @@ _DEFINED = (FunctionType, property, cached_property, partialmethod, staticmethod
 
 
 def require_form(model: nn.Module, way: TracedWay, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Raise FoldError for arguments of forward with other constants, or another form of tensors, than were traced."""
+    """Raise FoldError for arguments of forward with other constants, or another form of tensors, than were traced.
+
+    So does a call with gradients on where that is training mode by another name.
+    """
+    if way.trains_with_gradients:
+        require_no_gradients()
     try:
         given = _form(model, args, kwargs, way.has_one_size)
     except TypeError:

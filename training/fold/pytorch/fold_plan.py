@@ -177,7 +177,7 @@ def _plan(
 
     others = OtherGraphs(read_otherwise())
     reading = Reading(graph, norms, unreadable, sizes, others, exact_padding, normalisation, duplicates)
-    as_a_whole = _quantised(model) or _hooked_everywhere()
+    as_a_whole = _quantised(model) or _hooked_everywhere() or _unjudged(sizes)
     return _placed(reading, dict.fromkeys(norms, as_a_whole) if as_a_whole else {})
 
 
@@ -291,6 +291,11 @@ def _quantised(model: nn.Module) -> Refusal | None:
                 RefusalCode.QUANTISED, f"the module '{name}' is {kind}: scales were, or will be, chosen with it"
             )
     return None
+
+
+def _unjudged(sizes: Sizes) -> Refusal | None:
+    remedy = "choose by the inputs alone, or draw outside of the forward"
+    return Refusal(RefusalCode.UNJUDGED, sizes.unjudged, remedy) if sizes.unjudged else None
 
 
 def _hooked_everywhere() -> Refusal | None:

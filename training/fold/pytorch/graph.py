@@ -26,7 +26,7 @@ from ..failures import failure, machine_failure
 from ..refusals import Refusal, RefusalCode
 from .circumstances import PLAIN, Circumstance, hide_tracing
 from .float64 import Inputs, run_in_float64
-from .process_state import quiet
+from .process_state import quiet, same_random_state
 
 _UNSEEN_VALUES = (
     "torch.export cannot see where the forward takes a tensor of the model from: it reads one as `.data`, or through "
@@ -292,7 +292,7 @@ def read(
         hide_tracing(model)
     for number, (sample, shapes) in enumerate(attempts, start=1):
         try:
-            with quiet(), torch.no_grad(), circumstance.entered():
+            with quiet(), torch.no_grad(), same_random_state(), circumstance.entered():
                 views = circumstance.prepared(_views(sample))
                 program = torch.export.export(model, *_split(views), dynamic_shapes=shapes, strict=False)
                 if number == len(attempts) or sample is given or _agrees(program, model, given):

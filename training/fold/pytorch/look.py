@@ -9,17 +9,21 @@ from dataclasses import replace
 
 from torch import nn
 
+from .chance import chances
 from .circumstances import CIRCUMSTANCES, IN_C, PLAIN, Circumstance, Shapes, after
 from .float64 import Inputs, sharing_copy
 from .plain_layers import has_plain_layers_only
 from .process_state import quiet
-from .recorded_calls import Call, Variant, recorded_calls, variant_of
+from .recorded_calls import Call, Trace, Variant, recorded_calls, structure, variant_of
 from .shape_changes import neighbours, shapes_in
 from .size_search import MOST_COMPUTATIONS, MOST_OPERATIONS, Search, searched
 from .sizes import Sizes
 from .user_code import Code, code_of
 
 _MOST_CALLS, _LEAST_CALLS, _MOST_CHANGES = 66, 4, 4  # of a model that counts them; calls that differ from the first
+
+_MOST_OUTSIDE, _LEAST_OUTSIDE = 20_000, 16  # operations that are run for what lies outside; runs of a large model
+_CHANCES = chances()
 
 
 @quiet()
@@ -34,8 +38,8 @@ def look_at_sizes(model: nn.Module, example: Inputs, *, may_vary: bool = True) -
     own = shapes_in(example)
     if has_plain_layers_only(model):
         return Sizes([Variant(one, ()) for one in [own, *neighbours(own)]], may_vary=may_vary)  # the proof tries them
-    code = code_of(model)
     model = sharing_copy(model)  # a norm in training mode counts its batches, without values too
+    code = code_of(model)
     calls = recorded_calls(model, example, own, 2)
     if not calls:
         notes = code.outside.notes
@@ -44,23 +48,79 @@ def look_at_sizes(model: nn.Module, example: Inputs, *, may_vary: bool = True) -
         )  # it runs on no tensor without values
     first = calls[0].variant
     sizes = searched(Search(model, example), first, code, may_vary)
-    sizes = replace(sizes, may_vary=may_vary, outside=code.outside.notes)
-    trains = {one for one in _asked(first, code) if _trains(model, example, own, one)}
-    tried = [(one, variant_of(model, example, own, one)) for one in _asked(first, code) if one not in trains]
+    asked = _asked(first, code)
+    trains = {one for one in asked if _trains(model, example, own, one)}
+    sizes = replace(sizes, may_vary=may_vary, outside=code.outside.notes, trains_with_gradients=bool(trains))
+    tried = [(one, variant_of(model, example, own, one)) for one in asked if one not in trains]
     tried += _later_calls(model, example, calls, code)
+    outside = _Outside(model, example, first)
+    tried += [(one, there) for one in code.outside.all if (there := outside.tried(one, own)) is not None]
     for circumstance, there in tried:
-        if there is not None and not (there.trace == first.trace and Counter(there.reads) <= Counter(first.reads)):
+        if there is not None and not (_is_same(there, first) and Counter(there.reads) <= Counter(first.reads)):
             found = searched(Search(model, example, circumstance), there, code, may_vary)
-            is_other = there.trace != first.trace
+            is_other = not _is_same(there, first)
             sizes = sizes.joined(replace(found, circumstances=(circumstance,) if is_other else ()))
-    sizes = _with_circumstances(sizes, model, example, code, trains)
+    sizes = _with_circumstances(sizes, model, example, code, trains, outside)
+    unjudged = _chosen_by_chance(model, example, first, code)
+    sizes = replace(sizes, outside=(*sizes.outside, *outside.notes), unjudged=unjudged)
     return _with_orders(sizes, model, example) if calls[0].has_changed else sizes
+
+
+def _chosen_by_chance(model: nn.Module, example: Inputs, first: Variant, code: Code) -> str:
+    """Return why a model cannot be judged that chooses by a generator of its own, which each call moves on; or ""."""
+    for chance in code.outside.draws:
+        with chance.entered():
+            there = variant_of(model, example, first.shapes)
+        if there is not None and there.trace != first.trace:
+            return "its forward chooses by numbers that it draws from a generator of its own"
+    return ""
+
+
+def _is_same(there: Variant, first: Variant) -> bool:
+    """True when the same is computed in another circumstance."""
+    if there.trace == first.trace or there.circumstance.counts_numbers:
+        return there.trace == first.trace
+    return structure(there.trace) == structure(first.trace)
+
+
+class _Outside:
+    """Runs a model with other values of what lies outside of it, as often as its size allows."""
+
+    def __init__(self, model: nn.Module, example: Inputs, first: Variant):
+        self._model, self._example, self._first = model, example, first
+        self._left = max(_MOST_OUTSIDE // max(len(first.trace), 1), _LEAST_OUTSIDE)
+        self._known: set[tuple[Shapes, Trace, Shapes]] = {(first.shapes, first.trace, first.reads)}
+        self._untried: list[str] = []
+
+    def tried(self, circumstance: Circumstance, shapes: Shapes) -> Variant | None:
+        """Return what is run there, None for what was seen before, or where it does not run."""
+        if not self._left:
+            self._untried.append(circumstance.words)
+            return None
+        self._left -= 1
+        there = variant_of(self._model, self._example, shapes, circumstance)
+        key = None if there is None else (shapes, there.trace, there.reads)
+        if key is None or key in self._known:
+            return None
+        self._known.add(key)
+        return there
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the report has to say of what was not tried."""
+        if not self._untried:
+            return ()
+        count = len(self._untried)
+        return (
+            f"its forward may choose by more than is tried in a model of its size: {count} values, the first of "
+            f"which is tried {self._untried[0]}",
+        )
 
 
 def _asked(variant: Variant, code: Code) -> list[Circumstance]:
     """Return the circumstances that the forward asks about at some sizes, and those that it may ask about."""
     names = variant.asks | (code.names & IN_C)
-    return [*(one for one in CIRCUMSTANCES if one.names & names), *code.outside.circumstances]
+    return [one for one in (*CIRCUMSTANCES, *_CHANCES) if one.names & names]
 
 
 def _trains(model: nn.Module, example: Inputs, shapes: Shapes, circumstance: Circumstance) -> bool:
@@ -75,7 +135,7 @@ def _trains(model: nn.Module, example: Inputs, shapes: Shapes, circumstance: Cir
 
 
 def _with_circumstances(
-    sizes: Sizes, model: nn.Module, example: Inputs, code: Code, trains: set[Circumstance]
+    sizes: Sizes, model: nn.Module, example: Inputs, code: Code, trains: set[Circumstance], outside: _Outside
 ) -> Sizes:
     """Return the sizes with those at which a circumstance counts, though it does not at the example's own."""
     known = set().union(*(one.stretches for one in sizes.variants))
@@ -83,9 +143,10 @@ def _with_circumstances(
     plain = [one for one in sizes.variants[1:] if one.circumstance is PLAIN]
     for one in sorted(plain, key=lambda one: not one.asks)[:MOST_COMPUTATIONS]:
         new = replace(one, asks=one.asks - sizes.variants[0].asks)  # what the example asks too has been looked at
-        for circumstance in set(_asked(new, code)) - trains:
-            there = variant_of(model, example, one.shapes, circumstance)
-            if there is not None and not there.stretches <= known:
+        asked = [variant_of(model, example, one.shapes, there) for there in _asked(new, code) if there not in trains]
+        asked += [outside.tried(there, one.shapes) for there in code.outside.circumstances]
+        for there in asked:
+            if there is not None and not there.stretches <= known and not _is_same(there, one):
                 found.append(there)
                 known |= there.stretches
     circumstances = (*sizes.circumstances, *(one.circumstance for one in found))

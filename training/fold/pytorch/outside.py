@@ -1,38 +1,31 @@
-"""What a forward may choose by that lies outside its inputs and its modules: globals, the environment, the clock.
+"""What a forward may choose by that lies outside its inputs and its modules: globals, closures, the environment, time.
 
-Used by `look`. It is found in the code of the user's functions, where a choice is made by it. What has two values is
-tried with the other one, as a circumstance of the call; of the rest the report says that only what is now is proved.
+Used by `look`. It is found in the code of the user's functions, where a choice is made by it, and is tried with other
+values, as a circumstance of the call; of what cannot be tried the report says that only what is now is proved. What a
+copy of the model holds itself (attributes of its modules, and of objects in them) is a part of it, as weights are.
 """
 
-import dis
 import os
-import random
-import re
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from types import CodeType, FunctionType, ModuleType
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from itertools import combinations, product
+from types import ModuleType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import dtype, nn
 
+from .bytecode import Use
+from .chance import chances
 from .circumstances import Circumstance
+from .foreign import Foreign
+from .loads import Load, Loads
+from .other_values import constants_of, others_of
+from .places import MISSING, Place, with_others
+from .reachable import Reached, codes, reachable
 
-_CLOCKS = tuple(getattr(time, name) for name in ("time", "monotonic", "perf_counter", "process_time"))
-_DRAWS = tuple(getattr(random, name) for name in ("random", "randint", "randrange", "choice", "uniform"))
-_DATES = frozenset({"now", "today", "utcnow"})
-_OF_TENSORS = frozenset({"dtype", "device", "is_cuda", "is_floating_point", "is_complex"})
-_OF_PYTORCH = frozenset({"get_default_dtype", "get_default_device", "is_floating_point", "is_complex"})
-_ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
-_STOPS = ("STORE_", "RETURN_", "POP_TOP", "YIELD_")
-_JUMPS = ("POP_JUMP", "JUMP_IF", "UNARY_NOT", "COMPARE_OP", "CONTAINS_OP", "IS_OP")
-# A branch that was never taken may stop a program or write files; where a function names these, it is not tried.
-_LEFT_ALONE = frozenset(
-    {"breakpoint", "set_trace", "input", "exit", "_exit", "open", "save", "savefig", "show", "print"}
-)
-_MOST, _LONGEST = 8, 16  # of what is tried; letters of a value of the environment
-_MISSING = object()
+_MOST, _MOST_PAIRS, _FEW = 64, 24, 3  # values that are tried; of two things at once; of each of the two
+_LONGEST = 40  # letters of a value in a message
 
 
 @dataclass(frozen=True)
@@ -40,128 +33,128 @@ class Outside:
     """What a forward may choose by.
 
     Attributes:
-        circumstances: each with another value of a global, or of the environment.
+        circumstances: each with another value of one thing, or another answer.
+        pairs: with other values of two things at once.
+        draws: in which the generators give other numbers that it has of its own.
         notes: for the report, of what cannot be tried.
     """
 
     circumstances: tuple[Circumstance, ...] = ()
+    pairs: tuple[Circumstance, ...] = ()
+    draws: tuple[Circumstance, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def all(self) -> tuple[Circumstance, ...]:
+        """Those of one thing, and then those of two."""
+        return (*self.circumstances, *self.pairs)
 
-def outside_of(functions: Iterable[FunctionType]) -> Outside:
+
+@dataclass
+class _Source:
+    """Something outside, with what it may be otherwise.
+
+    Attributes:
+        place: where it is held.
+        others: its other values.
+        is_number: it is given to functions, which may only calculate with it.
+        codes: the `id` of those that load it.
+        is_left_alone: a function that chooses by it may stop a program or write files.
+    """
+
+    place: Place
+    others: list[Any]
+    is_number: bool
+    codes: set[int] = field(default_factory=set)
+    is_left_alone: bool = False
+
+
+def outside_of(model: nn.Module) -> Outside:
     """Return what the user's functions choose by outside the inputs and the modules of a network."""
-    tried: dict[str, Circumstance] = {}
-    notes: dict[str, None] = {}
-    for function in functions:
-        for code in _codes(function.__code__):
-            is_tried = not _LEFT_ALONE & set(code.co_names)
-            for words, others in _choices(code, function.__globals__):
-                if others and is_tried:
-                    tried.update({one.words: one for one in others})
-                else:
-                    notes[f"its forward may choose by {words}: what is proved holds for that as it is now"] = None
-    return Outside(tuple(tried.values())[:_MOST], tuple(notes))
+    reached = reachable(model)
+    constants = constants_of(code for function in reached.functions.values() for code in codes(function.__code__))
+    sources: dict[tuple[int, str], _Source] = {}
+    foreign = Foreign(reached, {one.dtype for one in model.parameters() if one.is_floating_point()})
+    for load in Loads(reached).all():
+        foreign.take(load)
+        source = _source(load, constants)
+        if source is not None:
+            known = sources.setdefault((id(source.place.owner), source.place.text), source)
+            known.codes.add(id(load.code))
+            known.is_number = known.is_number and source.is_number
+            known.is_left_alone = known.is_left_alone or load.is_left_alone
+            known.others += [one for one in source.others if one not in known.others]
+    outside = _outside(list(sources.values()), foreign, [*reached.cached, *_silence(reached)])
+    return replace(outside, draws=chances(reached.generators)) if reached.generators else outside
 
 
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for value in code.co_consts:
-        if isinstance(value, CodeType):
-            yield from _codes(value)
+def _source(load: Load, constants: list[Any]) -> _Source | None:
+    """Return what is loaded as something that has other values; None where nothing is chosen by it."""
+    value, is_flag = load.place.value, isinstance(load.place.value, bool)
+    if (
+        load.place.is_foreign
+        or (load.use is Use.CALCULATED and not is_flag and value is not MISSING)
+        or load.place.owner is None
+    ):
+        return None
+    is_plain = isinstance(value, bool | int | float | str | None | Enum | dtype) or value is MISSING
+    if isinstance(value, type | ModuleType) or not (is_plain or load.is_asked_itself):
+        return None  # a function, a class or an object that is only used
+    if load.place.owner is os.environ:
+        texts = [one for one in constants_of([load.code]) if isinstance(one, str) and one != load.place.key]
+        others = [one for one in dict.fromkeys([MISSING, "1", *texts]) if one != value][:_FEW]
+        return _Source(load.place, others if load.place.key else [], is_number=False)
+    likely = [*load.keys, *constants_of([load.code]), *(constants if load.use is Use.PASSED else ())]
+    is_number = load.use is Use.PASSED and isinstance(value, int | float) and not is_flag
+    others = others_of(value, likely or constants)
+    return _Source(load.place, [MISSING, *others] if load.may_be_missing else others, is_number)
 
 
-def _choices(code: CodeType, known: dict[str, Any]) -> Iterator[tuple[str, list[Circumstance]]]:
-    """Yield what a choice is made by, in words, and the circumstances in which it is otherwise."""
-    steps = list(dis.get_instructions(code))
-    for place, step in enumerate(steps):
-        if step.opname in _ATTRIBUTES and step.argval in _OF_TENSORS and _decides(steps, place):
-            yield f"the {step.argval} of a tensor", []
-        if step.opname not in ("LOAD_GLOBAL", "LOAD_NAME") or step.argval not in known:
-            continue
-        owner, name, value, text, last = _followed(steps, place, known)
-        if value in _CLOCKS or value in _DRAWS or (name in _DATES and text.startswith("date")) or ".random." in text:
-            yield f"{text}()", []
-        elif value is os.getenv or value is os.environ:
-            yield from _of_environment(steps, place, last)
-        elif isinstance(value, bool) and _decides(steps, last):
-            yield text, [Circumstance(f"where {text} is {not value}", entered=_set(owner, name, not value))]
-        elif isinstance(value, int | float | str) and not name.startswith("__") and _decides(steps, last):
-            yield f"{text} ({value!r})", []
-        elif name in _OF_PYTORCH and _decides(steps, last):
-            yield f"{text}()", []
+def _silence(reached: Reached) -> Iterable[tuple[Any, str, Any]]:
+    """Return what keeps the user's functions from printing while something is tried."""
+    scopes = {id(one.__globals__): one.__globals__ for one in reached.functions.values()}
+    return [(scope, "print", _silent) for scope in scopes.values()] if "print" in reached.names else []
 
 
-def _followed(steps: list[dis.Instruction], place: int, known: dict[str, Any]) -> tuple[Any, str, Any, str, int]:
-    """Return the owner, name and value of a global or of what it holds, as written in the code, and where that ends."""
-    owner, name = known, steps[place].argval
-    value, text = known[name], name
-    while place + 1 < len(steps) and steps[place + 1].opname in _ATTRIBUTES:
-        is_owner = isinstance(value, ModuleType | type) or type(value).__module__ not in ("builtins", "torch", "numpy")
-        if not is_owner or isinstance(value, Tensor | nn.Module) or value is os.environ:
-            break
-        inner = getattr(value, "__dict__", {}).get(steps[place + 1].argval, _MISSING)
-        if inner is _MISSING:
-            break
-        place += 1
-        owner, name, value = value, steps[place].argval, inner
-        text = f"{text}.{name}"
-    return owner, name, value, text, place
+def _silent(*_: Any, **__: Any) -> None:
+    """Print nothing."""
 
 
-def _decides(steps: list[dis.Instruction], place: int) -> bool:
-    """True when a choice or a comparison follows in the same statement, or what is read is all that is returned."""
-    if steps[place + 1].opname == "RETURN_VALUE":
-        return True
-    for step in steps[place + 1 :]:
-        if step.opname.startswith(_JUMPS):
-            return True
-        if step.opname.startswith(_STOPS):
-            return False
-    return False
+def _outside(sources: list[_Source], foreign: Foreign, swaps: list[tuple[Any, str, Any]]) -> Outside:
+    tried = [one for one in sources if one.others and not one.is_left_alone]
+    untried = [_described(one.place) for one in sources if one not in tried]
+    single = [_circumstance([(one, value)], swaps) for one in tried for value in one.others]
+    together = [(one, other) for one, other in combinations(tried, 2) if one.codes & other.codes or len(tried) <= _FEW]
+    pairs = [
+        _circumstance([(one, here), (other, there)], swaps)
+        for one, other in together
+        for here, there in product(one.others[:_FEW], other.others[:_FEW])
+    ]
+    if len(single) > _MOST:
+        untried.append(f"{len(tried)} values outside of it, more than are tried")
+    notes = [
+        f"its forward may choose by {words}: what is proved holds for that as it is now"
+        for words in dict.fromkeys([*untried, *foreign.notes])
+    ]
+    return Outside((*single[:_MOST], *foreign.circumstances(swaps)), tuple(pairs[:_MOST_PAIRS]), notes=tuple(notes))
 
 
-def _of_environment(steps: list[dis.Instruction], start: int, last: int) -> Iterator[tuple[str, list[Circumstance]]]:
-    """Yield the variable that is read here, with other values of it: none, "1", texts of the code."""
-    near = [*steps[last + 1 : last + 4], *reversed(steps[max(start - 1, 0) : start])]
-    name = next((s.argval for s in near if s.opname == "LOAD_CONST" and isinstance(s.argval, str)), "")
-    if not re.fullmatch(r"\w+", name):
-        yield "the environment", []
-        return
-    texts = [s.argval for s in steps if isinstance(s.argval, str) and s.opname == "LOAD_CONST" and s.argval != name]
-    values = dict.fromkeys([None, "1", *(text for text in texts if len(text) <= _LONGEST and "\0" not in text)])
-    others = [value for value in values if value != os.environ.get(name)][:3]
-    yield (
-        f"the variable {name} of the environment",
-        [
-            Circumstance(
-                f"where {name} of the environment is {'not set' if value is None else repr(value)}",
-                entered=_set(os.environ, name, _MISSING if value is None else value),
-            )
-            for value in others
-        ],
+def _circumstance(changes: list[tuple[_Source, Any]], swaps: list[tuple[Any, str, Any]]) -> Circumstance:
+    others = [source.place.other(value) for source, value in changes]
+    words = [f"{source.place.text} is {_text(value)}" for source, value in changes]
+    return Circumstance(
+        f"where {' and '.join(words)}",
+        entered=with_others([*swaps, *others]),
+        counts_numbers=not all(source.is_number for source, _ in changes),
     )
 
 
-def _set(owner: Any, name: str, value: Any) -> Callable[[], AbstractContextManager[None]]:
-    """Return a context in which a name of a module, an object, or a dict has another value."""
-
-    @contextmanager
-    def entered() -> Iterator[None]:
-        is_dict = isinstance(owner, dict | os._Environ)
-        before = owner.get(name, _MISSING) if is_dict else getattr(owner, name)
-        _put(owner, name, value, is_dict=is_dict)
-        try:
-            yield
-        finally:
-            _put(owner, name, before, is_dict=is_dict)
-
-    return entered
+def _described(place: Place) -> str:
+    if place.owner is os.environ:
+        return f"the variable {place.text}" if place.key else place.text
+    is_clear = place.value is MISSING or isinstance(place.value, bool)
+    return place.text if is_clear else f"{place.text} ({_text(place.value)})"
 
 
-def _put(owner: Any, name: str, value: Any, *, is_dict: bool) -> None:
-    if not is_dict:
-        setattr(owner, name, value)
-    elif value is _MISSING:
-        owner.pop(name, None)
-    else:
-        owner[name] = value
+def _text(value: Any) -> str:
+    return "not set" if value is MISSING else f"{value!r}"[:_LONGEST]

@@ -23,9 +23,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ...errors import FoldError
+from .chance import DRAWS, state_of_generators
 from .circumstances import PLAIN, Circumstance, Shapes, after, noting, resized
 from .fake_runs import FunctionShortcuts, cut_short, fake_mode, is_fake
 from .float64 import Inputs, call, kept_tensors, named_tensors, sharing_copy, writes
+from .process_state import same_random_state
 from .shape_changes import elements_of, shapes_in
 from .size_reads import FOLLOW, SizeReads
 from .user_code import plain_state
@@ -66,6 +68,11 @@ class Variant:
     def inputs(self, example: Inputs, *, has_values: bool = True) -> Inputs:
         """Return the example in these sizes, its values repeated or left out; without values at no cost."""
         return resized(self.shapes, example, has_values=has_values)
+
+
+def structure(trace: Trace) -> tuple[str, ...]:
+    """Return the operations with what they read, without the numbers that they are given."""
+    return tuple(f"{name}{text[text.rindex(' [') :]}" for name, text in trace)
 
 
 def other_computations(accepted: list[Variant]) -> list[Variant]:
@@ -169,7 +176,7 @@ def _record(
         fake: Inputs = tree_map(lambda value: mode.from_tensor(value) if isinstance(value, Tensor) else value, inputs)
         return fake
 
-    with torch.no_grad(), nullcontext() if has_values else mode:
+    with torch.no_grad(), same_random_state(), nullcontext() if has_values else mode:
         for earlier in circumstance.calls:
             call(model, given(earlier))
         for number in range(count):
@@ -178,8 +185,10 @@ def _record(
                 inputs = circumstance.prepared(given(shapes))
                 recorder = _Recorder(inputs, kept_tensors(model), has_values=has_values)
                 reads = SizeReads(recorder.has_made if has_values else is_fake)
+                state = state_of_generators()
                 with noting() as names, recorder, FunctionShortcuts(recorder.note_layer), reads:
                     recorder.finish(call(model, inputs))
+                names |= set() if state == state_of_generators() else {DRAWS}
             here = circumstance if number == 0 else after((shapes,) * number)
             asks = frozenset(names | reads.names)
             variant = Variant(shapes, tuple(recorder.trace), tuple(reads.shapes), here, asks)

@@ -46,7 +46,8 @@ def _written_and_proved(
         form, reason = "module", ""
     except FoldError as why:  # the tree has no place for a change, or the forward uses what the write-back took away
         conditions = [question.expression for question in plan.reading.sizes.matters]
-        written = _written(lambda: GraphWriter(plan.graph, conditions), model, example_inputs, plan)
+        trains = plan.reading.sizes.trains_with_gradients
+        written = _written(lambda: GraphWriter(plan.graph, conditions, trains), model, example_inputs, plan)
         form, reason = "graph", str(why)
     folded, exact, proof = written
     return folded, replace(report_of(plan), form=form, form_reason=reason, proof=proof), exact

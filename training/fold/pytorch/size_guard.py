@@ -31,16 +31,26 @@ class SizeGuard(nn.Module):
         shapes: for each tensor, each axis as a number, or as a Python expression in the names of free sizes.
         conditions: Python expressions in these names, or in names of axes such as size_0_2, that have to be true.
         constants: the other inputs, by name.
+        trains_with_gradients: with gradients on, what the graph was read of trains.
     """
 
     _is_impure = True  # its call has no result, and stays all the same
 
-    def __init__(self, shapes: list[tuple[int | str, ...]], conditions: list[str], constants: dict[str, Any]):
+    def __init__(
+        self,
+        shapes: list[tuple[int | str, ...]],
+        conditions: list[str],
+        constants: dict[str, Any],
+        trains_with_gradients: bool = False,
+    ):
         super().__init__()
+        self.trains_with_gradients = trains_with_gradients
         self.shapes, self.conditions, self.constants = shapes, conditions, constants
 
     def forward(self, *inputs: Any) -> None:
         """Check the inputs: the tensors in the order of the graph, then the constants."""
+        if self.trains_with_gradients:
+            require_no_gradients()
         known: dict[str, int] = {}
         for value, (name, constant) in zip(inputs[len(self.shapes) :], self.constants.items(), strict=True):
             if value != constant:
@@ -71,7 +81,30 @@ class SizeGuard(nn.Module):
         return f"{problem}; this folded graph was read for {expected}: fold again with `dynamic` for other sizes"
 
 
-def size_guard(inputs: Iterable[Node], constants: Iterable[Node], conditions: Iterable[str] = ()) -> SizeGuard:
+def require_no_gradients() -> None:
+    """Raise FoldError where gradients are on."""
+    if torch.is_grad_enabled():
+        raise FoldError(
+            "forward of a folded network: gradients are on, and the original takes that for training: it norms by the "
+            "batch and updates its statistics. Call the folded network under torch.no_grad(), or fold with "
+            'entrances="any" if this is meant'
+        )
+
+
+def opened(model: nn.Module) -> nn.Module:
+    """Return the model, whose guards let calls with gradients through from now on."""
+    for module in model.modules():
+        if isinstance(module, SizeGuard):
+            module.trains_with_gradients = False
+    return model
+
+
+def size_guard(
+    inputs: Iterable[Node],
+    constants: Iterable[Node],
+    conditions: Iterable[str] = (),
+    trains_with_gradients: bool = False,
+) -> SizeGuard:
     """Return the guard for a graph's inputs: the tensors, those that are none, and more conditions; see `SizeGuard`."""
     printer = PythonPrinter()
     sizes = [tuple(node.meta["val"].shape) for node in inputs]
@@ -79,7 +112,8 @@ def size_guard(inputs: Iterable[Node], constants: Iterable[Node], conditions: It
     symbolic = [size for shape in sizes for size in shape if isinstance(size, torch.SymInt)]
     names = {size for shape in shapes for size in shape if isinstance(size, str) and size.isidentifier()}
     assumed = _conditions(symbolic[0].node.shape_env, names, printer) if symbolic else []
-    return SizeGuard(shapes, [*assumed, *conditions], {node.name: node.meta["val"] for node in constants})
+    named = {node.name: node.meta["val"] for node in constants}
+    return SizeGuard(shapes, [*assumed, *conditions], named, trains_with_gradients)
 
 
 def _size(size: Any, printer: PythonPrinter) -> int | str:

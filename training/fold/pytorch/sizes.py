@@ -27,6 +27,8 @@ class Sizes:
             another answer at no size that was found.
         may_vary: sizes may be others than the example's.
         outside: what the report says of choices by what is neither an input nor a module.
+        trains_with_gradients: it takes gradients for the sign of training, and updates its statistics then.
+        unjudged: why nothing can be said of it as a whole; "" as a rule.
     """
 
     variants: list[Variant]
@@ -36,6 +38,8 @@ class Sizes:
     unanswered: frozenset[tuple[int, int]] = frozenset()
     may_vary: bool = True
     outside: tuple[str, ...] = ()
+    trains_with_gradients: bool = False
+    unjudged: str = ""
 
     @property
     def fixed(self) -> dict[tuple[int, int], tuple[int, ...]]:
@@ -72,6 +76,8 @@ class Sizes:
             self.unanswered | other.unanswered,
             self.may_vary,
             self.outside,
+            self.trains_with_gradients,
+            self.unjudged,
         )
 
 

@@ -7,7 +7,6 @@ one of these.
 import dis
 import inspect
 import re
-import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
@@ -71,20 +70,8 @@ def code_of(model: nn.Module) -> Code:
         list(dict.fromkeys(tuples)),
         _all_names(values),
         is_opaque,
-        outside_of(_functions(values)),
+        outside_of(model),
     )
-
-
-def _functions(values: list[Any]) -> list[FunctionType]:
-    """Return the user's functions among values, each once."""
-    functions = [inspect.unwrap(value) for value in values if callable(value) and not isinstance(value, _NO_PARTS)]
-    of_others = {"torch", *sys.stdlib_module_names}
-    own = [one for one in functions if isinstance(one, FunctionType) and _package(one) not in of_others]
-    return list({id(one): one for one in own}.values())
-
-
-def _package(function: FunctionType) -> str:
-    return str(function.__module__).partition(".")[0]
 
 
 def _in_text(text: str) -> list[Any]:

@@ -19,7 +19,7 @@ from .layers import Layer, border_arguments
 from .parameters import Change, Value
 from .placement import Placement
 from .process_state import quiet
-from .size_guard import size_guard
+from .size_guard import SizeGuard, size_guard
 from .writer import Writer
 
 _CONSTANTS = (bool, int, float, str, type(None))
@@ -31,11 +31,12 @@ class GraphWriter(Writer):
     Args:
         graph: the program.
         conditions: of the sizes for which it was read, beside those that torch.export found; see `Question`.
+        trains_with_gradients: see `SizeGuard`.
     """
 
     model: GraphModule
 
-    def __init__(self, graph: TorchGraph, conditions: Iterable[str] = ()):
+    def __init__(self, graph: TorchGraph, conditions: Iterable[str] = (), trains_with_gradients: bool = False):
         exported = graph.program.module(check_guards=False)
         shared = GraphModule(exported, exported.graph)  # its tensors are the user's
         with quiet():
@@ -46,14 +47,14 @@ class GraphWriter(Writer):
         own = [n for n in graph.nodes if n.op == "placeholder" and graph.target(n) is None]
         self._inputs = {n.name: mine for n, mine in zip(own, placeholders, strict=True)}
         constants = [node for node in own if isinstance(node.meta.get("val"), _CONSTANTS)]
-        self._guard_inputs(graph.user_inputs, constants, conditions)
+        guard = size_guard(graph.user_inputs, constants, conditions, trains_with_gradients)
+        self._guard_inputs([*graph.user_inputs, *constants], guard)
 
-    def _guard_inputs(self, tensors: list[Node], constants: list[Node], conditions: Iterable[str]) -> None:
+    def _guard_inputs(self, inputs: list[Node], guard: SizeGuard) -> None:
         """Let the model refuse sizes and constants that the graph was not read for."""
-        self.model.add_submodule("size_guard", size_guard(tensors, constants, conditions))
+        self.model.add_submodule("size_guard", guard)
         with self.model.graph.inserting_after(list(self._inputs.values())[-1]):
-            guarded = tuple(self._inputs[node.name] for node in [*tensors, *constants])
-            self.model.graph.call_module("size_guard", guarded)
+            self.model.graph.call_module("size_guard", tuple(self._inputs[node.name] for node in inputs))
 
     def write(self, graph: TorchGraph, placement: Placement, changes: Iterable[Change]) -> None:
         """Apply a whole placement to the GraphModule."""
