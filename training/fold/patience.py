@@ -14,8 +14,8 @@ from ..errors import ConfigError, FoldError
 from .failures import current_step
 
 
-class _TimedOut(BaseException):
-    """The time is up; no Exception, so that nothing on the way takes it for a failure of its own."""
+class _TimedOut(KeyboardInterrupt):
+    """The time is up; passes wherever Ctrl-C does, so that nothing on the way takes it for a failure of its own."""
 
 
 @contextmanager

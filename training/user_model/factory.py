@@ -61,8 +61,12 @@ def call_factory(spec: str, arguments: Mapping[str, Any], remedy: str | None = N
     if not isinstance(model, nn.Module):
         if inspect.iscoroutine(model):
             model.close()  # it would warn that nobody awaited it
-        raise ConfigError(f"{spec}() made a {type(model).__name__}; expected a torch.nn.Module")
+        raise ConfigError(f"{spec}() returned {_kind(model)}; expected a torch.nn.Module")
     return model
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"an object of class {type(value).__name__}"
 
 
 def find_factory(spec: str) -> Callable[..., Any]:

@@ -72,3 +72,16 @@ def test_the_command_knows_the_limit(tmp_path: Path) -> None:
     parser = add_parser(argparse.ArgumentParser().add_subparsers())
     with pytest.raises(ConfigError, match="--timeout -1"):
         run(parser.parse_args([str(tmp_path / "no.onnx"), "--timeout", "-1"]))
+
+
+def test_the_limit_holds_in_code_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that takes long to import, or a factory that does, is no module that failed."""
+    import argparse
+
+    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(60)\n")
+    (tmp_path / "slow_to_make.py").write_text("import time\ndef net():\n    time.sleep(60)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    parser = add_parser(argparse.ArgumentParser().add_subparsers())
+    for source in ("slow_to_import:net", "slow_to_make:net"):
+        with pytest.raises(FoldError, match=r"not folded within 0\.2 s"):
+            run(parser.parse_args([source, "--input", "1,3,8,8", "--timeout", "0.2"]))
