@@ -5,6 +5,7 @@ operations makes of them (`sqrt(var + eps)`, the norm of a weight, a transposed 
 nothing; `OnnxGraph` knows which values are constant, `evaluator` runs the operations.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,33 @@ def read_constant(graph: OnnxGraph, value: str) -> Constant | None:
         Refusal: overridable when it depends on an initializer that callers may replace.
         FoldError: its data lies in an external file that was not loaded.
     """
+    found: dict[str, Constant | None] = {}
+    pending = [value]  # no recursion: a chain of operations on constants may be of any length
+    while pending:
+        name = pending[-1]
+        operands = [] if name in found else _operands(graph, name)
+        missing = next((one for one in operands if one not in found), None)
+        if missing is not None and all(found[one] is not None for one in operands if one in found):
+            pending.append(missing)
+            continue
+        if name not in found:
+            found[name] = _read(graph, name, found)
+        pending.pop()
+    return found[value]
+
+
+def _operands(graph: OnnxGraph, value: str) -> list[str]:
+    """Return the constants that have to be known before this one is worked out."""
+    node = graph.producer(value)
+    if value not in graph.constants or value in graph.initializers or value in graph.known or node is None:
+        return []
+    if operation(node) in SHAPE_ONLY:
+        return []
+    return [str(name) for name in (node.input[:1] if operation(node) == "CastLike" else node.input) if name]
+
+
+def _read(graph: OnnxGraph, value: str, operands: Mapping[str, Constant | None]) -> Constant | None:
+    """Return what `value` is, from its operands that are known."""
     if value not in graph.constants:
         return None
     if value in graph.initializers:
@@ -57,7 +85,7 @@ def read_constant(graph: OnnxGraph, value: str) -> Constant | None:
     node = graph.producer(value)
     if node is None:
         return None
-    constant: Constant | None = graph.known[value] if value in graph.known else _computed(graph, node, value)
+    constant: Constant | None = graph.known[value] if value in graph.known else _computed(graph, node, value, operands)
     if constant is None or constant.values.size <= _CACHED:
         graph.known[value] = constant
     return constant
@@ -77,7 +105,7 @@ def _initializer(graph: OnnxGraph, name: str) -> Constant:
     return Constant(graph.exact[name] if name in graph.exact else widened(to_array(tensor)), dtype)
 
 
-def _computed(graph: OnnxGraph, node: NodeProto, value: str) -> Constant | None:
+def _computed(graph: OnnxGraph, node: NodeProto, value: str, known: Mapping[str, Constant | None]) -> Constant | None:
     """Return what `node` makes of constants; of a CastLike's second input only the type matters."""
     if operation(node) in SHAPE_ONLY:
         numbers = np.array(graph.numbers_of_shape(node), np.int64)
@@ -85,7 +113,7 @@ def _computed(graph: OnnxGraph, node: NodeProto, value: str) -> Constant | None:
     operands: dict[str, Constant] = {}
     for i, name in enumerate(node.input):
         is_type = operation(node) == "CastLike" and i == 1
-        operand = Constant(np.zeros(()), None) if is_type else read_constant(graph, name)
+        operand = Constant(np.zeros(()), None) if is_type else known.get(name)
         if name and operand is None:
             return None
         if operand is not None:

@@ -4,14 +4,14 @@ The counterpart of `producers`, with the same rules of passing. Every reader has
 layer after it an affine that leaves the other inputs' channels alone.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from onnx import NodeProto
 
 from ..core import Affine, concatenate
 from ..refusals import Refusal, RefusalCode
 from .axes import axis_of_node
-from .flow import LAYERS, Flow, TargetLayer, one_per_layer
+from .flow import LAYERS, Flow, Place, TargetLayer, one_per_layer, one_step_more
 from .graph import OnnxGraph, Use
 from .norms import Norm
 from .passing import blocked
@@ -25,38 +25,77 @@ def find_consumers(graph: OnnxGraph, norm: Norm) -> list[TargetLayer]:
     Raises:
         Refusal: why the norm cannot go forward.
     """
-    return one_per_layer(_readers_of(graph, norm.result, Flow.of(norm)))
+    targets: list[TargetLayer] = []
+    pending = [_Step(norm.result, Flow.of(norm))]
+    steps = 0
+    while pending:
+        steps, step = one_step_more(steps), pending.pop()
+        try:
+            after = _after(graph, step)
+        except Refusal as refusal:
+            raise _of_one_reader(graph, step, refusal) from refusal
+        if isinstance(after, TargetLayer):
+            targets.append(after)
+        else:
+            pending += reversed(after)
+    return one_per_layer(targets)
 
 
-def _readers_of(graph: OnnxGraph, value: str, flow: Flow) -> list[TargetLayer]:
+@dataclass(frozen=True)
+class _Step:
+    """A value on the way, or one reader of it.
+
+    Attributes:
+        at: the one or the other.
+        flow: as it is needed there.
+        shared: the values on the way that have several readers.
+    """
+
+    at: str | Use
+    flow: Flow
+    shared: tuple[str, ...] = ()
+
+
+def _of_one_reader(graph: OnnxGraph, step: _Step, refusal: Refusal) -> Refusal:
+    """Return the refusal of one of several readers as that of the value that they read."""
+    for value in reversed(step.shared):
+        reason = f"{graph.describe_readers(value)}; not all of them can take the norm ({refusal.reason})"
+        refusal = Refusal(RefusalCode.MULTI_USE, reason)
+    return refusal
+
+
+def _after(graph: OnnxGraph, step: _Step) -> TargetLayer | list[_Step]:
+    if isinstance(step.at, str):
+        return _readers_of(graph, step.at, step)
+    after = _through_reader(graph, step.at, step.flow)
+    return after if isinstance(after, TargetLayer) else [_Step(*place, step.shared) for place in after]
+
+
+def _readers_of(graph: OnnxGraph, value: str, step: _Step) -> list[_Step]:
     if value in graph.outputs:
         raise Refusal(RefusalCode.GRAPH_OUTPUT, f"{value!r} is an output of the graph")
-    uses, flow = graph.readers(value), flow.reaching(value)
+    uses, flow = graph.readers(value), step.flow.reaching(value)
     if not uses:
         raise Refusal(RefusalCode.NO_PRODUCER, f"nothing reads {value!r}")
-    try:
-        return [target for use in uses for target in _through_reader(graph, use, flow)]
-    except Refusal as refusal:
-        if len(uses) == 1:
-            raise
-        reason = f"{graph.describe_readers(value)}; not all of them can take the norm ({refusal.reason})"
-        raise Refusal(RefusalCode.MULTI_USE, reason) from refusal
+    shared = (*step.shared, value) if len(uses) > 1 else step.shared
+    return [_Step(use, flow, shared) for use in uses]
 
 
-def _through_reader(graph: OnnxGraph, use: Use, flow: Flow) -> list[TargetLayer]:
+def _through_reader(graph: OnnxGraph, use: Use, flow: Flow) -> TargetLayer | list[Place]:
+    """Return the layer that reads the value, or the values that the operation makes which reads it."""
     node = use.node
     if use.index < 0:
         raise Refusal(RefusalCode.SUBGRAPH, f"it is read inside the body of {node.op_type} {node.name!r}")
     if operation(node) in LAYERS:
-        return [TargetLayer(node, flow, use.index)]
+        return TargetLayer(node, flow, use.index)
     if operation(node) == "Concat":
-        return _readers_of(graph, str(node.output[0]), _within_concat(graph, node, use.index, flow))
+        return [(str(node.output[0]), _within_concat(graph, node, use.index, flow))]
     if use.index != 0:
         raise blocked(node)
     selections = selections_by(graph, use)
     if selections:
-        return [t for part in selections for t in _readers_of(graph, part.result, flow.after(part))]
-    return _readers_of(graph, str(node.output[0]), flow.across(graph, node, backward=False))
+        return [(part.result, flow.after(part)) for part in selections]
+    return [(str(node.output[0]), flow.across(graph, node, backward=False))]
 
 
 def _within_concat(graph: OnnxGraph, node: NodeProto, index: int, flow: Flow) -> Flow:

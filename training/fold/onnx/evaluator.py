@@ -107,6 +107,7 @@ class Evaluator:
         self._producers = {name: node for node in nodes for name in node.output if name}
         self.constants = _constants(nodes, self._initializers)
         self.nodes = self._with_constants_late(nodes)
+        self._places = {id(node): place for place, node in enumerate(self.nodes)}
         self._runners: dict[int, ReferenceEvaluator] = {}
         self._draws = {name: number for number, name in enumerate(draws_of(model))}
 
@@ -180,8 +181,8 @@ class Evaluator:
             unknown.update({name: gap for name in node.output if name})
             return
         for name, value in zip(node.output, results, strict=False):
-            if name:
-                live[name] = boxed(value)
+            if name:  # a Constant of floats, or a window of a sound, is float32 whatever reads it
+                live[name] = widened(boxed(value)) if absolute is None else boxed(value)
 
     def _results(self, node: NodeProto, values: dict[str, Values], absolute: _Precision) -> list[Values]:
         number = self._draws.get(node.output[0])
@@ -199,9 +200,11 @@ class Evaluator:
 
     def _read(self, node: NodeProto, live: Mapping[str, Values], absolute: _Precision) -> dict[str, Values]:
         """Return what the node reads; the weights of a product, which widens them by itself, in their own dtype."""
-        weights = [n for n in node.input[:2] if n in self._initializers and n not in {*self._exact, *live}]
-        is_product = absolute is None and operation(node) in ("Gemm", "MatMul") and len(weights) == 1
-        narrow = {name: to_array(self._initializers[name]) for name in weights} if is_product else {}
+        narrow: dict[str, Values] = {}
+        if absolute is None and operation(node) in ("Gemm", "MatMul"):
+            stored = [self._initializers.get(n) for n in node.input[:2] if n not in live and n not in self._exact]
+            weights = [tensor for tensor in stored if tensor is not None]
+            narrow = {tensor.name: to_array(tensor) for tensor in weights} if len(weights) == 1 else {}
         return {name: narrow[name] if name in narrow else self._value(name, live, absolute) for name in reads(node)}
 
     def _value(self, name: str, live: Mapping[str, Values], absolute: _Precision) -> Values:
@@ -234,15 +237,15 @@ class Evaluator:
 
     def needed(self, wanted: set[str], given: set[str]) -> list[NodeProto]:
         """Return the nodes that lead to `wanted` without what leads to `given`, in the graph's order."""
-        needed: set[int] = set()
+        needed: dict[int, NodeProto] = {}
         pending = [name for name in wanted if name not in given]
         while pending:
             node = self._producers.get(pending.pop())
-            if node is None or id(node) in needed:
+            if node is None or self._places[id(node)] in needed:
                 continue
-            needed.add(id(node))
+            needed[self._places[id(node)]] = node
             pending += [name for name in reads(node) if name not in given]
-        return [node for node in self.nodes if id(node) in needed]
+        return [needed[place] for place in sorted(needed)]
 
 
 def _constants(nodes: Iterable[NodeProto], initializers: Iterable[str]) -> set[str]:

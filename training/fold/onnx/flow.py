@@ -19,6 +19,7 @@ from .passing import require_passing
 from .protos import operation
 from .selections import Selection, selections_by
 
+_MOST_STEPS = 10_000
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
@@ -132,6 +133,21 @@ class TargetLayer:
     layer: NodeProto
     flow: Flow
     data_input: int = 0
+
+
+Place = tuple[str, Flow]  # a value and what it needs there
+
+
+def one_step_more(steps: int) -> int:
+    """Return `steps` and one.
+
+    Raises:
+        Refusal: unknown-op after very many, where ways part and meet again and again.
+    """
+    if steps >= _MOST_STEPS:
+        reason = f"the ways between the norm and its layers part and meet again, in more than {_MOST_STEPS} steps"
+        raise Refusal(RefusalCode.UNKNOWN_OP, reason)
+    return steps + 1
 
 
 def one_per_layer(targets: Iterable[TargetLayer]) -> list[TargetLayer]:

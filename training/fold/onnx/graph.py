@@ -198,6 +198,7 @@ class OnnxGraph:
             node.input.append("")
         old = node.input[index]
         self._uses[old] = [use for use in self.uses(old) if use.node is not node or use.index != index]
+        self._let_go.add(old)
         node.input[index] = value
         self._uses.setdefault(value, []).append(Use(node, index))
 
@@ -223,6 +224,7 @@ class OnnxGraph:
         self._uses: dict[str, list[Use]] = {}
         for node in self.nodes:
             self._enter(node)
+        self._let_go = set(self._producers)  # values that may have lost their last reader
 
     def _enter(self, node: NodeProto) -> None:
         self._producers.update({name: node for name in node.output if name})
@@ -238,6 +240,7 @@ class OnnxGraph:
                 del self._producers[name]
         for name in (*node.input, *captures(node)):
             self._uses[name] = [use for use in self.uses(name) if use.node is not node]
+            self._let_go.add(name)
 
     def _is_orphan(self, value: str) -> bool:
         """True when `value` was read before the fold (or was added by it) and no longer is."""
@@ -246,8 +249,14 @@ class OnnxGraph:
 
     def sweep(self) -> None:
         """Remove the nodes whose results nothing reads any more because of the fold."""
-        while dead := [node for node in self.nodes if node.output and all(self._is_dead(o) for o in node.output)]:
-            self.remove(dead)
+        gone = set[int]()
+        while self._let_go:
+            node = self._producers.get(self._let_go.pop())
+            if node is not None and all(self._is_dead(output) for output in node.output):
+                self._leave(node)
+                gone.add(id(node))
+        if gone:
+            self.nodes = [node for node in self.nodes if id(node) not in gone]
 
     def _is_dead(self, output: str) -> bool:
         return not output or self._is_orphan(output)

@@ -17,6 +17,7 @@ from ..refusals import Refusal, RefusalCode
 from ..report import Proof
 from ..rounding import BFLOAT16
 from .decisions import Decisions, name_of_way, sizes_to_try, with_way
+from .order import with_nodes_in_order
 from .pair import Pair
 from .probe import Probe, Prober, Shapes
 from .protos import check, with_free_sizes
@@ -83,7 +84,7 @@ def compare_models(
         CannotJudge: an output says nothing: it is random, empty, not finite or all equal, and so before its tail; or a
             way that a model may go was taken at no size, and not by force.
     """
-    original, folded = (with_output_shapes(with_free_sizes(model)) for model in (original, folded))
+    original, folded = (with_output_shapes(with_free_sizes(with_nodes_in_order(model))) for model in (original, folded))
     check(original, "the original", full=False)
     check(folded, "the folded model", full=False)
     _require_same_interface(original, folded)

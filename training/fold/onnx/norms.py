@@ -203,6 +203,10 @@ def _statistic(graph: OnnxGraph, node: NodeProto, index: int) -> Array:
     constant = read_constant(graph, node.input[index])
     if constant is None and graph.is_sparse(node.input[index]):
         raise Refusal(RefusalCode.DTYPE, f"its {name} {node.input[index]!r} is sparse")
+    if constant is None and node.input[index] in graph.constants:
+        raise Refusal(
+            RefusalCode.UNKNOWN_OP, f"its {name} {node.input[index]!r} is a constant that cannot be worked out"
+        )
     if constant is None:
         raise Refusal(RefusalCode.BATCH_STATS, f"its {name} {node.input[index]!r} is computed while the model runs")
     return constant.values

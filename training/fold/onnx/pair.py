@@ -177,11 +177,9 @@ class Pair:
         else:
             why = "no node makes it" if gap is None else gap.reason
             raise FoldError(f"{two[0]!r} of the folded model cannot be computed: {why}")
-        if _form(values[0]) != _form(got[0]):
-            shapes = f"{one[0]!r} as {_form(got[0])}, the original {_form(values[0])}"
-            raise FoldError(f"the folded model returns {shapes}")
+        _require_same_form(one[0], values[0], got[0])
         if not any(map(_holds_floats, values)):
-            if not np.array_equal(values[0], got[0]):
+            if not _same(values[0], got[0]):
                 raise FoldError(f"the folded model does not compute what the original computes: {one[0]!r} differs")
             return []
         before = [stored.before[name] for name in known if name in stored.before]
@@ -191,6 +189,7 @@ class Pair:
     def _runtime_row(self, number: int, probe: Probe, stored: _Stored, one: list[str], two: str) -> _Row:
         """Return the same where only onnxruntime can compute the value: its own results stand for those in float64."""
         value = widened(stored.before[one[0]])
+        _require_same_form(one[0], value, stored.after[two])
         nudged = replace(probe, feeds=_nudged(probe.feeds, _DEPLOYED_STEP))
         moved = widened(self._deployed(self.before, self._draws[0], nudged, one)[one[0]])
         if value.dtype.kind == "f" and moved.shape == value.shape:
@@ -237,7 +236,7 @@ class Pair:
             return
         again = self._deployed(self.before, self._draws[0], probe, stored.before)
         for name, value in stored.before.items():
-            if not np.array_equal(value, again[name], equal_nan=value.dtype.kind == "f"):
+            if not _same(value, again[name]):
                 gap = probe.unknown.get(name)
                 node = name if gap is None else gap.node
                 reason = f"the original gives another result each time, from {node!r} on"
@@ -264,19 +263,37 @@ def _nudged(feeds: Named, step: float) -> dict[str, Values]:
     }
 
 
+def _require_same_form(name: str, one: Values, other: Values) -> None:
+    if _form(one) != _form(other):
+        raise FoldError(f"the folded model returns {name!r} as {_form(other)}, the original {_form(one)}")
+
+
 def _form(value: Values) -> str:
-    """Return the shape of a tensor, or of each one in a sequence, for messages and to be compared."""
-    if is_boxed(value):
-        return f"a sequence of shapes {[_form(one).removeprefix('shape ') for one in value.item()]}"
-    return f"shape {value.shape}"
+    """Return the shape of a tensor, or of each one in a sequence, or the keys of a map, for messages and comparison."""
+    if not is_boxed(value):
+        return f"shape {value.shape}"
+    parts = [f"keys {[*one]}" if isinstance(one, dict) else str(np.shape(one)) for one in value.item()]
+    return f"a sequence of {', '.join(parts) or 'nothing'}"
+
+
+def _parts(value: Values) -> list[Values]:
+    """Return a tensor, or those of a sequence; of the maps in one, the values in the order of their keys."""
+    if not is_boxed(value):
+        return [value]
+    return [np.asarray([*one.values()] if isinstance(one, dict) else one) for one in value.item()]
 
 
 def _is_numeric(value: Values) -> bool:
-    return value.dtype.kind in "fiub" or (is_boxed(value) and all(map(_is_numeric, value.item())))
+    return all(part.dtype.kind in "fiub" for part in _parts(value))
 
 
 def _holds_floats(value: Values) -> bool:
-    return value.dtype.kind == "f" or (is_boxed(value) and any(map(_holds_floats, value.item())))
+    return any(part.dtype.kind == "f" for part in _parts(value))
+
+
+def _same(one: Values, other: Values) -> bool:
+    pairs = zip(_parts(one), _parts(other), strict=False)
+    return all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in pairs)
 
 
 def _tensors(rows: Iterable[list[Values]]) -> list[list[Tensor]]:
@@ -286,6 +303,6 @@ def _tensors(rows: Iterable[list[Values]]) -> list[list[Tensor]]:
 def _tensor(value: Values) -> Tensor:
     """Return numbers as a tensor, floats as float64; a sequence of tensors as one row."""
     if is_boxed(value):
-        value = np.concatenate([np.ravel(one) for one in value.item()] or [np.zeros(0)])
+        value = np.concatenate([np.ravel(part) for part in _parts(value)] or [np.zeros(0)])
     wide = widened(value) if value.dtype.kind == "f" or value.dtype.name == "bfloat16" else value.astype(np.int64)
     return torch.from_numpy(np.array(wide))

@@ -74,7 +74,8 @@ def change_producer(graph: OnnxGraph, target: TargetLayer) -> Change:
         raise Refusal(RefusalCode.AXIS, f"Gemm {layer.name!r} has its constant on the rows, the norm its columns")
     weight_at, layout = _weight_at(layer, 1 if is_second else 0)
     _require_axis(graph, target, str(layer.output[0]), weight_at)
-    weight, groups = _weight(graph, layer, weight_at), int(attributes(layer).get("group", 1))
+    weight = _weight(graph, layer, weight_at)
+    groups = _groups(layer, weight)
     affine = _fitted(target, out_channels(weight.values, layout, groups))
     bias = _bias(graph, layer, affine.channels)
     new_weight, new_bias = fold_producer(weight.values, bias, affine, layout, groups)
@@ -98,7 +99,8 @@ def change_consumer(graph: OnnxGraph, target: TargetLayer, *, exact_padding: boo
         reason = f"input {target.data_input} of {layer.op_type} {layer.name!r} does not hold its channels on axis 1"
         raise Refusal(RefusalCode.AXIS, reason)
     _require_axis(graph, target, str(layer.input[target.data_input]), weight_at)
-    weight, groups = _weight(graph, layer, weight_at), int(fields.get("group", 1))
+    weight = _weight(graph, layer, weight_at)
+    groups = _groups(layer, weight)
     affine, border = _fitted(target, in_channels(weight.values, layout, groups)), None
     if _shifts_into_padding(graph, layer, affine, exact_padding):
         border, affine = border_kernel(weight.values, affine, groups, layout), affine.without_shift()
@@ -185,6 +187,17 @@ def _weight(graph: OnnxGraph, layer: NodeProto, index: int) -> Constant:
     if constant.dtype is None:
         raise Refusal(RefusalCode.DTYPE, f"{what} is no floating-point tensor")
     return constant
+
+
+def _groups(layer: NodeProto, weight: Constant) -> int:
+    """Return the number of groups, which share out the first axis of the weight."""
+    groups, rows = int(attributes(layer).get("group", 1)), len(weight.values)
+    if groups < 1 or rows % groups:
+        reason = (
+            f"{layer.op_type} {layer.name!r} has group={groups}, which does not divide the {rows} rows of its weight"
+        )
+        raise Refusal(RefusalCode.AXIS, reason)
+    return groups
 
 
 def _bias(graph: OnnxGraph, layer: NodeProto, channels: int) -> Array:

@@ -13,7 +13,7 @@ from ..core import Affine
 from ..refusals import Refusal, RefusalCode
 from .axes import axis_of_node
 from .constants import read_constant
-from .flow import LAYERS, Flow, TargetLayer, one_per_layer
+from .flow import LAYERS, Flow, Place, TargetLayer, one_per_layer, one_step_more
 from .graph import OnnxGraph
 from .norms import AffineOp, Norm, composed, read_affine_op
 from .protos import Dims, operation
@@ -29,10 +29,21 @@ def find_producers(graph: OnnxGraph, norm: Norm) -> list[TargetLayer]:
     Raises:
         Refusal: why the norm cannot go backward.
     """
-    return one_per_layer(_makers_of(graph, norm.source, Flow.of(norm)))
+    targets: list[TargetLayer] = []
+    pending: list[Place] = [(norm.source, Flow.of(norm))]
+    steps = 0
+    while pending:
+        steps = one_step_more(steps)
+        before = _before(graph, *pending.pop())
+        if isinstance(before, TargetLayer):
+            targets.append(before)
+        else:
+            pending += reversed(before)
+    return one_per_layer(targets)
 
 
-def _makers_of(graph: OnnxGraph, value: str, flow: Flow) -> list[TargetLayer]:
+def _before(graph: OnnxGraph, value: str, flow: Flow) -> TargetLayer | list[Place]:
+    """Return the layer that makes `value`, or the values that the operation reads which makes it."""
     node = graph.producer(value)
     if node is None:
         what = "an input of the graph" if value in graph.inputs else "no layer's output"
@@ -40,18 +51,18 @@ def _makers_of(graph: OnnxGraph, value: str, flow: Flow) -> list[TargetLayer]:
     _require_private(graph, value, flow)
     flow = flow.reaching(value)
     if operation(node) in LAYERS:
-        return [TargetLayer(node, flow)]
+        return TargetLayer(node, flow)
     if operation(node) == "Concat":
-        return _makers_of_concat(graph, node, flow)
+        return _before_concat(graph, node, flow)
     affine_op = read_affine_op(graph, node)
     if affine_op is not None:
-        return _makers_of(graph, affine_op.source, _absorb(affine_op, flow))
+        return [(affine_op.source, _absorb(affine_op, flow))]
     if operation(node) in _SUMS | _MEANS:
-        return _makers_of_sum(graph, node, flow)
+        return _before_sum(graph, node, flow)
     selection = selection_of(graph, node, value)
     if selection is not None:
-        return _makers_of(graph, selection.source, flow.before(selection))
-    return _makers_of(graph, str(node.input[0]), flow.across(graph, node, backward=True))
+        return [(selection.source, flow.before(selection))]
+    return [(str(node.input[0]), flow.across(graph, node, backward=True))]
 
 
 def _absorb(op: AffineOp, flow: Flow) -> Flow:
@@ -62,17 +73,13 @@ def _absorb(op: AffineOp, flow: Flow) -> Flow:
     return replace(flow, affine=both[0], axes=both[1], absorbed=(*flow.absorbed, op))
 
 
-def _makers_of_concat(graph: OnnxGraph, node: NodeProto, flow: Flow) -> list[TargetLayer]:
+def _before_concat(graph: OnnxGraph, node: NodeProto, flow: Flow) -> list[Place]:
     """Each input takes its own slice of the channels, or all of them when another axis is joined."""
     shapes = [graph.shape(name) for name in node.input]
     parts = [flow.affine] * len(shapes)
     if flow.axis is not None and axis_of_node(graph, node) == flow.axis:
         parts = _slices(node, [None if shape is None else shape[flow.axis] for shape in shapes], flow.affine)
-    return [
-        target
-        for name, part in zip(node.input, parts, strict=True)
-        for target in _makers_of(graph, str(name), replace(flow, affine=part))
-    ]
+    return [(str(name), replace(flow, affine=part)) for name, part in zip(node.input, parts, strict=True)]
 
 
 def _slices(node: NodeProto, sizes: list[int | str | None], affine: Affine) -> list[Affine]:
@@ -86,7 +93,7 @@ def _slices(node: NodeProto, sizes: list[int | str | None], affine: Affine) -> l
     return [affine.take(start, stop) for start, stop in pairwise(ends)]
 
 
-def _makers_of_sum(graph: OnnxGraph, node: NodeProto, flow: Flow) -> list[TargetLayer]:
+def _before_sum(graph: OnnxGraph, node: NodeProto, flow: Flow) -> list[Place]:
     """Every summand takes the scale, the first one the shift as well; of a mean every one takes both."""
     if any(read_constant(graph, name) is not None for name in node.input):
         raise Refusal(RefusalCode.AXIS, f"{node.op_type} {node.name!r} adds a constant that differs within a channel")
@@ -95,7 +102,7 @@ def _makers_of_sum(graph: OnnxGraph, node: NodeProto, flow: Flow) -> list[Target
         raise Refusal(RefusalCode.AXIS, f"{node.op_type} {node.name!r} adds values of different shapes")
     other = flow if node.op_type in _MEANS else replace(flow, affine=flow.affine.without_shift())
     flows = [flow, *[other] * (len(node.input) - 1)]
-    return [t for name, part in zip(node.input, flows, strict=True) for t in _makers_of(graph, str(name), part)]
+    return [(str(name), part) for name, part in zip(node.input, flows, strict=True)]
 
 
 def _alike(shapes: list[Dims | None], axis: int, channels: int) -> bool:

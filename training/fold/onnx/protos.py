@@ -62,12 +62,22 @@ def check(model: onnx.ModelProto, what: str, *, full: bool = True) -> None:
     Raises:
         FoldError: naming what ONNX objects to.
     """
+    _require_known_types(model, what)
     large = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer) > _CHECKED_WHOLE
     model = _without_outputs_of_unknown_rank(model)
     try:
         onnx.checker.check_model(skeleton(model) if full and large else model, full_check=full)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as err:
         raise FoldError(f"{what} is not valid ONNX: {first_line(err)}; expected one that passes onnx.checker") from err
+
+
+def _require_known_types(model: onnx.ModelProto, what: str) -> None:
+    """Raise FoldError where a type has a number that ONNX does not know: its own check does not look."""
+    tensors = [(tensor.name, tensor.data_type) for tensor in model.graph.initializer]
+    tensors += [(value.name, value.type.tensor_type.elem_type) for value in _declarations(model.graph)]
+    for name, number in tensors:
+        if number not in TensorProto.DataType.values():
+            raise FoldError(f"{what} is not valid ONNX: {name!r} has the data type {number}, which ONNX does not know")
 
 
 def check_folded(folded: onnx.ModelProto, original: onnx.ModelProto) -> None:

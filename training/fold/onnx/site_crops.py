@@ -61,13 +61,12 @@ def crop_of(evaluators: Collection[Evaluator], result: str, inputs: Collection[s
     for evaluator in evaluators:
         nodes = [node for node in evaluator.needed({result}, {*inputs}) if not evaluator.constants & {*node.output}]
         reaches = [_reach(evaluator, node) for node in nodes]
-        known = [one for one in reaches if one is not None]
-        if len(known) < len(reaches):
+        if None in reaches:
             return None
-        reach = max(reach, sum(known))
+        reach = max(reach, sum(one for one in reaches if one is not None))
         stride = max(stride, prod(max(attributes(node).get("strides", (1,))) for node in nodes))
-        made = {name for node in nodes for name in node.output}
-        sources |= dict.fromkeys(n for node in nodes for n in reads(node) if n not in made | evaluator.constants)
+        known = evaluator.constants.union(*(node.output for node in nodes))
+        sources |= dict.fromkeys(name for node in nodes for name in reads(node) if name not in known)
     return Crop(tuple(sources), reach, stride) if sources else None
 
 

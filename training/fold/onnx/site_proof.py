@@ -227,11 +227,12 @@ def _between_kept_values(segments: Sequence[Segment]) -> list[Segment]:
 
 def _successor(segments: Sequence[Segment], index: int) -> int:
     """Return the number of the segment that contains that of `index`, because it changed one of its ends later."""
-    ends = {segments[index].result, *segments[index].inputs}
-    for later in range(index + 1, len(segments)):
-        if ends & segments[later].changed:
-            return _successor(segments, later)
-    return index
+    while True:
+        ends = {segments[index].result, *segments[index].inputs}
+        later = next((at for at in range(index + 1, len(segments)) if ends & segments[at].changed), None)
+        if later is None:
+            return index
+        index = later
 
 
 def _worst(verdicts: Sequence[float | Refusal]) -> float | Refusal:
