@@ -75,7 +75,7 @@ def test_the_commands_of_targets_know_their_flags() -> None:
 def test_verify_proves_the_newest_version_of_the_model() -> None:
     """`make verify` names the version folder and passes; what cannot be checked without data is said."""
     printed = make("verify").stdout
-    assert re.search(r"models/lenet-bn/\d+: \d of 5 checks passed", printed)
+    assert re.search(r"models/lenet-bn/\d+: \d of 6 checks passed", printed)
     assert "FAILED" not in printed
 
 

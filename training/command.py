@@ -66,9 +66,9 @@ def _add_verify(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "verify",
         help="repeat on a published version what was proved when it was made",
-        description="Repeat on a published version what was proved when it was made: digests, graph, golden answers, "
-        "accuracy and, with the run's weights, the whole chain. The Python function foldserve.verify is another thing: "
-        "it compares two networks, and foldserve.verify_onnx two ONNX files.",
+        description="Repeat on a published version what was proved when it was made: digests, place, graph, golden "
+        "answers, accuracy and, with the run's weights, the whole chain. The Python function foldserve.verify is "
+        "another thing: it compares two networks, and foldserve.verify_onnx two ONNX files.",
     )
     parser.add_argument(
         "model",

@@ -1,7 +1,8 @@
 """Repeats later, on a published version, what was proved when it was made; says what it could not repeat, and why.
 
-The command line's `verify`. It trusts nothing but the bytes before it: digests first, then the graph, its answers, its
-accuracy on the real test images and, where the run's weights are given, the whole chain from the unfolded network.
+The command line's `verify`. It trusts nothing but the bytes before it: digests first, then the place, the graph, its
+answers, its accuracy on the real test images and, where the run's weights are given, the whole chain from the unfolded
+network.
 """
 
 import functools
@@ -27,6 +28,7 @@ from .errors import ArtifactError, ExportError, TrainingError, VerifyError
 from .fold.onnx.exporter import require_valid
 from .parity import TOLERANCE, check_parity, run_model
 from .pipeline import PROOF_ROWS, algebra_of, fold_network
+from .place import check_place, is_no_place
 from .publish import again
 from .publish.proof import CAP
 from .user_model.source import Source
@@ -132,6 +134,7 @@ def reverify(
             _nothing,
             lambda: f"{MODEL_FILE}, {len(model)} bytes, is the file that the manifest was written for",
         ),
+        "place": (lambda: is_no_place(path, manifest), lambda: check_place(path, manifest)),
         "graph": (_nothing, lambda: _check_graph(version)),
     }
     if version.is_trained_here:

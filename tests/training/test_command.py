@@ -179,10 +179,10 @@ def test_the_other_networks_go_the_whole_way(small: FashionMNIST, tmp_path: Path
 
 
 def test_verify_repeats_the_whole_proof(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
-    """With data and weights at hand all five checks pass, for the folder as for the file in it."""
+    """With data and weights at hand all six checks pass, for the folder as for the file in it."""
     for model in (made.version, made.version / "model.onnx"):
         assert command_line.main(["verify", str(model), "--weights", str(made.run / "model.safetensors")]) == 0
-        assert "5 of 5 checks passed, 0 not checked" in capsys.readouterr().out
+        assert "6 of 6 checks passed, 0 not checked" in capsys.readouterr().out
 
 
 def test_verify_says_what_it_could_not_check(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,7 +190,7 @@ def test_verify_says_what_it_could_not_check(made: Made, capsys: pytest.CaptureF
     assert command_line.main(["verify", str(made.version)]) == 0
     printed = capsys.readouterr().out
     assert "not checked  whole chain" in printed
-    assert "4 of 5 checks passed, 1 not checked" in printed
+    assert "5 of 6 checks passed, 1 not checked" in printed
 
 
 def test_verify_does_not_judge_by_other_data(

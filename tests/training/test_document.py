@@ -44,7 +44,7 @@ def test_the_page_does_what_it_says(folder: Path, capsys: pytest.CaptureFixture[
         answer = subprocess.run(["sh", "-c", asked], capture_output=True, text=True, check=True).stdout
     assert any(f'"label":"{name}"' in answer for name in FRUIT), answer
     assert main(shlex.split(verify)[1:]) == 0
-    assert "5 of 5 checks passed" in capsys.readouterr().out
+    assert "6 of 6 checks passed" in capsys.readouterr().out
 
 
 def test_the_python_block_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def test_the_shipped_version_is_proved_again(capsys: pytest.CaptureFixture[str])
     (verify,) = pages.lines("docs/lenet.md")
     assert shlex.split(verify) == ["foldserve", "verify", "models/lenet-bn/1"]
     assert main(["verify", str(ROOT / "models/lenet-bn/1"), "--data-dir", str(ROOT / "docs")]) == 0
-    assert "3 of 5 checks passed, 2 not checked" in capsys.readouterr().out
+    assert "4 of 6 checks passed, 2 not checked" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not os.environ.get("PAGES_TEST"), reason="trains for minutes: make pages-test")

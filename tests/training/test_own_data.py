@@ -236,10 +236,10 @@ def test_the_version_can_be_proved_again(place: Path, capsys: pytest.CaptureFixt
     """With the folder and the run's weights every check passes, and without them nobody asks for Fashion-MNIST."""
     code, printed = verify(capsys, "--data", "fruit", "--weights", "run/model.safetensors")
     assert code == 0, printed
-    assert "5 of 5 checks passed" in printed
+    assert "6 of 6 checks passed" in printed
     code, printed = verify(capsys)
     assert code == 0
-    assert "3 of 5 checks passed, 2 not checked" in printed
+    assert "4 of 6 checks passed, 2 not checked" in printed
     assert "name them by --data" in printed
     assert "Fashion" not in printed
 

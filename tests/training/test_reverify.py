@@ -12,7 +12,7 @@ import pytest
 
 from foldserve.training.dataset import Dataset
 from foldserve.training.errors import DatasetError
-from foldserve.training.reverify import Check, reverify
+from foldserve.training.reverify import Check, Outcome, reverify
 
 PUBLISHED = Path(__file__).parents[2] / "models" / "lenet-bn" / "1"
 
@@ -75,9 +75,44 @@ def test_golden_answers_of_some_outputs_prove_nothing(folder: Path) -> None:
     change(folder, lambda manifest: manifest["golden"]["outputs"].pop("logits"))
     checks = reverify(folder, no_data)
     assert outcomes(checks)["golden answers"] == "FAILED"
-    assert "no output 'logits'" in checks[2].detail
+    assert "no output 'logits'" in checks[3].detail
 
 
 def test_what_is_missing_is_said_and_nothing_else_suffers(folder: Path) -> None:
     """Without data and weights two parts are not checked, and the rest passes."""
-    assert list(outcomes(reverify(folder, no_data)).values()) == ["passed"] * 3 + ["not checked"] * 2
+    assert list(outcomes(reverify(folder, no_data)).values()) == ["passed"] * 4 + ["not checked"] * 2
+
+
+def place_of(path: Path) -> Check:
+    return next(check for check in reverify(path, no_data) if check.what == "place")
+
+
+def test_a_version_in_the_place_of_another_fails(folder: Path) -> None:
+    """A rollback would serve it under a number that its manifest denies; the rest of it is as it was."""
+    moved = folder.rename(folder.parent / "2")
+    assert place_of(moved).outcome is Outcome.FAILED
+    assert "version is 1, expected 2" in place_of(moved).detail
+    assert [check.what for check in reverify(moved, no_data) if check.outcome is Outcome.FAILED] == ["place"]
+
+
+@pytest.mark.parametrize("stated", [None, "1", True, 1.0, [1]])
+def test_a_version_that_is_no_number_fails(folder: Path, stated: object) -> None:
+    """Of the number that the folder has, nothing but that number is right."""
+    change(folder, lambda manifest: manifest.update(version=stated))
+    assert place_of(folder).outcome is Outcome.FAILED
+
+
+def test_another_name_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model may be copied under another name, which is said; also where the way to it names no folder."""
+    assert place_of(PUBLISHED).detail == "version 1 of 'lenet-bn', as its folders say"
+    for path in (folder, Path()):
+        monkeypatch.chdir(folder)
+        assert place_of(path).outcome is Outcome.PASSED
+        assert f"the folder of the model is named {folder.parent.name!r}" in place_of(path).detail
+
+
+def test_a_folder_that_is_no_version_is_not_judged_by(folder: Path) -> None:
+    """It was copied out of the models; what it holds is said."""
+    check = place_of(folder.rename(folder.parent / "copy"))
+    assert check.outcome is Outcome.NOT_CHECKED
+    assert "version 1 of 'lenet-bn'" in check.detail

@@ -77,7 +77,7 @@ def test_the_page_does_what_it_says(folder: Path, capsys: pytest.CaptureFixture[
         asked = ask.replace("localhost:8000", url.removeprefix("http://"))
         answer = subprocess.run(["sh", "-c", asked], capture_output=True, text=True, check=True, timeout=60).stdout
     assert len(json.loads(answer)["predictions"][0]["top"]) == 3
-    assert "4 of 4 checks passed" in capsys.readouterr().out
+    assert "5 of 5 checks passed" in capsys.readouterr().out
     for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
         exec(compile(block, "docs/publish.md", "exec"), {})
     stated = {entry.key: entry.value for entry in onnx.load("models/table/1/model.onnx").metadata_props}

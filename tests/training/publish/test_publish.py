@@ -637,8 +637,8 @@ def outcomes(path: Path, **options: Any) -> dict[str, str]:
 
 
 def test_verify_repeats_the_proof_of_any_version(models: Path, pictures: Path, rows: np.ndarray) -> None:
-    """Digests, graph, golden answers and, with the network, the comparison; another network is found out."""
-    passed = {"digests": "passed", "graph": "passed", "golden answers": "passed"}
+    """Digests, place, graph, golden answers and, with the network, the comparison; another network is found out."""
+    passed = dict.fromkeys(("digests", "place", "graph", "golden answers"), "passed")
     for name in ("flowers", "forest", "two", "mlp", "regress"):
         assert outcomes(version_folder(models / name)) == {**passed, "unfolded network": "not checked"}
     brought = (("flowers", small_cnn(), pictures), ("mlp", mlp(), rows), ("two", two_inputs(), None))
@@ -665,7 +665,7 @@ def test_the_command_says_what_was_done_and_how_to_ask(
     assert "published models/linear/1" in said
     assert "localhost:8000/predict?model=linear" in said
     assert main(["verify", "models/linear", "--source", "linear.onnx", "--examples", "rows.npy"]) == 0
-    assert "4 of 4 checks passed" in capsys.readouterr().out
+    assert "5 of 5 checks passed" in capsys.readouterr().out
     (tmp_path / "labels.txt").write_text("a\nb\n")
     assert main([*words[:2], "--name", "other", *words[4:]]) == 2
     assert "2 labels for 3 outputs" in capsys.readouterr().err
