@@ -129,8 +129,9 @@ def verify(original: nn.Module, folded: nn.Module | Folded, inputs: Inputs) -> P
     """Return how well two models agree on `inputs`; raise FoldError when they are not the same function.
 
     What they return is compared whole: numbers, dtypes, containers, keys and their order. So it is at other sizes and
-    batches, as far as a model accepts them and up to eight times as large, on larger values and zeros, with grad on,
-    and in a later call; and so are the inputs after the call. What no input shows that was tried, nothing can tell.
+    batches, as far as a model accepts them and up to eight times as large, on larger and tiny values and zeros, at rows
+    of embeddings that no input names, in every circumstance that a forward may ask about, such as grad or autocast, and
+    in later calls; and so are the inputs after the call. What no input shows that was tried, nothing can tell.
 
     The command `foldserve verify DIR` is another thing: it proves a published version folder once more.
 

@@ -4,6 +4,7 @@ Each pair is a convolution and its norm, the same weights in both, and what stan
 do so in numbers, in what it returns them in, at other sizes or values only, with grad on, or when it is called again.
 """
 
+import copy
 import dataclasses
 import types
 from collections import OrderedDict, namedtuple
@@ -89,6 +90,30 @@ class At(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.where(x == self.value, self.instead, x)
+
+
+class Where(nn.Module):
+    """Turns an input of some kind."""
+
+    def __init__(self, asks: Callable[[Tensor], bool]):
+        super().__init__()
+        self.asks = asks
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1 - x if self.asks(x) else x
+
+
+class Words(nn.Module):
+    """Rows of an embedding, and a linear layer and its norm of their mean."""
+
+    def __init__(self, rows: int):
+        super().__init__()
+        torch.manual_seed(0)
+        self.rows = nn.Embedding(rows, 16)
+        self.layers = randomise(nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(self.rows(x).mean(1))
 
 
 class Scaled(nn.Module):
@@ -204,6 +229,11 @@ DIFFERENT: dict[str, Callable[[], tuple[nn.Module, nn.Module]]] = {
     "rounded to half": lambda: pair(same, lambda y: y.half().to(y.dtype)),
     "rounded to bfloat16": lambda: pair(same, lambda y: y.bfloat16().to(y.dtype)),
     "what is left in the input": lambda: (behind_a(Scaled()), behind_a(ScaledInPlace())),
+    "from a value of a million on": lambda: pair(same, lambda y: torch.where(y > 1e6, 2 * y, y)),
+    "from an input of a million on": lambda: (of(same), behind_a(Where(lambda x: x.abs().max() > 1e6))),
+    "for tiny inputs": lambda: (of(same), behind_a(Where(lambda x: x.abs().max() < 1e-4))),
+    "for inputs above zero": lambda: (of(same), behind_a(Where(lambda x: x.min() >= 0))),
+    "for inputs below zero": lambda: (of(same), behind_a(Where(lambda x: x.max() <= 0))),
     "from a value of 20 on": lambda: pair(lambda y: y.clamp(max=20), same),
     "below zero": lambda: pair(lambda y: y.abs().sqrt(), lambda y: (y + 1e-30).abs().sqrt() * (1 + (y > 40))),
     # another state
@@ -211,6 +241,22 @@ DIFFERENT: dict[str, Callable[[], tuple[nn.Module, nn.Module]]] = {
     "another container with grad on": lambda: pair(same, lambda y: (y,) if y.requires_grad else y),
     "in a second call": lambda: (Counting(lambda y, n: y).eval(), Counting(lambda y, n: n * y).eval()),
     "in a third call": lambda: (Counting(lambda y, n: y).eval(), Counting(lambda y, n: y if n < 3 else 2 * y).eval()),
+    "in the fourth call": lambda: (Counting(lambda y, n: y).eval(), Counting(lambda y, n: y * (n < 4)).eval()),
+    "in the second call alone": lambda: (Counting(lambda y, n: y).eval(), Counting(lambda y, n: y * (n != 2)).eval()),
+    "in the eleventh call": lambda: (
+        Counting(lambda y, n: y).eval(),
+        Counting(lambda y, n: y if n < 11 else -y).eval(),
+    ),
+    "every other call": lambda: (Counting(lambda y, n: y).eval(), Counting(lambda y, n: y * (n % 2)).eval()),
+    "whole numbers with grad on": lambda: pair(
+        lambda y: y.argmax(1), lambda y: y.argmax(1) + 1 if torch.is_grad_enabled() else y.argmax(1)
+    ),
+    "with gradients of the input": lambda: (of(same), behind_a(Where(lambda x: x.requires_grad))),
+    "under autocast": lambda: pair(same, lambda y: 2 * y if torch.is_autocast_enabled("cpu") else y),
+    "in inference mode": lambda: pair(same, lambda y: 2 * y if torch.is_inference_mode_enabled() else y),
+    "on what was made in inference mode": lambda: pair(same, lambda y: 2 * y if y.is_inference() else y),
+    "while it is compiled": lambda: pair(same, lambda y: 2 * y if torch.compiler.is_compiling() else y),
+    "for channels_last": lambda: (of(same), behind_a(Where(lambda x: not x.is_contiguous()))),
     "in what a buffer keeps": lambda: (Remembering(0.1).eval(), Remembering(0.2).eval()),
     "in training mode": lambda: (of(same), of(same).train()),
 }
@@ -223,6 +269,34 @@ def test_networks_that_differ_never_pass(name: str) -> None:
     for before, after in ((one, other), (other, one)):
         with pytest.raises((FoldError, CannotJudge)):
             verify(before, after, (IMAGES,))
+
+
+def changed(model: nn.Module, change: Callable[[Any], object]) -> nn.Module:
+    """Return a copy of the model, changed."""
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        change(copied)
+    return copied
+
+
+TABLES: dict[str, tuple[int, Callable[[Words], object]]] = {
+    "a row": (1000, lambda model: model.rows.weight[777].mul_(1.01)),
+    "one number": (30000, lambda model: model.rows.weight[29000, 3].mul_(1.5)),
+    "two rows swapped": (1000, lambda model: model.rows.weight[:2].copy_(model.rows.weight[:2].flip(0))),
+    "the row of the padding": (1000, lambda model: model.rows.weight[0].zero_()),
+}
+WORDS = torch.randint(5, 700, (2, 5), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_rows_of_an_embedding_that_no_input_names_are_compared(name: str) -> None:
+    """However large the table is, and whatever the example names."""
+    rows, change = TABLES[name]
+    model = Words(rows).eval()
+    for before, after in ((model, changed(model, change)), (changed(model, change), model)):
+        with pytest.raises(FoldError, match="for inputs of"):
+            verify(before, after, (WORDS,))
+    assert verify(model, fold(model, (WORDS,)), (WORDS,)).algebra_error < 1e-11
 
 
 ALIKE: dict[str, Behind] = {
@@ -255,6 +329,10 @@ ALIKE: dict[str, Behind] = {
     "a branch on grad": lambda y: 2 * y if torch.is_grad_enabled() else y,
     "a clamp": lambda y: y.clamp(-1, 1),
     "noise": lambda y: y + torch.randn_like(y),
+    "a branch on autocast": lambda y: 2 * y if torch.is_autocast_enabled("cpu") else y,
+    "a branch on inference mode": lambda y: 2 * y if torch.is_inference_mode_enabled() else y,
+    "a branch on large values": lambda y: torch.where(y > 1e6, 2 * y, y),
+    "quantised and back": lambda y: torch.fake_quantize_per_tensor_affine(y, 0.1, 0, -128, 127),
     "a winner": lambda y: (100 * y).softmax(1),
 }
 

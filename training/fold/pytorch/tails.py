@@ -25,7 +25,7 @@ _SATURATES = {
     "_log_softmax", "log_sigmoid_forward", "softplus", "elu", "gelu", "silu", "mish", "hardswish", "leaky_relu",
     "threshold", "exp", "erf", "argmax", "argmin", "max", "min", "topk", "sort", "argsort", "round",
     "floor", "ceil", "sign", "gt", "ge", "lt", "le", "eq", "ne", "nan_to_num", "softshrink", "hardshrink", "prelu",
-    "softmax", "log_softmax",
+    "softmax", "log_softmax", "fake_quantize_per_tensor_affine_cachemask", "fake_quantize_per_channel_affine_cachemask",
 }
 _SHIFTS = {
     "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "squeeze", "unsqueeze", "clone", "detach", "alias",
