@@ -125,6 +125,41 @@ def test_a_circumstance_that_changes_no_place_costs_no_norm(name: str) -> None:
     assert_same(model, result.model)
 
 
+class FrozenNorm(nn.Module):
+    """Detectron2's: for gradients it writes out what is one operation otherwise, with a rounding of its own."""
+
+    def __init__(self, channels: int, asks: Callable[[Tensor], bool]):
+        super().__init__()
+        self.asks, self.eps = asks, 1e-5
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.rand(channels) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.asks(x):
+            scale = self.weight * (self.running_var + self.eps).rsqrt()
+            shift = self.bias - self.running_mean * scale
+            return x * scale.reshape(1, -1, 1, 1) + shift.reshape(1, -1, 1, 1)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+@pytest.mark.parametrize(
+    "asks",
+    [
+        pytest.param(lambda x: x.requires_grad, id="gradients of a value"),
+        pytest.param(lambda _: torch.is_grad_enabled(), id="gradients"),
+        pytest.param(lambda _: torch.compiler.is_compiling(), id="compiling"),
+        pytest.param(lambda x: x.shape[0] > 5, id="a large batch"),
+    ],
+)
+def test_a_norm_that_is_written_in_two_ways_folds(asks: Callable[[Tensor], bool]) -> None:
+    """Both are the same scale and shift up to the rounding of float64."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), FrozenNorm(6, asks), nn.ReLU()).double().eval()
+    result = fold(model, (torch.randn(2, 3, 16, 16).double(),))
+    assert len(result.report.folded) == 1, str(result.report)
+    assert_same(model, result.model)
+
+
 class Caches(Chooses):
     """A table for each width, computed when it is first needed."""
 

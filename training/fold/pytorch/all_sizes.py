@@ -12,6 +12,8 @@ from .layers import Layer
 from .norms import Norm
 from .placement import LayerAffines, Placement
 
+_ROUNDING = 1e-12  # of an affine that was composed in float64 in two ways
+
 
 def norms_of_one_size(
     graph: TorchGraph, placement: Placement, other: TorchGraph, there: Placement
@@ -23,7 +25,7 @@ def norms_of_one_size(
     differing = {
         name
         for name, affines in mine.items()
-        if name in used and not (name in its and all(one.agrees_with(its[name][0]) for one in [*affines, *its[name]]))
+        if name in used and not (name in its and all(_agree(one, its[name][0]) for one in [*affines, *its[name]]))
     }
     staying = {norm.path: refusal for norm, refusal in there.refused.items()}
     elsewhere = {  # in layers that take nothing in `graph`
@@ -41,10 +43,16 @@ def norms_of_one_size(
     }
 
 
+def _agree(one: LayerAffines, other: LayerAffines) -> bool:
+    """True when both are one affine: a norm may be written in two ways, each with its own rounding."""
+    return one.agrees_with(other, tolerance=_ROUNDING)
+
+
 def _module_does_more(graph: TorchGraph, norm: Norm, other: TorchGraph, there: Placement) -> bool:
     """True when a module that is a norm and nothing else, and goes with it, computes more in the other graph."""
     here, inside = (
         {node for node in one.nodes if node.op == "call_function" and norm.path in module_stack(node)}
+        - {node for node in one.nodes if one.is_constant(node)}
         for one in (graph, other)
     )
     its = {node for one in [*there.folded, *there.refused] if one.path == norm.path for node in one.nodes}

@@ -34,11 +34,11 @@ class LayerAffines:
     after: Affine | None = None
     parallel: Affine | None = None
 
-    def agrees_with(self, other: "LayerAffines") -> bool:
-        """True when both need the same change of the weights."""
+    def agrees_with(self, other: "LayerAffines", *, tolerance: float = 0.0) -> bool:
+        """True when both need the same change of the weights; with a tolerance, up to rounding of the one by itself."""
         pairs = ((self.before, other.before), (self.after, other.after), (self.parallel, other.parallel))
         same_kind = (self.layer.layout, self.layer.groups) == (other.layer.layout, other.layer.groups)
-        return same_kind and all(_equal(one, two) for one, two in pairs)
+        return same_kind and all(_equal(one, two, tolerance) for one, two in pairs)
 
     def with_input(self, affine: Affine) -> "LayerAffines":
         """Return these with one more affine before all that the layer's inputs take already."""
@@ -241,7 +241,9 @@ def _other_readers(graph: TorchGraph, tensor: Node, layer: Node, removed: set[No
     return readers
 
 
-def _equal(one: Affine | None, two: Affine | None) -> bool:
+def _equal(one: Affine | None, two: Affine | None, tolerance: float) -> bool:
     if one is None or two is None:
         return one is two
-    return np.array_equal(one.scale, two.scale) and np.array_equal(one.shift, two.shift)
+    largest = float(np.abs(one.shift).max(initial=0.0))
+    has_scale = np.allclose(one.scale, two.scale, rtol=tolerance, atol=0.0)
+    return has_scale and np.allclose(one.shift, two.shift, rtol=tolerance, atol=tolerance * largest)
