@@ -31,9 +31,16 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(func, HigherOrderOperator):
             return results
         tensors = [value for value in tree_leaves(results) if isinstance(value, Tensor)]
-        if not any(word in func._schema.name for word in _UNWRITTEN):
+        if not _computes_nothing(func):
             self.records.append((func._schema.name, tuple(_sum(tensor) for tensor in tensors)))
         return results
+
+
+def _computes_nothing(func: Any) -> bool:
+    """True for memory that nothing was written into yet, and for views, of such memory too."""
+    returned = [one.alias_info for one in func._schema.returns]
+    is_view = bool(returned) and all(alias is not None and not alias.is_write for alias in returned)
+    return is_view or any(word in func._schema.name for word in _UNWRITTEN)
 
 
 def first_difference(run: Callable[[], Any]) -> str:

@@ -73,7 +73,7 @@ def _written(
         before,
         after,
         raw(example_inputs),
-        concerned=plan.concerned_outputs,
+        concerned=plan.concerned_outputs or None,  # none: what is folded goes nowhere, and all has to stay as it was
         at_sites=lambda: prove_stored(plan.graph, plan.placement, plan.changes),
     )
     sizes_seen = plan.reading.sizes
