@@ -17,19 +17,12 @@ from .failures import alone, during
 from .pytorch.agreement import agree_everywhere
 from .pytorch.entrances import other_entrances, traced_way
 from .pytorch.float64 import Inputs
-from .pytorch.fold_plan import (
-    FoldPlan,
-    foldable,
-    make_fold_plan,
-    require_arguments,
-    require_choice,
-    require_eval,
-    require_values,
-)
+from .pytorch.fold_plan import FoldPlan, make_fold_plan
 from .pytorch.guards import guarded
 from .pytorch.input_normalisation import CastInput, InputNormalisation, Numbers
 from .pytorch.model_proof import Runnable
 from .pytorch.process_state import undisturbed
+from .pytorch.requirements import foldable, require_arguments, require_choice, require_eval, require_values
 from .pytorch.result import by_identity, carry_out, still_rounded
 from .pytorch.size_guard import opened
 from .pytorch.sizes import declared_axes

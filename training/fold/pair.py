@@ -15,8 +15,8 @@ from .api import fold
 from .failures import alone
 from .pytorch.entrances import traced_way
 from .pytorch.float64 import sharing_copy
-from .pytorch.fold_plan import foldable, require_choice, require_foldable, require_values
 from .pytorch.guards import guarded
+from .pytorch.requirements import foldable, require_choice, require_foldable, require_values
 from .pytorch.unmatched import is_norm
 from .refusals import Refusal, RefusalCode
 

@@ -7,7 +7,9 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,6 +102,11 @@ class Unused(nn.Module):
         if not self.is_functional:
             return norm(conv(x))
         return F.batch_norm(conv(x), norm.running_mean, norm.running_var, norm.weight, norm.bias)
+
+
+@dataclass
+class Images:
+    images: Tensor
 
 
 class Uncopyable:
@@ -204,6 +211,14 @@ class Counts(Holder):
         return self.layers(x)
 
 
+class Returns(Holder):
+    """Returns what a function makes of its output."""
+
+    def forward(self, x: Tensor) -> Any:
+        assert callable(self.attribute)
+        return self.attribute(self.layers(x))
+
+
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "scripted": (lambda: torch.jit.script(pair()), "TorchScript|fold the module that it was made from"),
     "traced": (lambda: torch.jit.trace(pair(), IMAGES), "fold the module that it was made from"),
@@ -214,6 +229,19 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "KeyError": (lambda: Raises(KeyError("key")).eval(), "KeyError: 'key'"),
     "StopIteration": (lambda: Raises(StopIteration()).eval(), "StopIteration"),
     "MemoryError": (lambda: Raises(MemoryError()).eval(), "out of memory while reading the model"),
+    "a generator": (lambda: Returns(lambda y: (one for one in y)).eval(), "returns a generator; expected tensors, in"),
+    "a set": (lambda: Returns(lambda _: {1}).eval(), "returns a set; expected tensors, in"),
+    "NumPy": (lambda: Returns(lambda y: y.numpy()).eval(), "cannot read the model, though it runs: RuntimeError"),
+    "no forward": (lambda: nn.ModuleList([pair()]).eval(), "does not run on inputs of .*missing the required .forward"),
+    "other channels": (lambda: nn.Conv2d(4, 2, 1).eval(), r"does not run on inputs of \(2, 3, 8, 8\): .*4 channels"),
+    "a part that is scripted": (
+        lambda: nn.Sequential(torch.jit.script(pair()), nn.ReLU()).eval(),
+        "the module '0' is a RecursiveScriptModule, .* the module that it was made from in its place",
+    ),
+    "a part that is traced": (
+        lambda: nn.Sequential(nn.ReLU(), torch.jit.trace(pair(), IMAGES)).eval(),
+        "the module '1' is a TopLevelTracedModule, .* the module that it was made from in its place",
+    ),
     "writes into its buffer": (lambda: Counts().eval(), "writes into one of its own tensors"),
 }
 
@@ -227,6 +255,40 @@ def test_it_is_refused_in_a_sentence(name: str) -> None:
         fold(make(), (IMAGES,))
     if name.endswith("Error"):
         assert type(raised.value.__cause__).__name__ == name
+
+
+class Takes(Holder):
+    """Takes an object of a class of its own."""
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.layers(batch.images)
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "words"),
+    [
+        (
+            pair,
+            {"images": IMAGES},
+            r"inputs of \(2, 3, 8, 8\): TypeError: .*; expected inputs that model\(\*\*inputs\)",
+        ),
+        (pair, (2, 3, 8, 8), r"these inputs, none of which is a tensor: .*; expected tensors, such as \(torch\.randn"),
+        (pair, ([2, 3, 8, 8],), r"none of which is a tensor: .*; expected tensors, such as \(torch\.randn"),
+        (
+            pair,
+            (IMAGES.double(),),
+            r"inputs of \(2, 3, 8, 8\): RuntimeError: .*; expected inputs that model\(\*inputs\)",
+        ),
+        (lambda: Takes().eval(), (Images(IMAGES),), "Unsupported input type .*Images.*wrap the model in a module"),
+    ],
+)
+def test_inputs_that_the_model_does_not_take_are_told_apart(
+    model: Callable[[], nn.Module], inputs: Any, words: str
+) -> None:
+    """The sentence is about the inputs, and no export to ONNX is recommended, which would not take them either."""
+    with pytest.raises(FoldError, match=words) as raised:
+        fold(model(), inputs)
+    assert "fold_onnx" not in str(raised.value)
 
 
 ODD_INPUTS: dict[str, tuple[object, str]] = {

@@ -4,15 +4,13 @@ Between the public functions of `api` and the steps, each of which is a module o
 model, which `explain` relies on.
 """
 
-import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
-from torch.utils._pytree import tree_leaves
 
 from ...errors import CannotJudge, FoldError
 from ..core import Array
@@ -32,11 +30,11 @@ from .parameters import Change, compute_changes
 from .placement import Placement, place_norms
 from .process_state import quiet
 from .recorded_calls import Variant, other_computations
+from .requirements import require_choice, require_running
 from .site_proof import prove_sites
 from .sizes import Sizes
 from .unmatched import norms_in_bodies, unmatched_norms
-from .wrappers import is_exported
-from .writing import apart
+from .wrappers import require_no_script
 
 
 @dataclass
@@ -234,22 +232,6 @@ def _noted(model: nn.Module, called: nn.Module) -> frozenset[str]:
     )
 
 
-def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise FoldError unless the value of an argument is one of the words that it may be."""
-    if value not in choices:
-        raise FoldError(f"{name} is {value!r}; expected {' or '.join(map(json.dumps, choices))}")
-
-
-def require_arguments(inputs: object, name: str) -> None:
-    """Raise FoldError unless what is called `name` can be the arguments of a forward."""
-    if not isinstance(inputs, tuple | Mapping):
-        kind = type(inputs).__name__
-        raise FoldError(f"{name} is a {kind}; expected a tuple of arguments, or a mapping of keyword arguments")
-    for value in tree_leaves(dict(inputs) if isinstance(inputs, Mapping) else inputs):
-        if type(value).__name__ == "ndarray":
-            raise FoldError(f"{name} holds an array of NumPy; expected tensors: torch.from_numpy makes them")
-
-
 def _norms(model: nn.Module, graph: TorchGraph) -> tuple[list[Norm], list[Site]]:
     """Return the norms of the graph, and refused sites for those that it shows as something else or not at all."""
     norms, refused = find_norms(graph)
@@ -274,11 +256,14 @@ def _read(
         quantised = _quantised(model)
         if quantised is not None:
             raise quantised from err
+        if circumstance is PLAIN:
+            require_running(model, example_inputs)
         if is_writing(model):
             raise FoldError(
                 "the forward writes into parameters of the model, which torch.export cannot read; do that once, before "
                 f"the fold, and leave it out of the forward ({err})"
             ) from err
+        require_no_script(model)
         raise
 
 
@@ -337,54 +322,6 @@ def _of_one_size(reading: Reading, placement: Placement, banned: Mapping[Norm, R
         if moved:
             return moved
     return {}
-
-
-def require_eval(model: nn.Module, name: str) -> None:
-    """Raise FoldError for a model in training mode; `name` is what it is called."""
-    if model.training and not is_exported(model):
-        raise Refusal(RefusalCode.TRAINING, f"the {name} is in training mode; expected model.eval()")
-
-
-def require_foldable(model: nn.Module) -> None:
-    """Raise FoldError for a model in a state that no fold can start from."""
-    require_eval(model, "model")
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
-            raise Refusal(RefusalCode.LAZY, f"the module '{name}' has no shapes yet; run one batch through the model")
-
-
-def foldable(model: nn.Module, example_inputs: Inputs) -> nn.Module:
-    """Return what is folded and run in the place of a model, which is the model as a rule; see `apart`.
-
-    Raises:
-        FoldError: the model is in a state that no fold can start from.
-    """
-    require_arguments(example_inputs, "example_inputs")
-    require_foldable(model)
-    require_values(model, example_inputs)
-    return apart(model, example_inputs)
-
-
-def require_values(model: nn.Module, inputs: object = ()) -> None:
-    """Raise FoldError where a tensor of the model or its inputs has no values, or a kind that nothing may be set of."""
-    probe = torch.empty(0)
-    if probe.is_meta or type(probe) is not Tensor:
-        raise FoldError("tensors that are made here have no values; leave the meta device or FakeTensorMode first")
-    own = [(f"the tensor '{name}'", "load the weights first", tensor) for name, tensor in named_tensors(model)]
-    leaves = tree_leaves(dict(inputs) if isinstance(inputs, Mapping) else inputs)
-    given = [("an input", "expected one with values", value) for value in leaves if isinstance(value, Tensor)]
-    for name, remedy, tensor in [*own, *given]:
-        if tensor.is_meta or type(tensor).__name__ == "FakeTensor":
-            where = "a FakeTensor" if type(tensor).__name__ == "FakeTensor" else "on the meta device"
-            raise FoldError(f"{name} is {where}, without values; {remedy}")
-    for name, tensor in named_tensors(model):
-        if tensor.layout in (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc):
-            raise FoldError(f"the tensor '{name}' is {tensor.layout}, which PyTorch cannot copy; fold dense weights")
-        if tensor.is_inference() and not torch.is_inference_mode_enabled():
-            raise FoldError(
-                f"the tensor '{name}' was made in torch.inference_mode, outside of which it may not be used in every "
-                "way; make or load the model outside of it"
-            )
 
 
 def report_of(plan: FoldPlan) -> Report:

@@ -4,6 +4,7 @@ First step of the PyTorch front end. It tells the later steps about a node (its 
 it, whether it is a constant and which, which module it belongs to) and decides nothing about folding.
 """
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -29,8 +30,9 @@ from .float64 import Inputs, run_in_float64
 from .process_state import quiet, same_random_state
 
 _UNSEEN_VALUES = (
-    "torch.export cannot see where the forward takes a tensor of the model from: it reads one as `.data`, or through "
-    "NumPy; expected the parameter or buffer itself, with `.detach()` where its gradient is not wanted"
+    "torch.export cannot see where the forward takes a tensor of the model from: it reads one as `.data`, in "
+    "torch.vmap or through NumPy; expected the parameter or buffer itself, with `.detach()` where its gradient is "
+    "not wanted"
 )
 _READS_ONLY_METADATA = {
     "aten::sym_size",
@@ -380,7 +382,18 @@ def _unreadable(err: Exception) -> FoldError:
             f"torch.export cannot read the model: {kind}: {message}; fold each part that has no such choice by "
             "itself, or an ONNX export of the model with fold_onnx",
         )
+    returned = re.search(r"Found <class '(.*?)'> in output", message)
+    if returned:
+        return FoldError(
+            f"torch.export cannot read a model that returns a {returned[1]}; expected tensors, in tuples, lists, dicts "
+            "or data classes: wrap the model in a module whose forward returns those"
+        )
+    if "Unsupported input type" in message:
+        return FoldError(
+            f"torch.export cannot read the model: {message.partition('. ')[0]}; expected tensors, numbers and texts, "
+            "in tuples, lists or dicts: wrap the model in a module whose forward takes those"
+        )
     return FoldError(
-        f"torch.export cannot read the model with these inputs: {kind}: {message}; expected inputs that model(*inputs) "
-        "takes, or fold an ONNX export of the model with fold_onnx"
+        f"torch.export cannot read the model, though it runs: {kind}: {message}; leave out of the forward what "
+        "torch.export cannot follow, or fold an ONNX export of the model with fold_onnx"
     )

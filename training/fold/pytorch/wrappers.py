@@ -6,6 +6,7 @@ Before everything else: training wraps models for many devices, and exporting or
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -46,6 +47,16 @@ def instead_of(model: object, otherwise: str = "a torch.nn.Module") -> str:
     if isinstance(model, Mapping):
         return "the network that these weights are of: network.load_state_dict(weights), then network.eval()"
     return "what it makes, a torch.nn.Module: call it first" if callable(model) else otherwise
+
+
+def require_no_script(model: nn.Module) -> None:
+    """Raise FoldError for a model with a part that is TorchScript and holds parameters."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) and next(module.parameters(), None) is not None:
+            raise FoldError(
+                f"the module '{name}' is a {type(module).__name__}, whose code torch.export cannot read; put the "
+                "module that it was made from in its place, or fold an ONNX export of the model with fold_onnx"
+            )
 
 
 def is_exported(model: nn.Module) -> bool:
