@@ -5,13 +5,15 @@ made here, from what the layer says of its own shape. Nothing else is known of t
 behind or before which the norm could run over another axis takes values of one rank only.
 """
 
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 
 from ..errors import FoldError
-from .api import fold
+from .api import Folded, fold
 from .failures import alone
 from .pytorch.entrances import traced_way
 from .pytorch.float64 import sharing_copy
@@ -53,7 +55,7 @@ def fold_pair(layer: nn.Module, norm: nn.Module, *, padding: str = "refuse") -> 
     inputs = (_example(inner),)
     pair = foldable(given, inputs)
     _require_rank(pair, inputs)
-    folded = fold(pair, inputs, padding=padding, entrances="any")
+    folded = _folded(pair, inputs, padding)
     for site in folded.report.refused:
         assert site.code is not None
         raise Refusal(site.code, site.reason, site.remedy)
@@ -65,6 +67,18 @@ def fold_pair(layer: nn.Module, norm: nn.Module, *, padding: str = "refuse") -> 
     rest = parts.pop(0 if is_norm_first else 1)
     result = parts[0] if _is_nothing(rest) else folded.model
     return result if isinstance(other, _OF_ONE_RANK) else guarded(result, traced_way(result, inputs, (), ()))
+
+
+def _folded(pair: nn.Module, inputs: tuple[Tensor, ...], padding: str) -> Folded:
+    """Return the folded pair; a graph takes all sizes, where torch.export can free them."""
+    folded = fold(pair, inputs, padding=padding, entrances="any")
+    if folded.report.form == "module":
+        return folded
+    free = {axis: Dim.AUTO for axis in range(inputs[0].ndim) if axis != 1}
+    with suppress(FoldError):
+        of_any_size = fold(pair, inputs, padding=padding, entrances="any", dynamic=(free,))
+        folded = of_any_size if of_any_size.report.folded else folded
+    return folded
 
 
 def _is_nothing(module: nn.Module) -> bool:

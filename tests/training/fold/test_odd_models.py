@@ -191,6 +191,28 @@ def test_it_folds(name: str) -> None:
         torch.testing.assert_close(result.model(IMAGES), expected, rtol=1e-4, atol=1e-5)
 
 
+def decomposed(table: dict[Any, Any] | None, model: nn.Module) -> torch.export.ExportedProgram:
+    batch = {"input": {0: torch.export.Dim("batch")}}
+    program = torch.export.export(model, (IMAGES,), dynamic_shapes=batch)
+    return program.run_decompositions(table)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("table", [None, {}])
+def test_a_program_after_decompositions_folds(table: dict[Any, Any] | None) -> None:
+    """There a norm gives three results, of which the first is the normalised value."""
+    torch.manual_seed(0)
+    layers = [*pair(), nn.ReLU(), nn.BatchNorm2d(4, affine=False), nn.Flatten(), nn.Linear(144, 5), nn.BatchNorm1d(5)]
+    model = randomise(nn.Sequential(*layers))
+    program = decomposed(table, model)
+    for given in (program, program.module()):
+        result = fold(given, (IMAGES,))
+        assert [site.path for site in result.report.folded] == ["1", "3", "6"], str(result.report)
+        assert "graph already" in result.report.form_reason
+        images = torch.randn(5, 3, 8, 8)
+        torch.testing.assert_close(result.model(images), model(images), rtol=1e-4, atol=1e-5)
+
+
 class Raises(Holder):
     """Raises what it is given."""
 

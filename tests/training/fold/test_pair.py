@@ -1,10 +1,12 @@
 """`fold_pair`: a layer and a norm as two modules, in the order in which they run."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
@@ -226,3 +228,38 @@ def test_no_module_at_all() -> None:
         fold_pair(nn.Linear(3, 3).eval(), None)  # type: ignore[arg-type]
     with pytest.raises(FoldError, match='padding is \'zeros\'; expected "refuse" or "exact"'):
         fold_pair(nn.Linear(3, 3), nn.BatchNorm1d(3), padding="zeros")
+
+
+class Standardised(nn.Conv2d):
+    """Computes its weight in its forward, which only a graph can express when it is folded."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class Rectified(nn.BatchNorm2d):
+    """Does more than to normalise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (lambda: Standardised(4, 6, 3), lambda: nn.BatchNorm2d(6)),
+        (lambda: nn.BatchNorm2d(4), lambda: Standardised(4, 6, 3)),
+        (lambda: nn.Conv2d(4, 6, 3), lambda: Rectified(6)),
+    ],
+)
+def test_a_pair_that_becomes_a_graph_takes_every_size(
+    first: Callable[[], nn.Module], second: Callable[[], nn.Module]
+) -> None:
+    """The sizes of its example are ours, and say nothing of the values that it is for."""
+    torch.manual_seed(0)
+    one, two = randomise(nn.Sequential(first(), second())).double()
+    folded = fold_pair(one, two)
+    for shape in ((2, 4, 7, 9), (1, 4, 16, 5), (5, 4, 33, 32)):
+        values = torch.randn(shape, dtype=torch.float64)
+        torch.testing.assert_close(folded(values), two(one(values)), rtol=1e-10, atol=1e-10)

@@ -120,10 +120,17 @@ def _duplicate(graph: TorchGraph, norm: Norm, walk: Walk, cone: list[Node]) -> D
     for node in reversed(cone):
         if not node.users:
             written.erase_node(node)
-    twice = [layer for node, layer in layers.items() if node.users and layer.weight is not None]
-    numbers = [prod(shape(layer.weight)) for layer in twice if layer.weight is not None]
-    work = [prod(map(_hint, shape(one.node))) * n // _channels(one) for one, n in zip(twice, numbers, strict=True)]
-    return Duplicate(norm.path, len(twice), sum(numbers), sum(work))
+    own = {layer: prod(shape(layer.weight)) for layer in layers.values() if layer.weight is not None}
+    twice = {layer: count for layer, count in own.items() if layer.node.users}
+    work = [prod(map(_hint, shape(layer.node))) * count // _channels(layer) for layer, count in twice.items()]
+    kept = [count for layer, count in own.items() if layer in twice or _serves_others(layer)]
+    return Duplicate(norm.path, len(twice), sum(kept), sum(work))
+
+
+def _serves_others(layer: Layer) -> bool:
+    """True when something reads the layer's weight that is no copy of the layer, which has one of its own."""
+    assert layer.weight is not None
+    return any(operation(reader) != "aten::alias" for reader in layer.weight.users)
 
 
 def _own_constants(graph: TorchGraph, copy: Node) -> None:

@@ -118,8 +118,8 @@ def _of_all_chunks(graph: TorchGraph, joining: Node, chunks: list[Norm]) -> Norm
     return replace(first, source=split.all_input_nodes[0], output=joining, nodes=nodes)
 
 
-def _batch_norm(graph: TorchGraph, node: Node) -> Norm:
-    given = arguments(node)
+def _batch_norm(graph: TorchGraph, node: Node, output: Node | None = None) -> Norm:
+    given, output = arguments(node), output or node
     uses_batch = given.get("training") or given.get("use_input_stats")
     if uses_batch and (operation(node) == "aten::instance_norm" or given["running_mean"] is None):
         raise Refusal(RefusalCode.BATCH_STATS, "the norm takes its statistics from the values it normalises")
@@ -130,17 +130,28 @@ def _batch_norm(graph: TorchGraph, node: Node) -> Norm:
     mean, var = (_statistic(graph, given[name]) for name in ("running_mean", "running_var"))
     gamma, beta = (None if given[name] is None else _statistic(graph, given[name]) for name in ("weight", "bias"))
     source = given["input"]
-    _require_one_dtype(source, node, given["running_mean"])
+    _require_one_dtype(source, output, given["running_mean"])
     affine = Affine.from_batch_norm(mean, var, gamma, beta, given["eps"])
     shift = abs(mean.reshape(-1) * affine.scale) + (0.0 if beta is None else abs(beta.reshape(-1)))
     axis = None if affine.channels == 1 else 1
     kind = operation(node).removeprefix("aten::")
-    return Norm(kind, source, node, (node,), axis, affine, Affine(abs(affine.scale), shift))
+    return Norm(kind, source, output, (node,), axis, affine, Affine(abs(affine.scale), shift))
+
+
+def _decomposed_batch_norm(graph: TorchGraph, node: Node) -> Norm:
+    """Return the norm of a program after `run_decompositions`, whose first result is the normalised value."""
+    used = [part for part in node.users if part.users]
+    if len(used) != 1 or operation(used[0]) != "getitem" or used[0].args[1] != 0:
+        raise Refusal(RefusalCode.BATCH_STATS, f"'{node.name}' gives more than the normalised value")
+    norm = _batch_norm(graph, node, used[0])
+    unused = (part for part in node.users if part is not used[0])
+    return replace(norm, kind="batch_norm", nodes=(node, *unused, used[0]))
 
 
 READERS: dict[str, Callable[[TorchGraph, Node], Norm]] = {
     "aten::batch_norm": _batch_norm,
     "aten::instance_norm": _batch_norm,
+    "aten::_native_batch_norm_legit_no_training": _decomposed_batch_norm,
 }
 
 

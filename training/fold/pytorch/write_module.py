@@ -21,6 +21,7 @@ from .norms import Norm
 from .parallel_branch import ZeroBranch
 from .parameters import Change, Value
 from .placement import Placement
+from .wrappers import is_exported
 from .writer import Writer
 
 
@@ -33,6 +34,7 @@ class ModuleWriter(Writer):
 
     def __init__(self, model: nn.Module):
         super().__init__(full_copy(model))
+        self._is_exported = is_exported(model)
 
     def store(self, name: str, value: Value) -> None:
         """Give a parameter its rounded value; CannotExpress when no registered module holds it."""
@@ -49,6 +51,8 @@ class ModuleWriter(Writer):
         Raises:
             CannotExpress: see the class; the copy is then of no use.
         """
+        if self._is_exported:
+            raise CannotExpress("an exported program is a graph already")
         if "forward" in vars(self.model):
             raise CannotExpress("the forward was set on the model itself, where no class can refuse other ways into it")
         for change in changes:
