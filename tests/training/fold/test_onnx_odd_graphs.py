@@ -204,6 +204,24 @@ def test_groups_that_no_layer_can_have_are_a_refusal(group: int):
     assert f"has group={group}, which does not divide the 4 rows of its weight" in site.reason
 
 
+@pytest.mark.parametrize("kind", ["ratio", "factor"])
+def test_an_input_of_one_number_beside_the_rows(kind: str):
+    """Where the runtime alone knows an operation, inputs are moved and handed to it again, as arrays."""
+    net = Net(opset=17, extra_opsets=(("com.microsoft", 1),))
+    conv = net.node("Conv", [net.input("x", "N", 4, 5, 5), net.constant("w", 4, 4, 1, 1)])
+    x, r = net.norm(conv, 4), net.input("r")
+    if kind == "ratio":
+        y = net.node("Dropout", [x, r, net.put("is_training", np.array(True))])
+    else:
+        y = net.node("Gelu", [net.node("Mul", [x, r])])
+        net.nodes[-1].domain = "com.microsoft"
+    net.output(y, 4)
+    model = net.model()
+    folded = fold_onnx(model)
+    assert len(folded.report.folded) == 1
+    assert verify_onnx(model, folded).deployed_error < 1e-5
+
+
 def test_types_that_onnx_does_not_know_are_named():
     """Nor at these: of an initializer and of an input."""
     model = conv_with(group=2)

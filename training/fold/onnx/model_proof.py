@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 
+import numpy as np
 import onnx
 from onnx import TensorProto
 
@@ -128,7 +129,7 @@ def _require_same_for_larger_values(pair: Pair, shapes: Shapes | None) -> None:
     if any(dtype in ("float16", BFLOAT16) for dtype in pair.dtypes_of_inputs):
         return
     probe = next(iter(Prober(pair.before, shapes).probes(pair.wanted)))
-    feeds = {name: _LARGER * value if value.dtype.kind == "f" else value for name, value in probe.feeds.items()}
+    feeds = {n: np.asarray(_LARGER * v) if v.dtype.kind == "f" else v for n, v in probe.feeds.items()}
     values = pair.before.run(feeds, pair.wanted)
     with suppress(CannotJudge):  # other values that say nothing take nothing from the first
         pair.judge(replace(probe, feeds=feeds, values=values, unknown=dict(pair.before.unknown)), pair.outputs)

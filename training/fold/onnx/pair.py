@@ -191,7 +191,10 @@ class Pair:
         value = widened(stored.before[one[0]])
         _require_same_form(one[0], value, stored.after[two])
         nudged = replace(probe, feeds=_nudged(probe.feeds, _DEPLOYED_STEP))
-        moved = widened(self._deployed(self.before, self._draws[0], nudged, one)[one[0]])
+        try:
+            moved = widened(self._deployed(self.before, self._draws[0], nudged, one)[one[0]])
+        except CannotRunError:  # such inputs do not fit: nothing is known of what moves with them
+            moved = value
         if value.dtype.kind == "f" and moved.shape == value.shape:
             moved = value + (moved - value) * (STEP / _DEPLOYED_STEP)
         return _Row(number, one, [value], [moved], [value], [value], [stored.after[two]])
@@ -258,7 +261,9 @@ def _nudged(feeds: Named, step: float) -> dict[str, Values]:
     """Return the inputs with every floating-point number moved by a part of itself, up or down."""
     rng = np.random.default_rng(1)
     return {
-        name: value * (1 + step * rng.choice([-1.0, 1.0], value.shape)) if value.dtype.kind == "f" else value
+        name: np.asarray(value * (1 + step * rng.choice([-1.0, 1.0], value.shape)))
+        if value.dtype.kind == "f"
+        else value
         for name, value in feeds.items()
     }
 

@@ -223,4 +223,4 @@ class Prober:
 def stored_form(feeds: Mapping[str, Values], model: onnx.ModelProto) -> dict[str, Values]:
     """Return the float64 feeds in the dtypes that the model declares, which hold them exactly."""
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
-    return {name: value.astype(helper.tensor_dtype_to_np_dtype(types[name])) for name, value in feeds.items()}
+    return {name: np.asarray(value, helper.tensor_dtype_to_np_dtype(types[name])) for name, value in feeds.items()}
