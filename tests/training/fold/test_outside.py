@@ -2,17 +2,20 @@
 
 import collections
 import contextlib
+import contextvars
 import dataclasses
 import datetime
 import enum
 import functools
+import logging
 import os
 import random
 import sys
+import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -33,6 +36,24 @@ HERE = sys.modules[__name__]
 
 class Colour(enum.Enum):
     RED, GREEN, BLUE = 1, 2, 3
+
+
+class Side(enum.Flag):
+    LEFT = enum.auto()
+    RIGHT = enum.auto()
+
+
+class MadeUp:
+    """Its attributes are the items of a dict."""
+
+    def __init__(self) -> None:
+        self.__dict__["items"] = {"kind": "a"}
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["items"][name]
+        except KeyError:
+            raise AttributeError(name) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +83,18 @@ class Settings:
 
 Shape = collections.namedtuple("Shape", "depth mode")
 FAST, PLAIN, STAGE, LEVEL, MODE, COLOUR, HOOK = False, True, 3, 0.5, "a", Colour.RED, None
-NAMED, PAIR, FROZEN, SETTINGS, SLOTS = Shape(2, "a"), (3, "a"), Frozen(), Settings(), Slots()
+NAMED, PAIR, FROZEN, SETTINGS, SLOTS, MADE_UP = Shape(2, "a"), (3, "a"), Frozen(), Settings(), Slots(), MadeUp()
 OPTIONS: dict[str, Any] = {"fast": False, "mode": "a", "inner": {"depth": 1}}
 FLAGS, WORDS, STEPS = [False, True], {"plain"}, [("a", 3)]
 ACTIVATIONS: dict[str, Between] = {"a": lambda _, y: y, "b": lambda _, y: F.relu(y)}
 DTYPE, EPS = torch.float32, 1e-5
 OWN = random.Random(0)
-ELSEWHERE: Any = ModuleType("fold_settings_of_a_test")
+SPACE, LINE = types.SimpleNamespace(inner=types.SimpleNamespace(depth=1)), collections.deque([1])
+LAYERS, COUNTED, BYTES, BOTH = collections.ChainMap({"mode": "a"}), collections.Counter[str](), b"a", Side.LEFT
+ARRAY, SCALAR, LOCAL = np.zeros(2), np.int64(3), threading.local()
+IN_CONTEXT = contextvars.ContextVar("IN_CONTEXT", default=False)
+LOCAL.is_fast = False
+ELSEWHERE: Any = types.ModuleType("fold_settings_of_a_test")
 ELSEWHERE.mode = "a"
 sys.modules[ELSEWHERE.__name__] = ELSEWHERE
 
@@ -198,6 +224,28 @@ def elapsed(_: Tensor, y: Tensor) -> Tensor:
     return F.relu(y) if time.perf_counter() - start > 3600 else y
 
 
+class Ways:
+    def way_of_a(self, y: Tensor) -> Tensor:
+        return y
+
+    def way_of_other(self, y: Tensor) -> Tensor:
+        return F.relu(y)
+
+    def taken(self, y: Tensor) -> Tensor:
+        return getattr(self, f"way_of_{MODE}")(y)
+
+
+@functools.singledispatch
+def dispatched(number: Any, y: Tensor) -> Tensor:
+    return y
+
+
+@dispatched.register
+def _(number: int, y: Tensor) -> Tensor:
+    return F.relu(y) if number > 6 else y
+
+
+WAYS = Ways()
 IS_REMEMBERED, REMEMBER = remembered()
 
 
@@ -208,6 +256,15 @@ def remembering() -> Iterator[None]:
         yield
     finally:
         REMEMBER(False)
+
+
+@contextlib.contextmanager
+def in_context() -> Iterator[None]:
+    token = IN_CONTEXT.set(True)
+    try:
+        yield
+    finally:
+        IN_CONTEXT.reset(token)
 
 
 def here(**values: Any) -> Callable[[], AbstractContextManager[Any]]:
@@ -302,6 +359,40 @@ KINDS: dict[str, tuple[Between, Callable[[], AbstractContextManager[Any]], str]]
         lambda x, y: F.relu(y) if FAST and x.shape[0] > 1 else y,
         here(FAST=True),
         "where FAST is True",
+    ),
+    "the end of a name": (lambda _, y: WAYS.taken(y), here(MODE="other"), "MODE is 'other'"),
+    "a part of a text": (chosen(lambda _: f"{MODE}-2" == "b-2"), here(MODE="b"), "MODE is 'b'"),
+    "bytes": (chosen(lambda _: BYTES == b"b"), here(BYTES=b"b"), "BYTES is b'b'"),
+    "a number or nothing": (chosen(lambda _: STAGE is None), here(STAGE=None), "STAGE is None"),
+    "a logarithm": (chosen(lambda _: np.log2(STAGE) > 5), here(STAGE=64), "STAGE is"),
+    "a kind": (chosen(lambda _: isinstance(STAGE, str)), here(STAGE="3"), "STAGE is ''"),
+    "members together": (chosen(lambda _: Side.RIGHT in BOTH), here(BOTH=Side.LEFT | Side.RIGHT), "BOTH is"),
+    "a number of NumPy": (chosen(lambda _: SCALAR > 5), here(SCALAR=np.int64(6)), "SCALAR is"),
+    "an item of an array": (chosen(lambda _: ARRAY[0] > 5), here(ARRAY=np.full(2, 9.0)), "ARRAY[0] is"),
+    "in a namespace": (
+        chosen(lambda _: SPACE.inner.depth > 1),
+        lambda: mock.patch.object(SPACE.inner, "depth", 2),
+        "SPACE.inner.depth is 2",
+    ),
+    "in a deque": (chosen(lambda _: LINE[0] > 1), here(LINE=collections.deque([2])), "LINE[0] is 2"),
+    "in a chain of dicts": (
+        chosen(lambda _: LAYERS["mode"] == "b"),
+        lambda: mock.patch.dict(LAYERS.maps[0], mode="b"),
+        "LAYERS['mode'] is 'b'",
+    ),
+    "in a counter": (chosen(lambda _: COUNTED["calls"] > 3), lambda: mock.patch.dict(COUNTED, calls=4), "COUNTED["),
+    "of a thread": (chosen(lambda _: LOCAL.is_fast), lambda: mock.patch.object(LOCAL, "is_fast", True), "is_fast is"),
+    "of a context": (chosen(lambda _: IN_CONTEXT.get()), in_context, "IN_CONTEXT.get is"),
+    "an attribute that is made up": (
+        chosen(lambda _: MADE_UP.kind == "b"),
+        lambda: mock.patch.dict(vars(MADE_UP)["items"], kind="b"),
+        "is 'b'",
+    ),
+    "the kind of an argument": (lambda _, y: dispatched(STAGE, y), here(STAGE=8), "STAGE is"),
+    "threads": (
+        chosen(lambda _: torch.get_num_threads() > 1000),
+        patched("torch.get_num_threads", lambda: 1001),
+        "torch.get_num_threads() is",
     ),
     "environ": (chosen(lambda _: os.environ.get("FOLD_FAST")), environment(FOLD_FAST="1"), "FOLD_FAST of the env"),
     "getenv": (chosen(lambda _: os.getenv("FOLD_FAST")), environment(FOLD_FAST="1"), "FOLD_FAST of the environment"),
@@ -517,6 +608,7 @@ def test_a_choice_by_a_generator_of_its_own_cannot_be_judged(own: Any) -> None:
 
 NOTED: dict[str, tuple[Between, str]] = {
     "a flag that would stop the program": (lambda _, y: stops(y), "FAST"),
+    "a logger": (chosen(lambda _: logging.getLogger("fold").isEnabledFor(1)), "the level of a logger"),
     "a file": (chosen(lambda _: os.path.exists("fast")), "os.path.exists()"),
     "numbers that nothing repeats": (chosen(lambda _: os.urandom(1) == b""), "os.urandom()"),
     "whether numbers are floating-point": (chosen(lambda x: not x.is_floating_point()), "is_floating_point"),

@@ -14,16 +14,17 @@ import torch
 from torch.utils import _python_dispatch as modes
 
 from .answers import CLOCKS, DATES, TIMES, OtherTensors, answering, at_time
-from .bytecode import Use, is_attribute, steps_of, use_of
+from .bytecode import Use, end_of_call, is_attribute, steps_of, use_of
 from .circumstances import Circumstance
 from .loads import Load
-from .other_values import FLOATS, constants_of
+from .other_values import FLOATS, constants_of, others_of
 from .places import Place, with_others
 from .reachable import Reached, codes, home, is_of_others
 
 Swaps = list[tuple[Any, Any, Any]]
 _READ_OF_TENSORS = {"dtype": "dtype", "device": "device", "is_cuda": "device", "is_cpu": "device", "is_mps": "device"}
-_KINDS = frozenset({"is_floating_point", "is_complex"})
+_KINDS = {name: f"the {name} of a tensor" for name in ("is_floating_point", "is_complex")}
+_KINDS |= dict.fromkeys(("isEnabledFor", "getEffectiveLevel"), "the level of a logger")
 _DEVICES = ("cuda", "mps", "xpu", "meta")
 # While a network is looked at, modes are there, and every tensor has functions of its own; as it is used, none is.
 _WITHOUT_MODES: list[tuple[Any, Any]] = [
@@ -79,7 +80,7 @@ class Foreign:
             self._clocks[id(replaced.owner), str(replaced.key)] = replaced
         if not callable(value) or load.use_of_result is Use.CALCULATED:
             return
-        others = _other_answers(value, str(place.key))
+        others = _other_answers(value, str(place.key), constants_of([load.code]))
         if others:
             self._answers[id(place.owner), place.text] = place, others
         elif (str(place.key) in _UNPREDICTABLE and is_of_others(home(value))) or _may_differ(place):
@@ -122,10 +123,11 @@ class Foreign:
             last = number
             while step.argval in _READ_OF_TENSORS and is_attribute(steps[last + 1]):
                 last += 1  # such as the type of a device
+            last = end_of_call(steps, last) if step.argval in _KINDS else last
             if use_of(steps, last, lambda _: False) is Use.CALCULATED:
                 continue
             if step.argval in _KINDS:
-                self.notes.append(f"the {step.argval} of a tensor")
+                self.notes.append(_KINDS[step.argval])
             elif _READ_OF_TENSORS[step.argval] == "dtype":
                 self._said |= {one: "dtype" for one in FLOATS if {one} != self._dtypes}
             else:
@@ -144,7 +146,7 @@ def _is_clock(place: Place) -> bool:
     return place.key in DATES and isinstance(owner, type) and issubclass(owner, datetime.date)
 
 
-def _other_answers(function: Any, name: str) -> list[Any]:
+def _other_answers(function: Any, name: str, constants: list[Any]) -> list[Any]:
     """Return what a function of PyTorch's may answer besides what it answers now, [] for any other function."""
     for one, answer in _WITHOUT_MODES:
         if function is one:
@@ -153,11 +155,11 @@ def _other_answers(function: Any, name: str) -> list[Any]:
         return [dtype for dtype in FLOATS if dtype is not torch.get_default_dtype()]
     if function is torch.get_default_device:
         return [torch.device("cuda")]
-    if name not in _OF_THE_PROCESS or not str(getattr(function, "__module__", "")).startswith("torch"):
+    if name not in _OF_THE_PROCESS:
         return []
     with suppress(Exception):  # such as the rank in a process that has no group
         answer = function()
-        return [not answer] if isinstance(answer, bool) else [answer + 1, 0] if isinstance(answer, int) else []
+        return [one for one in others_of(answer, constants) if type(one) is type(answer)]
     return []
 
 

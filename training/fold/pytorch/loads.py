@@ -10,6 +10,7 @@ import dis
 import os
 import re
 import sys
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -18,6 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .attributes import shared_attributes
 from .bytecode import (
     CHOICES,
     Steps,
@@ -56,6 +58,7 @@ class Load:
         last: the number of the last instruction that loads it.
         is_left_alone: the function may stop a program or write files.
         keys: those beside the value, of what it is looked up in.
+        names: of methods and attributes that may be got by a text.
     """
 
     place: Place
@@ -66,6 +69,7 @@ class Load:
     last: int
     is_left_alone: bool
     keys: tuple[Any, ...] = ()
+    names: frozenset[str] = frozenset()
 
     @property
     def is_asked_itself(self) -> bool:
@@ -94,7 +98,7 @@ class Loads:
 
     def __init__(self, reached: Reached):
         self._reached = reached
-        self._attributes = _shared_attributes(reached)
+        self._attributes = shared_attributes(reached)
         self._items: dict[Any, list[Place]] = {}
         for place in (Place(one, key, one[key], f"[{key!r}]") for one in reached.dicts for key in one):
             self._items.setdefault(place.key, []).append(place)
@@ -104,35 +108,6 @@ class Loads:
         for function in self._reached.functions.values():
             for code in codes(function.__code__):
                 yield from _Code(function, code, self._reached, self._attributes, self._items).loads()
-
-
-def _shared_attributes(reached: Reached) -> dict[str, list[Place]]:
-    """Return what attributes may be of that copies of the model share: those of classes, and of objects outside."""
-    found: dict[str, list[Place]] = {}
-    for cls, instances in reached.classes.items():
-        for base in cls.__mro__:
-            for name, value in vars(base).items() if not is_of_others(base.__module__) else ():
-                has_own = [name in getattr(one, "__dict__", {}) for one in instances if one is not None]
-                if not (name.startswith("__") or hasattr(type(value), "__get__") or (has_own and all(has_own))):
-                    found.setdefault(name, []).append(Place(base, name, value, f"{cls.__name__}.{name}"))
-    for one in reached.objects:
-        root = Place(None, "", one, type(one).__name__)
-        places = [root.attribute(name) for name in [*getattr(one, "__dict__", {}), *_slots(one)]]
-        for place in filter(None, places):
-            found.setdefault(str(place.key), []).append(place)
-    for module in reached.imported:
-        for name in reached.names & vars(module).keys():
-            found.setdefault(name, []).append(Place(module, name, vars(module)[name], f"{module.__name__}.{name}"))
-    for name in ("environ", "getenv"):  # of a module that a function imports by itself
-        found[name] = [Place(os, name, getattr(os, name), f"os.{name}")]
-    for name, values in reached.shared.items():
-        found.setdefault(name, []).extend(Place(None, "", value, name) for value in values)
-    return found
-
-
-def _slots(value: Any) -> list[str]:
-    slots = [getattr(base, "__slots__", ()) for base in type(value).__mro__]
-    return [name for some in slots for name in ((some,) if isinstance(some, str) else some)]
 
 
 class _Code:
@@ -168,7 +143,8 @@ class _Code:
             place = self._cells.get(name)
             return [] if place is None or self._is_constant(place) else [place]
         if is_attribute(step) and not self._is_followed(number):
-            return self._attributes.get(name, [])
+            by_getattr = self._items.get(name, []) if self._reached.has_getattr else []
+            return [*self._attributes.get(name, []), *by_getattr]
         if step.opname == "IMPORT_NAME" and name in sys.modules:
             return [Place(sys.modules, name, sys.modules[name], name)]
         if step.opname == "IMPORT_FROM":
@@ -198,7 +174,8 @@ class _Code:
             number -= 1
         step = self._steps[number]
         known = self._globals if is_global(step) else self._cells if "DEREF" in step.opname else {}
-        return step.argval in known and not isinstance(known[step.argval], nn.Module | Place) if known else False
+        value = known.get(step.argval)
+        return value is not None and not (isinstance(value, nn.Module | Place) or hasattr(type(value), "__getattr__"))
 
     def _is_key(self, number: int) -> bool:
         before, after = self._steps[number - 1 : number], self._steps[number + 1 : number + 2]
@@ -245,11 +222,12 @@ class _Code:
             return
         if value is os.environ or value is os.getenv:
             yield from self._of_environment(place, first, last)
-        elif isinstance(value, dict | list | tuple | set | frozenset) and not hasattr(type(value), "_fields"):
+        elif isinstance(value, dict | list | tuple | set | frozenset | deque) and not hasattr(type(value), "_fields"):
             yield from self._of_container(place, last, first, use)
         else:
             keys = self._keys(value, last)
-            yield Load(place, self._root, use, self._code, self._steps, last, self._is_left_alone, keys)
+            names = self._reached.attributes if "getattr" in self._code.co_names else frozenset()
+            yield Load(place, self._root, use, self._code, self._steps, last, self._is_left_alone, keys, names)
 
     def _use(self, last: int) -> Use:
         return use_of(self._steps, last, self._is_users)

@@ -21,8 +21,8 @@ from .sizes import Sizes
 from .user_code import Code, code_of
 
 _MOST_CALLS, _LEAST_CALLS, _MOST_CHANGES = 66, 4, 4  # of a model that counts them; calls that differ from the first
-
 _MOST_OUTSIDE, _LEAST_OUTSIDE = 20_000, 16  # operations that are run for what lies outside; runs of a large model
+_MOST_OUTSIDE_AT_SIZES, _LEAST_OUTSIDE_AT_SIZES = 4_000, 4  # the same at sizes that are not the example's
 _CHANCES = chances()
 
 
@@ -54,7 +54,7 @@ def look_at_sizes(model: nn.Module, example: Inputs, *, may_vary: bool = True) -
     tried = [(one, variant_of(model, example, own, one)) for one in asked if one not in trains]
     tried += _later_calls(model, example, calls, code)
     outside = _Outside(model, example, first)
-    tried += [(one, there) for one in code.outside.all if (there := outside.tried(one, own)) is not None]
+    tried += [(one, there) for one in code.outside.all if (there := outside.tried(one)) is not None]
     for circumstance, there in tried:
         if there is not None and not (_is_same(there, first) and Counter(there.reads) <= Counter(first.reads)):
             found = searched(Search(model, example, circumstance), there, code, may_vary)
@@ -88,16 +88,26 @@ class _Outside:
 
     def __init__(self, model: nn.Module, example: Inputs, first: Variant):
         self._model, self._example, self._first = model, example, first
-        self._left = max(_MOST_OUTSIDE // max(len(first.trace), 1), _LEAST_OUTSIDE)
+        operations = max(len(first.trace), 1)
+        self._left = max(_MOST_OUTSIDE // operations, _LEAST_OUTSIDE)
+        self._left_at_sizes = max(_MOST_OUTSIDE_AT_SIZES // operations, _LEAST_OUTSIDE_AT_SIZES)
         self._known: set[tuple[Shapes, Trace, Shapes]] = {(first.shapes, first.trace, first.reads)}
         self._untried: list[str] = []
 
-    def tried(self, circumstance: Circumstance, shapes: Shapes) -> Variant | None:
-        """Return what is run there, None for what was seen before, or where it does not run."""
+    def tried(self, circumstance: Circumstance) -> Variant | None:
+        """Return what is run for the sizes of the example, None for what was seen before, or where it does not run."""
         if not self._left:
             self._untried.append(circumstance.words)
             return None
         self._left -= 1
+        return self._new(circumstance, self._first.shapes)
+
+    def tried_at(self, shapes: Shapes, circumstance: Circumstance) -> Variant | None:
+        """Return the same for other sizes; of a large model only few are tried, the rest is None."""
+        self._left_at_sizes -= 1
+        return self._new(circumstance, shapes) if self._left_at_sizes >= 0 else None
+
+    def _new(self, circumstance: Circumstance, shapes: Shapes) -> Variant | None:
         there = variant_of(self._model, self._example, shapes, circumstance)
         key = None if there is None else (shapes, there.trace, there.reads)
         if key is None or key in self._known:
@@ -144,7 +154,7 @@ def _with_circumstances(
     for one in sorted(plain, key=lambda one: not one.asks)[:MOST_COMPUTATIONS]:
         new = replace(one, asks=one.asks - sizes.variants[0].asks)  # what the example asks too has been looked at
         asked = [variant_of(model, example, one.shapes, there) for there in _asked(new, code) if there not in trains]
-        asked += [outside.tried(there, one.shapes) for there in code.outside.circumstances]
+        asked += [outside.tried_at(one.shapes, there) for there in code.outside.circumstances]
         for there in asked:
             if there is not None and not there.stretches <= known and not _is_same(there, one):
                 found.append(there)

@@ -13,6 +13,7 @@ from itertools import combinations, product
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 from torch import dtype, nn
 
 from .bytecode import Use
@@ -20,11 +21,12 @@ from .chance import chances
 from .circumstances import Circumstance
 from .foreign import Foreign
 from .loads import Load, Loads
-from .other_values import constants_of, others_of
+from .other_values import constants_of, others_of, rests_of
 from .places import MISSING, Place, with_others
 from .reachable import Reached, codes, reachable
 
 _MOST, _MOST_PAIRS, _FEW = 64, 24, 3  # values that are tried; of two things at once; of each of the two
+_PLAIN = (bool, int, float, str, bytes, type(None), Enum, dtype, np.generic)
 _LONGEST = 40  # letters of a value in a message
 
 
@@ -90,24 +92,32 @@ def outside_of(model: nn.Module) -> Outside:
 
 def _source(load: Load, constants: list[Any]) -> _Source | None:
     """Return what is loaded as something that has other values; None where nothing is chosen by it."""
-    value, is_flag = load.place.value, isinstance(load.place.value, bool)
+    value, is_flag = load.place.value, isinstance(load.place.value, bool | np.bool_)
     if (
         load.place.is_foreign
         or (load.use is Use.CALCULATED and not is_flag and value is not MISSING)
         or load.place.owner is None
     ):
         return None
-    is_plain = isinstance(value, bool | int | float | str | None | Enum | dtype) or value is MISSING
+    is_plain = value is MISSING or isinstance(value, _PLAIN)
     if isinstance(value, type | ModuleType) or not (is_plain or load.is_asked_itself):
         return None  # a function, a class or an object that is only used
     if load.place.owner is os.environ:
         texts = [one for one in constants_of([load.code]) if isinstance(one, str) and one != load.place.key]
         others = [one for one in dict.fromkeys([MISSING, "1", *texts]) if one != value][:_FEW]
         return _Source(load.place, others if load.place.key else [], is_number=False)
-    likely = [*load.keys, *constants_of([load.code]), *(constants if load.use is Use.PASSED else ())]
+    own = [one for one in constants_of([load.code]) if one != value]
+    rests = rests_of([*_texts(own), *load.names], _texts(own)) if isinstance(value, str) else []
+    likely = [*load.keys, *rests, *own, *(constants if load.use is Use.PASSED else ())]
     is_number = load.use is Use.PASSED and isinstance(value, int | float) and not is_flag
-    others = others_of(value, likely or constants)
-    return _Source(load.place, [MISSING, *others] if load.may_be_missing else others, is_number)
+    others = [*([MISSING] if load.may_be_missing else []), *others_of(value, likely or constants)]
+    if "isinstance" in load.code.co_names and not is_flag:
+        others += [one for one in ("", 0, ()) if type(one) is not type(value)]
+    return _Source(load.place, others, is_number)
+
+
+def _texts(values: Iterable[Any]) -> list[str]:
+    return [one for one in values if isinstance(one, str)]
 
 
 def _silence(reached: Reached) -> Iterable[tuple[Any, str, Any]]:

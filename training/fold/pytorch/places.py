@@ -5,13 +5,17 @@ a set, a variable of the environment, or a cell of a closure.
 """
 
 import os
+import threading
+from collections import ChainMap, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum
 from types import CellType, MemberDescriptorType, ModuleType
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from .reachable import home, is_of_others
@@ -50,12 +54,14 @@ class Place:
         value, text = self.value, f"{self.text}.{name}"
         if isinstance(value, Tensor | nn.Module) or value is os.environ:
             return None
-        is_root = isinstance(value, ModuleType | type)
-        foreign = is_of_others(home(value)) or (self.is_foreign and not is_root)
+        is_root = isinstance(value, ModuleType | type)  # an object of a class of theirs may hold what is the user's
+        foreign = is_of_others(home(value)) if is_root else self.is_foreign
         if isinstance(value, ModuleType):
             return Place(value, name, vars(value)[name], text, foreign) if name in vars(value) else None
         if isinstance(value, type):
             return _of_class(value, name, text, foreign)
+        if isinstance(value, ContextVar):
+            return Place(value, "", value.get(MISSING), text) if name == "get" else None
         if name in getattr(type(value), "_fields", ()) and isinstance(value, tuple):
             named: Any = value
             return self._part(getattr(value, name), text, lambda new: named._replace(**{name: new}))
@@ -68,11 +74,14 @@ class Place:
     def item(self, key: Any) -> "Place | None":
         """Return the place of an item of the value, of a dict also where it has none."""
         value, text = self.value, f"{self.text}[{key!r}]"
+        if isinstance(value, ChainMap):
+            value = next((one for one in value.maps if key in one), value.maps[0])
         if isinstance(value, dict):
             return Place(value, key, value.get(key, MISSING), text, self.is_foreign)
-        if not isinstance(value, list | tuple) or not isinstance(key, int) or not -len(value) <= key < len(value):
+        is_sequence = isinstance(value, list | tuple | deque) or (isinstance(value, np.ndarray) and value.ndim == 1)
+        if not is_sequence or not isinstance(key, int) or not -len(value) <= key < len(value):
             return None
-        if isinstance(value, list):
+        if not isinstance(value, tuple):
             return Place(value, key, value[key], text, self.is_foreign)
         number = key % len(value)
         return self._part(value[key], text, lambda new: _with_part(value, number, new))
@@ -80,7 +89,8 @@ class Place:
     def items(self, depth: int = 2) -> "list[Place]":
         """Return the items of a dict, a list or a tuple, and those of containers in it, a few of them."""
         value = self.value
-        keys = [*value] if isinstance(value, dict) else range(len(value)) if isinstance(value, list | tuple) else ()
+        is_sequence = isinstance(value, list | tuple | deque)
+        keys = [*value] if isinstance(value, dict) else range(len(value)) if is_sequence else ()
         found: list[Place] = []
         for inner in (self.item(key) for key in keys[:_MOST_ITEMS] if depth):
             if inner is not None:
@@ -142,8 +152,11 @@ def with_others(changes: Iterable[tuple[Any, Any, Any]]) -> Callable[[], Abstrac
     def entered() -> Iterator[None]:
         with ExitStack() as stack:
             for owner, key, value in changes:
-                stack.callback(_put, owner, key, _held(owner, key))
-                _put(owner, key, value)
+                if isinstance(owner, ContextVar):
+                    stack.callback(owner.reset, owner.set(value))
+                else:
+                    stack.callback(_put, owner, key, _held(owner, key))
+                    _put(owner, key, value)
             yield
 
     return entered
@@ -154,7 +167,7 @@ def _held(owner: Any, key: Any) -> Any:
         return owner.cell_contents
     if isinstance(owner, set):
         return key in owner
-    if isinstance(owner, list):
+    if isinstance(owner, list | deque | np.ndarray):
         return owner[key]
     if isinstance(owner, dict | os._Environ):
         return owner.get(key, MISSING)
@@ -166,7 +179,7 @@ def _put(owner: Any, key: Any, value: Any) -> None:
         owner.cell_contents = value
     elif isinstance(owner, set):
         (owner.add if value is True else owner.discard)(key)
-    elif isinstance(owner, list):
+    elif isinstance(owner, list | deque | np.ndarray):
         owner[key] = value
     elif isinstance(owner, dict | os._Environ):
         if value is MISSING:
@@ -179,5 +192,7 @@ def _put(owner: Any, key: Any, value: Any) -> None:
         setattr(owner, key, value) if value is not MISSING else delattr(owner, key)
     elif value is MISSING:
         object.__delattr__(owner, key)
+    elif isinstance(owner, threading.local):
+        setattr(owner, key, value)
     else:
         object.__setattr__(owner, key, value)  # one that forbids it may be another one all the same

@@ -9,9 +9,10 @@ import inspect
 import random
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,17 @@ class Reached:
     generators: list[Any] = field(default_factory=list)
     imported: list[ModuleType] = field(default_factory=list)
     holds_clock: bool = False
+
+    @property
+    def has_getattr(self) -> bool:
+        """True when a class of the user's makes up attributes, maybe of the items of a dict."""
+        return any("__getattr__" in vars(base) for cls in self.classes for base in cls.__mro__ if _is_users(base))
+
+    @property
+    def attributes(self) -> frozenset[str]:
+        """The names of what the user's classes have."""
+        named = (vars(base) for cls in self.classes for base in cls.__mro__ if _is_users(base))
+        return frozenset(name for scope in named for name in scope if not name.startswith("__"))
 
 
 def reachable(model: nn.Module) -> Reached:
@@ -157,7 +169,7 @@ class _Search:
             self._scopes += [] if is_of_others(value.__name__) else [(value, vars(value), True)]
         elif (parts := _parts(value)) is not None:
             self._add(parts, is_outside=is_outside)
-        elif not is_of_others(type(value).__module__):
+        elif not is_of_others(type(value).__module__) or isinstance(value, SimpleNamespace | Namespace):
             self.reached.objects += [value] if is_outside else []
             self._take_class(type(value), value)
             self._add(list(getattr(value, "__dict__", {}).values()), is_outside=is_outside)
@@ -199,7 +211,7 @@ class _Search:
     def _visit_function(self, function: FunctionType) -> None:
         inner = inspect.unwrap(function)
         if inner is not function:
-            self._add([inner], is_outside=True)
+            self._add([inner, *getattr(function, "registry", {}).values()], is_outside=True)
         if is_of_others(str(function.__module__)):
             return
         self.reached.functions[id(function)] = function
@@ -221,7 +233,7 @@ def _parts(value: Any) -> list[Any] | None:
     """Return what something that is called, or stands for a function, is made of; None for any other value."""
     if _is_caching(value):
         return [value.__wrapped__]
-    if isinstance(value, functools.partial):
+    if isinstance(value, functools.partial | functools.partialmethod):
         return [value.func, *value.args, *value.keywords.values()]
     if isinstance(value, MethodType):
         return [value.__func__, value.__self__]
@@ -229,7 +241,13 @@ def _parts(value: Any) -> list[Any] | None:
         return [value.fget]
     if isinstance(value, classmethod | staticmethod):
         return [value.__func__]
+    if isinstance(value, functools.singledispatchmethod):
+        return [value.func, value.dispatcher]
     return [value.func] if isinstance(value, functools.cached_property) else None
+
+
+def _is_users(cls: type) -> bool:
+    return cls is not object and not is_of_others(cls.__module__)
 
 
 def _is_caching(value: Any) -> bool:
