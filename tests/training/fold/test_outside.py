@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from foldserve.training.errors import FoldError
 from foldserve.training.fold import fold
 from foldserve.training.fold.pytorch.look import look_at_sizes
+from foldserve.training.fold.pytorch.outside import outside_of
 from tests.support.fold_cases import randomise
 
 Between = Callable[[Any, Tensor], Tensor]
@@ -652,6 +653,15 @@ def test_what_chooses_no_place_costs_nothing(name: str) -> None:
     report = fold(randomise(SILENT[name]()), (torch.randn(2, 3, 8, 8),)).report
     assert len(report.folded) == 1
     assert not report.notes
+
+
+AXES = (2, 3, 4)
+
+
+def test_a_table_of_constants_costs_no_run() -> None:
+    """What a number of the input is looked up in is a constant, as a literal is, also where it has a name."""
+    assert not outside_of(Chooses(lambda x, y: y if x.ndim in AXES else F.relu(y))).all
+    assert outside_of(Chooses(lambda _, y: y if STAGE in AXES else F.relu(y))).values
 
 
 class AsksValues(Chooses):

@@ -252,7 +252,10 @@ class _Code:
     def _of_container(self, place: Place, last: int, first: int, use: Use) -> Iterator[Load]:
         """Yield the members of a container that may count: the one that is asked for, or a few."""
         following, before = self._steps[last + 1 : last + 2], self._steps[first - 1 : first]
-        is_asked = bool(following) and following[0].opname == "CONTAINS_OP" and bool(before) and is_constant(before[0])
+        is_table = bool(following) and following[0].opname == "CONTAINS_OP"
+        is_asked = is_table and bool(before) and is_constant(before[0])
+        if is_table and not is_asked and isinstance(place.value, tuple | frozenset):
+            return  # a table of constants, in which something else is looked up
         places = [place.membership(before[0].argval)] if is_asked else place.items()
         if not is_asked and use is Use.CHOSEN and following and not is_subscript(following[0]):
             places = [place, *places]

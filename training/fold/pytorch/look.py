@@ -22,7 +22,7 @@ from .user_code import Code, code_of
 
 _MOST_CALLS, _LEAST_CALLS, _MOST_CHANGES = 66, 4, 4  # of a model that counts them; calls that differ from the first
 _MOST_OUTSIDE, _LEAST_OUTSIDE = 20_000, 16  # operations that are run for what lies outside; runs of a large model
-_MOST_OUTSIDE_AT_SIZES, _LEAST_OUTSIDE_AT_SIZES = 4_000, 4  # the same at sizes that are not the example's
+_MOST_OUTSIDE_AT_SIZES, _LEAST_OUTSIDE_AT_SIZES = 2_000, 4  # the same at sizes that are not the example's
 _CHANCES = chances()
 
 
@@ -154,7 +154,7 @@ def _with_circumstances(
     for one in sorted(plain, key=lambda one: not one.asks)[:MOST_COMPUTATIONS]:
         new = replace(one, asks=one.asks - sizes.variants[0].asks)  # what the example asks too has been looked at
         asked = [variant_of(model, example, one.shapes, there) for there in _asked(new, code) if there not in trains]
-        asked += [outside.tried_at(one.shapes, there) for there in code.outside.circumstances]
+        asked += [outside.tried_at(one.shapes, there) for there in code.outside.values]
         for there in asked:
             if there is not None and not there.stretches <= known and not _is_same(there, one):
                 found.append(there)

@@ -36,12 +36,14 @@ class Outside:
 
     Attributes:
         circumstances: each with another value of one thing, or another answer.
+        values: those of them with another value, which are tried at other sizes too.
         pairs: with other values of two things at once.
         draws: in which the generators give other numbers that it has of its own.
         notes: for the report, of what cannot be tried.
     """
 
     circumstances: tuple[Circumstance, ...] = ()
+    values: tuple[Circumstance, ...] = ()
     pairs: tuple[Circumstance, ...] = ()
     draws: tuple[Circumstance, ...] = ()
     notes: tuple[str, ...] = ()
@@ -134,7 +136,11 @@ def _outside(sources: list[_Source], foreign: Foreign, swaps: list[tuple[Any, st
     tried = [one for one in sources if one.others and not one.is_left_alone]
     untried = [_described(one.place) for one in sources if one not in tried]
     single = [_circumstance([(one, value)], swaps) for one in tried for value in one.others]
-    together = [(one, other) for one, other in combinations(tried, 2) if one.codes & other.codes or len(tried) <= _FEW]
+    together = [
+        (one, other)
+        for one, other in combinations(tried, 2)
+        if (one.codes & other.codes or len(tried) <= _FEW) and not _overlap(one.place, other.place)
+    ]
     pairs = [
         _circumstance([(one, here), (other, there)], swaps)
         for one, other in together
@@ -146,7 +152,9 @@ def _outside(sources: list[_Source], foreign: Foreign, swaps: list[tuple[Any, st
         f"its forward may choose by {words}: what is proved holds for that as it is now"
         for words in dict.fromkeys([*untried, *foreign.notes])
     ]
-    return Outside((*single[:_MOST], *foreign.circumstances(swaps)), tuple(pairs[:_MOST_PAIRS]), notes=tuple(notes))
+    values = tuple(single[:_MOST])
+    every = (*values, *foreign.circumstances(swaps))
+    return Outside(every, values, tuple(pairs[:_MOST_PAIRS]), notes=tuple(notes))
 
 
 def _circumstance(changes: list[tuple[_Source, Any]], swaps: list[tuple[Any, str, Any]]) -> Circumstance:
@@ -157,6 +165,11 @@ def _circumstance(changes: list[tuple[_Source, Any]], swaps: list[tuple[Any, str
         entered=with_others([*swaps, *others]),
         counts_numbers=not all(source.is_number for source, _ in changes),
     )
+
+
+def _overlap(one: Place, other: Place) -> bool:
+    """True for a container and what it holds, or two parts of one: with both at once, one would undo the other."""
+    return (one.owner is other.owner and one.key == other.key) or one.value is other.owner or other.value is one.owner
 
 
 def _described(place: Place) -> str:
