@@ -1,6 +1,8 @@
 """A look at a forward costs little: short ways give the form that PyTorch gives, and nothing is done twice."""
 
+import copy
 from collections.abc import Callable
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,7 @@ from foldserve.training.fold.pytorch import fold_plan, size_symbols
 from foldserve.training.fold.pytorch.fake_runs import FunctionShortcuts, Shortcuts, fake_mode
 from foldserve.training.fold.pytorch.look import look_at_sizes
 from foldserve.training.fold.pytorch.recorded_calls import other_computations
+from foldserve.training.fold.pytorch.user_code import code_of
 from tests.support.fold_cases import randomise
 
 MAPS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -144,6 +147,57 @@ def test_of_two_tensors_in_one_container_each_is_itself() -> None:
     net = randomise(Cached(lambda bias: {"cpu": bias, "none": -bias}))
     net.forward = lambda x: net.norm(x) + net.kept["cpu" if x.shape[-1] < 20 else "none"]  # type: ignore[method-assign]
     assert other_computations(look_at_sizes(net, EXAMPLE).variants)
+
+
+class Built(nn.Module):
+    """Handles an error where it is made, and where its forward or what that calls may run."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.where = where
+        try:
+            self.copied = self.load()
+        except RecursionError:
+            self.copied = None
+
+    def load(self) -> object:
+        try:
+            return copy.copy(self.where)
+        except ValueError:
+            return None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+
+class Tries(Built):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.tried(x))
+
+    def tried(self, x: Tensor) -> Tensor:
+        try:
+            return x[:, :, : 20 // x.shape[-1]]
+        except ZeroDivisionError:
+            return x
+
+
+class Named(Tries):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(getattr(self, "tri" + self.where)(x))
+
+
+class Suppresses(Built):
+    def forward(self, x: Tensor) -> Tensor:
+        with suppress(ZeroDivisionError):
+            x = x[:, :, : 20 // x.shape[-1]]
+        return self.norm(x)
+
+
+@pytest.mark.parametrize(("cls", "is_opaque"), [(Built, False), (Tries, True), (Named, True), (Suppresses, True)])
+def test_only_errors_that_a_forward_may_handle_hide_what_it_asks(cls: type[Built], is_opaque: bool) -> None:
+    """Other methods and what they call, as of copying or of loading weights, made most networks of timm be swept."""
+    assert code_of(cls("ed")).is_opaque is is_opaque
 
 
 def test_few_chunks_are_followed_to_their_end() -> None:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from foldserve.training.errors import FoldError
 from foldserve.training.fold import fold
 from foldserve.training.fold.pytorch.look import look_at_sizes
-from foldserve.training.fold.pytorch.outside import outside_of
+from foldserve.training.fold.pytorch.user_code import code_of
 from tests.support.fold_cases import randomise
 
 Between = Callable[[Any, Tensor], Tensor]
@@ -660,8 +660,8 @@ AXES = (2, 3, 4)
 
 def test_a_table_of_constants_costs_no_run() -> None:
     """What a number of the input is looked up in is a constant, as a literal is, also where it has a name."""
-    assert not outside_of(Chooses(lambda x, y: y if x.ndim in AXES else F.relu(y))).all
-    assert outside_of(Chooses(lambda _, y: y if STAGE in AXES else F.relu(y))).values
+    assert not code_of(Chooses(lambda x, y: y if x.ndim in AXES else F.relu(y))).outside.all
+    assert code_of(Chooses(lambda _, y: y if STAGE in AXES else F.relu(y))).outside.values
 
 
 class AsksValues(Chooses):

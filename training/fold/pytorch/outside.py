@@ -23,7 +23,7 @@ from .foreign import Foreign
 from .loads import Load, Loads
 from .other_values import constants_of, others_of, rests_of
 from .places import MISSING, Place, with_others
-from .reachable import Reached, codes, reachable
+from .reachable import Reached, codes
 
 _MOST, _MOST_PAIRS, _FEW = 64, 24, 3  # values that are tried; of two things at once; of each of the two
 _PLAIN = (bool, int, float, str, bytes, type(None), Enum, dtype, np.generic)
@@ -73,9 +73,8 @@ class _Source:
     is_left_alone: bool = False
 
 
-def outside_of(model: nn.Module) -> Outside:
-    """Return what the user's functions choose by outside the inputs and the modules of a network."""
-    reached = reachable(model)
+def outside_of(model: nn.Module, reached: Reached) -> Outside:
+    """Return what the functions that a forward may run choose by outside the inputs and the modules of a network."""
     constants = constants_of(code for function in reached.functions.values() for code in codes(function.__code__))
     sources: dict[tuple[int, str], _Source] = {}
     foreign = Foreign(reached, {one.dtype for one in model.parameters() if one.is_floating_point()})

@@ -4,9 +4,9 @@ Used by `look`. A size that the forward makes a plain number can no longer be fo
 one of these.
 """
 
-import dis
 import inspect
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .bytecode import steps_of
 from .entrances import methods_of
 from .float64 import OF_EVERY_MODULE
 from .guarded_classes import unguarded_class
 from .outside import Outside, outside_of
+from .reachable import Reached, codes, reachable
 
 _LONGEST_TEXT = 40
 _MOST_SIZE, _MOST_VALUES = 4096, 4096  # of a number that is a size; of values that are looked into
@@ -56,7 +58,9 @@ def code_of(model: nn.Module) -> Code:
             own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
             static = [one.__func__ for base in cls.__mro__ for one in vars(base).values() if type(one) is staticmethod]
             values += _values([*methods_of(cls).values(), cls.forward, own, *static])
-    is_opaque = is_opaque or any(_is_opaque(value) for value in values)
+    reached = reachable(model)
+    is_opaque = is_opaque or any(_is_compiled(value) for value in values)
+    is_opaque = is_opaque or any(_handles_errors(code) for code in _codes(reached, values))
     values += [part for value in values if isinstance(value, str) for part in _in_text(value)]
     found = {int(one) for one in values if _is_size(one)}
     near = {number + step for number in found for step in (-1, 0, 1) if number + step > 0}
@@ -70,7 +74,7 @@ def code_of(model: nn.Module) -> Code:
         list(dict.fromkeys(tuples)),
         _all_names(values),
         is_opaque,
-        outside_of(model),
+        outside_of(model, reached),
     )
 
 
@@ -118,10 +122,19 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= _MOST_SIZE
 
 
-def _is_opaque(value: Any) -> bool:
-    if isinstance(value, CodeType):
-        return any(step.opname == "CHECK_EXC_MATCH" for step in dis.get_instructions(value))
+def _is_compiled(value: Any) -> bool:
     return isinstance(value, torch.jit.ScriptFunction | torch.jit.ScriptModule)
+
+
+def _handles_errors(code: CodeType) -> bool:
+    return "suppress" in code.co_names or any(step.opname == "CHECK_EXC_MATCH" for step in steps_of(code))
+
+
+def _codes(reached: Reached, values: list[Any]) -> Iterable[CodeType]:
+    """Return the code that a forward may run; where methods are got by names that it makes up, all that there is."""
+    if "getattr" in reached.names or reached.has_getattr:
+        return [value for value in values if isinstance(value, CodeType)]
+    return [code for function in reached.functions.values() for code in codes(function.__code__)]
 
 
 def _values(values: list[Any]) -> list[Any]:
