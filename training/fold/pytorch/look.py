@@ -21,7 +21,7 @@ from .sizes import Sizes
 from .user_code import Code, code_of
 
 _MOST_CALLS, _LEAST_CALLS, _MOST_CHANGES = 66, 4, 4  # of a model that counts them; calls that differ from the first
-_MOST_OUTSIDE, _LEAST_OUTSIDE = 20_000, 16  # operations that are run for what lies outside; runs of a large model
+_MOST_OUTSIDE, _LEAST_OUTSIDE = 8_000, 8  # operations that are run for what lies outside; runs of a large model
 _MOST_OUTSIDE_AT_SIZES, _LEAST_OUTSIDE_AT_SIZES = 2_000, 4  # the same at sizes that are not the example's
 _CHANCES = chances()
 

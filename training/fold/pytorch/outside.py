@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from itertools import combinations, product
+from itertools import combinations, islice, product
 from types import ModuleType
 from typing import Any
 
@@ -140,11 +140,11 @@ def _outside(sources: list[_Source], foreign: Foreign, swaps: list[tuple[Any, st
         for one, other in combinations(tried, 2)
         if (one.codes & other.codes or len(tried) <= _FEW) and not _overlap(one.place, other.place)
     ]
-    pairs = [
+    pairs = (
         _circumstance([(one, here), (other, there)], swaps)
         for one, other in together
         for here, there in product(one.others[:_FEW], other.others[:_FEW])
-    ]
+    )
     if len(single) > _MOST:
         untried.append(f"{len(tried)} values outside of it, more than are tried")
     notes = [
@@ -153,7 +153,7 @@ def _outside(sources: list[_Source], foreign: Foreign, swaps: list[tuple[Any, st
     ]
     values = tuple(single[:_MOST])
     every = (*values, *foreign.circumstances(swaps))
-    return Outside(every, values, tuple(pairs[:_MOST_PAIRS]), notes=tuple(notes))
+    return Outside(every, values, tuple(islice(pairs, _MOST_PAIRS)), notes=tuple(notes))
 
 
 def _circumstance(changes: list[tuple[_Source, Any]], swaps: list[tuple[Any, str, Any]]) -> Circumstance:

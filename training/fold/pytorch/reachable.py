@@ -63,12 +63,12 @@ class Reached:
     imported: list[ModuleType] = field(default_factory=list)
     holds_clock: bool = False
 
-    @property
+    @functools.cached_property
     def has_getattr(self) -> bool:
         """True when a class of the user's makes up attributes, maybe of the items of a dict."""
         return any("__getattr__" in vars(base) for cls in self.classes for base in cls.__mro__ if _is_users(base))
 
-    @property
+    @functools.cached_property
     def attributes(self) -> frozenset[str]:
         """The names of what the user's classes have."""
         named = (vars(base) for cls in self.classes for base in cls.__mro__ if _is_users(base))
