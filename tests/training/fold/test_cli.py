@@ -168,7 +168,7 @@ def test_norm_that_stays_is_not_folded_by_the_exporter(factory, tmp_path, capsys
         ("./nets/own.py:network", "names a file; expected its module, such as nets.own:network"),
         ("own_networks", "expected an ONNX file, or package.module:factory"),
         ("own_networks:answer", "has no callable 'answer'"),
-        ("own_networks:number", "made a int; expected a torch.nn.Module"),
+        ("own_networks:number", "returned an object of class int; expected a torch.nn.Module"),
         ("own_networks:broken", "raised RuntimeError: no weights today"),
         (":network", "expected package.module:factory"),
     ],

@@ -313,6 +313,28 @@ def test_inputs_that_the_model_does_not_take_are_told_apart(
     assert "fold_onnx" not in str(raised.value)
 
 
+OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "a text for dynamic": ({"dynamic": "batch"}, "dynamic is 'batch'; expected True, False, or torch.export's"),
+    "a number for dynamic": ({"dynamic": 3}, "dynamic is 3; expected True, False, or torch.export's dynamic_shapes"),
+    "no such argument": ({"dynamic": {"other": {0: torch.export.Dim("n")}}}, "with these dynamic sizes: .*`dynamic`"),
+    "a size that is fixed": (
+        {"dynamic": ({1: torch.export.Dim("n")},)},
+        "with these dynamic sizes: .*, or dynamic=False",
+    ),
+    "a text for a scale": ({"input_scale": "1/255"}, "scale is '1/255'; expected a finite number, or one for each"),
+    "another number of channels": ({"input_mean": [0.1, 0.2]}, r"the input has shape \(any, 3, 8, 8\)"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_that_do_not_fit_are_named(name: str) -> None:
+    """The sentence is about the option: what was passed, and what it may be."""
+    options, words = OPTIONS[name]
+    with pytest.raises(FoldError, match=words):
+        fold(pair(), (IMAGES,), **options)
+
+
 ODD_INPUTS: dict[str, tuple[object, str]] = {
     "a tensor": (IMAGES, "is a Tensor; expected a tuple of arguments"),
     "a list": ([IMAGES], "is a list; expected a tuple of arguments"),

@@ -30,7 +30,7 @@ from .parameters import Change, compute_changes
 from .placement import Placement, place_norms
 from .process_state import quiet
 from .recorded_calls import Variant, other_computations
-from .requirements import require_choice, require_running
+from .requirements import require_choice, require_dynamic, require_running
 from .site_proof import prove_sites
 from .sizes import Sizes
 from .unmatched import norms_in_bodies, unmatched_norms
@@ -127,6 +127,7 @@ def make_fold_plan(
     """
     require_choice("padding", padding, ("refuse", "exact"))
     require_choice("duplicate", duplicate, ("refuse", "allow"))
+    require_dynamic(dynamic)
     options = (dynamic, padding == "exact", normalisation, exact or {}, input_only)
     plan = _plan(model, example_inputs, *options, None)
     excluded: set[str] = set()

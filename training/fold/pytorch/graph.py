@@ -393,6 +393,11 @@ def _unreadable(err: Exception) -> FoldError:
             f"torch.export cannot read the model: {message.partition('. ')[0]}; expected tensors, numbers and texts, "
             "in tuples, lists or dicts: wrap the model in a module whose forward takes those"
         )
+    if "dynamic_shapes" in message or "Constraints violated" in message:
+        return FoldError(
+            f"torch.export cannot read the model with these dynamic sizes: {kind}: {message}; expected `dynamic` as "
+            "torch.export takes dynamic_shapes, for sizes that the model accepts, or dynamic=False"
+        )
     return FoldError(
         f"torch.export cannot read the model, though it runs: {kind}: {message}; leave out of the forward what "
         "torch.export cannot follow, or fold an ONNX export of the model with fold_onnx"

@@ -54,7 +54,10 @@ class InputNormalisation:
 
     def __post_init__(self) -> None:
         for name, value in (("scale", self.scale), ("mean", self.mean), ("std", self.std)):
-            numbers = np.asarray(value, np.float64)
+            try:
+                numbers = np.asarray(value, np.float64)
+            except (TypeError, ValueError):
+                numbers = np.asarray(np.nan)
             if numbers.ndim > 1 or not np.all(np.isfinite(numbers)):
                 raise FoldError(f"{name} is {value!r}; expected a finite number, or one for each channel")
             if name != "mean" and np.any(numbers == 0):
@@ -83,7 +86,8 @@ class InputNormalisation:
         source = graph.user_inputs[0]
         sizes = shape(source)
         if affine.channels > 1 and (len(sizes) < 2 or sizes[1] != affine.channels):
-            raise FoldError(f"mean and std have {affine.channels} channels, the input has shape {tuple(sizes)}")
+            known = ", ".join(str(size) if isinstance(size, int) else "any" for size in sizes)
+            raise FoldError(f"mean and std have {affine.channels} channels, the input has shape ({known})")
         axis = None if affine.channels == 1 else 1
         magnitude = Affine(abs(affine.scale), abs(affine.shift))
         return Norm("input", source, source, (), axis, affine, magnitude)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.export import ShapesCollection
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ...errors import FoldError
@@ -24,6 +25,15 @@ def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise FoldError unless the value of an argument is one of the words that it may be."""
     if value not in choices:
         raise FoldError(f"{name} is {value!r}; expected {' or '.join(map(json.dumps, choices))}")
+
+
+def require_dynamic(dynamic: object) -> None:
+    """Raise FoldError unless `dynamic` is one of the kinds that are known; what it names is for torch.export to say."""
+    if isinstance(dynamic, str) or not isinstance(dynamic, bool | Mapping | tuple | list | ShapesCollection | None):
+        raise FoldError(
+            f"dynamic is {dynamic!r}; expected True, False, or torch.export's dynamic_shapes, such as a tuple with "
+            "{0: Dim.AUTO} for each argument"
+        )
 
 
 def require_arguments(inputs: object, name: str) -> None:
