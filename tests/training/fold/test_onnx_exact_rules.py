@@ -320,3 +320,24 @@ def test_resizing_of_opset_10_is_that_of_the_runtime(mode: str) -> None:
         got = KERNELS["Resize"]([x.astype(float), scales.astype(float)], {"mode": mode.encode()})
         assert got is not None
         np.testing.assert_allclose(got, run(model, x), atol=1e-5)
+
+
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize(("size", "kernel", "stride", "pad"), [(8, 2, 2, 0), (9, 3, 2, 1), (7, 3, 4, 0), (8, 3, 2, 0)])
+def test_windows_that_cover_the_input_need_no_partial_one(
+    op: str, size: int, kernel: int, stride: int, pad: int
+) -> None:
+    """`ceil_mode` adds nothing to them, against the runtime; where it adds a window, the reference runs it, slowly."""
+    x = np.random.default_rng(0).normal(size=(2, 3, size, size)).astype(np.float32)
+    fields = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [pad] * 4, "ceil_mode": 1}
+    graph = helper.make_graph(
+        [helper.make_node(op, ["x"], ["y"], **fields)],
+        "pool",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, x.shape)],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+    )
+    got = KERNELS[op]([x.astype(float)], fields)
+    assert (got is None) == ((size, kernel) == (8, 3))
+    if got is not None:
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        np.testing.assert_allclose(got, run(model, x), atol=1e-5)

@@ -79,7 +79,9 @@ def max_pool(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Values 
     """Return the largest value of each window."""
     (x,) = _tensors(inputs)
     kernel = _Window(fields, fields["kernel_shape"])
-    if kernel.pads is None or fields.get("ceil_mode", 0) or fields.get("storage_order", 0) or x.ndim not in (3, 4, 5):
+    if kernel.pads is None or fields.get("storage_order", 0) or x.ndim not in (3, 4, 5):
+        return None
+    if fields.get("ceil_mode", 0) and not kernel.fits(x.shape[2:]):
         return None
     function = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[x.ndim - 3]
     padded = kernel.pad(x, -torch.inf)
@@ -90,8 +92,9 @@ def average_pool(inputs: Sequence[Values | None], fields: dict[str, Any]) -> Val
     """Return the mean of each window, without the padding unless `count_include_pad` says so."""
     (x,) = _tensors(inputs)
     kernel = _Window(fields, fields["kernel_shape"])
-    plain = kernel.pads is not None and not fields.get("ceil_mode", 0) and set(kernel.dilations) == {1}
-    if not plain or x.ndim not in (3, 4, 5):
+    if kernel.pads is None or set(kernel.dilations) != {1} or x.ndim not in (3, 4, 5):
+        return None
+    if fields.get("ceil_mode", 0) and not kernel.fits(x.shape[2:]):
         return None
     function: Any = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[x.ndim - 3]
     summed = function(kernel.pad(x, 0.0), kernel.sizes, kernel.strides)
@@ -112,6 +115,12 @@ class _Window:
         pads = [int(p) for p in fields.get("pads", [0] * 2 * rank)]
         known = fields.get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID") and min(pads, default=0) >= 0
         self.pads = (pads[:rank], pads[rank:]) if known else None
+
+    def fits(self, sides: Sequence[int]) -> bool:
+        """Return whether windows cover the whole input, so that a last partial one, which `ceil_mode` adds, is none."""
+        assert self.pads is not None
+        parts = zip(sides, *self.pads, self.sizes, self.strides, self.dilations, strict=True)
+        return all((n + a + b - (size - 1) * d - 1) % stride == 0 for n, a, b, size, stride, d in parts)
 
     def pad(self, x: Tensor, value: float) -> Tensor:
         """Return `x` with `value` around its last axes."""
