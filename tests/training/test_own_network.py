@@ -149,8 +149,8 @@ def needs(width):
     [
         (exits, r"called sys.exit\(0\)"),
         (odd, "raised Odd: here"),
-        (a_class, "made a type; expected a torch.nn.Module"),
-        (unawaited, "made a coroutine; expected a torch.nn.Module"),
+        (a_class, "returned an object of class type; expected a torch.nn.Module"),
+        (unawaited, "returned an object of class coroutine; expected a torch.nn.Module"),
         (silent, "raised ValueError; expected a network"),
         (needs, "it is told image_shape, classes or num_classes, and in_channels"),
     ],
