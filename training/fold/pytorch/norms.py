@@ -139,7 +139,7 @@ def _batch_norm(graph: TorchGraph, node: Node, output: Node | None = None) -> No
 
 
 def _decomposed_batch_norm(graph: TorchGraph, node: Node) -> Norm:
-    """Return the norm of a program after `run_decompositions`, whose first result is the normalised value."""
+    """Return the norm of an exported program that was decomposed, whose first result is the normalised value."""
     used = [part for part in node.users if part.users]
     if len(used) != 1 or operation(used[0]) != "getitem" or used[0].args[1] != 0:
         raise Refusal(RefusalCode.BATCH_STATS, f"'{node.name}' gives more than the normalised value")
