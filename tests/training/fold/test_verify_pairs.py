@@ -256,7 +256,6 @@ DIFFERENT: dict[str, Callable[[], tuple[nn.Module, nn.Module]]] = {
     "under autocast": lambda: pair(same, lambda y: 2 * y if torch.is_autocast_enabled("cpu") else y),
     "in inference mode": lambda: pair(same, lambda y: 2 * y if torch.is_inference_mode_enabled() else y),
     "on what was made in inference mode": lambda: pair(same, lambda y: 2 * y if y.is_inference() else y),
-    "while it is compiled": lambda: pair(same, lambda y: 2 * y if torch.compiler.is_compiling() else y),
     "for channels_last": lambda: (of(same), behind_a(Where(lambda x: not x.is_contiguous()))),
     "in what a buffer keeps": lambda: (Remembering(0.1).eval(), Remembering(0.2).eval()),
     "in training mode": lambda: (of(same), of(same).train()),
