@@ -186,15 +186,6 @@ def test_input_shapes_that_are_none(factory, shape):
         command(f"{factory}:network", f"--input={shape}")
 
 
-@pytest.mark.parametrize("inputs", [("1,4,8,8",), ("3,8",), ("1,3,8,8", "1,3")])
-def test_inputs_that_the_network_does_not_take_are_a_mistake_in_what_was_typed(factory, inputs):
-    """As shapes are that an ONNX file does not declare: exit code 2, and what the network says."""
-    words = [word for one in inputs for word in ("--input", one)]
-    with pytest.raises(ConfigError, match=f"--input {inputs[0]}.*: the network does not take it: ") as caught:
-        command(f"{factory}:network", *words)
-    assert caught.value.exit_code == 2
-
-
 def test_factory_without_input_is_refused(factory):
     """The shapes of a network are read from an input."""
     with pytest.raises(ConfigError, match="needs --input"):
