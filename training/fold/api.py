@@ -15,7 +15,6 @@ from ..errors import FoldError
 from .core import Array
 from .failures import alone, during
 from .pytorch.agreement import agree_everywhere
-from .pytorch.comparable import require_network, require_runnable
 from .pytorch.entrances import other_entrances, traced_way
 from .pytorch.float64 import Inputs
 from .pytorch.fold_plan import FoldPlan, make_fold_plan
@@ -143,14 +142,9 @@ def verify(original: nn.Module, folded: nn.Module | Folded, inputs: Inputs) -> P
     """
     require_arguments(inputs, "inputs")
     is_exact = isinstance(folded, Folded)
-    if isinstance(original, Folded):
-        raise FoldError("the original is what fold returned; expected the network that it was made from")
-    require_network(original, "original")
-    require_network(folded, "folded model")
     models = {"original": unwrapped(original)[0], "folded model": unwrapped(folded.model if is_exact else folded)[0]}
     for name, model in models.items():
         require_eval(model, name)
-        require_runnable(model, name, inputs)
         require_values(model, inputs)
     before, after = (Runnable(name, apart(model, inputs)) for name, model in models.items())
     if isinstance(folded, Folded):

@@ -15,7 +15,7 @@ from typing import Any
 from foldserve.arguments import add_json
 from foldserve.json_document import fill
 
-from ..errors import ConfigError, FoldError
+from ..errors import ConfigError
 from ..user_model.factory import is_factory
 from .patience import limited_to, shown
 from .report import Report
@@ -133,30 +133,10 @@ def _fold_module(args: argparse.Namespace) -> Report:
     if not inputs:
         raise ConfigError("a PyTorch network needs --input, such as --input 1,3,224,224")
     options = {"strict": args.strict, "padding": args.padding}
-    try:
-        folded = fold(source.module, inputs, entrances=args.entrances, duplicate=args.duplicate, **options)
-    except FoldError as err:
-        misfit = _misfit(source.module, made) if made else ""
-        if not misfit:
-            raise
-        raise ConfigError(f"--input {' --input '.join(args.input)}: the network does not take it: {misfit}") from err
+    folded = fold(source.module, inputs, entrances=args.entrances, duplicate=args.duplicate, **options)
     if args.export is not None:
         _export(folded, inputs, args.export)
     return replace(folded.report, notes=(*source.notes, *folded.report.notes))
-
-
-def _misfit(module: Any, inputs: tuple[Any, ...]) -> str:
-    """Return what a network raises for inputs, in a line; "" where it runs."""
-    import torch
-
-    from .pytorch.float64 import sharing_copy
-
-    try:
-        with torch.no_grad():
-            sharing_copy(module)(*inputs)
-    except Exception as err:  # whatever a network of the user's raises
-        return f"{type(err).__name__}: {' '.join(str(err).split())[:300]}"
-    return ""
 
 
 def _export(folded: Any, inputs: tuple[Any, ...], path: Path) -> None:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from foldserve.training.errors import CannotJudge, FoldError
 from foldserve.training.fold import fold, verify
-from foldserve.training.fold.single_weights import suspicions
 from tests.support.fold_cases import randomise
 
 torch.set_num_threads(1)
@@ -297,115 +296,6 @@ def test_rows_of_an_embedding_that_no_input_names_are_compared(name: str) -> Non
         with pytest.raises(FoldError, match="for inputs of"):
             verify(before, after, (WORDS,))
     assert verify(model, fold(model, (WORDS,)), (WORDS,)).algebra_error < 1e-11
-
-
-ROWS = torch.randn((4, 512), generator=torch.Generator().manual_seed(1))
-ONE_OF_MANY: dict[str, Callable[[Any], object]] = {
-    "a weight before the norm": lambda model: model[0].weight[7, 100].mul_(1.0002),
-    "a weight of the last layer": lambda model: model[3].weight[3, 100].mul_(1.0001),
-    "a bias": lambda model: model[0].bias[7].mul_(1.01),
-    "a mean": lambda model: model[1].running_mean[7].mul_(1.001),
-}
-
-
-def wide() -> nn.Module:
-    torch.manual_seed(0)
-    layers = [nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, 10)]
-    return randomise(nn.Sequential(*layers)).eval()
-
-
-def fused(model: nn.Module) -> nn.Module:
-    """Return the model without its norm, which was folded in float32 by PyTorch."""
-    return nn.Sequential(nn.utils.fusion.fuse_linear_bn_eval(model[0], model[1]), nn.Identity(), *model[2:]).eval()
-
-
-@pytest.mark.parametrize("name", ONE_OF_MANY)
-def test_a_single_number_among_many_is_found(name: str) -> None:
-    """Its part of what a layer adds up is less than rounding all of them may make."""
-    for before, after in ((wide(), changed(wide(), ONE_OF_MANY[name])), (changed(wide(), ONE_OF_MANY[name]), wide())):
-        with pytest.raises(FoldError, match="does not compute what the original computes"):
-            verify(before, after, (ROWS,))
-
-
-def test_a_single_weight_is_found_behind_a_fold() -> None:
-    """What was folded right passes, in float32 too, where every number was rounded several times."""
-    right = fused(wide())
-    assert verify(wide(), right, (ROWS,)).algebra_error < 1e-5
-    with pytest.raises(FoldError, match="does not compute what the original computes"):
-        verify(wide(), changed(right, lambda model: model[3].weight[3, 100].mul_(1.0003)), (ROWS,))
-
-
-def test_rows_and_columns_that_were_multiplied_are_followed() -> None:
-    """As norms before and behind a layer do; the one number that was not is told."""
-    torch.manual_seed(0)
-    weight, rows, columns = torch.randn(40, 30, 3, 3), torch.randn(40, 1, 1, 1), torch.rand(30, 1, 1) + 0.1
-    other = weight * rows * columns
-    assert not list(suspicions([("w", weight, other)], 2.0**-24))
-    other[3, 4, 1, 1] *= 1.001
-    (found,) = suspicions([("w", weight, other)], 2.0**-24)
-    assert found.where.nonzero().tolist() == [[3, 4, 1, 1]]
-
-
-class Slotted(nn.Module):
-    """Keeps a number where a copy of a module has none."""
-
-    __slots__ = ("factor",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.network, self.factor = Network(same), 2.0
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x) * self.factor
-
-
-class Single(nn.Module):
-    """Will not be copied."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = Network(same)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        raise TypeError("there is one of me")
-
-    def forward(self, x: Tensor, scale: float = 1.0, *, shift: float) -> Tensor:
-        return self.network(x) * scale + shift
-
-
-class Around(nn.Module):
-    """Calls one that will not be copied."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.single = Single()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.single(x, shift=0.0)
-
-
-NOT_COMPARED: dict[str, tuple[Callable[[], Any], str]] = {
-    "a missing argument": (Single, r"missing a required .*'shift'; got a tuple of 1, expected .* forward\(x: "),
-    "slots": (Slotted, "'factor' in __slots__.*keep it as a usual attribute"),
-    "one that refuses copies": (Around, "'single' of the folded model, a Single, cannot be copied .*one of me"),
-    "a traced one": (lambda: torch.jit.trace(of(same), IMAGES), "TopLevelTracedModule.*verify_onnx"),
-    "a lazy one": (lambda: nn.Sequential(nn.LazyConv2d(3, 1)), "'0' of the folded model has no shapes yet"),
-}
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit")
-@pytest.mark.parametrize("name", NOT_COMPARED)
-def test_what_cannot_be_compared_is_named(name: str) -> None:
-    """With the network, the part of it, and what to do."""
-    make, words = NOT_COMPARED[name]
-    with pytest.raises(FoldError, match=words):
-        verify(of(same), make().eval(), (IMAGES,))
-
-
-def test_what_fold_returned_is_no_original() -> None:
-    """The arguments were changed round."""
-    with pytest.raises(FoldError, match="expected the network that it was made from"):
-        verify(fold(of(same), (IMAGES,)), of(same), (IMAGES,))  # type: ignore[arg-type]
 
 
 ALIKE: dict[str, Behind] = {

@@ -107,8 +107,6 @@ class Runnable:
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    if tensor.is_nested:
-        return torch.cat([one.flatten() for one in tensor.unbind()])
     dense = tensor.dequantize() if tensor.is_quantized else tensor
     return dense if dense.layout is torch.strided else dense.to_dense()
 
