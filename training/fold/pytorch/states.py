@@ -1,6 +1,6 @@
 """Whether two models agree in other states than in a first call: with grad on, under autocast, in later calls.
 
-Used by `agreement`, after the proof on the inputs. The states are the circumstances that a forward may choose by, and
+Used by `agreement`, after the proof on the inputs. The states are the circumstances that PyTorch itself enters, and
 calls of a network that keeps something of the calls before.
 """
 
@@ -28,8 +28,8 @@ from .user_code import code_of, plain_state
 _CALLS, _CALLS_WITH_STATE, _MOST_CALLS = 3, 6, 66
 _MOST_CALLED = 2**28  # parameters, over all calls of one network
 _SMALL = 2**24  # parameters of a network that is run in every circumstance, whether its code names it or not
-# Those that PyTorch itself enters. Where its functions are made to answer that it traces or exports, runs with values
-# have ended in a segmentation fault many calls later; `fold` looks at these without values.
+# Those that PyTorch itself enters. Where its functions are made to answer that it traces or exports, its own code hears
+# that too, which a run with values is not to be judged by; `fold` looks at these without values.
 _ENTERED = ("with gradients", "with gradients of the input", "in inference mode", "under autocast", "for channels_last")
 _WITH_GRAD = Circumstance("with grad on", entered=torch.enable_grad)
 
